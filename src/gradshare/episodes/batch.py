@@ -1,0 +1,70 @@
+"""What the rest of the system sees of the data: batches of few-shot tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """T few-shot classification tasks (the paper's 𝓑).
+
+    Images are uint8 as they come from storage, or float once `Normalization` was applied.
+    Labels are int64 in [0, ways). Within a task the classes follow each other: the first `shots`
+    support images are of class 0, the next of class 1, and so on; likewise the queries.
+
+    Attributes:
+        support_x: (T, ways·shots, C, H, W) images to adapt on.
+        support_y: (T, ways·shots) their labels.
+        query_x: (T, ways·queries, C, H, W) images to be judged on after adaptation.
+        query_y: (T, ways·queries) their labels.
+    """
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+
+    def __len__(self) -> int:
+        """T, the number of tasks."""
+        return self.support_x.shape[0]
+
+    def to(self, device: torch.device | str) -> TaskBatch:
+        """The same tasks on another device."""
+        return TaskBatch(
+            self.support_x.to(device, non_blocking=True),
+            self.support_y.to(device, non_blocking=True),
+            self.query_x.to(device, non_blocking=True),
+            self.query_y.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """uint8 images to float: x / 255, then (x - mean) / std for each channel.
+
+    Attributes:
+        mean: one value a channel, of images scaled to [0, 1].
+        std: one value a channel, of images scaled to [0, 1].
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __call__(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Normalise images (…, C, H, W) of uint8 on the device where they are."""
+        scale = torch.tensor(self.std, dtype=dtype, device=images.device).mul(255).reciprocal()
+        shift = torch.tensor(self.mean, dtype=dtype, device=images.device).div(
+            torch.tensor(self.std, dtype=dtype, device=images.device)
+        )
+        return images.to(dtype) * scale[:, None, None] - shift[:, None, None]
+
+    def batch(self, tasks: TaskBatch, dtype: torch.dtype = torch.float32) -> TaskBatch:
+        """Normalise the support and query images of a task batch."""
+        return TaskBatch(
+            self(tasks.support_x, dtype), tasks.support_y, self(tasks.query_x, dtype), tasks.query_y
+        )

@@ -1,0 +1,86 @@
+"""Decoding one image of unknown origin to the form that a store holds."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from gradshare.episodes.store import Images
+from gradshare.errors import DataError
+
+# A photograph of 100 megapixels is plausible; what claims more is a decompression bomb.
+MAX_PIXELS = 100_000_000
+
+Resize = Literal["stretch", "center-crop"]
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What every image of a store is turned into.
+
+    Attributes:
+        size: height and width in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        resize: "stretch" resizes straight to the square, as the reference MAML++ loader does;
+            "center-crop" resizes the shorter side to 1.5 · size and cuts out the middle, as
+            torchmeta's CUB pipeline does.
+    """
+
+    size: int
+    channels: int
+    resize: Resize = "stretch"
+
+
+def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
+    """Decode an image file, or the bytes of one.
+
+    Args:
+        data: a path, or the encoded bytes.
+        where: how an error names the image: its path, or its archive and name in it.
+        form: what to turn it into.
+
+    Returns:
+        uint8 (C, H, W).
+
+    Raises:
+        DataError: not an image, truncated, or larger than `MAX_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own bomb warning: MAX_PIXELS decides
+            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DataError(
+                        f"{where} is {image.width}×{image.height} pixels, over the limit of "
+                        f"{MAX_PIXELS:,}; make it smaller or remove it"
+                    )
+                return to_array(image, form)
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged input
+        raise DataError(
+            f"{where} is not a readable image ({type(error).__name__}: {error}); "
+            "replace or remove it"
+        ) from error
+
+
+def to_array(image: Image.Image, form: ImageFormat) -> Images:
+    """Bring a decoded image to a store's size and channels: uint8 (C, H, W)."""
+    image = image.convert("L" if form.channels == 1 else "RGB")
+    if form.resize == "center-crop":
+        scale = int(form.size * 1.5) / min(image.size)
+        image = image.resize(
+            (round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR
+        )
+        left, top = (image.width - form.size) // 2, (image.height - form.size) // 2
+        image = image.crop((left, top, left + form.size, top + form.size))
+    elif image.size != (form.size, form.size):
+        image = image.resize((form.size, form.size), Image.Resampling.BILINEAR)
+    array = np.asarray(image)
+    return array[None] if form.channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))

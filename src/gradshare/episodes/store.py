@@ -1,0 +1,262 @@
+"""The prepared form of a dataset: one memory-mapped uint8 array and its index.
+
+A store is a folder with two files:
+
+- `images.npy`: uint8 (N, C, H, W), all images at one size, the images of a class side by side;
+- `index.json`: which rows belong to which class of which split, the pixel statistics of the
+  training split, and where the images came from.
+
+It is written once by `write_store` (into a temporary folder beside it, then renamed, so that a
+store either is complete or does not exist) and opened by `ImageStore.open` without reading images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradshare.errors import DataError
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "val", "test")
+
+Images = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """All images of one class, as a dataset reader hands them to `write_store`.
+
+    Attributes:
+        split: "train", "val" or "test".
+        name: the class's name, unique within the dataset.
+        images: uint8 (n, C, H, W) at the store's size.
+    """
+
+    split: str
+    name: str
+    images: Images
+
+
+@dataclass(frozen=True)
+class Split:
+    """The classes of one split.
+
+    Attributes:
+        name: "train", "val" or "test".
+        images: uint8 (N, C, H, W), of the whole store, memory-mapped.
+        class_names: one name a class.
+        starts: (classes,) the first row of each class.
+        counts: (classes,) how many rows each class has.
+    """
+
+    name: str
+    images: Images
+    class_names: tuple[str, ...]
+    starts: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """An opened store.
+
+    Attributes:
+        name: the dataset's name.
+        path: the store's folder.
+        splits: by name.
+        mean: of the training split's pixels in [0, 1], one value a channel.
+        std: likewise.
+        rotate_classes: whether training episodes turn each class by a random multiple of 90°,
+            as the field does with Omniglot.
+        source: where the images came from and how they were prepared, for the record.
+    """
+
+    name: str
+    path: Path
+    splits: Mapping[str, Split]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    rotate_classes: bool
+    source: Mapping[str, Any]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.splits["train"].images.shape[1:]
+        return channels, height, width
+
+    @classmethod
+    def open(cls, path: Path) -> ImageStore:
+        """Open the store in a folder.
+
+        Raises:
+            DataError: there is no store, or it is damaged or of another format version.
+        """
+        remedy = f"delete {path} and run `gradshare data prepare` again"
+        if not (path / "index.json").is_file():
+            raise DataError(f"no prepared dataset in {path}; run `gradshare data prepare` first")
+        try:
+            index = json.loads((path / "index.json").read_text(encoding="utf-8"))
+            version = index["format_version"]
+            if version != FORMAT_VERSION:
+                raise DataError(
+                    f"{path} has store format {version}, this gradshare reads {FORMAT_VERSION}; "
+                    + remedy
+                )
+            images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
+            if images.dtype != np.uint8 or images.ndim != 4 or list(images.shape) != index["shape"]:
+                raise DataError(
+                    f"{path / 'images.npy'} holds {images.dtype} {images.shape}, its index "
+                    f"says uint8 {index['shape']}; {remedy}"
+                )
+            return cls(
+                name=index["name"],
+                path=path,
+                splits={
+                    name: _split(name, images, entries) for name, entries in index["splits"].items()
+                },
+                mean=tuple(index["mean"]),
+                std=tuple(index["std"]),
+                rotate_classes=index["rotate_classes"],
+                source=index["source"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"the prepared dataset in {path} is damaged ({error}); {remedy}"
+            ) from error
+
+
+def _split(name: str, images: Images, entries: list[dict[str, Any]]) -> Split:
+    starts = np.array([entry["start"] for entry in entries], dtype=np.int64)
+    counts = np.array([entry["count"] for entry in entries], dtype=np.int64)
+    if (starts < 0).any() or (counts < 1).any() or (starts + counts > len(images)).any():
+        raise ValueError(f"split {name!r} names rows outside the {len(images)} images")
+    return Split(name, images, tuple(entry["name"] for entry in entries), starts, counts)
+
+
+def write_store(
+    path: Path,
+    classes: Iterable[ClassImages],
+    *,
+    name: str,
+    rotate_classes: bool,
+    source: Mapping[str, Any],
+) -> ImageStore:
+    """Write a store, whole or not at all, and open it.
+
+    Args:
+        path: the store's folder; it must not exist yet.
+        classes: every class of every split, in any order. They are taken one at a time, so the
+            dataset need not fit in memory.
+        name: the dataset's name.
+        rotate_classes: see `ImageStore`.
+        source: see `ImageStore`; must be JSON.
+
+    Raises:
+        DataError: two classes of one name (overlapping splits), an unknown split, a class without
+            images, images of differing shape, or a split without classes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        index = _write(partial, classes)
+        index |= {
+            "format_version": FORMAT_VERSION,
+            "name": name,
+            "rotate_classes": rotate_classes,
+            "source": dict(source),
+        }
+        (partial / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return ImageStore.open(path)
+
+
+def _write(folder: Path, classes: Iterable[ClassImages]) -> dict[str, Any]:
+    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    split_of: dict[str, str] = {}
+    shape: tuple[int, ...] = ()
+    rows = 0
+    train = _PixelStatistics()
+    digest = hashlib.sha256()
+    with (folder / "raw").open("wb") as raw:
+        for item in classes:
+            if item.split not in splits:
+                raise DataError(
+                    f"class {item.name!r} is in split {item.split!r}; use one of {SPLITS}"
+                )
+            if item.name in split_of:
+                raise DataError(
+                    f"class {item.name!r} stands twice, in {split_of[item.name]!r} and in "
+                    f"{item.split!r}: splits must not overlap; give it to one of them"
+                )
+            if len(item.images) == 0:
+                raise DataError(f"class {item.name!r} has no images; remove it or add some")
+            shape = shape or item.images.shape[1:]
+            if item.images.dtype != np.uint8 or item.images.shape[1:] != shape:
+                raise DataError(
+                    f"images of class {item.name!r} are {item.images.dtype} "
+                    f"{item.images.shape[1:]}, those before it uint8 {shape}"
+                )
+            split_of[item.name] = item.split
+            splits[item.split].append({"name": item.name, "start": rows, "count": len(item.images)})
+            rows += len(item.images)
+            data = np.ascontiguousarray(item.images).tobytes()
+            digest.update(data)
+            raw.write(data)
+            if item.split == "train":
+                train.add(item.images)
+    empty = [split for split, entries in splits.items() if not entries]
+    if empty:
+        raise DataError(f"no classes in split {empty[0]!r}; every one of {SPLITS} needs some")
+    _npy_from_raw(folder, (rows, *shape))
+    mean, std = train.result()
+    return {
+        "shape": [rows, *shape],
+        "mean": mean,
+        "std": std,
+        "sha256": digest.hexdigest(),
+        "splits": splits,
+    }
+
+
+def _npy_from_raw(folder: Path, shape: tuple[int, ...]) -> None:
+    """Put the .npy header, which needs the number of rows, before the rows."""
+    with (folder / "raw").open("rb") as raw, (folder / "images.npy").open("wb") as npy:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(npy, header)
+        shutil.copyfileobj(raw, npy, 1 << 20)
+    (folder / "raw").unlink()
+
+
+class _PixelStatistics:
+    """Mean and standard deviation of each channel, exactly, in integers."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: npt.NDArray[np.int64] | int = 0
+        self.sum_of_squares: npt.NDArray[np.int64] | int = 0
+
+    def add(self, images: Images) -> None:
+        channels = images.transpose(1, 0, 2, 3).reshape(images.shape[1], -1).astype(np.int64)
+        self.count += channels.shape[1]
+        self.sum = self.sum + channels.sum(1)
+        self.sum_of_squares = self.sum_of_squares + (channels**2).sum(1)
+
+    def result(self) -> tuple[list[float], list[float]]:
+        mean = np.asarray(self.sum) / self.count
+        variance = np.asarray(self.sum_of_squares) / self.count - mean**2
+        # A constant channel is left as it is instead of being divided by zero.
+        std = np.where(variance > 0, np.sqrt(np.maximum(variance, 0)), 255.0)
+        return (mean / 255).tolist(), (std / 255).tolist()
