@@ -1,4 +1,4 @@
-"""Which datasets there are, and how to get from a name to an opened store."""
+"""What gradshare knows of a dataset: its name, its shape, where it is published, how it is read."""
 
 from __future__ import annotations
 
