@@ -1,0 +1,1 @@
+"""The outer loop, evaluation, ensembles, checkpoints and distribution."""

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradshare.training.statistics import Interval, best_epoch, confidence95
+
+accuracies = st.lists(st.floats(0, 1), min_size=2, max_size=50)
+
+
+def test_interval_of_four_tasks_by_hand() -> None:
+    # Deviations ±0.1 and ±0.3 from 0.5: s² = 0.2 / 3.
+    interval = confidence95([0.2, 0.4, 0.6, 0.8])
+    assert interval.mean == pytest.approx(0.5)
+    assert interval.ci95 == pytest.approx(1.96 * math.sqrt(0.2 / 3) / 2)
+    assert interval.n == 4
+
+
+@given(accuracies)
+def test_interval_is_numpys_sample_deviation(values: list[float]) -> None:
+    interval = confidence95(values)
+    assert interval.mean == pytest.approx(np.mean(values))
+    assert interval.ci95 == pytest.approx(1.96 * np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+@given(accuracies)
+def test_four_times_as_many_tasks_halve_the_interval(values: list[float]) -> None:
+    once, four = confidence95(values).ci95, confidence95(values * 4).ci95
+    assert once is not None
+    assert four is not None
+    # ddof = 1 makes it slightly less than half.
+    n = len(values)
+    assert four == pytest.approx(once / 2 * math.sqrt(4 * (n - 1) / (4 * n - 1)), abs=1e-12)
+
+
+def test_one_task_has_no_interval() -> None:
+    assert confidence95([0.4]) == Interval(0.4, None, 1)
+
+
+def test_no_tasks_have_no_mean() -> None:
+    with pytest.raises(ValueError, match="at least one value"):
+        confidence95([])
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        (Interval(0.30, 0.05, 9), True),
+        (Interval(0.22, 0.05, 9), False),
+        (Interval(0.10, 0.05, 9), False),
+        (Interval(0.90, None, 1), False),
+    ],
+)
+def test_above_chance_means_the_whole_interval(interval: Interval, expected: bool) -> None:
+    assert interval.above(0.2) is expected
+
+
+def test_the_best_epoch_is_the_earliest_of_equals() -> None:
+    assert best_epoch([1, 2, 3, 4], [0.2, 0.5, 0.4, 0.5]) == 2
+
+
+@given(st.lists(st.sampled_from([0.2, 0.4, 0.6]), min_size=1, max_size=20))
+def test_the_best_epoch_is_numpys_argmax(values: list[float]) -> None:
+    assert best_epoch(range(1, len(values) + 1), values) == int(np.argmax(values)) + 1
+
+
+def test_the_best_epoch_needs_one_accuracy_an_epoch() -> None:
+    with pytest.raises(ValueError, match="at least one validation"):
+        best_epoch([], [])
+    with pytest.raises(ValueError, match="argument 2"):
+        best_epoch([1], [0.2, 0.3])
