@@ -1,0 +1,146 @@
+"""What an inner-loop update rule is, and how rules chain.
+
+A rule is a pair of pure functions over parameter trees, in the style of optax:
+
+    learned, state = rule.init(params)
+    updates, state = rule.update(gradients, learned, state, step, sum_over_tasks)
+
+`learned` is what the outer loop trains (m, λ, α), `state` what is carried from one outer iteration
+to the next without being trained (ĝ). Both are flat dictionaries of named tensors, so that a
+checkpoint, an optimiser and a test can name each tensor. The inner loop *subtracts* the updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+"""Named tensors. A task batch's parameters or gradients have the tasks as leading dimension."""
+
+SumOverTasks = Callable[[Tensors], Tensors]
+"""Sums every (T, …) tensor over the tasks of the whole batch, differentiably, to (…)."""
+
+
+def sum_over_local_tasks(tensors: Tensors) -> Tensors:
+    """The sum over tasks when one process holds the whole task batch."""
+    return {name: tensor.sum(0) for name, tensor in tensors.items()}
+
+
+class UpdateRule(Protocol):
+    """Turns the task gradients of inner step k into parameter updates."""
+
+    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
+        """The rule's tensors for parameters like these, without a task dimension.
+
+        Returns:
+            `learned` and `state`, as before any training.
+        """
+        ...
+
+    def update(
+        self,
+        gradients: Tensors,
+        learned: Tensors,
+        state: Tensors,
+        step: int,
+        sum_over_tasks: SumOverTasks | None,
+    ) -> tuple[Tensors, Tensors]:
+        """One inner step of all tasks of a batch.
+
+        Args:
+            gradients: (T, …) each task's own gradient at this step.
+            learned: the rule's outer parameters.
+            state: the rule's state; never modified in place.
+            step: which inner step, from 0 (the paper's k - 1).
+            sum_over_tasks: how to sum over the batch while meta-training. None while meta-testing:
+                tasks must not see each other, and the state stays as it is.
+
+        Returns:
+            The (T, …) updates, to be subtracted from the parameters, and the new state.
+        """
+        ...
+
+
+class SGD:
+    """Gradient descent with one fixed rate: the update of MAML, and the end of its chain.
+
+    Args:
+        lr: the inner learning rate α.
+    """
+
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+
+    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
+        """Nothing is learned and nothing is kept."""
+        return {}, {}
+
+    def update(
+        self,
+        gradients: Tensors,
+        learned: Tensors,
+        state: Tensors,
+        step: int,
+        sum_over_tasks: SumOverTasks | None,
+    ) -> tuple[Tensors, Tensors]:
+        """Scale by the rate."""
+        return {name: self.lr * gradient for name, gradient in gradients.items()}, state
+
+
+class Chain:
+    """Rules applied one after the other, each to what the one before it returned.
+
+    The name given to a rule prefixes its tensors: `Chain(sharing=GradientSharing(5), sgd=SGD(0.1))`
+    learns `sharing.m` and `sharing.lambda`.
+
+    Args:
+        **rules: the rules by name, the first to see the task gradients first; None for one that
+            is left out.
+    """
+
+    def __init__(self, **rules: UpdateRule | None) -> None:
+        self.rules = {name: rule for name, rule in rules.items() if rule is not None}
+
+    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
+        """The tensors of all rules, each under its rule's name."""
+        learned: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = {}
+        for name, rule in self.rules.items():
+            rule_learned, rule_state = rule.init(params)
+            learned |= with_prefix(name, rule_learned)
+            state |= with_prefix(name, rule_state)
+        return learned, state
+
+    def update(
+        self,
+        gradients: Tensors,
+        learned: Tensors,
+        state: Tensors,
+        step: int,
+        sum_over_tasks: SumOverTasks | None,
+    ) -> tuple[Tensors, Tensors]:
+        """Pass the gradients through every rule."""
+        new_state: dict[str, Tensor] = {}
+        for name, rule in self.rules.items():
+            gradients, rule_state = rule.update(
+                gradients, under(name, learned), under(name, state), step, sum_over_tasks
+            )
+            new_state |= with_prefix(name, rule_state)
+        return gradients, new_state
+
+
+def with_prefix(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
+    """The same tensors, named `prefix.name`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def under(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
+    """The tensors named `prefix.name`, without the prefix."""
+    return {
+        name.removeprefix(f"{prefix}."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{prefix}.")
+    }

@@ -1,0 +1,137 @@
+"""Gradient sharing (the paper's §2, Equations 1 to 4), and the control that it must be held to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gradshare.inner_loop.rule import SumOverTasks, Tensors
+
+Norm = Literal["global", "per-tensor"]
+
+
+class GradientSharing:
+    """Mixes each task's gradient with a running mean of the gradients of related tasks.
+
+    At inner step k it replaces the task's own gradient by Δ_{t,k} (Eq. 4), an interpolation, with
+    the learned weight σ(λ_k), towards ĝ_k: the running mean (Eqs. 2 and 3), with the learned
+    momentum σ(m_k), of the normalised sum g_k of the task gradients in the batch (Eq. 1). What
+    follows it in the chain turns Δ into a step. It knows nothing of models, losses or images.
+
+    Learned: `m` and `lambda`, both (K,), started at 0. Either may be given as (T, K) instead, the
+    task-conditioned variant that the paper names; everything below broadcasts.
+
+    State: `g_hat.k.NAME`, ĝ_k for each inner step and parameter, and `seen` (K,), whether there is
+    a ĝ_k yet. What is stored is detached: an iteration's outer loss reaches its own g_k, through
+    the norm too, and nothing of the iterations before it.
+
+    Args:
+        steps: K, the number of inner steps.
+        norm: of Eq. 1, over all adapted tensors together ("global", as the paper's vector
+            notation reads) or for each tensor by itself ("per-tensor").
+    """
+
+    def __init__(self, steps: int, *, norm: Norm = "global") -> None:
+        self.steps = steps
+        self.norm = norm
+
+    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
+        """m = λ = 0 (Algorithm 1), and no ĝ yet."""
+        like = next(iter(params.values()))
+        learned = {"m": like.new_zeros(self.steps), "lambda": like.new_zeros(self.steps)}
+        state = {"seen": torch.zeros(self.steps, dtype=torch.bool, device=like.device)}
+        for step in range(self.steps):
+            state |= {f"g_hat.{step}.{name}": torch.zeros_like(p) for name, p in params.items()}
+        return learned, state
+
+    def update(
+        self,
+        gradients: Tensors,
+        learned: Tensors,
+        state: Tensors,
+        step: int,
+        sum_over_tasks: SumOverTasks | None,
+    ) -> tuple[Tensors, Tensors]:
+        """Δ_{t,k} for every task: Algorithm 1 while meta-training, Algorithm 2 while testing."""
+        g_hat: Tensors = {name: state[f"g_hat.{step}.{name}"] for name in gradients}
+        seen = state["seen"][step]
+        gate = torch.sigmoid(learned["lambda"][..., step])
+        if sum_over_tasks is None:
+            gate = gate * seen  # before any training there is no ĝ: Δ is the task's own gradient
+        else:
+            g = normalized(sum_over_tasks(gradients), self.norm)  # Eq. 1
+            momentum = torch.sigmoid(learned["m"][..., step])
+            # Eqs. 2 and 3 in one: where there is no history yet, g_k stands in for it, so that
+            # ĝ_k = g_k and the gradient of m_k is exactly zero.
+            history = {name: torch.where(seen, g_hat[name], g[name]) for name in g}
+            g_hat = {name: interpolate(history[name], g[name], momentum) for name in g}
+            state = {
+                **state,
+                **{f"g_hat.{step}.{name}": tensor.detach() for name, tensor in g_hat.items()},
+                "seen": state["seen"] | (torch.arange(self.steps, device=seen.device) == step),
+            }
+        deltas = {name: interpolate(own, g_hat[name], gate) for name, own in gradients.items()}
+        return deltas, state  # Eq. 4
+
+
+class RateControl:
+    """The control for gradient sharing: the same learned gate with ĝ ≡ 0, Δ = (1 - σ(λ_k)) ∇.
+
+    It changes everything that sharing changes except sharing: with λ started at 0 it halves the
+    task's own gradient, and learning λ learns one rate for each step. What sharing gains over the
+    original, but not over this, is not owed to sharing.
+
+    Learned: `lambda` (K,), started at 0. No state.
+
+    Args:
+        steps: K, the number of inner steps.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
+        """λ = 0."""
+        return {"lambda": next(iter(params.values())).new_zeros(self.steps)}, {}
+
+    def update(
+        self,
+        gradients: Tensors,
+        learned: Tensors,
+        state: Tensors,
+        step: int,
+        sum_over_tasks: SumOverTasks | None,
+    ) -> tuple[Tensors, Tensors]:
+        """Scale every task's gradient by 1 - σ(λ_k)."""
+        gate = torch.sigmoid(learned["lambda"][..., step])
+        nothing = next(iter(gradients.values())).new_zeros(())
+        return {name: interpolate(own, nothing, gate) for name, own in gradients.items()}, state
+
+
+def normalized(gradient: Tensors, norm: Norm) -> dict[str, Tensor]:
+    """Eq. 1: the gradient divided by its Euclidean norm; a zero gradient stays zero.
+
+    Args:
+        gradient: (…) tensors, without a task dimension.
+        norm: see `GradientSharing`.
+    """
+    squares = {name: tensor.square().sum() for name, tensor in gradient.items()}
+    if norm == "global":
+        total = torch.stack(list(squares.values())).sum()
+        squares = dict.fromkeys(squares, total)
+    return {name: tensor * _inverse_root(squares[name]) for name, tensor in gradient.items()}
+
+
+def _inverse_root(square: Tensor) -> Tensor:
+    """1/√s, and 0 with a gradient of 0, instead of ∞ with one of NaN, at s = 0."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1.0).rsqrt(), 0.0)
+
+
+def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """start + weight · (end - start), with a weight that is a scalar or one for each task (T,)."""
+    difference = end - start
+    weight = weight.reshape(weight.shape + (1,) * (difference.ndim - weight.ndim))
+    return start + weight * difference

@@ -1,0 +1,50 @@
+"""MAML++ (Antoniou et al., 2018), with or without gradient sharing.
+
+Its fifth part, cosine annealing of the outer learning rate, belongs to the outer loop: see
+`gradshare.training`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from gradshare.inner_loop import LSLR, SGD, Chain, UpdateRule
+from gradshare.methods.meta_learner import MetaLearner
+from gradshare.methods.multi_step_loss import MultiStepLoss
+
+
+def maml_plus_plus(
+    model: nn.Module,
+    *,
+    steps: int = 5,
+    inner_lr: float = 0.1,
+    sharing: UpdateRule | None = None,
+    multi_step_iterations: int = 0,
+    per_step_rates: bool = True,
+    per_step_batch_norm: bool = True,
+    **options: Any,
+) -> MetaLearner:
+    """MAML with MAML++'s parts, each of which can be left out.
+
+    Args:
+        model: see `MetaLearner`.
+        steps: K.
+        inner_lr: where the inner rates start.
+        sharing: see `maml`.
+        multi_step_iterations: how long the multi-step loss is annealed; 0 leaves it out.
+        per_step_rates: learn one rate for each tensor and step (LSLR) instead of a fixed rate.
+        per_step_batch_norm: learn one γ and β for each step.
+        **options: of `MetaLearner`, derivative-order annealing (`first_order_iterations`) among
+            them.
+    """
+    rates = {"lslr": LSLR(steps, inner_lr)} if per_step_rates else {"sgd": SGD(inner_lr)}
+    return MetaLearner(
+        model,
+        Chain(sharing=sharing, **rates),
+        steps=steps,
+        multi_step_loss=MultiStepLoss(steps, multi_step_iterations),
+        per_step_batch_norm=per_step_batch_norm,
+        **options,
+    )

@@ -1,0 +1,281 @@
+"""A meta-learner: a model, a chain of update rules, and an outer objective.
+
+MAML, Meta-SGD and MAML++ are three ways of putting one together (see the files beside this one).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from gradshare.episodes import TaskBatch
+from gradshare.errors import ConfigError
+from gradshare.inner_loop import Adaptation, SumOverTasks, Tensors, UpdateRule, adapt
+from gradshare.inner_loop.rule import sum_over_local_tasks, under, with_prefix
+from gradshare.methods.multi_step_loss import MultiStepLoss
+from gradshare.models import BatchNorm2d, BatchNormMode
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(outputs, targets) of one task to a scalar."""
+
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class OuterStep:
+    """The outer objective of one task batch.
+
+    Attributes:
+        losses: (T,) the outer loss of each task; their mean over all T is Eq. 5's objective.
+        outputs: (T, queries, …) the model's outputs for the queries after the last inner step,
+            detached.
+        state: the rules' new state, to be kept if the outer step is taken.
+    """
+
+    losses: Tensor
+    outputs: Tensor
+    state: Tensors
+
+
+class MetaLearner:
+    """Learns an initialisation, and whatever its rules learn, from which K steps solve a task.
+
+    The outer parameters are one flat dictionary: `model.NAME` for the model's parameters and
+    `RULE.NAME` for those of each rule. Neither they nor the rules' state are kept here: both are
+    passed and returned, so that a checkpoint, an optimiser or a test holds everything there is.
+
+    Args:
+        model: any module. Its batch norm must use batch statistics. For the inductive mode its
+            `forward(x, support)` must take the images that supply them.
+        rule: turns task gradients into updates.
+        steps: K, the number of inner steps.
+        loss: the inner and outer loss of one task.
+        second_order: whether the outer gradient goes through the task gradients.
+        first_order_iterations: so many outer iterations are first-order whatever `second_order`
+            says (MAML++'s derivative-order annealing).
+        multi_step_loss: MAML++'s outer loss over every inner step; None for the last one only.
+        per_step_batch_norm: learn one γ and β for each inner step, (K, C) (MAML++).
+        batch_norm: where the queries' batch statistics come from; see
+            `gradshare.models.batch_norm`.
+        adapts: which named parameters the inner loop adapts. Default: all but batch norm's γ and
+            β, as in the reference MAML++ code. The others are learned by the outer loop alone.
+            Parameters that do not require gradients are left out of both.
+        vectorize: compute all tasks of a batch in one `torch.vmap` instead of a loop. Slower on
+            a CPU, where it turns convolutions into grouped ones.
+
+    Raises:
+        ConfigError: the model keeps running batch-norm statistics, or has nothing to adapt, or
+            cannot do the inductive mode.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: UpdateRule,
+        *,
+        steps: int,
+        loss: Loss = F.cross_entropy,
+        second_order: bool = True,
+        first_order_iterations: int = 0,
+        multi_step_loss: MultiStepLoss | None = None,
+        per_step_batch_norm: bool = False,
+        batch_norm: BatchNormMode = "transductive",
+        adapts: Callable[[str], bool] | None = None,
+        vectorize: bool = False,
+    ) -> None:
+        norms = _batch_norms(model)
+        norm_parameters = {
+            f"{prefix}.{name}" if prefix else name
+            for prefix, module in norms.items()
+            for name, _ in module.named_parameters()
+        }
+        adapts = adapts or (lambda name: name not in norm_parameters)
+        trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.adapted = tuple(name for name in trainable if adapts(name))
+        self.shared = tuple(name for name in trainable if not adapts(name))
+        if not self.adapted:
+            raise ConfigError(
+                f"{type(model).__name__} has no parameters to adapt; give it some that require "
+                "gradients, or let `adapts` choose at least one"
+            )
+        if norms and batch_norm == "inductive" and not _takes_support(model):
+            raise ConfigError(
+                f"inductive batch norm needs {type(model).__name__}.forward(x, support), where the "
+                "support images supply the statistics; use gradshare.models.BatchNorm2d and pass "
+                "it `statistics_from`, or choose the transductive mode"
+            )
+        self.per_step = norm_parameters.intersection(self.shared if per_step_batch_norm else ())
+        self.model = model
+        self.rule = rule
+        self.steps = steps
+        self.loss = loss
+        self.second_order = second_order
+        self.first_order_iterations = first_order_iterations
+        self.multi_step_loss = multi_step_loss
+        # Without batch norm a query's prediction depends on no other query anyway.
+        self.inductive = batch_norm == "inductive" and bool(norms)
+        self.vectorize = vectorize
+
+    def init(self) -> tuple[dict[str, Tensor], Tensors]:
+        """The outer parameters, leaves that require gradients, and the rules' state, before any
+        training. The model's own parameters are where they start and are never changed.
+        """
+        parameters = dict(self.model.named_parameters())
+        learned, state = self.rule.init({n: parameters[n].detach() for n in self.adapted})
+        start = {name: parameters[name].detach() for name in (*self.adapted, *self.shared)}
+        for name in self.per_step:
+            start[name] = start[name].expand(self.steps, *start[name].shape)
+        outer = {**with_prefix(MODEL, start), **learned}
+        return {name: t.clone().requires_grad_() for name, t in outer.items()}, state
+
+    def outer_step(
+        self,
+        learned: Tensors,
+        state: Tensors,
+        tasks: TaskBatch,
+        *,
+        iteration: int,
+        sum_over_tasks: SumOverTasks = sum_over_local_tasks,
+    ) -> OuterStep:
+        """The outer losses of a task batch (the loops of Algorithm 1), differentiable in every
+        outer parameter.
+
+        Args:
+            learned: the outer parameters.
+            state: the rules' state.
+            tasks: normalised images, (T, …).
+            iteration: how many outer steps were taken before this one, for the schedules.
+            sum_over_tasks: sums over the whole batch when `tasks` is only a share of it.
+        """
+        second_order = self.second_order and iteration >= self.first_order_iterations
+        adaptation = self._adapt(
+            learned, state, tasks, second_order=second_order, sum_over_tasks=sum_over_tasks
+        )
+        if self.multi_step_loss is None:
+            weights = [0.0] * (self.steps - 1) + [1.0]
+        else:
+            weights = self.multi_step_loss.weights(iteration)
+        losses: Tensor | float = 0.0
+        for updates, weight in enumerate(weights, start=1):
+            if weight:
+                outputs = self.predict(learned, adaptation.params[updates], tasks, updates=updates)
+                losses = losses + weight * self.losses(outputs, tasks.query_y)
+        assert isinstance(losses, Tensor)
+        return OuterStep(losses, outputs.detach(), adaptation.state)
+
+    @torch.no_grad()
+    def adapt(self, learned: Tensors, state: Tensors, tasks: TaskBatch) -> Adaptation:
+        """Adapt to the support sets of tasks that know nothing of each other (Algorithm 2).
+
+        Args:
+            learned: the outer parameters.
+            state: the rules' state, left as it is.
+            tasks: normalised images, (T, …).
+        """
+        return self._adapt(learned, state, tasks, second_order=False, sum_over_tasks=None)
+
+    def predict(
+        self, learned: Tensors, params: Tensors, tasks: TaskBatch, *, updates: int
+    ) -> Tensor:
+        """The model's outputs for the queries.
+
+        Args:
+            learned: the outer parameters.
+            params: (T, …) the tasks' parameters after `updates` inner steps.
+            tasks: normalised images, (T, …).
+            updates: how many inner steps were taken. With per-step batch norm the pass after
+                update k uses the k-th γ and β, as in the reference code.
+
+        Returns:
+            (T, queries, …).
+        """
+        support = tasks.support_x if self.inductive else None
+        return self._outputs(learned, params, max(updates - 1, 0), tasks.query_x, support)
+
+    def predict_support(
+        self, learned: Tensors, params: Tensors, tasks: TaskBatch, *, updates: int
+    ) -> Tensor:
+        """Likewise for the support set: (T, ways·shots, …)."""
+        return self._outputs(learned, params, min(updates, self.steps - 1), tasks.support_x)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each task: (T, n, …) outputs and targets to (T,)."""
+        return torch.stack([self.loss(o, t) for o, t in zip(outputs, targets, strict=True)])
+
+    def _adapt(
+        self,
+        learned: Tensors,
+        state: Tensors,
+        tasks: TaskBatch,
+        *,
+        second_order: bool,
+        sum_over_tasks: SumOverTasks | None,
+    ) -> Adaptation:
+        def support_losses(params: Tensors, step: int) -> Tensor:
+            outputs = self._outputs(learned, params, step, tasks.support_x)
+            return self.losses(outputs, tasks.support_y)
+
+        theta = under(MODEL, learned)
+        return adapt(
+            support_losses,
+            {name: theta[name].expand(len(tasks), *theta[name].shape) for name in self.adapted},
+            self.rule,
+            learned,
+            state,
+            steps=self.steps,
+            second_order=second_order,
+            sum_over_tasks=sum_over_tasks,
+        )
+
+    def _outputs(
+        self, learned: Tensors, params: Tensors, step: int, x: Tensor, support: Tensor | None = None
+    ) -> Tensor:
+        """The model's outputs for each task's images, with the γ and β of an inner step."""
+        shared = {}
+        for name in self.shared:
+            tensor = learned[f"{MODEL}.{name}"]
+            shared[name] = tensor[step] if name in self.per_step else tensor
+
+        def forward(params: Tensors, *images: Tensor) -> Tensor:
+            outputs: Tensor = functional_call(self.model, {**shared, **params}, images)
+            return outputs
+
+        images = (x,) if support is None else (x, support)
+        if self.vectorize:
+            return torch.vmap(forward, randomness="different")(params, *images)
+        tasks = zip(*(tensor.unbind() for tensor in params.values()), strict=True)
+        return torch.stack(
+            [
+                forward(dict(zip(params, task, strict=True)), *task_images)
+                for task, *task_images in zip(tasks, *images, strict=True)
+            ]
+        )
+
+
+def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """The batch-norm modules by name; refuses running statistics."""
+    norms: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            raise ConfigError(
+                f"batch norm {name!r} of {type(model).__name__} keeps running statistics, which "
+                "would leak from task to task; build it with track_running_stats=False, or pass "
+                "the model through torch.func.replace_all_batch_norm_modules_"
+            )
+        if isinstance(module, BatchNorm2d | nn.modules.batchnorm._BatchNorm):
+            norms[name] = module
+    return norms
+
+
+def _takes_support(model: nn.Module) -> bool:
+    try:
+        inspect.signature(model.forward).bind(None, None)
+    except TypeError:
+        return False
+    return True

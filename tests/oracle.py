@@ -1,0 +1,194 @@
+"""The literal oracle: the paper's Algorithms 1 and 2 and the reference MAML++ semantics, written
+out with Python loops and `create_graph=True`.
+
+It shares no code with the package. It is slow and plain on purpose: each formula stands as it
+stands in the paper, so that it can be checked by reading, and by the finite differences of
+`test_oracle.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Tree = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is computed.
+
+    `method` is "maml", "meta-sgd" or "maml++"; `sharing` "none", "sharing" or "rate-control".
+    `multi_step_weights` are the outer weights of the K inner steps, or None for the last alone.
+    """
+
+    method: str
+    sharing: str
+    steps: int
+    inner_lr: float
+    second_order: bool = True
+    multi_step_weights: tuple[float, ...] | None = None
+    per_step_batch_norm: bool = False
+    inductive: bool = False
+    negative_slope: float = 0.01
+    per_tensor_norm: bool = False
+
+
+def network(theta: Mapping[str, Tensor], x: Tensor, slope: float, support: Tensor | None) -> Tensor:
+    """The reference backbone: conv, batch norm, activation, max-pool, four times; linear."""
+    for layer in range(4):
+        name = f"blocks.{layer}"
+        weight, bias = theta[f"{name}.conv.weight"], theta.get(f"{name}.conv.bias")
+        gamma, beta = theta[f"{name}.norm.weight"], theta[f"{name}.norm.bias"]
+
+        def block(
+            z: Tensor,
+            statistics: tuple[Tensor, Tensor] | None,
+            weight: Tensor = weight,
+            bias: Tensor | None = bias,
+            gamma: Tensor = gamma,
+            beta: Tensor = beta,
+        ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            z = F.conv2d(z, weight, bias, padding=1)
+            if statistics is None:
+                mean = z.mean(dim=(0, 2, 3), keepdim=True)
+                variance = ((z - mean) ** 2).mean(dim=(0, 2, 3), keepdim=True)
+                statistics = mean, variance
+            mean, variance = statistics
+            z = (z - mean) / torch.sqrt(variance + 1e-5)
+            z = gamma.view(1, -1, 1, 1) * z + beta.view(1, -1, 1, 1)
+            z = torch.where(z > 0, z, slope * z)
+            return F.max_pool2d(z, 2), statistics
+
+        if support is None:
+            x, _ = block(x, None)
+        else:
+            support, statistics = block(support, None)
+            x, _ = block(x, statistics)
+    return x.flatten(1) @ theta["linear.weight"].T + theta["linear.bias"]
+
+
+def is_norm(name: str) -> bool:
+    return ".norm." in name
+
+
+def outer_loss(
+    outer: Tree,
+    g_hat: list[Tree] | None,
+    batch: tuple[Tensor, Tensor, Tensor, Tensor],
+    s: Setting,
+) -> tuple[Tensor, list[Tree] | None]:
+    """Eq. 5's objective for one task batch, and the new ĝ_1, …, ĝ_K.
+
+    `g_hat` is None at i = 1.
+    """
+    support_x, support_y, query_x, query_y = batch
+    T, K = len(support_x), s.steps
+    names = [n.removeprefix("model.") for n in outer if n.startswith("model.") and not is_norm(n)]
+    norms = [n.removeprefix("model.") for n in outer if n.startswith("model.") and is_norm(n)]
+    theta: list[Tree] = [{n: outer[f"model.{n}"] for n in names} for _ in range(T)]
+    new_g_hat: list[Tree] = []
+    total_loss = torch.zeros((), dtype=support_x.dtype)
+
+    def with_norm(task: Tree, index: int) -> Tree:
+        if s.per_step_batch_norm:
+            return {**task, **{n: outer[f"model.{n}"][index] for n in norms}}
+        return {**task, **{n: outer[f"model.{n}"] for n in norms}}
+
+    def query_loss(t: int, k: int) -> Tensor:
+        """The query loss of task t after update k (from 1): batch norm index k - 1."""
+        support = support_x[t] if s.inductive else None
+        logits = network(with_norm(theta[t], k - 1), query_x[t], s.negative_slope, support)
+        return F.cross_entropy(logits, query_y[t])
+
+    for k in range(1, K + 1):
+        gradients: list[Tree] = []
+        for t in range(T):
+            logits = network(with_norm(theta[t], k - 1), support_x[t], s.negative_slope, None)
+            loss = F.cross_entropy(logits, support_y[t])
+            grads = torch.autograd.grad(loss, [theta[t][n] for n in names], create_graph=True)
+            if not s.second_order:
+                grads = tuple(g.detach() for g in grads)
+            gradients.append(dict(zip(names, grads, strict=True)))
+
+        if s.sharing == "sharing":
+            total = {n: sum((gradients[t][n] for t in range(T)), torch.zeros(())) for n in names}
+            if s.per_tensor_norm:
+                g_k = {n: total[n] / torch.sqrt((total[n] ** 2).sum()) for n in names}
+            else:
+                norm = torch.sqrt(sum(((total[n] ** 2).sum() for n in names), torch.zeros(())))
+                g_k = {n: total[n] / norm for n in names}  # Eq. 1
+            if g_hat is None:
+                g_hat_k = g_k  # Eq. 2
+            else:
+                sm = torch.sigmoid(outer["sharing.m"][k - 1])
+                g_hat_k = {n: sm * g_k[n] + (1 - sm) * g_hat[k - 1][n] for n in names}  # Eq. 3
+            new_g_hat.append({n: g_hat_k[n].detach() for n in names})
+
+        for t in range(T):
+            for n in names:
+                delta = gradients[t][n]
+                if s.sharing == "sharing":
+                    sl = torch.sigmoid(outer["sharing.lambda"][k - 1])
+                    delta = sl * g_hat_k[n] + (1 - sl) * gradients[t][n]  # Eq. 4
+                elif s.sharing == "rate-control":
+                    delta = (1 - torch.sigmoid(outer["sharing.lambda"][k - 1])) * gradients[t][n]
+                rate: Tensor | float = s.inner_lr
+                if s.method == "meta-sgd":
+                    rate = outer[f"meta_sgd.alpha.{n}"]
+                elif s.method == "maml++":
+                    rate = outer[f"lslr.rate.{n}"][k - 1]
+                theta[t] = {**theta[t], n: theta[t][n] - rate * delta}
+
+        weight = float(k == K) if s.multi_step_weights is None else s.multi_step_weights[k - 1]
+        for t in range(T):
+            total_loss = total_loss + weight * query_loss(t, k) / T
+    return total_loss, new_g_hat if s.sharing == "sharing" else None
+
+
+def meta_test_logits(
+    outer: Tree,
+    g_hat: list[Tree] | None,
+    batch: tuple[Tensor, Tensor, Tensor, Tensor],
+    s: Setting,
+) -> list[Tensor]:
+    """Algorithm 2: each task by itself, with the stored ĝ; the query logits of each task.
+
+    `g_hat` None means before any training: Δ is the task's own gradient.
+    """
+    support_x, support_y, query_x, _ = batch
+    names = [n.removeprefix("model.") for n in outer if n.startswith("model.") and not is_norm(n)]
+    norms = [n.removeprefix("model.") for n in outer if n.startswith("model.") and is_norm(n)]
+    result = []
+    for t in range(len(support_x)):
+        theta = {n: outer[f"model.{n}"] for n in names}
+        norm: Tree = {}
+        for k in range(1, s.steps + 1):
+            norm = {
+                n: outer[f"model.{n}"][k - 1] if s.per_step_batch_norm else outer[f"model.{n}"]
+                for n in norms
+            }
+            logits = network({**theta, **norm}, support_x[t], s.negative_slope, None)
+            loss = F.cross_entropy(logits, support_y[t])
+            grads = torch.autograd.grad(loss, [theta[n] for n in names])
+            for n, gradient in zip(names, grads, strict=True):
+                delta = gradient
+                if s.sharing == "sharing" and g_hat is not None:
+                    sl = torch.sigmoid(outer["sharing.lambda"][k - 1])
+                    delta = sl * g_hat[k - 1][n] + (1 - sl) * gradient
+                elif s.sharing == "rate-control":
+                    delta = (1 - torch.sigmoid(outer["sharing.lambda"][k - 1])) * gradient
+                rate: Tensor | float = s.inner_lr
+                if s.method == "meta-sgd":
+                    rate = outer[f"meta_sgd.alpha.{n}"]
+                elif s.method == "maml++":
+                    rate = outer[f"lslr.rate.{n}"][k - 1]
+                theta[n] = (theta[n] - rate * delta).detach().requires_grad_()
+        support = support_x[t] if s.inductive else None
+        logits = network({**theta, **norm}, query_x[t], s.negative_slope, support)
+        result.append(logits.detach())
+    return result

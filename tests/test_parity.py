@@ -1,0 +1,162 @@
+"""The package against the oracle, in float64: every outer parameter by name, and ĝ."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradshare.inner_loop import Tensors
+from gradshare.methods import MetaLearner
+from tests import oracle
+from tests.problems import as_oracle_batch, learner, oracle_g_hat, perturbed, tasks
+
+RELATIVE = 1e-9
+# A gradient that is zero but for rounding (a convolution's bias before batch norm, m at i = 1).
+FLOOR = 1e-13
+OUTER_LR = 0.05
+
+
+def assert_equal(name: str, ours: Tensor, theirs: Tensor) -> None:
+    assert ours.shape == theirs.shape, name
+    assert (ours - theirs).norm() <= RELATIVE * theirs.norm() + FLOOR, name
+
+
+def gradients(loss: Tensor, outer: Tensors) -> dict[str, Tensor]:
+    grads = torch.autograd.grad(
+        loss, list(outer.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(outer, grads, strict=True))
+
+
+def stepped(outer: Tensors, grads: Tensors) -> dict[str, Tensor]:
+    """One step of plain SGD on every outer parameter (Eq. 5)."""
+    return {
+        n: (tensor - OUTER_LR * grads[n]).detach().requires_grad_() for n, tensor in outer.items()
+    }
+
+
+def assert_parity(ours: MetaLearner, s: oracle.Setting, count: int) -> None:
+    """Two consecutive outer iterations, then Algorithm 2 on other tasks."""
+    learned, state = ours.init()
+    outer = learned = perturbed(learned)
+    g_hat = None
+    for iteration in (1, 2):
+        batch = tasks(count, seed=iteration)
+        step = ours.outer_step(learned, state, batch, iteration=iteration - 1)
+        loss, g_hat = oracle.outer_loss(
+            outer, g_hat, as_oracle_batch(batch), weighted(s, ours, iteration - 1)
+        )
+        assert_equal("loss", step.losses.mean(), loss)
+        theirs = gradients(loss, outer)
+        got = gradients(step.losses.mean(), learned)
+        assert got.keys() == theirs.keys()
+        for name in theirs:
+            assert_equal(name, got[name], theirs[name])
+        state = step.state
+        stored = oracle_g_hat(state, s.steps)
+        assert (stored is None) == (g_hat is None)
+        for mine, other in zip(stored or [], g_hat or [], strict=True):
+            assert mine.keys() == other.keys()
+            for name in other:
+                assert not mine[name].requires_grad
+                assert_equal(f"ĝ of {name}", mine[name], other[name])
+        learned, outer = stepped(learned, got), stepped(outer, theirs)
+
+    batch = tasks(3, seed=9)
+    adaptation = ours.adapt(learned, state, batch)
+    with torch.no_grad():
+        logits = ours.predict(learned, adaptation.params[-1], batch, updates=s.steps)
+    expected = oracle.meta_test_logits(outer, g_hat, as_oracle_batch(batch), s)
+    for mine, other in zip(logits, expected, strict=True):
+        assert_equal("meta-test logits", mine, other)
+    assert adaptation.state.keys() == state.keys()
+    assert all(adaptation.state[name] is state[name] for name in state)
+
+
+def weighted(s: oracle.Setting, ours: MetaLearner, iteration: int) -> oracle.Setting:
+    """The setting with the multi-step weights of an iteration, as the paper's formula has them
+    for 10 iterations of annealing."""
+    if s.multi_step_weights is None:
+        return s
+    assert ours.multi_step_loss is not None
+    K, e, E = s.steps, iteration, 10
+    other = max(1 / K - e / (K * E), 0.03 / K)
+    last = min(1 / K + e * (K - 1) / (K * E), 1 - (K - 1) * 0.03 / K)
+    return oracle.Setting(**{**s.__dict__, "multi_step_weights": (*[other] * (K - 1), last)})
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("second_order", [True, False], ids=["second-order", "first-order"])
+@pytest.mark.parametrize("sharing", ["none", "sharing", "rate-control"])
+@pytest.mark.parametrize("method", ["maml", "meta-sgd", "maml++"])
+def test_every_method(method: str, sharing: str, second_order: bool, count: int) -> None:
+    plus_plus = method == "maml++"
+    s = oracle.Setting(
+        method,
+        sharing,
+        steps=3,
+        inner_lr=0.4,
+        second_order=second_order,
+        multi_step_weights=(1.0,) if plus_plus else None,
+        per_step_batch_norm=plus_plus,
+    )
+    assert_parity(learner(s), s, count)
+
+
+VARIANTS = {
+    "per-tensor norm": oracle.Setting("maml", "sharing", 3, 0.4, per_tensor_norm=True),
+    "inductive": oracle.Setting("maml", "sharing", 3, 0.4, inductive=True),
+    "relu": oracle.Setting("maml", "sharing", 3, 0.4, negative_slope=0.0),
+    "maml++ last step only": oracle.Setting("maml++", "sharing", 3, 0.4, per_step_batch_norm=True),
+    "maml++ shared batch norm": oracle.Setting(
+        "maml++", "sharing", 3, 0.4, multi_step_weights=(1.0,)
+    ),
+    "maml++ inductive": oracle.Setting(
+        "maml++", "none", 3, 0.4, inductive=True, per_step_batch_norm=True
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant(variant: str) -> None:
+    s = VARIANTS[variant]
+    assert_parity(learner(s), s, 2)
+
+
+def test_convolutions_with_the_reference_codes_bias() -> None:
+    s = oracle.Setting("maml", "sharing", 3, 0.4)
+    assert_parity(learner(s, conv_bias=True), s, 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "inductive"), [*itertools.product(["maml", "meta-sgd", "maml++"], [False, True])]
+)
+def test_vectorized_tasks(method: str, inductive: bool) -> None:
+    plus_plus = method == "maml++"
+    s = oracle.Setting(
+        method,
+        "sharing",
+        3,
+        0.4,
+        inductive=inductive,
+        multi_step_weights=(1.0,) if plus_plus else None,
+        per_step_batch_norm=plus_plus,
+    )
+    assert_parity(learner(s, vectorize=True), s, 3)
+
+
+def test_float32_is_close_to_the_float64_oracle() -> None:
+    s = oracle.Setting("maml", "sharing", 3, 0.4)
+    ours = learner(s)
+    outer = perturbed(ours.init()[0])
+    loss, _ = oracle.outer_loss(outer, None, as_oracle_batch(tasks(3, seed=1)), s)
+    theirs = gradients(loss, outer)
+    ours.model.float()
+    learned = {n: t.detach().float().requires_grad_() for n, t in outer.items()}
+    step = ours.outer_step(learned, ours.init()[1], tasks(3, 1, torch.float32), iteration=0)
+    for name, gradient in gradients(step.losses.mean(), learned).items():
+        difference = (gradient.double() - theirs[name]).norm()
+        assert difference <= 1e-3 * theirs[name].norm() + 1e-7, name
