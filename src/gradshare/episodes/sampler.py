@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from gradshare.episodes.batch import TaskBatch
 from gradshare.episodes.store import Split
@@ -75,13 +76,10 @@ class EpisodeSampler:
         """
         random = np.random.default_rng([self.seed, self._stream, index])
         classes = random.choice(len(self.split.starts), self.ways, replace=False)
-        rows = np.stack(
-            [
-                self.split.starts[c]
-                + random.choice(self.split.counts[c], self.shots + self.queries, replace=False)
-                for c in classes
-            ]
-        )
+        rows = np.empty((self.ways, self.shots + self.queries), dtype=np.int64)
+        for row, count in zip(rows, self.split.counts[classes], strict=True):
+            row[:] = random.choice(count, len(row), replace=False)
+        rows += self.split.starts[classes, None]
         turns = np.zeros(self.ways, dtype=np.int64)
         if self.rotate_classes:
             turns = random.integers(RIGHT_ANGLES, size=self.ways)
@@ -89,21 +87,22 @@ class EpisodeSampler:
 
     def batch(self, indices: Iterable[int]) -> TaskBatch:
         """The tasks of the given indices, as uint8 images."""
-        tasks = [self._images(index) for index in indices]
-        images = torch.from_numpy(np.stack(tasks))  # (T, ways, shots + queries, C, H, W)
-        support, query = torch.tensor_split(images, [self.shots], dim=2)
+        tasks = [self.rows(index) for index in indices]
+        rows = np.stack([rows for rows, _ in tasks])  # (T, ways, shots + queries)
+        turns = np.stack([turns for _, turns in tasks])  # (T, ways)
         labels = torch.arange(self.ways).expand(len(tasks), self.ways)
         return TaskBatch(
-            support.flatten(1, 2).contiguous(),
+            self._images(rows[:, :, : self.shots], turns),
             labels.repeat_interleave(self.shots, dim=1),
-            query.flatten(1, 2).contiguous(),
+            self._images(rows[:, :, self.shots :], turns),
             labels.repeat_interleave(self.queries, dim=1),
         )
 
-    def _images(self, index: int) -> npt.NDArray[np.uint8]:
-        rows, turns = self.rows(index)
-        images = self.split.images[rows]  # (ways, shots + queries, C, H, W)
-        for way, turn in enumerate(turns):
-            if turn:
-                images[way] = np.rot90(images[way], turn, axes=(-2, -1))
-        return np.asarray(images)
+    def _images(self, rows: npt.NDArray[np.int64], turns: npt.NDArray[np.int64]) -> Tensor:
+        """The images of some rows (T, ways, n), turned: (T, ways·n, C, H, W)."""
+        # `take` reads a memory map three times as fast as indexing it does.
+        images = self.split.images.take(rows, axis=0)
+        for turn in range(1, RIGHT_ANGLES) if self.rotate_classes else ():
+            turned = turns == turn
+            images[turned] = np.rot90(images[turned], turn, axes=(-2, -1))
+        return torch.from_numpy(np.asarray(images)).flatten(1, 2)
