@@ -275,7 +275,7 @@ def _coverage(
         canvas[:] = np.asarray(image.filter(blur))
     canvases /= canvases.max(axis=(1, 2), keepdims=True)
     # Cutting the blurred letter at a low level thickens its strokes, at a high level thins them.
-    level = random.uniform(0.2, 0.6, (samples, 1, 1)).astype(np.float32)
+    level = random.uniform(0.28, 0.62, (samples, 1, 1)).astype(np.float32)
     sharpness = random.uniform(1.2, 4.0, (samples, 1, 1)).astype(np.float32)
     strokes = ((canvases - level) * sharpness + 0.5).clip(0, 1)
     pixels = strokes.reshape(samples, size, OVERSAMPLING, size, OVERSAMPLING)
