@@ -1,0 +1,125 @@
+"""Checkpoints: one safetensors file that holds everything there is, and executes nothing.
+
+Tensors are named `learned/NAME`, `state/NAME` and `optimizer/NAME/KEY`. The header carries the
+format version, the progress of the run as JSON, and a SHA-256 of all the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from gradshare.errors import RunError
+from gradshare.inner_loop import Tensors
+from gradshare.training.files import write_atomically
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A moment of a run.
+
+    Attributes:
+        learned: the outer parameters.
+        state: the rules' state (ĝ).
+        optimizer: Adam's tensors as `NAME/KEY`; empty where a run cannot be continued from here.
+        progress: what else the run needs to continue; JSON.
+    """
+
+    learned: dict[str, Tensor]
+    state: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    progress: dict[str, Any]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    tensors = {
+        f"{part}/{name}": tensor.detach().cpu().contiguous()
+        for part in ("learned", "state", "optimizer")
+        for name, tensor in getattr(checkpoint, part).items()
+    }
+    progress = json.dumps(checkpoint.progress)
+    metadata = {
+        "format_version": str(FORMAT_VERSION),
+        "progress": progress,
+        "sha256": _digest(tensors, progress),
+    }
+    write_atomically(path, save(tensors, metadata))
+
+
+def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        RunError: it is missing, damaged, or of a newer format version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            version = metadata.get("format_version")
+            if version is None:
+                raise RunError(f"{path} is no checkpoint of gradshare; give the folder of a run")
+            if version != str(FORMAT_VERSION):
+                raise RunError(
+                    f"{path} has checkpoint format {version}, this gradshare reads "
+                    f"{FORMAT_VERSION}; use the version that wrote it"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _digest(tensors, metadata["progress"]) != metadata["sha256"]:
+            raise RunError(
+                f"{path} is damaged: its checksum does not match; use another checkpoint"
+            )
+        progress = json.loads(metadata["progress"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise RunError(f"{path} cannot be read as a checkpoint: {error}") from error
+    parts: dict[str, dict[str, Tensor]] = {"learned": {}, "state": {}, "optimizer": {}}
+    for full_name, tensor in tensors.items():
+        part, _, name = full_name.partition("/")
+        parts[part][name] = tensor.to(device)
+    return Checkpoint(**parts, progress=progress)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, learned: Tensors) -> dict[str, Tensor]:
+    """An optimiser's state by the name of the outer parameter."""
+    return {
+        f"{name}/{key}": torch.as_tensor(value)
+        for name, tensor in learned.items()
+        for key, value in optimizer.state[tensor].items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, learned: Tensors, tensors: Mapping[str, Tensor]
+) -> None:
+    """Give an optimiser the state that `optimizer_tensors` took from another."""
+    for name, tensor in learned.items():
+        prefix = f"{name}/"
+        optimizer.state[tensor] = {
+            key.removeprefix(prefix): value
+            for key, value in tensors.items()
+            if key.startswith(prefix) and "/" not in key.removeprefix(prefix)
+        }
+
+
+def _digest(tensors: Tensors, progress: str) -> str:
+    digest = hashlib.sha256(progress.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

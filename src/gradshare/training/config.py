@@ -1,0 +1,267 @@
+"""The configuration of a run: one typed, validated object.
+
+Every field is an option of the command line and a key of a YAML file, and a run stores all of
+them. A field's description is its `--help`; its group is where the help lists it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from gradshare.episodes.images import Resize
+from gradshare.errors import ConfigError
+from gradshare.inner_loop.sharing import Norm
+from gradshare.models.batch_norm import BatchNormMode
+from gradshare.models.conv4 import Activation
+
+Method = Literal["maml", "meta-sgd", "maml++"]
+Order = Literal["second", "first"]
+PixelScaling = Literal["dataset", "imagenet", "unit"]
+
+
+def _check_span(value: object) -> str:
+    text = str(value).strip()
+    number = text.removesuffix("%")
+    try:
+        valid = 0 <= float(number) <= 100 if text.endswith("%") else int(number) >= 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError("give a number of iterations like 7500, or a share of the run like 15%")
+    return text
+
+
+Span = Annotated[str, BeforeValidator(_check_span)]
+"""A stretch of the run from its start: a number of outer iterations, or a percentage of them."""
+
+
+def _field(default: Any, group: str, description: str, **constraints: Any) -> Any:
+    return Field(
+        default, description=description, json_schema_extra={"group": group}, **constraints
+    )
+
+
+DATA, TASKS, METHOD, PLUS, OUTER, EVALUATION, MACHINE = (
+    "Data",
+    "Tasks",
+    "Inner loop and sharing",
+    "Parts of MAML++ (read by --method maml++ only)",
+    "Outer loop",
+    "Evaluation",
+    "Machine and output",
+)
+
+
+class RunConfig(BaseModel):
+    """Everything that one training run depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    dataset: str = _field("glyphs", DATA, "dataset to learn from; see `gradshare data`")
+    data_root: Path = _field(Path("data"), DATA, "folder that holds the prepared datasets")
+    image_size: int | None = _field(
+        None, DATA, "height and width of the images in pixels; by default the dataset's own", ge=16
+    )
+    resize: Resize = _field(
+        "stretch", DATA, "how images were brought to that size when the dataset was prepared"
+    )
+    pixel_scaling: PixelScaling = _field(
+        "dataset",
+        DATA,
+        "pixels are divided by 255, then standardised by the dataset's own mean and standard "
+        "deviation, by ImageNet's (the reference MAML++ loader), or not at all (torchmeta)",
+    )
+
+    ways: int = _field(5, TASKS, "classes in a task", ge=2)
+    shots: int = _field(1, TASKS, "support images of each class", ge=1)
+    queries: int = _field(15, TASKS, "query images of each class", ge=1)
+    task_batch: int = _field(5, TASKS, "tasks in an outer iteration (the paper's T)", ge=1)
+
+    method: Method = _field("maml", METHOD, "meta-learning method")
+    sharing: bool = _field(True, METHOD, "share gradients between tasks")
+    sharing_control: Literal["rate-control"] | None = _field(
+        None,
+        METHOD,
+        "put a control in the place of sharing: rate-control keeps the learned gate, with no "
+        "shared gradient behind it",
+    )
+    sharing_norm: Norm = _field(
+        "global", METHOD, "norm of Eq. 1: over all parameters together, or for each tensor"
+    )
+    inner_steps: int = _field(5, METHOD, "inner gradient steps (the paper's K)", ge=1)
+    inner_lr: float = _field(0.1, METHOD, "inner learning rate, or where learned ones start", gt=0)
+    inner_lr_scale: float = _field(
+        1.0, METHOD, "multiplies --inner-lr (10 for the paper's tenfold experiment)", gt=0
+    )
+    order: Order = _field("second", METHOD, "whether the outer gradient goes through inner ones")
+    batch_norm: BatchNormMode = _field(
+        "transductive",
+        METHOD,
+        "statistics of the queries' batch norm: their own, all queries of a task together "
+        "(transductive, the paper's), or the support set's (inductive)",
+    )
+    filters: int = _field(48, METHOD, "filters of each convolution", ge=1)
+    activation: Activation = _field(
+        "leaky_relu",
+        METHOD,
+        "leaky_relu (slope 0.01) as in the reference code, or relu as in the paper's text",
+    )
+    conv_bias: bool = _field(
+        False, METHOD, "give convolutions a bias, which batch norm takes out again"
+    )
+
+    multi_step_loss: Span = _field(
+        "15%",
+        PLUS,
+        "how long the loss after every inner step counts, annealed to the last alone: "
+        "iterations, or a share of the run; 0 for never (the reference: 7500 of 50000)",
+    )
+    per_step_rates: bool = _field(True, PLUS, "learn an inner rate for each tensor and step")
+    per_step_batch_norm: bool = _field(True, PLUS, "learn a γ and β for each inner step")
+    epochs: int = _field(10, OUTER, "epochs; after each the validation tasks are run", ge=1)
+    iterations_per_epoch: int = _field(50, OUTER, "outer iterations in an epoch", ge=1)
+    outer_lr: float = _field(0.001, OUTER, "learning rate of the outer Adam", gt=0)
+    first_order_for: Span = _field(
+        "0",
+        OUTER,
+        "derivative-order annealing: first order for so many iterations, or a share of the run",
+    )
+    cosine_annealing_to: float | None = _field(
+        None, PLUS, "anneal the outer learning rate to this value by a cosine", ge=0
+    )
+    clamp_gradients: float | None = _field(
+        None,
+        OUTER,
+        "clamp each entry of the model's outer gradient to ± this (the reference code: 10 on "
+        "mini-ImageNet); m, λ and learned rates are never clamped",
+        gt=0,
+    )
+
+    val_tasks: int = _field(200, EVALUATION, "validation tasks, the same after every epoch", ge=1)
+    test_tasks: int = _field(600, EVALUATION, "test tasks, the same for every model", ge=1)
+    ensemble: int = _field(
+        5, EVALUATION, "checkpoints, the best by validation, that are kept and averaged", ge=1
+    )
+
+    seed: int = _field(0, MACHINE, "of the initialisation and the training tasks", ge=0, lt=2**32)
+    device: str = _field("auto", MACHINE, "auto (CUDA where there is one), cpu, cuda or cuda:N")
+    threads: int = _field(
+        0, MACHINE, "CPU threads of a training process; 0 for all cores, shared out", ge=0
+    )
+
+    @model_validator(mode="after")
+    def _control_needs_sharing(self) -> RunConfig:
+        if self.sharing_control and not self.sharing:
+            raise ValueError(
+                f"sharing_control {self.sharing_control!r} replaces sharing, which is off; "
+                "leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_of_maml_plus_plus(self) -> RunConfig:
+        for name, field in RunConfig.model_fields.items():
+            value = getattr(self, name)
+            part = isinstance(field.json_schema_extra, dict) and (
+                field.json_schema_extra["group"] == PLUS
+            )
+            if part and self.method != "maml++" and value != field.default:
+                raise ValueError(
+                    f"{option_name(name)} {value!r} is a part of MAML++ that --method "
+                    f"{self.method} does not have; use --method maml++ or leave it out"
+                )
+        return self
+
+    @property
+    def arm(self) -> str:
+        """What the run is called in a comparison."""
+        if not self.sharing:
+            return "original"
+        return self.sharing_control or "gradient-sharing"
+
+    @property
+    def iterations(self) -> int:
+        """Outer iterations of the whole run."""
+        return self.epochs * self.iterations_per_epoch
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of guessing."""
+        return 1 / self.ways
+
+    def span(self, span: Span) -> int:
+        """A span of this run in outer iterations."""
+        if span.endswith("%"):
+            return round(float(span.removesuffix("%")) / 100 * self.iterations)
+        return int(span)
+
+    @classmethod
+    def create(cls, settings: Mapping[str, Any]) -> RunConfig:
+        """A configuration from settings of any origin.
+
+        Raises:
+            ConfigError: an unknown key, with the nearest valid one, or a value out of bounds.
+        """
+        check_keys(settings)
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
+
+    def to_yaml(self) -> str:
+        """All fields, as a file that `--config` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def check_keys(settings: Mapping[str, Any]) -> None:
+    """Refuse keys that are no field of `RunConfig`.
+
+    Raises:
+        ConfigError: names the key and the nearest valid one.
+    """
+    for key in settings:
+        if key not in RunConfig.model_fields:
+            near = difflib.get_close_matches(str(key), RunConfig.model_fields, n=1, cutoff=0)
+            raise ConfigError(f"unknown setting {key!r}; did you mean {near[0]!r}?")
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read the settings of a YAML file.
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML, or holds no mapping of known settings.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ConfigError(
+            f"{path} must hold lines like `ways: 5`; it holds {type(settings).__name__}"
+        )
+    check_keys(settings)
+    return settings
+
+
+def option_name(field: str) -> str:
+    """The command-line option of a field."""
+    return "--" + field.replace("_", "-")
+
+
+def _explain(error: Any) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return str(message)
+    field = str(error["loc"][0])
+    message = message.replace("Input should be ", "must be ")
+    return f"{option_name(field)} {error['input']!r}: {message}"

@@ -1,0 +1,118 @@
+"""Validation and test: Algorithm 2 on a fixed list of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradshare.episodes import EpisodeSampler, Normalization, TaskBatch
+from gradshare.inner_loop import Tensors
+from gradshare.methods import MetaLearner
+from gradshare.training.outer_loop import accuracies
+
+# So many tasks are in memory at once; the number changes no result.
+CHUNK = 10
+
+Model = tuple[Tensors, Tensors]
+"""The outer parameters and the rules' state of one checkpoint."""
+
+
+@dataclass(frozen=True)
+class InnerLoopFit:
+    """How adaptation changes the fit to a task's support and query images; means over tasks.
+
+    Inner-loop over-fitting is support far above query after adaptation.
+    """
+
+    support_accuracy_before: float
+    support_accuracy_after: float
+    support_loss_before: float
+    support_loss_after: float
+    query_accuracy_before: float
+    query_accuracy_after: float
+    query_loss_before: float
+    query_loss_after: float
+
+
+@torch.no_grad()
+def evaluate(
+    learner: MetaLearner,
+    model: Model,
+    sampler: EpisodeSampler,
+    count: int,
+    normalization: Normalization,
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> tuple[Tensor, InnerLoopFit]:
+    """Adapt to tasks 0, …, count - 1 and look at what adaptation did.
+
+    Args:
+        learner: the method.
+        model: what is evaluated.
+        sampler: of the tasks.
+        count: how many.
+        normalization: of the images.
+        device: where.
+        advance: told how many tasks were done, as they are.
+
+    Returns:
+        The (count,) query accuracies after adaptation, and the fit before and after it.
+    """
+    learned, state = model
+    rows = []
+    for tasks in _chunks(sampler, count, normalization, device):
+        adapted = learner.adapt(learned, state, tasks).params
+        columns = []
+        for predict, targets in (
+            (learner.predict_support, tasks.support_y),
+            (learner.predict, tasks.query_y),
+        ):
+            before = predict(learned, adapted[0], tasks, updates=0)
+            after = predict(learned, adapted[-1], tasks, updates=learner.steps)
+            columns += [accuracies(before, targets), accuracies(after, targets)]
+            columns += [learner.losses(before, targets), learner.losses(after, targets)]
+        rows.append(torch.stack([column.double() for column in columns], 1).cpu())
+        advance(len(tasks))
+    table = torch.cat(rows)  # (count, 8) in the order of InnerLoopFit's fields
+    return table[:, 5], InnerLoopFit(*table.mean(0).tolist())
+
+
+@torch.no_grad()
+def ensemble_accuracies(
+    learner: MetaLearner,
+    models: Sequence[Model],
+    sampler: EpisodeSampler,
+    count: int,
+    normalization: Normalization,
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> Tensor:
+    """The (count,) query accuracies of the mean logits of several models.
+
+    Each adapts with its own ĝ and λ; all see the same tasks. Arguments as for `evaluate`.
+    """
+    results = []
+    for tasks in _chunks(sampler, count, normalization, device):
+        logits = [
+            learner.predict(
+                learned,
+                learner.adapt(learned, state, tasks).params[-1],
+                tasks,
+                updates=learner.steps,
+            )
+            for learned, state in models
+        ]
+        results.append(accuracies(torch.stack(logits).mean(0), tasks.query_y).cpu())
+        advance(len(tasks))
+    return torch.cat(results)
+
+
+def _chunks(
+    sampler: EpisodeSampler, count: int, normalization: Normalization, device: torch.device
+) -> Iterator[TaskBatch]:
+    for start in range(0, count, CHUNK):
+        tasks = sampler.batch(range(start, min(start + CHUNK, count)))
+        yield normalization.batch(tasks.to(device))

@@ -1,0 +1,37 @@
+"""Writing a file so that it is whole or not there, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gradshare.errors import RunError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file, durably: after a crash it has the old content or the new, never a part.
+
+    Raises:
+        RunError: it cannot be written; what was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                # Without this a power cut could keep the new name and lose the new content.
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error}; free the space or choose "
+            "another output folder"
+        ) from error

@@ -1,0 +1,151 @@
+"""From a configuration to the parts of a run: data, samplers, model, meta-learner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gradshare.episodes import EpisodeSampler, ImageStore, Normalization
+from gradshare.episodes.datasets import open_dataset
+from gradshare.errors import ConfigError
+from gradshare.inner_loop import GradientSharing, RateControl, UpdateRule
+from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
+from gradshare.models import Conv4
+from gradshare.training.config import RunConfig
+
+# Of the validation and test tasks: the same for every seed, so that runs differ in their training
+# alone and can be compared task by task.
+EVALUATION_SEED = 0
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a run.
+
+    Attributes:
+        learner: the meta-learner, its model on `device`.
+        normalization: from stored images to what the model takes.
+        train: sampler of training tasks.
+        val: sampler of validation tasks.
+        test: sampler of test tasks.
+        device: where it all runs.
+    """
+
+    learner: MetaLearner
+    normalization: Normalization
+    train: EpisodeSampler
+    val: EpisodeSampler
+    test: EpisodeSampler
+    device: torch.device
+
+
+def set_up(config: RunConfig) -> Setup:
+    """Open the data and build the learner, initialised from the seed.
+
+    Raises:
+        DataError: the dataset is unknown, not prepared, damaged, or too small for these tasks.
+        ConfigError: the device or the pixel scaling cannot be used.
+    """
+    device = choose_device(config.device)
+    store = open_dataset(config.dataset, config.data_root, config.image_size, config.resize)
+
+    def sampler(split: str, seed: int) -> EpisodeSampler:
+        return EpisodeSampler(
+            store.splits[split],
+            ways=config.ways,
+            shots=config.shots,
+            queries=config.queries,
+            seed=seed,
+            rotate_classes=store.rotate_classes and split == "train",
+        )
+
+    learner = build_learner(config, store.image_shape)
+    learner.model.to(device)
+    return Setup(
+        learner=learner,
+        normalization=_normalization(config, store),
+        train=sampler("train", config.seed),
+        val=sampler("val", EVALUATION_SEED),
+        test=sampler("test", EVALUATION_SEED),
+        device=device,
+    )
+
+
+def build_learner(config: RunConfig, image_shape: Sequence[int]) -> MetaLearner:
+    """The meta-learner of a configuration for (C, H, W) images, on the CPU."""
+    channels, size, _ = image_shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = Conv4(
+            ways=config.ways,
+            image_size=size,
+            channels=channels,
+            filters=config.filters,
+            activation=config.activation,
+            conv_bias=config.conv_bias,
+        )
+    options: dict[str, Any] = {
+        "steps": config.inner_steps,
+        "inner_lr": config.inner_lr * config.inner_lr_scale,
+        "sharing": _sharing(config),
+        "second_order": config.order == "second",
+        "first_order_iterations": config.span(config.first_order_for),
+        "batch_norm": config.batch_norm,
+    }
+    if config.method == "maml":
+        return maml(model, **options)
+    if config.method == "meta-sgd":
+        return meta_sgd(model, **options)
+    return maml_plus_plus(
+        model,
+        multi_step_iterations=config.span(config.multi_step_loss),
+        per_step_rates=config.per_step_rates,
+        per_step_batch_norm=config.per_step_batch_norm,
+        **options,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a name stands for; "auto" is CUDA where there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--device {name!r} cannot be used here ({reason}); use auto, cpu, cuda or cuda:N"
+        ) from error
+    return device
+
+
+def _sharing(config: RunConfig) -> UpdateRule | None:
+    if not config.sharing:
+        return None
+    if config.sharing_control == "rate-control":
+        return RateControl(config.inner_steps)
+    return GradientSharing(config.inner_steps, norm=config.sharing_norm)
+
+
+def _normalization(config: RunConfig, store: ImageStore) -> Normalization:
+    channels = store.image_shape[0]
+    if config.pixel_scaling == "unit":
+        return Normalization((0.0,) * channels, (1.0,) * channels)
+    if config.pixel_scaling == "imagenet":
+        if channels != len(IMAGENET_MEAN):
+            raise ConfigError(
+                f"--pixel-scaling imagenet is for colour images, {store.name} has {channels} "
+                "channel; use dataset or unit"
+            )
+        return Normalization(IMAGENET_MEAN, IMAGENET_STD)
+    return Normalization(store.mean, store.std)
