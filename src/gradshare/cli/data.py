@@ -1,0 +1,243 @@
+"""`gradshare data`: prepare a dataset, and show what is in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from gradshare.episodes.contact_sheet import contact_sheet
+from gradshare.episodes.datasets import (
+    DATASETS,
+    DEFAULT_DATA_ROOT,
+    IMAGE_SIZES,
+    Progress,
+    check_name,
+    download_dataset,
+    open_dataset,
+    prepare_dataset,
+)
+from gradshare.episodes.glyphs import GLYPHS
+from gradshare.episodes.images import Resize
+from gradshare.episodes.store import ImageStore
+from gradshare.errors import DataError
+
+Option = Callable[[Callable[..., None]], Callable[..., None]]
+
+data_root_option: Option = click.option(
+    "--data-root",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=DEFAULT_DATA_ROOT,
+    show_default=True,
+    envvar="GRADSHARE_DATA_ROOT",
+    show_envvar=True,
+    help="Folder of prepared datasets.",
+)
+image_size_option: Option = click.option(
+    "--image-size",
+    type=click.IntRange(IMAGE_SIZES[0], IMAGE_SIZES[-1]),
+    help="Height and width in pixels.  [default: the dataset's usual size]",
+)
+resize_option: Option = click.option(
+    "--resize",
+    type=click.Choice(["stretch", "center-crop"]),
+    default="stretch",
+    show_default=True,
+    help="Stretch to the square, or resize the shorter side to 1.5 times it and cut its middle.",
+)
+
+
+@click.group()
+def data() -> None:
+    """Prepare datasets and look at them."""
+
+
+@data.command(
+    epilog="Datasets: " + "; ".join(f"{item.name}: {item.summary}" for item in DATASETS.values())
+)
+@click.argument("name")
+@click.option("--download", is_flag=True, help="Download the dataset from its publisher.")
+@click.option(
+    "--from",
+    "path",
+    type=click.Path(path_type=Path),
+    help="Read a local archive or folder.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["folder"]),
+    help="Read --from as a folder of class folders, and call the dataset NAME.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    help="Draws glyphs, or the splits of a folder of class folders.  [default: 0]",
+)
+@click.option("--force", is_flag=True, help="Replace what was prepared before.")
+@image_size_option
+@resize_option
+@data_root_option
+def prepare(
+    name: str,
+    download: bool,
+    path: Path | None,
+    form: str | None,
+    seed: int | None,
+    force: bool,
+    image_size: int | None,
+    resize: Resize,
+    data_root: Path,
+) -> None:
+    """Turn the images of dataset NAME into a store that opens at once.
+
+    Glyphs are drawn; other datasets need --download or --from. Images of your own, in one folder
+    a class, are prepared under any new NAME with --format folder --from FOLDER.
+    """
+    check_name(name, data_root, folder=form == "folder")
+    if name == GLYPHS.name:
+        if download or path is not None:
+            raise click.UsageError("glyphs are drawn, not read: leave out --download and --from")
+    elif download == (path is not None):
+        given = "both were given" if download else "neither was given"
+        raise click.UsageError(
+            f"dataset {name!r} needs exactly one of --download and --from PATH; {given}"
+        )
+    if form is not None and path is None:
+        raise click.UsageError(f"--format {form} needs --from FOLDER")
+    if download:
+        with _progress_bar(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
+            path = download_dataset(name, data_root, _reporter(bar, f"Downloading {name}"))
+    with _class_bar() as bar:
+        store, written = prepare_dataset(
+            name,
+            data_root,
+            path=path,
+            folder=form == "folder",
+            image_size=image_size,
+            resize=resize,
+            seed=seed,
+            force=force,
+            progress=_reporter(bar, f"Preparing {name}"),
+        )
+    if written:
+        counts = ", ".join(
+            f"{len(split.class_names):,} {split.name}" for split in store.splits.values()
+        )
+        click.echo(f"Prepared {store.path}: {counts} classes")
+    else:
+        click.echo(f"{store.path} is prepared already; replace it with --force")
+
+
+@data.command()
+@click.argument("name")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Contact sheet to write.  [default: NAME-SIZE.png]",
+)
+@image_size_option
+@resize_option
+@data_root_option
+def show(
+    name: str,
+    out: Path | None,
+    image_size: int | None,
+    resize: Resize,
+    data_root: Path,
+) -> None:
+    """Print what dataset NAME holds, and draw some images of it."""
+    with _class_bar() as bar:
+        store = open_dataset(
+            name, data_root, image_size, resize, progress=_reporter(bar, f"Drawing {name}")
+        )
+    _print_contents(store)
+    out = out or Path(f"{store.name}-{store.path.name}.png")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(store).save(out, format="PNG")
+    except OSError as error:
+        raise DataError(
+            f"cannot write the contact sheet to {out} ({error}); choose another --out"
+        ) from error
+    click.echo(f"Contact sheet: {out}")
+
+
+def _print_contents(store: ImageStore) -> None:
+    channels, height, width = store.image_shape
+    table = Table(title=f"{store.name}, {channels}×{height}×{width}", title_justify="left")
+    table.add_column("split")
+    for column in ("classes", "images", "images a class"):
+        table.add_column(column, justify="right")
+    for split in store.splits.values():
+        least, most = split.counts.min(), split.counts.max()
+        table.add_row(
+            split.name,
+            f"{len(split.class_names):,}",
+            f"{split.counts.sum():,}",
+            f"{least:,}" if least == most else f"{least:,} to {most:,}",
+        )
+    console = Console()
+    console.print(table)
+    mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (store.mean, store.std))
+    click.echo(f"Pixels of train, in [0, 1]: mean {mean}, standard deviation {std}")
+    if store.rotate_classes:
+        click.echo("Training episodes turn each class by a random multiple of 90°")
+    click.echo("Source:")
+    for key, value in store.source.items():
+        click.echo(f"  {key}: {_in_words(value)}")
+
+
+def _in_words(value: Any) -> str:
+    """A value of a store's record, which is JSON."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {_in_words(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_in_words(item) for item in value)
+    return str(value)
+
+
+@contextlib.contextmanager
+def _progress_bar(*columns: ProgressColumn) -> Iterator[ProgressBar]:
+    """A progress bar on standard error, which leaves nothing behind when it is done."""
+    description = TextColumn("{task.description}")
+    bar = ProgressBar(
+        SpinnerColumn(),
+        description,
+        BarColumn(),
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        yield bar
+
+
+def _class_bar() -> contextlib.AbstractContextManager[ProgressBar]:
+    return _progress_bar(MofNCompleteColumn(), TextColumn("classes"), TimeRemainingColumn())
+
+
+def _reporter(bar: ProgressBar, description: str) -> Progress:
+    """A callback that shows progress; nothing appears before its first call."""
+    task = bar.add_task(description, total=None, visible=False)
+
+    def report(done: int, total: int | None) -> None:
+        bar.update(task, completed=done, total=total, visible=True)
+
+    return report

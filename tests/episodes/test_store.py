@@ -1,0 +1,218 @@
+"""The store: what is written is what is read, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradshare.episodes.store import SPLITS, ClassImages, ImageStore, write_store
+from gradshare.errors import DataError
+from tests.episodes.builders import random_classes, random_images, random_store
+
+COUNTS = {"train": [3, 1], "val": [2], "test": [2, 2]}
+
+
+def write(path: Path, classes: list[ClassImages]) -> ImageStore:
+    return write_store(path, classes, name="noise", rotate_classes=False, source={})
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    counts=st.fixed_dictionaries(
+        {split: st.lists(st.integers(1, 4), min_size=1, max_size=4) for split in SPLITS}
+    ),
+    channels=st.sampled_from([1, 3]),
+    size=st.integers(1, 5),
+    order=st.randoms(use_true_random=False),
+)
+def test_every_class_comes_back_as_it_was_written(
+    counts: dict[str, list[int]], channels: int, size: int, order: Any
+) -> None:
+    classes = random_classes(counts, channels=channels, size=size)
+    order.shuffle(classes)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data" / "4"
+        write_store(path, iter(classes), name="n", rotate_classes=True, source={"a": [1, "é"]})
+        store = ImageStore.open(path)
+        assert (store.name, store.path, store.rotate_classes) == ("n", path, True)
+        assert store.source == {"a": [1, "é"]}
+        assert store.image_shape == (channels, size, size)
+        assert sum(len(split.class_names) for split in store.splits.values()) == len(classes)
+        for item in classes:
+            split = store.splits[item.split]
+            number = split.class_names.index(item.name)
+            start, count = split.starts[number], split.counts[number]
+            np.testing.assert_array_equal(split.images[start : start + count], item.images)
+        train = np.concatenate([item.images for item in classes if item.split == "train"]) / 255
+        np.testing.assert_allclose(store.mean, train.mean(axis=(0, 2, 3)), rtol=1e-12)
+        std = train.std(axis=(0, 2, 3))
+        np.testing.assert_allclose(store.std, np.where(std > 0, std, 1), rtol=1e-7)
+
+
+def test_the_images_are_not_read_on_opening(tmp_path: Path) -> None:
+    store = random_store(tmp_path / "4", COUNTS)
+    assert isinstance(store.splits["train"].images, np.memmap)
+
+
+def test_the_index_has_the_digest_of_the_images(tmp_path: Path) -> None:
+    store = random_store(tmp_path / "4", COUNTS)
+    images = np.ascontiguousarray(store.splits["train"].images)
+    index = json.loads((tmp_path / "4" / "index.json").read_text(encoding="utf-8"))
+    assert index["sha256"] == hashlib.sha256(images.tobytes()).hexdigest()
+
+
+def test_a_constant_channel_is_not_divided_by_zero(tmp_path: Path) -> None:
+    classes = [ClassImages(s, s, np.full((2, 1, 3, 3), 51, dtype=np.uint8)) for s in SPLITS]
+    store = write(tmp_path / "3", classes)
+    assert store.mean == (0.2,)
+    assert store.std == (1.0,)
+
+
+def test_a_reader_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    def failing() -> Iterator[ClassImages]:
+        yield from random_classes(COUNTS)
+        raise DataError("the last image is damaged")
+
+    with pytest.raises(DataError, match="the last image is damaged"):
+        write_store(tmp_path / "4", failing(), name="n", rotate_classes=False, source={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_exists_is_not_overwritten(tmp_path: Path) -> None:
+    random_store(tmp_path / "4", COUNTS)
+    before = (tmp_path / "4" / "images.npy").read_bytes()
+    with pytest.raises(OSError, match="4"):
+        random_store(tmp_path / "4", {"train": [9], "val": [9], "test": [9]})
+    assert (tmp_path / "4" / "images.npy").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["4"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            ClassImages("test", "train class 0", random_images(2)),
+            "class 'train class 0' stands twice, in 'train' and in 'test': splits must not "
+            "overlap; give it to one of them",
+        ),
+        (
+            ClassImages("dev", "a", random_images(2)),
+            "class 'a' is in split 'dev'; use one of ('train', 'val', 'test')",
+        ),
+        (
+            ClassImages("test", "a", random_images(0)),
+            "class 'a' has no images; remove it or add some",
+        ),
+        (
+            ClassImages("test", "a", random_images(2, size=5)),
+            "images of class 'a' are uint8 (1, 5, 5), those before it uint8 (1, 4, 4)",
+        ),
+        (
+            ClassImages("test", "a", random_images(2).astype(np.float32)),
+            "images of class 'a' are float32 (1, 4, 4), those before it uint8 (1, 4, 4)",
+        ),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused(
+    tmp_path: Path, extra: ClassImages, message: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        write(tmp_path / "4", [*random_classes(COUNTS), extra])
+    assert str(caught.value) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_split_needs_classes(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        write(tmp_path / "4", random_classes({"train": [2], "test": [2]}))
+    assert str(caught.value) == (
+        "no classes in split 'val'; every one of ('train', 'val', 'test') needs some"
+    )
+
+
+def test_opening_where_there_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        ImageStore.open(tmp_path / "none")
+    assert str(caught.value) == (
+        f"no prepared dataset in {tmp_path / 'none'}; run `gradshare data prepare` first"
+    )
+
+
+def refused(path: Path) -> str:
+    """The error of opening a store, which must say how to mend it."""
+    with pytest.raises(DataError) as caught:
+        ImageStore.open(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert message.endswith(f"delete {path} and run `gradshare data prepare` again")
+    return message
+
+
+def edit_index(path: Path, **changes: object) -> None:
+    index = json.loads((path / "index.json").read_text(encoding="utf-8"))
+    (path / "index.json").write_text(json.dumps(index | changes), encoding="utf-8")
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    return random_store(tmp_path / "4", COUNTS).path
+
+
+def test_another_format_version_is_named(stored: Path) -> None:
+    edit_index(stored, format_version=7)
+    assert "has store format 7, this gradshare reads 1" in refused(stored)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '"index"'])
+def test_a_damaged_index_is_named(stored: Path, text: str) -> None:
+    (stored / "index.json").write_text(text, encoding="utf-8")
+    assert f"the prepared dataset in {stored} is damaged" in refused(stored)
+
+
+@pytest.mark.parametrize("key", ["format_version", "name", "shape", "mean", "std", "splits"])
+def test_an_index_without_an_entry_is_damaged(stored: Path, key: str) -> None:
+    index = json.loads((stored / "index.json").read_text(encoding="utf-8"))
+    del index[key]
+    (stored / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert f"is damaged ({key!r})" in refused(stored)
+
+
+@pytest.mark.parametrize("entry", [{"start": 9, "count": 5}, {"start": -1, "count": 2}])
+def test_rows_outside_the_images_are_named(stored: Path, entry: dict[str, int]) -> None:
+    edit_index(stored, splits={"train": [{"name": "a", **entry}], "val": [], "test": []})
+    assert "split 'train' names rows outside the 10 images" in refused(stored)
+
+
+def test_a_truncated_array_is_damaged(stored: Path) -> None:
+    data = (stored / "images.npy").read_bytes()
+    (stored / "images.npy").write_bytes(data[:-1])
+    assert "is damaged" in refused(stored)
+
+
+def test_a_missing_array_is_damaged(stored: Path) -> None:
+    (stored / "images.npy").unlink()
+    assert "images.npy" in refused(stored)
+
+
+def test_an_array_of_another_shape_is_named(stored: Path) -> None:
+    np.save(stored / "images.npy", random_images(9))
+    assert "holds uint8 (9, 1, 4, 4), its index says uint8 [10, 1, 4, 4]" in refused(stored)
+
+
+def test_a_pickle_in_the_place_of_the_array_is_not_loaded(stored: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (pytest.fail, ("the pickle was executed",))
+
+    (stored / "images.npy").write_bytes(pickle.dumps(Bomb()))
+    assert "is damaged" in refused(stored)
