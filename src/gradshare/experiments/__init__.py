@@ -1,0 +1,1 @@
+"""The paper: its comparison, Table 1, its figures, and the report."""

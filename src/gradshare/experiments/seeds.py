@@ -1,0 +1,117 @@
+"""Several results of one comparison that differ in their seed, seen together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from gradshare.errors import RunError
+from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Results
+from gradshare.experiments.speedup import results_of
+from gradshare.training.statistics import Z95, Interval, confidence95
+
+# The 97.5 % quantile of Student's t for 1, 2, … 30 degrees of freedom.
+STUDENT: Final = (
+    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
+    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
+    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
+)
+
+# Settings that tell the runs of one comparison apart, or that change no result.
+MAY_DIFFER: Final = frozenset(
+    {"seed", "sharing", "sharing_control", "device", "threads", "data_root"}
+)
+
+
+def student975(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t-distribution with that many degrees of freedom."""
+    if freedom <= len(STUDENT):
+        return STUDENT[freedom - 1]
+    # The first terms of the Cornish–Fisher expansion: beyond 30 it is right to four digits.
+    z = 1.959964
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + first / freedom + second / freedom**2
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Mean ± t·s/√n over n seeds: so few values that 1.96 would promise too much.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    normal = confidence95(values)
+    if normal.ci95 is None:
+        return normal
+    return normal._replace(ci95=normal.ci95 / Z95 * student975(normal.n - 1))
+
+
+def one_a_seed(results: Sequence[Results]) -> tuple[Results, ...]:
+    """The same results, those of one seed put together, in the order of the seeds.
+
+    Arms that were trained by separate commands are compared as if one command had trained them:
+    the test tasks are the same for every run.
+
+    Raises:
+        RunError: there are no results, they are not of one comparison, or the run of an arm with
+            one seed is there twice, which would make the interval over seeds too small.
+    """
+    _require_one_comparison(results)
+    by_seed: dict[int, list[Results]] = {}
+    for one in results:
+        by_seed.setdefault(one.arms[0].seed, []).append(one)
+    return tuple(_together(by_seed[seed]) for seed in sorted(by_seed))
+
+
+def _together(parts: Sequence[Results]) -> Results:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    return results_of(
+        [arm for part in parts for arm in part.arms],
+        dataset=first.dataset,
+        method=first.method,
+        config=first.config,
+        environment=first.environment,
+        command="\n".join(dict.fromkeys(part.command for part in parts)),
+    )
+
+
+def runs_by_arm(results: Sequence[Results]) -> dict[str, tuple[Arm, ...]]:
+    """Every arm's runs, one a seed: the original first, then sharing, then the controls."""
+    runs: dict[str, list[Arm]] = {name: [] for name in (ORIGINAL, SHARING, RATE_CONTROL)}
+    for one in results:
+        for arm in one.arms:
+            runs.setdefault(arm.name, []).append(arm)
+    return {name: tuple(arms) for name, arms in runs.items() if arms}
+
+
+def seeds_of(results: Sequence[Results]) -> tuple[int, ...]:
+    """The seeds, ascending, each once."""
+    return tuple(sorted({arm.seed for one in results for arm in one.arms}))
+
+
+def _require_one_comparison(results: Sequence[Results]) -> None:
+    if not results:
+        raise RunError("a report needs at least one results file, got none")
+    first = _what_is_compared(results[0])
+    for other in results[1:]:
+        for what, value in _what_is_compared(other).items():
+            if what in first and first[what] != value:
+                raise RunError(
+                    f"these results are not of one comparison: {what} is {first[what]!r} in one "
+                    f"and {value!r} in another; report them apart"
+                )
+    for name, runs in runs_by_arm(results).items():
+        seeds = [run.seed for run in runs]
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if twice:
+            raise RunError(
+                f"the run of {name} with seed {twice[0]} is given twice; give each results file "
+                "once"
+            )
+
+
+def _what_is_compared(one: Results) -> dict[str, object]:
+    """What must not differ between the seeds of a comparison."""
+    settings = {key: value for key, value in one.config.items() if key not in MAY_DIFFER}
+    return {"dataset": one.dataset, "method": one.method, "chance": one.arms[0].chance, **settings}

@@ -1,0 +1,147 @@
+"""How much sooner, and how much better: what a comparison derives from its arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Final, Literal
+
+import numpy as np
+from pydantic import JsonValue
+
+from gradshare.experiments.results import (
+    ORIGINAL,
+    SHARING,
+    Arm,
+    Paired,
+    Results,
+    Share,
+    Validation,
+)
+from gradshare.training.statistics import confidence95
+
+SHARES: Final[tuple[Share, ...]] = ("80", "90", "95")
+
+
+def judge(validation: Sequence[Validation], chance: float) -> Literal["trained", "not trained"]:
+    """Whether a run that did not diverge has learned anything.
+
+    It has not if the 95 % interval of its best validation accuracy reaches down to chance, and
+    not if there was no validation, or one on a single task only.
+    """
+    if not validation:
+        return "not trained"
+    best = max(validation, key=lambda point: point.accuracy)
+    learned = best.ci95 is not None and best.accuracy - best.ci95 > chance
+    return "trained" if learned else "not trained"
+
+
+def paper_speedup(original: Arm, sharing: Arm) -> float | None:
+    """(Epoch_OG - Epoch_GS) / Epoch_GS of the epochs of the best validation accuracy (paper, §3).
+
+    Returns:
+        0.66 for the paper's "66 %"; None unless both arms trained.
+    """
+    if not (original.trained and sharing.trained):
+        return None
+    if original.best_epoch is None or sharing.best_epoch is None:
+        return None
+    return (original.best_epoch - sharing.best_epoch) / sharing.best_epoch
+
+
+def level(original: Arm, share: Share) -> float | None:
+    """chance + share · (the original's best validation accuracy - chance).
+
+    Returns:
+        None if the original did not train: then there is no gain to have a share of.
+    """
+    if not original.trained or original.best is None:
+        return None
+    return original.chance + int(share) / 100 * (original.best.accuracy - original.chance)
+
+
+def first_epoch(arm: Arm, accuracy: float) -> int | None:
+    """The first epoch with at least this validation accuracy; None if there is none."""
+    return next((v.epoch for v in arm.validation if v.accuracy >= accuracy), None)
+
+
+def speedup_to_reach(original: Arm, sharing: Arm) -> dict[Share, float | None]:
+    """The paper's ratio for the first epochs at which both arms reach fixed levels.
+
+    The epoch of a maximum hangs on the noise of a flat curve; the epoch at which a rising curve
+    crosses a level does so much less.
+
+    Returns:
+        for each share of the original's gain over chance; None where sharing never reaches it or
+        the original did not train.
+    """
+    ratios: dict[Share, float | None] = {}
+    for share in SHARES:
+        ratios[share] = None
+        accuracy = level(original, share)
+        if accuracy is None:
+            continue
+        slow, fast = first_epoch(original, accuracy), first_epoch(sharing, accuracy)
+        if slow is not None and fast is not None:
+            ratios[share] = (slow - fast) / fast
+    return ratios
+
+
+def paired_difference(first: Arm, second: Arm) -> Paired | None:
+    """first - second, task by task: tasks differ far more in difficulty than arms do in skill.
+
+    Returns:
+        None if an arm has no accuracies by task, or not for as many tasks as the other.
+    """
+    if first.test_accuracies is None or second.test_accuracies is None:
+        return None
+    one, two = np.asarray(first.test_accuracies), np.asarray(second.test_accuracies)
+    if len(one) != len(two) or len(one) == 0:
+        return None
+    difference = confidence95((one - two).tolist())
+    return Paired(
+        first=first.name,
+        second=second.name,
+        difference=difference.mean,
+        ci95=difference.ci95,
+        tasks=difference.n,
+    )
+
+
+def results_of(
+    arms: Sequence[Arm],
+    *,
+    dataset: str,
+    method: str,
+    config: Mapping[str, JsonValue],
+    environment: Mapping[str, JsonValue],
+    command: str,
+) -> Results:
+    """The results of a comparison, or of one run: the arms and everything derived from them."""
+    by_name = {arm.name: arm for arm in arms}
+    original, sharing = by_name.get(ORIGINAL), by_name.get(SHARING)
+    speedup: float | None = None
+    to_reach: dict[Share, float | None] = dict.fromkeys(SHARES)
+    if original is not None and sharing is not None:
+        speedup, to_reach = paper_speedup(original, sharing), speedup_to_reach(original, sharing)
+    return Results(
+        dataset=dataset,
+        method=method,
+        config=dict(config),
+        environment=dict(environment),
+        command=command,
+        arms=tuple(arms),
+        speedup=speedup,
+        speedup_to_reach=to_reach,
+        paired=_pairs(arms),
+    )
+
+
+def _pairs(arms: Sequence[Arm]) -> tuple[Paired, ...]:
+    """Sharing against every other arm, then every control against the original."""
+    sharing = [arm for arm in arms if arm.name == SHARING]
+    original = [arm for arm in arms if arm.name == ORIGINAL]
+    controls = [arm for arm in arms if arm.name not in (SHARING, ORIGINAL)]
+    couples = [*product(sharing, original + controls), *product(controls, original)]
+    differences = (paired_difference(first, second) for first, second in couples)
+    return tuple(difference for difference in differences if difference is not None)

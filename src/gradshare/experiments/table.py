@@ -1,0 +1,161 @@
+"""The paper's Table 1 for one comparison, as plain rows of text: column to cell.
+
+The terminal and the report lay out the same rows. Every row has the same columns in the same
+order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from pydantic import JsonValue
+
+from gradshare.experiments import wording
+from gradshare.experiments.results import ORIGINAL, SHARING, Arm, Results
+from gradshare.experiments.seeds import one_a_seed, over_seeds, runs_by_arm
+from gradshare.experiments.speedup import SHARES, first_epoch, level
+from gradshare.training.statistics import Interval
+
+Row = dict[str, str]
+
+BATCH_NORM: Final = {
+    "transductive": "all queries of a task are normalised together, as in the paper: a prediction "
+    "depends on the other queries",
+    "inductive": "queries are normalised with the support set’s statistics: a prediction depends "
+    "on no other query",
+}
+
+
+def comparison_rows(results: Sequence[Results]) -> list[Row]:
+    """Table 1: test accuracy of every arm and the speed-ups, a row a seed and one of means.
+
+    Accuracies are those of the ensembles, ± their 95 % interval over test tasks; in the row of
+    means it is the interval over seeds.
+
+    Raises:
+        RunError: the results are not of one comparison.
+    """
+    results = one_a_seed(results)
+    rows = [_comparison_row(one, list(runs_by_arm(results))) for one in results]
+    if len(results) > 1:
+        rows.append(_comparison_means(results))
+    if len(results) == 1:
+        del rows[0]["seed"]
+    return rows
+
+
+def _comparison_row(one: Results, names: Sequence[str]) -> Row:
+    row = {"method/tasks": method_and_tasks(one), "seed": str(one.arms[0].seed)}
+    for name in names:
+        arm = one.arm(name)
+        row[name] = wording.NOTHING if arm is None else _test(arm)
+    if ORIGINAL in names and SHARING in names:
+        pair = one.pair(SHARING, ORIGINAL)
+        row["difference"] = wording.points(pair.interval) if pair else wording.NOTHING
+        row["speed-up"] = wording.speedup(one.speedup)
+        row["speed-up to 95 %"] = wording.speedup(one.speedup_to_reach.get("95"))
+    row["batch norm"] = batch_norm(one)
+    return row
+
+
+def _comparison_means(results: Sequence[Results]) -> Row:
+    arms = runs_by_arm(results)
+    row = {
+        "method/tasks": method_and_tasks(results[0]),
+        "seed": f"mean of {len(results)}",
+    }
+    for name, runs in arms.items():
+        tests = [run.test.accuracy for run in runs if run.trained and run.test is not None]
+        row[name] = wording.accuracy(over_seeds(tests)) if tests else wording.NOTHING
+        if tests and len(tests) < len(results):
+            row[name] += f" ({len(tests)} of {len(results)})"
+    if ORIGINAL in arms and SHARING in arms:
+        pairs = [pair.difference for one in results if (pair := one.pair(SHARING, ORIGINAL))]
+        row["difference"] = wording.points(over_seeds(pairs)) if pairs else wording.NOTHING
+        row["speed-up"] = _mean_speedup([one.speedup for one in results])
+        row["speed-up to 95 %"] = _mean_speedup([one.speedup_to_reach.get("95") for one in results])
+    row["batch norm"] = batch_norm(results[0])
+    return row
+
+
+def arm_rows(results: Sequence[Results]) -> list[Row]:
+    """What each run came to: validation, test with the ensemble and with one model, and time.
+
+    Raises:
+        RunError: the results are not of one comparison.
+    """
+    results = one_a_seed(results)
+    rows = []
+    for name in runs_by_arm(results):
+        for one in results:
+            arm = one.arm(name)
+            if arm is not None:
+                rows.append(_arm_row(arm, one.arm(ORIGINAL)))
+    if len(results) == 1:
+        for row in rows:
+            del row["seed"]
+    return rows
+
+
+def _arm_row(arm: Arm, original: Arm | None) -> Row:
+    best = arm.best
+    row = {
+        "arm": arm.name,
+        "seed": str(arm.seed),
+        "outcome": arm.outcome,
+        "best validation": wording.NOTHING
+        if best is None
+        else wording.accuracy(Interval(best.accuracy, best.ci95, 0)),
+        "best epoch": wording.NOTHING if best is None else str(best.epoch),
+        "test, ensemble": wording.NOTHING
+        if arm.test is None
+        else f"{wording.accuracy(arm.test.interval)} ({arm.test.ensemble})",
+        "test, single best": wording.NOTHING
+        if arm.test_single is None
+        else wording.accuracy(arm.test_single.interval),
+    }
+    if original is not None and original.trained:
+        row["epochs to 80 / 90 / 95 %"] = " / ".join(_epochs_to_reach(arm, original))
+    row["time"] = wording.duration(arm.seconds)
+    row["time an epoch"] = (
+        wording.duration(arm.seconds / arm.epochs) if arm.epochs else wording.NOTHING
+    )
+    return row
+
+
+def _epochs_to_reach(arm: Arm, original: Arm) -> list[str]:
+    epochs = []
+    for share in SHARES:
+        accuracy = level(original, share)
+        epoch = None if accuracy is None else first_epoch(arm, accuracy)
+        epochs.append(wording.NOTHING if epoch is None else str(epoch))
+    return epochs
+
+
+def method_and_tasks(one: Results) -> str:
+    """The method and the size of its task batch, as "MAML/5" in Table 1."""
+    tasks = one.config.get("task_batch")
+    return wording.method(one.method) + ("" if tasks is None else f"/{tasks}")
+
+
+def batch_norm(one: Results) -> str:
+    """The mode that the accuracies were measured in."""
+    mode: JsonValue = one.config.get("batch_norm")
+    return mode if isinstance(mode, str) else "not recorded"
+
+
+def _test(arm: Arm) -> str:
+    if arm.trained:
+        return wording.NOTHING if arm.test is None else wording.accuracy(arm.test.interval)
+    if arm.test is None:
+        return arm.outcome
+    return f"{arm.outcome} ({wording.accuracy(arm.test.interval)})"
+
+
+def _mean_speedup(ratios: Sequence[float | None]) -> str:
+    known = [ratio for ratio in ratios if ratio is not None]
+    if not known:
+        return wording.NOTHING
+    text = wording.mean_speedup(over_seeds(known))
+    return text if len(known) == len(ratios) else f"{text} ({len(known)} of {len(ratios)})"
