@@ -207,7 +207,10 @@ def _print_contents(store: ImageStore) -> None:
 def _in_words(value: Any) -> str:
     """A value of a store's record, which is JSON."""
     if isinstance(value, dict):
-        return "; ".join(f"{key}: {_in_words(item)}" for key, item in value.items())
+        return ", ".join(
+            f"{key} ({_in_words(item)})" if isinstance(item, dict) else f"{key} {_in_words(item)}"
+            for key, item in value.items()
+        )
     if isinstance(value, list):
         return ", ".join(_in_words(item) for item in value)
     return str(value)

@@ -94,7 +94,7 @@ def open_dataset(
     if name not in DATASETS and not there:
         raise _unknown(name, data_root)
     if image_size is None:
-        image_size = _usual_size(name, there, resize)
+        image_size = _usual_size(name, data_root, there, resize)
     path = store_path(data_root, name, image_size, resize)
     if path.name in there:
         return ImageStore.open(path)
@@ -380,18 +380,19 @@ def _unknown(name: str, data_root: Path) -> DataError:
     )
 
 
-def _usual_size(name: str, there: Sequence[str], resize: Resize) -> int:
+def _usual_size(name: str, data_root: Path, there: Sequence[str], resize: Resize) -> int:
     """The size to open a dataset at when none is asked for."""
     if name in DATASETS:
         return DATASETS[name].image_size
     suffix = _suffix(resize)
-    sizes = [int(size) for size in (form.removesuffix(suffix) for form in there) if size.isdigit()]
+    sizes = [form.removesuffix(suffix) for form in there if form.endswith(suffix)]
+    sizes = [size for size in sizes if size.isdecimal()]
     if len(sizes) != 1:
         raise DataError(
-            f"dataset {name!r} is prepared at {' and '.join(there)}; say which with --image-size"
-            " and --resize"
+            f"dataset {name!r} is prepared in {data_root} at {' and '.join(there)}; say which "
+            "with --image-size and --resize"
         )
-    return sizes[0]
+    return int(sizes[0])
 
 
 def _suffix(resize: Resize) -> str:
