@@ -329,7 +329,7 @@ class _StrictHeader(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        if buf and not buf.strip(b"\0"):
+        if buf == bytes(tarfile.BLOCKSIZE):
             return super().frombuf(buf, encoding, errors)  # raises what tells tarfile "the end"
         try:
             header = super().frombuf(buf, encoding, errors)

@@ -58,7 +58,11 @@ def load_pickle(path: Path) -> Any:
 
 
 class _RefusedError(Exception):
-    """A pickle that asks for something that arrays and containers do not need."""
+    """A pickle that asks for something that arrays and containers do not need.
+
+    Its text must not show a value of the pickle's other than text: a tuple that contains another
+    one twice, and so on, takes a few hundred bytes of pickle and forever to print or to hash.
+    """
 
 
 class _Name:
@@ -71,9 +75,10 @@ class _Name:
 class _DType:
     """A numpy dtype in the making: its byte order follows after its code."""
 
-    def __init__(self, code: str) -> None:
-        if code not in _NUMBERS:
-            raise _RefusedError(f"an array of type {code!r}; arrays of numbers are read")
+    def __init__(self, code: Any) -> None:
+        if not isinstance(code, str) or code not in _NUMBERS:
+            said = code if isinstance(code, str) else type(code).__name__
+            raise _RefusedError(f"an array of type {said!r}; arrays of numbers are read")
         self.dtype = np.dtype(code)
 
 
@@ -161,7 +166,9 @@ class _Machine:
 
     def name_from_stack(self, _argument: Any) -> None:
         name, module = self.pop(), self.pop()
-        self.name(str(module), str(name))
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise _RefusedError("a name that is not text")
+        self.name(module, name)
 
     def reduce(self, _argument: Any) -> None:
         arguments, function = self.pop(), self.pop()
@@ -183,7 +190,7 @@ class _Machine:
 
     def encode(self, text: Any, encoding: Any = "latin1") -> bytes:
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-            raise _RefusedError(f"{type(text).__name__} encoded as {encoding!r}")
+            raise _RefusedError("text in another encoding than latin-1")
         self.encodable -= len(text)
         if self.encodable < 0:
             raise _RefusedError("more bytes than the file has")
@@ -194,8 +201,8 @@ class _Machine:
             data = self.encode(data)
         if type(dtype) is not _DType or not isinstance(data, bytes | bytearray):
             raise _RefusedError(f"an array of {type(data).__name__}; arrays of numbers are read")
-        if not all(type(size) is int and size >= 0 for size in shape):
-            raise _RefusedError(f"an array of shape {shape}")
+        if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
+            raise _RefusedError("an array without a shape")
         if math.prod(shape) * dtype.dtype.itemsize != len(data):
             raise _RefusedError(f"{len(data)} bytes for an array of shape {shape}")
         array: npt.NDArray[Any] = np.ndarray(
@@ -210,7 +217,6 @@ class _Machine:
 
 def _pairs(values: list[Any]) -> dict[Any, Any]:
     keys = values[::2]
-    # Hashing a nested tuple can take forever.
     if not all(isinstance(key, str | int | bytes) for key in keys):
         raise _RefusedError("a key that is neither text nor a number")
     return dict(zip(keys, values[1::2], strict=True))
@@ -221,7 +227,7 @@ def _unstarted_array(_machine: _Machine, _class: Any, _shape: Any, _type: Any) -
 
 
 def _dtype(_machine: _Machine, code: Any, _align: Any, _copy: Any) -> _DType:
-    return _DType(str(code))
+    return _DType(code)
 
 
 def _from_buffer(machine: _Machine, data: Any, dtype: Any, shape: Any, order: Any) -> Any:
