@@ -218,15 +218,14 @@ def _in_words(value: Any) -> str:
 
 @contextlib.contextmanager
 def _progress_bar(*columns: ProgressColumn) -> Iterator[ProgressBar]:
-    """A progress bar on standard error, which leaves nothing behind when it is done."""
+    """A progress bar on the terminal, which leaves nothing behind when it is done."""
+    console = Console(stderr=True)
     description = TextColumn("{task.description}")
     bar = ProgressBar(
-        SpinnerColumn(),
-        description,
-        BarColumn(),
-        *columns,
-        console=Console(stderr=True),
+        *(SpinnerColumn(), description, BarColumn(), *columns),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
     with bar:
         yield bar
