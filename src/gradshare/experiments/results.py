@@ -42,9 +42,19 @@ def _null_unless_finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _null_where_not_finite(value: Any) -> Any:
+    """The same JSON value with null for what is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _null_where_not_finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_null_where_not_finite(item) for item in value]
+    return _null_unless_finite(value)
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 HalfWidth = Annotated[float, Field(ge=0)]
 Measured = Annotated[float | None, BeforeValidator(_null_unless_finite)]
+Facts = Annotated[dict[str, JsonValue], BeforeValidator(_null_where_not_finite)]
 Epoch = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -241,8 +251,8 @@ class Results(Record):
     format_version: Literal[1] = FORMAT_VERSION
     dataset: str
     method: str
-    config: dict[str, JsonValue]
-    environment: dict[str, JsonValue]
+    config: Facts
+    environment: Facts
     command: str
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
     speedup: float | None
@@ -276,12 +286,8 @@ def save_results(results: Results, path: Path) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    text = json.dumps(
-        _without_non_finite(results.model_dump(mode="json", by_alias=True)),
-        indent=2,
-        ensure_ascii=False,
-        allow_nan=False,
-    )
+    content = results.model_dump(mode="json", by_alias=True)
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -364,12 +370,3 @@ def _first_mistake(path: Path, error: ValidationError) -> str:
         f"{path}: damaged results file: {field}{value}: {cause}{others}; copy it again or repeat "
         "the run"
     )
-
-
-def _without_non_finite(value: Any) -> Any:
-    """The same JSON value with null for what is not finite: `config` may hold anything."""
-    if isinstance(value, Mapping):
-        return {key: _without_non_finite(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_without_non_finite(item) for item in value]
-    return _null_unless_finite(value)

@@ -114,4 +114,4 @@ def _require_one_comparison(results: Sequence[Results]) -> None:
 def _what_is_compared(one: Results) -> dict[str, object]:
     """What must not differ between the seeds of a comparison."""
     settings = {key: value for key, value in one.config.items() if key not in MAY_DIFFER}
-    return {"dataset": one.dataset, "method": one.method, "chance": one.arms[0].chance, **settings}
+    return {**settings, "dataset": one.dataset, "method": one.method, "chance": one.arms[0].chance}

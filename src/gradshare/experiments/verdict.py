@@ -374,9 +374,9 @@ def _describe(results: Sequence[Results]) -> tuple[str, list[str]]:
     for name, runs in arms.items():
         best = runs[0].best
         if len(runs) == 1 and best is not None and runs[0].trained:
-            interval = Interval(best.accuracy, best.ci95, 0)
+            accuracy = wording.accuracy(Interval(best.accuracy, best.ci95, 0))
             sentences.append(
-                f"The best validation accuracy of {_called(name)} is {wording.accuracy(interval)}, in epoch "
+                f"The best validation accuracy of {_called(name)} is {accuracy}, in epoch "
                 f"{best.epoch} of {runs[0].epochs}."
             )
     missing = [name for name in (ORIGINAL, SHARING) if name not in arms]
