@@ -243,6 +243,13 @@ def test_an_opened_store_outlives_its_replacement(root: Path) -> None:
     np.testing.assert_array_equal(first.splits["train"].images, before)
 
 
+def test_a_store_can_be_read_by_whoever_can_read_its_data_root(root: Path, archive: Path) -> None:
+    store = prepare_dataset("noise", root, path=archive).store
+    plain = root / "noise" / "plain"
+    plain.mkdir()
+    assert store.path.stat().st_mode == plain.stat().st_mode
+
+
 def test_two_that_prepare_at_once_end_with_one_store(root: Path, archive: Path) -> None:
     both_have_read = threading.Barrier(2, timeout=30)
 

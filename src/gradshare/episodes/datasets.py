@@ -317,10 +317,11 @@ def _write(
     target: Path, name: str, images: _Images, force: bool, progress: Progress | None
 ) -> Prepared:
     """Write a store beside its place and move it there, unless another process was first."""
+    _check_place(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".prepare-", dir=target.parent) as folder:
-            complete = Path(folder) / "new"
+            complete = Path(folder) / "complete"
             write_store(
                 complete,
                 _reported(images, progress),
@@ -328,19 +329,20 @@ def _write(
                 rotate_classes=images.rotate_classes,
                 source={"gradshare": version("gradshare"), **images.source},
             )
+            # A temporary folder is its owner's alone; a store is for whoever shares the data root.
+            published = Path(folder) / "published"
+            published.mkdir()
+            for file in complete.iterdir():
+                file.rename(published / file.name)
             if force and _is_store(target):
                 with contextlib.suppress(FileNotFoundError):
-                    target.rename(Path(folder) / "old")
+                    target.rename(Path(folder) / "replaced")
             try:
-                complete.rename(target)
+                published.rename(target)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                if not _is_store(target):
-                    raise DataError(
-                        f"{target} is in the way: it holds files but no prepared dataset; move "
-                        "it elsewhere"
-                    ) from error
+                _check_place(target)
                 return Prepared(ImageStore.open(target), written=False)
     except OSError as error:
         raise DataError(
@@ -355,6 +357,14 @@ def _reported(images: _Images, progress: Progress | None) -> Iterator[ClassImage
         yield item
         if progress is not None:
             progress(done, images.class_count)
+
+
+def _check_place(target: Path) -> None:
+    """Raise if a store's place is taken by what is no store."""
+    if target.is_dir() and not _is_store(target) and any(target.iterdir()):
+        raise DataError(
+            f"{target} is in the way: it holds files but no prepared dataset; move it elsewhere"
+        )
 
 
 def _check_space(target: Path, size: int) -> None:
