@@ -49,6 +49,7 @@ def make_tar(path: Path, files: Mapping[str, bytes]) -> Path:
 
 def make_folder(path: Path, files: Mapping[str, bytes]) -> Path:
     """The same files in a folder."""
+    path.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(data)
@@ -67,12 +68,14 @@ def encoded(image: Images, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def by_class(classes: Iterable[ClassImages]) -> dict[tuple[str, str], list[list[int]]]:
-    """The pixels of each class of each split, in a form that == compares."""
+def by_class(
+    classes: Iterable[ClassImages],
+) -> dict[tuple[str, str], tuple[tuple[int, ...], bytes]]:
+    """Shape and pixels of each class of each split, in a form that == compares."""
     found = {}
     for item in classes:
         assert (item.split, item.name) not in found
-        found[item.split, item.name] = item.images.reshape(len(item.images), -1).tolist()
+        found[item.split, item.name] = item.images.shape, item.images.tobytes()
     return found
 
 
