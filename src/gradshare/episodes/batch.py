@@ -56,12 +56,17 @@ class Normalization:
     std: Sequence[float]
 
     def __call__(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Normalise images (…, C, H, W) of uint8 on the device where they are."""
-        scale = torch.tensor(self.std, dtype=dtype, device=images.device).mul(255).reciprocal()
-        shift = torch.tensor(self.mean, dtype=dtype, device=images.device).div(
-            torch.tensor(self.std, dtype=dtype, device=images.device)
-        )
-        return images.to(dtype) * scale[:, None, None] - shift[:, None, None]
+        """Normalise images (…, C, H, W) of uint8 on the device where they are.
+
+        The result has the channels last in memory: batch norm and max-pooling on a CPU are five to
+        ten times faster on it, and a network keeps the layout it is given.
+        """
+        mean = torch.tensor(self.mean, dtype=dtype, device=images.device)
+        std = torch.tensor(self.std, dtype=dtype, device=images.device)
+        # A copy even where nothing moves: with one channel both layouts are the same in memory,
+        # and only the strides of a tensor made channels-last tell PyTorch which one it is.
+        pixels = images.movedim(-3, -1).to(dtype).clone(memory_format=torch.contiguous_format)
+        return ((pixels - 255 * mean) / (255 * std)).movedim(-1, -3)
 
     def batch(self, tasks: TaskBatch, dtype: torch.dtype = torch.float32) -> TaskBatch:
         """Normalise the support and query images of a task batch."""

@@ -11,6 +11,7 @@ A run lives in a folder:
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -68,16 +69,16 @@ class TestAccuracies:
     """Accuracies on the test tasks.
 
     Attributes:
-        ensemble: (tasks,) of the mean logits of the best checkpoints.
+        ensemble: of the mean logits of the best checkpoints, one for each task.
         members: how many those are.
-        single: (tasks,) of the best checkpoint alone.
+        single: of the best checkpoint alone, one for each task.
     """
 
     __test__ = False  # to pytest, which collects classes by this prefix
 
-    ensemble: Tensor
+    ensemble: list[float]
     members: int
-    single: Tensor
+    single: list[float]
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,23 @@ def load_config(folder: Path) -> RunConfig:
     return RunConfig.create(load_yaml(folder / "config.yaml"))
 
 
+def load_history(folder: Path) -> list[EpochRecord]:
+    """The records of a run's completed epochs.
+
+    Raises:
+        RunError: there are none, or they cannot be read.
+    """
+    path = folder / "metrics.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        history = [EpochRecord.from_json(json.loads(line)) for line in lines]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path} cannot be read: {error}; give the folder of a run") from error
+    if not history:
+        raise RunError(f"the run in {folder} has completed no epoch yet; nothing can be tested")
+    return history
+
+
 def claim_folder(folder: Path) -> None:
     """Create an output folder; refuse one that already holds something.
 
@@ -211,7 +229,7 @@ def test_accuracies(
 ) -> TestAccuracies:
     """Test the ensemble of a run's best models, best first, and the best alone."""
 
-    def accuracies(models: Sequence[Model]) -> Tensor:
+    def accuracies(models: Sequence[Model]) -> list[float]:
         return ensemble_accuracies(
             setup.learner,
             models,
@@ -220,7 +238,7 @@ def test_accuracies(
             setup.normalization,
             setup.device,
             advance,
-        )
+        ).tolist()
 
     return TestAccuracies(accuracies(models), len(models), accuracies(models[:1]))
 

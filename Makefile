@@ -1,0 +1,36 @@
+# Two commands do everything, each complete on a fresh machine with Python 3.11 or newer:
+#   make demo    environment, install, then the main job on glyphs, into runs/demo
+#   make test    environment, install, lint, types, tests
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: install demo test lint types clean
+
+install: $(INSTALLED)
+
+# constraints.txt holds the versions that this was tested with; pyproject.toml allows newer ones.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "gradshare needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version); run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	@rm -rf runs/demo
+	$(BIN)/gradshare compare --control --out runs/demo --epochs 10 --iterations-per-epoch 30 --val-tasks 100 --test-tasks 300
+
+test: $(INSTALLED) lint types
+	$(BIN)/pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

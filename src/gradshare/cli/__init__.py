@@ -1,0 +1,46 @@
+"""The `gradshare` program: parses, calls, prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from gradshare import __version__
+from gradshare.cli.data import data
+from gradshare.cli.runs import compare_command, evaluate_command, report_command, train_command
+from gradshare.errors import GradshareError
+from gradshare.training.interruption import RunStoppedError
+
+FAILED = 1
+SIGNAL_STATUS = 128  # a shell's status for a program that a signal ended is 128 + its number
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Gradient-based meta-learning, with and without gradient sharing.
+
+    Start with `gradshare compare --control --out runs/first`.
+    """
+
+
+for command in (compare_command, train_command, evaluate_command, report_command, data):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the program; what a user can mend is one clear message and an exit status."""
+    try:
+        cli(standalone_mode=True)
+    except RunStoppedError as stopped:
+        click.echo(str(stopped), err=True)
+        sys.exit(SIGNAL_STATUS + stopped.signal)
+    except GradshareError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(FAILED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)

@@ -1,0 +1,123 @@
+"""The command-line options of a run, made from the fields of `RunConfig`."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+import click
+from pydantic.fields import FieldInfo
+
+from gradshare.errors import ConfigError
+from gradshare.experiments.paper import TASK_BATCHES, paper_settings
+from gradshare.training.config import RunConfig, load_yaml, option_name
+
+Command = Callable[..., None]
+
+
+class GroupedCommand(click.Command):
+    """A command whose `--help` lists the configuration's fields under the names of their groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section for each group."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx)
+            if row is not None:
+                field = RunConfig.model_fields.get(parameter.name or "")
+                sections.setdefault(_group(field) if field else "Command", []).append(row)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def run_options(leave_out: Iterable[str] = ()) -> Callable[[Command], Command]:
+    """Give a command `--config`, `--preset` and an option for every field of `RunConfig`.
+
+    The command is called with the given ones in `settings`; `read_config` makes a configuration
+    of them.
+
+    Args:
+        leave_out: fields that the command decides by itself.
+    """
+
+    def decorate(command: Command) -> Command:
+        for name, field in reversed(RunConfig.model_fields.items()):
+            if name not in leave_out:
+                command = _option(name, field)(command)
+        command = click.option(
+            "--preset",
+            type=click.Choice(["paper"]),
+            help="Start from the paper's settings for --dataset and --task-batch.",
+        )(command)
+        return click.option(
+            "--config",
+            "config_file",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Read settings from a YAML file; options override it.",
+        )(command)
+
+    return decorate
+
+
+def read_config(config_file: Path | None, preset: str | None, options: dict[str, Any]) -> RunConfig:
+    """The configuration that a command line asks for.
+
+    Options override the YAML file, which overrides the preset, which overrides the defaults.
+
+    Raises:
+        ConfigError: a setting is unknown or out of bounds.
+    """
+    settings = load_yaml(config_file) if config_file else {}
+    settings |= {name: value for name, value in options.items() if value is not None}
+    if preset == "paper":
+        if "dataset" not in settings:
+            raise ConfigError("--preset paper needs --dataset cub or mini-imagenet")
+        settings = {
+            **paper_settings(settings["dataset"], settings.get("task_batch", TASK_BATCHES[0])),
+            **settings,
+        }
+    return RunConfig.create(settings)
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+    choices = _choices(field.annotation)
+    flag = option_name(name)
+    kind: Any = click.Choice(choices) if choices else _TYPES.get(_plain(field.annotation), str)
+    if field.annotation is bool:
+        flag, kind = f"{flag}/--no-{name.replace('_', '-')}", bool
+    default = field.default
+    if field.annotation is bool:
+        default = flag.split("/")[0 if default else 1]
+    shown = "" if default is None else f"  [default: {default}]"
+    return click.option(
+        flag,
+        name,
+        type=kind,
+        default=None,
+        envvar="GRADSHARE_DATA_ROOT" if name == "data_root" else None,
+        help=f"{field.description}{shown}",
+    )
+
+
+_TYPES: dict[Any, Any] = {int: int, float: float, Path: click.Path(path_type=Path)}
+
+
+def _plain(annotation: Any) -> Any:
+    """The type behind `X | None`."""
+    if typing.get_origin(annotation) in (typing.Union, UnionType):
+        return next(a for a in typing.get_args(annotation) if a is not type(None))
+    return annotation
+
+
+def _choices(annotation: Any) -> list[str]:
+    plain = _plain(annotation)
+    return list(typing.get_args(plain)) if typing.get_origin(plain) is typing.Literal else []
+
+
+def _group(field: FieldInfo) -> str:
+    assert isinstance(field.json_schema_extra, dict)
+    return str(field.json_schema_extra["group"])

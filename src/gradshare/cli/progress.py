@@ -1,0 +1,67 @@
+"""Progress bars for training runs."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from gradshare.training.run import Progress
+
+PHASES = {"train": "training", "validate": "validating", "test": "testing"}
+
+
+class RunBars:
+    """One bar for each run, with its epoch and the accuracy of its last validation.
+
+    Where the output is no terminal, one line for each epoch and run instead.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[phase]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._epochs: dict[str, int] = {}
+
+    def __enter__(self) -> RunBars:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, name: str, progress: Progress) -> None:
+        """Show where a run is."""
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, phase="")
+        accuracy = progress.val_accuracy
+        seen = "" if accuracy is None else f"validation {100 * accuracy:.1f} %"
+        phase = PHASES[progress.phase]
+        if progress.phase == "train":
+            phase = f"epoch {progress.epoch}"
+        self._bars.update(
+            self._tasks[name],
+            completed=progress.done,
+            total=progress.total,
+            phase=f"{phase:<11} {seen}",
+        )
+        if not self._console.is_terminal and progress.phase != "validate":
+            epoch = 0 if progress.phase == "test" else progress.epoch
+            if self._epochs.get(name) != epoch:
+                self._epochs[name] = epoch
+                self._console.print(f"{name}: {phase}  {seen}", highlight=False, soft_wrap=True)

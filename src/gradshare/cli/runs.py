@@ -1,0 +1,185 @@
+"""`gradshare train`, `compare`, `evaluate` and `report`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from gradshare.cli.options import GroupedCommand, read_config, run_options
+from gradshare.cli.progress import RunBars
+from gradshare.errors import ConfigError
+from gradshare.experiments.compare import compare, results_of_runs
+from gradshare.experiments.gather import gather
+from gradshare.experiments.local import default_jobs, default_threads
+from gradshare.experiments.report import write_report
+from gradshare.experiments.results import FILENAME, Results, save_results
+from gradshare.experiments.table import arm_rows, comparison_rows
+from gradshare.experiments.verdict import verdict
+from gradshare.experiments.wording import accuracy, counted, method
+from gradshare.training.config import RunConfig
+from gradshare.training.machine import keep_freed_memory
+from gradshare.training.run import best_models, load_config, load_history, test_accuracies, train
+from gradshare.training.setup import set_up
+from gradshare.training.statistics import confidence95
+
+ARM_FIELDS = ("sharing", "sharing_control")
+
+out_option = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="New folder for everything that comes out.",
+)
+
+
+@click.command(name="train", cls=GroupedCommand)
+@out_option
+@run_options()
+def train_command(out: Path, config_file: Path | None, preset: str | None, **options: Any) -> None:
+    """Meta-train one learner, with gradient sharing or without, and test it."""
+    console = Console()
+    config = read_config(config_file, preset, options)
+    keep_freed_memory()
+    torch.set_num_threads(default_threads(config, 1))
+    with RunBars(console) as bars:
+        result = train(config, out, lambda progress: bars(config.arm, progress))
+    results = results_of_runs([result], _command_line())
+    save_results(results, out / FILENAME)
+    _report([results], out, console)
+
+
+@click.command(name="compare", cls=GroupedCommand)
+@out_option
+@click.option("--control", is_flag=True, help="Train the rate-control arm too.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Repeat the comparison with so many seeds, from --seed on.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    help="Training runs at a time.  [default: one more than there are cores; 1 on a GPU]",
+)
+@run_options(leave_out=ARM_FIELDS)
+def compare_command(
+    out: Path,
+    control: bool,
+    seeds: int,
+    jobs: int | None,
+    config_file: Path | None,
+    preset: str | None,
+    **options: Any,
+) -> None:
+    """Meta-train with and without gradient sharing on the same episodes, and report."""
+    console = Console()
+    config = read_config(config_file, preset, options)
+    runs = seeds * (3 if control else 2)
+    at_a_time = jobs or default_jobs(config, runs)
+    _announce(console, config, out, runs, at_a_time, control=control)
+    with RunBars(console) as bars:
+        comparison = compare(
+            config,
+            out,
+            control=control,
+            seeds=seeds,
+            at_a_time=at_a_time,
+            command=_command_line(),
+            watch=bars,
+        )
+    _report(comparison, out, console)
+
+
+@click.command(name="evaluate")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--test-tasks", type=click.IntRange(1), help="Test tasks.  [default: the run's]")
+@click.option(
+    "--batch-norm",
+    type=click.Choice(["transductive", "inductive"]),
+    help="Mode of batch norm at test.  [default: the run's]",
+)
+@click.option("--data-root", type=click.Path(path_type=Path), envvar="GRADSHARE_DATA_ROOT")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: the run's]")
+def evaluate_command(run: Path, **options: Any) -> None:
+    """Test the best checkpoints of a training RUN again, as one ensemble and the best alone."""
+    console = Console()
+    given = {name: value for name, value in options.items() if value is not None}
+    config = load_config(run)
+    config = config.create({**config.model_dump(), **given})
+    keep_freed_memory()
+    torch.set_num_threads(default_threads(config, 1))
+    setup = set_up(config)
+    models = best_models(run, load_history(run), config.ensemble, setup.device)
+    with console.status(f"testing on {config.test_tasks} tasks"):
+        result = test_accuracies(config, setup, models, lambda _: None)
+    table = Table("model", "checkpoints", "test accuracy", "tasks", "batch norm")
+    for name, members, values in (
+        ("ensemble", result.members, result.ensemble),
+        ("single best", 1, result.single),
+    ):
+        shown = accuracy(confidence95(values))
+        table.add_row(name, str(members), shown, str(config.test_tasks), config.batch_norm)
+    console.print(table)
+
+
+@click.command(name="report")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the report.  [default: the run's own, if there is one only]",
+)
+def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write the report of finished RUNs, comparisons or single arms, again or together."""
+    if out is None and len(runs) > 1:
+        raise ConfigError("a report over several runs needs --out FOLDER to be written to")
+    _report(gather(runs), out or runs[0], Console())
+
+
+def _announce(
+    console: Console, config: RunConfig, out: Path, runs: int, at_a_time: int, *, control: bool
+) -> None:
+    """Say what a comparison will do, before it does it."""
+    arms = "the original, gradient sharing" + (
+        " and its control, which shares nothing" if control else ""
+    )
+    threads = default_threads(config, at_a_time)
+    console.print(
+        f"Training {method(config.method)} on {config.dataset} ({config.ways}-way "
+        f"{config.shots}-shot, task batch {config.task_batch}, {config.inner_steps} inner steps at "
+        f"rate {config.inner_lr * config.inner_lr_scale:g}) for {config.epochs} epochs of "
+        f"{config.iterations_per_epoch} iterations: {arms}. {counted(runs, 'run')}, {at_a_time} at "
+        f"a time with {counted(threads, 'thread')} each; everything goes to {out}.",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _report(results: Sequence[Results], folder: Path, console: Console) -> None:
+    """Print the table and the verdict, write the report, and say where it is."""
+    for rows in (arm_rows(results), comparison_rows(results)):
+        # On its side: a terminal has few columns and many lines.
+        heading, *quantities = rows[0]
+        table = Table(heading, *(row[heading] for row in rows))
+        for quantity in quantities:
+            table.add_row(quantity, *(row[quantity] for row in rows))
+        console.print(table)
+    words = verdict(results)
+    console.print(f"\n[bold]{words.headline}[/bold]", soft_wrap=True, highlight=False)
+    for sentence in (*words.sentences, *words.caveats):
+        console.print(sentence, soft_wrap=True, highlight=False)
+    console.print(f"\nReport: {write_report(results, folder)}", soft_wrap=True, highlight=False)
+
+
+def _command_line() -> str:
+    return shlex.join(["gradshare", *sys.argv[1:]])

@@ -1,0 +1,91 @@
+"""The main job: the original against gradient sharing, and against its control.
+
+All arms of a comparison start from the same initialisation and see the same episodes. A
+comparison's folder holds `results.json`, the report and its figures, and one run for each arm;
+with several seeds, one such folder for each seed below it, and one report over all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gradshare.experiments.arms import arm_of
+from gradshare.experiments.local import Job, WatchAll, run_all
+from gradshare.experiments.results import FILENAME, Results, save_results
+from gradshare.experiments.speedup import results_of
+from gradshare.training.config import RunConfig
+from gradshare.training.machine import environment
+from gradshare.training.run import RunResult, claim_folder
+from gradshare.training.setup import set_up
+
+ARMS: tuple[dict[str, Any], ...] = (
+    {"sharing": False, "sharing_control": None},
+    {"sharing": True, "sharing_control": None},
+    {"sharing": True, "sharing_control": "rate-control"},
+)
+
+
+def compare(
+    config: RunConfig,
+    folder: Path,
+    *,
+    control: bool,
+    seeds: int,
+    at_a_time: int,
+    command: str,
+    watch: WatchAll,
+) -> list[Results]:
+    """Train every arm for every seed, and write the results.
+
+    Args:
+        config: what all arms have in common; its arm is ignored.
+        folder: a new folder.
+        control: whether to run the rate-control arm too.
+        seeds: how many seeds, from `config.seed` on.
+        at_a_time: how many runs go side by side.
+        command: what reproduces this, for the record.
+        watch: told of progress.
+
+    Returns:
+        The results of each seed.
+
+    Raises:
+        GradshareError: see `gradshare.training.run.train`.
+    """
+    set_up(config)  # whatever is wrong with the data or the settings shows before anything is done
+    claim_folder(folder)
+    arms = ARMS if control else ARMS[:2]
+    homes = {
+        seed: folder / f"seed-{seed}" if seeds > 1 else folder
+        for seed in range(config.seed, config.seed + seeds)
+    }
+    jobs = {}
+    for seed, home in homes.items():
+        for arm in arms:
+            run = RunConfig.create({**config.model_dump(), **arm, "seed": seed})
+            name = run.arm if seeds == 1 else f"{run.arm} (seed {seed})"
+            jobs[name] = Job(run, home / run.arm)
+    finished = run_all(jobs, at_a_time, watch)
+
+    comparison = []
+    for seed, home in homes.items():
+        runs = [finished[name] for name, job in jobs.items() if job.config.seed == seed]
+        results = results_of_runs(runs, command)
+        save_results(results, home / FILENAME)
+        comparison.append(results)
+    return comparison
+
+
+def results_of_runs(runs: list[RunResult], command: str) -> Results:
+    """What the runs of one seed came to, side by side."""
+    config = runs[0].config
+    shared = config.model_dump(mode="json", exclude={"sharing", "sharing_control"})
+    return results_of(
+        [arm_of(run) for run in runs],
+        dataset=config.dataset,
+        method=config.method,
+        config=shared if len(runs) > 1 else config.model_dump(mode="json"),
+        environment=environment(set_up(config).device),
+        command=command,
+    )
