@@ -92,7 +92,7 @@ def arm(
         interval = confidence95(accuracies)
         test = Test(accuracy=interval.mean, ci95=interval.ci95, tasks=tasks, ensemble=5)
         test_single = Test(
-            accuracy=interval.mean - 0.008, ci95=interval.ci95, tasks=tasks, ensemble=1
+            accuracy=max(0.0, interval.mean - 0.008), ci95=interval.ci95, tasks=tasks, ensemble=1
         )
     return Arm(
         name=name,

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+from matplotlib.lines import Line2D
+
+from gradshare.experiments.figures import (
+    FURTHER_STYLES,
+    MARKED_EPOCHS,
+    STYLES,
+    arm_styles,
+    draw_all,
+    draw_inner_loop,
+    draw_sharing,
+    draw_validation,
+    running_mean,
+    validation_curve,
+)
+from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING
+from tests.experiments.synthetic_results import CHANCE, arm, comparison, usual
+
+
+def lines(axes: Axes, color: str, thick: bool = True) -> list[Line2D]:
+    found = [line for line in axes.lines if line.get_color() == color]
+    found = [line for line in found if line.get_linestyle() != "None"]
+    return [line for line in found if (line.get_linewidth() > 1.5) is thick]
+
+
+def data(line: Line2D) -> tuple[Any, Any]:
+    return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+
+
+def test_the_curves_are_the_validations() -> None:
+    results = usual()
+    axes = draw_validation([results]).figure.axes[0]
+    for run in results.arms:
+        (line,) = lines(axes, STYLES[run.name].color)
+        epochs, accuracies = data(line)
+        assert epochs.tolist() == [v.epoch for v in run.validation]
+        np.testing.assert_allclose(accuracies, [100 * v.accuracy for v in run.validation])
+    assert axes.get_ylabel() == "validation accuracy (%)"
+    assert axes.get_xlabel() == "epoch"
+    chance = [line for line in axes.lines if np.allclose(data(line)[1], 100 * CHANCE)]
+    assert len(chance) == 1
+
+
+def test_the_band_is_the_interval_over_tasks() -> None:
+    results = usual()
+    drawing = draw_validation([results])
+    axes = drawing.figure.axes[0]
+    first = results.arms[0].validation[0]
+    half = first.ci95 or 0
+    low, high = 100 * (first.accuracy - half), 100 * (first.accuracy + half)
+    vertices = np.asarray(axes.collections[0].get_paths()[0].vertices)
+    heights = vertices[np.isclose(vertices[:, 0], 1)][:, 1]
+    assert heights.min() == pytest.approx(low)
+    assert heights.max() == pytest.approx(high)
+    assert drawing.note.get_text() == (
+        "MAML on glyphs. Bands: 95 % confidence interval over validation tasks; one seed."
+    )
+
+
+def test_several_seeds_are_thin_and_their_mean_is_thick() -> None:
+    results = [usual(seed) for seed in (1, 2, 3)]
+    drawing = draw_validation(results)
+    axes = drawing.figure.axes[0]
+    color = STYLES[SHARING].color
+    assert len(lines(axes, color, thick=False)) == 3
+    (mean,) = lines(axes, color)
+    expected = [
+        np.mean([100 * one.arms[1].validation[epoch].accuracy for one in results])
+        for epoch in range(20)
+    ]
+    np.testing.assert_allclose(data(mean)[1], expected)
+    assert "of the mean over 3 seeds (Student’s t); thin lines" in " ".join(
+        drawing.note.get_text().split()
+    )
+
+
+def test_a_diverged_seed_is_shown_and_not_averaged() -> None:
+    broken = comparison([arm(SHARING, seed=2, epochs=4, outcome="diverged")])
+    whole = comparison([arm(SHARING, seed=1, epochs=9)])
+    axes = draw_validation([whole, broken]).figure.axes[0]
+    color = STYLES[SHARING].color
+    (mean,) = lines(axes, color)
+    assert len(data(mean)[0]) == 9
+    crosses = [line for line in axes.lines if line.get_marker() == "X"]
+    assert [data(line)[0].tolist() for line in crosses] == [[4.0]]
+
+
+def test_diverged_arms_are_shown_as_far_as_they_came() -> None:
+    arms = [arm(ORIGINAL, epochs=4, outcome="diverged"), arm(SHARING, epochs=9)]
+    drawing = draw_validation([comparison(arms)])
+    (line,) = lines(drawing.figure.axes[0], STYLES[ORIGINAL].color)
+    assert data(line)[0].tolist() == [1, 2, 3, 4]
+    assert "original diverged after epoch 4" in drawing.description
+    at_once = [arm(ORIGINAL, epochs=0, outcome="diverged"), arm(SHARING, epochs=2)]
+    assert "original diverged at once" in draw_validation([comparison(at_once)]).description
+
+
+def test_the_legend_is_the_papers() -> None:
+    description = draw_validation([usual()]).description
+    assert "gradient-sharing max 50.4 % ep 12 test 48.4 ± 0.9 %" in description
+    svg = draw_validation([usual()]).svg()
+    for text in ("gradient-sharing", "max 50.4 %", "ep 12", "test 48.4 ± 0.9 %", "chance"):
+        assert f">{text}</text>" in svg
+
+
+def test_a_single_epoch_is_bars() -> None:
+    drawing = draw_validation([usual(epochs=1)])
+    axes = drawing.figure.axes[0]
+    bars = [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
+    assert len(bars) == 3
+    assert axes.get_xlim() == (0.5, 1.5)
+    assert "Bars: 95 %" in drawing.note.get_text()
+
+
+def test_many_epochs_are_smoothed_and_stay_clear_of_markers() -> None:
+    results = usual(epochs=1500)
+    drawing = draw_validation([results])
+    axes = drawing.figure.axes[0]
+    color = STYLES[SHARING].color
+    (pale,) = lines(axes, color, thick=False)
+    (smooth,) = lines(axes, color)
+    raw = data(pale)[1]
+    assert len(raw) == len(data(smooth)[1]) == 1500
+    np.testing.assert_allclose(data(smooth)[1][700], raw[685:716].mean())
+    marked: Any = smooth.get_markevery()
+    start, every = marked
+    assert len(range(start, 1500, every)) <= MARKED_EPOCHS
+    assert "Running mean over 31 epochs." in drawing.note.get_text()
+
+
+def test_the_running_mean_of_a_constant_is_the_constant() -> None:
+    curve = validation_curve(arm(ORIGINAL, epochs=300, gain=0, noise=0))
+    np.testing.assert_allclose(running_mean(curve, 7).values, 20)
+
+
+def test_m_and_lambda() -> None:
+    results = usual()
+    drawing = draw_sharing([results])
+    left, right = drawing.figure.axes
+    sharing, control = results.arms[1:]
+    (m,) = lines(left, STYLES[SHARING].color)
+    np.testing.assert_allclose(data(m)[1], [p.m or 0 for p in sharing.sharing])
+    assert lines(left, STYLES[RATE_CONTROL].color) == []
+    (gate,) = lines(right, STYLES[RATE_CONTROL].color)
+    np.testing.assert_allclose(data(gate)[1], [p.lambda_ or 0 for p in control.sharing])
+    assert left.get_ylim() == right.get_ylim() == (0, 1)
+    assert "rate-control ends at σ(m) –, σ(λ) 0.19" in drawing.description
+
+
+def test_the_inner_loops_gap() -> None:
+    results = usual()
+    axes = draw_inner_loop([results]).figure.axes
+    assert [a.get_title(loc="left") for a in axes[:3]] == [ORIGINAL, SHARING, RATE_CONTROL]
+    run = results.arms[1]
+    support, query = lines(axes[1], STYLES[SHARING].color)
+    np.testing.assert_allclose(
+        data(support)[1], [100 * (p.support_accuracy_after or 0) for p in run.inner_loop]
+    )
+    np.testing.assert_allclose(
+        data(query)[1], [100 * (p.query_accuracy_after or 0) for p in run.inner_loop]
+    )
+    _, loss = lines(axes[4], STYLES[SHARING].color)
+    np.testing.assert_allclose(data(loss)[1], [p.query_loss_after or 0 for p in run.inner_loop])
+    assert axes[3].get_ylabel() == "cross-entropy (nats)"
+
+
+def test_one_exploding_loss_does_not_flatten_the_others() -> None:
+    run = arm(ORIGINAL, epochs=5)
+    points = list(run.inner_loop)
+    points[4] = points[4].model_copy(update={"query_loss_after": 1e9, "support_loss_after": None})
+    wild = run.model_copy(update={"inner_loop": tuple(points)})
+    axes = draw_inner_loop([comparison([wild, arm(SHARING, epochs=5)])]).figure.axes
+    assert axes[2].get_ylim()[1] == pytest.approx(4 * np.log(5))
+
+
+def test_figures_without_data_are_not_drawn() -> None:
+    bare = arm(ORIGINAL, epochs=2).model_copy(update={"inner_loop": ()})
+    assert [drawing.name for drawing in draw_all([comparison([bare])])] == ["validation"]
+    assert [drawing.name for drawing in draw_all([usual(epochs=2)])] == [
+        "validation",
+        "sharing",
+        "inner_loop",
+    ]
+
+
+def test_an_arm_always_looks_the_same_and_like_no_other() -> None:
+    styles = arm_styles([SHARING, "one-control", ORIGINAL, "two-control"])
+    assert styles[SHARING] == STYLES[SHARING]
+    assert styles["one-control"] == FURTHER_STYLES[0]
+    assert styles["two-control"] == FURTHER_STYLES[1]
+    everything = [*STYLES.values(), *FURTHER_STYLES]
+    for aspect in ("color", "line", "marker"):
+        assert len({getattr(style, aspect) for style in everything}) == len(everything)
+
+
+def test_files_are_written_and_reproducible(tmp_path: Path) -> None:
+    drawing = draw_validation([usual(epochs=3)])
+    png, svg = drawing.save(tmp_path)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert png.stat().st_size > 20_000
+    root = ElementTree.fromstring(svg.read_text())
+    assert root.tag.endswith("svg")
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) > 10
+    assert draw_validation([usual(epochs=3)]).svg() == svg.read_text()
+    assert not re.search(r"20\d\d-\d\d-\d\d", svg.read_text())
+
+
+def test_names_from_users_are_no_formulas(tmp_path: Path) -> None:
+    names = ["$\\frac{", "_hidden", "</svg><script>alert(1)</script>", "漢字"]
+    results = comparison([arm(name, epochs=2) for name in names], dataset="a & b $x$")
+    for drawing in draw_all([results]):
+        drawing.save(tmp_path)
+        assert "<script>" not in drawing.svg()
+    assert "$\\frac{" in (tmp_path / "validation.svg").read_text()
+
+
+def test_drawing_leaves_matplotlib_as_it_was() -> None:
+    before = dict(mpl.rcParams)
+    draw_validation([usual(epochs=2)]).svg()
+    assert dict(mpl.rcParams) == before

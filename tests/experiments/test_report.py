@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from gradshare.errors import RunError
+from gradshare.experiments.report import write_report
+from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Results
+from gradshare.experiments.table import arm_rows, comparison_rows
+from gradshare.experiments.verdict import verdict
+from tests.experiments.synthetic_results import COMMAND, CONFIG, ENVIRONMENT, arm, comparison, usual
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects a page's text, tags and attributes, and whether its tags are closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(" ".join(self.words).replace("\N{NO-BREAK SPACE}", " ").split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def assert_rows_are_on(page: Page, results: list[Results]) -> None:
+    for row in (*comparison_rows(results), *arm_rows(results)):
+        for column, cell in row.items():
+            # A column that says "trained" in every row is left out.
+            assert cell in page.text or (column == "outcome" and cell == "trained")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report([usual()], tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def page(written: Path) -> Page:
+    return Page(written)
+
+
+def test_the_folder_holds_the_page_and_the_figures(written: Path) -> None:
+    folder = written.parent
+    assert written.name == "report.html"
+    assert sorted(path.name for path in (folder / "figures").iterdir()) == [
+        f"{name}.{suffix}"
+        for name in ("inner_loop", "sharing", "validation")
+        for suffix in ("png", "svg")
+    ]
+
+
+def test_the_page_needs_nothing_from_elsewhere(written: Path, page: Page) -> None:
+    text = written.read_text()
+    assert "http" not in text
+    assert "@import" not in text
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "img", "iframe")
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_the_page_is_well_formed(page: Page) -> None:
+    assert page.open == []
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = re.findall(r"url\(#([^)]+)\)", str(page.tags))
+    hrefs = [(a.get("href") or "#")[1:] for _, a in page.tags if "href" in a]
+    assert set(used) | set(hrefs) <= set(ids)
+
+
+def test_every_number_is_on_the_page(page: Page) -> None:
+    said = verdict([usual()])
+    for sentence in (said.headline, *said.sentences, *said.caveats):
+        assert sentence.replace("`", "") in page.text
+    assert_rows_are_on(page, [usual()])
+    for facts in (CONFIG, ENVIRONMENT):
+        for key, value in facts.items():
+            assert key in page.text
+            assert {True: "yes", None: "none"}.get(value, str(value)) in page.text
+    assert COMMAND in page.text
+
+
+def test_settings_are_grouped_as_in_the_help(page: Page) -> None:
+    text = page.text[page.text.index("Settings") :]
+    groups = ["Data", "Tasks", "Inner loop and sharing", "Outer loop", "Evaluation", "Machine and"]
+    assert sorted(groups, key=text.index) == groups
+    assert "Batch norm is transductive: all queries of a task are normalised together" in page.text
+
+
+def test_figures_can_be_told_without_seeing_them(page: Page) -> None:
+    labels = [attributes.get("aria-label") for tag, attributes in page.tags if tag == "svg"]
+    assert len(labels) == 3
+    assert all(label and len(label) > 40 for label in labels)
+
+
+def test_figures_follow_the_pages_colours(written: Path) -> None:
+    text = written.read_text()
+    body = text[text.index("<main>") :]
+    for variable in ("--ink", "--paper", "--grid", "--original", "--sharing", "--control"):
+        assert f"var({variable})" in body
+    assert "#1f2328" not in body
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    evil = '<script>alert("x")</script>'
+    results = comparison(
+        [arm(evil, epochs=2), arm("original", epochs=2)],
+        dataset=f"{evil} & co",
+        method=evil,
+        command=f"gradshare {evil}",
+        config={**CONFIG, evil: evil, "list": [evil, 1]},
+        environment={evil: {"a": evil}},
+    )
+    page = Page(write_report([results], tmp_path))
+    assert not any(tag == "script" for tag, _ in page.tags)
+    assert page.open == []
+    assert page.text.count('alert("x")') >= 6
+
+
+def test_several_seeds_are_one_report(tmp_path: Path) -> None:
+    results = [usual(seed, epochs=12) for seed in (3, 1)]
+    page = Page(write_report(results, tmp_path))
+    assert "seeds 1, 3" in page.text
+    assert "mean of 2" in page.text
+    assert "over seeds (Student’s t)" in page.text
+    assert_rows_are_on(page, results)
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        comparison([arm(ORIGINAL, epochs=3)]),
+        comparison([arm(SHARING, epochs=0, outcome="diverged", message="loss nan")]),
+        usual(epochs=1),
+        comparison([arm(ORIGINAL, epochs=1, tasks=1), arm(SHARING, epochs=1, tasks=1)]),
+        comparison([arm(RATE_CONTROL, epochs=2)], config={}, environment={}),
+    ],
+    ids=["one arm", "nothing", "one epoch", "one task", "no settings"],
+)
+def test_whatever_the_results_there_is_a_report(results: Results, tmp_path: Path) -> None:
+    page = Page(write_report([results], tmp_path / "new" / "folder"))
+    assert page.open == []
+    assert verdict([results]).headline in page.text
+    for stray in ("None", "nan ", "undefined"):
+        assert stray not in page.text
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file: the report cannot be written: .*choose another"):
+        write_report([usual(epochs=1)], tmp_path / "file")
+
+
+def test_the_report_is_reproducible(tmp_path: Path) -> None:
+    one = write_report([usual(epochs=2)], tmp_path / "one")
+    two = write_report([usual(epochs=2)], tmp_path / "two")
+    assert one.read_bytes() == two.read_bytes()
