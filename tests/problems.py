@@ -90,7 +90,7 @@ def oracle_g_hat(state: Tensors, steps: int) -> list[dict[str, Tensor]] | None:
         return None
     return [
         {
-            name.removeprefix(f"sharing.g_hat.{k}."): tensor
+            name.removeprefix(f"sharing.g_hat.{k}."): tensor.squeeze(0)
             for name, tensor in state.items()
             if name.startswith(f"sharing.g_hat.{k}.")
         }

@@ -55,11 +55,7 @@ def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own bomb warning: MAX_PIXELS decides
             with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{where} is {image.width}×{image.height} pixels, over the limit of "
-                        f"{MAX_PIXELS:,}; make it smaller or remove it"
-                    )
+                _check_size(image, where)
                 return to_array(image, form)
     except DataError:
         raise
@@ -68,6 +64,14 @@ def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
             f"{where} is not a readable image ({type(error).__name__}: {error}); "
             "replace or remove it"
         ) from error
+
+
+def _check_size(image: Image.Image, where: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(
+            f"{where} is {image.width}×{image.height} pixels, over the limit of "
+            f"{MAX_PIXELS:,}; make it smaller or remove it"
+        )
 
 
 def to_array(image: Image.Image, form: ImageFormat) -> Images:

@@ -23,8 +23,8 @@ class GradientSharing:
     Learned: `m` and `lambda`, both (K,), started at 0. Either may be given as (T, K) instead, the
     task-conditioned variant that the paper names; everything below broadcasts.
 
-    State: `g_hat.k.NAME`, ĝ_k for each inner step and parameter, and `seen` (K,), whether there is
-    a ĝ_k yet. What is stored is detached: an iteration's outer loss reaches its own g_k, through
+    State: `g_hat.k.NAME` (1, …), ĝ_k for each inner step and parameter, one for all tasks ((T, …)
+    once m is task-conditioned), and `seen` (K,), whether there is a ĝ_k yet. What is stored is detached: an iteration's outer loss reaches its own g_k, through
     the norm too, and nothing of the iterations before it.
 
     Args:
@@ -43,7 +43,9 @@ class GradientSharing:
         learned = {"m": like.new_zeros(self.steps), "lambda": like.new_zeros(self.steps)}
         state = {"seen": torch.zeros(self.steps, dtype=torch.bool, device=like.device)}
         for step in range(self.steps):
-            state |= {f"g_hat.{step}.{name}": torch.zeros_like(p) for name, p in params.items()}
+            state |= {
+                f"g_hat.{step}.{name}": torch.zeros_like(p[None]) for name, p in params.items()
+            }
         return learned, state
 
     def update(
@@ -62,6 +64,7 @@ class GradientSharing:
             gate = gate * seen  # before any training there is no ĝ: Δ is the task's own gradient
         else:
             g = normalized(sum_over_tasks(gradients), self.norm)  # Eq. 1
+            g = {name: tensor[None] for name, tensor in g.items()}  # one for all tasks
             momentum = torch.sigmoid(learned["m"][..., step])
             # Eqs. 2 and 3 in one: where there is no history yet, g_k stands in for it, so that
             # ĝ_k = g_k and the gradient of m_k is exactly zero.
@@ -131,7 +134,7 @@ def _inverse_root(square: Tensor) -> Tensor:
 
 
 def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
-    """start + weight · (end - start), with a weight that is a scalar or one for each task (T,)."""
+    """start + weight · (end - start) of tensors (1 or T, …), with a weight () or (T,)."""
     difference = end - start
     weight = weight.reshape(weight.shape + (1,) * (difference.ndim - weight.ndim))
     return start + weight * difference

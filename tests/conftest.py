@@ -1,0 +1,64 @@
+"""A tiny prepared dataset, and a configuration of seconds, for end-to-end tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gradshare.episodes.store import ClassImages, write_store
+
+# The tensors of the tests are too small to be worth a second thread.
+torch.set_num_threads(1)
+
+TINY_SIZE = 16
+
+
+def tiny_classes(split: str, count: int, images: int = 10) -> list[ClassImages]:
+    """Classes of noisy images of one pattern each, so that there is something to learn."""
+    classes = []
+    for index in range(count):
+        random = np.random.default_rng([len(split), index])
+        pattern = random.integers(0, 256, (1, 1, TINY_SIZE, TINY_SIZE))
+        noise = random.normal(0, 60, (images, 1, TINY_SIZE, TINY_SIZE))
+        pixels = np.clip(pattern + noise, 0, 255).astype(np.uint8)
+        classes.append(ClassImages(split, f"{split}-{index}", pixels))
+    return classes
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with one dataset, "tiny": 16×16, grey."""
+    root = tmp_path_factory.mktemp("data")
+    write_store(
+        root / "tiny" / str(TINY_SIZE),
+        [*tiny_classes("train", 12), *tiny_classes("val", 5), *tiny_classes("test", 5)],
+        name="tiny",
+        rotate_classes=False,
+        source={},
+    )
+    return root
+
+
+@pytest.fixture
+def tiny(data_root: Path) -> dict[str, Any]:
+    """Settings of a run on it that takes a second."""
+    return {
+        "dataset": "tiny",
+        "data_root": str(data_root),
+        "ways": 3,
+        "queries": 4,
+        "task_batch": 2,
+        "inner_steps": 2,
+        "filters": 4,
+        "epochs": 3,
+        "iterations_per_epoch": 3,
+        "val_tasks": 6,
+        "test_tasks": 8,
+        "ensemble": 2,
+        "device": "cpu",
+        "threads": 1,
+    }

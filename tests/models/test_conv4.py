@@ -1,0 +1,71 @@
+"""The backbone: the reference code's shapes, initialisation and order of layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gradshare.errors import ConfigError
+from gradshare.models import Conv4
+
+
+@pytest.mark.parametrize(
+    ("size", "features"), [(16, 48), (28, 48), (32, 192), (84, 1200), (85, 1200)]
+)
+def test_the_linear_layer_fits_any_image(size: int, features: int) -> None:
+    model = Conv4(ways=5, image_size=size, channels=3)
+    assert model.linear.weight.shape == (5, features)
+    assert model(torch.randn(2, 3, size, size)).shape == (2, 5)
+
+
+def test_parameters_of_the_reference_backbone() -> None:
+    model = Conv4(ways=5, image_size=84, channels=3, conv_bias=True)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert shapes["blocks.0.conv.weight"] == (48, 3, 3, 3)
+    assert shapes["blocks.3.conv.bias"] == (48,)
+    assert shapes["blocks.3.norm.weight"] == (48,)
+    assert shapes["linear.bias"] == (5,)
+    assert len(shapes) == 18
+    assert all(p.eq(0).all() for n, p in model.named_parameters() if n.endswith("bias"))
+    assert all(p.eq(1).all() for n, p in model.named_parameters() if "norm.weight" in n)
+    bound = (6 / (48 * 9 + 48 * 9)) ** 0.5  # Xavier-uniform
+    weight = model.blocks[2]["conv"].weight  # type: ignore[index]
+    assert weight.abs().max() <= bound
+    assert weight.abs().max() > 0.98 * bound
+
+
+@pytest.mark.parametrize(("activation", "slope"), [("leaky_relu", 0.01), ("relu", 0.0)])
+def test_pooling_before_the_activation_equals_the_reference_order(
+    activation: str, slope: float
+) -> None:
+    torch.manual_seed(0)
+    model = Conv4(ways=3, image_size=20, channels=2, filters=5, activation=activation)  # type: ignore[arg-type]
+    x = torch.randn(4, 2, 20, 20)
+    expected = x
+    for block in model.blocks:
+        assert isinstance(block, nn.ModuleDict)
+        z = block["conv"](expected)
+        z = F.batch_norm(z, None, None, training=True)
+        expected = F.max_pool2d(F.leaky_relu(z, slope), 2)
+    expected = model.linear(expected.flatten(1))
+    assert torch.allclose(model(x), expected, atol=1e-5)
+
+
+def test_a_convolutions_bias_changes_no_output() -> None:
+    torch.manual_seed(0)
+    model = Conv4(ways=3, image_size=16, channels=1, filters=4, conv_bias=True).double()
+    x = torch.randn(5, 1, 16, 16, dtype=torch.float64)
+    before = model(x)
+    with torch.no_grad():
+        model.blocks[1]["conv"].bias.fill_(3.0)  # type: ignore[index]
+    assert torch.allclose(model(x), before, rtol=1e-9)
+
+
+def test_an_image_too_small_to_be_halved_four_times() -> None:
+    with pytest.raises(ConfigError) as error:
+        Conv4(ways=5, image_size=15, channels=1)
+    assert str(error.value) == (
+        "image size 15 is too small: the backbone halves it 4 times; use at least 16"
+    )
