@@ -257,22 +257,23 @@ def _coverage(
     """How much of each pixel is ink: (samples, size, size) in [0, 1]."""
     side = size * OVERSAMPLING
     unit = side / 56  # distances below were chosen at 28×28
-    inks: dict[str, tuple[Image.Image, npt.NDArray[np.float64]]] = {}
+    faces = random.integers(len(letter.faces), size=samples)
+    maps = _linear_maps(samples, random)
+    lengths = random.uniform(0.62, 0.85, samples) * side
+    places = random.uniform(size=(samples, 2))
+    blurs = [ImageFilter.GaussianBlur(r * unit) for r in random.uniform(0.5, 1.6, samples).tolist()]
+    inks: dict[int, tuple[Image.Image, npt.NDArray[np.float64]]] = {}
     canvases = np.empty((samples, side, side), dtype=np.float32)
-    for canvas in canvases:
-        face = letter.faces[random.integers(len(letter.faces))]
+    for number, face in enumerate(faces.tolist()):
         if face not in inks:
-            ink = _ink(letter.codepoint, face, round(0.8 * side))
+            ink = _ink(letter.codepoint, letter.faces[face], round(0.8 * side))
             inks[face] = ink, _outline(ink)
         ink, outline = inks[face]
+        placement = _place(outline, maps[number], lengths[number], places[number], side)
         image = ink.transform(
-            (side, side),
-            Image.Transform.AFFINE,
-            _pose(outline, side, random),
-            Image.Resampling.BILINEAR,
+            (side, side), Image.Transform.AFFINE, placement, Image.Resampling.BILINEAR
         )
-        blur = ImageFilter.GaussianBlur(random.uniform(0.5, 1.6) * unit)
-        canvas[:] = np.asarray(image.filter(blur))
+        canvases[number] = np.asarray(image.filter(blurs[number]))
     canvases /= canvases.max(axis=(1, 2), keepdims=True)
     # Cutting the blurred letter at a low level thickens its strokes, at a high level thins them.
     level = random.uniform(0.28, 0.62, (samples, 1, 1)).astype(np.float32)
@@ -291,26 +292,44 @@ def _outline(ink: Image.Image) -> npt.NDArray[np.float64]:
     return np.concatenate([np.stack([first, rows], 1), np.stack([last, rows], 1)]).astype(float)
 
 
-def _pose(
-    outline: npt.NDArray[np.float64], side: int, random: np.random.Generator
+def _linear_maps(samples: int, random: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Random rotations of shears of stretches: (samples, 2, 2)."""
+    angle = random.uniform(-0.26, 0.26, samples)  # radians: ±15°
+    shear = random.uniform(-0.25, 0.25, samples)
+    stretch = np.exp(random.uniform(-0.18, 0.18, samples))
+    turns = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    shears = np.array([[stretch, shear], [np.zeros(samples), 1 / stretch]])
+    return np.asarray(turns.transpose(2, 0, 1) @ shears.transpose(2, 0, 1))
+
+
+def _place(
+    outline: npt.NDArray[np.float64],
+    linear: npt.NDArray[np.float64],
+    length: float,
+    place: npt.NDArray[np.float64],
+    side: int,
 ) -> tuple[float, ...]:
-    """A random affine map that leaves the ink inside the frame.
+    """The affine map that draws some ink in a frame of `side` pixels, wholly inside it.
+
+    Args:
+        outline: (points, 2), of the ink.
+        linear: (2, 2), what to do to the ink before it is scaled and shifted.
+        length: of the longer side of the ink's bounding box after that, in pixels.
+        place: (2,) in [0, 1], where in the space that is left.
+        side: of the frame.
 
     Returns:
         The six coefficients that `Image.transform` wants: from the frame's pixels to the ink's.
     """
-    angle = random.uniform(-0.26, 0.26)  # radians: ±15°
-    shear = random.uniform(-0.25, 0.25)
-    stretch = np.exp(random.uniform(-0.18, 0.18))
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = turn @ np.array([[stretch, shear], [0, 1 / stretch]])
     placed = outline @ linear.T
     low, high = placed.min(axis=0), placed.max(axis=0)
-    length = random.uniform(0.62, 0.85) * side
     scale = length / (high - low).max()
     margin = side / 14  # blur and thick strokes reach beyond the outline
-    slack = side - 2 * margin - scale * (high - low)
-    shift = margin - scale * low + random.uniform(size=2) * slack
-    inverse = np.linalg.inv(scale * linear)
-    offset = -inverse @ shift
-    return (*inverse[0], offset[0], *inverse[1], offset[1])
+    shift = margin - scale * low + place * (side - 2 * margin - scale * (high - low))
+    (a, b), (c, d) = (linear * scale).tolist()
+    x, y = shift.tolist()
+    determinant = a * d - b * c
+    return (
+        *(d / determinant, -b / determinant, (b * y - d * x) / determinant),
+        *(-c / determinant, a / determinant, (c * x - a * y) / determinant),
+    )
