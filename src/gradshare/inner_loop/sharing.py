@@ -24,8 +24,9 @@ class GradientSharing:
     task-conditioned variant that the paper names; everything below broadcasts.
 
     State: `g_hat.k.NAME` (1, …), ĝ_k for each inner step and parameter, one for all tasks ((T, …)
-    once m is task-conditioned), and `seen` (K,), whether there is a ĝ_k yet. What is stored is detached: an iteration's outer loss reaches its own g_k, through
-    the norm too, and nothing of the iterations before it.
+    once m is task-conditioned), and `seen` (K,), whether there is a ĝ_k yet. What is stored is
+    detached: an iteration's outer loss reaches its own g_k, through the norm too, and nothing of
+    the iterations before it.
 
     Args:
         steps: K, the number of inner steps.

@@ -247,7 +247,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise ConfigError(
-            f"{path} must hold lines like `ways: 5`; it holds {type(settings).__name__}"
+            f"{path} must hold lines like `ways: 5`; it holds a {type(settings).__name__}"
         )
     check_keys(settings)
     return settings

@@ -1,0 +1,99 @@
+"""The configuration: what it refuses, in which words, and that a stored one reproduces a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradshare.errors import ConfigError
+from gradshare.training.config import RunConfig, load_yaml
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task_batch": 0}, "--task-batch 0: must be greater than or equal to 1"),
+        ({"ways": 1}, "--ways 1: must be greater than or equal to 2"),
+        ({"inner_lr": float("nan")}, "--inner-lr nan: must be a finite number"),
+        ({"method": "mamel"}, "--method 'mamel': must be 'maml', 'meta-sgd' or 'maml++'"),
+        ({"image_size": 8}, "--image-size 8: must be greater than or equal to 16"),
+        (
+            {"multi_step_loss": "soon", "method": "maml++"},
+            "--multi-step-loss 'soon': give a number of iterations like 7500, or a share of the "
+            "run like 15%",
+        ),
+        (
+            {"first_order_for": "120%"},
+            "--first-order-for '120%': give a number of iterations like 7500, or a share of the "
+            "run like 15%",
+        ),
+        (
+            {"sharing": False, "sharing_control": "rate-control"},
+            "sharing_control 'rate-control' replaces sharing, which is off; leave one of them out",
+        ),
+        (
+            {"per_step_rates": False},
+            "--per-step-rates False is a part of MAML++ that --method maml does not have; use "
+            "--method maml++ or leave it out",
+        ),
+        ({"innr_lr": 0.1}, "unknown setting 'innr_lr'; did you mean 'inner_lr'?"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        RunConfig.create(settings)
+    assert str(error.value) == message
+
+
+def test_several_bad_settings_are_all_named() -> None:
+    with pytest.raises(ConfigError) as error:
+        RunConfig.create({"ways": 0, "shots": 0})
+    assert str(error.value).splitlines() == [
+        "--ways 0: must be greater than or equal to 2",
+        "--shots 0: must be greater than or equal to 1",
+    ]
+
+
+def test_a_stored_configuration_is_the_same_configuration(tmp_path: Path) -> None:
+    config = RunConfig.create(
+        {"method": "maml++", "multi_step_loss": "40%", "seed": 3, "clamp_gradients": 10}
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert RunConfig.create(load_yaml(path)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ways: [5", "is not valid YAML"),
+        ("- ways", "must hold lines like `ways: 5`; it holds a list"),
+        ("wayz: 5", "unknown setting 'wayz'; did you mean 'ways'?"),
+        ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
+    ],
+)
+def test_a_bad_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        load_yaml(path)
+    assert message in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*absent\.yaml"):
+        load_yaml(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(("span", "iterations"), [("15%", 75), ("7500", 7500), ("0", 0)])
+def test_a_span_is_iterations_or_a_share_of_the_run(span: str, iterations: int) -> None:
+    config = RunConfig(epochs=10, iterations_per_epoch=50)
+    assert config.span(span) == iterations
+
+
+def test_every_field_says_what_it_is() -> None:
+    for name, field in RunConfig.model_fields.items():
+        assert field.description, name
+        assert isinstance(field.json_schema_extra, dict), name

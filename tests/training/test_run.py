@@ -1,0 +1,285 @@
+"""A run, end to end on a tiny dataset: what it writes, and that it learns, stops and continues."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradshare.errors import ConfigError, DataError, RunError
+from gradshare.training.checkpoint import load_checkpoint
+from gradshare.training.config import RunConfig
+from gradshare.training.interruption import RunStoppedError
+from gradshare.training.outer_loop import make_optimizer, outer_iteration
+from gradshare.training.run import (
+    Progress,
+    best_epochs,
+    best_models,
+    load_config,
+    load_history,
+    resume,
+    test_accuracies,
+    train,
+)
+from gradshare.training.setup import set_up
+
+test_accuracies.__test__ = False  # type: ignore[attr-defined]
+CPU = torch.device("cpu")
+
+
+def ignore(progress: Progress) -> None:
+    pass
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("method", ["maml", "meta-sgd", "maml++"])
+@pytest.mark.parametrize("arm", ["original", "gradient-sharing", "rate-control"])
+def test_every_method_and_arm_runs(
+    method: str, arm: str, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    config = RunConfig.create(
+        {
+            **tiny,
+            "method": method,
+            "sharing": arm != "original",
+            "sharing_control": "rate-control" if arm == "rate-control" else None,
+        }
+    )
+    result = train(config, tmp_path / "run", ignore)
+    assert config.arm == arm
+    assert result.diverged is None
+    assert [r.epoch for r in result.history] == [1, 2, 3]
+    for record in result.history:
+        assert (record.m is not None) == (arm == "gradient-sharing")
+        assert (record.lambda_ is not None) == (arm != "original")
+    assert result.test is not None
+    assert len(result.test.ensemble) == len(result.test.single) == 8
+    assert result.test.members == 2
+    assert load_config(tmp_path / "run") == config
+    assert load_history(tmp_path / "run") == result.history
+    kept = [f"epoch-{e:06d}.safetensors" for e in sorted(best_epochs(result.history, 2))]
+    latest = ["latest-000000006.safetensors", "latest-000000009.safetensors"]
+    assert checkpoints(tmp_path / "run") == [*kept, *latest]
+
+
+def test_it_learns(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = RunConfig.create({**tiny, "epochs": 2, "iterations_per_epoch": 40, "val_tasks": 40})
+    result = train(config, tmp_path / "run", ignore)
+    last = result.history[-1]
+    assert last.val_ci95 is not None
+    assert last.val_accuracy - 2 * last.val_ci95 > config.chance
+    assert last.inner_loop.query_loss_after < last.inner_loop.query_loss_before
+    assert last.inner_loop.support_loss_after < last.inner_loop.support_loss_before
+    assert last.inner_loop.query_accuracy_after == pytest.approx(last.val_accuracy)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    runs = [
+        train(RunConfig.create({**tiny, "seed": seed}), tmp_path / name, ignore)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    losses = [[record.train_loss for record in run.history] for run in runs]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_arms_start_alike_and_see_the_same_tasks(tiny: dict[str, Any]) -> None:
+    setups = [set_up(RunConfig.create({**tiny, "sharing": sharing})) for sharing in (True, False)]
+    learned = [setup.learner.init()[0] for setup in setups]
+    for name in learned[1]:
+        assert torch.equal(learned[0][name], learned[1][name])
+    batches = [setup.train.batch(range(4)) for setup in setups]
+    assert torch.equal(batches[0].support_x, batches[1].support_x)
+    assert torch.equal(batches[0].query_x, batches[1].query_x)
+
+
+def test_seeds_change_training_and_never_validation(tiny: dict[str, Any]) -> None:
+    one, other = (set_up(RunConfig.create({**tiny, "seed": seed})) for seed in (0, 1))
+    assert torch.equal(one.val.batch([5]).query_x, other.val.batch([5]).query_x)
+    assert torch.equal(one.test.batch([5]).query_x, other.test.batch([5]).query_x)
+    assert not torch.equal(one.train.batch([5]).query_x, other.train.batch([5]).query_x)
+
+
+def test_best_models_are_the_epochs_they_are_named_after(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    config = RunConfig.create(tiny)
+    result = train(config, tmp_path / "run", ignore)
+    assert result.test is not None
+    setup = set_up(config)
+    models = best_models(tmp_path / "run", result.history, config.ensemble, CPU)
+    again = test_accuracies(config, setup, models, lambda tasks: None)
+    assert again == result.test
+    single = test_accuracies(config, setup, models[:1], lambda tasks: None)
+    assert single.ensemble == result.test.single
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_continues_to_where_it_would_have_been(
+    signal_number: int, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    config = RunConfig.create({**tiny, "method": "maml++", "cosine_annealing_to": 1e-5})
+    whole = train(config, tmp_path / "whole", ignore)
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == "train" and progress.done == 5:
+            os.kill(os.getpid(), signal_number)
+
+    with pytest.raises(RunStoppedError) as error:
+        train(config, tmp_path / "stopped", stop)
+    assert str(error.value) == (
+        f"stopped after iteration 5 of 9; everything so far is saved in {tmp_path / 'stopped'}"
+    )
+    assert error.value.signal == signal_number
+    resumed = resume(tmp_path / "stopped", ignore)
+    assert resumed.test == whole.test
+    for one, other in zip(resumed.history, whole.history, strict=True):
+        assert {**one.to_json(), "seconds": 0} == {**other.to_json(), "seconds": 0}
+    last = "latest-000000009.safetensors"
+    ends = [load_checkpoint(tmp_path / n / "checkpoints" / last, CPU) for n in ("whole", "stopped")]
+    for part in ("learned", "state", "optimizer"):
+        one, other = getattr(ends[0], part), getattr(ends[1], part)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_diverging_run_is_recorded_and_keeps_its_best_epochs(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    # Adam at this rate makes the parameters overflow within a few iterations.
+    config = RunConfig.create({**tiny, "outer_lr": 1e30, "val_tasks": 2})
+    result = train(config, tmp_path / "run", ignore)
+    assert result.diverged is not None
+    assert result.diverged.startswith("epoch 1, iteration ")
+    assert "nan" in result.diverged or "not finite" in result.diverged
+    assert result.test is None
+
+
+def test_a_refused_step_leaves_everything_as_it_was(tiny: dict[str, Any]) -> None:
+    config = RunConfig.create(tiny)
+    setup = set_up(config)
+    learned, state = setup.learner.init()
+    optimizer = make_optimizer(learned, 0.1)
+    tasks = setup.normalization.batch(setup.train.batch(range(2)))
+    good = outer_iteration(
+        setup.learner, learned, state, optimizer, tasks, iteration=0, clamp_gradients=None
+    )
+    before = {name: tensor.detach().clone() for name, tensor in learned.items()}
+    steps = [s["step"].item() for s in optimizer.state.values()]
+    tasks.query_x[0, 0] = float("inf")
+    bad = outer_iteration(
+        setup.learner, learned, good.state, optimizer, tasks, iteration=1, clamp_gradients=None
+    )
+    assert bad.refused == "the outer loss is nan"
+    assert bad.state is good.state
+    assert all(torch.equal(before[name], learned[name]) for name in learned)
+    assert [s["step"].item() for s in optimizer.state.values()] == steps
+
+
+def test_the_reference_clamp_spares_what_is_not_the_model(tiny: dict[str, Any]) -> None:
+    config = RunConfig.create({**tiny, "method": "meta-sgd"})
+    setup = set_up(config)
+    learned, state = setup.learner.init()
+    optimizer = make_optimizer(learned, 0.1)
+    seen: dict[str, float] = {}
+
+    def look(*args: object) -> None:
+        for name, tensor in learned.items():
+            assert tensor.grad is not None
+            seen[name] = tensor.grad.abs().max().item()
+
+    optimizer.register_step_pre_hook(look)
+    tasks = setup.normalization.batch(setup.train.batch(range(2)))
+    outer_iteration(
+        setup.learner, learned, state, optimizer, tasks, iteration=0, clamp_gradients=1e-6
+    )
+    assert max(seen[name] for name in seen if name.startswith("model.")) <= 1e-6
+    assert seen["sharing.lambda"] > 1e-6
+    assert max(seen[name] for name in seen if name.startswith("meta_sgd.")) > 1e-6
+
+
+def test_a_folder_that_holds_something_is_refused_and_untouched(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(RunError) as error:
+        train(RunConfig.create(tiny), folder, ignore)
+    assert str(error.value) == (
+        f"the output folder {folder} already holds 'thesis.txt'; choose another with --out, or "
+        "delete it if you no longer need it"
+    )
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_an_output_folder_below_a_file_is_refused(tiny: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(RunError, match="cannot be written: Not a directory; choose another"):
+        train(RunConfig.create(tiny), tmp_path / "file" / "run", ignore)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"ways": 6},
+            "6-way tasks need 6 classes, split 'val' has 5; lower --ways or add classes",
+        ),
+        (
+            {"queries": 15},
+            "class 'train-0' of split 'train' has 10 images, a task needs 16 (1 shots + 15 "
+            "queries); lower --queries or --shots, or add images",
+        ),
+        ({"dataset": "omniglott"}, "omniglot"),
+        ({"device": "tpu9"}, "--device 'tpu9' cannot be used here"),
+        (
+            {"pixel_scaling": "imagenet"},
+            "--pixel-scaling imagenet is for colour images, tiny has 1 channel; use dataset or "
+            "unit",
+        ),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_anything_is_written(
+    settings: dict[str, Any], message: str, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises((DataError, ConfigError)) as error:
+        train(RunConfig.create({**tiny, **settings}), tmp_path / "run", ignore)
+    assert message in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_are_json_lines_without_nan(tiny: dict[str, Any], tmp_path: Path) -> None:
+    train(RunConfig.create(tiny), tmp_path / "run", ignore)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    for epoch, line in enumerate(lines, start=1):
+
+        def refuse(constant: str) -> None:
+            raise AssertionError(constant)
+
+        record = json.loads(line, parse_constant=refuse)
+        assert record["epoch"] == epoch
+        assert record["inner_loop"].keys() == {
+            f"{images}_{quantity}_{when}"
+            for images in ("support", "query")
+            for quantity in ("accuracy", "loss")
+            for when in ("before", "after")
+        }
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.*"))
+
+
+def test_a_missing_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError) as error:
+        load_config(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path} holds no run (no config.yaml); give the folder of a run"
+    )
