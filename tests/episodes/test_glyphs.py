@@ -111,6 +111,17 @@ def test_another_seed_gives_other_images_of_every_letter() -> None:
     assert all(one[name] != other[name] for name in one)
 
 
+def test_letters_are_not_all_distorted_alike() -> None:
+    """The median pixel of an image is its background, which is drawn for each image."""
+    chosen = [letter for letter in glyphs.letters() if chr(letter.codepoint) in "ABG"]
+    backgrounds = [
+        np.median(item.images, axis=(1, 2, 3)) for item in glyphs.generate(28, 0, chosen=chosen)
+    ]
+    assert len(backgrounds) == 3
+    for a, b in pairwise(backgrounds):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.8
+
+
 @pytest.mark.parametrize("size", [14, 28, 84])
 def test_images_have_the_size_asked_for(size: int) -> None:
     for item in glyphs.generate(size, 0, samples=3, chosen=some_letters(400)):
