@@ -16,6 +16,7 @@ from gradshare.experiments.figures import (
     FURTHER_STYLES,
     MARKED_EPOCHS,
     STYLES,
+    Curve,
     arm_styles,
     draw_all,
     draw_inner_loop,
@@ -24,7 +25,7 @@ from gradshare.experiments.figures import (
     running_mean,
     validation_curve,
 )
-from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING
+from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, SharingPoint
 from tests.experiments.synthetic_results import CHANCE, arm, comparison, usual
 
 
@@ -144,6 +145,21 @@ def test_the_running_mean_of_a_constant_is_the_constant() -> None:
     np.testing.assert_allclose(running_mean(curve, 7).values, 20)
 
 
+def test_the_running_mean_leaves_a_straight_line_and_both_ends() -> None:
+    values = np.arange(300.0)
+    straight = Curve(values + 1, values, np.ones(300))
+    np.testing.assert_allclose(running_mean(straight, 31).values, values)
+    bent = running_mean(Curve(values + 1, values**2, np.ones(300)), 31)
+    assert (bent.values[0], bent.values[-1]) == (0, 299**2)
+
+
+def test_weights_are_not_smoothed() -> None:
+    run = arm(SHARING, epochs=300)
+    axes = draw_sharing([comparison([run])]).figure.axes[0]
+    (line,) = lines(axes, STYLES[SHARING].color)
+    np.testing.assert_allclose(data(line)[1], [p.m or 0 for p in run.sharing])
+
+
 def test_m_and_lambda() -> None:
     results = usual()
     drawing = draw_sharing([results])
@@ -154,8 +170,18 @@ def test_m_and_lambda() -> None:
     assert lines(left, STYLES[RATE_CONTROL].color) == []
     (gate,) = lines(right, STYLES[RATE_CONTROL].color)
     np.testing.assert_allclose(data(gate)[1], [p.lambda_ or 0 for p in control.sharing])
-    assert left.get_ylim() == right.get_ylim() == (0, 1)
+    assert left.get_ylim() == right.get_ylim()
+    low, high = left.get_ylim()
+    assert 0 <= low < 0.18
+    assert 0.5 < high <= 1
     assert "rate-control ends at σ(m) –, σ(λ) 0.19" in drawing.description
+
+
+def test_weights_that_hardly_move_are_not_blown_up() -> None:
+    point = SharingPoint(epoch=1, m=0.501, lambda_=0.499)
+    still = arm(SHARING, epochs=1).model_copy(update={"sharing": (point,)})
+    low, high = draw_sharing([comparison([still])]).figure.axes[0].get_ylim()
+    assert high - low == pytest.approx(0.2)
 
 
 def test_the_inner_loops_gap() -> None:

@@ -108,6 +108,15 @@ def test_settings_are_grouped_as_in_the_help(page: Page) -> None:
     assert "Batch norm is transductive: all queries of a task are normalised together" in page.text
 
 
+def test_settings_that_the_method_does_not_read_are_left_out(tmp_path: Path) -> None:
+    shown = {}
+    for method in ("maml", "maml++"):
+        config = {**CONFIG, "method": method, "per_step_rates": True}
+        results = comparison([arm(ORIGINAL, epochs=1)], method=method, config=config)
+        shown[method] = "per_step_rates" in Page(write_report([results], tmp_path / method)).text
+    assert shown == {"maml": False, "maml++": True}
+
+
 def test_figures_can_be_told_without_seeing_them(page: Page) -> None:
     labels = [attributes.get("aria-label") for tag, attributes in page.tags if tag == "svg"]
     assert len(labels) == 3

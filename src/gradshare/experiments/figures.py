@@ -245,14 +245,19 @@ def smoothing_window(epochs: int) -> int:
 
 
 def running_mean(curve: Curve, window: int) -> Curve:
-    """The mean of each value and its neighbours; fewer of them towards the ends."""
-    kernel = np.ones(window)
-    counts = np.convolve(np.ones_like(curve.values), kernel, "same")
-    return Curve(
-        curve.epochs,
-        np.convolve(curve.values, kernel, "same") / counts,
-        np.convolve(curve.ci95, kernel, "same") / counts,
-    )
+    """The mean of each value and as many neighbours on both sides.
+
+    Towards the ends they become fewer: the first epochs, which matter most, keep their values.
+    """
+    count = curve.values.size
+    places = np.arange(count)
+    reach = np.minimum(window // 2, np.minimum(places, count - 1 - places))
+
+    def mean(values: Floats) -> Floats:
+        sums = np.concatenate([[0.0], np.cumsum(values)])
+        return np.asarray((sums[places + reach + 1] - sums[places - reach]) / (2 * reach + 1))
+
+    return Curve(curve.epochs, mean(curve.values), mean(curve.ci95))
 
 
 def validation_curve(run: Arm) -> Curve:
@@ -275,7 +280,7 @@ def draw_validation(results: Sequence[Results]) -> Drawing:
         axes = figure.add_subplot()
         entries: list[LegendEntry] = []
         for order, (name, runs) in enumerate(arms.items()):
-            _draw_runs(axes, runs, validation_curve, styles[name], order, len(arms))
+            _draw_runs(axes, runs, validation_curve, styles[name], order, len(arms), noisy=True)
             entries.append((_sample(styles[name]), (_shown(name), *_achieved(runs))))
         chances = sorted({run.chance for runs in arms.values() for run in runs})
         for chance in chances:
@@ -283,6 +288,7 @@ def draw_validation(results: Sequence[Results]) -> Drawing:
         chance_text = wording.listing([wording.percent(chance) for chance in chances])
         entries.append((Line2D([], [], **LEVEL_LINE), ("chance", chance_text)))
         axes.set_ylabel("validation accuracy (%)")
+        axes.set_ylim(bottom=min(axes.get_ylim()[0], 100 * chances[0] - 1))
         _epoch_axis(axes, max(run.epochs for runs in arms.values() for run in runs))
         axes.add_artist(_legend_above(axes, entries))
         note = _note(figure, results, band_note(results))
@@ -321,8 +327,20 @@ def _draw_runs(
     look: ArmStyle,
     order: int,
     arms: int,
+    *,
+    noisy: bool,
 ) -> None:
-    """One arm: its seeds thin and their mean thick, or its only seed with its own band."""
+    """One arm: its seeds thin and their mean thick, or its only seed with its own band.
+
+    Args:
+        axes: where.
+        runs: the arm's, one a seed.
+        curve_of: what is drawn of a run.
+        look: the arm's style.
+        order: the arm's place among the arms.
+        arms: how many there are.
+        noisy: whether a long curve is smoothed.
+    """
     sound = [run for run in runs if run.outcome != "diverged"]
     if len(runs) > 1 and max(run.epochs for run in runs) < SMOOTHED_FROM:
         for run in runs:
@@ -331,9 +349,10 @@ def _draw_runs(
                 curve.epochs, curve.values, color=look.color, linewidth=0.7, alpha=0.55, zorder=2
             )
     if len(runs) == 1:
-        _draw_curve(axes, curve_of(runs[0]), look, order, arms)
+        _draw_curve(axes, curve_of(runs[0]), look, order, arms, noisy=noisy)
     elif sound:
-        _draw_curve(axes, mean_curve([curve_of(run) for run in sound]), look, order, arms)
+        mean = mean_curve([curve_of(run) for run in sound])
+        _draw_curve(axes, mean, look, order, arms, noisy=noisy)
     for run in runs:
         curve = curve_of(run)
         if run.outcome == "diverged" and curve.epochs.size:
@@ -349,12 +368,14 @@ def _draw_runs(
             )
 
 
-def _draw_curve(axes: Axes, curve: Curve, look: ArmStyle, order: int, arms: int) -> None:
+def _draw_curve(
+    axes: Axes, curve: Curve, look: ArmStyle, order: int, arms: int, *, noisy: bool
+) -> None:
     """A line with markers and a band; error bars where a single epoch leaves no band to see."""
     if curve.epochs.size == 0:
         return
     window = smoothing_window(curve.epochs.size)
-    if window > 1:
+    if noisy and window > 1:
         axes.plot(curve.epochs, curve.values, color=look.color, linewidth=0.5, alpha=0.25, zorder=2)
         curve = running_mean(curve, window)
     banded = np.isfinite(curve.ci95)
@@ -437,6 +458,9 @@ def _failures(runs: Sequence[Arm]) -> list[str]:
 START: Final = 0.5
 """σ(0): where m and λ start (Algorithm 1)."""
 
+LEAST_SPAN: Final = 0.2
+"""Of the axis of weights: a finer one would make a drama of the third decimal."""
+
 
 def draw_sharing(results: Sequence[Results]) -> Drawing:
     """Mean σ(m_k) and σ(λ_k) over epochs, as the paper's Figures 3 and 5."""
@@ -460,13 +484,14 @@ def draw_sharing(results: Sequence[Results]) -> Drawing:
                     return Curve.of((p.epoch, getattr(p, field), None) for p in run.sharing)
 
                 drawn = [run for run in runs if curve_of(run).epochs.size]
-                _draw_runs(axes, drawn, curve_of, styles[name], order, len(arms))
+                _draw_runs(axes, drawn, curve_of, styles[name], order, len(arms), noisy=False)
             axes.axhline(START, **LEVEL_LINE)
-            axes.set_ylim(0, 1)
             axes.set_title(title)
             axes.set_ylabel(label)
             axes.yaxis.set_tick_params(labelleft=True)
             _epoch_axis(axes, max(run.sharing[-1].epoch for r in arms.values() for run in r))
+        both[0].set_ylim(*_weight_limits(arms))
+        both[0].yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         handles = [_sample(styles[name]) for name in arms]
         handles.append(Line2D([], [], **LEVEL_LINE))
         labels = [*(_shown(name) for name in arms), "start"]
@@ -477,6 +502,15 @@ def draw_sharing(results: Sequence[Results]) -> Drawing:
         for name, runs in arms.items()
     )
     return Drawing("sharing", figure, f"Mean σ(m) and σ(λ) over epochs: {last}.", note)
+
+
+def _weight_limits(arms: Mapping[str, Sequence[Arm]]) -> tuple[float, float]:
+    """From the lowest to the highest weight and their start, but no narrower than `LEAST_SPAN`."""
+    points = [point for runs in arms.values() for run in runs for point in run.sharing]
+    values = [v for point in points for v in (point.m, point.lambda_) if v is not None]
+    low, high = min([START, *values]), max([START, *values])
+    margin = max(0.05 * (high - low), (LEAST_SPAN - (high - low)) / 2)
+    return max(0.0, low - margin), min(1.0, high + margin)
 
 
 def _ending(runs: Sequence[Arm], field: str) -> str:
@@ -503,9 +537,8 @@ def draw_inner_loop(results: Sequence[Results]) -> Drawing:
             grid[0, column].set_title(_shown(name), color=styles[name].color)
             for row, quantity in enumerate(("accuracy", "loss")):
                 _draw_gap(grid[row, column], runs, quantity, styles[name].color)
-            _epoch_axis(
-                grid[1, column], max(run.inner_loop[-1].epoch for r in arms.values() for run in r)
-            )
+            last = max(run.inner_loop[-1].epoch for r in arms.values() for run in r)
+            _epoch_axis(grid[1, column], last, ticks=4)
         grid[0, 0].set_ylabel("accuracy (%)")
         grid[1, 0].set_ylabel("cross-entropy (nats)")
         grid[0, 0].set_ylim(0, 100)
@@ -534,7 +567,9 @@ def draw_inner_loop(results: Sequence[Results]) -> Drawing:
         )
         most = max(len(runs) for runs in arms.values())
         means = f"Means over {most} seeds." if most > 1 else ""
-        note = _note(figure, results, means)
+        window = smoothing_window(last)
+        means += f" Running means over {window} epochs." if window > 1 else ""
+        note = _note(figure, results, means.strip())
     return Drawing(
         "inner_loop",
         figure,
@@ -550,6 +585,7 @@ def _draw_gap(axes: Axes, runs: Sequence[Arm], quantity: str, color: str) -> Non
     for images, line in (("support", DASHES), ("query", "-")):
         for moment, width, alpha in (("before", 0.8, 0.6), ("after", 1.8, 1.0)):
             curve = _inner_curve(runs, f"{images}_{quantity}_{moment}")
+            curve = running_mean(curve, smoothing_window(curve.epochs.size))
             axes.plot(
                 curve.epochs,
                 curve.values,
@@ -596,10 +632,10 @@ def _limit_loss(axes: Axes, arms: Mapping[str, Sequence[Arm]]) -> None:
 # Axes and legends ---------------------------------------------------------------------------------
 
 
-def _epoch_axis(axes: Axes, last: int) -> None:
+def _epoch_axis(axes: Axes, last: int, ticks: int = 8) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(
-        MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+        MaxNLocator(nbins=ticks, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
     )
     if last <= 1:
         axes.set_xlim(0.5, 1.5)

@@ -19,7 +19,7 @@ from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Resul
 from gradshare.experiments.seeds import one_a_seed, runs_by_arm, seeds_of
 from gradshare.experiments.table import BATCH_NORM, arm_rows, batch_norm, comparison_rows
 from gradshare.experiments.verdict import verdict
-from gradshare.training.config import RunConfig
+from gradshare.training.config import PLUS, RunConfig
 from gradshare.training.files import write_atomically
 
 FILENAME: Final = "report.html"
@@ -109,12 +109,14 @@ def _setting(one: Results) -> str:
 
 
 def _grouped(config: Mapping[str, JsonValue]) -> dict[str, list[tuple[str, str]]]:
-    """The settings under the headings of the command line's help."""
+    """The settings that the method reads, under the headings of the command line's help."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for key, value in config.items():
         field = RunConfig.model_fields.get(key)
         extra = field.json_schema_extra if field is not None else None
         group = str(extra["group"]) if isinstance(extra, dict) and "group" in extra else "Other"
+        if group == PLUS and config.get("method") != "maml++":
+            continue
         # What the help says of a group in brackets is about its options.
         groups.setdefault(group.split(" (")[0], []).append((key, _value(value)))
     return groups

@@ -382,8 +382,8 @@ def _describe(results: Sequence[Results]) -> tuple[str, list[str]]:
     missing = [name for name in (ORIGINAL, SHARING) if name not in arms]
     sentences.append(
         f"There is no run of {wording.listing([_called(name) for name in missing])} here, so "
-        "nothing can be said about what sharing changes; `gradshare compare` runs the original, "
-        "sharing and their control."
+        "nothing can be said about what sharing changes; `gradshare compare` trains both on the "
+        "same episodes."
     )
     return f"{headline[0].upper()}{headline[1:]}.", sentences
 
