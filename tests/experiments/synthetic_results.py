@@ -119,8 +119,8 @@ def _sharing(name: str, epochs: int, random: np.random.Generator) -> tuple[Shari
             epoch=epoch,
             m=None
             if name == RATE_CONTROL
-            else float(0.30 + 0.20 * math.exp(-epoch / 9) + 0.004 * random.standard_normal()),
-            lambda_=float(0.18 + 0.32 * math.exp(-epoch / 6) + 0.004 * random.standard_normal()),
+            else float(0.30 + 0.20 * math.exp(-epoch / 9) + 0.0005 * random.standard_normal()),
+            lambda_=float(0.18 + 0.32 * math.exp(-epoch / 6) + 0.0005 * random.standard_normal()),
         )
         for epoch in range(1, epochs + 1)
     )

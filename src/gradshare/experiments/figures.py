@@ -245,17 +245,19 @@ def smoothing_window(epochs: int) -> int:
 
 
 def running_mean(curve: Curve, window: int) -> Curve:
-    """The mean of each value and as many neighbours on both sides.
+    """The mean of each value and its neighbours, half of the window on both sides.
 
-    Towards the ends they become fewer: the first epochs, which matter most, keep their values.
+    At the start, as many on both sides as there are before: the first epochs, in which curves are
+    steep and which matter most, keep their values. At the end, those that there are.
     """
     count = curve.values.size
     places = np.arange(count)
-    reach = np.minimum(window // 2, np.minimum(places, count - 1 - places))
+    before = np.minimum(window // 2, places)
+    after = np.minimum(before, count - 1 - places)
 
     def mean(values: Floats) -> Floats:
         sums = np.concatenate([[0.0], np.cumsum(values)])
-        return np.asarray((sums[places + reach + 1] - sums[places - reach]) / (2 * reach + 1))
+        return np.asarray((sums[places + after + 1] - sums[places - before]) / (before + after + 1))
 
     return Curve(curve.epochs, mean(curve.values), mean(curve.ci95))
 
