@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,7 +52,7 @@ def learner(s: Setting, *, vectorize: bool = False, conv_bias: bool = False) -> 
         "sharing": GradientSharing(s.steps, norm=norm),
         "rate-control": RateControl(s.steps),
     }
-    common = {
+    common: dict[str, Any] = {
         "steps": s.steps,
         "inner_lr": s.inner_lr,
         "sharing": sharing[s.sharing],

@@ -58,11 +58,11 @@ def assert_parity(ours: MetaLearner, s: oracle.Setting, count: int) -> None:
         state = step.state
         stored = oracle_g_hat(state, s.steps)
         assert (stored is None) == (g_hat is None)
-        for mine, other in zip(stored or [], g_hat or [], strict=True):
-            assert mine.keys() == other.keys()
-            for name in other:
-                assert not mine[name].requires_grad
-                assert_equal(f"ĝ of {name}", mine[name], other[name])
+        for g_hat_k, expected_k in zip(stored or [], g_hat or [], strict=True):
+            assert g_hat_k.keys() == expected_k.keys()
+            for name in expected_k:
+                assert not g_hat_k[name].requires_grad
+                assert_equal(f"ĝ of {name}", g_hat_k[name], expected_k[name])
         learned, outer = stepped(learned, got), stepped(outer, theirs)
 
     batch = tasks(3, seed=9)

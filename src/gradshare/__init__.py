@@ -1,3 +1,50 @@
 """gradshare: gradient-based meta-learning with gradient sharing."""
 
+from gradshare.classifier import FewShotClassifier
+from gradshare.episodes import EpisodeSampler, ImageStore, TaskBatch
+from gradshare.episodes.datasets import open_dataset
+from gradshare.errors import ConfigError, DataError, GradshareError, RunError
+from gradshare.inner_loop import (
+    LSLR,
+    SGD,
+    Chain,
+    GradientSharing,
+    MetaSGD,
+    RateControl,
+    UpdateRule,
+    adapt,
+)
+from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
+from gradshare.models import BatchNorm2d, Conv4
+from gradshare.training.config import RunConfig
+from gradshare.training.run import train
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "LSLR",
+    "SGD",
+    "BatchNorm2d",
+    "Chain",
+    "ConfigError",
+    "Conv4",
+    "DataError",
+    "EpisodeSampler",
+    "FewShotClassifier",
+    "GradientSharing",
+    "GradshareError",
+    "ImageStore",
+    "MetaLearner",
+    "MetaSGD",
+    "RateControl",
+    "RunConfig",
+    "RunError",
+    "TaskBatch",
+    "UpdateRule",
+    "adapt",
+    "maml",
+    "maml_plus_plus",
+    "meta_sgd",
+    "open_dataset",
+    "train",
+]

@@ -12,6 +12,7 @@ import pytest
 
 from gradshare.episodes import hdf5
 from gradshare.episodes.hdf5 import cache_files, class_names, read_classes
+from gradshare.episodes.hdf5_heap import heap_items
 from gradshare.episodes.images import ImageFormat
 from gradshare.errors import DataError
 from tests.episodes.archive_builders import encoded, pixels
@@ -201,3 +202,53 @@ def test_names_a_web_page_in_place_of_the_list(tmp_path: Path) -> None:
     (tmp_path / "train_labels.json").write_text("<!doctype html>")
     with pytest.raises(DataError, match="is a web page, not a list of class names"):
         class_names(tmp_path, "train")
+
+
+def vlen_cache(folder: Path) -> Path:
+    group = make_cache(folder, {}, labels=["a"])
+    add_files(group, "a", [encoded(image) for image in IMAGES])
+    group.file.close()
+    return folder / "train_data.hdf5"
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_reads_the_heap_as_the_library_does(tmp_path: Path, count: int) -> None:
+    random = np.random.default_rng(count)
+    items = [random.bytes(int(size)) for size in random.integers(0, 9000, count)]
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        add_files(file, "a", items)
+        offset = file["a"].id.get_offset()
+    with (tmp_path / "a.hdf5").open("rb") as raw:
+        assert list(heap_items(raw, offset, count, limit=9000)) == items
+        with pytest.raises(ValueError, match="item 0 claims"):
+            list(heap_items(raw, offset, count, limit=len(items[0]) - 1))
+
+
+def test_a_damaged_heap_is_an_error_and_not_an_endless_loop(tmp_path: Path) -> None:
+    path = vlen_cache(tmp_path)
+    whole = path.read_bytes()
+    heap = whole.index(b"GCOL")
+
+    def message(at: int, value: int, size: int = 8) -> str:
+        data = bytearray(whole)
+        data[at : at + size] = value.to_bytes(size, "little")
+        path.write_bytes(data)
+        with pytest.raises(DataError) as error:
+            list(read_classes(tmp_path, "train", FORM))
+        return str(error.value)
+
+    first = heap + 16
+    assert f"{path} is damaged (an object of " in message(first + 8, 2**64 - 16)
+    assert f"{path} is damaged (there is no heap at {heap})" in message(heap, 0)
+    assert f"{path} is damaged (there is no heap at {heap})" in message(heap + 8, 1 << 40)
+    assert f"{path} is damaged (item 0 is not where the dataset says)" in message(first, 0, 2)
+    assert f"{path} is damaged (item 0 claims " in message(first + 8, 10)
+
+
+def test_refuses_files_laid_out_in_another_way(tmp_path: Path) -> None:
+    group = make_cache(tmp_path, {}, labels=["a"])
+    group.create_dataset("a", (3,), h5py.vlen_dtype(np.uint8), chunks=(1,))[0] = IMAGES[0].ravel()
+    assert "is not laid out as torchmeta does" in refusal(group)
+    group = make_cache(tmp_path, {}, labels=["a"])
+    group.create_dataset("a", (3,), h5py.vlen_dtype(np.uint8))  # never written
+    assert refusal(group).endswith(REMEDY)

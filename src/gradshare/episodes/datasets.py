@@ -329,16 +329,11 @@ def _write(
                 rotate_classes=images.rotate_classes,
                 source={"gradshare": version("gradshare"), **images.source},
             )
-            # A temporary folder is its owner's alone; a store is for whoever shares the data root.
-            published = Path(folder) / "published"
-            published.mkdir()
-            for file in complete.iterdir():
-                file.rename(published / file.name)
             if force and _is_store(target):
                 with contextlib.suppress(FileNotFoundError):
                     target.rename(Path(folder) / "replaced")
             try:
-                published.rename(target)
+                complete.rename(target)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise

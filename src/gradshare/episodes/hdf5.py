@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from gradshare.episodes.archives import MAX_MEMBER_BYTES
+from gradshare.episodes.hdf5_heap import heap_items
 from gradshare.episodes.images import ImageFormat, read_image, to_array
 from gradshare.episodes.store import ClassImages, Images
 from gradshare.episodes.web_page import is_web_page, web_page_error
@@ -89,12 +90,14 @@ def read_classes(folder: Path, split: str, form: ImageFormat) -> Iterator[ClassI
     path, labels = cache_files(folder, split)
     names = class_names(folder, split)
     try:
-        with path.open("rb") as start:
-            head = start.read(512)
-        if is_web_page(head):
-            raise web_page_error(path, "an HDF5 file")
-        if not head.startswith(_SIGNATURE):
-            raise DataError(f"{path} is not an HDF5 file (it begins with {head[:8]!r})" + _REMEDY)
+        with path.open("rb") as raw:
+            head = raw.read(512)
+            if is_web_page(head):
+                raise web_page_error(path, "an HDF5 file")
+            if not head.startswith(_SIGNATURE):
+                raise DataError(
+                    f"{path} is not an HDF5 file (it begins with {head[:8]!r}){_REMEDY}"
+                )
         # Reading needs no lock, and file systems without locks are common.
         with h5py.File(path, "r", locking=False) as file:
             group = _held(file, "datasets", h5py.Group, path)
@@ -102,13 +105,17 @@ def read_classes(folder: Path, split: str, form: ImageFormat) -> Iterator[ClassI
                 odd = sorted(set(group) ^ set(names))
                 raise DataError(
                     f"{path} and {labels.name} name different classes ({odd[0]!r} is in one of "
-                    "them only)" + _REMEDY
+                    f"them only){_REMEDY}"
                 )
             for name in names:
                 dataset = _held(group, name, h5py.Dataset, path)
                 where = f"class {name!r} in {path}"
-                _check(dataset, where)
-                images = [_image(dataset, row, where, form) for row in range(len(dataset))]
+                if _check(dataset, where):
+                    images = _decode_files(dataset, path, where, form)
+                else:
+                    images = [
+                        to_array(Image.fromarray(dataset[row]), form) for row in range(len(dataset))
+                    ]
                 yield ClassImages(split, name, np.stack(images))
     except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
         raise DataError(f"{path} is damaged ({error}){_REMEDY}") from error
@@ -127,8 +134,12 @@ def _held(group: Any, name: str, kind: type, path: Path) -> Any:
     return member
 
 
-def _check(dataset: Any, where: str) -> None:
-    """Refuse what is not a class's images, before anything of it is read."""
+def _check(dataset: Any, where: str) -> bool:
+    """Refuse what is not a class's images, before anything of it is read.
+
+    Returns:
+        Whether the images are files; pixels otherwise.
+    """
     if dataset.is_virtual or dataset.external:
         raise DataError(f"{where} keeps its images in other files{_REMEDY}")
     settings = dataset.id.get_create_plist()
@@ -151,9 +162,17 @@ def _check(dataset: Any, where: str) -> None:
             f"{where} claims {size:,} bytes in chunks of {chunk:,}, stored in {stored:,}{_REMEDY}"
         )
 
+    if of_files and (dataset.id.get_offset() is None or not _has_usual_sizes(dataset.file)):
+        raise DataError(f"{where} is not laid out as torchmeta does{_REMEDY}")
+    return bool(of_files)
 
-def _image(dataset: Any, row: int, where: str, form: ImageFormat) -> Images:
-    item = np.asarray(dataset[row])
-    if item.ndim == 1:
-        return read_image(item.tobytes(), f"image {row} of {where}", form)
-    return to_array(Image.fromarray(item), form)
+
+def _has_usual_sizes(file: Any) -> bool:
+    """Whether addresses and lengths have 8 bytes and count from the file's beginning."""
+    return bool(file.id.get_create_plist().get_sizes() == (8, 8) and file.userblock_size == 0)
+
+
+def _decode_files(dataset: Any, path: Path, where: str, form: ImageFormat) -> list[Images]:
+    with path.open("rb") as file:
+        files = heap_items(file, dataset.id.get_offset(), len(dataset), MAX_MEMBER_BYTES)
+        return [read_image(data, f"image {row} of {where}", form) for row, data in enumerate(files)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gradshare.episodes.store import Images
 from gradshare.errors import DataError
@@ -76,6 +76,13 @@ def _check_size(image: Image.Image, where: str) -> None:
 
 def to_array(image: Image.Image, form: ImageFormat) -> Images:
     """Bring a decoded image to a store's size and channels: uint8 (C, H, W)."""
+    image = ImageOps.exif_transpose(image)  # telephones store photographs sideways and say so
+    if image.mode.startswith("I;16"):
+        # Pillow clips 16-bit grey to 255 instead of scaling it.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        on_white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(on_white, image.convert("RGBA"))
     image = image.convert("L" if form.channels == 1 else "RGB")
     if form.resize == "center-crop":
         scale = int(form.size * 1.5) / min(image.size)

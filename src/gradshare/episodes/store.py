@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -122,9 +122,7 @@ class ImageStore:
             return cls(
                 name=index["name"],
                 path=path,
-                splits={
-                    name: _split(name, images, entries) for name, entries in index["splits"].items()
-                },
+                splits={name: _split(name, images, index["splits"][name]) for name in SPLITS},
                 mean=tuple(index["mean"]),
                 std=tuple(index["std"]),
                 rotate_classes=index["rotate_classes"],
@@ -167,7 +165,10 @@ def write_store(
             images, images of differing shape, or a split without classes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    # A temporary folder is its owner's alone; a store is for whoever shares the data root.
+    partial = temporary / "store"
+    partial.mkdir()
     try:
         index = _write(partial, classes)
         index |= {
@@ -179,7 +180,7 @@ def write_store(
         (partial / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
         partial.rename(path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return ImageStore.open(path)
 
 
@@ -190,7 +191,7 @@ def _write(folder: Path, classes: Iterable[ClassImages]) -> dict[str, Any]:
     rows = 0
     train = _PixelStatistics()
     digest = hashlib.sha256()
-    with (folder / "raw").open("wb") as raw:
+    with (folder / "images.npy").open("wb") as npy:
         for item in classes:
             if item.split not in splits:
                 raise DataError(
@@ -203,7 +204,9 @@ def _write(folder: Path, classes: Iterable[ClassImages]) -> dict[str, Any]:
                 )
             if len(item.images) == 0:
                 raise DataError(f"class {item.name!r} has no images; remove it or add some")
-            shape = shape or item.images.shape[1:]
+            if not shape:
+                shape = item.images.shape[1:]
+                _write_header(npy, 0, shape)
             if item.images.dtype != np.uint8 or item.images.shape[1:] != shape:
                 raise DataError(
                     f"images of class {item.name!r} are {item.images.dtype} "
@@ -214,13 +217,14 @@ def _write(folder: Path, classes: Iterable[ClassImages]) -> dict[str, Any]:
             rows += len(item.images)
             data = np.ascontiguousarray(item.images).tobytes()
             digest.update(data)
-            raw.write(data)
+            npy.write(data)
             if item.split == "train":
                 train.add(item.images)
+        if rows:
+            _write_header(npy, rows, shape)
     empty = [split for split, entries in splits.items() if not entries]
     if empty:
         raise DataError(f"no classes in split {empty[0]!r}; every one of {SPLITS} needs some")
-    _npy_from_raw(folder, (rows, *shape))
     mean, std = train.result()
     return {
         "shape": [rows, *shape],
@@ -231,13 +235,13 @@ def _write(folder: Path, classes: Iterable[ClassImages]) -> dict[str, Any]:
     }
 
 
-def _npy_from_raw(folder: Path, shape: tuple[int, ...]) -> None:
-    """Put the .npy header, which needs the number of rows, before the rows."""
-    with (folder / "raw").open("rb") as raw, (folder / "images.npy").open("wb") as npy:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(npy, header)
-        shutil.copyfileobj(raw, npy, 1 << 20)
-    (folder / "raw").unlink()
+def _write_header(npy: BinaryIO, rows: int, shape: tuple[int, ...]) -> None:
+    """Write the .npy header at the file's start. numpy leaves room in it for any number of rows,
+    so that it can be written again when their number is known.
+    """
+    npy.seek(0)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (rows, *shape)}
+    np.lib.format.write_array_header_1_0(npy, header)
 
 
 class _PixelStatistics:

@@ -64,6 +64,10 @@ class Progress:
 Watch = Callable[[Progress], None]
 
 
+def ignore(progress: Progress) -> None:
+    """Watch nothing."""
+
+
 @dataclass(frozen=True)
 class TestAccuracies:
     """Accuracies on the test tasks.
@@ -115,8 +119,13 @@ class _Moment:
     history: list[EpochRecord] = field(default_factory=list)
 
 
-def train(config: RunConfig, folder: Path, watch: Watch) -> RunResult:
+def train(config: RunConfig, folder: Path, watch: Watch = ignore) -> RunResult:
     """Run a configuration from its start into a new folder.
+
+    Args:
+        config: what to run.
+        folder: a new one, for everything that comes out; see the module's docstring.
+        watch: told of progress.
 
     Raises:
         DataError, ConfigError: the configuration cannot be run; nothing was written.
@@ -132,7 +141,7 @@ def train(config: RunConfig, folder: Path, watch: Watch) -> RunResult:
     return _continue(config, setup, folder, moment, watch)
 
 
-def resume(folder: Path, watch: Watch) -> RunResult:
+def resume(folder: Path, watch: Watch = ignore) -> RunResult:
     """Continue the run in a folder from its last checkpoint, to where it would have been.
 
     Raises:

@@ -1,0 +1,80 @@
+"""Decoding images of unknown origin."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradshare.episodes.images import MAX_PIXELS, ImageFormat, read_image
+from gradshare.errors import DataError
+
+GREY, RGB = ImageFormat(8, 1), ImageFormat(8, 3)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_grey_and_colour_come_out_channels_first() -> None:
+    image = Image.new("RGB", (30, 20), (250, 10, 20))
+    assert read_image(encoded(image), "a.png", GREY).shape == (1, 8, 8)
+    pixels = read_image(encoded(image), "a.png", RGB)
+    assert pixels.shape == (3, 8, 8)
+    assert pixels[:, 0, 0].tolist() == [250, 10, 20]
+
+
+def test_sixteen_bit_grey_keeps_its_brightness() -> None:
+    image = Image.fromarray(np.full((8, 8), 100 * 256, dtype=np.uint16))
+    assert read_image(encoded(image), "a.png", GREY).mean() == 100
+
+
+def test_a_photograph_is_turned_the_way_its_camera_says() -> None:
+    image = Image.new("L", (8, 8))
+    image.paste(255, (0, 0, 8, 4))  # a white top
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise
+    pixels = read_image(encoded(image, exif=exif), "a.png", GREY)[0]
+    assert pixels[:, 6].mean() == 255
+    assert pixels[:, 1].mean() == 0
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_is_white(mode: str) -> None:
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode)
+    assert read_image(encoded(image), "a.png", GREY).mean() == 255
+
+
+def test_a_centre_crop_is_the_middle_of_the_image_at_its_own_shape() -> None:
+    pixels = np.zeros((24, 48), dtype=np.uint8)
+    pixels[:, 18:30] = 255  # the middle 12 of 48 columns: 6 of 24, when 24 rows become 12
+    form = ImageFormat(8, 1, "center-crop")
+    result = read_image(encoded(Image.fromarray(pixels)), "a.png", form)[0]
+    assert result.shape == (8, 8)
+    assert result[4, 4] == 255
+    assert result[4, 0] < 64  # a resized edge, not white
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", encoded(Image.new("L", (99, 99)))[:60]])
+def test_what_is_no_image_is_named(data: bytes) -> None:
+    with pytest.raises(DataError) as error:
+        read_image(data, "crows/7.png", GREY)
+    assert str(error.value).startswith("crows/7.png is not a readable image (")
+    assert str(error.value).endswith("; replace or remove it")
+
+
+def test_a_decompression_bomb_is_refused_unopened(tmp_path: Path) -> None:
+    side = int(MAX_PIXELS**0.5) + 1
+    path = tmp_path / "bomb.png"
+    Image.new("1", (side, side)).save(path)
+    with pytest.raises(DataError) as error:
+        read_image(path, str(path), GREY)
+    assert str(error.value) == (
+        f"{path} is {side}×{side} pixels, over the limit of 100,000,000; make it smaller or "
+        "remove it"
+    )
