@@ -41,7 +41,7 @@ def meta_train(sharing: UpdateRule | None, iterations: int) -> float:
     for iteration in range(iterations):
         step = learner.outer_step(learned, state, sines(iteration), iteration=iteration)
         optimizer.zero_grad()
-        step.losses.mean().backward()
+        torch.autograd.backward(step.losses.mean())
         optimizer.step()
         state = step.state
 

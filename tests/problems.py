@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradshare.episodes import TaskBatch
 from gradshare.inner_loop import GradientSharing, RateControl, Tensors, UpdateRule
+from gradshare.inner_loop.sharing import Norm
 from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
 from gradshare.models import Conv4
 from tests.oracle import Setting
@@ -46,7 +47,7 @@ def learner(s: Setting, *, vectorize: bool = False, conv_bias: bool = False) -> 
         activation="relu" if s.negative_slope == 0 else "leaky_relu",
         conv_bias=conv_bias,
     ).double()
-    norm = "per-tensor" if s.per_tensor_norm else "global"
+    norm: Norm = "per-tensor" if s.per_tensor_norm else "global"
     sharing: dict[str, UpdateRule | None] = {
         "none": None,
         "sharing": GradientSharing(s.steps, norm=norm),

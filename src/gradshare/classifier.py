@@ -141,7 +141,8 @@ class FewShotClassifier:
 
     def predict(self, images: npt.ArrayLike | Tensor) -> Labels:
         """The class of each image, as one of the labels that `fit` was given."""
-        chosen: Labels = self.classes_[self.predict_proba(images).argmax(-1)]
+        best = self.predict_proba(images).argmax(-1)
+        chosen: Labels = self.classes_[best]
         return chosen
 
     def _images(self, images: npt.ArrayLike | Tensor) -> Tensor:

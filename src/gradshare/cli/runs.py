@@ -17,10 +17,10 @@ from gradshare.cli.options import GroupedCommand, read_config, run_options
 from gradshare.cli.progress import RunBars
 from gradshare.errors import ConfigError
 from gradshare.experiments.compare import compare, results_of_runs
-from gradshare.experiments.gather import gather
 from gradshare.experiments.local import default_jobs, default_threads
 from gradshare.experiments.report import write_report
-from gradshare.experiments.results import FILENAME, Results, save_results
+from gradshare.experiments.results import FILENAME, Results, load_results, save_results
+from gradshare.experiments.seeds import seeds_of
 from gradshare.experiments.table import arm_rows, comparison_rows
 from gradshare.experiments.verdict import verdict
 from gradshare.experiments.wording import accuracy, counted, method
@@ -143,7 +143,8 @@ def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write the report of finished RUNs, comparisons or single arms, again or together."""
     if out is None and len(runs) > 1:
         raise ConfigError("a report over several runs needs --out FOLDER to be written to")
-    _report(gather(runs), out or runs[0], Console())
+    paths = [path for run in runs for path in sorted(run.glob(f"seed-*/{FILENAME}")) or [run]]
+    _report([load_results(path) for path in paths], out or runs[0], Console())
 
 
 def _announce(
@@ -167,9 +168,11 @@ def _announce(
 
 def _report(results: Sequence[Results], folder: Path, console: Console) -> None:
     """Print the table and the verdict, write the report, and say where it is."""
-    for rows in (arm_rows(results), comparison_rows(results)):
+    one_seed = len(seeds_of(results)) == 1
+    for rows in (arm_rows(results), comparison_rows(results))[0 if one_seed else 1 :]:
         # On its side: a terminal has few columns and many lines.
-        heading, *quantities = rows[0]
+        heading = "arm" if "arm" in rows[0] else "seed" if "seed" in rows[0] else "method/tasks"
+        quantities = [name for name in rows[0] if name != heading]
         table = Table(heading, *(row[heading] for row in rows))
         for quantity in quantities:
             table.add_row(quantity, *(row[quantity] for row in rows))

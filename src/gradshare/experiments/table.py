@@ -86,21 +86,25 @@ def arm_rows(results: Sequence[Results]) -> list[Row]:
         RunError: the results are not of one comparison.
     """
     results = one_a_seed(results)
+    names = runs_by_arm(results)
     rows = []
-    for name in runs_by_arm(results):
+    for name in names:
         for one in results:
             arm = one.arm(name)
             if arm is not None:
-                rows.append(_arm_row(arm, one.arm(ORIGINAL)))
+                row = _arm_row(arm)
+                if ORIGINAL in names:
+                    row["epochs to 80 / 90 / 95 %"] = _epochs_to_reach(arm, one.arm(ORIGINAL))
+                rows.append(row | _times(arm))
     if len(results) == 1:
         for row in rows:
             del row["seed"]
     return rows
 
 
-def _arm_row(arm: Arm, original: Arm | None) -> Row:
+def _arm_row(arm: Arm) -> Row:
     best = arm.best
-    row = {
+    return {
         "arm": arm.name,
         "seed": str(arm.seed),
         "outcome": arm.outcome,
@@ -115,22 +119,22 @@ def _arm_row(arm: Arm, original: Arm | None) -> Row:
         if arm.test_single is None
         else wording.accuracy(arm.test_single.interval),
     }
-    if original is not None and original.trained:
-        row["epochs to 80 / 90 / 95 %"] = " / ".join(_epochs_to_reach(arm, original))
-    row["time"] = wording.duration(arm.seconds)
-    row["time an epoch"] = (
-        wording.duration(arm.seconds / arm.epochs) if arm.epochs else wording.NOTHING
-    )
-    return row
 
 
-def _epochs_to_reach(arm: Arm, original: Arm) -> list[str]:
+def _times(arm: Arm) -> Row:
+    an_epoch = wording.duration(arm.seconds / arm.epochs) if arm.epochs else wording.NOTHING
+    return {"time": wording.duration(arm.seconds), "time an epoch": an_epoch}
+
+
+def _epochs_to_reach(arm: Arm, original: Arm | None) -> str:
+    if original is None or not original.trained:
+        return wording.NOTHING
     epochs = []
     for share in SHARES:
         accuracy = level(original, share)
         epoch = None if accuracy is None else first_epoch(arm, accuracy)
         epochs.append(wording.NOTHING if epoch is None else str(epoch))
-    return epochs
+    return " / ".join(epochs)
 
 
 def method_and_tasks(one: Results) -> str:

@@ -17,8 +17,11 @@ class RunStoppedError(RunError):
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+        super().__init__(message, signal_number)  # both, or it could not travel between processes
         self.signal = signal_number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class StopRequests:

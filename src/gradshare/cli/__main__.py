@@ -1,0 +1,5 @@
+"""`python -m gradshare.cli`, the same program as `gradshare`."""
+
+from gradshare.cli import main
+
+main()

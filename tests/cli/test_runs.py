@@ -1,0 +1,194 @@
+"""The program as its users meet it: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradshare.cli import main
+from gradshare.cli.options import read_config
+
+Program = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+    """Runs `gradshare` with arguments; its status, output and error output."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gradshare", *arguments])
+        monkeypatch.setenv("COLUMNS", "120")
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def options(settings: dict[str, Any]) -> list[str]:
+    return [
+        word
+        for name, value in settings.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+def test_train_evaluate_and_report(program: Program, tiny: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    status, out, err = program("train", "--no-sharing", "--out", str(run), *options(tiny))
+    assert (status, err) == (0, "")
+    assert "original" in out
+    assert f"Report: {run / 'report.html'}" in out
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    (arm,) = results["arms"]
+    assert arm["name"] == "original"
+    assert results["command"].startswith("gradshare train --no-sharing --out ")
+    accuracy = f"{100 * arm['test']['accuracy']:.1f}"
+
+    status, out, err = program("evaluate", str(run))
+    assert (status, err) == (0, "")
+    assert accuracy in out
+    assert "transductive" in out
+
+    (run / "report.html").unlink()
+    status, out, err = program("report", str(run))
+    assert (status, err) == (0, "")
+    assert (run / "report.html").exists()
+
+
+def test_compare_with_control_over_two_seeds(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "comparison"
+    command = ("compare", "--control", "--seeds", "2", "--out", str(folder), *options(tiny))
+    status, out, err = program(*command)
+    assert (status, err) == (0, "")
+    assert out.startswith("Training MAML on tiny (3-way 1-shot, task batch 2, 2 inner steps")
+    assert (folder / "report.html").exists()
+    for seed in (0, 1):
+        home = folder / f"seed-{seed}"
+        results = json.loads((home / "results.json").read_text(encoding="utf-8"))
+        assert results["format_version"] == 1
+        assert results["speedup_to_reach"].keys() == {"80", "90", "95"}
+        arms = {arm["name"]: arm for arm in results["arms"]}
+        assert list(arms) == ["original", "gradient-sharing", "rate-control"]
+        for arm in arms.values():
+            assert arm["seed"] == seed
+            assert [v["epoch"] for v in arm["validation"]] == [1, 2, 3]
+            assert arm["test"]["tasks"] == 8
+            assert arm["test"]["ensemble"] == 2
+            assert arm["test_single"]["ensemble"] == 1
+            assert len(arm["inner_loop"]) == 3
+        assert arms["original"]["sharing"] == []
+        assert arms["rate-control"]["sharing"][0]["m"] is None
+        assert 0 < arms["gradient-sharing"]["sharing"][0]["m"] < 1
+        assert len(results["paired"]) == 3
+
+    status, out, err = program("report", str(folder), "--out", str(tmp_path / "again"))
+    assert (status, err) == (0, "")
+    assert (tmp_path / "again" / "report.html").exists()
+
+    status, _, err = program(*command)
+    assert status == 1
+    assert err.startswith(f"error: the output folder {folder} already holds ")
+
+
+def test_a_diverging_arm_is_a_result(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "comparison"
+    status, out, err = program(
+        "compare", "--out", str(folder), *options({**tiny, "outer_lr": 1e30})
+    )
+    assert (status, err) == (0, "")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert [arm["outcome"] for arm in results["arms"]] == ["diverged", "diverged"]
+    assert all(arm["message"].startswith("epoch 1, iteration ") for arm in results["arms"])
+    assert results["speedup"] is None
+    assert "diverged" in out
+
+
+def test_settings_from_a_file_are_overridden_by_options(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(json.dumps({**tiny, "epochs": 2}), encoding="utf-8")  # JSON is YAML
+    run = tmp_path / "run"
+    status, _, err = program("train", "--config", str(file), "--epochs", "1", "--out", str(run))
+    assert (status, err) == (0, "")
+    stored = (run / "config.yaml").read_text(encoding="utf-8")
+    assert "epochs: 1\n" in stored
+    assert "queries: 4\n" in stored
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task-batch", "0"], "--task-batch 0: must be greater than or equal to 1"),
+        (["--dataset", "omniglott"], "did you mean 'omniglot'?"),
+        (["--preset", "paper"], "--preset paper needs --dataset cub or mini-imagenet"),
+        (
+            ["--preset", "paper", "--dataset", "glyphs"],
+            "--preset paper: the paper has no settings for dataset 'glyphs'; use --dataset cub or "
+            "mini-imagenet",
+        ),
+        (
+            ["--preset", "paper", "--dataset", "cub", "--task-batch", "4"],
+            "--preset paper: the paper has task batches 5 and 1, not 4; use --task-batch 5 or 1",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    arguments: list[str], message: str, program: Program, data_root: Path, tmp_path: Path
+) -> None:
+    status, _, err = program(
+        "train", "--out", str(tmp_path / "run"), "--data-root", str(data_root), *arguments
+    )
+    assert status == 1
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistyped_option_names_the_nearest(program: Program) -> None:
+    status, _, err = program("train", "--out", "x", "--iner-lr", "0.1")
+    assert status == 2
+    assert "No such option '--iner-lr'" in err
+    assert "--inner-lr" in err
+
+
+def test_help_explains_every_field_with_its_default(program: Program) -> None:
+    status, out, _ = program("train", "--help")
+    assert status == 0
+    for words in ("Inner loop and sharing", "--sharing / --no-sharing", "[default: --sharing]"):
+        assert words in " ".join(out.split())
+    assert "--inner-lr FLOAT" in out
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m gradshare.cli train --help | head -1"
+    result = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.stdout.startswith("Usage: ")
+    assert result.stderr == ""
+
+
+def test_the_paper_preset_is_appendix_a(program: Program, data_root: Path, tmp_path: Path) -> None:
+    five = read_config(None, "paper", {"dataset": "mini-imagenet"})
+    assert (five.epochs, five.iterations_per_epoch, five.task_batch) == (250, 1000, 5)
+    assert (five.inner_steps, five.inner_lr, five.queries, five.image_size) == (5, 0.1, 15, 84)
+    assert (five.val_tasks, five.test_tasks, five.ensemble) == (600, 600, 5)
+    one = read_config(None, "paper", {"dataset": "cub", "task_batch": 1, "inner_lr_scale": 10.0})
+    assert (one.epochs, one.inner_lr_scale) == (750, 10)
