@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	@rm -rf runs/demo
-	$(BIN)/gradshare compare --control --out runs/demo --epochs 10 --iterations-per-epoch 30 --val-tasks 100 --test-tasks 300
+	$(BIN)/gradshare compare --control --out runs/demo --epochs 10 --iterations-per-epoch 20 --val-tasks 60 --test-tasks 200
 
 test: $(INSTALLED) lint types
 	$(BIN)/pytest

@@ -9,8 +9,7 @@ import pytest
 
 from gradshare import EpisodeSampler, FewShotClassifier, RunConfig, TaskBatch, open_dataset, train
 from gradshare.errors import DataError, RunError
-from gradshare.training.run import best_models, load_config, load_history
-from gradshare.training.run import test_accuracies as assess
+from gradshare.training.run import best_models, load_config, load_history, measure_run
 from gradshare.training.setup import set_up
 
 
@@ -56,7 +55,7 @@ def test_it_is_as_right_as_the_runs_own_test(run: Path) -> None:
     config = load_config(run)
     setup = set_up(config)
     models = best_models(run, load_history(run), config.ensemble, setup.device)
-    recorded = assess(config, setup, models, lambda tasks: None).ensemble
+    recorded = measure_run(config, setup, models, lambda tasks: None).ensemble
     classifier = FewShotClassifier.from_run(run)
     for index, accuracy in enumerate(recorded):
         batch = setup.test.batch([index])

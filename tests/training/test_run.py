@@ -22,13 +22,12 @@ from gradshare.training.run import (
     best_models,
     load_config,
     load_history,
+    measure_run,
     resume,
-    test_accuracies,
     train,
 )
 from gradshare.training.setup import set_up
 
-test_accuracies.__test__ = False  # type: ignore[attr-defined]
 CPU = torch.device("cpu")
 
 
@@ -117,9 +116,9 @@ def test_best_models_are_the_epochs_they_are_named_after(
     assert result.test is not None
     setup = set_up(config)
     models = best_models(tmp_path / "run", result.history, config.ensemble, CPU)
-    again = test_accuracies(config, setup, models, lambda tasks: None)
+    again = measure_run(config, setup, models, lambda tasks: None)
     assert again == result.test
-    single = test_accuracies(config, setup, models[:1], lambda tasks: None)
+    single = measure_run(config, setup, models[:1], lambda tasks: None)
     assert single.ensemble == result.test.single
 
 

@@ -26,7 +26,7 @@ from gradshare.experiments.verdict import verdict
 from gradshare.experiments.wording import accuracy, counted, method
 from gradshare.training.config import RunConfig
 from gradshare.training.machine import keep_freed_memory
-from gradshare.training.run import best_models, load_config, load_history, test_accuracies, train
+from gradshare.training.run import best_models, load_config, load_history, measure_run, train
 from gradshare.training.setup import set_up
 from gradshare.training.statistics import confidence95
 
@@ -121,7 +121,7 @@ def evaluate_command(run: Path, **options: Any) -> None:
     setup = set_up(config)
     models = best_models(run, load_history(run), config.ensemble, setup.device)
     with console.status(f"testing on {config.test_tasks} tasks"):
-        result = test_accuracies(config, setup, models, lambda _: None)
+        result = measure_run(config, setup, models, lambda _: None)
     table = Table("model", "checkpoints", "test accuracy", "tasks", "batch norm")
     for name, members, values in (
         ("ensemble", result.members, result.ensemble),

@@ -80,8 +80,25 @@ def evaluate(
     return table[:, 5], InnerLoopFit(*table.mean(0).tolist())
 
 
+@dataclass(frozen=True)
+class TestAccuracies:
+    """Query accuracies on the test tasks, one for each task.
+
+    Attributes:
+        ensemble: of the mean logits of all models.
+        members: how many models those are.
+        single: of the first model alone.
+    """
+
+    __test__ = False  # to pytest, which collects classes by this prefix
+
+    ensemble: list[float]
+    members: int
+    single: list[float]
+
+
 @torch.no_grad()
-def ensemble_accuracies(
+def measure_test(
     learner: MetaLearner,
     models: Sequence[Model],
     sampler: EpisodeSampler,
@@ -89,12 +106,13 @@ def ensemble_accuracies(
     normalization: Normalization,
     device: torch.device,
     advance: Callable[[int], None],
-) -> Tensor:
-    """The (count,) query accuracies of the mean logits of several models.
+) -> TestAccuracies:
+    """The accuracy of several models as one ensemble, and of the first alone.
 
     Each adapts with its own ĝ and λ; all see the same tasks. Arguments as for `evaluate`.
     """
-    results = []
+    ensemble: list[float] = []
+    single: list[float] = []
     for tasks in _chunks(sampler, count, normalization, device):
         logits = [
             learner.predict(
@@ -105,9 +123,10 @@ def ensemble_accuracies(
             )
             for learned, state in models
         ]
-        results.append(accuracies(torch.stack(logits).mean(0), tasks.query_y).cpu())
+        ensemble += accuracies(torch.stack(logits).mean(0), tasks.query_y).tolist()
+        single += accuracies(logits[0], tasks.query_y).tolist()
         advance(len(tasks))
-    return torch.cat(results)
+    return TestAccuracies(ensemble, len(models), single)
 
 
 def _chunks(

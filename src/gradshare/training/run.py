@@ -31,7 +31,7 @@ from gradshare.training.checkpoint import (
     save_checkpoint,
 )
 from gradshare.training.config import RunConfig, load_yaml
-from gradshare.training.evaluation import Model, ensemble_accuracies, evaluate
+from gradshare.training.evaluation import Model, TestAccuracies, evaluate, measure_test
 from gradshare.training.files import write_atomically
 from gradshare.training.interruption import RunStoppedError, StopRequests
 from gradshare.training.outer_loop import cosine_annealed, make_optimizer, outer_iteration
@@ -66,23 +66,6 @@ Watch = Callable[[Progress], None]
 
 def ignore(progress: Progress) -> None:
     """Watch nothing."""
-
-
-@dataclass(frozen=True)
-class TestAccuracies:
-    """Accuracies on the test tasks.
-
-    Attributes:
-        ensemble: of the mean logits of the best checkpoints, one for each task.
-        members: how many those are.
-        single: of the best checkpoint alone, one for each task.
-    """
-
-    __test__ = False  # to pytest, which collects classes by this prefix
-
-    ensemble: list[float]
-    members: int
-    single: list[float]
 
 
 @dataclass(frozen=True)
@@ -230,26 +213,19 @@ def best_models(
     return models
 
 
-def test_accuracies(
-    config: RunConfig,
-    setup: Setup,
-    models: Sequence[Model],
-    advance: Callable[[int], None],
+def measure_run(
+    config: RunConfig, setup: Setup, models: Sequence[Model], advance: Callable[[int], None]
 ) -> TestAccuracies:
-    """Test the ensemble of a run's best models, best first, and the best alone."""
-
-    def accuracies(models: Sequence[Model]) -> list[float]:
-        return ensemble_accuracies(
-            setup.learner,
-            models,
-            setup.test,
-            config.test_tasks,
-            setup.normalization,
-            setup.device,
-            advance,
-        ).tolist()
-
-    return TestAccuracies(accuracies(models), len(models), accuracies(models[:1]))
+    """Test a run's best models, best first, on its test tasks."""
+    return measure_test(
+        setup.learner,
+        models,
+        setup.test,
+        config.test_tasks,
+        setup.normalization,
+        setup.device,
+        advance,
+    )
 
 
 def _continue(
@@ -280,9 +256,9 @@ def _continue(
             def advance(tasks: int) -> None:
                 nonlocal done
                 done += tasks
-                watch(_progress("test", done, 2 * config.test_tasks, config, moment))
+                watch(_progress("test", done, config.test_tasks, config, moment))
 
-            test = test_accuracies(config, setup, models, advance)
+            test = measure_run(config, setup, models, advance)
     return RunResult(
         config, moment.history, moment.diverged, test, seconds=time.monotonic() - started
     )
