@@ -127,10 +127,22 @@ class RunConfig(BaseModel):
     epochs: int = _field(10, OUTER, "epochs; after each the validation tasks are run", ge=1)
     iterations_per_epoch: int = _field(50, OUTER, "outer iterations in an epoch", ge=1)
     outer_lr: float = _field(0.001, OUTER, "learning rate of the outer Adam", gt=0)
+
     first_order_for: Span = _field(
         "0",
         OUTER,
-        "derivative-order annealing: first order for so many iterations, or a share of the run",
+        "derivative-order annealing (MAML++): first order for so many iterations, or a share of "
+        "the run",
+    )
+
+    epochs: int = _field(10, OUTER, "epochs; after each the validation tasks are run", ge=1)
+    iterations_per_epoch: int = _field(50, OUTER, "outer iterations in an epoch", ge=1)
+    outer_lr: float = _field(0.001, OUTER, "learning rate of the outer Adam", gt=0)
+    first_order_for: Span = _field(
+        "0",
+        OUTER,
+        "derivative-order annealing (MAML++): first order for so many iterations, or a share of "
+        "the run",
     )
     cosine_annealing_to: float | None = _field(
         None, PLUS, "anneal the outer learning rate to this value by a cosine", ge=0
