@@ -1,0 +1,88 @@
+"""The code in the documents and the examples does what they say."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gradshare as gs
+from gradshare.inner_loop.rule import sum_over_local_tasks
+
+ROOT = Path(__file__).parent.parent
+
+
+def python_blocks(document: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_readmes_quick_start_is_the_example_and_short() -> None:
+    quick_start = python_blocks("README.md")[0]
+    example = (ROOT / "examples" / "quick_start.py").read_text(encoding="utf-8")
+    assert quick_start in example
+    assert len([line for line in quick_start.splitlines() if line.strip()]) <= 20
+
+
+def test_the_quick_start_runs(
+    tiny: dict[str, object], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = python_blocks("README.md")[0]
+    # The same lines on a dataset of seconds instead of minutes.
+    for old, new in (
+        ('dataset="glyphs", method="maml", epochs=4, iterations_per_epoch=30', "**tiny"),
+        ('"glyphs", Path("data")', f'"tiny", Path({str(data_root)!r})'),
+        ("ways=5, shots=1, queries=15", "ways=3, shots=1, queries=4"),
+    ):
+        assert old in code
+        code = code.replace(old, new)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__", "tiny": tiny})
+
+
+def test_the_sinusoid_example_learns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = []
+    for iterations in ("0", "40"):
+        monkeypatch.setattr(sys, "argv", ["sinusoid.py", "--iterations", iterations])
+        runpy.run_path(str(ROOT / "examples" / "sinusoid.py"), run_name="__main__")
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split("  ")[0].strip() for line in lines] == [
+            "original",
+            "gradient sharing",
+            "rate-control",
+        ]
+        errors.append([float(line.split()[-1]) for line in lines])
+    assert all(after < before for before, after in zip(*errors, strict=True))
+
+
+def test_the_documented_rule_clips_each_task_and_learns_its_length() -> None:
+    names: dict[str, object] = {}
+    for block in python_blocks("docs/extending.md"):
+        exec(compile(block, "docs/extending.md", "exec"), names)
+    rule = names["LearnedClipping"](2, start=0.5)  # type: ignore[operator]
+    learned, state = rule.init({"w": torch.zeros(3)})
+    gradients = {"w": torch.tensor([[3.0, 4.0, 0.0], [0.1, 0.0, 0.0]])}
+    learned["length"].requires_grad_()
+    updates, _ = rule.update(gradients, learned, state, 1, sum_over_local_tasks)
+    assert torch.allclose(updates["w"], torch.tensor([[0.3, 0.4, 0.0], [0.1, 0.0, 0.0]]))
+    (gradient,) = torch.autograd.grad(updates["w"].sum(), [learned["length"]])
+    assert gradient[0] == 0
+    assert gradient[1] != 0
+    learner = names["learner"]
+    assert isinstance(learner, gs.MetaLearner)
+    assert learner.adapted == ("linear.weight", "linear.bias")
+
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+        assert (document.parent / link).exists(), link

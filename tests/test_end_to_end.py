@@ -1,0 +1,78 @@
+"""From archives to a report, through the program alone: real Omniglot and mini-ImageNet where they
+are at hand, CUB from an archive in the official layout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradshare.cli import main
+from tests.episodes.archive_builders import encoded, make_tar, real_data
+
+SHORT = {
+    "image-size": 16,
+    "ways": 3,
+    "queries": 4,
+    "task-batch": 2,
+    "inner-steps": 2,
+    "filters": 4,
+    "epochs": 1,
+    "iterations-per-epoch": 3,
+    "val-tasks": 3,
+    "test-tasks": 3,
+    "threads": 1,
+}
+
+
+def program(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["gradshare", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def from_archive_to_report(
+    name: str, source: Path, method: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, object]:
+    monkeypatch.chdir(folder)  # the default data root, ./data, is here
+    prepare = ["data", "prepare", name, "--from", str(source), "--image-size", "16"]
+    assert program(monkeypatch, *prepare) == 0
+    assert program(monkeypatch, "data", "show", name, "--image-size", "16") == 0
+    arguments = ["train", "--dataset", name, "--method", method, "--out", "run"]
+    arguments += [word for key, value in SHORT.items() for word in (f"--{key}", str(value))]
+    assert program(monkeypatch, *arguments) == 0
+    assert (folder / "run" / "report.html").stat().st_size > 10_000
+    results: dict[str, object] = json.loads((folder / "run" / "results.json").read_text())
+    assert (results["dataset"], results["method"]) == (name, method)
+    return results
+
+
+def test_cub_from_the_official_archive_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    files = {
+        f"CUB_200_2011/images/{number:03d}.Bird_{number}/Bird_{number}_{image:04d}.jpg": encoded(
+            random.integers(0, 256, (20, 24, 3), dtype=np.uint8), "JPEG"
+        )
+        for number in range(1, 201)
+        for image in range(5)
+    }
+    archive = make_tar(tmp_path / "CUB_200_2011.tgz", files)
+    from_archive_to_report("cub", archive, "maml++", tmp_path, monkeypatch)
+
+
+def test_omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = real_data("omniglot")
+    from_archive_to_report("omniglot", source, "meta-sgd", tmp_path, monkeypatch)
+
+
+def test_mini_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = real_data("mini-imagenet")
+    from_archive_to_report("mini-imagenet", source, "maml", tmp_path, monkeypatch)
