@@ -64,7 +64,8 @@ def test_cub_from_the_official_archive_layout(
         for number in range(1, 201)
         for image in range(5)
     }
-    archive = make_tar(tmp_path / "CUB_200_2011.tgz", files)
+    archive = make_tar(tmp_path / "CUB_200_2011.tar.gz", files)
+    archive = archive.rename(tmp_path / "CUB_200_2011.tgz")
     from_archive_to_report("cub", archive, "maml++", tmp_path, monkeypatch)
 
 
