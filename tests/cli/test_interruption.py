@@ -1,0 +1,77 @@
+"""Ctrl-C and SIGTERM, as a terminal and a scheduler send them to the whole program."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradshare.training.run import load_history, resume
+
+PATIENCE = 120
+
+
+def wait_for_epochs(folders: list[Path], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not all(
+        (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size
+        for folder in folders
+    ):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "no epoch was completed"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+@pytest.mark.parametrize("to_all", [True, False], ids=["Ctrl-C", "SIGTERM"])
+def test_it_stops_cleanly_with_everything_saved(
+    command: str, to_all: bool, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**tiny, "epochs": 10_000, "threads": 1}
+    options = [w for name, v in settings.items() for w in (f"--{name.replace('_', '-')}", str(v))]
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradshare.cli", command, "--out", str(out), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    runs = [out] if command == "train" else [out / "original", out / "gradient-sharing"]
+    wait_for_epochs(runs, process)
+    if to_all:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        process.terminate()  # as a scheduler does
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + (signal.SIGINT if to_all else signal.SIGTERM)
+    assert "Traceback" not in err
+    assert err.startswith("stopped")
+    assert err.count("\n") == 1
+    for run in runs:
+        assert str(run) in err
+        assert len(load_history(run)) >= 1
+        assert list((run / "checkpoints").glob("latest-*"))
+        assert not list(run.rglob("*.tmp"))
+
+
+def test_what_was_stopped_can_be_resumed(tiny: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**tiny, "epochs": 40}
+    options = [w for name, v in settings.items() for w in (f"--{name.replace('_', '-')}", str(v))]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradshare.cli", "train", "--out", str(tmp_path / "run"), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_epochs([tmp_path / "run"], process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE)
+    result = resume(tmp_path / "run")
+    assert [record.epoch for record in result.history] == list(range(1, 41))
