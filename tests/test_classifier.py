@@ -9,7 +9,8 @@ import pytest
 
 from gradshare import EpisodeSampler, FewShotClassifier, RunConfig, TaskBatch, open_dataset, train
 from gradshare.errors import DataError, RunError
-from gradshare.training.run import best_models, load_config, load_history, measure_run
+from gradshare.training.folder import RunFolder
+from gradshare.training.run import measure_run
 from gradshare.training.setup import set_up
 
 
@@ -52,9 +53,10 @@ def test_new_classes_are_learned_under_their_own_names(run: Path, data_root: Pat
 
 
 def test_it_is_as_right_as_the_runs_own_test(run: Path) -> None:
-    config = load_config(run)
+    folder = RunFolder(run)
+    config = folder.config()
     setup = set_up(config)
-    models = best_models(run, load_history(run), config.ensemble, setup.device)
+    models = folder.best_models(folder.history(), config.ensemble, setup.device)
     recorded = measure_run(config, setup, models, lambda tasks: None).ensemble
     classifier = FewShotClassifier.from_run(run)
     for index, accuracy in enumerate(recorded):

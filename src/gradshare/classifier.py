@@ -15,7 +15,7 @@ from gradshare.episodes import Normalization, TaskBatch
 from gradshare.errors import DataError
 from gradshare.methods import MetaLearner
 from gradshare.training.evaluation import Model
-from gradshare.training.run import best_models, load_config, load_history
+from gradshare.training.folder import RunFolder
 from gradshare.training.setup import set_up
 
 Labels = npt.NDArray[Any]
@@ -67,12 +67,10 @@ class FewShotClassifier:
             RunError: there is no such run.
             ConfigError, DataError: the run's dataset, whose pixel statistics are needed, is gone.
         """
-        folder = Path(folder)
-        config = load_config(folder)
+        run = RunFolder(Path(folder))
+        config = run.config()
         setup = set_up(config)
-        models = best_models(
-            folder, load_history(folder), ensemble or config.ensemble, setup.device
-        )
+        models = run.best_models(run.history(), ensemble or config.ensemble, setup.device)
         channels, height, width = setup.train.split.images.shape[1:]
         return cls(
             setup.learner,

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from gradshare.training.run import load_history, resume
+from gradshare.training.folder import RunFolder
+from gradshare.training.run import train
 
 PATIENCE = 120
 
@@ -56,7 +57,7 @@ def test_it_stops_cleanly_with_everything_saved(
     assert err.count("\n") == 1
     for run in runs:
         assert str(run) in err
-        assert len(load_history(run)) >= 1
+        assert len(RunFolder(run).history()) >= 1
         assert list((run / "checkpoints").glob("latest-*"))
         assert not list(run.rglob("*.tmp"))
 
@@ -73,5 +74,6 @@ def test_what_was_stopped_can_be_resumed(tiny: dict[str, Any], tmp_path: Path) -
     wait_for_epochs([tmp_path / "run"], process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=PATIENCE)
-    result = resume(tmp_path / "run")
+    folder = tmp_path / "run"
+    result = train(RunFolder(folder).config(), folder, resume=True)
     assert [record.epoch for record in result.history] == list(range(1, 41))

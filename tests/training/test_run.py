@@ -14,18 +14,10 @@ import torch
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.training.checkpoint import load_checkpoint
 from gradshare.training.config import RunConfig
+from gradshare.training.folder import RunFolder, best_epochs
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.outer_loop import make_optimizer, outer_iteration
-from gradshare.training.run import (
-    Progress,
-    best_epochs,
-    best_models,
-    load_config,
-    load_history,
-    measure_run,
-    resume,
-    train,
-)
+from gradshare.training.run import Progress, measure_run, train
 from gradshare.training.setup import set_up
 
 CPU = torch.device("cpu")
@@ -62,8 +54,8 @@ def test_every_method_and_arm_runs(
     assert result.test is not None
     assert len(result.test.ensemble) == len(result.test.single) == 8
     assert result.test.members == 2
-    assert load_config(tmp_path / "run") == config
-    assert load_history(tmp_path / "run") == result.history
+    assert RunFolder(tmp_path / "run").config() == config
+    assert RunFolder(tmp_path / "run").history() == result.history
     kept = [f"epoch-{e:06d}.safetensors" for e in sorted(best_epochs(result.history, 2))]
     latest = ["latest-000000006.safetensors", "latest-000000009.safetensors"]
     assert checkpoints(tmp_path / "run") == [*kept, *latest]
@@ -115,7 +107,7 @@ def test_best_models_are_the_epochs_they_are_named_after(
     result = train(config, tmp_path / "run", ignore)
     assert result.test is not None
     setup = set_up(config)
-    models = best_models(tmp_path / "run", result.history, config.ensemble, CPU)
+    models = RunFolder(tmp_path / "run").best_models(result.history, config.ensemble, CPU)
     again = measure_run(config, setup, models, lambda tasks: None)
     assert again == result.test
     single = measure_run(config, setup, models[:1], lambda tasks: None)
@@ -139,7 +131,7 @@ def test_a_stopped_run_continues_to_where_it_would_have_been(
         f"stopped after iteration 5 of 9; everything so far is saved in {tmp_path / 'stopped'}"
     )
     assert error.value.signal == signal_number
-    resumed = resume(tmp_path / "stopped", ignore)
+    resumed = train(config, tmp_path / "stopped", ignore, resume=True)
     assert resumed.test == whole.test
     for one, other in zip(resumed.history, whole.history, strict=True):
         assert {**one.to_json(), "seconds": 0} == {**other.to_json(), "seconds": 0}
@@ -215,10 +207,10 @@ def test_a_folder_that_holds_something_is_refused_and_untouched(
     with pytest.raises(RunError) as error:
         train(RunConfig.create(tiny), folder, ignore)
     assert str(error.value) == (
-        f"the output folder {folder} already holds 'thesis.txt'; choose another with --out, or "
-        "delete it if you no longer need it"
+        f"the output folder {folder} already holds 'thesis.txt'; choose another with --out, "
+        "continue it with --resume auto, or delete it if you no longer need it"
     )
-    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    assert [p.name for p in folder.iterdir() if p.name != ".lock"] == ["thesis.txt"]
 
 
 def test_an_output_folder_below_a_file_is_refused(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -278,7 +270,7 @@ def test_metrics_are_json_lines_without_nan(tiny: dict[str, Any], tmp_path: Path
 
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError) as error:
-        load_config(tmp_path)
+        RunFolder(tmp_path).config()
     assert str(error.value) == (
         f"{tmp_path} holds no run (no config.yaml); give the folder of a run"
     )

@@ -25,8 +25,9 @@ from gradshare.experiments.table import arm_rows, comparison_rows
 from gradshare.experiments.verdict import verdict
 from gradshare.experiments.wording import accuracy, counted, method
 from gradshare.training.config import RunConfig
+from gradshare.training.folder import RunFolder
 from gradshare.training.machine import keep_freed_memory
-from gradshare.training.run import best_models, load_config, load_history, measure_run, train
+from gradshare.training.run import measure_run, train
 from gradshare.training.setup import set_up
 from gradshare.training.statistics import confidence95
 
@@ -40,17 +41,32 @@ out_option = click.option(
 )
 
 
+resume_option = click.option(
+    "--resume",
+    type=click.Choice(["never", "auto"]),
+    default="never",
+    show_default=True,
+    help="auto: continue what --out holds from its last checkpoint, to where it would have been; "
+    "start where there is nothing to continue; do nothing where all is done.",
+)
+
+
 @click.command(name="train", cls=GroupedCommand)
 @out_option
+@resume_option
 @run_options()
-def train_command(out: Path, config_file: Path | None, preset: str | None, **options: Any) -> None:
+def train_command(
+    out: Path, resume: str, config_file: Path | None, preset: str | None, **options: Any
+) -> None:
     """Meta-train one learner, with gradient sharing or without, and test it."""
     console = Console()
     config = read_config(config_file, preset, options)
     keep_freed_memory()
     torch.set_num_threads(default_threads(config, 1))
     with RunBars(console) as bars:
-        result = train(config, out, lambda progress: bars(config.arm, progress))
+        result = train(
+            config, out, lambda progress: bars(config.arm, progress), resume=resume == "auto"
+        )
     results = results_of_runs([result], _command_line())
     save_results(results, out / FILENAME)
     _report([results], out, console)
@@ -58,6 +74,7 @@ def train_command(out: Path, config_file: Path | None, preset: str | None, **opt
 
 @click.command(name="compare", cls=GroupedCommand)
 @out_option
+@resume_option
 @click.option("--control", is_flag=True, help="Train the rate-control arm too.")
 @click.option(
     "--seeds",
@@ -74,6 +91,7 @@ def train_command(out: Path, config_file: Path | None, preset: str | None, **opt
 @run_options(leave_out=ARM_FIELDS)
 def compare_command(
     out: Path,
+    resume: str,
     control: bool,
     seeds: int,
     jobs: int | None,
@@ -94,6 +112,7 @@ def compare_command(
             control=control,
             seeds=seeds,
             at_a_time=at_a_time,
+            resume=resume == "auto",
             command=_command_line(),
             watch=bars,
         )
@@ -114,12 +133,13 @@ def evaluate_command(run: Path, **options: Any) -> None:
     """Test the best checkpoints of a training RUN again, as one ensemble and the best alone."""
     console = Console()
     given = {name: value for name, value in options.items() if value is not None}
-    config = load_config(run)
+    folder = RunFolder(run)
+    config = folder.config()
     config = config.create({**config.model_dump(), **given})
     keep_freed_memory()
     torch.set_num_threads(default_threads(config, 1))
     setup = set_up(config)
-    models = best_models(run, load_history(run), config.ensemble, setup.device)
+    models = folder.best_models(folder.history(), config.ensemble, setup.device)
     with console.status(f"testing on {config.test_tasks} tasks"):
         result = measure_run(config, setup, models, lambda _: None)
     table = Table("model", "checkpoints", "test accuracy", "tasks", "batch norm")

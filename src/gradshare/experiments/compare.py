@@ -15,8 +15,9 @@ from gradshare.experiments.local import Job, WatchAll, run_all
 from gradshare.experiments.results import FILENAME, Results, save_results
 from gradshare.experiments.speedup import results_of
 from gradshare.training.config import RunConfig
+from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.machine import environment
-from gradshare.training.run import RunResult, claim_folder
+from gradshare.training.run import RunResult
 from gradshare.training.setup import set_up
 
 ARMS: tuple[dict[str, Any], ...] = (
@@ -33,6 +34,7 @@ def compare(
     control: bool,
     seeds: int,
     at_a_time: int,
+    resume: bool,
     command: str,
     watch: WatchAll,
 ) -> list[Results]:
@@ -40,10 +42,11 @@ def compare(
 
     Args:
         config: what all arms have in common; its arm is ignored.
-        folder: a new folder.
+        folder: a new folder, unless `resume`.
         control: whether to run the rate-control arm too.
         seeds: how many seeds, from `config.seed` on.
         at_a_time: how many runs go side by side.
+        resume: continue the runs that the folder holds; see `gradshare.training.run.train`.
         command: what reproduces this, for the record.
         watch: told of progress.
 
@@ -54,7 +57,8 @@ def compare(
         GradshareError: see `gradshare.training.run.train`.
     """
     set_up(config)  # whatever is wrong with the data or the settings shows before anything is done
-    claim_folder(folder)
+    if not resume:
+        refuse_if_occupied(folder)
     arms = ARMS if control else ARMS[:2]
     homes = {
         seed: folder / f"seed-{seed}" if seeds > 1 else folder
@@ -66,7 +70,7 @@ def compare(
             run = RunConfig.create({**config.model_dump(), **arm, "seed": seed})
             name = run.arm if seeds == 1 else f"{run.arm} (seed {seed})"
             jobs[name] = Job(run, home / run.arm)
-    finished = run_all(jobs, at_a_time, watch)
+    finished = run_all(jobs, at_a_time, watch, resume=resume)
 
     comparison = []
     for seed, home in homes.items():

@@ -54,7 +54,9 @@ def default_threads(config: RunConfig, jobs: int) -> int:
     return config.threads or max(1, cores() // jobs)
 
 
-def run_all(jobs: Mapping[str, Job], at_a_time: int, watch: WatchAll) -> dict[str, RunResult]:
+def run_all(
+    jobs: Mapping[str, Job], at_a_time: int, watch: WatchAll, *, resume: bool
+) -> dict[str, RunResult]:
     """Train every run; the result by the run's name.
 
     Raises:
@@ -80,7 +82,7 @@ def run_all(jobs: Mapping[str, Job], at_a_time: int, watch: WatchAll) -> dict[st
                 job = waiting.pop(name)
                 threads = default_threads(job.config, at_a_time)
                 running[name] = context.Process(
-                    target=_work, args=(name, job, threads, messages), daemon=True
+                    target=_work, args=(name, job, threads, resume, messages), daemon=True
                 )
                 running[name].start()
             try:
@@ -113,14 +115,17 @@ def run_all(jobs: Mapping[str, Job], at_a_time: int, watch: WatchAll) -> dict[st
     return results
 
 
-def _work(name: str, job: Job, threads: int, messages: Any) -> None:
+def _work(name: str, job: Job, threads: int, resume: bool, messages: Any) -> None:
     """The body of one run's process."""
     # Ctrl-C reaches every process of the terminal: the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
     torch.set_num_threads(threads)
+
+    def report(progress: Progress) -> None:
+        messages.put((name, progress))
+
     try:
-        result = train(job.config, job.folder, lambda progress: messages.put((name, progress)))
-        messages.put((name, result))
+        messages.put((name, train(job.config, job.folder, report, resume=resume)))
     except GradshareError as error:
         messages.put((name, error))

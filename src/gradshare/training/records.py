@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tensorboardX import SummaryWriter
 
+from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
 from gradshare.training.evaluation import InnerLoopFit
 from gradshare.training.files import write_atomically
@@ -77,7 +78,7 @@ class MetricsWriter:
         self._path = folder / "metrics.jsonl"
         lines = "".join(_line(record) for record in history)
         write_atomically(self._path, lines.encode())
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history) + 1)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -92,8 +93,14 @@ class MetricsWriter:
 
     def write(self, record: EpochRecord) -> None:
         """Append one epoch."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(record))
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_line(record))
+        except OSError as error:
+            raise RunError(
+                f"{self._path} cannot be written: {error.strerror or error}; free the space and "
+                "continue with --resume auto"
+            ) from error
         scalars = {
             "train/loss": record.train_loss,
             "train/accuracy": record.train_accuracy,

@@ -1,45 +1,34 @@
 """A training run: epochs of outer iterations, validation after each, a test at the end.
 
-A run lives in a folder:
-
-- `config.yaml`: the configuration, which reproduces it;
-- `metrics.jsonl`, `tensorboard/`: one record for each epoch;
-- `checkpoints/epoch-N.safetensors`: the best epochs by validation accuracy, for the ensemble;
-- `checkpoints/latest-N.safetensors`: the last two moments from which the run can be continued.
+The tasks of an iteration are named by its number, and everything else that an iteration depends on
+is one value, `_Moment`. A run that is killed at any point and continued from any saved moment ends
+where it would have ended.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
-from gradshare.training.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
-from gradshare.training.config import RunConfig, load_yaml
+from gradshare.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from gradshare.training.config import RunConfig
 from gradshare.training.evaluation import Model, TestAccuracies, evaluate, measure_test
-from gradshare.training.files import write_atomically
+from gradshare.training.folder import RunFolder, best_epochs
 from gradshare.training.interruption import RunStoppedError, StopRequests
 from gradshare.training.outer_loop import cosine_annealed, make_optimizer, outer_iteration
 from gradshare.training.records import EpochRecord, MetricsWriter, sharing_parameters
 from gradshare.training.setup import Setup, set_up
 from gradshare.training.statistics import confidence95
 
-KEPT_LATEST = 2
+# Besides at every epoch's end a moment is saved after so long, which is what a kill can cost.
+SAVE_EVERY_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -99,122 +88,123 @@ class _Moment:
     accuracy_sum: float = 0.0
     seconds: float = 0.0
     diverged: str | None = None
+    test: TestAccuracies | None = None
     history: list[EpochRecord] = field(default_factory=list)
 
+    def checkpoint(self) -> Checkpoint:
+        """As it is saved."""
+        progress = {
+            "iteration": self.iteration,
+            "loss_sum": self.loss_sum,
+            "accuracy_sum": self.accuracy_sum,
+            "seconds": self.seconds,
+            "diverged": self.diverged,
+            "test": None if self.test is None else asdict(self.test),
+            "history": [record.to_json() for record in self.history],
+        }
+        return Checkpoint(
+            self.learned,
+            dict(self.state),
+            optimizer_tensors(self.optimizer, self.learned),
+            progress,
+        )
 
-def train(config: RunConfig, folder: Path, watch: Watch = ignore) -> RunResult:
-    """Run a configuration from its start into a new folder.
+    def restore(self, saved: Checkpoint) -> None:
+        """Go back, or ahead, to a saved moment of the same run."""
+        for name, tensor in self.learned.items():
+            tensor.data.copy_(saved.learned[name])
+        self.state = saved.state
+        restore_optimizer(self.optimizer, self.learned, saved.optimizer)
+        progress = saved.progress
+        self.iteration = progress["iteration"]
+        self.loss_sum = progress["loss_sum"]
+        self.accuracy_sum = progress["accuracy_sum"]
+        self.seconds = progress["seconds"]
+        self.diverged = progress["diverged"]
+        self.test = None if progress["test"] is None else TestAccuracies(**progress["test"])
+        self.history = [EpochRecord.from_json(record) for record in progress["history"]]
+
+
+def train(
+    config: RunConfig, folder: Path, watch: Watch = ignore, *, resume: bool = False
+) -> RunResult:
+    """Run a configuration in a folder of its own (see `gradshare.training.folder`).
 
     Args:
         config: what to run.
-        folder: a new one, for everything that comes out; see the module's docstring.
+        folder: a new one, for everything that comes out.
         watch: told of progress.
+        resume: continue the run that the folder holds from where it was saved last, to where it
+            would have been; start one where there is none; do nothing where it is complete.
 
     Raises:
         DataError, ConfigError: the configuration cannot be run; nothing was written.
-        RunError: the folder cannot be used.
+        RunError: the folder cannot be used, or holds another run.
         RunStoppedError: Ctrl-C or SIGTERM; everything so far is saved.
     """
     setup = set_up(config)
-    claim_folder(folder)
-    write_atomically(folder / "config.yaml", config.to_yaml().encode())
-    (folder / "checkpoints").mkdir()
+    home = RunFolder(folder)
     learned, state = setup.learner.init()
     moment = _Moment(learned, state, make_optimizer(learned, config.outer_lr))
-    return _continue(config, setup, folder, moment, watch)
+    with home.locked():
+        if resume and home.started:
+            home.require_same(config)
+            saved = home.load_latest(setup.device)
+            if saved is not None:
+                moment.restore(saved)
+        else:
+            home.start(config)
+        if moment.test is None:
+            _continue(config, setup, home, moment, watch)
+    return RunResult(config, moment.history, moment.diverged, moment.test, moment.seconds)
 
 
-def resume(folder: Path, watch: Watch = ignore) -> RunResult:
-    """Continue the run in a folder from its last checkpoint, to where it would have been.
+def _continue(
+    config: RunConfig, setup: Setup, home: RunFolder, moment: _Moment, watch: Watch
+) -> None:
+    """Take a moment to the end of its run."""
+    started = time.monotonic() - moment.seconds
 
-    Raises:
-        RunError: there is no run to continue, or its checkpoint cannot be read.
-        RunStoppedError: see `train`.
-    """
-    config = load_config(folder)
-    setup = set_up(config)
-    latest = sorted((folder / "checkpoints").glob("latest-*.safetensors"))
-    learned, state = setup.learner.init()
-    moment = _Moment(learned, state, make_optimizer(learned, config.outer_lr))
-    if latest:
-        saved = load_checkpoint(latest[-1], setup.device)
-        for name, tensor in learned.items():
-            tensor.data.copy_(saved.learned[name])
-        restore_optimizer(moment.optimizer, learned, saved.optimizer)
-        progress = dict(saved.progress)
-        history = [EpochRecord.from_json(record) for record in progress.pop("history")]
-        moment = dataclasses.replace(moment, state=saved.state, history=history, **progress)
-    return _continue(config, setup, folder, moment, watch)
+    def save() -> None:
+        moment.seconds = time.monotonic() - started
+        home.save_latest(moment.iteration, moment.checkpoint())
 
+    saved_at = time.monotonic()
+    with StopRequests() as stop, MetricsWriter(home.path, moment.history) as metrics:
+        while moment.iteration < config.iterations and moment.diverged is None:
+            _iterate(config, setup, moment)
+            watch(_progress("train", moment.iteration, config.iterations, config, moment))
+            epoch_ends = moment.iteration % config.iterations_per_epoch == 0
+            if epoch_ends and moment.diverged is None:
+                record = _finish_epoch(config, setup, moment, started, watch)
+                kept = best_epochs(moment.history, config.ensemble)
+                home.save_epoch(record.epoch, (moment.learned, moment.state), kept)
+                metrics.write(record)
+            overdue = time.monotonic() - saved_at > SAVE_EVERY_SECONDS
+            if epoch_ends or overdue or stop.signal is not None or moment.diverged is not None:
+                save()
+                saved_at = time.monotonic()
+            if stop.signal is not None:
+                raise RunStoppedError(
+                    f"stopped after iteration {moment.iteration} of {config.iterations}; "
+                    f"everything so far is saved in {home.path}",
+                    stop.signal,
+                )
+        if moment.history:
+            done = 0
 
-def load_config(folder: Path) -> RunConfig:
-    """The configuration of the run in a folder.
+            def advance(tasks: int) -> None:
+                nonlocal done
+                done += tasks
+                watch(_progress("test", done, config.test_tasks, config, moment))
 
-    Raises:
-        RunError: there is no run.
-    """
-    if not (folder / "config.yaml").is_file():
-        raise RunError(f"{folder} holds no run (no config.yaml); give the folder of a run")
-    return RunConfig.create(load_yaml(folder / "config.yaml"))
-
-
-def load_history(folder: Path) -> list[EpochRecord]:
-    """The records of a run's completed epochs.
-
-    Raises:
-        RunError: there are none, or they cannot be read.
-    """
-    path = folder / "metrics.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        history = [EpochRecord.from_json(json.loads(line)) for line in lines]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path} cannot be read: {error}; give the folder of a run") from error
-    if not history:
-        raise RunError(f"the run in {folder} has completed no epoch yet; nothing can be tested")
-    return history
-
-
-def claim_folder(folder: Path) -> None:
-    """Create an output folder; refuse one that already holds something.
-
-    Raises:
-        RunError: it is not empty, or cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        occupied = next(folder.iterdir(), None)
-    except OSError as error:
-        raise RunError(
-            f"the output folder {folder} cannot be written: {error.strerror or error}; choose "
-            "another with --out"
-        ) from error
-    if occupied is not None:
-        raise RunError(
-            f"the output folder {folder} already holds {occupied.name!r}; choose another with "
-            "--out, or delete it if you no longer need it"
-        )
-
-
-def best_epochs(history: Sequence[EpochRecord], count: int) -> list[int]:
-    """The epochs with the best validation accuracy, best first, ties to the earlier."""
-    ranked = sorted(history, key=lambda record: (-record.val_accuracy, record.epoch))
-    return [record.epoch for record in ranked[:count]]
-
-
-def best_models(
-    folder: Path, history: Sequence[EpochRecord], count: int, device: torch.device
-) -> list[Model]:
-    """The models of the best epochs, best first."""
-    models: list[Model] = []
-    for epoch in best_epochs(history, count):
-        checkpoint = load_checkpoint(_epoch_path(folder, epoch), device)
-        models.append((checkpoint.learned, checkpoint.state))
-    return models
+            models = home.best_models(moment.history, config.ensemble, setup.device)
+            moment.test = measure_run(config, setup, models, advance)
+        save()
 
 
 def measure_run(
-    config: RunConfig, setup: Setup, models: Sequence[Model], advance: Callable[[int], None]
+    config: RunConfig, setup: Setup, models: list[Model], advance: Callable[[int], None]
 ) -> TestAccuracies:
     """Test a run's best models, best first, on its test tasks."""
     return measure_test(
@@ -225,42 +215,6 @@ def measure_run(
         setup.normalization,
         setup.device,
         advance,
-    )
-
-
-def _continue(
-    config: RunConfig, setup: Setup, folder: Path, moment: _Moment, watch: Watch
-) -> RunResult:
-    started = time.monotonic() - moment.seconds
-    with StopRequests() as stop, MetricsWriter(folder, moment.history) as metrics:
-        while moment.iteration < config.iterations and moment.diverged is None:
-            _iterate(config, setup, moment)
-            watch(_progress("train", moment.iteration, config.iterations, config, moment))
-            if moment.diverged is None and moment.iteration % config.iterations_per_epoch == 0:
-                record = _finish_epoch(config, setup, moment, started, watch)
-                metrics.write(record)
-                _save_epoch(folder, config, moment)
-            moment.seconds = time.monotonic() - started
-            if stop.signal is not None:
-                _save_latest(folder, moment)
-                raise RunStoppedError(
-                    f"stopped after iteration {moment.iteration} of {config.iterations}; "
-                    f"everything so far is saved in {folder}",
-                    stop.signal,
-                )
-        test = None
-        if moment.history:
-            models = best_models(folder, moment.history, config.ensemble, setup.device)
-            done = 0
-
-            def advance(tasks: int) -> None:
-                nonlocal done
-                done += tasks
-                watch(_progress("test", done, config.test_tasks, config, moment))
-
-            test = measure_run(config, setup, models, advance)
-    return RunResult(
-        config, moment.history, moment.diverged, test, seconds=time.monotonic() - started
     )
 
 
@@ -327,47 +281,6 @@ def _finish_epoch(
     moment.loss_sum = moment.accuracy_sum = 0.0
     watch(_progress("train", moment.iteration, config.iterations, config, moment))
     return record
-
-
-def _save_epoch(folder: Path, config: RunConfig, moment: _Moment) -> None:
-    """Keep the best epochs' models, and the last two moments."""
-    best = best_epochs(moment.history, config.ensemble)
-    epoch = moment.history[-1].epoch
-    if epoch in best:
-        save_checkpoint(
-            _epoch_path(folder, epoch), Checkpoint(moment.learned, dict(moment.state), {}, {})
-        )
-    kept = {_epoch_path(folder, epoch) for epoch in best}
-    for path in (folder / "checkpoints").glob("epoch-*.safetensors"):
-        if path not in kept:
-            path.unlink()
-    _save_latest(folder, moment)
-
-
-def _save_latest(folder: Path, moment: _Moment) -> None:
-    progress = {
-        "iteration": moment.iteration,
-        "loss_sum": moment.loss_sum,
-        "accuracy_sum": moment.accuracy_sum,
-        "seconds": moment.seconds,
-        "diverged": moment.diverged,
-        "history": [record.to_json() for record in moment.history],
-    }
-    save_checkpoint(
-        folder / "checkpoints" / f"latest-{moment.iteration:09d}.safetensors",
-        Checkpoint(
-            moment.learned,
-            dict(moment.state),
-            optimizer_tensors(moment.optimizer, moment.learned),
-            progress,
-        ),
-    )
-    for path in sorted((folder / "checkpoints").glob("latest-*.safetensors"))[:-KEPT_LATEST]:
-        path.unlink()
-
-
-def _epoch_path(folder: Path, epoch: int) -> Path:
-    return folder / "checkpoints" / f"epoch-{epoch:06d}.safetensors"
 
 
 def _progress(

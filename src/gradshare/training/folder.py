@@ -1,0 +1,218 @@
+"""The folder that a run lives in.
+
+- `config.yaml`: the configuration, which reproduces it;
+- `metrics.jsonl`, `tensorboard/`: one record for each epoch;
+- `checkpoints/epoch-N.safetensors`: the best epochs by validation accuracy, for the ensemble;
+- `checkpoints/latest-N.safetensors`: the last two moments from which the run can be continued;
+- `.lock`: held while a process trains here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from gradshare.errors import RunError
+from gradshare.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gradshare.training.config import RunConfig, load_yaml
+from gradshare.training.evaluation import Model
+from gradshare.training.files import write_atomically
+from gradshare.training.records import EpochRecord
+
+log = logging.getLogger(__name__)
+
+KEPT_LATEST = 2
+LOCK = ".lock"
+
+# Where and how fast a run goes, but not what it is: a run may be continued with others.
+MACHINE_FIELDS = ("data_root", "device", "threads")
+
+
+class RunFolder:
+    """A run's folder.
+
+    Args:
+        path: where it is, or is to be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._checkpoints = path / "checkpoints"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the folder if there is none, and let no other process train in it.
+
+        The lock goes with the process that holds it, however that ends.
+
+        Raises:
+            RunError: another process trains here, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK, timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"another process is training in {self.path}; wait for it, or choose another "
+                "folder with --out"
+            ) from error
+        except OSError as error:
+            raise RunError(
+                f"the output folder {self.path} cannot be written: {error.strerror or error}; "
+                "choose another with --out"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def start(self, config: RunConfig) -> None:
+        """Claim an empty folder for a new run.
+
+        Raises:
+            RunError: it holds something already, or cannot be written.
+        """
+        refuse_if_occupied(self.path)
+        try:
+            self._checkpoints.mkdir()
+        except OSError as error:
+            raise RunError(f"{self._checkpoints} cannot be created: {error.strerror}") from error
+        write_atomically(self.path / "config.yaml", config.to_yaml().encode())
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a run to continue."""
+        return (self.path / "config.yaml").is_file()
+
+    def config(self) -> RunConfig:
+        """The run's configuration.
+
+        Raises:
+            RunError: there is no run.
+        """
+        if not self.started:
+            raise RunError(f"{self.path} holds no run (no config.yaml); give the folder of a run")
+        return RunConfig.create(load_yaml(self.path / "config.yaml"))
+
+    def require_same(self, config: RunConfig) -> None:
+        """Refuse to continue a run as another one.
+
+        Raises:
+            RunError: a setting differs from the stored one.
+        """
+        stored = self.config()
+        for name in RunConfig.model_fields:
+            old, new = getattr(stored, name), getattr(config, name)
+            if name not in MACHINE_FIELDS and old != new:
+                raise RunError(
+                    f"{self.path} holds a run with {name} {old!r}, this one has {new!r}; continue "
+                    "it with its own settings, or choose another folder with --out"
+                )
+
+    def history(self) -> list[EpochRecord]:
+        """The records of the completed epochs.
+
+        Raises:
+            RunError: there are none, or they cannot be read.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            history = [EpochRecord.from_json(json.loads(line)) for line in lines]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RunError(f"{path} cannot be read: {error}; give the folder of a run") from error
+        if not history:
+            raise RunError(f"the run in {self.path} has completed no epoch yet")
+        return history
+
+    def save_latest(self, iteration: int, checkpoint: Checkpoint) -> None:
+        """Keep a moment to continue from, and the one before it."""
+        save_checkpoint(self._checkpoints / f"latest-{iteration:09d}.safetensors", checkpoint)
+        for path in self._latest()[:-KEPT_LATEST]:
+            path.unlink()
+
+    def load_latest(self, device: torch.device) -> Checkpoint | None:
+        """The newest moment that can be read; None where there never was one.
+
+        Raises:
+            RunError: there are some, and all are damaged.
+        """
+        paths = self._latest()
+        for path in reversed(paths):
+            try:
+                return load_checkpoint(path, device)
+            except RunError as error:
+                log.warning("%s; falling back to the checkpoint before it", error)
+        if paths:
+            raise RunError(
+                f"no checkpoint in {self._checkpoints} can be read; start again with another --out"
+            )
+        return None
+
+    def save_epoch(self, epoch: int, model: Model, kept: Sequence[int]) -> None:
+        """Keep an epoch's model if it is among the epochs to keep, and drop those that are not."""
+        learned, state = model
+        if epoch in kept:
+            save_checkpoint(self._epoch(epoch), Checkpoint(dict(learned), dict(state), {}, {}))
+        for path in self._checkpoints.glob("epoch-*.safetensors"):
+            if path not in [self._epoch(other) for other in kept]:
+                path.unlink()
+
+    def best_models(
+        self, history: Sequence[EpochRecord], count: int, device: torch.device
+    ) -> list[Model]:
+        """The models of the best epochs, best first; damaged ones are left out with a warning.
+
+        Raises:
+            RunError: none can be read.
+        """
+        models: list[Model] = []
+        for epoch in best_epochs(history, count):
+            try:
+                checkpoint = load_checkpoint(self._epoch(epoch), device)
+            except RunError as error:
+                log.warning("%s; epoch %d is left out of the ensemble", error, epoch)
+            else:
+                models.append((checkpoint.learned, checkpoint.state))
+        if not models:
+            raise RunError(f"no epoch's checkpoint in {self._checkpoints} can be read")
+        return models
+
+    def _latest(self) -> list[Path]:
+        return sorted(self._checkpoints.glob("latest-*.safetensors"))
+
+    def _epoch(self, epoch: int) -> Path:
+        return self._checkpoints / f"epoch-{epoch:06d}.safetensors"
+
+
+def best_epochs(history: Sequence[EpochRecord], count: int) -> list[int]:
+    """The epochs with the best validation accuracy, best first, ties to the earlier."""
+    ranked = sorted(history, key=lambda record: (-record.val_accuracy, record.epoch))
+    return [record.epoch for record in ranked[:count]]
+
+
+def refuse_if_occupied(folder: Path) -> None:
+    """Refuse an output folder that already holds something.
+
+    Raises:
+        RunError: it does, or it is no folder.
+    """
+    try:
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    except OSError as error:
+        raise RunError(
+            f"the output folder {folder} cannot be used: {error.strerror or error}; choose "
+            "another with --out"
+        ) from error
+    if occupied := sorted(names - {LOCK}):
+        raise RunError(
+            f"the output folder {folder} already holds {occupied[0]!r}; choose another with "
+            "--out, continue it with --resume auto, or delete it if you no longer need it"
+        )
