@@ -7,6 +7,9 @@ from pathlib import Path
 
 from gradshare.errors import RunError
 
+UNFINISHED = ".unfinished"
+"""How the name of a file ends that is not whole yet."""
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file, durably: after a crash it has the old content or the new, never a part.
@@ -14,7 +17,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         RunError: it cannot be written; what was there before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         try:
             with temporary.open("wb") as file:

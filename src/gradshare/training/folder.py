@@ -22,7 +22,7 @@ from gradshare.errors import RunError
 from gradshare.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gradshare.training.config import RunConfig, load_yaml
 from gradshare.training.evaluation import Model
-from gradshare.training.files import write_atomically
+from gradshare.training.files import UNFINISHED, write_atomically
 from gradshare.training.records import EpochRecord
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,8 @@ class RunFolder:
                 "choose another with --out"
             ) from error
         try:
+            for leftover in self.path.rglob(f"*{UNFINISHED}"):  # of a process that was killed
+                leftover.unlink(missing_ok=True)
             yield
         finally:
             lock.release()

@@ -1,0 +1,206 @@
+"""What a run survives: being killed at any moment, damaged checkpoints, a second process."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+from gradshare.errors import RunError
+from gradshare.training import files
+from gradshare.training.checkpoint import load_checkpoint
+from gradshare.training.config import RunConfig
+from gradshare.training.folder import RunFolder
+from gradshare.training.run import Progress, RunResult, train
+
+CPU = torch.device("cpu")
+KILLS = 24
+
+
+def kill_self(*arguments: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_until_killed(config: RunConfig, folder: Path, seed: int) -> None:
+    """The body of a process that kills itself: in even turns after a random time, in odd ones in
+    the middle of writing a file, before or after it takes its final name."""
+    torch.set_num_threads(1)
+    choice = random.Random(seed)
+    if seed % 2:
+        writes = choice.randrange(12)
+        fsync = os.fsync
+
+        def fatal_fsync(descriptor: int) -> None:
+            nonlocal writes
+            writes -= 1
+            if writes < 0:
+                os.ftruncate(descriptor, choice.randrange(200)) if choice.random() < 0.5 else None
+                kill_self()
+            fsync(descriptor)
+
+        files.os.fsync = fatal_fsync  # type: ignore[attr-defined]
+    else:
+        threading.Timer(choice.uniform(0.05, 0.7), kill_self).start()
+    train(config, folder, resume=True)
+
+
+def final(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    path = sorted((folder / "checkpoints").glob("latest-*"))[-1]
+    saved = load_checkpoint(path, CPU)
+    return {"learned": saved.learned, "state": saved.state, "optimizer": saved.optimizer}
+
+
+def timeless(result: RunResult) -> list[dict[str, Any]]:
+    return [{**record.to_json(), "seconds": 0} for record in result.history]
+
+
+def test_killed_any_number_of_times_it_ends_where_it_would_have(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    config = RunConfig.create(
+        {**tiny, "epochs": 60, "iterations_per_epoch": 2, "val_tasks": 3, "method": "maml++"}
+    )
+    whole = train(config, tmp_path / "whole")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gradshare.training.run", __name__])
+    killed = 0
+    for seed in range(10 * KILLS):
+        process = context.Process(
+            target=train_until_killed, args=(config, tmp_path / "killed", seed)
+        )
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        killed += 1
+        if killed >= KILLS:
+            break
+    assert killed >= 20
+    survived = train(config, tmp_path / "killed", resume=True)
+    assert timeless(survived) == timeless(whole)
+    assert survived.test == whole.test
+    ends = [final(tmp_path / name) for name in ("whole", "killed")]
+    for part, tensors in ends[0].items():
+        assert tensors.keys() == ends[1][part].keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, ends[1][part][name]), name
+    names = [
+        sorted(path.name for path in (tmp_path / name / "checkpoints").glob("*.safetensors"))
+        for name in ("whole", "killed")
+    ]
+    assert names[0] == names[1]
+
+
+def test_a_complete_run_is_returned_as_it_is(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = RunConfig.create(tiny)
+    first = train(config, tmp_path / "run")
+    seen: list[Progress] = []
+    again = train(config, tmp_path / "run", seen.append, resume=True)
+    assert seen == []
+    assert (again.history, again.test) == (first.history, first.test)
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = RunConfig.create(tiny)
+    whole = train(config, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "latest-000000009.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with caplog.at_level(logging.WARNING):
+        again = train(config, tmp_path / "run", resume=True)
+    assert timeless(again) == timeless(whole)
+    assert again.test == whole.test
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"{newest} cannot be read as a checkpoint")
+    assert warning.endswith("; falling back to the checkpoint before it")
+
+
+def test_without_a_readable_checkpoint_it_says_so(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = RunConfig.create(tiny)
+    train(config, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").glob("latest-*"):
+        path.write_bytes(b"")
+    with pytest.raises(RunError) as error:
+        train(config, tmp_path / "run", resume=True)
+    assert str(error.value) == (
+        f"no checkpoint in {tmp_path / 'run' / 'checkpoints'} can be read; start again with "
+        "another --out"
+    )
+
+
+def test_a_damaged_member_is_left_out_of_the_ensemble(
+    tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = RunConfig.create(tiny)
+    result = train(config, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    path = sorted((tmp_path / "run" / "checkpoints").glob("epoch-*"))[0]
+    path.unlink()
+    with caplog.at_level(logging.WARNING):
+        assert len(folder.best_models(result.history, 2, CPU)) == 1
+    assert "is left out of the ensemble" in caplog.text
+
+
+def test_two_processes_cannot_train_into_one_folder(tiny: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with FileLock(folder / ".lock"), pytest.raises(RunError) as error:
+        train(RunConfig.create(tiny), folder)
+    assert str(error.value) == (
+        f"another process is training in {folder}; wait for it, or choose another folder with --out"
+    )
+
+
+def test_another_configuration_does_not_continue_a_run(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    train(RunConfig.create(tiny), tmp_path / "run")
+    with pytest.raises(RunError) as error:
+        train(RunConfig.create({**tiny, "inner_lr": 0.2}), tmp_path / "run", resume=True)
+    assert str(error.value) == (
+        f"{tmp_path / 'run'} holds a run with inner_lr 0.1, this one has 0.2; continue it with "
+        "its own settings, or choose another folder with --out"
+    )
+    train(RunConfig.create({**tiny, "threads": 2}), tmp_path / "run", resume=True)
+
+
+def test_a_folder_that_vanishes_ends_the_run_with_a_message(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+
+    def vanish(progress: Progress) -> None:
+        if progress.phase == "train" and progress.done == 4 and folder.exists():
+            folder.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(RunError, match="cannot be written: No such file or directory"):
+        train(RunConfig.create(tiny), folder, vanish)
+    resumed = train(RunConfig.create(tiny), tmp_path / "elsewhere", resume=True)
+    assert len(resumed.history) == 3
+
+
+def test_a_moment_is_saved_within_a_long_epoch(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradshare.training.run.SAVE_EVERY_SECONDS", 0)
+    seen: list[str] = []
+
+    def look(progress: Progress) -> None:
+        seen[:] = sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("latest-*"))
+
+    train(
+        RunConfig.create({**tiny, "epochs": 1, "iterations_per_epoch": 6}), tmp_path / "run", look
+    )
+    assert seen[-1] == "latest-000000006.safetensors"
+    assert seen[0] == "latest-000000005.safetensors"
