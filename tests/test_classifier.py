@@ -9,8 +9,8 @@ import pytest
 
 from gradshare import EpisodeSampler, FewShotClassifier, RunConfig, TaskBatch, open_dataset, train
 from gradshare.errors import DataError, RunError
+from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
-from gradshare.training.run import measure_run
 from gradshare.training.setup import set_up
 
 
@@ -57,7 +57,7 @@ def test_it_is_as_right_as_the_runs_own_test(run: Path) -> None:
     config = folder.config()
     setup = set_up(config)
     models = folder.best_models(folder.history(), config.ensemble, setup.device)
-    recorded = measure_run(config, setup, models, lambda tasks: None).ensemble
+    recorded = measure_test(setup, models, config.test_tasks, lambda tasks: None).ensemble
     classifier = FewShotClassifier.from_run(run)
     for index, accuracy in enumerate(recorded):
         batch = setup.test.batch([index])

@@ -13,6 +13,7 @@ from gradshare.inner_loop import (
     RateControl,
     UpdateRule,
     adapt,
+    sum_over_local_tasks,
 )
 from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
 from gradshare.models import BatchNorm2d, Conv4
@@ -46,5 +47,6 @@ __all__ = [
     "maml_plus_plus",
     "meta_sgd",
     "open_dataset",
+    "sum_over_local_tasks",
     "train",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from gradshare.errors import DataError
 from gradshare.methods import MetaLearner
 from gradshare.training.evaluation import Model
 from gradshare.training.folder import RunFolder
-from gradshare.training.setup import set_up
+from gradshare.training.setup import build_learner, choose_device
 
 Labels = npt.NDArray[Any]
+
+# So many images are predicted at once where that changes no prediction.
+INDUCTIVE_CHUNK = 200
 
 
 class FewShotClassifier:
@@ -56,33 +60,37 @@ class FewShotClassifier:
         self.batch_norm = "inductive" if learner.inductive else "transductive"
 
     @classmethod
-    def from_run(cls, folder: str | Path, *, ensemble: int | None = None) -> FewShotClassifier:
-        """The classifier of a training run's folder.
+    def from_run(
+        cls, folder: str | Path, *, ensemble: int | None = None, device: str = "auto"
+    ) -> FewShotClassifier:
+        """The classifier of a training run's folder; it needs nothing else.
 
         Args:
             folder: a run, that is, one arm of a comparison.
             ensemble: how many of its best checkpoints to average; None for all that it kept.
+            device: see `RunConfig`.
 
         Raises:
-            RunError: there is no such run.
-            ConfigError, DataError: the run's dataset, whose pixel statistics are needed, is gone.
+            RunError: there is no such run, or no checkpoint of it can be read.
+            ConfigError: no such device here.
         """
         run = RunFolder(Path(folder))
-        config = run.config()
-        setup = set_up(config)
-        models = run.best_models(run.history(), ensemble or config.ensemble, setup.device)
-        channels, height, width = setup.train.split.images.shape[1:]
+        config, inputs = run.config(), run.inputs()
+        place = choose_device(device)
+        learner = build_learner(config, inputs.image_shape)
+        learner.model.to(place)
+        count = config.ensemble if ensemble is None else ensemble
         return cls(
-            setup.learner,
-            models,
-            setup.normalization,
+            learner,
+            run.best_models(run.history(), count, place),
+            Normalization(inputs.mean, inputs.std),
             ways=config.ways,
-            image_shape=(channels, height, width),
-            device=setup.device,
+            image_shape=inputs.image_shape,
+            device=place,
         )
 
     def fit(self, images: npt.ArrayLike | Tensor, labels: npt.ArrayLike) -> FewShotClassifier:
-        """Keep the support set that predictions adapt to.
+        """Adapt every checkpoint to a support set.
 
         Args:
             images: uint8 (n, C, H, W), in any order.
@@ -100,8 +108,11 @@ class FewShotClassifier:
                 f"the labels name {len(names)} classes; this run was trained for {self.ways}"
             )
         self.classes_: Labels = names
-        self._support = support
-        self._codes = torch.from_numpy(codes.reshape(-1).astype(np.int64))
+        self._task = self._support_task(support, torch.from_numpy(codes.reshape(-1)))
+        self._adapted = [
+            self.learner.adapt(learned, state, self._task).params[-1]
+            for learned, state in self.models
+        ]
         return self
 
     def predict_proba(self, images: npt.ArrayLike | Tensor) -> npt.NDArray[np.float32]:
@@ -110,31 +121,13 @@ class FewShotClassifier:
         Raises:
             DataError: `fit` was not called, or images of another shape or type.
         """
-        if not hasattr(self, "_support"):
+        if not hasattr(self, "_adapted"):
             raise DataError("call fit with a support set before asking for predictions")
         queries = self._images(images)
-        task = self.normalization.batch(
-            TaskBatch(
-                self._support[None],
-                self._codes[None],
-                queries[None],
-                torch.zeros(1, len(queries), dtype=torch.int64),
-            ).to(self.device)
-        )
-        steps = self.learner.steps
-        with torch.no_grad():
-            logits = torch.stack(
-                [
-                    self.learner.predict(
-                        learned,
-                        self.learner.adapt(learned, state, task).params[-1],
-                        task,
-                        updates=steps,
-                    )[0]
-                    for learned, state in self.models
-                ]
-            ).mean(0)
-        probabilities: npt.NDArray[np.float32] = logits.softmax(-1).cpu().numpy()
+        # Transductive predictions depend on which queries go together: all of a call do.
+        at_a_time = INDUCTIVE_CHUNK if self.batch_norm == "inductive" else len(queries)
+        chunks = [self._probabilities(chunk) for chunk in torch.split(queries, at_a_time)]
+        probabilities: npt.NDArray[np.float32] = torch.cat(chunks).cpu().numpy()
         return probabilities
 
     def predict(self, images: npt.ArrayLike | Tensor) -> Labels:
@@ -142,6 +135,22 @@ class FewShotClassifier:
         best = self.predict_proba(images).argmax(-1)
         chosen: Labels = self.classes_[best]
         return chosen
+
+    @torch.no_grad()
+    def _probabilities(self, queries: Tensor) -> Tensor:
+        task = dataclasses.replace(
+            self._task, query_x=self.normalization(queries.to(self.device))[None]
+        )
+        logits = [
+            self.learner.predict(learned, params, task, updates=self.learner.steps)[0]
+            for (learned, _), params in zip(self.models, self._adapted, strict=True)
+        ]
+        return torch.stack(logits).mean(0).softmax(-1)
+
+    def _support_task(self, support: Tensor, codes: Tensor) -> TaskBatch:
+        no_queries = torch.zeros(1, 0, dtype=torch.int64)
+        task = TaskBatch(support[None], codes.to(torch.int64)[None], support[None, :0], no_queries)
+        return self.normalization.batch(task.to(self.device))
 
     def _images(self, images: npt.ArrayLike | Tensor) -> Tensor:
         tensor = torch.as_tensor(images if isinstance(images, Tensor) else np.asarray(images))

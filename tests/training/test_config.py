@@ -43,13 +43,13 @@ from gradshare.training.config import RunConfig, load_yaml
 )
 def test_a_bad_setting_is_named_with_its_value(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        RunConfig.create(settings)
+        RunConfig(**settings)
     assert str(error.value) == message
 
 
 def test_several_bad_settings_are_all_named() -> None:
     with pytest.raises(ConfigError) as error:
-        RunConfig.create({"ways": 0, "shots": 0})
+        RunConfig(**{"ways": 0, "shots": 0})
     assert str(error.value).splitlines() == [
         "--ways 0: must be greater than or equal to 2",
         "--shots 0: must be greater than or equal to 1",
@@ -57,12 +57,12 @@ def test_several_bad_settings_are_all_named() -> None:
 
 
 def test_a_stored_configuration_is_the_same_configuration(tmp_path: Path) -> None:
-    config = RunConfig.create(
-        {"method": "maml++", "multi_step_loss": "40%", "seed": 3, "clamp_gradients": 10}
+    config = RunConfig(
+        **{"method": "maml++", "multi_step_loss": "40%", "seed": 3, "clamp_gradients": 10}
     )
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
-    assert RunConfig.create(load_yaml(path)) == config
+    assert RunConfig(**load_yaml(path)) == config
 
 
 @pytest.mark.parametrize(

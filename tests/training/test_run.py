@@ -14,10 +14,12 @@ import torch
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.training.checkpoint import load_checkpoint
 from gradshare.training.config import RunConfig
-from gradshare.training.folder import RunFolder, best_epochs
+from gradshare.training.evaluation import measure_test
+from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.outer_loop import make_optimizer, outer_iteration
-from gradshare.training.run import Progress, measure_run, train
+from gradshare.training.records import kept_epochs
+from gradshare.training.run import Progress, train
 from gradshare.training.setup import set_up
 
 CPU = torch.device("cpu")
@@ -36,8 +38,8 @@ def checkpoints(folder: Path) -> list[str]:
 def test_every_method_and_arm_runs(
     method: str, arm: str, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = RunConfig.create(
-        {
+    config = RunConfig(
+        **{
             **tiny,
             "method": method,
             "sharing": arm != "original",
@@ -56,13 +58,13 @@ def test_every_method_and_arm_runs(
     assert result.test.members == 2
     assert RunFolder(tmp_path / "run").config() == config
     assert RunFolder(tmp_path / "run").history() == result.history
-    kept = [f"epoch-{e:06d}.safetensors" for e in sorted(best_epochs(result.history, 2))]
+    kept = [f"epoch-{e:06d}.safetensors" for e in sorted(kept_epochs(result.history, 2))]
     latest = ["latest-000000006.safetensors", "latest-000000009.safetensors"]
     assert checkpoints(tmp_path / "run") == [*kept, *latest]
 
 
 def test_it_learns(tiny: dict[str, Any], tmp_path: Path) -> None:
-    config = RunConfig.create({**tiny, "epochs": 2, "iterations_per_epoch": 40, "val_tasks": 40})
+    config = RunConfig(**{**tiny, "epochs": 2, "iterations_per_epoch": 40, "val_tasks": 40})
     result = train(config, tmp_path / "run", ignore)
     last = result.history[-1]
     assert last.val_ci95 is not None
@@ -76,7 +78,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     runs = [
-        train(RunConfig.create({**tiny, "seed": seed}), tmp_path / name, ignore)
+        train(RunConfig(**{**tiny, "seed": seed}), tmp_path / name, ignore)
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
     losses = [[record.train_loss for record in run.history] for run in runs]
@@ -84,7 +86,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(
 
 
 def test_arms_start_alike_and_see_the_same_tasks(tiny: dict[str, Any]) -> None:
-    setups = [set_up(RunConfig.create({**tiny, "sharing": sharing})) for sharing in (True, False)]
+    setups = [set_up(RunConfig(**{**tiny, "sharing": sharing})) for sharing in (True, False)]
     learned = [setup.learner.init()[0] for setup in setups]
     for name in learned[1]:
         assert torch.equal(learned[0][name], learned[1][name])
@@ -94,7 +96,7 @@ def test_arms_start_alike_and_see_the_same_tasks(tiny: dict[str, Any]) -> None:
 
 
 def test_seeds_change_training_and_never_validation(tiny: dict[str, Any]) -> None:
-    one, other = (set_up(RunConfig.create({**tiny, "seed": seed})) for seed in (0, 1))
+    one, other = (set_up(RunConfig(**{**tiny, "seed": seed})) for seed in (0, 1))
     assert torch.equal(one.val.batch([5]).query_x, other.val.batch([5]).query_x)
     assert torch.equal(one.test.batch([5]).query_x, other.test.batch([5]).query_x)
     assert not torch.equal(one.train.batch([5]).query_x, other.train.batch([5]).query_x)
@@ -103,14 +105,14 @@ def test_seeds_change_training_and_never_validation(tiny: dict[str, Any]) -> Non
 def test_best_models_are_the_epochs_they_are_named_after(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = RunConfig.create(tiny)
+    config = RunConfig(**tiny)
     result = train(config, tmp_path / "run", ignore)
     assert result.test is not None
     setup = set_up(config)
     models = RunFolder(tmp_path / "run").best_models(result.history, config.ensemble, CPU)
-    again = measure_run(config, setup, models, lambda tasks: None)
+    again = measure_test(setup, models, config.test_tasks, lambda tasks: None)
     assert again == result.test
-    single = measure_run(config, setup, models[:1], lambda tasks: None)
+    single = measure_test(setup, models[:1], config.test_tasks, lambda tasks: None)
     assert single.ensemble == result.test.single
 
 
@@ -118,7 +120,7 @@ def test_best_models_are_the_epochs_they_are_named_after(
 def test_a_stopped_run_continues_to_where_it_would_have_been(
     signal_number: int, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = RunConfig.create({**tiny, "method": "maml++", "cosine_annealing_to": 1e-5})
+    config = RunConfig(**{**tiny, "method": "maml++", "cosine_annealing_to": 1e-5})
     whole = train(config, tmp_path / "whole", ignore)
 
     def stop(progress: Progress) -> None:
@@ -147,7 +149,7 @@ def test_a_diverging_run_is_recorded_and_keeps_its_best_epochs(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     # Adam at this rate makes the parameters overflow within a few iterations.
-    config = RunConfig.create({**tiny, "outer_lr": 1e30, "val_tasks": 2})
+    config = RunConfig(**{**tiny, "outer_lr": 1e30, "val_tasks": 2})
     result = train(config, tmp_path / "run", ignore)
     assert result.diverged is not None
     assert result.diverged.startswith("epoch 1, iteration ")
@@ -156,7 +158,7 @@ def test_a_diverging_run_is_recorded_and_keeps_its_best_epochs(
 
 
 def test_a_refused_step_leaves_everything_as_it_was(tiny: dict[str, Any]) -> None:
-    config = RunConfig.create(tiny)
+    config = RunConfig(**tiny)
     setup = set_up(config)
     learned, state = setup.learner.init()
     optimizer = make_optimizer(learned, 0.1)
@@ -177,7 +179,7 @@ def test_a_refused_step_leaves_everything_as_it_was(tiny: dict[str, Any]) -> Non
 
 
 def test_the_reference_clamp_spares_what_is_not_the_model(tiny: dict[str, Any]) -> None:
-    config = RunConfig.create({**tiny, "method": "meta-sgd"})
+    config = RunConfig(**{**tiny, "method": "meta-sgd"})
     setup = set_up(config)
     learned, state = setup.learner.init()
     optimizer = make_optimizer(learned, 0.1)
@@ -205,18 +207,18 @@ def test_a_folder_that_holds_something_is_refused_and_untouched(
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work", encoding="utf-8")
     with pytest.raises(RunError) as error:
-        train(RunConfig.create(tiny), folder, ignore)
+        train(RunConfig(**tiny), folder, ignore)
     assert str(error.value) == (
         f"the output folder {folder} already holds 'thesis.txt'; choose another with --out, "
         "continue it with --resume auto, or delete it if you no longer need it"
     )
-    assert [p.name for p in folder.iterdir() if p.name != ".lock"] == ["thesis.txt"]
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
 
 def test_an_output_folder_below_a_file_is_refused(tiny: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(RunError, match="cannot be written: Not a directory; choose another"):
-        train(RunConfig.create(tiny), tmp_path / "file" / "run", ignore)
+        train(RunConfig(**tiny), tmp_path / "file" / "run", ignore)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_an_output_folder_below_a_file_is_refused(tiny: dict[str, Any], tmp_path
             "queries); lower --queries or --shots, or add images",
         ),
         ({"dataset": "omniglott"}, "omniglot"),
-        ({"device": "tpu9"}, "--device 'tpu9' cannot be used here"),
+        ({"device": "tpu9"}, "--device 'tpu9' is unknown; use auto, cpu, cuda or cuda:N"),
         (
             {"pixel_scaling": "imagenet"},
             "--pixel-scaling imagenet is for colour images, tiny has 1 channel; use dataset or "
@@ -244,13 +246,13 @@ def test_what_cannot_be_run_is_said_before_anything_is_written(
     settings: dict[str, Any], message: str, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises((DataError, ConfigError)) as error:
-        train(RunConfig.create({**tiny, **settings}), tmp_path / "run", ignore)
+        train(RunConfig(**{**tiny, **settings}), tmp_path / "run", ignore)
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
 def test_metrics_are_json_lines_without_nan(tiny: dict[str, Any], tmp_path: Path) -> None:
-    train(RunConfig.create(tiny), tmp_path / "run", ignore)
+    train(RunConfig(**tiny), tmp_path / "run", ignore)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     for epoch, line in enumerate(lines, start=1):
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,8 @@ from gradshare.experiments.paper import TASK_BATCHES, paper_settings
 from gradshare.training.config import RunConfig, load_yaml, option_name
 
 Command = Callable[..., None]
+
+DATA_ROOT_VARIABLE = "GRADSHARE_DATA_ROOT"
 
 
 class GroupedCommand(click.Command):
@@ -73,14 +76,14 @@ def read_config(config_file: Path | None, preset: str | None, options: dict[str,
     """
     settings = load_yaml(config_file) if config_file else {}
     settings |= {name: value for name, value in options.items() if value is not None}
+    if "data_root" not in settings and DATA_ROOT_VARIABLE in os.environ:
+        settings["data_root"] = os.environ[DATA_ROOT_VARIABLE]
     if preset == "paper":
         if "dataset" not in settings:
             raise ConfigError("--preset paper needs --dataset cub or mini-imagenet")
-        settings = {
-            **paper_settings(settings["dataset"], settings.get("task_batch", TASK_BATCHES[0])),
-            **settings,
-        }
-    return RunConfig.create(settings)
+        given = RunConfig(**{"task_batch": TASK_BATCHES[0], **settings})
+        settings = {**paper_settings(given.dataset, given.task_batch, given.method), **settings}
+    return RunConfig(**settings)
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
@@ -98,7 +101,6 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
         name,
         type=kind,
         default=None,
-        envvar="GRADSHARE_DATA_ROOT" if name == "data_root" else None,
         help=f"{field.description}{shown}",
     )
 

@@ -25,9 +25,10 @@ from gradshare.experiments.table import arm_rows, comparison_rows
 from gradshare.experiments.verdict import verdict
 from gradshare.experiments.wording import accuracy, counted, method
 from gradshare.training.config import RunConfig
+from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
 from gradshare.training.machine import keep_freed_memory
-from gradshare.training.run import measure_run, train
+from gradshare.training.run import train
 from gradshare.training.setup import set_up
 from gradshare.training.statistics import confidence95
 
@@ -103,7 +104,7 @@ def compare_command(
     console = Console()
     config = read_config(config_file, preset, options)
     runs = seeds * (3 if control else 2)
-    at_a_time = jobs or default_jobs(config, runs)
+    at_a_time = min(jobs or default_jobs(config, runs), runs)
     _announce(console, config, out, runs, at_a_time, control=control)
     with RunBars(console) as bars:
         comparison = compare(
@@ -135,13 +136,13 @@ def evaluate_command(run: Path, **options: Any) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     folder = RunFolder(run)
     config = folder.config()
-    config = config.create({**config.model_dump(), **given})
+    config = RunConfig(**{**config.model_dump(), **given})
     keep_freed_memory()
     torch.set_num_threads(default_threads(config, 1))
     setup = set_up(config)
     models = folder.best_models(folder.history(), config.ensemble, setup.device)
     with console.status(f"testing on {config.test_tasks} tasks"):
-        result = measure_run(config, setup, models, lambda _: None)
+        result = measure_test(setup, models, config.test_tasks, lambda _: None)
     table = Table("model", "checkpoints", "test accuracy", "tasks", "batch norm")
     for name, members, values in (
         ("ensemble", result.members, result.ensemble),
@@ -164,7 +165,8 @@ def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
     if out is None and len(runs) > 1:
         raise ConfigError("a report over several runs needs --out FOLDER to be written to")
     paths = [path for run in runs for path in sorted(run.glob(f"seed-*/{FILENAME}")) or [run]]
-    _report([load_results(path) for path in paths], out or runs[0], Console())
+    home = runs[0].parent if runs[0].is_file() else runs[0]
+    _report([load_results(path) for path in paths], out or home, Console())
 
 
 def _announce(

@@ -18,7 +18,7 @@ from gradshare.training.config import RunConfig
 from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.machine import environment
 from gradshare.training.run import RunResult
-from gradshare.training.setup import set_up
+from gradshare.training.setup import choose_device, set_up
 
 ARMS: tuple[dict[str, Any], ...] = (
     {"sharing": False, "sharing_control": None},
@@ -58,7 +58,7 @@ def compare(
     """
     set_up(config)  # whatever is wrong with the data or the settings shows before anything is done
     if not resume:
-        refuse_if_occupied(folder)
+        refuse_if_occupied(folder, resume=False)
     arms = ARMS if control else ARMS[:2]
     homes = {
         seed: folder / f"seed-{seed}" if seeds > 1 else folder
@@ -67,10 +67,14 @@ def compare(
     jobs = {}
     for seed, home in homes.items():
         for arm in arms:
-            run = RunConfig.create({**config.model_dump(), **arm, "seed": seed})
+            run = RunConfig(**{**config.model_dump(), **arm, "seed": seed})
             name = run.arm if seeds == 1 else f"{run.arm} (seed {seed})"
             jobs[name] = Job(run, home / run.arm)
-    finished = run_all(jobs, at_a_time, watch, resume=resume)
+
+    def record(name: str, result: RunResult) -> None:
+        save_results(results_of_runs([result], command), jobs[name].folder / FILENAME)
+
+    finished = run_all(jobs, at_a_time, watch, record, resume=resume)
 
     comparison = []
     for seed, home in homes.items():
@@ -90,6 +94,6 @@ def results_of_runs(runs: list[RunResult], command: str) -> Results:
         dataset=config.dataset,
         method=config.method,
         config=shared if len(runs) > 1 else config.model_dump(mode="json"),
-        environment=environment(set_up(config).device),
+        environment=environment(choose_device(config.device)),
         command=command,
     )

@@ -491,7 +491,7 @@ def draw_sharing(results: Sequence[Results]) -> Drawing:
             axes.set_title(title)
             axes.set_ylabel(label)
             axes.yaxis.set_tick_params(labelleft=True)
-            _epoch_axis(axes, max(run.sharing[-1].epoch for r in arms.values() for run in r))
+            _epoch_axis(axes, max(p.epoch for r in arms.values() for run in r for p in run.sharing))
         both[0].set_ylim(*_weight_limits(arms))
         both[0].yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         handles = [_sample(styles[name]) for name in arms]

@@ -18,7 +18,7 @@ from gradshare.experiments.results import (
     Share,
     Validation,
 )
-from gradshare.training.statistics import confidence95
+from gradshare.training.statistics import Interval, confidence95
 
 SHARES: Final[tuple[Share, ...]] = ("80", "90", "95")
 
@@ -32,7 +32,7 @@ def judge(validation: Sequence[Validation], chance: float) -> Literal["trained",
     if not validation:
         return "not trained"
     best = max(validation, key=lambda point: point.accuracy)
-    learned = best.ci95 is not None and best.accuracy - best.ci95 > chance
+    learned = Interval(best.accuracy, best.ci95, 0).above(chance)
     return "trained" if learned else "not trained"
 
 

@@ -2,7 +2,14 @@
 
 from gradshare.inner_loop.adapt import Adaptation, adapt, task_gradients
 from gradshare.inner_loop.rates import LSLR, MetaSGD
-from gradshare.inner_loop.rule import SGD, Chain, SumOverTasks, Tensors, UpdateRule
+from gradshare.inner_loop.rule import (
+    SGD,
+    Chain,
+    SumOverTasks,
+    Tensors,
+    UpdateRule,
+    sum_over_local_tasks,
+)
 from gradshare.inner_loop.sharing import GradientSharing, RateControl
 
 __all__ = [
@@ -17,5 +24,6 @@ __all__ = [
     "Tensors",
     "UpdateRule",
     "adapt",
+    "sum_over_local_tasks",
     "task_gradients",
 ]

@@ -25,13 +25,10 @@ class Adaptation:
 
     Attributes:
         params: θ_{t,0}, …, θ_{t,K}: K + 1 trees of (T, …) tensors.
-        losses: (K, T) the support losses that the steps were taken on, detached: at θ_{t,0}, …,
-            θ_{t,K-1}.
         state: the rule's new state.
     """
 
     params: list[Tensors]
-    losses: Tensor
     state: Tensors
 
 
@@ -61,26 +58,24 @@ def adapt(
         sum_over_tasks: given while meta-training, None while meta-testing; see `UpdateRule`.
     """
     trajectory = [params]
-    losses = []
     for step in range(steps):
-        loss, gradients = task_gradients(support_losses, params, step, second_order=second_order)
+        gradients = task_gradients(support_losses, params, step, second_order=second_order)
         updates, state = rule.update(gradients, learned, state, step, sum_over_tasks)
         params = {name: tensor - updates[name] for name, tensor in params.items()}
         trajectory.append(params)
-        losses.append(loss.detach())
-    return Adaptation(trajectory, torch.stack(losses), state)
+    return Adaptation(trajectory, state)
 
 
 def task_gradients(
     support_losses: TaskLosses, params: Tensors, step: int, *, second_order: bool
-) -> tuple[Tensor, Tensors]:
+) -> Tensors:
     """∇_{θ_{t,k-1}} L_t^train(θ_{t,k-1}) for all tasks t at once.
 
     Each task's loss depends on its own slice of `params` only, so the gradient of their sum is
     the stack of the tasks' gradients. A parameter that the loss does not use has gradient zero.
 
     Returns:
-        The (T,) losses and the (T, …) gradients: with a graph if `second_order`, constants if not.
+        The (T, …) gradients: with a graph if `second_order`, constants if not.
     """
     with torch.enable_grad():
         if not second_order:
@@ -93,4 +88,4 @@ def task_gradients(
             allow_unused=True,
             materialize_grads=True,
         )
-    return losses, dict(zip(params, gradients, strict=True))
+    return dict(zip(params, gradients, strict=True))

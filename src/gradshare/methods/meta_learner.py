@@ -51,7 +51,8 @@ class MetaLearner:
     passed and returned, so that a checkpoint, an optimiser or a test holds everything there is.
 
     Args:
-        model: any module. Its batch norm must use batch statistics. For the inductive mode its
+        model: any module, in the mode it is in: dropout, if it has any, is the caller's to switch.
+            Its batch norm must use batch statistics. For the inductive mode its
             `forward(x, support)` must take the images that supply them.
         rule: turns task gradients into updates.
         steps: K, the number of inner steps.
@@ -274,8 +275,4 @@ def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _takes_support(model: nn.Module) -> bool:
-    try:
-        inspect.signature(model.forward).bind(None, None)
-    except TypeError:
-        return False
-    return True
+    return "support" in inspect.signature(model.forward).parameters

@@ -59,7 +59,11 @@ DATA, TASKS, METHOD, PLUS, OUTER, EVALUATION, MACHINE = (
 
 
 class RunConfig(BaseModel):
-    """Everything that one training run depends on."""
+    """Everything that one training run depends on.
+
+    Raises:
+        ConfigError: an unknown key, with the nearest valid one, or a value out of bounds.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -156,9 +160,22 @@ class RunConfig(BaseModel):
 
     seed: int = _field(0, MACHINE, "of the initialisation and the training tasks", ge=0, lt=2**32)
     device: str = _field("auto", MACHINE, "auto (CUDA where there is one), cpu, cuda or cuda:N")
+    tasks: Literal["auto", "loop", "vmap"] = _field(
+        "auto",
+        MACHINE,
+        "compute the tasks of a batch one after the other, or all in one vmap; auto: vmap on a "
+        "GPU, loop on a CPU",
+    )
     threads: int = _field(
         0, MACHINE, "CPU threads of a training process; 0 for all cores, shared out", ge=0
     )
+
+    def __init__(self, **settings: Any) -> None:
+        check_keys(settings)
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
 
     @model_validator(mode="after")
     def _control_needs_sharing(self) -> RunConfig:
@@ -205,19 +222,6 @@ class RunConfig(BaseModel):
         if span.endswith("%"):
             return round(float(span.removesuffix("%")) / 100 * self.iterations)
         return int(span)
-
-    @classmethod
-    def create(cls, settings: Mapping[str, Any]) -> RunConfig:
-        """A configuration from settings of any origin.
-
-        Raises:
-            ConfigError: an unknown key, with the nearest valid one, or a value out of bounds.
-        """
-        check_keys(settings)
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
 
     def to_yaml(self) -> str:
         """All fields, as a file that `--config` reads."""

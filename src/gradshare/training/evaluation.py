@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradshare.episodes import EpisodeSampler, Normalization, TaskBatch
+from gradshare.episodes import EpisodeSampler, TaskBatch
 from gradshare.inner_loop import Tensors
-from gradshare.methods import MetaLearner
 from gradshare.training.outer_loop import accuracies
+from gradshare.training.setup import Setup
 
 # So many tasks are in memory at once; the number changes no result.
 CHUNK = 10
@@ -39,31 +39,25 @@ class InnerLoopFit:
 
 @torch.no_grad()
 def evaluate(
-    learner: MetaLearner,
+    setup: Setup,
     model: Model,
-    sampler: EpisodeSampler,
     count: int,
-    normalization: Normalization,
-    device: torch.device,
     advance: Callable[[int], None],
 ) -> tuple[Tensor, InnerLoopFit]:
-    """Adapt to tasks 0, …, count - 1 and look at what adaptation did.
+    """Adapt to validation tasks 0, …, count - 1 and look at what adaptation did.
 
     Args:
-        learner: the method.
+        setup: the parts of the run.
         model: what is evaluated.
-        sampler: of the tasks.
-        count: how many.
-        normalization: of the images.
-        device: where.
+        count: how many tasks.
         advance: told how many tasks were done, as they are.
 
     Returns:
         The (count,) query accuracies after adaptation, and the fit before and after it.
     """
-    learned, state = model
+    learner, (learned, state) = setup.learner, model
     rows = []
-    for tasks in _chunks(sampler, count, normalization, device):
+    for tasks in _chunks(setup, setup.val, count):
         adapted = learner.adapt(learned, state, tasks).params
         columns = []
         for predict, targets in (
@@ -99,21 +93,19 @@ class TestAccuracies:
 
 @torch.no_grad()
 def measure_test(
-    learner: MetaLearner,
+    setup: Setup,
     models: Sequence[Model],
-    sampler: EpisodeSampler,
     count: int,
-    normalization: Normalization,
-    device: torch.device,
     advance: Callable[[int], None],
 ) -> TestAccuracies:
-    """The accuracy of several models as one ensemble, and of the first alone.
+    """The accuracy of several models on the test tasks, as one ensemble, and of the first alone.
 
     Each adapts with its own ĝ and λ; all see the same tasks. Arguments as for `evaluate`.
     """
+    learner = setup.learner
     ensemble: list[float] = []
     single: list[float] = []
-    for tasks in _chunks(sampler, count, normalization, device):
+    for tasks in _chunks(setup, setup.test, count):
         logits = [
             learner.predict(
                 learned,
@@ -123,15 +115,21 @@ def measure_test(
             )
             for learned, state in models
         ]
-        ensemble += accuracies(torch.stack(logits).mean(0), tasks.query_y).tolist()
+        ensemble += accuracies(_mean_of_finite(torch.stack(logits)), tasks.query_y).tolist()
         single += accuracies(logits[0], tasks.query_y).tolist()
         advance(len(tasks))
     return TestAccuracies(ensemble, len(models), single)
 
 
-def _chunks(
-    sampler: EpisodeSampler, count: int, normalization: Normalization, device: torch.device
-) -> Iterator[TaskBatch]:
+def _mean_of_finite(logits: Tensor) -> Tensor:
+    """(members, T, n, ways) to the mean over members, those left out whose adaptation overflowed
+    on a task: one of them would make the whole ensemble wrong there.
+    """
+    finite = logits.isfinite().all(-1, keepdim=True)
+    return torch.where(finite, logits, 0).sum(0) / finite.sum(0)
+
+
+def _chunks(setup: Setup, sampler: EpisodeSampler, count: int) -> Iterator[TaskBatch]:
     for start in range(0, count, CHUNK):
         tasks = sampler.batch(range(start, min(start + CHUNK, count)))
-        yield normalization.batch(tasks.to(device))
+        yield setup.normalization.batch(tasks.to(setup.device))

@@ -1,6 +1,7 @@
 """The folder that a run lives in.
 
 - `config.yaml`: the configuration, which reproduces it;
+- `inputs.json`: the shape and the pixel statistics of the images that it takes;
 - `metrics.jsonl`, `tensorboard/`: one record for each epoch;
 - `checkpoints/epoch-N.safetensors`: the best epochs by validation accuracy, for the ensemble;
 - `checkpoints/latest-N.safetensors`: the last two moments from which the run can be continued;
@@ -13,6 +14,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -23,15 +25,31 @@ from gradshare.training.checkpoint import Checkpoint, load_checkpoint, save_chec
 from gradshare.training.config import RunConfig, load_yaml
 from gradshare.training.evaluation import Model
 from gradshare.training.files import UNFINISHED, write_atomically
-from gradshare.training.records import EpochRecord
+from gradshare.training.records import EpochRecord, kept_epochs
 
 log = logging.getLogger(__name__)
 
 KEPT_LATEST = 2
 LOCK = ".lock"
+WRITTEN_FIRST = {LOCK, "checkpoints", "inputs.json"}
 
 # Where and how fast a run goes, but not what it is: a run may be continued with others.
 MACHINE_FIELDS = ("data_root", "device", "threads")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run's model takes, so that it can be used without the dataset.
+
+    Attributes:
+        image_shape: (C, H, W) of the images.
+        mean: see `Normalization`.
+        std: see `Normalization`.
+    """
+
+    image_shape: tuple[int, int, int]
+    mean: Sequence[float]
+    std: Sequence[float]
 
 
 class RunFolder:
@@ -75,17 +93,17 @@ class RunFolder:
         finally:
             lock.release()
 
-    def start(self, config: RunConfig) -> None:
-        """Claim an empty folder for a new run.
+    def start(self, config: RunConfig, inputs: Inputs) -> None:
+        """Make the folder that of a new run; from then on it is `started`.
 
         Raises:
-            RunError: it holds something already, or cannot be written.
+            RunError: it cannot be written.
         """
-        refuse_if_occupied(self.path)
         try:
-            self._checkpoints.mkdir()
+            self._checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"{self._checkpoints} cannot be created: {error.strerror}") from error
+        write_atomically(self.path / "inputs.json", json.dumps(asdict(inputs)).encode())
         write_atomically(self.path / "config.yaml", config.to_yaml().encode())
 
     @property
@@ -100,8 +118,24 @@ class RunFolder:
             RunError: there is no run.
         """
         if not self.started:
-            raise RunError(f"{self.path} holds no run (no config.yaml); give the folder of a run")
-        return RunConfig.create(load_yaml(self.path / "config.yaml"))
+            below = sorted(path.parent.name for path in self.path.glob("*/config.yaml"))
+            which = f"one of those below it: {', '.join(below)}" if below else "the folder of a run"
+            raise RunError(f"{self.path} holds no run (no config.yaml); give {which}")
+        return RunConfig(**load_yaml(self.path / "config.yaml"))
+
+    def inputs(self) -> Inputs:
+        """What the run's model takes.
+
+        Raises:
+            RunError: that cannot be read.
+        """
+        path = self.path / "inputs.json"
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            channels, height, width = stored["image_shape"]
+            return Inputs((int(channels), int(height), int(width)), stored["mean"], stored["std"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path} cannot be read: {error}; give the folder of a run") from error
 
     def require_same(self, config: RunConfig) -> None:
         """Refuse to continue a run as another one.
@@ -126,7 +160,7 @@ class RunFolder:
         """
         path = self.path / "metrics.jsonl"
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            *lines, _ = path.read_text(encoding="utf-8").split("\n")  # the last may be half written
             history = [EpochRecord.from_json(json.loads(line)) for line in lines]
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunError(f"{path} cannot be read: {error}; give the folder of a run") from error
@@ -152,19 +186,24 @@ class RunFolder:
                 return load_checkpoint(path, device)
             except RunError as error:
                 log.warning("%s; falling back to the checkpoint before it", error)
+                # Its number would keep it among the last two for long.
+                path.unlink(missing_ok=True)
         if paths:
             raise RunError(
                 f"no checkpoint in {self._checkpoints} can be read; start again with another --out"
             )
         return None
 
-    def save_epoch(self, epoch: int, model: Model, kept: Sequence[int]) -> None:
-        """Keep an epoch's model if it is among the epochs to keep, and drop those that are not."""
+    def save_epoch(self, epoch: int, model: Model) -> None:
+        """Keep an epoch's model."""
         learned, state = model
-        if epoch in kept:
-            save_checkpoint(self._epoch(epoch), Checkpoint(dict(learned), dict(state), {}, {}))
+        save_checkpoint(self._epoch(epoch), Checkpoint(dict(learned), dict(state), {}, {}))
+
+    def prune_epochs(self, kept: Sequence[int]) -> None:
+        """Drop the models of all epochs but some."""
+        paths = {self._epoch(epoch) for epoch in kept}
         for path in self._checkpoints.glob("epoch-*.safetensors"):
-            if path not in [self._epoch(other) for other in kept]:
+            if path not in paths:
                 path.unlink()
 
     def best_models(
@@ -176,7 +215,7 @@ class RunFolder:
             RunError: none can be read.
         """
         models: list[Model] = []
-        for epoch in best_epochs(history, count):
+        for epoch in kept_epochs(history, count):
             try:
                 checkpoint = load_checkpoint(self._epoch(epoch), device)
             except RunError as error:
@@ -194,26 +233,26 @@ class RunFolder:
         return self._checkpoints / f"epoch-{epoch:06d}.safetensors"
 
 
-def best_epochs(history: Sequence[EpochRecord], count: int) -> list[int]:
-    """The epochs with the best validation accuracy, best first, ties to the earlier."""
-    ranked = sorted(history, key=lambda record: (-record.val_accuracy, record.epoch))
-    return [record.epoch for record in ranked[:count]]
-
-
-def refuse_if_occupied(folder: Path) -> None:
+def refuse_if_occupied(folder: Path, *, resume: bool) -> None:
     """Refuse an output folder that already holds something.
+
+    Args:
+        folder: may exist or not.
+        resume: accept what a run leaves that is killed before its configuration is written.
 
     Raises:
         RunError: it does, or it is no folder.
     """
     try:
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if resume:
+            names -= WRITTEN_FIRST | {name for name in names if name.endswith(UNFINISHED)}
     except OSError as error:
         raise RunError(
             f"the output folder {folder} cannot be used: {error.strerror or error}; choose "
             "another with --out"
         ) from error
-    if occupied := sorted(names - {LOCK}):
+    if occupied := sorted(names):
         raise RunError(
             f"the output folder {folder} already holds {occupied[0]!r}; choose another with "
             "--out, continue it with --resume auto, or delete it if you no longer need it"

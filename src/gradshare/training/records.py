@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
 
 from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
 from gradshare.training.evaluation import InnerLoopFit
 from gradshare.training.files import write_atomically
+from gradshare.training.statistics import best_epochs
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,11 @@ class EpochRecord:
         return cls(**{**record, "inner_loop": InnerLoopFit(**record["inner_loop"])})
 
 
+def kept_epochs(history: Sequence[EpochRecord], count: int) -> list[int]:
+    """The epochs whose models make the ensemble: the best by validation accuracy, best first."""
+    return best_epochs([r.epoch for r in history], [r.val_accuracy for r in history], count)
+
+
 def sharing_parameters(learned: Tensors) -> dict[str, list[float] | None]:
     """σ(m_k) and σ(λ_k) for each inner step, for an `EpochRecord`."""
     values: dict[str, list[float] | None] = {}
@@ -72,13 +83,25 @@ class MetricsWriter:
     Args:
         folder: the run's.
         history: records of epochs done before, of a run that is continued.
+
+    Raises:
+        RunError: the files cannot be written.
     """
 
     def __init__(self, folder: Path, history: Sequence[EpochRecord]) -> None:
-        self._path = folder / "metrics.jsonl"
-        lines = "".join(_line(record) for record in history)
-        write_atomically(self._path, lines.encode())
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history) + 1)
+        self._folder = folder
+        write_atomically(folder / "metrics.jsonl", "".join(map(_line, history)).encode())
+        with self._errors():
+            (folder / "tensorboard").mkdir(exist_ok=True)
+            for old in (folder / "tensorboard").iterdir():
+                old.unlink()
+            # Not SummaryWriter: its thread would meet a full disk where nobody can say so.
+            self._events = RecordWriter(
+                str(folder / "tensorboard" / f"events.out.tfevents.{time.time_ns()}.gradshare")
+            )
+            self._event(0, file_version="brain.Event:2")
+            for record in history:
+                self._scalars(record)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -89,18 +112,22 @@ class MetricsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._tensorboard.close()
+        # Everything was flushed when it was written; what fails now must not hide `error`.
+        with contextlib.suppress(OSError):
+            self._events.close()
 
     def write(self, record: EpochRecord) -> None:
-        """Append one epoch."""
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
+        """Append one epoch.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        with self._errors():
+            with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(_line(record))
-        except OSError as error:
-            raise RunError(
-                f"{self._path} cannot be written: {error.strerror or error}; free the space and "
-                "continue with --resume auto"
-            ) from error
+            self._scalars(record)
+
+    def _scalars(self, record: EpochRecord) -> None:
         scalars = {
             "train/loss": record.train_loss,
             "train/accuracy": record.train_accuracy,
@@ -112,8 +139,23 @@ class MetricsWriter:
             if values is not None:
                 scalars |= {f"sharing/{name}_{k}": v for k, v in enumerate(values, start=1)}
         for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, record.epoch)
-        self._tensorboard.flush()
+            if value is not None:  # not finite, in a record that was read back
+                self._event(record.epoch, summary=scalar(name, value))
+        self._events.flush()
+
+    def _event(self, step: int, **content: Any) -> None:
+        event = Event(wall_time=time.time(), step=step, **content)
+        self._events.write(event.SerializeToString())
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"the metrics in {self._folder} cannot be written: {error.strerror or error}; free "
+                "the space and continue with --resume auto"
+            ) from error
 
 
 def _line(record: EpochRecord) -> str:

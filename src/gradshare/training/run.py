@@ -7,8 +7,10 @@ where it would have ended.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,19 +18,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
 from gradshare.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from gradshare.training.config import RunConfig
-from gradshare.training.evaluation import Model, TestAccuracies, evaluate, measure_test
-from gradshare.training.folder import RunFolder, best_epochs
+from gradshare.training.evaluation import TestAccuracies, evaluate, measure_test
+from gradshare.training.folder import Inputs, RunFolder, refuse_if_occupied
 from gradshare.training.interruption import RunStoppedError, StopRequests
 from gradshare.training.outer_loop import cosine_annealed, make_optimizer, outer_iteration
-from gradshare.training.records import EpochRecord, MetricsWriter, sharing_parameters
+from gradshare.training.records import (
+    EpochRecord,
+    MetricsWriter,
+    kept_epochs,
+    sharing_parameters,
+)
 from gradshare.training.setup import Setup, set_up
 from gradshare.training.statistics import confidence95
 
 # Besides at every epoch's end a moment is saved after so long, which is what a kill can cost.
 SAVE_EVERY_SECONDS = 300
+
+Phase = Literal["train", "validate", "test"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Progress:
         val_accuracy: of the last epoch; None before the first.
     """
 
-    phase: Literal["train", "validate", "test"]
+    phase: Phase
     done: int
     total: int
     epoch: int
@@ -144,19 +154,38 @@ def train(
     """
     setup = set_up(config)
     home = RunFolder(folder)
+    if not (resume and home.started):
+        refuse_if_occupied(folder, resume=resume)
     learned, state = setup.learner.init()
     moment = _Moment(learned, state, make_optimizer(learned, config.outer_lr))
-    with home.locked():
+    with home.locked(), _memory_errors(config):
         if resume and home.started:
             home.require_same(config)
             saved = home.load_latest(setup.device)
             if saved is not None:
                 moment.restore(saved)
         else:
-            home.start(config)
+            normalization = setup.normalization
+            home.start(config, Inputs(setup.image_shape, normalization.mean, normalization.std))
         if moment.test is None:
             _continue(config, setup, home, moment, watch)
     return RunResult(config, moment.history, moment.diverged, moment.test, moment.seconds)
+
+
+@contextmanager
+def _memory_errors(config: RunConfig) -> Iterator[None]:
+    """Say what to do when memory runs out."""
+    try:
+        yield
+    except RuntimeError as error:
+        words = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in words:
+            raise RunError(
+                f"memory ran out ({words.splitlines()[0]}); lower --task-batch "
+                f"{config.task_batch}, --queries {config.queries}, --filters {config.filters} or "
+                "--image-size, or use --order first"
+            ) from error
+        raise
 
 
 def _continue(
@@ -164,58 +193,68 @@ def _continue(
 ) -> None:
     """Take a moment to the end of its run."""
     started = time.monotonic() - moment.seconds
+    saved_at = time.monotonic()
 
     def save() -> None:
-        moment.seconds = time.monotonic() - started
+        nonlocal saved_at
+        saved_at = time.monotonic()
+        moment.seconds = saved_at - started
         home.save_latest(moment.iteration, moment.checkpoint())
 
-    saved_at = time.monotonic()
     with StopRequests() as stop, MetricsWriter(home.path, moment.history) as metrics:
-        while moment.iteration < config.iterations and moment.diverged is None:
-            _iterate(config, setup, moment)
-            watch(_progress("train", moment.iteration, config.iterations, config, moment))
-            epoch_ends = moment.iteration % config.iterations_per_epoch == 0
-            if epoch_ends and moment.diverged is None:
-                record = _finish_epoch(config, setup, moment, started, watch)
-                kept = best_epochs(moment.history, config.ensemble)
-                home.save_epoch(record.epoch, (moment.learned, moment.state), kept)
-                metrics.write(record)
-            overdue = time.monotonic() - saved_at > SAVE_EVERY_SECONDS
-            if epoch_ends or overdue or stop.signal is not None or moment.diverged is not None:
-                save()
-                saved_at = time.monotonic()
+
+        def stop_if_asked() -> None:
             if stop.signal is not None:
                 raise RunStoppedError(
                     f"stopped after iteration {moment.iteration} of {config.iterations}; "
                     f"everything so far is saved in {home.path}",
                     stop.signal,
                 )
-        if moment.history:
+
+        def told(phase: Phase, total: int) -> Callable[[int], None]:
             done = 0
 
             def advance(tasks: int) -> None:
                 nonlocal done
                 done += tasks
-                watch(_progress("test", done, config.test_tasks, config, moment))
+                watch(_progress(phase, done, total, config, moment))
+                stop_if_asked()
 
+            return advance
+
+        while True:
+            # A moment is always saved before its epoch is validated, so that validating, however
+            # long it takes, can be interrupted and is done first when the run is continued.
+            if moment.diverged is None and _owes_validation(config, moment):
+                record = _validate(config, setup, moment, told("validate", config.val_tasks))
+                if record is not None:
+                    record = dataclasses.replace(record, seconds=time.monotonic() - started)
+                    moment.history.append(record)
+                    moment.loss_sum = moment.accuracy_sum = 0.0
+                    home.save_epoch(record.epoch, (moment.learned, moment.state))
+                    metrics.write(record)
+                save()
+                home.prune_epochs(kept_epochs(moment.history, config.ensemble))
+            if moment.iteration == config.iterations or moment.diverged is not None:
+                break
+            _iterate(config, setup, moment)
+            watch(_progress("train", moment.iteration, config.iterations, config, moment))
+            overdue = time.monotonic() - saved_at > SAVE_EVERY_SECONDS
+            ended = _owes_validation(config, moment) or moment.diverged is not None
+            if ended or overdue or stop.signal is not None:
+                save()
+            stop_if_asked()
+        if moment.history:
             models = home.best_models(moment.history, config.ensemble, setup.device)
-            moment.test = measure_run(config, setup, models, advance)
-        save()
+            moment.test = measure_test(
+                setup, models, config.test_tasks, told("test", config.test_tasks)
+            )
+            save()
 
 
-def measure_run(
-    config: RunConfig, setup: Setup, models: list[Model], advance: Callable[[int], None]
-) -> TestAccuracies:
-    """Test a run's best models, best first, on its test tasks."""
-    return measure_test(
-        setup.learner,
-        models,
-        setup.test,
-        config.test_tasks,
-        setup.normalization,
-        setup.device,
-        advance,
-    )
+def _owes_validation(config: RunConfig, moment: _Moment) -> bool:
+    """Whether an epoch is complete and not validated yet."""
+    return moment.iteration // config.iterations_per_epoch > len(moment.history)
 
 
 def _iterate(config: RunConfig, setup: Setup, moment: _Moment) -> None:
@@ -244,29 +283,19 @@ def _iterate(config: RunConfig, setup: Setup, moment: _Moment) -> None:
         moment.diverged = f"epoch {epoch}, iteration {moment.iteration}: {result.refused}"
 
 
-def _finish_epoch(
-    config: RunConfig, setup: Setup, moment: _Moment, started: float, watch: Watch
-) -> EpochRecord:
-    """Validate, and add the epoch to the history."""
-    done = 0
-
-    def advance(tasks: int) -> None:
-        nonlocal done
-        done += tasks
-        watch(_progress("validate", done, config.val_tasks, config, moment))
-
-    accuracies, fit = evaluate(
-        setup.learner,
-        (moment.learned, moment.state),
-        setup.val,
-        config.val_tasks,
-        setup.normalization,
-        setup.device,
-        advance,
-    )
+def _validate(
+    config: RunConfig, setup: Setup, moment: _Moment, advance: Callable[[int], None]
+) -> EpochRecord | None:
+    """The record of the epoch that ends at a moment; None if its parameters are not finite."""
+    epoch = len(moment.history) + 1
+    for name, tensor in moment.learned.items():
+        if not bool(tensor.isfinite().all()):
+            moment.diverged = f"epoch {epoch}, iteration {moment.iteration}: {name} is not finite"
+            return None
+    accuracies, fit = evaluate(setup, (moment.learned, moment.state), config.val_tasks, advance)
     interval = confidence95(accuracies.tolist())
-    record = EpochRecord(
-        epoch=len(moment.history) + 1,
+    return EpochRecord(
+        epoch=epoch,
         iterations=moment.iteration,
         train_loss=moment.loss_sum / config.iterations_per_epoch,
         train_accuracy=moment.accuracy_sum / config.iterations_per_epoch,
@@ -275,16 +304,12 @@ def _finish_epoch(
         inner_loop=fit,
         **sharing_parameters(moment.learned),
         outer_lr=moment.optimizer.param_groups[0]["lr"],
-        seconds=time.monotonic() - started,
+        seconds=0.0,
     )
-    moment.history.append(record)
-    moment.loss_sum = moment.accuracy_sum = 0.0
-    watch(_progress("train", moment.iteration, config.iterations, config, moment))
-    return record
 
 
 def _progress(
-    phase: Literal["train", "validate", "test"],
+    phase: Phase,
     done: int,
     total: int,
     config: RunConfig,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ class Setup:
         val: sampler of validation tasks.
         test: sampler of test tasks.
         device: where it all runs.
+        image_shape: (C, H, W).
     """
 
     learner: MetaLearner
@@ -42,6 +44,7 @@ class Setup:
     val: EpisodeSampler
     test: EpisodeSampler
     device: torch.device
+    image_shape: tuple[int, int, int]
 
 
 def set_up(config: RunConfig) -> Setup:
@@ -73,6 +76,7 @@ def set_up(config: RunConfig) -> Setup:
         val=sampler("val", EVALUATION_SEED),
         test=sampler("test", EVALUATION_SEED),
         device=device,
+        image_shape=store.image_shape,
     )
 
 
@@ -96,6 +100,7 @@ def build_learner(config: RunConfig, image_shape: Sequence[int]) -> MetaLearner:
         "second_order": config.order == "second",
         "first_order_iterations": config.span(config.first_order_for),
         "batch_norm": config.batch_norm,
+        "vectorize": _vectorize(config),
     }
     if config.method == "maml":
         return maml(model, **options)
@@ -118,15 +123,26 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"--device {name!r} is unknown; use auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
     try:
-        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"--device {name!r} cannot be used here ({reason}); use auto, cpu, cuda or cuda:N"
+            f"--device {name!r} cannot be used here ({reason}); use another"
         ) from error
     return device
+
+
+def _vectorize(config: RunConfig) -> bool:
+    """On an accelerator launching kernels costs most, and vmap launches fewer; on a CPU it turns
+    convolutions into grouped ones, which are slow.
+    """
+    if config.tasks == "auto":
+        return choose_device(config.device).type != "cpu"
+    return config.tasks == "vmap"
 
 
 def _sharing(config: RunConfig) -> UpdateRule | None:

@@ -42,23 +42,31 @@ def confidence95(values: Sequence[float]) -> Interval:
     if count == 0:
         raise ValueError("a mean needs at least one value, got none")
     array = np.asarray(values, dtype=np.float64)
-    mean = float(array.mean())
+    # Without the rounding error of the sum, which depends on its order and would decide ties.
+    mean = round(float(array.mean()), 12)
     if count == 1:
         return Interval(mean, None, count)
     return Interval(mean, Z95 * float(array.std(ddof=1)) / math.sqrt(count), count)
 
 
-def best_epoch(epochs: Sequence[int], accuracies: Sequence[float]) -> int:
-    """The earliest epoch at which the highest validation accuracy is reached (paper, §3).
+def best_epochs(epochs: Sequence[int], accuracies: Sequence[float], count: int) -> list[int]:
+    """The epochs with the highest validation accuracies, best first, ties to the earlier (§3).
 
     Args:
         epochs: the epochs at which there was a validation, in any order.
         accuracies: one for each of them.
+        count: how many epochs at most.
+    """
+    ranked = sorted(zip([-accuracy for accuracy in accuracies], epochs, strict=True))
+    return [epoch for _, epoch in ranked[:count]]
+
+
+def best_epoch(epochs: Sequence[int], accuracies: Sequence[float]) -> int:
+    """The earliest epoch at which the highest validation accuracy is reached (§3).
 
     Raises:
         ValueError: there are no epochs, or not one accuracy for each.
     """
     if not epochs:
         raise ValueError("the best epoch needs at least one validation, got none")
-    by_rank = zip([-accuracy for accuracy in accuracies], epochs, strict=True)
-    return min(by_rank)[1]
+    return best_epochs(epochs, accuracies, 1)[0]
