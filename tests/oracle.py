@@ -23,7 +23,8 @@ class Setting:
     """What is computed.
 
     `method` is "maml", "meta-sgd" or "maml++"; `sharing` "none", "sharing" or "rate-control".
-    `multi_step_weights` are the outer weights of the K inner steps, or None for the last alone.
+    `multi_step_iterations` is how long the multi-step loss is annealed, None for the last step
+    alone; `first_order_iterations` how long derivative-order annealing lasts.
     """
 
     method: str
@@ -31,7 +32,9 @@ class Setting:
     steps: int
     inner_lr: float
     second_order: bool = True
-    multi_step_weights: tuple[float, ...] | None = None
+    first_order_iterations: int = 0
+    multi_step_iterations: int | None = None
+    per_step_rates: bool = True
     per_step_batch_norm: bool = False
     inductive: bool = False
     negative_slope: float = 0.01
@@ -72,6 +75,17 @@ def network(theta: Mapping[str, Tensor], x: Tensor, slope: float, support: Tenso
     return x.flatten(1) @ theta["linear.weight"].T + theta["linear.bias"]
 
 
+def multi_step_weight(s: Setting, i: int, k: int) -> float:
+    """The reference code's weight of the query loss after update k: its epoch e of E is here
+    iteration i - 1 of `multi_step_iterations`."""
+    K, e, E = s.steps, i - 1, s.multi_step_iterations
+    if E is None or e >= E:
+        return 1.0 if k == K else 0.0
+    if k == K:
+        return min(1 / K + e * (K - 1) / (K * E), 1 - (K - 1) * 0.03 / K)
+    return max(1 / K - e / (K * E), 0.03 / K)
+
+
 def is_norm(name: str) -> bool:
     return ".norm." in name
 
@@ -81,10 +95,11 @@ def outer_loss(
     g_hat: list[Tree] | None,
     batch: tuple[Tensor, Tensor, Tensor, Tensor],
     s: Setting,
+    i: int = 1,
 ) -> tuple[Tensor, list[Tree] | None]:
     """Eq. 5's objective for one task batch, and the new ĝ_1, …, ĝ_K.
 
-    `g_hat` is None at i = 1.
+    `g_hat` is None before the first iteration; `i` counts iterations from 1 for the schedules.
     """
     support_x, support_y, query_x, query_y = batch
     T, K = len(support_x), s.steps
@@ -111,7 +126,7 @@ def outer_loss(
             logits = network(with_norm(theta[t], k - 1), support_x[t], s.negative_slope, None)
             loss = F.cross_entropy(logits, support_y[t])
             grads = torch.autograd.grad(loss, [theta[t][n] for n in names], create_graph=True)
-            if not s.second_order:
+            if not s.second_order or i <= s.first_order_iterations:
                 grads = tuple(g.detach() for g in grads)
             gradients.append(dict(zip(names, grads, strict=True)))
 
@@ -140,11 +155,11 @@ def outer_loss(
                 rate: Tensor | float = s.inner_lr
                 if s.method == "meta-sgd":
                     rate = outer[f"meta_sgd.alpha.{n}"]
-                elif s.method == "maml++":
+                elif s.method == "maml++" and s.per_step_rates:
                     rate = outer[f"lslr.rate.{n}"][k - 1]
                 theta[t] = {**theta[t], n: theta[t][n] - rate * delta}
 
-        weight = float(k == K) if s.multi_step_weights is None else s.multi_step_weights[k - 1]
+        weight = multi_step_weight(s, i, k)
         for t in range(T):
             total_loss = total_loss + weight * query_loss(t, k) / T
     return total_loss, new_g_hat if s.sharing == "sharing" else None
@@ -185,7 +200,7 @@ def meta_test_logits(
                 rate: Tensor | float = s.inner_lr
                 if s.method == "meta-sgd":
                     rate = outer[f"meta_sgd.alpha.{n}"]
-                elif s.method == "maml++":
+                elif s.method == "maml++" and s.per_step_rates:
                     rate = outer[f"lslr.rate.{n}"][k - 1]
                 theta[n] = (theta[n] - rate * delta).detach().requires_grad_()
         support = support_x[t] if s.inductive else None

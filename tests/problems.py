@@ -58,6 +58,7 @@ def learner(s: Setting, *, vectorize: bool = False, conv_bias: bool = False) -> 
         "inner_lr": s.inner_lr,
         "sharing": sharing[s.sharing],
         "second_order": s.second_order,
+        "first_order_iterations": s.first_order_iterations,
         "batch_norm": "inductive" if s.inductive else "transductive",
         "vectorize": vectorize,
     }
@@ -67,7 +68,8 @@ def learner(s: Setting, *, vectorize: bool = False, conv_bias: bool = False) -> 
         return meta_sgd(model, **common)
     return maml_plus_plus(
         model,
-        multi_step_iterations=10 if s.multi_step_weights else 0,
+        multi_step_iterations=s.multi_step_iterations or 0,
+        per_step_rates=s.per_step_rates,
         per_step_batch_norm=s.per_step_batch_norm,
         **common,
     )

@@ -46,9 +46,7 @@ def assert_parity(ours: MetaLearner, s: oracle.Setting, count: int) -> None:
     for iteration in (1, 2):
         batch = tasks(count, seed=iteration)
         step = ours.outer_step(learned, state, batch, iteration=iteration - 1)
-        loss, g_hat = oracle.outer_loss(
-            outer, g_hat, as_oracle_batch(batch), weighted(s, ours, iteration - 1)
-        )
+        loss, g_hat = oracle.outer_loss(outer, g_hat, as_oracle_batch(batch), s, iteration)
         assert_equal("loss", step.losses.mean(), loss)
         theirs = gradients(loss, outer)
         got = gradients(step.losses.mean(), learned)
@@ -76,18 +74,6 @@ def assert_parity(ours: MetaLearner, s: oracle.Setting, count: int) -> None:
     assert all(adaptation.state[name] is state[name] for name in state)
 
 
-def weighted(s: oracle.Setting, ours: MetaLearner, iteration: int) -> oracle.Setting:
-    """The setting with the multi-step weights of an iteration, as the paper's formula has them
-    for 10 iterations of annealing."""
-    if s.multi_step_weights is None:
-        return s
-    assert ours.multi_step_loss is not None
-    K, e, E = s.steps, iteration, 10
-    other = max(1 / K - e / (K * E), 0.03 / K)
-    last = min(1 / K + e * (K - 1) / (K * E), 1 - (K - 1) * 0.03 / K)
-    return oracle.Setting(**{**s.__dict__, "multi_step_weights": (*[other] * (K - 1), last)})
-
-
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("second_order", [True, False], ids=["second-order", "first-order"])
 @pytest.mark.parametrize("sharing", ["none", "sharing", "rate-control"])
@@ -100,7 +86,7 @@ def test_every_method(method: str, sharing: str, second_order: bool, count: int)
         steps=3,
         inner_lr=0.4,
         second_order=second_order,
-        multi_step_weights=(1.0,) if plus_plus else None,
+        multi_step_iterations=10 if plus_plus else None,
         per_step_batch_norm=plus_plus,
     )
     assert_parity(learner(s), s, count)
@@ -112,7 +98,16 @@ VARIANTS = {
     "relu": oracle.Setting("maml", "sharing", 3, 0.4, negative_slope=0.0),
     "maml++ last step only": oracle.Setting("maml++", "sharing", 3, 0.4, per_step_batch_norm=True),
     "maml++ shared batch norm": oracle.Setting(
-        "maml++", "sharing", 3, 0.4, multi_step_weights=(1.0,)
+        "maml++", "sharing", 3, 0.4, multi_step_iterations=10
+    ),
+    "maml++ at the end of its multi-step loss": oracle.Setting(
+        "maml++", "sharing", 3, 0.4, multi_step_iterations=1, per_step_batch_norm=True
+    ),
+    "maml++ with fixed rates": oracle.Setting(
+        "maml++", "sharing", 3, 0.4, per_step_rates=False, per_step_batch_norm=True
+    ),
+    "first order for the first iteration": oracle.Setting(
+        "maml++", "sharing", 3, 0.4, first_order_iterations=1, per_step_batch_norm=True
     ),
     "maml++ inductive": oracle.Setting(
         "maml++", "none", 3, 0.4, inductive=True, per_step_batch_norm=True
@@ -142,7 +137,7 @@ def test_vectorized_tasks(method: str, inductive: bool) -> None:
         3,
         0.4,
         inductive=inductive,
-        multi_step_weights=(1.0,) if plus_plus else None,
+        multi_step_iterations=10 if plus_plus else None,
         per_step_batch_norm=plus_plus,
     )
     assert_parity(learner(s, vectorize=True), s, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,13 +13,14 @@ import pytest
 import torch
 
 from gradshare.errors import ConfigError, DataError, RunError
+from gradshare.training import run
 from gradshare.training.checkpoint import load_checkpoint
 from gradshare.training.config import RunConfig
 from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.outer_loop import make_optimizer, outer_iteration
-from gradshare.training.records import kept_epochs
+from gradshare.training.records import MetricsWriter, kept_epochs
 from gradshare.training.run import Progress, train
 from gradshare.training.setup import set_up
 
@@ -276,3 +278,101 @@ def test_a_missing_run_is_named(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"{tmp_path} holds no run (no config.yaml); give the folder of a run"
     )
+
+
+def test_a_run_that_diverges_late_keeps_and_tests_its_good_epochs(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(**tiny)
+
+    def overflow(progress: Progress) -> None:
+        if progress.phase == "train" and progress.done == 7:
+
+            def poisoned(*args: Any, **options: Any) -> Any:
+                args[4].query_x[0, 0] = float("inf")  # of the eighth iteration
+                return outer_iteration(*args, **options)
+
+            monkeypatch.setattr(run, "outer_iteration", poisoned)
+
+    result = train(config, tmp_path / "run", overflow)
+    assert result.diverged == "epoch 3, iteration 8: the outer loss is nan"
+    assert [record.epoch for record in result.history] == [1, 2]
+    assert result.test is not None
+    assert result.test.members == 2
+    again = train(config, tmp_path / "run", resume=True)
+    assert (again.diverged, again.test) == (result.diverged, result.test)
+
+
+def test_parameters_that_overflow_in_the_last_step_are_no_epoch(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflowing(*args: Any, **options: Any) -> Any:
+        result = outer_iteration(*args, **options)
+        if options["iteration"] == 8:  # the last: no other iteration will notice
+            args[1]["sharing.m"].data.fill_(float("inf"))
+        return result
+
+    monkeypatch.setattr(run, "outer_iteration", overflowing)
+    result = train(RunConfig(**tiny), tmp_path / "run")
+    assert [record.epoch for record in result.history] == [1, 2]
+    assert result.diverged == "epoch 3, iteration 9: sharing.m is not finite"
+
+
+def test_a_member_that_overflows_on_a_task_does_not_spoil_the_ensemble(
+    tiny: dict[str, Any],
+) -> None:
+    setup = set_up(RunConfig(**tiny))
+    learned, state = setup.learner.init()
+    broken = {name: torch.full_like(tensor, float("nan")) for name, tensor in learned.items()}
+    alone = measure_test(setup, [(learned, state)], 5, lambda tasks: None)
+    both = measure_test(setup, [(learned, state), (broken, state)], 5, lambda tasks: None)
+    assert both.ensemble == alone.ensemble
+    worst = measure_test(setup, [(broken, state)], 5, lambda tasks: None)
+    assert worst.ensemble == [0.0] * 5
+
+
+def test_records_that_are_not_finite_are_null_and_read_back(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    result = train(RunConfig(**{**tiny, "epochs": 1}), tmp_path / "run")
+    fit = dataclasses.replace(result.history[0].inner_loop, query_loss_after=float("nan"))
+    record = dataclasses.replace(result.history[0], inner_loop=fit, train_loss=float("inf"))
+    with MetricsWriter(tmp_path / "run", []) as metrics:
+        metrics.write(record)
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["train_loss"] is None
+    assert json.loads(line)["inner_loop"]["query_loss_after"] is None
+    (back,) = RunFolder(tmp_path / "run").history()
+    assert back.val_accuracy == record.val_accuracy
+    with MetricsWriter(tmp_path / "run", [back]):
+        pass  # a run that is continued writes them again
+
+
+def test_a_half_written_last_line_is_passed_over(tiny: dict[str, Any], tmp_path: Path) -> None:
+    result = train(RunConfig(**tiny), tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert RunFolder(tmp_path / "run").history() == result.history[:-1]
+
+
+def test_running_out_of_memory_says_what_to_lower(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*args: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(run, "outer_iteration", exhausted)
+    with pytest.raises(RunError) as error:
+        train(RunConfig(**tiny), tmp_path / "run")
+    assert str(error.value) == (
+        "memory ran out (CUDA out of memory. Tried to allocate 9 GiB); lower --task-batch 2, "
+        "--queries 4, --filters 4 or --image-size, or use --order first"
+    )
+
+
+def test_tasks_in_one_vmap_give_the_same_run(tiny: dict[str, Any], tmp_path: Path) -> None:
+    loop, vmap = (
+        train(RunConfig(**{**tiny, "tasks": tasks}), tmp_path / tasks) for tasks in ("loop", "vmap")
+    )
+    for one, other in zip(loop.history, vmap.history, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-2)

@@ -1,0 +1,82 @@
+"""Runs side by side: what becomes of the others when one fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradshare.errors import RunError
+from gradshare.experiments.local import Job, run_all
+from gradshare.training.config import RunConfig
+from gradshare.training.folder import RunFolder
+from gradshare.training.interruption import RunStoppedError
+from gradshare.training.run import Progress, RunResult
+
+
+def jobs(tiny: dict[str, Any], folder: Path, **epochs: int) -> dict[str, Job]:
+    return {
+        name: Job(RunConfig(**{**tiny, "epochs": count}), folder / name)
+        for name, count in epochs.items()
+    }
+
+
+def ignore(name: str, what: object) -> None:
+    pass
+
+
+def test_a_killed_process_is_named_and_the_others_keep_what_they_have(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    done: dict[str, RunResult] = {}
+    victim: list[int] = []
+
+    def kill(name: str, progress: Progress) -> None:
+        if name == "victim" and progress.epoch > 1 and "short" in done and not victim:
+            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+            victim.extend(
+                child
+                for child in map(int, children.split())
+                if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()
+            )
+            os.kill(victim[0], signal.SIGKILL)
+
+    with pytest.raises(RunError) as error:
+        run_all(
+            jobs(tiny, tmp_path, short=1, victim=10_000), 2, kill, done.__setitem__, resume=False
+        )
+    assert str(error.value) == (
+        "the process of run 'victim' ended without a result (exit status -9); a negative status "
+        "is a signal, and -9 often means that memory ran out"
+    )
+    assert list(done) == ["short"]
+    assert RunFolder(tmp_path / "victim").history()
+
+
+def test_one_runs_error_stops_the_others(tiny: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "refused").mkdir()
+    (tmp_path / "refused" / "thesis.txt").write_text("years", encoding="utf-8")
+    with pytest.raises(RunError, match=r"already holds 'thesis\.txt'"):
+        run_all(jobs(tiny, tmp_path, long=10_000, refused=1), 2, ignore, ignore, resume=False)
+    assert (tmp_path / "long" / "config.yaml").exists() or not (tmp_path / "long").exists()
+
+
+def test_a_stop_after_one_run_is_done_keeps_its_result(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    done: dict[str, RunResult] = {}
+    asked: list[bool] = []
+
+    def stop(name: str, progress: Progress) -> None:
+        if "short" in done and name == "long" and progress.epoch > 1 and not asked:
+            asked.append(True)  # a second time would interrupt at once
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(RunStoppedError) as error:
+        run_all(jobs(tiny, tmp_path, short=1, long=10_000), 2, stop, done.__setitem__, resume=False)
+    assert str(error.value).startswith("stopped; everything so far is saved in ")
+    assert list(done) == ["short"]
+    assert RunFolder(tmp_path / "long").history()

@@ -1,0 +1,43 @@
+"""MAML++'s schedules against numbers worked out by hand from the reference code."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradshare.methods.multi_step_loss import MultiStepLoss
+from gradshare.training.outer_loop import cosine_annealed
+
+
+@pytest.mark.parametrize(
+    ("epoch", "other", "last"),
+    [
+        (0, 0.2, 0.2),
+        (3, 0.16, 0.36),
+        (14, 0.2 - 14 / 75, 0.2 + 4 * 14 / 75),
+        # The reference keeps 0.03 / K for the steps before the last: from 97 % of the way on.
+        (14.9, 0.006, 0.976),
+    ],
+)
+def test_multi_step_weights_of_the_reference(epoch: float, other: float, last: float) -> None:
+    # K = 5, 15 epochs of 500 iterations.
+    weights = MultiStepLoss(5, 15 * 500).weights(round(epoch * 500))
+    assert weights == pytest.approx([other] * 4 + [last])
+    assert sum(weights) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("iteration", [7500, 7501, 50_000])
+def test_afterwards_only_the_last_step_counts(iteration: int) -> None:
+    assert MultiStepLoss(5, 7500).weights(iteration) == [0, 0, 0, 0, 1]
+
+
+def test_left_out_it_is_the_last_step_from_the_start() -> None:
+    assert MultiStepLoss(3, 0).weights(0) == [0, 0, 1]
+
+
+def test_one_step_has_all_the_weight() -> None:
+    assert MultiStepLoss(1, 10).weights(5) == [1]
+
+
+@pytest.mark.parametrize(("done", "rate"), [(0, 1e-3), (0.5, 5.05e-4), (1, 1e-5)])
+def test_the_cosine_starts_ends_and_halves_where_it_should(done: float, rate: float) -> None:
+    assert cosine_annealed(1e-3, 1e-5, done) == pytest.approx(rate)
