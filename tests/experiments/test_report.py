@@ -187,3 +187,23 @@ def test_the_report_is_reproducible(tmp_path: Path) -> None:
         for name in ("one", "two")
     )
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_report_is_written_though_one_seed_diverged_at_once(tmp_path: Path) -> None:
+    broken = comparison(
+        [
+            arm(ORIGINAL, seed=2),
+            arm(SHARING, seed=2, epochs=0, outcome="diverged"),
+            arm(RATE_CONTROL, seed=2),
+        ]
+    )
+    page = write_report([usual(seed=1), broken], tmp_path).read_text(encoding="utf-8")
+    assert "diverged" in page
+
+
+def test_a_report_is_written_though_every_arm_diverged_at_once(tmp_path: Path) -> None:
+    broken = comparison(
+        [arm(name, epochs=0, outcome="diverged") for name in (ORIGINAL, SHARING, RATE_CONTROL)]
+    )
+    page = write_report([broken], tmp_path).read_text(encoding="utf-8")
+    assert "diverged" in page

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import os
 import signal
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboardX.proto.event_pb2 import Event
 
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.training import run
@@ -269,7 +271,37 @@ def test_metrics_are_json_lines_without_nan(tiny: dict[str, Any], tmp_path: Path
             for quantity in ("accuracy", "loss")
             for when in ("before", "after")
         }
-    assert list((tmp_path / "run" / "tensorboard").glob("events.out.*"))
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """What a TensorBoard event file holds: length, its checksum, an event, its checksum, again."""
+    (path,) = folder.glob("events.out.tfevents.*")
+    data, found, at = path.read_bytes(), {}, 0
+    while at < len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        event = Event.FromString(data[at + 12 : at + 12 + length])
+        at += 12 + length + 4
+        for value in event.summary.value:
+            found[value.tag, event.step] = value.simple_value
+    return found
+
+
+def test_tensorboard_has_every_epoch_once_also_after_a_stop(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.phase == "train" and progress.done == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(RunStoppedError):
+        train(RunConfig(**tiny), tmp_path / "run", stop)
+    result = train(RunConfig(**tiny), tmp_path / "run", resume=True)
+    found = scalars(tmp_path / "run" / "tensorboard")
+    for record in result.history:
+        assert found["validation/accuracy", record.epoch] == pytest.approx(record.val_accuracy)
+        assert record.m is not None
+        assert found["sharing/m_2", record.epoch] == pytest.approx(record.m[1])
+    assert {epoch for _, epoch in found} == {1, 2, 3}
 
 
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
@@ -359,7 +391,7 @@ def test_running_out_of_memory_says_what_to_lower(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*args: Any, **options: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
     monkeypatch.setattr(run, "outer_iteration", exhausted)
     with pytest.raises(RunError) as error:

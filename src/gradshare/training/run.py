@@ -179,7 +179,7 @@ def _memory_errors(config: RunConfig) -> Iterator[None]:
         yield
     except RuntimeError as error:
         words = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in words:
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in words:
             raise RunError(
                 f"memory ran out ({words.splitlines()[0]}); lower --task-batch "
                 f"{config.task_batch}, --queries {config.queries}, --filters {config.filters} or "
