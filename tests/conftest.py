@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 
 from gradshare.episodes.store import ClassImages, write_store
+
+# The same examples in every run, so that a change is what makes a test fail; new ones, to search
+# for what none has met yet, with `HYPOTHESIS_PROFILE=explore`.
+hypothesis.settings.register_profile("repeat", derandomize=True)
+hypothesis.settings.register_profile("explore")
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 # The tensors of the tests are too small to be worth a second thread.
 torch.set_num_threads(1)

@@ -94,6 +94,7 @@ def test_a_run_that_never_began_has_dashes() -> None:
         "best epoch": "–",
         "test, ensemble": "–",
         "test, single best": "–",
+        "epochs to 80 / 90 / 95 %": "–",
         "time": "0.0 s",
         "time an epoch": "–",
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def load_pickle(path: Path) -> Any:
     if not path.is_file():
         raise DataError(f"there is no file {path}; check the path")
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            # Python's decoder warns of odd escapes in damaged text; what is read decides.
+            warnings.simplefilter("ignore")
             if is_web_page(file.read(512)):
                 raise web_page_error(path, "a pickle")
             file.seek(0)
