@@ -167,7 +167,10 @@ class RunConfig(BaseModel):
         "GPU, loop on a CPU",
     )
     threads: int = _field(
-        0, MACHINE, "CPU threads of a training process; 0 for all cores, shared out", ge=0
+        0,
+        MACHINE,
+        "CPU threads of each process that the program trains in; 0 for all cores, shared out",
+        ge=0,
     )
 
     def __init__(self, **settings: Any) -> None:
