@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	@rm -rf runs/demo
-	$(BIN)/gradshare compare --control --out runs/demo --epochs 10 --iterations-per-epoch 20 --val-tasks 60 --test-tasks 200
+	$(BIN)/gradshare compare --control --out runs/demo --epochs 10 --iterations-per-epoch 16 --val-tasks 50 --test-tasks 150
 
 test: $(INSTALLED) lint types
 	$(BIN)/pytest
