@@ -1,4 +1,4 @@
-"""From a dataset to a trained learner to a prediction on a new task: about two minutes on 2 cores.
+"""From a dataset to a trained learner to a prediction on a new task: a few minutes on 2 cores.
 
 python examples/quick_start.py
 """
