@@ -15,7 +15,7 @@ from torch import Tensor
 from gradshare.episodes import Normalization, TaskBatch
 from gradshare.errors import DataError
 from gradshare.methods import MetaLearner
-from gradshare.training.evaluation import Model
+from gradshare.training.evaluation import Model, mean_of_finite
 from gradshare.training.folder import RunFolder
 from gradshare.training.setup import build_learner, choose_device
 
@@ -145,7 +145,7 @@ class FewShotClassifier:
             self.learner.predict(learned, params, task, updates=self.learner.steps)[0]
             for (learned, _), params in zip(self.models, self._adapted, strict=True)
         ]
-        return torch.stack(logits).mean(0).softmax(-1)
+        return mean_of_finite(torch.stack(logits)).softmax(-1)
 
     def _support_task(self, support: Tensor, codes: Tensor) -> TaskBatch:
         no_queries = torch.zeros(1, 0, dtype=torch.int64)

@@ -7,8 +7,6 @@ file never contains NaN or Infinity, which JSON does not have: what is not finit
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -24,7 +22,7 @@ from pydantic import (
 )
 
 from gradshare.errors import RunError
-from gradshare.training.files import write_atomically
+from gradshare.training.files import null_where_not_finite, write_atomically
 from gradshare.training.statistics import Interval
 
 FORMAT_VERSION: Final = 1
@@ -37,24 +35,10 @@ RATE_CONTROL: Final = "rate-control"
 Outcome = Literal["trained", "not trained", "diverged"]
 Share = Literal["80", "90", "95"]
 
-
-def _null_unless_finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _null_where_not_finite(value: Any) -> Any:
-    """The same JSON value with null for what is not finite."""
-    if isinstance(value, Mapping):
-        return {key: _null_where_not_finite(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_null_where_not_finite(item) for item in value]
-    return _null_unless_finite(value)
-
-
 Fraction = Annotated[float, Field(ge=0, le=1)]
 HalfWidth = Annotated[float, Field(ge=0)]
-Measured = Annotated[float | None, BeforeValidator(_null_unless_finite)]
-Facts = Annotated[dict[str, JsonValue], BeforeValidator(_null_where_not_finite)]
+Measured = Annotated[float | None, BeforeValidator(null_where_not_finite)]
+Facts = Annotated[dict[str, JsonValue], BeforeValidator(null_where_not_finite)]
 Epoch = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -115,8 +99,10 @@ class SharingPoint(Record):
     """
 
     epoch: Epoch
-    m: Annotated[Fraction | None, BeforeValidator(_null_unless_finite)]
-    lambda_: Annotated[Fraction | None, BeforeValidator(_null_unless_finite), Field(alias="lambda")]
+    m: Annotated[Fraction | None, BeforeValidator(null_where_not_finite)]
+    lambda_: Annotated[
+        Fraction | None, BeforeValidator(null_where_not_finite), Field(alias="lambda")
+    ]
 
 
 class InnerLoopPoint(Record):

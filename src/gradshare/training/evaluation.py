@@ -115,15 +115,15 @@ def measure_test(
             )
             for learned, state in models
         ]
-        ensemble += accuracies(_mean_of_finite(torch.stack(logits)), tasks.query_y).tolist()
+        ensemble += accuracies(mean_of_finite(torch.stack(logits)), tasks.query_y).tolist()
         single += accuracies(logits[0], tasks.query_y).tolist()
         advance(len(tasks))
     return TestAccuracies(ensemble, len(models), single)
 
 
-def _mean_of_finite(logits: Tensor) -> Tensor:
-    """(members, T, n, ways) to the mean over members, those left out whose adaptation overflowed
-    on a task: one of them would make the whole ensemble wrong there.
+def mean_of_finite(logits: Tensor) -> Tensor:
+    """(members, …, ways) logits to the mean over members, those left out whose adaptation
+    overflowed on a task: one of them would make the whole ensemble wrong there.
     """
     finite = logits.isfinite().all(-1, keepdim=True)
     return torch.where(finite, logits, 0).sum(0) / finite.sum(0)

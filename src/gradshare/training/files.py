@@ -1,9 +1,12 @@
-"""Writing a file so that it is whole or not there, whatever happens meanwhile."""
+"""Writing a file so that it is whole or not there, whatever happens meanwhile, and valid JSON."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gradshare.errors import RunError
 
@@ -38,3 +41,12 @@ def write_atomically(path: Path, data: bytes) -> None:
             f"{path} cannot be written: {error.strerror or error}; free the space or choose "
             "another output folder"
         ) from error
+
+
+def null_where_not_finite(value: Any) -> Any:
+    """The same JSON value with null, which JSON has, for NaN and infinity, which it has not."""
+    if isinstance(value, Mapping):
+        return {key: null_where_not_finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [null_where_not_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

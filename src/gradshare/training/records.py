@@ -20,7 +20,7 @@ from tensorboardX.summary import scalar
 from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
 from gradshare.training.evaluation import InnerLoopFit
-from gradshare.training.files import write_atomically
+from gradshare.training.files import null_where_not_finite, write_atomically
 from gradshare.training.statistics import best_epochs
 
 
@@ -160,14 +160,4 @@ class MetricsWriter:
 
 def _line(record: EpochRecord) -> str:
     # JSON has no NaN: what is not finite is null, as in results.json.
-    return json.dumps(_finite(record.to_json()), allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not (abs(value) < float("inf")):
-        return None
-    return value
+    return json.dumps(null_where_not_finite(record.to_json()), allow_nan=False) + "\n"
