@@ -69,7 +69,7 @@ def test_killed_any_number_of_times_it_ends_where_it_would_have(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     config = RunConfig(
-        **{**tiny, "epochs": 60, "iterations_per_epoch": 2, "val_tasks": 3, "method": "maml++"}
+        **{**tiny, "epochs": 200, "iterations_per_epoch": 2, "val_tasks": 3, "method": "maml++"}
     )
     whole = train(config, tmp_path / "whole")
     context = multiprocessing.get_context("forkserver")
