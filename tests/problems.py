@@ -37,7 +37,7 @@ def as_oracle_batch(batch: TaskBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return batch.support_x, batch.support_y, batch.query_x, batch.query_y
 
 
-def learner(s: Setting, *, vectorize: bool = False, conv_bias: bool = False) -> MetaLearner:
+def learner(s: Setting, *, conv_bias: bool = False, **layout: Any) -> MetaLearner:
     torch.manual_seed(0)
     model = Conv4(
         ways=WAYS,
@@ -60,7 +60,7 @@ def learner(s: Setting, *, vectorize: bool = False, conv_bias: bool = False) -> 
         "second_order": s.second_order,
         "first_order_iterations": s.first_order_iterations,
         "batch_norm": "inductive" if s.inductive else "transductive",
-        "vectorize": vectorize,
+        **layout,
     }
     if s.method == "maml":
         return maml(model, **common)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -126,26 +126,46 @@ def test_convolutions_with_the_reference_codes_bias() -> None:
     assert_parity(learner(s, conv_bias=True), s, 2)
 
 
-@pytest.mark.parametrize(
-    ("method", "inductive"), [*itertools.product(["maml", "meta-sgd", "maml++"], [False, True])]
-)
-def test_vectorized_tasks(method: str, inductive: bool) -> None:
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "vmap": {"tasks_at_a_time": None},
+    "two at a time": {"tasks_at_a_time": 2},
+    "recompute": {"recompute": True},
+    "recompute, vmap": {"recompute": True, "tasks_at_a_time": None},
+}
+
+
+@pytest.mark.parametrize("second_order", [True, False], ids=["second-order", "first-order"])
+@pytest.mark.parametrize("inductive", [False, True], ids=["transductive", "inductive"])
+@pytest.mark.parametrize("method", ["maml", "meta-sgd", "maml++"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout(layout: str, method: str, inductive: bool, second_order: bool) -> None:
     plus_plus = method == "maml++"
     s = oracle.Setting(
         method,
         "sharing",
         3,
         0.4,
+        second_order=second_order,
         inductive=inductive,
         multi_step_iterations=10 if plus_plus else None,
         per_step_batch_norm=plus_plus,
     )
-    assert_parity(learner(s, vectorize=True), s, 3)
+    assert_parity(learner(s, **LAYOUTS[layout]), s, 3)
 
 
-def test_float32_is_close_to_the_float64_oracle() -> None:
-    s = oracle.Setting("maml", "sharing", 3, 0.4)
-    ours = learner(s)
+@pytest.mark.parametrize("layout", [{}, *LAYOUTS.values()], ids=["keep", *LAYOUTS])
+@pytest.mark.parametrize("method", ["maml", "meta-sgd", "maml++"])
+def test_float32_is_close_to_the_float64_oracle(method: str, layout: dict[str, Any]) -> None:
+    plus_plus = method == "maml++"
+    s = oracle.Setting(
+        method,
+        "sharing",
+        3,
+        0.4,
+        multi_step_iterations=10 if plus_plus else None,
+        per_step_batch_norm=plus_plus,
+    )
+    ours = learner(s, **layout)
     outer = perturbed(ours.init()[0])
     loss, _ = oracle.outer_loss(outer, None, as_oracle_batch(tasks(3, seed=1)), s)
     theirs = gradients(loss, outer)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
-from gradshare.models import Conv4
+from gradshare.models import Conv4, ConvBlock
 
 
 @pytest.mark.parametrize(
@@ -31,7 +30,7 @@ def test_parameters_of_the_reference_backbone() -> None:
     assert all(p.eq(0).all() for n, p in model.named_parameters() if n.endswith("bias"))
     assert all(p.eq(1).all() for n, p in model.named_parameters() if "norm.weight" in n)
     bound = (6 / (48 * 9 + 48 * 9)) ** 0.5  # Xavier-uniform
-    weight = model.blocks[2]["conv"].weight  # type: ignore[index]
+    weight = model.get_parameter("blocks.2.conv.weight")
     assert weight.abs().max() <= bound
     assert weight.abs().max() > 0.98 * bound
 
@@ -45,8 +44,8 @@ def test_pooling_before_the_activation_equals_the_reference_order(
     x = torch.randn(4, 2, 20, 20)
     expected = x
     for block in model.blocks:
-        assert isinstance(block, nn.ModuleDict)
-        z = block["conv"](expected)
+        assert isinstance(block, ConvBlock)
+        z = block.conv(expected)
         z = F.batch_norm(z, None, None, training=True)
         expected = F.max_pool2d(F.leaky_relu(z, slope), 2)
     expected = model.linear(expected.flatten(1))
@@ -59,7 +58,7 @@ def test_a_convolutions_bias_changes_no_output() -> None:
     x = torch.randn(5, 1, 16, 16, dtype=torch.float64)
     before = model(x)
     with torch.no_grad():
-        model.blocks[1]["conv"].bias.fill_(3.0)  # type: ignore[index]
+        model.get_parameter("blocks.1.conv.bias").fill_(3.0)
     assert torch.allclose(model(x), before, rtol=1e-9)
 
 

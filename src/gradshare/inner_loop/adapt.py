@@ -1,22 +1,23 @@
 """The inner loop: K gradient steps on the support sets of a batch of tasks, differentiably.
 
 All tasks of a batch take step k together, because gradient sharing couples them there. They are
-held as one tree of (T, …) tensors; how the T losses are computed from it (a loop, vmap, several
+held as one tree of (T, …) tensors; how their losses are computed from it (a loop, vmap, several
 processes) is the caller's affair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from gradshare.inner_loop.flat_memory import (
+    TaskLosses,
+    gradients_of_chunk,
+    recomputed_gradients,
+)
 from gradshare.inner_loop.rule import SumOverTasks, Tensors, UpdateRule
-
-TaskLosses = Callable[[Tensors, int], Tensor]
-"""(T, …) parameters and the inner step, from 0, to the (T,) support losses of the tasks."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ def adapt(
     steps: int,
     second_order: bool,
     sum_over_tasks: SumOverTasks | None,
+    shared: Callable[[int], Tensors] = lambda _: {},
+    chunks: Sequence[slice] = (slice(None),),
+    recompute: bool = False,
 ) -> Adaptation:
     """Adapt every task of a batch with `steps` updates of a rule (the loop over k of Algorithms
     1 and 2).
@@ -56,10 +60,21 @@ def adapt(
         second_order: whether task gradients are differentiated by the outer loop, or are
             constants to it (first-order MAML; m, λ and learned rates still learn).
         sum_over_tasks: given while meta-training, None while meta-testing; see `UpdateRule`.
+        shared: what the losses of inner step k, from 0, depend on besides `params`.
+        chunks: which tasks are handed to `support_losses` together; by default all.
+        recompute: let each step's graph go and build it again in the backward pass; see
+            `gradshare.inner_loop.flat_memory`.
     """
     trajectory = [params]
     for step in range(steps):
-        gradients = task_gradients(support_losses, params, step, second_order=second_order)
+        gradients = task_gradients(
+            support_losses,
+            params,
+            shared(step),
+            chunks,
+            second_order=second_order,
+            recompute=recompute,
+        )
         updates, state = rule.update(gradients, learned, state, step, sum_over_tasks)
         params = {name: tensor - updates[name] for name, tensor in params.items()}
         trajectory.append(params)
@@ -67,25 +82,30 @@ def adapt(
 
 
 def task_gradients(
-    support_losses: TaskLosses, params: Tensors, step: int, *, second_order: bool
+    losses: TaskLosses,
+    params: Tensors,
+    shared: Tensors,
+    chunks: Sequence[slice],
+    *,
+    second_order: bool,
+    recompute: bool,
 ) -> Tensors:
-    """∇_{θ_{t,k-1}} L_t^train(θ_{t,k-1}) for all tasks t at once.
-
-    Each task's loss depends on its own slice of `params` only, so the gradient of their sum is
-    the stack of the tasks' gradients. A parameter that the loss does not use has gradient zero.
+    """∇_{θ_{t,k-1}} L_t^train(θ_{t,k-1}) for all tasks t at once. Arguments as of `adapt`.
 
     Returns:
-        The (T, …) gradients: with a graph if `second_order`, constants if not.
+        The (T, …) gradients: differentiable if `second_order`, constants if not.
     """
+    if second_order and recompute and chunks:
+        return recomputed_gradients(losses, params, shared, chunks)
+    if not chunks:  # a process that has none of the batch's tasks
+        return {name: 0 * tensor for name, tensor in params.items()}
+    gradients = []
     with torch.enable_grad():
-        if not second_order:
-            params = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
-        losses = support_losses(params, step)
-        gradients = torch.autograd.grad(
-            losses.sum(),
-            list(params.values()),
-            create_graph=second_order,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    return dict(zip(params, gradients, strict=True))
+        for chunk in chunks:
+            part = {name: tensor[chunk] for name, tensor in params.items()}
+            if not second_order:
+                part = {name: tensor.detach().requires_grad_() for name, tensor in part.items()}
+            values = losses(part, shared, chunk)
+            gradients.append(gradients_of_chunk(values, part, create_graph=second_order))
+    joined = (torch.cat(parts) for parts in zip(*gradients, strict=True))
+    return dict(zip(params, joined, strict=True))

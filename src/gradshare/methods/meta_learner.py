@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from gradshare.episodes import TaskBatch
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import Adaptation, SumOverTasks, Tensors, UpdateRule, adapt
+from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.rule import sum_over_local_tasks, under, with_prefix
 from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.models import BatchNorm2d, BatchNormMode
@@ -67,8 +68,13 @@ class MetaLearner:
         adapts: which named parameters the inner loop adapts. Default: all but batch norm's γ and
             β, as in the reference MAML++ code. The others are learned by the outer loop alone.
             Parameters that do not require gradients are left out of both.
-        vectorize: compute all tasks of a batch in one `torch.vmap` instead of a loop. Slower on
-            a CPU, where it turns convolutions into grouped ones.
+        tasks_at_a_time: how many tasks of a batch one forward pass takes, by `torch.vmap` if more
+            than one, which the model must allow; None for all. With several, `ConvBlock` has
+            less to launch: twice as fast on small images.
+        recompute: keep no step's graph but build it again in the backward pass, so that memory
+            does not grow with K nor with the number of chunks of `tasks_at_a_time` tasks. It
+            costs one more forward and backward pass a step; see
+            `gradshare.inner_loop.flat_memory`.
 
     Raises:
         ConfigError: the model keeps running batch-norm statistics, or has nothing to adapt, or
@@ -88,7 +94,8 @@ class MetaLearner:
         per_step_batch_norm: bool = False,
         batch_norm: BatchNormMode = "transductive",
         adapts: Callable[[str], bool] | None = None,
-        vectorize: bool = False,
+        tasks_at_a_time: int | None = 1,
+        recompute: bool = False,
     ) -> None:
         norms = _batch_norms(model)
         norm_parameters = {
@@ -121,7 +128,8 @@ class MetaLearner:
         self.multi_step_loss = multi_step_loss
         # Without batch norm a query's prediction depends on no other query anyway.
         self.inductive = batch_norm == "inductive" and bool(norms)
-        self.vectorize = vectorize
+        self.tasks_at_a_time = tasks_at_a_time
+        self.recompute = recompute
 
     def init(self) -> tuple[dict[str, Tensor], Tensors]:
         """The outer parameters, leaves that require gradients, and the rules' state, before any
@@ -165,8 +173,10 @@ class MetaLearner:
         losses: Tensor | float = 0.0
         for updates, weight in enumerate(weights, start=1):
             if weight:
-                outputs = self.predict(learned, adaptation.params[updates], tasks, updates=updates)
-                losses = losses + weight * self.losses(outputs, tasks.query_y)
+                query_losses, outputs = self._query_losses(
+                    learned, adaptation.params[updates], tasks, updates
+                )
+                losses = losses + weight * query_losses
         assert isinstance(losses, Tensor)
         return OuterStep(losses, outputs.detach(), adaptation.state)
 
@@ -196,14 +206,23 @@ class MetaLearner:
         Returns:
             (T, queries, …).
         """
-        support = tasks.support_x if self.inductive else None
-        return self._outputs(learned, params, max(updates - 1, 0), tasks.query_x, support)
+        shared = self._shared(learned, max(updates - 1, 0))
+
+        def outputs(params: Tensors, chunk: slice) -> Tensor:
+            return self._query_outputs(params, shared, tasks, chunk)
+
+        return self._in_chunks(outputs, params, tasks)
 
     def predict_support(
         self, learned: Tensors, params: Tensors, tasks: TaskBatch, *, updates: int
     ) -> Tensor:
         """Likewise for the support set: (T, ways·shots, …)."""
-        return self._outputs(learned, params, min(updates, self.steps - 1), tasks.support_x)
+        shared = self._shared(learned, min(updates, self.steps - 1))
+
+        def outputs(params: Tensors, chunk: slice) -> Tensor:
+            return self._outputs(params, shared, tasks.support_x[chunk])
+
+        return self._in_chunks(outputs, params, tasks)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of each task: (T, n, …) outputs and targets to (T,)."""
@@ -218,9 +237,9 @@ class MetaLearner:
         second_order: bool,
         sum_over_tasks: SumOverTasks | None,
     ) -> Adaptation:
-        def support_losses(params: Tensors, step: int) -> Tensor:
-            outputs = self._outputs(learned, params, step, tasks.support_x)
-            return self.losses(outputs, tasks.support_y)
+        def support_losses(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
+            outputs = self._outputs(params, shared, tasks.support_x[chunk])
+            return self.losses(outputs, tasks.support_y[chunk])
 
         theta = under(MODEL, learned)
         return adapt(
@@ -232,31 +251,69 @@ class MetaLearner:
             steps=self.steps,
             second_order=second_order,
             sum_over_tasks=sum_over_tasks,
+            shared=lambda step: self._shared(learned, step),
+            chunks=self._chunks(tasks),
+            recompute=self.recompute,
         )
 
-    def _outputs(
-        self, learned: Tensors, params: Tensors, step: int, x: Tensor, support: Tensor | None = None
+    def _query_losses(
+        self, learned: Tensors, params: Tensors, tasks: TaskBatch, updates: int
+    ) -> tuple[Tensor, Tensor]:
+        """The query losses (T,) and outputs of the tasks after so many updates."""
+
+        def losses(params: Tensors, shared: Tensors, chunk: slice) -> tuple[Tensor, Tensor]:
+            outputs = self._query_outputs(params, shared, tasks, chunk)
+            return self.losses(outputs, tasks.query_y[chunk]), outputs
+
+        if self.recompute:
+            shared = self._shared(learned, updates - 1)
+            return losses_with_gradients(losses, params, shared, self._chunks(tasks))
+        outputs = self.predict(learned, params, tasks, updates=updates)
+        return self.losses(outputs, tasks.query_y), outputs
+
+    def _query_outputs(
+        self, params: Tensors, shared: Tensors, tasks: TaskBatch, chunk: slice
     ) -> Tensor:
-        """The model's outputs for each task's images, with the γ and β of an inner step."""
+        images = [tasks.query_x[chunk], *([tasks.support_x[chunk]] if self.inductive else [])]
+        return self._outputs(params, shared, *images)
+
+    def _shared(self, learned: Tensors, step: int) -> dict[str, Tensor]:
+        """What the inner loop does not adapt of the model, such as the γ and β of an inner step."""
         shared = {}
         for name in self.shared:
             tensor = learned[f"{MODEL}.{name}"]
             shared[name] = tensor[step] if name in self.per_step else tensor
+        return shared
+
+    def _chunks(self, tasks: TaskBatch) -> list[slice]:
+        """The tasks that are computed together."""
+        T, size = len(tasks), self.tasks_at_a_time or max(len(tasks), 1)
+        return [slice(start, min(start + size, T)) for start in range(0, T, size)]
+
+    def _in_chunks(
+        self, outputs: Callable[[Tensors, slice], Tensor], params: Tensors, tasks: TaskBatch
+    ) -> Tensor:
+        """The outputs of all tasks."""
+        return torch.cat(
+            [
+                outputs({name: t[chunk] for name, t in params.items()}, chunk)
+                for chunk in self._chunks(tasks)
+            ]
+        )
+
+    def _outputs(self, params: Tensors, shared: Tensors, *images: Tensor) -> Tensor:
+        """The model's outputs for some tasks' images (t, n, C, H, W), and the support set if it
+        supplies the statistics. A tensor of `shared` is every task's, one of `params` (t, …).
+        """
 
         def forward(params: Tensors, *images: Tensor) -> Tensor:
             outputs: Tensor = functional_call(self.model, {**shared, **params}, images)
             return outputs
 
-        images = (x,) if support is None else (x, support)
-        if self.vectorize:
+        if len(images[0]) > 1:
             return torch.vmap(forward, randomness="different")(params, *images)
-        tasks = zip(*(tensor.unbind() for tensor in params.values()), strict=True)
-        return torch.stack(
-            [
-                forward(dict(zip(params, task, strict=True)), *task_images)
-                for task, *task_images in zip(tasks, *images, strict=True)
-            ]
-        )
+        task = {name: tensor[0] for name, tensor in params.items()}
+        return forward(task, *(tensor[0] for tensor in images))[None]
 
 
 def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:

@@ -6,10 +6,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
-from gradshare.models.batch_norm import BatchNorm2d
+from gradshare.models.conv_block import ConvBlock
 
 Activation = Literal["leaky_relu", "relu"]
 
@@ -52,15 +51,13 @@ class Conv4(nn.Module):
                 f"image size {image_size} is too small: the backbone halves it {LAYERS} times; "
                 f"use at least {SMALLEST_IMAGE}"
             )
-        self.negative_slope = {"leaky_relu": 0.01, "relu": 0.0}[activation]
+        negative_slope = {"leaky_relu": 0.01, "relu": 0.0}[activation]
         self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "conv": nn.Conv2d(
-                        channels if layer == 0 else filters, filters, 3, padding=1, bias=conv_bias
-                    ),
-                    "norm": BatchNorm2d(filters),
-                }
+            ConvBlock(
+                channels if layer == 0 else filters,
+                filters,
+                negative_slope=negative_slope,
+                conv_bias=conv_bias,
             )
             for layer in range(LAYERS)
         )
@@ -87,10 +84,6 @@ class Conv4(nn.Module):
             statistics_from = len(support)
             x = torch.cat([support, x])
         for block in self.blocks:
-            assert isinstance(block, nn.ModuleDict)
-            x = block["norm"](block["conv"](x), statistics_from)
-            # Pooling before the activation gives the same as after it, for an activation that
-            # never decreases, and leaves it a quarter of the work.
-            x = F.leaky_relu(F.max_pool2d(x, 2), self.negative_slope)
+            x = block(x, statistics_from)
         logits: Tensor = self.linear(x.flatten(1)[statistics_from:])
         return logits

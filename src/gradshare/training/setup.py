@@ -100,7 +100,7 @@ def build_learner(config: RunConfig, image_shape: Sequence[int]) -> MetaLearner:
         "second_order": config.order == "second",
         "first_order_iterations": config.span(config.first_order_for),
         "batch_norm": config.batch_norm,
-        "vectorize": _vectorize(config),
+        "tasks_at_a_time": None if _vectorize(config) else 1,
     }
     if config.method == "maml":
         return maml(model, **options)

@@ -1,0 +1,238 @@
+"""Task gradients and outer losses whose graphs are let go at once, so that memory grows neither
+with the number of inner steps nor with the number of tasks.
+
+Reverse-mode differentiation of the inner loop keeps the activations of every step of every task.
+But between two steps there are only tensors of the size of the parameters. So each step, and each
+query pass, is one function of autograd here, and its inside is computed again, or in advance:
+
+- `recomputed_gradients`: the task gradients G(θ, φ) = ∇_θ L(θ, φ) of a step, φ being all else that
+  the loss sees. Only θ and φ are kept. For a cotangent v of G the backward pass builds L and G once
+  more and differentiates v·G, which gives the Hessian's part ∂(v·G)/∂θ and ∂(v·G)/∂φ alike; without
+  the latter γ and β would learn, silently, from the query passes alone. It costs one more forward
+  and backward pass a step.
+- `losses_with_gradients`: the outer loss of a task enters the outer objective linearly, so its
+  gradient is computed with it, kept in its place, and only scaled in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradshare.errors import ConfigError
+from gradshare.inner_loop.rule import Tensors
+
+TaskLosses = Callable[[Tensors, Tensors, slice], Tensor]
+"""The losses (t,) of some tasks of a batch: of their (t, …) parameters, the tensors that all tasks
+share, and which tasks they are."""
+
+LossesAndOutputs = Callable[[Tensors, Tensors, slice], tuple[Tensor, Tensor]]
+"""Likewise, with the model's outputs (t, …)."""
+
+
+def recomputed_gradients(
+    losses: TaskLosses, params: Tensors, shared: Tensors, chunks: Sequence[slice]
+) -> dict[str, Tensor]:
+    """The (T, …) gradients of the tasks' losses, differentiable once more.
+
+    Args:
+        losses: may use nothing that requires gradients but what it is given.
+        params: (T, …) what the gradients are taken of.
+        shared: all else that the losses depend on.
+        chunks: which tasks are computed together, one chunk after the other.
+
+    Raises:
+        ConfigError: the losses depend on another tensor that requires gradients.
+    """
+    inputs = _Inputs(losses, tuple(params), tuple(shared), chunks)
+    gradients = _RecomputedGradients.apply(  # type: ignore[no-untyped-call]
+        inputs, *params.values(), *shared.values()
+    )
+    return dict(zip(params, gradients, strict=True))
+
+
+def losses_with_gradients(
+    losses: LossesAndOutputs, params: Tensors, shared: Tensors, chunks: Sequence[slice]
+) -> tuple[Tensor, Tensor]:
+    """The (T,) losses, differentiable once, and the outputs (T, …), constants.
+
+    Arguments and errors as of `recomputed_gradients`.
+    """
+    inputs = _Inputs(losses, tuple(params), tuple(shared), chunks)
+    values: tuple[Tensor, Tensor] = _LossesWithGradients.apply(  # type: ignore[no-untyped-call]
+        inputs, *params.values(), *shared.values()
+    )
+    return values
+
+
+def gradients_of_chunk(losses: Tensor, params: Tensors, *, create_graph: bool) -> list[Tensor]:
+    """The gradients of tasks' losses by their parameters; zero for one that they do not use.
+
+    Each task's loss depends on its own slice of `params` only, so the gradient of their sum is
+    the stack of the tasks' gradients.
+    """
+    gradients = torch.autograd.grad(
+        losses.sum(),
+        list(params.values()),
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return list(gradients)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the two functions below are given besides tensors."""
+
+    losses: Callable[..., Any]
+    params: tuple[str, ...]
+    shared: tuple[str, ...]
+    chunks: Sequence[slice]
+
+    def leaves(
+        self, tensors: Sequence[Tensor], chunk: slice
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The parameters of a chunk's tasks and the shared tensors, cut off from their graphs."""
+        params = dict(zip(self.params, tensors, strict=False))
+        shared = dict(zip(self.shared, tensors[len(params) :], strict=True))
+        return (
+            {name: t[chunk].detach().requires_grad_() for name, t in params.items()},
+            {name: t.detach().requires_grad_(t.requires_grad) for name, t in shared.items()},
+        )
+
+
+class _RecomputedGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: _Inputs, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.inputs = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.random_state = _random_state(tensors[0].device)
+        chunks = []
+        for chunk in inputs.chunks:
+            params, shared = inputs.leaves(tensors, chunk)
+            with torch.enable_grad():
+                losses = inputs.losses(params, shared, chunk)
+                if chunk == inputs.chunks[0]:
+                    _require_no_other_leaves(losses, [*params.values(), *shared.values()])
+                chunks.append(gradients_of_chunk(losses, params, create_graph=False))
+        return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, tensors = ctx.inputs, ctx.saved_tensors
+        chunks = []
+        # Dropout, or whatever else is drawn, is drawn as it was.
+        with torch.enable_grad(), _replayed(ctx.random_state, tensors[0].device):
+            for chunk in inputs.chunks:
+                params, shared = inputs.leaves(tensors, chunk)
+                losses = inputs.losses(params, shared, chunk)
+                gradients = gradients_of_chunk(losses, params, create_graph=True)
+                product = sum(
+                    (g * v[chunk]).sum() for g, v in zip(gradients, cotangents, strict=True)
+                )
+                wanted = {**params, **{n: t for n, t in shared.items() if t.requires_grad}}
+                chunks.append(_gradients_or_zero(product, wanted))
+        by_task = [torch.cat([part[name] for part in chunks]) for name in inputs.params]
+        by_all = [
+            torch.stack([part[name] for part in chunks]).sum(0) if name in chunks[0] else None
+            for name in inputs.shared
+        ]
+        return None, *by_task, *by_all
+
+
+class _LossesWithGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: _Inputs, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        losses, outputs, chunks = [], [], []
+        for chunk in inputs.chunks:
+            params, shared = inputs.leaves(tensors, chunk)
+            count = len(next(iter(params.values())))
+            # One copy of a shared tensor for each task, whose losses may be weighted differently.
+            copies = {
+                name: t.detach().expand(count, *t.shape).requires_grad_()
+                for name, t in shared.items()
+                if t.requires_grad
+            }
+            rest = {name: t for name, t in shared.items() if name not in copies}
+            wanted = {**params, **copies}
+            with torch.enable_grad():
+                chunk_losses, chunk_outputs = inputs.losses(wanted, rest, chunk)
+                if chunk == inputs.chunks[0]:
+                    _require_no_other_leaves(chunk_losses, list(wanted.values()))
+                chunks.append(gradients_of_chunk(chunk_losses, wanted, create_graph=False))
+            losses.append(chunk_losses.detach())
+            outputs.append(chunk_outputs.detach())
+        ctx.save_for_backward(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+        ctx.names = list(wanted)
+        ctx.inputs = inputs
+        every_output = torch.cat(outputs)
+        ctx.mark_non_differentiable(every_output)
+        return torch.cat(losses), every_output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, v: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        by_task = [
+            gradients[name] * v.view(-1, *(1,) * (gradients[name].ndim - 1))
+            for name in ctx.inputs.params
+        ]
+        by_all = [
+            torch.tensordot(v, gradients[name], 1) if name in gradients else None
+            for name in ctx.inputs.shared
+        ]
+        return None, *by_task, *by_all
+
+
+def _gradients_or_zero(value: Tensor | int, tensors: Tensors) -> dict[str, Tensor]:
+    """∂value/∂tensors, where the value may depend on none of them (a loss linear in them)."""
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        return {name: torch.zeros_like(t) for name, t in tensors.items()}
+    gradients = torch.autograd.grad(
+        value, list(tensors.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(tensors, gradients, strict=True))
+
+
+def _require_no_other_leaves(losses: Tensor, leaves: Sequence[Tensor]) -> None:
+    """Refuse a loss with a parameter that would get no gradient."""
+    known = {id(leaf) for leaf in leaves}
+    seen: set[Any] = set()
+    nodes = [losses.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            raise ConfigError(
+                f"the loss depends on a tensor of shape {tuple(leaf.shape)} that requires "
+                "gradients and that is no outer parameter: where memory is saved by recomputing, "
+                "it would get none; make it a parameter of the model, or keep the graphs "
+                "(recompute=False)"
+            )
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), on_device
+
+
+@contextmanager
+def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
+    """Draw random numbers as from a state on, and leave the generators as they are."""
+    on_cpu, on_device = state
+    with torch.random.fork_rng(devices=[] if on_device is None else [device]):
+        torch.set_rng_state(on_cpu)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)
+        yield

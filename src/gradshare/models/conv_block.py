@@ -1,0 +1,299 @@
+"""One layer of the backbone: convolution, batch norm, activation and 2×2 max-pooling.
+
+The definition is four lines. On a CPU the same layer is computed by two functions with hand-written
+derivatives, since PyTorch differentiates batch norm and pooling twice in some fifty passes over the
+activations, most of them full-sized; these need eight, and about as many over the pooled quarter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import TransformType
+from torch.nn import functional as F
+
+from gradshare.models.batch_norm import BatchNorm2d
+
+_convolution_backward = torch.ops.aten.convolution_backward.default
+_statistics = torch.ops.aten.batch_norm_update_stats.default
+_norm_backward = torch.ops.aten.native_batch_norm_backward.default
+_max_pool = torch.ops.aten.max_pool2d_with_indices.default
+_max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
+_leaky_relu_backward = torch.ops.aten.leaky_relu_backward.default
+
+
+class ConvBlock(nn.Module):
+    """3×3 convolution, batch norm, leaky ReLU, 2×2 max-pooling.
+
+    Args:
+        channels: of the input.
+        filters: of the output.
+        negative_slope: of the activation, 0 for ReLU.
+        conv_bias: see `Conv4`.
+    """
+
+    def __init__(
+        self, channels: int, filters: int, *, negative_slope: float, conv_bias: bool
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, filters, 3, padding=1, bias=conv_bias)
+        self.norm = BatchNorm2d(filters)
+        self.negative_slope = negative_slope
+
+    def forward(self, x: Tensor, statistics_from: int | None = None) -> Tensor:
+        """(N, channels, H, W) to (N, filters, H // 2, W // 2).
+
+        Args:
+            x: the input.
+            statistics_from: see `BatchNorm2d`.
+        """
+        transforms = torch._C._functorch.get_interpreter_stack() or []
+        vmapped = [transform.key() for transform in transforms] == [TransformType.Vmap]
+        if (transforms and not vmapped) or statistics_from is not None or x.device.type != "cpu":
+            x = self.norm(self.conv(x), statistics_from)
+            # Pooling before the activation gives the same as after it, for an activation that
+            # never decreases, and leaves it a quarter of the work.
+            return F.leaky_relu(F.max_pool2d(x, 2), self.negative_slope)
+        # A negative γ gives its sign to the filter, which changes nothing but that the norm never
+        # decreases either. The bias is left out: the norm takes it away again.
+        sign = torch.where(self.norm.weight < 0, -1.0, 1.0).to(x.dtype)
+        filters, gamma = self.conv.weight * sign[:, None, None, None], self.norm.weight * sign
+        tensors = (x, filters, gamma, self.norm.bias)
+        y: Tensor
+        if vmapped:
+            y = _Grouped.apply(  # type: ignore[no-untyped-call]
+                *tensors, self.norm.eps, self.negative_slope
+            )
+        else:
+            y, _ = _Block.apply(  # type: ignore[no-untyped-call]
+                *tensors, self.norm.eps, self.negative_slope, 1
+            )
+        return y
+
+
+class _Grouped(torch.autograd.Function):
+    """What the layer is under `torch.vmap`: T tasks are T groups of one convolution and T · C
+    channels of one norm, so that each pass over the activations serves them all.
+    """
+
+    @staticmethod
+    def forward(*_: Any) -> Tensor:
+        raise AssertionError("only under torch.vmap")
+
+    @staticmethod
+    def setup_context(*_: Any) -> None:
+        raise AssertionError("only under torch.vmap")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+        *tensors, eps, slope = arguments
+        T = info.batch_size
+        x, *parameters = (
+            t.expand(T, *t.shape) if dim is None else t.movedim(dim, 0)
+            for t, dim in zip(tensors, in_dims[:4], strict=True)
+        )
+        x = x.movedim(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        y, _ = _Block.apply(  # type: ignore[no-untyped-call]
+            x, *(parameter.flatten(0, 1) for parameter in parameters), eps, slope, T
+        )
+        return y.unflatten(1, (T, -1)), 1
+
+
+# With γ >= 0 normalising is an increasing function of each channel, so pooling comes first and only
+# a quarter of the values is normalised. For z = W * x with n values a channel, r = (var z + ε)^(-½)
+# and ẑ = r (z - mean z), the pooled values p = max z and p̂ = r (p - mean z), the layer's output is
+#     y = φ(γ p̂ + β).
+# With S(g) for pooled values put back where the maxima were, zero elsewhere, its derivative is
+#     g = gy φ',   gγ = Σ g p̂,   gβ = Σ g,   gz = γ r (S(g) - gβ / n - ẑ gγ / n),
+# and gx, gW are the convolution's for gz. The double backward pass has cotangents vx, vW, a and b
+# of gx, gW, gγ and gβ. Through the convolution's backward, which is bilinear, they give
+#     v = W * vx + vW * x   of gz,    ∂W += gW for (vx, gz),    ∂x += gx for (vW, gz).
+# With v_p for v at the maxima, V = Σ v, U = Σ v ẑ and A = Σ v_p g - (V gβ + U gγ) / n, the norm's
+# part of the sum to be differentiated is Q = γ r A + Σ_c a gγ + b gβ:
+#     ∂Q/∂g = γ r (v_p - V / n - p̂ U / n) + a p̂ + b
+#     ∂Q/∂γ = r A
+#     ∂Q/∂z = r (q - mean q - ẑ mean(q ẑ)) - γ r² A ẑ / n,   q = e S(g) - f v,
+#             e = a - γ r U / n,   f = γ r gγ / n,
+# the last because ∂r/∂z = -r² ẑ / n, and because a cotangent q of ẑ is one r (q - mean q -
+# ẑ mean(q ẑ)) of z; its two means follow from the sums at hand. Nothing is divided by γ; at
+# γ = 0, where max(γ ẑ) has a kink, the derivative is that from above.
+
+
+class _Block(torch.autograd.Function):
+    """The layer. It returns z beside y so that the two contributions to z's gradient, of the first
+    and of the second derivative, meet before they go through the convolution, once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        eps: float,
+        slope: float,
+        groups: int,
+    ) -> tuple[Tensor, Tensor]:
+        z = F.conv2d(x, W, padding=1, groups=groups)
+        mean, variance = _statistics(z, None, None, 0.0)
+        rstd = torch.rsqrt(variance + eps)
+        pooled, where = _max_pool(z, [2, 2], [2, 2])
+        scale = gamma * rstd
+        y = torch.addcmul(_per_channel(beta - mean * scale), pooled, _per_channel(scale))
+        F.leaky_relu_(y, slope)
+        ctx.save_for_backward(x, W, gamma, z, mean, rstd, pooled, where, y)
+        ctx.slope, ctx.groups = slope, groups
+        ctx.set_materialize_grads(False)
+        return y, z
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor | None, gz: Tensor | None) -> tuple[Tensor | None, ...]:
+        *_, y = ctx.saved_tensors
+        gy = torch.zeros_like(y) if gy is None else gy
+        gradients = _BlockBackward.apply(  # type: ignore[no-untyped-call]
+            gy, gz, *ctx.saved_tensors, ctx.slope, ctx.groups, ctx.needs_input_grad[0]
+        )
+        return (*gradients, None, None, None)
+
+
+class _BlockBackward(torch.autograd.Function):
+    """The backward pass of `_Block`, with its own derivative (see above)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gy: Tensor,
+        more_gz: Tensor | None,
+        x: Tensor,
+        W: Tensor,
+        gamma: Tensor,
+        z: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        pooled: Tensor,
+        where: Tensor,
+        y: Tensor,
+        slope: float,
+        groups: int,
+        needs_gx: bool,
+    ) -> tuple[Tensor | None, ...]:
+        g = _leaky_relu_backward(_like(gy, y), y, slope, True)
+        g_beta, g_gamma = _sums(g, pooled, mean, rstd)
+        n = z.numel() // z.shape[1]
+        scale = gamma * rstd
+        tilt = -scale * rstd * g_gamma / n
+        gz = _put_back(g * _per_channel(scale), z, where)
+        gz.addcmul_(z, _per_channel(tilt)).add_(_per_channel(-scale * g_beta / n - tilt * mean))
+        if more_gz is not None:
+            gz.add_(more_gz)
+        gx, gW = _through_convolution(gz, x, W, groups, needs_gx)
+        ctx.save_for_backward(
+            g,
+            x,
+            W,
+            gamma,
+            z,
+            mean,
+            rstd,
+            pooled,
+            where,
+            y,
+            g_gamma,
+            g_beta,
+            gz if needs_gx else None,
+        )
+        ctx.slope, ctx.groups = slope, groups
+        ctx.set_materialize_grads(False)
+        return gx, gW, g_gamma, g_beta
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, vx: Tensor | None, vW: Tensor | None, a: Tensor | None, b: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        g, x, W, gamma, z, mean, rstd, pooled, where, y, g_gamma, g_beta, gz = ctx.saved_tensors
+        vW = torch.zeros_like(W) if vW is None else vW
+        a = torch.zeros_like(gamma) if a is None else a
+        b = torch.zeros_like(gamma) if b is None else b
+
+        grad_x = grad_W = None
+        v = F.conv2d(x, vW, padding=1, groups=ctx.groups)
+        if gz is not None:  # x requires gradients
+            vx = torch.zeros_like(x) if vx is None else vx
+            v += F.conv2d(vx, W, padding=1, groups=ctx.groups)
+            grad_x, grad_W = _through_convolution(gz, vx, vW, ctx.groups, True)
+
+        n = z.numel() // z.shape[1]
+        v_pooled = _at_maxima(v, where)
+        V, U = _sums(v, z, mean, rstd)
+        scale = gamma * rstd
+        A = (v_pooled * g).sum((0, 2, 3)) - (V * g_beta + U * g_gamma) / n
+
+        # p̂ is affine in p and ẑ in z, so neither is formed.
+        e = a - scale * U / n
+        tilt = e * rstd
+        grad_g = v_pooled.mul_(_per_channel(scale)).addcmul_(pooled, _per_channel(tilt))
+        grad_g.add_(_per_channel(b - scale * V / n - tilt * mean))
+
+        f = scale * g_gamma / n
+        mean_q, mean_qz = (e * g_beta - f * V) / n, (e * g_gamma - f * U) / n
+        tilt = -rstd.square() * (mean_qz + scale * A / n)
+        grad_z = _put_back(g * _per_channel(e * rstd), z, where)
+        grad_z.addcmul_(v, _per_channel(-f * rstd)).addcmul_(z, _per_channel(tilt))
+        grad_z.add_(_per_channel(-rstd * mean_q - tilt * mean))
+
+        grad_gy = _leaky_relu_backward(grad_g, y, ctx.slope, True)
+        return grad_gy, None, grad_x, grad_W, rstd * A, grad_z, *(None,) * 8
+
+
+def _through_convolution(
+    gz: Tensor, x: Tensor, W: Tensor, groups: int, needs_gx: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The gradients of a convolution's input and filters."""
+    gx, gW, _ = _convolution_backward(
+        gz, x, W, None, [1, 1], [1, 1], [1, 1], False, [0, 0], groups, [needs_gx, True, False]
+    )
+    return gx, gW
+
+
+def _sums(g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ g and Σ g r (z - mean) of each channel: the native backward pass without its output."""
+    _, product, plain = _norm_backward(
+        g, z, None, None, None, mean, rstd, True, 0.0, [False, True, True]
+    )
+    return plain, product
+
+
+def _put_back(pooled: Tensor, z: Tensor, where: Tensor) -> Tensor:
+    """S(g): pooled values where the maxima of z were, zero elsewhere."""
+    full: Tensor = _max_pool_backward(pooled, z, [2, 2], [2, 2], [0, 0], [1, 1], False, where)
+    return full
+
+
+def _at_maxima(v: Tensor, where: Tensor) -> Tensor:
+    """The adjoint of `_put_back`: the values of v where the maxima of z were."""
+    if not _is_channels_last(v):
+        return v.flatten(2).gather(2, where.flatten(2)).view_as(where)
+    N, C, H, W = v.shape
+    # One flat selection in the order of the memory is three times as fast as `gather`.
+    first = torch.arange(N).view(-1, 1, 1, 1) * (H * W * C) + torch.arange(C).view(-1, 1, 1)
+    positions = torch.add(first, where, alpha=C).permute(0, 2, 3, 1).reshape(-1)
+    chosen = v.permute(0, 2, 3, 1).reshape(-1).index_select(0, positions)
+    return chosen.view(N, *where.shape[2:], C).permute(0, 3, 1, 2)
+
+
+def _like(g: Tensor, y: Tensor) -> Tensor:
+    """g in the memory layout of y; another would send the native kernels down a slow path."""
+    layout = torch.channels_last if _is_channels_last(y) else torch.contiguous_format
+    return g.contiguous(memory_format=layout)
+
+
+def _is_channels_last(y: Tensor) -> bool:
+    return y.is_contiguous(memory_format=torch.channels_last) and not y.is_contiguous()
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values[:, None, None]

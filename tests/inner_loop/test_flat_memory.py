@@ -1,0 +1,161 @@
+"""Flat memory: what is kept, what is replayed, what is refused. Its numbers: see test_parity."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradshare.errors import ConfigError
+from gradshare.inner_loop import GradientSharing, Tensors
+from gradshare.methods import maml, maml_plus_plus
+from gradshare.methods.meta_learner import MetaLearner
+from gradshare.models import Conv4
+from tests.problems import WAYS, tasks
+
+
+def outer_gradients(learner: MetaLearner, count: int = 2) -> dict[str, Tensor]:
+    learned, state = learner.init()
+    losses = learner.outer_step(learned, state, tasks(count, 1), iteration=0).losses
+    gradients = torch.autograd.grad(losses.mean(), list(learned.values()), allow_unused=True)
+    return {n: g for n, g in zip(learned, gradients, strict=True) if g is not None}
+
+
+def kept_bytes(steps: int, count: int, *, recompute: bool) -> int:
+    """What the graph of an outer step of MAML++, its multi-step loss on, keeps alive."""
+    torch.manual_seed(0)
+    learner = maml_plus_plus(
+        Conv4(ways=WAYS, image_size=16, channels=2, filters=8).double(),
+        steps=steps,
+        sharing=GradientSharing(steps),
+        multi_step_iterations=10,
+        recompute=recompute,
+    )
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Kept:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+
+    def pack(tensor: Tensor) -> Kept:
+        kept = Kept(tensor)
+        alive.add(kept)
+        return kept
+
+    learned, state = learner.init()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        step = learner.outer_step(learned, state, tasks(count, 1), iteration=0)
+    storages = {
+        kept.tensor.untyped_storage().data_ptr(): kept.tensor.untyped_storage().nbytes()
+        for kept in alive
+    }
+    assert step.losses.requires_grad
+    return sum(storages.values())
+
+
+def test_no_steps_and_no_tasks_activations_are_kept() -> None:
+    images = 2 * WAYS * 8 * 16 * 16 * 8  # one activation of the first layer, of one support set
+    theta = 8 * (2 * 9 * 8 + 3 * 8 * 9 * 8 + 8 * WAYS + WAYS)  # the adapted parameters of one task
+    # A handful of parameter-sized tensors a step and task, and no activations.
+    for steps, count in ((1, 1), (6, 1), (1, 4), (6, 4)):
+        assert kept_bytes(steps, count, recompute=True) < 8 * theta * (steps + 1) * (count + 1)
+    assert kept_bytes(6, 4, recompute=False) > 6 * 4 * 5 * images
+
+
+class Dropping(nn.Module):
+    """A network that draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2 * 16 * 16, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(F.dropout(x.flatten(1), 0.5, training=True))
+        return y.tanh()
+
+
+@pytest.mark.parametrize("tasks_at_a_time", [1, 2, None])
+def test_the_second_pass_draws_the_same_random_numbers(tasks_at_a_time: int | None) -> None:
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        learner = maml(
+            Dropping().double(), steps=2, tasks_at_a_time=tasks_at_a_time, recompute=recompute
+        )
+        torch.manual_seed(1)
+        results.append((outer_gradients(learner, 3), torch.rand(3)))
+    for name, gradient in results[0][0].items():
+        assert torch.allclose(gradient, results[1][0][name], rtol=1e-9), name
+    assert torch.equal(results[0][1], results[1][1])  # and leaves the generator where it would be
+
+
+def test_a_parameter_that_would_get_no_gradient_is_refused() -> None:
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def learned_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs * scale, targets)
+
+    model = Conv4(ways=WAYS, image_size=16, channels=2, filters=2).double()
+    with pytest.raises(ConfigError) as error:
+        outer_gradients(maml(model, loss=learned_loss, recompute=True))
+    assert str(error.value) == (
+        "the loss depends on a tensor of shape () that requires gradients and that is no outer "
+        "parameter: where memory is saved by recomputing, it would get none; make it a parameter "
+        "of the model, or keep the graphs (recompute=False)"
+    )
+    outer_gradients(maml(model, loss=learned_loss))
+
+
+class Frozen(nn.Module):
+    """A body that is learned by the outer loop alone, and a head that is adapted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(2 * 16 * 16, 5)
+        self.head = nn.Linear(5, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.body(x.flatten(1)).tanh())
+        return y
+
+
+@pytest.mark.parametrize("tasks_at_a_time", [1, None])
+def test_what_is_not_adapted_learns_from_the_support_sets_too(
+    tasks_at_a_time: int | None,
+) -> None:
+    def gradients(**layout: Any) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        return outer_gradients(
+            maml(
+                Frozen().double(),
+                steps=3,
+                adapts=lambda name: name.startswith("head"),
+                sharing=GradientSharing(3),
+                **layout,
+            )
+        )
+
+    kept = gradients()
+    recomputed = gradients(recompute=True, tasks_at_a_time=tasks_at_a_time)
+    assert kept.keys() == recomputed.keys()
+    for name, gradient in kept.items():
+        difference = (gradient - recomputed[name]).norm()
+        assert difference <= 1e-9 * gradient.norm() + 1e-13, name
+
+
+def test_a_loss_without_a_second_derivative() -> None:
+    def linear(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.mean() + 0 * targets.sum()
+
+    def gradients(**layout: Any) -> Tensors:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(2 * 16 * 16, WAYS)).double()
+        return outer_gradients(maml(model, loss=linear, **layout))
+
+    kept, recomputed = gradients(), gradients(recompute=True)
+    for name, gradient in kept.items():
+        assert torch.allclose(gradient, recomputed[name]), name

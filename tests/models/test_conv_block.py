@@ -1,0 +1,146 @@
+"""The layer's hand-written derivatives against finite differences and against its definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from gradshare.inner_loop import Tensors
+from gradshare.models import ConvBlock
+
+SLOPES = pytest.mark.parametrize("slope", [0.0, 0.01])
+LAYOUTS = pytest.mark.parametrize("channels_last", [False, True])
+
+
+def problem(slope: float, *, channels_last: bool) -> tuple[ConvBlock, Tensor]:
+    torch.manual_seed(0)
+    block = ConvBlock(3, 4, negative_slope=slope, conv_bias=False).double()
+    with torch.no_grad():
+        block.norm.weight.copy_(torch.tensor([0.4, -0.7, 1.3, 2.0]))
+        block.norm.bias.copy_(torch.tensor([0.1, 0.2, -0.3, 0.5]))
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return block, x.requires_grad_()
+
+
+def definition(block: ConvBlock, parameters: Tensors, x: Tensor) -> Tensor:
+    """In the reference code's order: convolution, batch norm, activation, max-pooling."""
+    z = F.conv2d(x, parameters["conv.weight"], padding=1)
+    mean = z.mean((0, 2, 3), keepdim=True)
+    variance = (z - mean).square().mean((0, 2, 3), keepdim=True)
+    z = (z - mean) / torch.sqrt(variance + block.norm.eps)
+    z = parameters["norm.weight"][:, None, None] * z + parameters["norm.bias"][:, None, None]
+    return F.max_pool2d(torch.where(z > 0, z, block.negative_slope * z), 2)
+
+
+def second_derivatives(y: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    """Gradients of a function of y's gradients, in which every one of them takes part."""
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(y.shape, generator=generator, dtype=y.dtype)
+    first = torch.autograd.grad((y * weights).square().sum(), inputs, create_graph=True)
+    total = sum(
+        ((g * torch.randn(g.shape, generator=generator, dtype=g.dtype)).sum() for g in first),
+        y.sum() * 0.3,
+    )
+    return [*first, *torch.autograd.grad(total, inputs)]
+
+
+@SLOPES
+@LAYOUTS
+def test_first_and_second_derivatives_are_finite_differences(
+    slope: float, channels_last: bool
+) -> None:
+    block, x = problem(slope, channels_last=channels_last)
+    names = [name for name, _ in block.named_parameters()]
+
+    def call(x: Tensor, *parameters: Tensor) -> Tensor:
+        y = functional_call(block, dict(zip(names, parameters, strict=True)), (x,))
+        assert isinstance(y, Tensor)
+        return y
+
+    inputs = (x, *block.parameters())
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+
+
+@SLOPES
+@LAYOUTS
+def test_it_equals_its_definition(slope: float, channels_last: bool) -> None:
+    block, x = problem(slope, channels_last=channels_last)
+    inputs = [x, *block.parameters()]
+    ours, theirs = block(x), definition(block, dict(block.named_parameters()), x)
+    assert torch.allclose(ours, theirs, rtol=1e-12)
+    pairs = zip(second_derivatives(ours, inputs), second_derivatives(theirs, inputs), strict=True)
+    for mine, other in pairs:
+        assert (mine - other).norm() <= 1e-10 * other.norm()
+
+
+def test_nothing_is_divided_by_gamma() -> None:
+    # With pooling the layer has a kink at γ = 0; its derivative there is that from above.
+    block, x = problem(0.01, channels_last=True)
+    values = []
+    for gamma in (0.0, 1e-9):
+        with torch.no_grad():
+            block.norm.weight.fill_(gamma)
+        values.append(second_derivatives(block(x), [x, *block.parameters()]))
+    for at_zero, above in zip(*values, strict=True):
+        assert torch.allclose(at_zero, above, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("own", ["images and filters", "filters", "images"])
+def test_under_vmap_each_task_is_as_by_itself(own: str) -> None:
+    block, x = problem(0.01, channels_last=True)
+    parameters = {name: p.detach() for name, p in block.named_parameters()}
+    images, filters = x.detach(), parameters.pop("conv.weight")
+    dims = (0 if "filters" in own else None, 0 if "images" in own else None)
+    if "filters" in own:
+        filters = torch.stack([filters, filters.flip(0), filters * 2 + 0.1])
+    if "images" in own:
+        images = torch.stack([images, images * 2 + 1, images.flip(0)])
+    inputs = [t.requires_grad_() for t in (filters, images, *parameters.values())]
+
+    def call(filters: Tensor, images: Tensor) -> Tensor:
+        y = functional_call(block, {**parameters, "conv.weight": filters}, (images,))
+        assert isinstance(y, Tensor)
+        return y
+
+    tasks = [
+        call(
+            filters[t] if "filters" in own else filters,
+            images[t] if "images" in own else images,
+        )
+        for t in range(3)
+    ]
+    together, apart = torch.vmap(call, in_dims=dims)(filters, images), torch.stack(tasks)
+    assert torch.allclose(together, apart, rtol=1e-12)
+    pairs = zip(
+        second_derivatives(together, inputs), second_derivatives(apart, inputs), strict=True
+    )
+    for mine, other in pairs:
+        assert (mine - other).norm() <= 1e-10 * other.norm()
+
+
+def test_other_transforms_of_torch_take_the_definition() -> None:
+    block, x = problem(0.01, channels_last=False)
+    parameters = {name: p.detach() for name, p in block.named_parameters()}
+
+    def total(parameters: Tensors) -> Tensor:
+        y = functional_call(block, dict(parameters), (x.detach(),))
+        assert isinstance(y, Tensor)
+        return y.square().sum()
+
+    got = torch.func.grad(total)(parameters)
+    expected = torch.autograd.grad(block(x).square().sum(), list(block.parameters()))
+    for mine, other in zip(got.values(), expected, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-9, atol=1e-12)
+
+
+def test_the_supports_statistics_make_queries_independent() -> None:
+    block, x = problem(0.01, channels_last=True)
+    y = block(torch.cat([x, x * 3, x * 3 + 1]), statistics_from=2)
+    assert torch.allclose(y[:2], block(x), rtol=1e-9)
+    assert torch.allclose(block(torch.cat([x, x * 3 + 1]), statistics_from=2)[2:], y[4:])
