@@ -2,7 +2,7 @@
 
 The definition is four lines. On a CPU the same layer is computed by two functions with hand-written
 derivatives, since PyTorch differentiates batch norm and pooling twice in some fifty passes over the
-activations, most of them full-sized; these need eight, and about as many over the pooled quarter.
+activations, most of them full-sized; these need ten, and about as many over the pooled quarter.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ConvBlock(nn.Module):
                 *tensors, self.norm.eps, self.negative_slope
             )
         else:
-            y, _ = _Block.apply(  # type: ignore[no-untyped-call]
+            y, *_ = _Block.apply(  # type: ignore[no-untyped-call]
                 *tensors, self.norm.eps, self.negative_slope, 1
             )
         return y
@@ -95,35 +95,36 @@ class _Grouped(torch.autograd.Function):
             for t, dim in zip(tensors, in_dims[:4], strict=True)
         )
         x = x.movedim(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
-        y, _ = _Block.apply(  # type: ignore[no-untyped-call]
+        y, *_ = _Block.apply(  # type: ignore[no-untyped-call]
             x, *(parameter.flatten(0, 1) for parameter in parameters), eps, slope, T
         )
         return y.unflatten(1, (T, -1)), 1
 
 
 # With γ >= 0 normalising is an increasing function of each channel, so pooling comes first and only
-# a quarter of the values is normalised. For z = W * x with n values a channel, r = (var z + ε)^(-½)
-# and ẑ = r (z - mean z), the pooled values p = max z and p̂ = r (p - mean z), the layer's output is
-#     y = φ(γ p̂ + β).
-# With S(g) for pooled values put back where the maxima were, zero elsewhere, its derivative is
-#     g = gy φ',   gγ = Σ g p̂,   gβ = Σ g,   gz = γ r (S(g) - gβ / n - ẑ gγ / n),
-# and gx, gW are the convolution's for gz. The double backward pass has cotangents vx, vW, a and b
-# of gx, gW, gγ and gβ. Through the convolution's backward, which is bilinear, they give
+# a quarter of the values is normalised. For z = W * x with n values a channel, μ = mean z,
+# r = (var z + ε)^(-½) and the pooled values p = max z, the layer's output is
+#     y = φ(γ p̂ + β),   p̂ = r (p - μ).
+# z reaches y through p, μ and r alone. With S(h) for pooled values h put back where the maxima
+# were, zero elsewhere, and since ∂μ/∂z = 1 / n and ∂r/∂z = -r³ (z - μ) / n, a gradient of p, μ and
+# r is
+#     gz = S(gp) + gμ / n - gr r³ (z - μ) / n
+# of z; and with g = gy φ', gβ = Σ g and gγ = Σ g p̂ those of y are
+#     gp = γ r g,   gμ = -γ r gβ,   gr = γ gγ / r,
+# while gx and gW are the convolution's for gz. The double backward pass has cotangents vx, vW, a
+# and b of gx, gW, gγ and gβ. Through the convolution's backward, which is bilinear, they give
 #     v = W * vx + vW * x   of gz,    ∂W += gW for (vx, gz),    ∂x += gx for (vW, gz).
-# With v_p for v at the maxima, V = Σ v, U = Σ v ẑ and A = Σ v_p g - (V gβ + U gγ) / n, the norm's
-# part of the sum to be differentiated is Q = γ r A + Σ_c a gγ + b gβ:
-#     ∂Q/∂g = γ r (v_p - V / n - p̂ U / n) + a p̂ + b
-#     ∂Q/∂γ = r A
-#     ∂Q/∂z = r (q - mean q - ẑ mean(q ẑ)) - γ r² A ẑ / n,   q = e S(g) - f v,
-#             e = a - γ r U / n,   f = γ r gγ / n,
-# the last because ∂r/∂z = -r² ẑ / n, and because a cotangent q of ẑ is one r (q - mean q -
-# ẑ mean(q ẑ)) of z; its two means follow from the sums at hand. Nothing is divided by γ; at
-# γ = 0, where max(γ ẑ) has a kink, the derivative is that from above.
+# What is left to differentiate, with v_p for v at the maxima, V = Σ v and U = r Σ v (z - μ), is
+#     Q = γ r A + Σ_c a gγ + b gβ,   A = Σ v_p g - (V gβ + U gγ) / n,
+# a function of g, γ, z, p, μ and r, so that with e = a - γ r U / n and f = γ r gγ / n
+#     ∂Q/∂g = γ r (v_p - V / n) + e p̂ + b,   ∂Q/∂γ = r A,   ∂Q/∂z = -f r v,   ∂Q/∂p = e r g,
+#     ∂Q/∂μ = r (f V - e gβ),   ∂Q/∂r = γ A + (e gγ - f U) / r.
+# Nothing is divided by γ; at γ = 0, where max(γ ẑ) has a kink, the derivative is that from above.
 
 
 class _Block(torch.autograd.Function):
-    """The layer. It returns z beside y so that the two contributions to z's gradient, of the first
-    and of the second derivative, meet before they go through the convolution, once.
+    """The layer. z, p, μ and r are returned beside y so that their gradients, of the first and of
+    the second derivative, meet before they are spread over z and go through the convolution.
     """
 
     @staticmethod
@@ -136,7 +137,7 @@ class _Block(torch.autograd.Function):
         eps: float,
         slope: float,
         groups: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         z = F.conv2d(x, W, padding=1, groups=groups)
         mean, variance = _statistics(z, None, None, 0.0)
         rstd = torch.rsqrt(variance + eps)
@@ -144,17 +145,17 @@ class _Block(torch.autograd.Function):
         scale = gamma * rstd
         y = torch.addcmul(_per_channel(beta - mean * scale), pooled, _per_channel(scale))
         F.leaky_relu_(y, slope)
-        ctx.save_for_backward(x, W, gamma, z, mean, rstd, pooled, where, y)
+        ctx.save_for_backward(x, W, gamma, z, pooled, mean, rstd, where, y)
         ctx.slope, ctx.groups = slope, groups
         ctx.set_materialize_grads(False)
-        return y, z
+        return y, z, pooled, mean, rstd
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor | None, gz: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gy: Tensor | None, *more: Any) -> tuple[Tensor | None, ...]:
         *_, y = ctx.saved_tensors
         gy = torch.zeros_like(y) if gy is None else gy
         gradients = _BlockBackward.apply(  # type: ignore[no-untyped-call]
-            gy, gz, *ctx.saved_tensors, ctx.slope, ctx.groups, ctx.needs_input_grad[0]
+            gy, *ctx.saved_tensors, more, ctx.slope, ctx.groups, ctx.needs_input_grad[0]
         )
         return (*gradients, None, None, None)
 
@@ -166,16 +167,16 @@ class _BlockBackward(torch.autograd.Function):
     def forward(
         ctx: Any,
         gy: Tensor,
-        more_gz: Tensor | None,
         x: Tensor,
         W: Tensor,
         gamma: Tensor,
         z: Tensor,
+        pooled: Tensor,
         mean: Tensor,
         rstd: Tensor,
-        pooled: Tensor,
         where: Tensor,
         y: Tensor,
+        more: tuple[Tensor, ...] | tuple[None, ...],
         slope: float,
         groups: int,
         needs_gx: bool,
@@ -184,26 +185,21 @@ class _BlockBackward(torch.autograd.Function):
         g_beta, g_gamma = _sums(g, pooled, mean, rstd)
         n = z.numel() // z.shape[1]
         scale = gamma * rstd
-        tilt = -scale * rstd * g_gamma / n
-        gz = _put_back(g * _per_channel(scale), z, where)
-        gz.addcmul_(z, _per_channel(tilt)).add_(_per_channel(-scale * g_beta / n - tilt * mean))
+        gp, g_mean, g_rstd = g * _per_channel(scale), -scale * g_beta, gamma * g_gamma / rstd
+        more_gz, *of_p_mean_rstd = more
+        if more_gz is not None:  # the double backward gives all four
+            gp, g_mean, g_rstd = (
+                g + more for g, more in zip((gp, g_mean, g_rstd), of_p_mean_rstd, strict=True)
+            )
+        tilt = -g_rstd * rstd.pow(3) / n
+        gz = _put_back(gp, z, where).addcmul_(z, _per_channel(tilt))
+        gz.add_(_per_channel(g_mean / n - tilt * mean))
         if more_gz is not None:
             gz.add_(more_gz)
         gx, gW = _through_convolution(gz, x, W, groups, needs_gx)
+        kept = gz if needs_gx else None
         ctx.save_for_backward(
-            g,
-            x,
-            W,
-            gamma,
-            z,
-            mean,
-            rstd,
-            pooled,
-            where,
-            y,
-            g_gamma,
-            g_beta,
-            gz if needs_gx else None,
+            g, x, W, gamma, z, pooled, mean, rstd, where, y, g_gamma, g_beta, kept
         )
         ctx.slope, ctx.groups = slope, groups
         ctx.set_materialize_grads(False)
@@ -214,7 +210,7 @@ class _BlockBackward(torch.autograd.Function):
     def backward(
         ctx: Any, vx: Tensor | None, vW: Tensor | None, a: Tensor | None, b: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        g, x, W, gamma, z, mean, rstd, pooled, where, y, g_gamma, g_beta, gz = ctx.saved_tensors
+        g, x, W, gamma, z, pooled, mean, rstd, where, y, g_gamma, g_beta, gz = ctx.saved_tensors
         vW = torch.zeros_like(W) if vW is None else vW
         a = torch.zeros_like(gamma) if a is None else a
         b = torch.zeros_like(gamma) if b is None else b
@@ -229,24 +225,23 @@ class _BlockBackward(torch.autograd.Function):
         n = z.numel() // z.shape[1]
         v_pooled = _at_maxima(v, where)
         V, U = _sums(v, z, mean, rstd)
-        scale = gamma * rstd
         A = (v_pooled * g).sum((0, 2, 3)) - (V * g_beta + U * g_gamma) / n
-
-        # p̂ is affine in p and ẑ in z, so neither is formed.
-        e = a - scale * U / n
+        scale = gamma * rstd
+        e, f = a - scale * U / n, scale * g_gamma / n
         tilt = e * rstd
         grad_g = v_pooled.mul_(_per_channel(scale)).addcmul_(pooled, _per_channel(tilt))
         grad_g.add_(_per_channel(b - scale * V / n - tilt * mean))
-
-        f = scale * g_gamma / n
-        mean_q, mean_qz = (e * g_beta - f * V) / n, (e * g_gamma - f * U) / n
-        tilt = -rstd.square() * (mean_qz + scale * A / n)
-        grad_z = _put_back(g * _per_channel(e * rstd), z, where)
-        grad_z.addcmul_(v, _per_channel(-f * rstd)).addcmul_(z, _per_channel(tilt))
-        grad_z.add_(_per_channel(-rstd * mean_q - tilt * mean))
-
-        grad_gy = _leaky_relu_backward(grad_g, y, ctx.slope, True)
-        return grad_gy, None, grad_x, grad_W, rstd * A, grad_z, *(None,) * 8
+        return (
+            _leaky_relu_backward(grad_g, y, ctx.slope, True),
+            grad_x,
+            grad_W,
+            rstd * A,
+            v.mul_(_per_channel(-f * rstd)),
+            g * _per_channel(tilt),
+            rstd * (f * V - e * g_beta),
+            gamma * A + (e * g_gamma - f * U) / rstd,
+            *(None,) * 6,
+        )
 
 
 def _through_convolution(
