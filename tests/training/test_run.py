@@ -327,7 +327,10 @@ def test_a_run_that_diverges_late_keeps_and_tests_its_good_epochs(
             monkeypatch.setattr(run, "outer_iteration", poisoned)
 
     result = train(config, tmp_path / "run", overflow)
-    assert result.diverged == "epoch 3, iteration 8: the outer loss is nan"
+    assert (
+        result.diverged
+        == "epoch 3, iteration 8: the query loss of task 1 is not finite after inner step 2"
+    )
     assert [record.epoch for record in result.history] == [1, 2]
     assert result.test is not None
     assert result.test.members == 2

@@ -23,6 +23,7 @@ from gradshare.models.conv4 import Activation
 Method = Literal["maml", "meta-sgd", "maml++"]
 Order = Literal["second", "first"]
 PixelScaling = Literal["dataset", "imagenet", "unit"]
+OnDivergence = Literal["stop", "skip", "record"]
 
 
 def _check_span(value: object) -> str:
@@ -150,6 +151,12 @@ class RunConfig(BaseModel):
         "clamp each entry of the model's outer gradient to ± this (the reference code: 10 on "
         "mini-ImageNet); m, λ and learned rates are never clamped",
         gt=0,
+    )
+    on_divergence: OnDivergence = _field(
+        "record",
+        OUTER,
+        "at an iteration with a loss or gradient that is not finite: stop with an error, skip the "
+        "iteration, or end the run there and record that as its result",
     )
 
     val_tasks: int = _field(200, EVALUATION, "validation tasks, the same after every epoch", ge=1)

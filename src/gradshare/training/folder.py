@@ -35,6 +35,8 @@ WRITTEN_FIRST = {LOCK, "checkpoints", "inputs.json"}
 
 # Where and how fast a run goes, but not what it is: a run may be continued with others.
 MACHINE_FIELDS = ("data_root", "device", "threads")
+# What a run does at its first refused iteration changes nothing before that.
+CHANGEABLE_FIELDS = (*MACHINE_FIELDS, "on_divergence")
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,14 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self._checkpoints} cannot be created: {error.strerror}") from error
         write_atomically(self.path / "inputs.json", json.dumps(asdict(inputs)).encode())
+        self.store(config)
+
+    def store(self, config: RunConfig) -> None:
+        """Keep a configuration as the run's.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         write_atomically(self.path / "config.yaml", config.to_yaml().encode())
 
     @property
@@ -146,7 +156,7 @@ class RunFolder:
         stored = self.config()
         for name in RunConfig.model_fields:
             old, new = getattr(stored, name), getattr(config, name)
-            if name not in MACHINE_FIELDS and old != new:
+            if name not in CHANGEABLE_FIELDS and old != new:
                 raise RunError(
                     f"{self.path} holds a run with {name} {old!r}, this one has {new!r}; continue "
                     "it with its own settings, or choose another folder with --out"

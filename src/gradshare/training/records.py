@@ -40,6 +40,9 @@ class EpochRecord:
         lambda_: σ(λ_k) for each inner step; None where there is no λ.
         outer_lr: the outer learning rate at the epoch's end.
         seconds: of training, validation and writing, since the run began.
+        skipped: the epoch's iterations that were refused and passed over; the training loss and
+            accuracy are means over the others, not finite if there are none.
+        first_skipped: where and why the first of them was refused; None if there is none.
     """
 
     epoch: int
@@ -53,6 +56,8 @@ class EpochRecord:
     lambda_: list[float] | None
     outer_lr: float
     seconds: float
+    skipped: int = 0
+    first_skipped: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a line of the file."""
@@ -133,6 +138,7 @@ class MetricsWriter:
             "train/accuracy": record.train_accuracy,
             "validation/accuracy": record.val_accuracy,
             "outer_lr": record.outer_lr,
+            "train/skipped": record.skipped,
             **{f"inner_loop/{name}": value for name, value in asdict(record.inner_loop).items()},
         }
         for name, values in (("m", record.m), ("lambda", record.lambda_)):
