@@ -28,6 +28,7 @@ from gradshare.training.evaluation import TestAccuracies, evaluate, measure_test
 from gradshare.training.folder import Inputs, RunFolder, refuse_if_occupied
 from gradshare.training.interruption import RunStoppedError, StopRequests
 from gradshare.training.outer_loop import cosine_annealed, make_optimizer, outer_iteration
+from gradshare.training.preflight import require_disk, require_memory
 from gradshare.training.records import (
     EpochRecord,
     MetricsWriter,
@@ -226,12 +227,15 @@ def train(
             the configuration says to stop at, with everything before it saved.
         RunStoppedError: Ctrl-C or SIGTERM; everything so far is saved.
     """
-    setup = set_up(config)
     home = RunFolder(folder)
     if not (resume and home.started):
         refuse_if_occupied(folder, resume=resume)
+    with _memory_errors(config):
+        setup = set_up(config)
     learned, state = setup.learner.init()
     moment = _Moment(learned, state, make_optimizer(learned, config.outer_lr))
+    require_memory(config, setup)
+    require_disk(config, moment.learned, moment.state, folder)
     with home.locked(), _memory_errors(config):
         if resume and home.started:
             home.require_same(config)
