@@ -113,7 +113,9 @@ def test_best_models_are_the_epochs_they_are_named_after(
     result = train(config, tmp_path / "run", ignore)
     assert result.test is not None
     setup = set_up(config)
-    models = RunFolder(tmp_path / "run").best_models(result.history, config.ensemble, CPU)
+    models = RunFolder(tmp_path / "run").best_models(
+        result.history, config.ensemble, setup.learner.init()
+    )
     again = measure_test(setup, models, config.test_tasks, lambda tasks: None)
     assert again == result.test
     single = measure_test(setup, models[:1], config.test_tasks, lambda tasks: None)

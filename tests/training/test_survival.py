@@ -22,6 +22,7 @@ from gradshare.training.checkpoint import load_checkpoint
 from gradshare.training.config import RunConfig
 from gradshare.training.folder import RunFolder
 from gradshare.training.run import Progress, RunResult, train
+from gradshare.training.setup import set_up
 
 CPU = torch.device("cpu")
 KILLS = 24
@@ -150,7 +151,8 @@ def test_a_damaged_member_is_left_out_of_the_ensemble(
     path = sorted((tmp_path / "run" / "checkpoints").glob("epoch-*"))[0]
     path.unlink()
     with caplog.at_level(logging.WARNING):
-        assert len(folder.best_models(result.history, 2, CPU)) == 1
+        like = set_up(config).learner.init()
+        assert len(folder.best_models(result.history, 2, like)) == 1
     assert "is left out of the ensemble" in caplog.text
 
 

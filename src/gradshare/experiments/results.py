@@ -325,6 +325,10 @@ def _require_this_version(path: Path, text: str) -> None:
             f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
             f"the file is cut off or is no {FILENAME}: copy it again or repeat the run"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all measure
+        raise RunError(
+            f"{path}: not a gradshare results file ({error}); give the {FILENAME} of a run"
+        ) from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         found = "no format_version" if version is None else f"format_version {version!r}"

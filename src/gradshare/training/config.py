@@ -7,6 +7,8 @@ them. A field's description is its `--help`; its group is where the help lists i
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +24,8 @@ from gradshare.models.conv4 import Activation
 
 Method = Literal["maml", "meta-sgd", "maml++"]
 Order = Literal["second", "first"]
+MAX_CONFIG_BYTES = 1 << 20
+
 PixelScaling = Literal["dataset", "imagenet", "unit"]
 OnDivergence = Literal["stop", "skip", "record"]
 
@@ -37,6 +41,9 @@ def _check_span(value: object) -> str:
         raise ValueError("give a number of iterations like 7500, or a share of the run like 15%")
     return text
 
+
+# Control characters, and the halves of pairs that UTF-8 has no form for.
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 Span = Annotated[str, BeforeValidator(_check_span)]
 """A stretch of the run from its start: a number of outer iterations, or a percentage of them."""
@@ -187,6 +194,15 @@ class RunConfig(BaseModel):
         except ValidationError as error:
             raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
 
+    @model_validator(mode="before")
+    @classmethod
+    def _text_that_can_be_written(cls, settings: Any) -> Any:
+        # YAML can spell characters that no file name and no file can hold.
+        for name, value in settings.items():
+            if isinstance(value, str | Path) and _UNWRITABLE.search(str(value)):
+                raise ValueError(f"{option_name(name)} {str(value)!r} holds a control character")
+        return settings
+
     @model_validator(mode="after")
     def _control_needs_sharing(self) -> RunConfig:
         if self.sharing_control and not self.sharing:
@@ -257,10 +273,18 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, is no YAML, or holds no mapping of known settings.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError(
+            f"{path} has more than {MAX_CONFIG_BYTES:,} bytes and is no configuration; give a "
+            "file of lines like `ways: 5`"
+        )
+    try:
+        settings = yaml.safe_load(text)
+    except Exception as error:  # PyYAML's constructors raise nearly anything on odd values
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if settings is None:
         return {}
@@ -283,4 +307,5 @@ def _explain(error: Any) -> str:
         return str(message)
     field = str(error["loc"][0])
     message = message.replace("Input should be ", "must be ")
-    return f"{option_name(field)} {error['input']!r}: {message}"
+    # Aliases make a few lines of YAML a value that is too long to be printed.
+    return f"{option_name(field)} {reprlib.repr(error['input'])}: {message}"

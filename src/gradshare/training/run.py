@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from gradshare.errors import RunError
@@ -93,6 +94,21 @@ class RunResult:
     seconds: float
 
 
+class _Progress(BaseModel):
+    """What a checkpoint says besides its tensors."""
+
+    iteration: int
+    loss_sum: float
+    accuracy_sum: float
+    skipped: int
+    first_skipped: str | None
+    skipped_in_a_row: int
+    seconds: float
+    diverged: str | None
+    test: TestAccuracies | None
+    history: list[EpochRecord]
+
+
 @dataclass
 class _Moment:
     """Everything that changes during a run."""
@@ -133,22 +149,34 @@ class _Moment:
         )
 
     def restore(self, saved: Checkpoint) -> None:
-        """Go back, or ahead, to a saved moment of the same run."""
+        """Go back, or ahead, to a saved moment of the same run.
+
+        Raises:
+            RunError: what it says of the run's progress is not what a run says.
+        """
+        try:
+            progress = _Progress.model_validate(saved.progress)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise RunError(
+                f"the newest checkpoint cannot be continued from: "
+                f"{'.'.join(map(str, first['loc']))}: {first['msg']}; start again with another "
+                "--out"
+            ) from error
         for name, tensor in self.learned.items():
             tensor.data.copy_(saved.learned[name])
         self.state = saved.state
         restore_optimizer(self.optimizer, self.learned, saved.optimizer)
-        progress = saved.progress
-        self.iteration = progress["iteration"]
-        self.loss_sum = progress["loss_sum"]
-        self.accuracy_sum = progress["accuracy_sum"]
-        self.skipped = progress["skipped"]
-        self.first_skipped = progress["first_skipped"]
-        self.skipped_in_a_row = progress["skipped_in_a_row"]
-        self.seconds = progress["seconds"]
-        self.diverged = progress["diverged"]
-        self.test = None if progress["test"] is None else TestAccuracies(**progress["test"])
-        self.history = [EpochRecord.from_json(record) for record in progress["history"]]
+        self.iteration = progress.iteration
+        self.loss_sum = progress.loss_sum
+        self.accuracy_sum = progress.accuracy_sum
+        self.skipped = progress.skipped
+        self.first_skipped = progress.first_skipped
+        self.skipped_in_a_row = progress.skipped_in_a_row
+        self.seconds = progress.seconds
+        self.diverged = progress.diverged
+        self.test = progress.test
+        self.history = progress.history
 
     def pass_over(self, fault: str, *, skip: bool) -> None:
         """Leave a refused iteration behind, and end the run there unless it is to be skipped."""
@@ -239,14 +267,16 @@ def train(
     with home.locked(), _memory_errors(config):
         if resume and home.started:
             home.require_same(config)
-            saved = home.load_latest(setup.device)
+            saved = home.load_latest((learned, state))
             if saved is not None:
                 moment.restore(saved)
             if moment.test is None and moment.diverged is None:
                 home.store(config)  # what it is continued with
         else:
             normalization = setup.normalization
-            home.start(config, Inputs(setup.image_shape, normalization.mean, normalization.std))
+            home.start(
+                config, Inputs(setup.image_shape, list(normalization.mean), list(normalization.std))
+            )
         if moment.test is None:
             _continue(config, setup, home, moment, watch)
     return RunResult(config, moment.history, moment.diverged, moment.test, moment.seconds)
@@ -324,7 +354,9 @@ def _continue(
                 safe.save()
             stop_if_asked()
         if moment.history:
-            models = home.best_models(moment.history, config.ensemble, setup.device)
+            models = home.best_models(
+                moment.history, config.ensemble, (moment.learned, moment.state)
+            )
             moment.test = measure_test(
                 setup, models, config.test_tasks, told("test", config.test_tasks)
             )
