@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ from filelock import FileLock
 
 from gradshare.errors import RunError
 from gradshare.training import files
-from gradshare.training.checkpoint import load_checkpoint
+from gradshare.training.checkpoint import load_checkpoint, save_checkpoint
 from gradshare.training.config import RunConfig
 from gradshare.training.folder import RunFolder
 from gradshare.training.run import Progress, RunResult, train
@@ -206,3 +207,40 @@ def test_a_moment_is_saved_within_a_long_epoch(
     train(RunConfig(**{**tiny, "epochs": 1, "iterations_per_epoch": 6}), tmp_path / "run", look)
     assert seen[-1] == "latest-000000006.safetensors"
     assert seen[0] == "latest-000000005.safetensors"
+
+
+def test_a_checkpoint_of_another_run_is_passed_over_and_named(
+    tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = RunConfig(**tiny)
+    whole = train(config, tmp_path / "run")
+    train(RunConfig(**{**tiny, "filters": 5}), tmp_path / "other")
+    name = "checkpoints/latest-000000009.safetensors"
+    (tmp_path / "other" / name).replace(tmp_path / "run" / name)
+    with caplog.at_level(logging.WARNING):
+        again = train(config, tmp_path / "run", resume=True)
+    assert timeless(again) == timeless(whole)
+    assert caplog.messages == [
+        f"{tmp_path / 'run' / name} is of another run: model.blocks.0.conv.weight is torch.float32 "
+        "(5, 1, 3, 3), this run has torch.float32 (4, 1, 3, 3); use the run's own; falling back to "
+        "the checkpoint before it"
+    ]
+
+
+def test_progress_that_no_run_makes_is_named(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = RunConfig(**tiny)
+    train(config, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "latest-000000009.safetensors"
+    saved = load_checkpoint(path, CPU)
+    for change, said in (
+        ({"iteration": "soon"}, "iteration: Input should be a valid integer"),
+        ({"iteration": 10}, "iteration: it is 10, this run has 9"),
+        ({"history": [{}]}, "history.0.epoch: Field required"),
+    ):
+        changed = {**saved.progress, "test": None, **change}
+        save_checkpoint(path, dataclasses.replace(saved, progress=changed))
+        with pytest.raises(RunError) as error:
+            train(config, tmp_path / "run", resume=True)
+        assert str(error.value).startswith(
+            f"the newest checkpoint cannot be continued from: {said}"
+        )

@@ -24,7 +24,7 @@ from gradshare.models.conv4 import Activation
 
 Method = Literal["maml", "meta-sgd", "maml++"]
 Order = Literal["second", "first"]
-MAX_CONFIG_BYTES = 1 << 20
+MAX_CONFIG_BYTES = 64 << 10
 
 PixelScaling = Literal["dataset", "imagenet", "unit"]
 OnDivergence = Literal["stop", "skip", "record"]
@@ -263,7 +263,16 @@ def check_keys(settings: Mapping[str, Any]) -> None:
     for key in settings:
         if key not in RunConfig.model_fields:
             near = difflib.get_close_matches(str(key), RunConfig.model_fields, n=1, cutoff=0)
-            raise ConfigError(f"unknown setting {key!r}; did you mean {near[0]!r}?")
+            raise ConfigError(f"unknown setting {reprlib.repr(key)}; did you mean {near[0]!r}?")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, which make a few lines grow beyond all memory or never end."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*name); write the value out")
+        return super().compose_node(parent, index)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -283,9 +292,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
             "file of lines like `ways: 5`"
         )
     try:
-        settings = yaml.safe_load(text)
+        settings = yaml.load(text, _Loader)
     except Exception as error:  # PyYAML's constructors raise nearly anything on odd values
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise ConfigError(f"{path} is not valid YAML: {error!s:.400}") from error
     if settings is None:
         return {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
@@ -307,5 +316,4 @@ def _explain(error: Any) -> str:
         return str(message)
     field = str(error["loc"][0])
     message = message.replace("Input should be ", "must be ")
-    # Aliases make a few lines of YAML a value that is too long to be printed.
     return f"{option_name(field)} {reprlib.repr(error['input'])}: {message}"

@@ -108,6 +108,27 @@ class _Progress(BaseModel):
     test: TestAccuracies | None
     history: list[EpochRecord]
 
+    @classmethod
+    def read(cls, stored: object, iterations: int) -> _Progress:
+        """Check what a checkpoint holds, of a run of so many iterations.
+
+        Raises:
+            RunError: names what is wrong.
+        """
+        try:
+            progress = cls.model_validate(stored)
+            cause = f"iteration: it is {progress.iteration}, this run has {iterations}"
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            cause = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        else:
+            if 0 <= progress.iteration <= iterations:
+                return progress
+        raise RunError(
+            f"the newest checkpoint cannot be continued from: {cause}; start again with another "
+            "--out"
+        )
+
 
 @dataclass
 class _Moment:
@@ -148,21 +169,13 @@ class _Moment:
             progress,
         )
 
-    def restore(self, saved: Checkpoint) -> None:
-        """Go back, or ahead, to a saved moment of the same run.
+    def restore(self, saved: Checkpoint, iterations: int) -> None:
+        """Go back, or ahead, to a saved moment of the same run, which has so many iterations.
 
         Raises:
             RunError: what it says of the run's progress is not what a run says.
         """
-        try:
-            progress = _Progress.model_validate(saved.progress)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise RunError(
-                f"the newest checkpoint cannot be continued from: "
-                f"{'.'.join(map(str, first['loc']))}: {first['msg']}; start again with another "
-                "--out"
-            ) from error
+        progress = _Progress.read(saved.progress, iterations)
         for name, tensor in self.learned.items():
             tensor.data.copy_(saved.learned[name])
         self.state = saved.state
@@ -269,7 +282,7 @@ def train(
             home.require_same(config)
             saved = home.load_latest((learned, state))
             if saved is not None:
-                moment.restore(saved)
+                moment.restore(saved, config.iterations)
             if moment.test is None and moment.diverged is None:
                 home.store(config)  # what it is continued with
         else:
