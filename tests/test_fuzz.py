@@ -9,6 +9,7 @@ answer with a GradshareError and with nothing else, within bounded memory. For a
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -110,11 +111,11 @@ def twisted(value: Any, random: Random) -> Any:
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         places = list(_places(value))
         if not places:
-            return random.choice(ODD)
+            return copy.deepcopy(random.choice(ODD))
         home, key = random.choice(places)
         match random.randrange(5):
             case 0 | 1:
-                home[key] = random.choice(ODD)
+                home[key] = copy.deepcopy(random.choice(ODD))
             case 2:
                 del home[key]
             case 3 if isinstance(home, dict):

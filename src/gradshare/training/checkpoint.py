@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     progress = json.dumps(checkpoint.progress)
     metadata = {
         "format_version": str(FORMAT_VERSION),
+        "gradshare": package_version("gradshare"),
         "progress": progress,
         "sha256": _digest(tensors, progress),
     }
@@ -75,9 +77,10 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
             if version is None:
                 raise RunError(f"{path} is no checkpoint of gradshare; give the folder of a run")
             if version != str(FORMAT_VERSION):
+                author = f"gradshare {metadata.get('gradshare', 'of a later version')}"
                 raise RunError(
-                    f"{path} has checkpoint format {version}, this gradshare reads "
-                    f"{FORMAT_VERSION}; use the version that wrote it"
+                    f"{path} has checkpoint format {version:.20}, this gradshare reads "
+                    f"{FORMAT_VERSION}; use {author:.60}, which wrote it"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if _digest(tensors, metadata["progress"]) != metadata["sha256"]:
