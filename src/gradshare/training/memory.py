@@ -17,7 +17,7 @@ once, without the graph of the outer gradient: 2.75 U(support) each.
 
 Calibrated on the peak resident memory over that of the idle process (VmHWM of two meta-steps in a
 fresh process, glibc's freed memory kept, torch 2.13.0 CPU, one thread, Python 3.11.7, 2026-11-24)
-at 23 settings from 16×16 to 84×84 pixels: 1 and 5 shots, 1 to 8 tasks, 1 to 10 steps, 48 to 512
+at 21 settings from 16×16 to 84×84 pixels: 1 and 5 shots, 1 to 8 tasks, 1 to 10 steps, 48 to 512
 filters, all three methods, both orders, both batch norms. There the estimate was between 7 % less
 and 14 % more than what was measured of the larger of a meta-step and a validation; with vmap, at
 two settings more, between 7 % less and 19 % more. Recomputing is not measured, nor is a GPU.
