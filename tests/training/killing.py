@@ -91,7 +91,9 @@ def kill_often(config: RunConfig, folder: Path, most: int, first_seed: int = 0) 
 
 
 def timeless(result: RunResult) -> list[dict[str, Any]]:
-    return [{**record.to_json(), "seconds": 0} for record in result.history]
+    """A run's records without their times, in a form that == compares: NaN as None."""
+    records = [{**record.to_json(), "seconds": 0} for record in result.history]
+    return [files.null_where_not_finite(record) for record in records]
 
 
 def final(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
