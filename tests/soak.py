@@ -21,7 +21,7 @@ from tests.conftest import TINY_SIZE, tiny_classes
 from tests.training.killing import kill_often, require_same_end, some_refused
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "20"))
-KILLS_A_RUN = 30
+KILLS_A_RUN = 12
 
 
 def settings_of(choice: random.Random, data_root: Path) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def settings_of(choice: random.Random, data_root: Path) -> dict[str, Any]:
         "test_tasks": 8,
         "device": "cpu",
         "threads": 1,
-        "epochs": 200,
+        "epochs": 80,
         "iterations_per_epoch": choice.randint(1, 4),
         "val_tasks": choice.randint(2, 6),
         "ensemble": choice.randint(1, 5),

@@ -46,7 +46,7 @@ from tests.episodes.archive_builders import COMPRESSORS, encoded, make_tar, make
 from tests.episodes.builders import random_store
 from tests.experiments.synthetic_results import usual
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 FORM = ImageFormat(size=8, channels=3)
 # Of Python and numpy, over what the file itself has; a bomb asks for gigabytes.
 MEMORY = 64 << 20
