@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from gradshare.errors import RunError
 from gradshare.training.checkpoint import load_checkpoint, save_checkpoint
 from gradshare.training.config import RunConfig
 from gradshare.training.folder import RunFolder
+from gradshare.training.interruption import RunStoppedError
 from gradshare.training.run import Progress, train
 from gradshare.training.setup import set_up
 from tests.training.killing import REFUSED, kill_often, require_same_end, some_refused, timeless
@@ -184,3 +187,20 @@ def test_progress_that_no_run_makes_is_named(tiny: dict[str, Any], tmp_path: Pat
         assert str(error.value).startswith(
             f"the newest checkpoint cannot be continued from: {said}"
         )
+
+
+def test_a_run_stopped_while_it_validates_records_the_rate_that_it_trained_with(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    # Found by the soak test: the rate of the optimiser is set by an iteration, and a run that is
+    # continued here validates before it takes one.
+    config = RunConfig(**{**tiny, "cosine_annealing_to": 1e-5})
+    whole = train(config, tmp_path / "whole")
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == "validate" and progress.epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RunStoppedError):
+        train(config, tmp_path / "run", stop)
+    assert timeless(train(config, tmp_path / "run", resume=True)) == timeless(whole)

@@ -390,16 +390,22 @@ def _overflow(config: RunConfig, moment: _Moment) -> str | None:
     return f"epoch {epoch}, iteration {moment.iteration}: {name} is not finite"
 
 
+def _outer_lr(config: RunConfig, iteration: int) -> float:
+    """The outer learning rate of an iteration, from 0."""
+    if config.cosine_annealing_to is None:
+        return config.outer_lr
+    done = iteration / config.iterations
+    return cosine_annealed(config.outer_lr, config.cosine_annealing_to, done)
+
+
 def _iterate(config: RunConfig, setup: Setup, moment: _Moment) -> str | None:
     """One outer iteration, on the tasks that its number names.
 
     Returns:
         Where and why it was refused, with the moment left as it was; None if it was not.
     """
-    if config.cosine_annealing_to is not None:
-        done = moment.iteration / config.iterations
-        for group in moment.optimizer.param_groups:
-            group["lr"] = cosine_annealed(config.outer_lr, config.cosine_annealing_to, done)
+    for group in moment.optimizer.param_groups:
+        group["lr"] = _outer_lr(config, moment.iteration)
     first_task = moment.iteration * config.task_batch
     tasks = setup.train.batch(range(first_task, first_task + config.task_batch))
     tasks = setup.normalization.batch(tasks.to(setup.device))
@@ -442,7 +448,8 @@ def _validate(
         val_ci95=interval.ci95,
         inner_loop=fit,
         **sharing_parameters(moment.learned),
-        outer_lr=moment.optimizer.param_groups[0]["lr"],
+        # Not the optimiser's: that of a run continued just here has taken no step yet.
+        outer_lr=_outer_lr(config, moment.iteration - 1),
         seconds=0.0,
         skipped=moment.skipped,
         first_skipped=moment.first_skipped,
