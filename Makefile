@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install demo test lint types clean
+.PHONY: install demo test soak lint types clean
 
 install: $(INSTALLED)
 
@@ -24,6 +24,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED) lint types
 	$(BIN)/pytest
+
+# Runs of random settings, killed hundreds of times: make soak SOAK_MINUTES=20
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.soak
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

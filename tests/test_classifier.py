@@ -56,7 +56,7 @@ def test_it_is_as_right_as_the_runs_own_test(run: Path) -> None:
     folder = RunFolder(run)
     config = folder.config()
     setup = set_up(config)
-    models = folder.best_models(folder.history(), config.ensemble, setup.device)
+    models = folder.best_models(folder.history(), config.ensemble, setup.learner.init())
     recorded = measure_test(setup, models, config.test_tasks, lambda tasks: None).ensemble
     classifier = FewShotClassifier.from_run(run)
     for index, accuracy in enumerate(recorded):

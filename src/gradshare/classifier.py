@@ -82,7 +82,7 @@ class FewShotClassifier:
         count = config.ensemble if ensemble is None else ensemble
         return cls(
             learner,
-            run.best_models(run.history(), count, place),
+            run.best_models(run.history(), count, learner.init()),
             Normalization(inputs.mean, inputs.std),
             ways=config.ways,
             image_shape=inputs.image_shape,

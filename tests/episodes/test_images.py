@@ -78,3 +78,22 @@ def test_a_decompression_bomb_is_refused_unopened(tmp_path: Path) -> None:
         f"{path} is {side}×{side} pixels, over the limit of 100,000,000; make it smaller or "
         "remove it"
     )
+
+
+def test_a_long_and_narrow_image_does_not_grow_on_its_way_to_a_square() -> None:
+    form = ImageFormat(84, 3, "center-crop")
+    data = encoded(Image.new("L", (200_000, 2)))
+    with pytest.raises(DataError) as error:
+        read_image(data, "crows/7.png", form)
+    assert str(error.value) == (
+        "crows/7.png is 200000×2 pixels, too long and narrow to cut a square of 84 out of its "
+        "middle; crop or remove it, or use --resize stretch"
+    )
+    assert read_image(data, "crows/7.png", ImageFormat(84, 3)).shape == (3, 84, 84)
+
+
+def test_a_program_in_the_place_of_an_image_is_not_run() -> None:
+    # Pillow would hand Encapsulated PostScript to Ghostscript.
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n"
+    with pytest.raises(DataError, match=r"is not a readable image \(UnidentifiedImageError"):
+        read_image(program, "crows/7.png", RGB)

@@ -7,6 +7,7 @@ import pickle
 import struct
 import subprocess
 import tempfile
+import tracemalloc
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -267,3 +268,14 @@ def test_damage_never_shows_as_anything_but_a_data_error(random: Random, protoco
             load_pickle(write(Path(folder), bytes(data)))
         except DataError as error:
             assert "data.pkl" in str(error)
+
+
+@pytest.mark.parametrize("head", [b"X", b"B", b"T", b"\x8b"])  # text, bytes, a string, a number
+def test_a_length_that_is_not_there_takes_no_memory(tmp_path: Path, head: bytes) -> None:
+    path = write(tmp_path, b"\x80\x02" + head + struct.pack("<i", 2**31 - 1) + b"x.")
+    tracemalloc.start()
+    try:
+        assert "is not a complete pickle of arrays" in refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

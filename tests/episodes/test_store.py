@@ -216,3 +216,41 @@ def test_a_pickle_in_the_place_of_the_array_is_not_loaded(stored: Path) -> None:
 
     (stored / "images.npy").write_bytes(pickle.dumps(Bomb()))
     assert "is damaged" in refused(stored)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mean": [0.5, 0.5]}, "with 2 means and 1 standard deviations"),
+        ({"std": [0.0]}, "std.0: Input should be greater than 0"),
+        ({"std": [float("nan")]}, "std.0: Input should be"),
+        ({"source": []}, "source: Input should be a valid dictionary"),
+        ({"name": 7}, "name: Input should be a valid string"),
+        (
+            {
+                "splits": {
+                    "train": [{"name": "a", "start": 2**70, "count": 1}],
+                    "val": [],
+                    "test": [],
+                }
+            },
+            "splits.train.0.start: Input should be less than or equal to",
+        ),
+    ],
+)
+def test_entries_of_another_kind_are_named(
+    stored: Path, change: dict[str, object], said: str
+) -> None:
+    edit_index(stored, **change)
+    assert said in refused(stored)
+
+
+def test_an_index_that_is_nested_too_deeply_is_damaged(stored: Path) -> None:
+    (stored / "index.json").write_text("[" * 200_000, encoding="utf-8")
+    assert "is damaged (maximum recursion depth" in refused(stored)
+
+
+def test_an_archive_of_arrays_in_the_place_of_the_array_is_damaged(stored: Path) -> None:
+    np.savez(stored / "images.npz", images=random_images(10))
+    (stored / "images.npz").rename(stored / "images.npy")
+    assert "is damaged" in refused(stored)

@@ -216,3 +216,19 @@ def test_an_arm_is_found_by_name() -> None:
     assert results.arm("none") is None
     assert results.pair(SHARING, ORIGINAL) is results.paired[0]
     assert results.pair(ORIGINAL, SHARING) is None
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"format_version": ' + "1" * 5000 + "}"])
+def test_json_beyond_all_measure_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RunError, match="not a gradshare results file"):
+        load_results(path)
+
+
+def test_a_version_that_is_too_long_to_be_shown_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"format_version": [0.5] * 5000}), encoding="utf-8")
+    with pytest.raises(RunError) as error:
+        load_results(path)
+    assert "it has format_version [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, ...]" in str(error.value)

@@ -55,13 +55,14 @@ def test_a_truncated_file_is_refused(path: Path, keep: int) -> None:
 def test_a_foreign_file_and_a_newer_format_are_named(tmp_path: Path) -> None:
     foreign, newer = tmp_path / "foreign.safetensors", tmp_path / "newer.safetensors"
     save_file({"x": torch.zeros(1)}, foreign)
-    save_file({"x": torch.zeros(1)}, newer, {"format_version": "99"})
+    save_file({"x": torch.zeros(1)}, newer, {"format_version": "99", "gradshare": "3.2"})
     with pytest.raises(RunError, match=r"foreign.safetensors is no checkpoint of gradshare"):
         load_checkpoint(foreign, CPU)
     with pytest.raises(RunError) as error:
         load_checkpoint(newer, CPU)
     assert str(error.value) == (
-        f"{newer} has checkpoint format 99, this gradshare reads 1; use the version that wrote it"
+        f"{newer} has checkpoint format 99, this gradshare reads 1; use gradshare 3.2, which wrote "
+        "it"
     )
 
 

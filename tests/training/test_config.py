@@ -97,3 +97,45 @@ def test_every_field_says_what_it_is() -> None:
     for name, field in RunConfig.model_fields.items():
         assert field.description, name
         assert isinstance(field.json_schema_extra, dict), name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 60_000, "is not valid YAML: maximum recursion depth exceeded"),
+        ("#" * 70_000, "has more than 65,536 bytes and is no configuration; give a file of lines"),
+        ("ways: &a [*a]", "is not valid YAML: it has an alias (*name); write the value out"),
+        (
+            "\n".join(f"x{i}: &x{i} {{<<: [{', '.join([f'*x{i - 1}'] * 9)}]}}" for i in range(40)),
+            "is not valid YAML: it has an alias (*name); write the value out",
+        ),
+        ("ways: !!int ''", "is not valid YAML: "),  # PyYAML: IndexError
+        ("ways: !!bool x", "is not valid YAML: "),  # KeyError
+        ("ways: !!timestamp x", "is not valid YAML: "),  # AttributeError
+        ("ways: 2001-99-99", "is not valid YAML: "),  # ValueError
+        ("ways: \xff".encode("latin-1"), "cannot read the configuration"),
+    ],
+    ids=lambda value: None if len(value) < 40 else str(value[:10]),
+)
+def test_what_the_fuzzer_found_in_yaml_is_refused(
+    text: str | bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as error:
+        load_yaml(path)
+    assert message in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("text", ['dataset: "a\\0b"', 'data_root: "\\ud800"', 'device: "cpu\\n"'])
+def test_text_that_no_file_can_hold_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds a control character"):
+        RunConfig(**load_yaml(tmp_path / "config.yaml"))
+
+
+def test_a_value_that_is_too_long_to_be_shown_is_cut() -> None:
+    with pytest.raises(ConfigError) as error:
+        RunConfig(**{"ways": [list(range(1000))] * 1000})
+    assert len(str(error.value)) < 200

@@ -113,7 +113,9 @@ def test_best_models_are_the_epochs_they_are_named_after(
     result = train(config, tmp_path / "run", ignore)
     assert result.test is not None
     setup = set_up(config)
-    models = RunFolder(tmp_path / "run").best_models(result.history, config.ensemble, CPU)
+    models = RunFolder(tmp_path / "run").best_models(
+        result.history, config.ensemble, setup.learner.init()
+    )
     again = measure_test(setup, models, config.test_tasks, lambda tasks: None)
     assert again == result.test
     single = measure_test(setup, models[:1], config.test_tasks, lambda tasks: None)
@@ -327,7 +329,10 @@ def test_a_run_that_diverges_late_keeps_and_tests_its_good_epochs(
             monkeypatch.setattr(run, "outer_iteration", poisoned)
 
     result = train(config, tmp_path / "run", overflow)
-    assert result.diverged == "epoch 3, iteration 8: the outer loss is nan"
+    assert (
+        result.diverged
+        == "epoch 3, iteration 8: the query loss of task 1 is not finite after inner step 2"
+    )
     assert [record.epoch for record in result.history] == [1, 2]
     assert result.test is not None
     assert result.test.members == 2

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import logging
-import multiprocessing
 import os
-import random
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,90 +14,38 @@ import torch
 from filelock import FileLock
 
 from gradshare.errors import RunError
-from gradshare.training import files
-from gradshare.training.checkpoint import load_checkpoint
+from gradshare.training.checkpoint import load_checkpoint, save_checkpoint
 from gradshare.training.config import RunConfig
 from gradshare.training.folder import RunFolder
-from gradshare.training.run import Progress, RunResult, train
+from gradshare.training.interruption import RunStoppedError
+from gradshare.training.run import Progress, train
+from gradshare.training.setup import set_up
+from tests.training.killing import REFUSED, kill_often, require_same_end, some_refused, timeless
 
 CPU = torch.device("cpu")
 KILLS = 24
-
-
-def kill_self(*arguments: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def train_until_killed(config: RunConfig, folder: Path, seed: int) -> None:
-    """The body of a process that kills itself: in even turns after a random time, in odd ones in
-    the middle of writing a file, before or after it takes its final name."""
-    torch.set_num_threads(1)
-    choice = random.Random(seed)
-    if seed % 2:
-        writes = choice.randrange(12)
-        fsync = os.fsync
-
-        def fatal_fsync(descriptor: int) -> None:
-            nonlocal writes
-            writes -= 1
-            if writes < 0:
-                with contextlib.suppress(OSError):  # it may be a folder's
-                    os.ftruncate(descriptor, choice.randrange(200))
-                kill_self()
-            fsync(descriptor)
-
-        files.os.fsync = fatal_fsync  # type: ignore[attr-defined]
-    else:
-        threading.Timer(choice.uniform(0.05, 0.7), kill_self).start()
-    train(config, folder, resume=True)
-
-
-def final(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    path = sorted((folder / "checkpoints").glob("latest-*"))[-1]
-    saved = load_checkpoint(path, CPU)
-    return {"learned": saved.learned, "state": saved.state, "optimizer": saved.optimizer}
-
-
-def timeless(result: RunResult) -> list[dict[str, Any]]:
-    return [{**record.to_json(), "seconds": 0} for record in result.history]
 
 
 def test_killed_any_number_of_times_it_ends_where_it_would_have(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     config = RunConfig(
-        **{**tiny, "epochs": 200, "iterations_per_epoch": 2, "val_tasks": 3, "method": "maml++"}
+        **{
+            **tiny,
+            "epochs": 200,
+            "iterations_per_epoch": 2,
+            "val_tasks": 3,
+            "method": "maml++",
+            "on_divergence": "skip",
+        }
     )
-    whole = train(config, tmp_path / "whole")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradshare.training.run", __name__])
-    killed = 0
-    for seed in range(10 * KILLS):
-        process = context.Process(
-            target=train_until_killed, args=(config, tmp_path / "killed", seed)
-        )
-        process.start()
-        process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL
-        killed += 1
-        if killed >= KILLS:
-            break
-    assert killed >= 20
-    survived = train(config, tmp_path / "killed", resume=True)
-    assert timeless(survived) == timeless(whole)
-    assert survived.test == whole.test
-    ends = [final(tmp_path / name) for name in ("whole", "killed")]
-    for part, tensors in ends[0].items():
-        assert tensors.keys() == ends[1][part].keys()
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, ends[1][part][name]), name
-    names = [
-        sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir())
-        for name in ("whole", "killed")
-    ]
-    assert names[0] == names[1]
+    with some_refused(config):
+        whole = train(config, tmp_path / "whole")
+    assert sum(record.skipped for record in whole.history) == config.iterations // REFUSED
+    assert kill_often(config, tmp_path / "killed", KILLS) >= 20
+    with some_refused(config):
+        survived = train(config, tmp_path / "killed", resume=True)
+    require_same_end(whole, tmp_path / "whole", survived, tmp_path / "killed")
 
 
 def test_a_complete_run_is_returned_as_it_is(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -150,7 +95,8 @@ def test_a_damaged_member_is_left_out_of_the_ensemble(
     path = sorted((tmp_path / "run" / "checkpoints").glob("epoch-*"))[0]
     path.unlink()
     with caplog.at_level(logging.WARNING):
-        assert len(folder.best_models(result.history, 2, CPU)) == 1
+        like = set_up(config).learner.init()
+        assert len(folder.best_models(result.history, 2, like)) == 1
     assert "is left out of the ensemble" in caplog.text
 
 
@@ -204,3 +150,57 @@ def test_a_moment_is_saved_within_a_long_epoch(
     train(RunConfig(**{**tiny, "epochs": 1, "iterations_per_epoch": 6}), tmp_path / "run", look)
     assert seen[-1] == "latest-000000006.safetensors"
     assert seen[0] == "latest-000000005.safetensors"
+
+
+def test_a_checkpoint_of_another_run_is_passed_over_and_named(
+    tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = RunConfig(**tiny)
+    whole = train(config, tmp_path / "run")
+    train(RunConfig(**{**tiny, "filters": 5}), tmp_path / "other")
+    name = "checkpoints/latest-000000009.safetensors"
+    (tmp_path / "other" / name).replace(tmp_path / "run" / name)
+    with caplog.at_level(logging.WARNING):
+        again = train(config, tmp_path / "run", resume=True)
+    assert timeless(again) == timeless(whole)
+    assert caplog.messages == [
+        f"{tmp_path / 'run' / name} is of another run: model.blocks.0.conv.weight is torch.float32 "
+        "(5, 1, 3, 3), this run has torch.float32 (4, 1, 3, 3); use the run's own; falling back to "
+        "the checkpoint before it"
+    ]
+
+
+def test_progress_that_no_run_makes_is_named(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = RunConfig(**tiny)
+    train(config, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "latest-000000009.safetensors"
+    saved = load_checkpoint(path, CPU)
+    for change, said in (
+        ({"iteration": "soon"}, "iteration: Input should be a valid integer"),
+        ({"iteration": 10}, "iteration: it is 10, this run has 9"),
+        ({"history": [{}]}, "history.0.epoch: Field required"),
+    ):
+        changed = {**saved.progress, "test": None, **change}
+        save_checkpoint(path, dataclasses.replace(saved, progress=changed))
+        with pytest.raises(RunError) as error:
+            train(config, tmp_path / "run", resume=True)
+        assert str(error.value).startswith(
+            f"the newest checkpoint cannot be continued from: {said}"
+        )
+
+
+def test_a_run_stopped_while_it_validates_records_the_rate_that_it_trained_with(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    # Found by the soak test: the rate of the optimiser is set by an iteration, and a run that is
+    # continued here validates before it takes one.
+    config = RunConfig(**{**tiny, "cosine_annealing_to": 1e-5})
+    whole = train(config, tmp_path / "whole")
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == "validate" and progress.epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RunStoppedError):
+        train(config, tmp_path / "run", stop)
+    assert timeless(train(config, tmp_path / "run", resume=True)) == timeless(whole)

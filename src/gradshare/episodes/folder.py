@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gradshare.episodes.images import ImageFormat, read_image
+from gradshare.episodes.images import FORMATS, ImageFormat, read_image
 from gradshare.episodes.store import SPLITS, ClassImages
 from gradshare.errors import DataError
 
@@ -170,7 +170,7 @@ def _images(folder: Path) -> tuple[Path, ...]:
 
 def _mode(path: Path) -> str:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.mode
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged input
         raise DataError(
@@ -212,7 +212,7 @@ def _splits_from_file(path: Path, folders: Sequence[Path]) -> Mapping[str, list[
     example = '{"train": ["class", …], "val": […], "test": […]}'
     try:
         named = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is not readable as JSON ({error}); it must be {example}"
         ) from error

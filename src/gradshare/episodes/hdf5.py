@@ -20,7 +20,7 @@ from PIL import Image
 
 from gradshare.episodes.archives import MAX_MEMBER_BYTES
 from gradshare.episodes.hdf5_heap import heap_items
-from gradshare.episodes.images import ImageFormat, read_image, to_array
+from gradshare.episodes.images import ImageFormat, check_size, read_image, to_array
 from gradshare.episodes.store import ClassImages, Images
 from gradshare.episodes.web_page import is_web_page, web_page_error
 from gradshare.errors import DataError
@@ -113,6 +113,7 @@ def read_classes(folder: Path, split: str, form: ImageFormat) -> Iterator[ClassI
                 if _check(dataset, where):
                     images = _decode_files(dataset, path, where, form)
                 else:
+                    check_size(dataset.shape[2:0:-1], where, form)
                     images = [
                         to_array(Image.fromarray(dataset[row]), form) for row in range(len(dataset))
                     ]

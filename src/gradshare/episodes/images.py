@@ -17,6 +17,9 @@ from gradshare.errors import DataError
 # A photograph of 100 megapixels is plausible; what claims more is a decompression bomb.
 MAX_PIXELS = 100_000_000
 
+# Pillow knows dozens of formats more, some of which hand the file to another program (EPS).
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
 Resize = Literal["stretch", "center-crop"]
 
 
@@ -54,8 +57,10 @@ def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own bomb warning: MAX_PIXELS decides
-            with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-                _check_size(image, where)
+            with Image.open(
+                io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS
+            ) as image:
+                check_size(image.size, where, form)
                 return to_array(image, form)
     except DataError:
         raise
@@ -66,11 +71,22 @@ def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
         ) from error
 
 
-def _check_size(image: Image.Image, where: str) -> None:
-    if image.width * image.height > MAX_PIXELS:
+def check_size(size: tuple[int, int], where: str, form: ImageFormat) -> None:
+    """Refuse an image by its width and height, before it is decoded.
+
+    Raises:
+        DataError: it has more than `MAX_PIXELS`, or would have on its way to a store's form.
+    """
+    width, height = size
+    if width * height > MAX_PIXELS:
         raise DataError(
-            f"{where} is {image.width}×{image.height} pixels, over the limit of "
-            f"{MAX_PIXELS:,}; make it smaller or remove it"
+            f"{where} is {width}×{height} pixels, over the limit of {MAX_PIXELS:,}; make it "
+            "smaller or remove it"
+        )
+    if form.resize == "center-crop" and max(size) * (1.5 * form.size) ** 2 > MAX_PIXELS * min(size):
+        raise DataError(
+            f"{where} is {width}×{height} pixels, too long and narrow to cut a square of "
+            f"{form.size} out of its middle; crop or remove it, or use --resize stretch"
         )
 
 

@@ -37,12 +37,14 @@ from PIL import Image
 from gradshare.episodes import hdf5
 from gradshare.episodes.archives import find_archive, is_image, listing, members
 from gradshare.episodes.dataset import Archive, Dataset
-from gradshare.episodes.images import ImageFormat, read_image, to_array
+from gradshare.episodes.images import ImageFormat, check_size, read_image, to_array
 from gradshare.episodes.pickles import load_pickle
 from gradshare.episodes.spool import ImageSpool
 from gradshare.episodes.store import SPLITS, ClassImages, Images
 from gradshare.episodes.web_page import is_web_page, web_page_error
 from gradshare.errors import DataError
+
+MAX_TABLE_BYTES = 16 << 20
 
 CLASSES = {"train": 64, "val": 16, "test": 20}
 
@@ -203,9 +205,18 @@ def _table(path: Path) -> dict[str, str]:
     def wrong(line: int, cause: object) -> DataError:
         return DataError(f"line {line} of {path}: {cause}; correct it, or get the table again")
 
-    data = path.read_bytes()
+    try:
+        with path.open("rb") as table:
+            data = table.read(MAX_TABLE_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); mend or replace it") from error
     if is_web_page(data[:512]):
         raise web_page_error(path, "a table of file names")
+    if len(data) > MAX_TABLE_BYTES:
+        raise DataError(
+            f"{path} has more than {MAX_TABLE_BYTES:,} bytes, which no table of mini-ImageNet's "
+            "images has; get the table again"
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -251,6 +262,7 @@ def _read_pickle(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
         assert place is not None, "detect() found it"
         images, rows_of = _pickled_split(place)
         splits.add(split, rows_of)
+        check_size(images.shape[2:0:-1], f"every image of {place}", form)
         for name, rows in sorted(rows_of.items()):
             decoded = [to_array(Image.fromarray(images[row]), form) for row in rows]
             yield ClassImages(split, name, np.stack(decoded))

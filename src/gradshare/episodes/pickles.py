@@ -9,11 +9,12 @@ functions that such pickles contain (`numpy.dtype`, `_codecs.encode`, …) are r
 from __future__ import annotations
 
 import math
+import mmap
 import pickletools
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +46,9 @@ def load_pickle(path: Path) -> Any:
             warnings.simplefilter("ignore")
             if is_web_page(file.read(512)):
                 raise web_page_error(path, "a pickle")
-            file.seek(0)
-            return _Machine(path).run(pickletools.genops(file))
+            # Reading from a file makes room for as many bytes as are asked for, there or not.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+                return _Machine(path).run(pickletools.genops(cast(IO[bytes], whole)))
     except (_RefusedError, ValueError, LookupError, TypeError, OverflowError, EOFError) as error:
         raise DataError(
             f"{path} is not a complete pickle of arrays ({error}); download it again"

@@ -16,13 +16,16 @@ import hashlib
 import json
 import shutil
 import tempfile
+import tokenize
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from gradshare.errors import DataError
 
@@ -106,40 +109,101 @@ class ImageStore:
         if not (path / "index.json").is_file():
             raise DataError(f"no prepared dataset in {path}; run `gradshare data prepare` first")
         try:
-            index = json.loads((path / "index.json").read_text(encoding="utf-8"))
-            version = index["format_version"]
+            content = json.loads((path / "index.json").read_text(encoding="utf-8"))
+            version = content["format_version"]
             if version != FORMAT_VERSION:
                 raise DataError(
-                    f"{path} has store format {version}, this gradshare reads {FORMAT_VERSION}; "
-                    + remedy
+                    f"{path} has store format {version!r:.20}, this gradshare reads "
+                    f"{FORMAT_VERSION}; {remedy}"
                 )
-            images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
-            if images.dtype != np.uint8 or images.ndim != 4 or list(images.shape) != index["shape"]:
+            index = _Index.model_validate(content)
+            images = _memory_map(path / "images.npy")
+            if (
+                images.dtype != np.uint8
+                or images.ndim != 4
+                or list(images.shape) != index.shape
+                or not len(index.mean) == len(index.std) == images.shape[1]
+            ):
                 raise DataError(
                     f"{path / 'images.npy'} holds {images.dtype} {images.shape}, its index "
-                    f"says uint8 {index['shape']}; {remedy}"
+                    f"says uint8 {index.shape} with {len(index.mean)} means and {len(index.std)} "
+                    f"standard deviations; {remedy}"
                 )
             return cls(
-                name=index["name"],
+                name=index.name,
                 path=path,
-                splits={name: _split(name, images, index["splits"][name]) for name in SPLITS},
-                mean=tuple(index["mean"]),
-                std=tuple(index["std"]),
-                rotate_classes=index["rotate_classes"],
-                source=index["source"],
+                splits={
+                    "train": _split("train", images, index.splits.train),
+                    "val": _split("val", images, index.splits.val),
+                    "test": _split("test", images, index.splits.test),
+                },
+                mean=tuple(index.mean),
+                std=tuple(index.std),
+                rotate_classes=index.rotate_classes,
+                source=index.source,
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            cause = _first_mistake(error) if isinstance(error, ValidationError) else error
             raise DataError(
-                f"the prepared dataset in {path} is damaged ({error}); {remedy}"
+                f"the prepared dataset in {path} is damaged ({cause}); {remedy}"
             ) from error
 
 
-def _split(name: str, images: Images, entries: list[dict[str, Any]]) -> Split:
-    starts = np.array([entry["start"] for entry in entries], dtype=np.int64)
-    counts = np.array([entry["count"] for entry in entries], dtype=np.int64)
+# Beyond any number of images, and safe to add.
+_Row = Annotated[int, Field(ge=-(2**53), le=2**53)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Class(BaseModel):
+    name: str
+    start: _Row
+    count: _Row
+
+
+class _Splits(BaseModel):
+    train: list[_Class]
+    val: list[_Class]
+    test: list[_Class]
+
+
+class _Index(BaseModel):
+    """What is read of `index.json`."""
+
+    name: str
+    shape: list[int]
+    mean: list[FiniteFloat]
+    std: list[_Positive]
+    rotate_classes: bool
+    source: dict[str, Any]
+    splits: _Splits
+
+
+def _first_mistake(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return repr(where) if first["type"] == "missing" else f"{where}: {first['msg']}"
+
+
+def _memory_map(path: Path) -> npt.NDArray[Any]:
+    """An array in a .npy file, whatever its type, without reading it.
+
+    Raises:
+        OSError, ValueError: it is none, or is cut off.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's, of headers that Python 2 wrote
+            return np.lib.format.open_memmap(path, mode="r")
+    except (SyntaxError, tokenize.TokenError, MemoryError, OverflowError, TypeError) as error:
+        raise ValueError(f"{path.name} has no proper header: {error}") from error
+
+
+def _split(name: str, images: Images, entries: list[_Class]) -> Split:
+    starts = np.array([entry.start for entry in entries], dtype=np.int64)
+    counts = np.array([entry.count for entry in entries], dtype=np.int64)
     if (starts < 0).any() or (counts < 1).any() or (starts + counts > len(images)).any():
         raise ValueError(f"split {name!r} names rows outside the {len(images)} images")
-    return Split(name, images, tuple(entry["name"] for entry in entries), starts, counts)
+    return Split(name, images, tuple(entry.name for entry in entries), starts, counts)
 
 
 def write_store(

@@ -17,6 +17,7 @@ from gradshare.experiments.speedup import results_of
 from gradshare.training.config import RunConfig
 from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.machine import environment
+from gradshare.training.preflight import require_memory
 from gradshare.training.run import RunResult
 from gradshare.training.setup import choose_device, set_up
 
@@ -56,7 +57,8 @@ def compare(
     Raises:
         GradshareError: see `gradshare.training.run.train`.
     """
-    set_up(config)  # whatever is wrong with the data or the settings shows before anything is done
+    # Whatever is wrong with the data or the settings shows before anything is done.
+    require_memory(config, set_up(config), at_a_time=at_a_time)
     if not resume:
         refuse_if_occupied(folder, resume=False)
     arms = ARMS if control else ARMS[:2]

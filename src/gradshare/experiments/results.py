@@ -7,6 +7,7 @@ file never contains NaN or Infinity, which JSON does not have: what is not finit
 from __future__ import annotations
 
 import json
+import reprlib
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -325,9 +326,15 @@ def _require_this_version(path: Path, text: str) -> None:
             f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
             f"the file is cut off or is no {FILENAME}: copy it again or repeat the run"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all measure
+        raise RunError(
+            f"{path}: not a gradshare results file ({error}); give the {FILENAME} of a run"
+        ) from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        found = "no format_version" if version is None else f"format_version {version!r}"
+        found = (
+            "no format_version" if version is None else f"format_version {reprlib.repr(version)}"
+        )
         raise RunError(
             f"{path}: not a gradshare results file, it has {found}; give the {FILENAME} of a run"
         )

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     progress = json.dumps(checkpoint.progress)
     metadata = {
         "format_version": str(FORMAT_VERSION),
+        "gradshare": package_version("gradshare"),
         "progress": progress,
         "sha256": _digest(tensors, progress),
     }
@@ -75,23 +77,59 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
             if version is None:
                 raise RunError(f"{path} is no checkpoint of gradshare; give the folder of a run")
             if version != str(FORMAT_VERSION):
+                author = f"gradshare {metadata.get('gradshare', 'of a later version')}"
                 raise RunError(
-                    f"{path} has checkpoint format {version}, this gradshare reads "
-                    f"{FORMAT_VERSION}; use the version that wrote it"
+                    f"{path} has checkpoint format {version:.20}, this gradshare reads "
+                    f"{FORMAT_VERSION}; use {author:.60}, which wrote it"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if _digest(tensors, metadata["progress"]) != metadata["sha256"]:
             raise RunError(
                 f"{path} is damaged: its checksum does not match; use another checkpoint"
             )
-        progress = json.loads(metadata["progress"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        progress = dict(json.loads(metadata["progress"]))
+        parts: dict[str, dict[str, Tensor]] = {"learned": {}, "state": {}, "optimizer": {}}
+        for full_name, tensor in tensors.items():
+            part, _, name = full_name.partition("/")
+            parts[part][name] = tensor.to(device)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise RunError(f"{path} cannot be read as a checkpoint: {error}") from error
-    parts: dict[str, dict[str, Tensor]] = {"learned": {}, "state": {}, "optimizer": {}}
-    for full_name, tensor in tensors.items():
-        part, _, name = full_name.partition("/")
-        parts[part][name] = tensor.to(device)
     return Checkpoint(**parts, progress=progress)
+
+
+def require_fit(path: Path, checkpoint: Checkpoint, learned: Tensors, state: Tensors) -> None:
+    """Refuse a checkpoint of another run.
+
+    Args:
+        path: where the checkpoint is from, for the error.
+        checkpoint: as it was read.
+        learned: outer parameters like those it should hold.
+        state: likewise.
+
+    Raises:
+        RunError: a tensor is missing, or too many, or of another shape or type.
+    """
+    optimizer = {
+        f"{name}/{key}": like
+        for name, tensor in learned.items()
+        for key, like in (("step", torch.zeros(())), ("exp_avg", tensor), ("exp_avg_sq", tensor))
+        if f"{name}/{key}" in checkpoint.optimizer  # none before the first step
+    }
+    for held, like in (
+        (checkpoint.learned, learned),
+        (checkpoint.state, state),
+        (checkpoint.optimizer, optimizer),
+    ):
+        for name in sorted(held.keys() ^ like.keys()):
+            whose = "this run has none" if name in held else "it has none"
+            raise RunError(f"{path} is of another run: {name}: {whose}; use the run's own")
+        for name, tensor in held.items():
+            has, wants = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, like[name]))
+            if has != wants:
+                raise RunError(
+                    f"{path} is of another run: {name} is {has}, this run has {wants}; use the "
+                    "run's own"
+                )
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, learned: Tensors) -> dict[str, Tensor]:

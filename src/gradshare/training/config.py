@@ -7,6 +7,8 @@ them. A field's description is its `--help`; its group is where the help lists i
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +24,10 @@ from gradshare.models.conv4 import Activation
 
 Method = Literal["maml", "meta-sgd", "maml++"]
 Order = Literal["second", "first"]
+MAX_CONFIG_BYTES = 64 << 10
+
 PixelScaling = Literal["dataset", "imagenet", "unit"]
+OnDivergence = Literal["stop", "skip", "record"]
 
 
 def _check_span(value: object) -> str:
@@ -36,6 +41,9 @@ def _check_span(value: object) -> str:
         raise ValueError("give a number of iterations like 7500, or a share of the run like 15%")
     return text
 
+
+# Control characters, and the halves of pairs that UTF-8 has no form for.
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 Span = Annotated[str, BeforeValidator(_check_span)]
 """A stretch of the run from its start: a number of outer iterations, or a percentage of them."""
@@ -151,6 +159,12 @@ class RunConfig(BaseModel):
         "mini-ImageNet); m, λ and learned rates are never clamped",
         gt=0,
     )
+    on_divergence: OnDivergence = _field(
+        "record",
+        OUTER,
+        "at an iteration with a loss or gradient that is not finite: stop with an error, skip the "
+        "iteration, or end the run there and record that as its result",
+    )
 
     val_tasks: int = _field(200, EVALUATION, "validation tasks, the same after every epoch", ge=1)
     test_tasks: int = _field(600, EVALUATION, "test tasks, the same for every model", ge=1)
@@ -179,6 +193,15 @@ class RunConfig(BaseModel):
             super().__init__(**settings)
         except ValidationError as error:
             raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_that_can_be_written(cls, settings: Any) -> Any:
+        # YAML can spell characters that no file name and no file can hold.
+        for name, value in settings.items():
+            if isinstance(value, str | Path) and _UNWRITABLE.search(str(value)):
+                raise ValueError(f"{option_name(name)} {str(value)!r} holds a control character")
+        return settings
 
     @model_validator(mode="after")
     def _control_needs_sharing(self) -> RunConfig:
@@ -240,7 +263,16 @@ def check_keys(settings: Mapping[str, Any]) -> None:
     for key in settings:
         if key not in RunConfig.model_fields:
             near = difflib.get_close_matches(str(key), RunConfig.model_fields, n=1, cutoff=0)
-            raise ConfigError(f"unknown setting {key!r}; did you mean {near[0]!r}?")
+            raise ConfigError(f"unknown setting {reprlib.repr(key)}; did you mean {near[0]!r}?")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, which make a few lines grow beyond all memory or never end."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*name); write the value out")
+        return super().compose_node(parent, index)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -250,11 +282,19 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, is no YAML, or holds no mapping of known settings.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError(
+            f"{path} has more than {MAX_CONFIG_BYTES:,} bytes and is no configuration; give a "
+            "file of lines like `ways: 5`"
+        )
+    try:
+        settings = yaml.load(text, _Loader)
+    except Exception as error:  # PyYAML's constructors raise nearly anything on odd values
+        raise ConfigError(f"{path} is not valid YAML: {error!s:.400}") from error
     if settings is None:
         return {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
@@ -276,4 +316,4 @@ def _explain(error: Any) -> str:
         return str(message)
     field = str(error["loc"][0])
     message = message.replace("Input should be ", "must be ")
-    return f"{option_name(field)} {error['input']!r}: {message}"
+    return f"{option_name(field)} {reprlib.repr(error['input'])}: {message}"

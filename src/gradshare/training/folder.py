@@ -16,12 +16,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
-import torch
 from filelock import FileLock, Timeout
+from pydantic import ConfigDict, Field, TypeAdapter
 
+from gradshare.episodes.datasets import IMAGE_SIZES
 from gradshare.errors import RunError
-from gradshare.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gradshare.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    require_fit,
+    save_checkpoint,
+)
 from gradshare.training.config import RunConfig, load_yaml
 from gradshare.training.evaluation import Model
 from gradshare.training.files import UNFINISHED, write_atomically
@@ -35,6 +42,12 @@ WRITTEN_FIRST = {LOCK, "checkpoints", "inputs.json"}
 
 # Where and how fast a run goes, but not what it is: a run may be continued with others.
 MACHINE_FIELDS = ("data_root", "device", "threads")
+# What a run does at its first refused iteration changes nothing before that.
+CHANGEABLE_FIELDS = (*MACHINE_FIELDS, "on_divergence")
+
+
+_Channels = Annotated[int, Field(ge=1, le=4)]
+_Side = Annotated[int, Field(ge=IMAGE_SIZES[0], le=IMAGE_SIZES[-1])]
 
 
 @dataclass(frozen=True)
@@ -47,9 +60,19 @@ class Inputs:
         std: see `Normalization`.
     """
 
-    image_shape: tuple[int, int, int]
-    mean: Sequence[float]
-    std: Sequence[float]
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
+
+    image_shape: tuple[_Channels, _Side, _Side]
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+    def __post_init__(self) -> None:
+        channels, height, width = self.image_shape
+        if height != width or not len(self.mean) == len(self.std) == channels:
+            raise ValueError("the image's shape, mean and standard deviation do not agree")
+
+
+_INPUTS = TypeAdapter(Inputs)
 
 
 class RunFolder:
@@ -104,6 +127,14 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self._checkpoints} cannot be created: {error.strerror}") from error
         write_atomically(self.path / "inputs.json", json.dumps(asdict(inputs)).encode())
+        self.store(config)
+
+    def store(self, config: RunConfig) -> None:
+        """Keep a configuration as the run's.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         write_atomically(self.path / "config.yaml", config.to_yaml().encode())
 
     @property
@@ -131,10 +162,8 @@ class RunFolder:
         """
         path = self.path / "inputs.json"
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            channels, height, width = stored["image_shape"]
-            return Inputs((int(channels), int(height), int(width)), stored["mean"], stored["std"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return _INPUTS.validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise RunError(f"{path} cannot be read: {error}; give the folder of a run") from error
 
     def require_same(self, config: RunConfig) -> None:
@@ -146,7 +175,7 @@ class RunFolder:
         stored = self.config()
         for name in RunConfig.model_fields:
             old, new = getattr(stored, name), getattr(config, name)
-            if name not in MACHINE_FIELDS and old != new:
+            if name not in CHANGEABLE_FIELDS and old != new:
                 raise RunError(
                     f"{self.path} holds a run with {name} {old!r}, this one has {new!r}; continue "
                     "it with its own settings, or choose another folder with --out"
@@ -162,7 +191,7 @@ class RunFolder:
         try:
             *lines, _ = path.read_text(encoding="utf-8").split("\n")  # the last may be half written
             history = [EpochRecord.from_json(json.loads(line)) for line in lines]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RunError(f"{path} cannot be read: {error}; give the folder of a run") from error
         if not history:
             raise RunError(f"the run in {self.path} has completed no epoch yet")
@@ -174,8 +203,11 @@ class RunFolder:
         for path in self._latest()[:-KEPT_LATEST]:
             path.unlink()
 
-    def load_latest(self, device: torch.device) -> Checkpoint | None:
+    def load_latest(self, like: Model) -> Checkpoint | None:
         """The newest moment that can be read; None where there never was one.
+
+        Args:
+            like: outer parameters and state like those of the run, on its device.
 
         Raises:
             RunError: there are some, and all are damaged.
@@ -183,7 +215,7 @@ class RunFolder:
         paths = self._latest()
         for path in reversed(paths):
             try:
-                return load_checkpoint(path, device)
+                return _load(path, like)
             except RunError as error:
                 log.warning("%s; falling back to the checkpoint before it", error)
                 # Its number would keep it among the last two for long.
@@ -206,10 +238,13 @@ class RunFolder:
             if path not in paths:
                 path.unlink()
 
-    def best_models(
-        self, history: Sequence[EpochRecord], count: int, device: torch.device
-    ) -> list[Model]:
+    def best_models(self, history: Sequence[EpochRecord], count: int, like: Model) -> list[Model]:
         """The models of the best epochs, best first; damaged ones are left out with a warning.
+
+        Args:
+            history: of the run.
+            count: how many.
+            like: see `load_latest`.
 
         Raises:
             RunError: none can be read.
@@ -217,7 +252,7 @@ class RunFolder:
         models: list[Model] = []
         for epoch in kept_epochs(history, count):
             try:
-                checkpoint = load_checkpoint(self._epoch(epoch), device)
+                checkpoint = _load(self._epoch(epoch), like)
             except RunError as error:
                 log.warning("%s; epoch %d is left out of the ensemble", error, epoch)
             else:
@@ -231,6 +266,13 @@ class RunFolder:
 
     def _epoch(self, epoch: int) -> Path:
         return self._checkpoints / f"epoch-{epoch:06d}.safetensors"
+
+
+def _load(path: Path, like: Model) -> Checkpoint:
+    learned, state = like
+    checkpoint = load_checkpoint(path, next(iter(learned.values())).device)
+    require_fit(path, checkpoint, learned, state)
+    return checkpoint
 
 
 def refuse_if_occupied(folder: Path, *, resume: bool) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
@@ -40,7 +42,12 @@ class EpochRecord:
         lambda_: σ(λ_k) for each inner step; None where there is no λ.
         outer_lr: the outer learning rate at the epoch's end.
         seconds: of training, validation and writing, since the run began.
+        skipped: the epoch's iterations that were refused and passed over; the training loss and
+            accuracy are means over the others, not finite if there are none.
+        first_skipped: where and why the first of them was refused; None if there is none.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     epoch: int
     iterations: int
@@ -53,6 +60,8 @@ class EpochRecord:
     lambda_: list[float] | None
     outer_lr: float
     seconds: float
+    skipped: int = 0
+    first_skipped: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a line of the file."""
@@ -60,8 +69,25 @@ class EpochRecord:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> EpochRecord:
-        """From a line of the file."""
-        return cls(**{**record, "inner_loop": InnerLoopFit(**record["inner_loop"])})
+        """From a line of the file, where null stands for what is not finite.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is no such line.
+        """
+        return _RECORD.validate_python(
+            {**_with_nan(record, _MAY_BE_NAN), "inner_loop": _with_nan(record["inner_loop"])}
+        )
+
+
+_RECORD = TypeAdapter(EpochRecord)
+_MAY_BE_NAN = ("train_loss", "train_accuracy")
+
+
+def _with_nan(values: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Any]:
+    return {
+        name: math.nan if value is None and (names is None or name in names) else value
+        for name, value in values.items()
+    }
 
 
 def kept_epochs(history: Sequence[EpochRecord], count: int) -> list[int]:
@@ -133,13 +159,14 @@ class MetricsWriter:
             "train/accuracy": record.train_accuracy,
             "validation/accuracy": record.val_accuracy,
             "outer_lr": record.outer_lr,
+            "train/skipped": record.skipped,
             **{f"inner_loop/{name}": value for name, value in asdict(record.inner_loop).items()},
         }
         for name, values in (("m", record.m), ("lambda", record.lambda_)):
             if values is not None:
                 scalars |= {f"sharing/{name}_{k}": v for k, v in enumerate(values, start=1)}
         for name, value in scalars.items():
-            if value is not None:  # not finite, in a record that was read back
+            if math.isfinite(value):
                 self._event(record.epoch, summary=scalar(name, value))
         self._events.flush()
 

@@ -8,24 +8,28 @@ where it would have ended.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
 from gradshare.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from gradshare.training.config import RunConfig
+from gradshare.training.divergence import diagnose, not_finite
 from gradshare.training.evaluation import TestAccuracies, evaluate, measure_test
 from gradshare.training.folder import Inputs, RunFolder, refuse_if_occupied
 from gradshare.training.interruption import RunStoppedError, StopRequests
 from gradshare.training.outer_loop import cosine_annealed, make_optimizer, outer_iteration
+from gradshare.training.preflight import require_disk, require_memory
 from gradshare.training.records import (
     EpochRecord,
     MetricsWriter,
@@ -37,6 +41,10 @@ from gradshare.training.statistics import confidence95
 
 # Besides at every epoch's end a moment is saved after so long, which is what a kill can cost.
 SAVE_EVERY_SECONDS = 300
+
+# A refused iteration changes nothing, so that the next differs from it in its tasks alone: after so
+# many in a row a run that skips them will not get any further.
+MOST_SKIPPED_IN_A_ROW = 50
 
 Phase = Literal["train", "validate", "test"]
 
@@ -86,6 +94,42 @@ class RunResult:
     seconds: float
 
 
+class _Progress(BaseModel):
+    """What a checkpoint says besides its tensors."""
+
+    iteration: int
+    loss_sum: float
+    accuracy_sum: float
+    skipped: int
+    first_skipped: str | None
+    skipped_in_a_row: int
+    seconds: float
+    diverged: str | None
+    test: TestAccuracies | None
+    history: list[EpochRecord]
+
+    @classmethod
+    def read(cls, stored: object, iterations: int) -> _Progress:
+        """Check what a checkpoint holds, of a run of so many iterations.
+
+        Raises:
+            RunError: names what is wrong.
+        """
+        try:
+            progress = cls.model_validate(stored)
+            cause = f"iteration: it is {progress.iteration}, this run has {iterations}"
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            cause = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        else:
+            if 0 <= progress.iteration <= iterations:
+                return progress
+        raise RunError(
+            f"the newest checkpoint cannot be continued from: {cause}; start again with another "
+            "--out"
+        )
+
+
 @dataclass
 class _Moment:
     """Everything that changes during a run."""
@@ -96,6 +140,9 @@ class _Moment:
     iteration: int = 0
     loss_sum: float = 0.0
     accuracy_sum: float = 0.0
+    skipped: int = 0
+    first_skipped: str | None = None
+    skipped_in_a_row: int = 0
     seconds: float = 0.0
     diverged: str | None = None
     test: TestAccuracies | None = None
@@ -107,6 +154,9 @@ class _Moment:
             "iteration": self.iteration,
             "loss_sum": self.loss_sum,
             "accuracy_sum": self.accuracy_sum,
+            "skipped": self.skipped,
+            "first_skipped": self.first_skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "seconds": self.seconds,
             "diverged": self.diverged,
             "test": None if self.test is None else asdict(self.test),
@@ -119,20 +169,85 @@ class _Moment:
             progress,
         )
 
-    def restore(self, saved: Checkpoint) -> None:
-        """Go back, or ahead, to a saved moment of the same run."""
+    def restore(self, saved: Checkpoint, iterations: int) -> None:
+        """Go back, or ahead, to a saved moment of the same run, which has so many iterations.
+
+        Raises:
+            RunError: what it says of the run's progress is not what a run says.
+        """
+        progress = _Progress.read(saved.progress, iterations)
         for name, tensor in self.learned.items():
             tensor.data.copy_(saved.learned[name])
         self.state = saved.state
         restore_optimizer(self.optimizer, self.learned, saved.optimizer)
-        progress = saved.progress
-        self.iteration = progress["iteration"]
-        self.loss_sum = progress["loss_sum"]
-        self.accuracy_sum = progress["accuracy_sum"]
-        self.seconds = progress["seconds"]
-        self.diverged = progress["diverged"]
-        self.test = None if progress["test"] is None else TestAccuracies(**progress["test"])
-        self.history = [EpochRecord.from_json(record) for record in progress["history"]]
+        self.iteration = progress.iteration
+        self.loss_sum = progress.loss_sum
+        self.accuracy_sum = progress.accuracy_sum
+        self.skipped = progress.skipped
+        self.first_skipped = progress.first_skipped
+        self.skipped_in_a_row = progress.skipped_in_a_row
+        self.seconds = progress.seconds
+        self.diverged = progress.diverged
+        self.test = progress.test
+        self.history = progress.history
+
+    def pass_over(self, fault: str, *, skip: bool) -> None:
+        """Leave a refused iteration behind, and end the run there unless it is to be skipped."""
+        self.iteration += 1
+        if not skip:
+            self.diverged = fault
+            return
+        self.skipped += 1
+        self.first_skipped = self.first_skipped or fault
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
+            self.diverged = f"{fault} (the last of {MOST_SKIPPED_IN_A_ROW} in a row to be refused)"
+
+    def end_epoch(self, record: EpochRecord) -> None:
+        """Begin the next epoch."""
+        self.history.append(record)
+        self.loss_sum = self.accuracy_sum = 0.0
+        self.skipped, self.first_skipped = 0, None
+
+
+class _Safekeeping:
+    """Saves the moments of a run that goes on, and knows how long ago it last did.
+
+    Args:
+        home: where to.
+        moment: as it is now; it changes under way.
+    """
+
+    def __init__(self, home: RunFolder, moment: _Moment) -> None:
+        self._home = home
+        self._moment = moment
+        self._started = time.monotonic() - moment.seconds
+        self._saved_at, self._saved_after = time.monotonic(), moment.iteration
+
+    def seconds(self) -> float:
+        """How long the run has taken so far."""
+        return time.monotonic() - self._started
+
+    def overdue(self) -> bool:
+        """Whether a kill would cost too much."""
+        return time.monotonic() - self._saved_at > SAVE_EVERY_SECONDS
+
+    def save(self) -> None:
+        """Save the moment as it is."""
+        self._saved_at, self._saved_after = time.monotonic(), self._moment.iteration
+        self._moment.seconds = self._saved_at - self._started
+        self._home.save_latest(self._moment.iteration, self._moment.checkpoint())
+
+    def halt(self, fault: str, config: RunConfig) -> NoReturn:
+        """End a run that is to stop at a refused iteration, with its last good moment saved."""
+        if not_finite(self._moment.learned) is None:
+            self.save()
+        raise RunError(
+            f"{fault}; {self._home.path} holds the run as it was after iteration "
+            f"{self._saved_after}: continue it with --resume auto and --on-divergence skip or "
+            "record, or start another with a lower --inner-lr than "
+            f"{config.inner_lr * config.inner_lr_scale:g} or --outer-lr than {config.outer_lr:g}"
+        )
 
 
 def train(
@@ -149,24 +264,32 @@ def train(
 
     Raises:
         DataError, ConfigError: the configuration cannot be run; nothing was written.
-        RunError: the folder cannot be used, or holds another run.
+        RunError: the folder cannot be used, or holds another run; or an iteration was refused that
+            the configuration says to stop at, with everything before it saved.
         RunStoppedError: Ctrl-C or SIGTERM; everything so far is saved.
     """
-    setup = set_up(config)
     home = RunFolder(folder)
     if not (resume and home.started):
         refuse_if_occupied(folder, resume=resume)
+    with _memory_errors(config):
+        setup = set_up(config)
     learned, state = setup.learner.init()
     moment = _Moment(learned, state, make_optimizer(learned, config.outer_lr))
+    require_memory(config, setup)
+    require_disk(config, moment.learned, moment.state, folder)
     with home.locked(), _memory_errors(config):
         if resume and home.started:
             home.require_same(config)
-            saved = home.load_latest(setup.device)
+            saved = home.load_latest((learned, state))
             if saved is not None:
-                moment.restore(saved)
+                moment.restore(saved, config.iterations)
+            if moment.test is None and moment.diverged is None:
+                home.store(config)  # what it is continued with
         else:
             normalization = setup.normalization
-            home.start(config, Inputs(setup.image_shape, normalization.mean, normalization.std))
+            home.start(
+                config, Inputs(setup.image_shape, list(normalization.mean), list(normalization.std))
+            )
         if moment.test is None:
             _continue(config, setup, home, moment, watch)
     return RunResult(config, moment.history, moment.diverged, moment.test, moment.seconds)
@@ -192,14 +315,7 @@ def _continue(
     config: RunConfig, setup: Setup, home: RunFolder, moment: _Moment, watch: Watch
 ) -> None:
     """Take a moment to the end of its run."""
-    started = time.monotonic() - moment.seconds
-    saved_at = time.monotonic()
-
-    def save() -> None:
-        nonlocal saved_at
-        saved_at = time.monotonic()
-        moment.seconds = saved_at - started
-        home.save_latest(moment.iteration, moment.checkpoint())
+    safe = _Safekeeping(home, moment)
 
     with StopRequests() as stop, MetricsWriter(home.path, moment.history) as metrics:
 
@@ -227,29 +343,37 @@ def _continue(
             # long it takes, can be interrupted and is done first when the run is continued.
             if moment.diverged is None and _owes_validation(config, moment):
                 record = _validate(config, setup, moment, told("validate", config.val_tasks))
-                if record is not None:
-                    record = dataclasses.replace(record, seconds=time.monotonic() - started)
-                    moment.history.append(record)
-                    moment.loss_sum = moment.accuracy_sum = 0.0
-                    home.save_epoch(record.epoch, (moment.learned, moment.state))
-                    metrics.write(record)
-                save()
+                record = dataclasses.replace(record, seconds=safe.seconds())
+                moment.end_epoch(record)
+                home.save_epoch(record.epoch, (moment.learned, moment.state))
+                metrics.write(record)
+                safe.save()
                 home.prune_epochs(kept_epochs(moment.history, config.ensemble))
             if moment.iteration == config.iterations or moment.diverged is not None:
                 break
-            _iterate(config, setup, moment)
+            fault = _iterate(config, setup, moment)
+            if fault is not None:
+                if config.on_divergence == "stop":
+                    safe.halt(fault, config)
+                moment.pass_over(fault, skip=config.on_divergence == "skip")
             watch(_progress("train", moment.iteration, config.iterations, config, moment))
-            overdue = time.monotonic() - saved_at > SAVE_EVERY_SECONDS
             ended = _owes_validation(config, moment) or moment.diverged is not None
-            if ended or overdue or stop.signal is not None:
-                save()
+            if ended or safe.overdue() or stop.signal is not None:
+                # An outer step that overflows is noticed before what it leaves is saved.
+                overflow = _overflow(config, moment)
+                if overflow is not None and config.on_divergence == "stop":
+                    safe.halt(overflow, config)
+                moment.diverged = moment.diverged or overflow
+                safe.save()
             stop_if_asked()
         if moment.history:
-            models = home.best_models(moment.history, config.ensemble, setup.device)
+            models = home.best_models(
+                moment.history, config.ensemble, (moment.learned, moment.state)
+            )
             moment.test = measure_test(
                 setup, models, config.test_tasks, told("test", config.test_tasks)
             )
-            save()
+            safe.save()
 
 
 def _owes_validation(config: RunConfig, moment: _Moment) -> bool:
@@ -257,54 +381,78 @@ def _owes_validation(config: RunConfig, moment: _Moment) -> bool:
     return moment.iteration // config.iterations_per_epoch > len(moment.history)
 
 
-def _iterate(config: RunConfig, setup: Setup, moment: _Moment) -> None:
-    """One outer iteration, on the tasks that its number names."""
-    if config.cosine_annealing_to is not None:
-        done = moment.iteration / config.iterations
-        for group in moment.optimizer.param_groups:
-            group["lr"] = cosine_annealed(config.outer_lr, config.cosine_annealing_to, done)
+def _overflow(config: RunConfig, moment: _Moment) -> str | None:
+    """What is wrong with a moment's outer parameters; None if they are finite."""
+    name = not_finite(moment.learned)
+    if name is None:
+        return None
+    epoch = (moment.iteration - 1) // config.iterations_per_epoch + 1
+    return f"epoch {epoch}, iteration {moment.iteration}: {name} is not finite"
+
+
+def _outer_lr(config: RunConfig, iteration: int) -> float:
+    """The outer learning rate of an iteration, from 0."""
+    if config.cosine_annealing_to is None:
+        return config.outer_lr
+    done = iteration / config.iterations
+    return cosine_annealed(config.outer_lr, config.cosine_annealing_to, done)
+
+
+def _iterate(config: RunConfig, setup: Setup, moment: _Moment) -> str | None:
+    """One outer iteration, on the tasks that its number names.
+
+    Returns:
+        Where and why it was refused, with the moment left as it was; None if it was not.
+    """
+    for group in moment.optimizer.param_groups:
+        group["lr"] = _outer_lr(config, moment.iteration)
     first_task = moment.iteration * config.task_batch
     tasks = setup.train.batch(range(first_task, first_task + config.task_batch))
+    tasks = setup.normalization.batch(tasks.to(setup.device))
     result = outer_iteration(
         setup.learner,
         moment.learned,
         moment.state,
         moment.optimizer,
-        setup.normalization.batch(tasks.to(setup.device)),
+        tasks,
         iteration=moment.iteration,
         clamp_gradients=config.clamp_gradients,
     )
+    if result.refused is not None:
+        fault = diagnose(
+            setup.learner, moment.learned, moment.state, tasks, iteration=moment.iteration
+        )
+        epoch = moment.iteration // config.iterations_per_epoch + 1
+        return f"epoch {epoch}, iteration {moment.iteration + 1}: {fault or result.refused}"
     moment.state = result.state
     moment.iteration += 1
     moment.loss_sum += result.loss
     moment.accuracy_sum += result.accuracy
-    if result.refused is not None:
-        epoch = (moment.iteration - 1) // config.iterations_per_epoch + 1
-        moment.diverged = f"epoch {epoch}, iteration {moment.iteration}: {result.refused}"
+    moment.skipped_in_a_row = 0
+    return None
 
 
 def _validate(
     config: RunConfig, setup: Setup, moment: _Moment, advance: Callable[[int], None]
-) -> EpochRecord | None:
-    """The record of the epoch that ends at a moment; None if its parameters are not finite."""
-    epoch = len(moment.history) + 1
-    for name, tensor in moment.learned.items():
-        if not bool(tensor.isfinite().all()):
-            moment.diverged = f"epoch {epoch}, iteration {moment.iteration}: {name} is not finite"
-            return None
+) -> EpochRecord:
+    """The record of the epoch that ends at a moment."""
     accuracies, fit = evaluate(setup, (moment.learned, moment.state), config.val_tasks, advance)
     interval = confidence95(accuracies.tolist())
+    taken = config.iterations_per_epoch - moment.skipped
     return EpochRecord(
-        epoch=epoch,
+        epoch=len(moment.history) + 1,
         iterations=moment.iteration,
-        train_loss=moment.loss_sum / config.iterations_per_epoch,
-        train_accuracy=moment.accuracy_sum / config.iterations_per_epoch,
+        train_loss=moment.loss_sum / taken if taken else math.nan,
+        train_accuracy=moment.accuracy_sum / taken if taken else math.nan,
         val_accuracy=interval.mean,
         val_ci95=interval.ci95,
         inner_loop=fit,
         **sharing_parameters(moment.learned),
-        outer_lr=moment.optimizer.param_groups[0]["lr"],
+        # Not the optimiser's: that of a run continued just here has taken no step yet.
+        outer_lr=_outer_lr(config, moment.iteration - 1),
         seconds=0.0,
+        skipped=moment.skipped,
+        first_skipped=moment.first_skipped,
     )
 
 

@@ -1,0 +1,93 @@
+"""What is checked before a run's first step, besides what opening its data and its folder shows.
+
+A run that cannot end well should not begin: a full disk or a process killed for its memory would
+otherwise show after hours.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from gradshare.errors import RunError
+from gradshare.inner_loop import Tensors
+from gradshare.training.config import RunConfig
+from gradshare.training.folder import KEPT_LATEST
+from gradshare.training.memory import available, estimate, tensor_bytes
+from gradshare.training.setup import Setup
+
+log = logging.getLogger(__name__)
+
+# The estimate of memory errs by up to a fifth where it was calibrated.
+SURELY = 0.7  # of the estimate is needed for certain
+CLOSE = 0.8  # of the available memory is a reason to warn
+
+# Of an epoch, as a line of JSON: in metrics.jsonl, in TensorBoard's file, and in every checkpoint
+# that a run can be continued from.
+RECORD_BYTES = 2000
+
+
+def require_memory(config: RunConfig, setup: Setup, *, at_a_time: int = 1) -> None:
+    """Refuse a run that surely does not fit into memory, and warn of one that hardly does.
+
+    On a GPU, where the estimate is not calibrated, it only warns.
+
+    Args:
+        config: of the run.
+        setup: its parts.
+        at_a_time: how many such runs go side by side.
+
+    Raises:
+        RunError: it does not fit.
+    """
+    there = available(setup.device)
+    if there is None:
+        return
+    need = at_a_time * estimate(config, setup.learner, setup.image_shape, recompute=False)
+    runs = "the run needs" if at_a_time == 1 else f"{at_a_time} runs at a time need"
+    words = (
+        f"{runs} about {amount(need)} of memory, {amount(there)} are available; lower "
+        f"--task-batch {config.task_batch}, --queries {config.queries}, --filters "
+        f"{config.filters}, --inner-steps {config.inner_steps} or --image-size, or use --order "
+        "first" + (", or lower --jobs" if at_a_time > 1 else "")
+    )
+    if SURELY * need > there and setup.device.type == "cpu":
+        raise RunError(words)
+    if need > CLOSE * there:
+        log.warning("%s", words)
+
+
+def require_disk(config: RunConfig, learned: Tensors, state: Tensors, folder: Path) -> None:
+    """Refuse a run whose checkpoints and records will not fit on the disk.
+
+    Args:
+        config: of the run.
+        learned: its outer parameters.
+        state: its rules' state.
+        folder: its own; what it already holds there is counted.
+
+    Raises:
+        RunError: they will not.
+    """
+    model = tensor_bytes(learned) + tensor_bytes(state)
+    moment = model + 2 * tensor_bytes(learned)  # Adam's two moments
+    latest, best = KEPT_LATEST + 1, config.ensemble + 1  # each has one more while it is written
+    records = RECORD_BYTES * config.epochs * (2 + latest)
+    need = latest * moment + best * model + records
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(there).free
+    if need - held > free:
+        raise RunError(
+            f"the run needs {amount(need - held)} of disk space in {folder}, for its last "
+            f"{KEPT_LATEST} moments of {amount(moment)} each, its best {config.ensemble} models of "
+            f"{amount(model)} each, the one being written and the records of {config.epochs} "
+            f"epochs; {amount(free)} are free: free some, choose another --out, or lower "
+            f"--ensemble {config.ensemble} or --filters {config.filters}"
+        )
+
+
+def amount(size: float) -> str:
+    """A number of bytes in words."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

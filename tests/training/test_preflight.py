@@ -1,0 +1,243 @@
+"""What a run checks before its first step: memory and disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from gradshare.errors import RunError
+from gradshare.training import memory, preflight
+from gradshare.training.config import RunConfig
+from gradshare.training.memory import available, estimate
+from gradshare.training.preflight import amount, require_memory
+from gradshare.training.run import train
+from gradshare.training.setup import build_learner, set_up
+
+CPU = torch.device("cpu")
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+MEMINFO = "MemTotal: 9000 kB\nMemFree: 10 kB\nMemAvailable: 5000 kB\n"
+
+
+def test_the_machines_free_memory_is_available(tmp_path: Path) -> None:
+    assert available(CPU, write(tmp_path, {"proc/meminfo": MEMINFO})) == 5000 * 1024
+
+
+def test_where_the_system_says_nothing_nothing_is_known(tmp_path: Path) -> None:
+    assert available(CPU, tmp_path) is None
+
+
+def test_this_machine_says_something() -> None:
+    found = available(CPU)
+    assert found is not None
+    assert found > 0
+
+
+@pytest.mark.parametrize("limited", ["a/b", "a", "."])
+def test_a_control_group_or_one_above_it_limits_it(tmp_path: Path, limited: str) -> None:
+    group = f"sys/fs/cgroup/{limited}"
+    files = {
+        "proc/meminfo": MEMINFO,
+        "proc/self/cgroup": "0::/a/b\n",
+        "sys/fs/cgroup/a/b/memory.max": "max\n",
+        "sys/fs/cgroup/a/b/memory.current": "17\n",
+        f"{group}/memory.max": "3000000\n",
+        f"{group}/memory.current": "2000000\n",
+        f"{group}/memory.stat": "anon 1\ninactive_file 500000\nactive_file 7\n",
+    }
+    assert available(CPU, write(tmp_path, files)) == 1_500_000
+
+
+def test_control_groups_of_version_1_limit_it(tmp_path: Path) -> None:
+    group = "sys/fs/cgroup/memory/job"
+    files = {
+        "proc/meminfo": MEMINFO,
+        "proc/self/cgroup": "5:devices:/x\n4:cpu,memory:/job/step\n0::/\n",
+        f"{group}/memory.limit_in_bytes": "3000000\n",
+        f"{group}/memory.usage_in_bytes": "1000000\n",
+        f"{group}/memory.stat": "inactive_file 9\ntotal_inactive_file 200000\n",
+    }
+    assert available(CPU, write(tmp_path, files)) == 2_200_000
+
+
+def test_a_limit_above_what_the_machine_has_does_not_count(tmp_path: Path) -> None:
+    files = {
+        "proc/meminfo": MEMINFO,
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/memory.max": "9223372036854771712\n",
+        "sys/fs/cgroup/memory.current": "1\n",
+    }
+    assert available(CPU, write(tmp_path, files)) == 5000 * 1024
+
+
+def estimated(recompute: bool = False, **settings: Any) -> int:
+    config = RunConfig(**{"ways": 5, "shots": 5, **settings})
+    return estimate(config, build_learner(config, (3, 32, 32)), (3, 32, 32), recompute=recompute)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"task_batch": 9},
+        {"inner_steps": 9},
+        {"queries": 40},
+        {"shots": 9},
+        {"filters": 64},
+        {"method": "maml++"},
+        {"batch_norm": "inductive"},
+        {"tasks": "vmap"},
+    ],
+)
+def test_more_work_needs_more_memory(more: dict[str, Any]) -> None:
+    assert estimated(**more) > estimated()
+
+
+def test_first_order_and_recomputing_need_less() -> None:
+    assert estimated(order="first") < estimated()
+    assert estimated(recompute=True) < estimated()
+
+
+def test_activations_of_a_recomputing_step_do_not_grow_with_tasks_and_steps() -> None:
+    config = {"sharing": False, "queries": 60}
+    once = estimated(recompute=True, task_batch=1, inner_steps=1, **config)
+    often = estimated(recompute=True, task_batch=4, inner_steps=10, **config)
+    learner = build_learner(RunConfig(shots=5), (3, 32, 32))
+    model = memory.tensor_bytes(dict(learner.model.named_parameters()))
+    assert often - once == pytest.approx(39 * memory.COPIES_A_STEP * model)
+
+
+MEASURE = """
+import json, sys, torch
+from pathlib import Path
+from gradshare.training.config import RunConfig
+from gradshare.training.machine import keep_freed_memory
+from gradshare.training.memory import estimate
+from gradshare.training.outer_loop import make_optimizer, outer_iteration
+from gradshare.training.setup import set_up
+
+keep_freed_memory()
+torch.set_num_threads(1)
+
+def resident(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+
+config = RunConfig(**json.loads(sys.argv[1]))
+setup = set_up(config)
+learned, state = setup.learner.init()
+optimizer = make_optimizer(learned, 0.001)
+tasks = setup.normalization.batch(setup.train.batch(range(config.task_batch)))
+idle = resident("VmRSS")
+for iteration in range(2):
+    outer_iteration(setup.learner, learned, state, optimizer, tasks, iteration=iteration,
+                    clamp_gradients=None)
+need = estimate(config, setup.learner, setup.image_shape, recompute=False)
+print(json.dumps([need, resident("VmHWM") - idle]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what is resident")
+def test_the_estimate_is_near_what_is_measured(tiny: dict[str, Any]) -> None:
+    settings = {**tiny, "task_batch": 8, "inner_steps": 4, "filters": 128}
+    process = subprocess.run(
+        [sys.executable, "-c", MEASURE, json.dumps(settings)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    need, measured = json.loads(process.stdout)
+    assert 0.6 * measured < need < 1.7 * measured
+
+
+def test_a_run_that_cannot_fit_is_refused_before_it_begins(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "available", lambda device: 30_000_000)
+    config = RunConfig(**tiny)
+    setup = set_up(config)
+    need = estimate(config, setup.learner, setup.image_shape, recompute=False)
+    with pytest.raises(RunError) as error:
+        train(config, tmp_path / "run")
+    assert str(error.value) == (
+        f"the run needs about {amount(need)} of memory, 30.0 MB are available; lower --task-batch "
+        "2, --queries 4, --filters 4, --inner-steps 2 or --image-size, or use --order first"
+    )
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(RunError) as error:
+        require_memory(config, setup, at_a_time=3)
+    assert str(error.value).startswith(f"3 runs at a time need about {amount(3 * need)} of memory")
+    assert str(error.value).endswith("or use --order first, or lower --jobs")
+
+
+@pytest.mark.parametrize(("share", "warns"), [(0.75, True), (1.0, True), (1.5, False)])
+def test_a_run_that_hardly_fits_is_warned_of(
+    share: float,
+    warns: bool,
+    tiny: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = RunConfig(**tiny)
+    setup = set_up(config)
+    need = estimate(config, setup.learner, setup.image_shape, recompute=False)
+    monkeypatch.setattr(preflight, "available", lambda device: share * need)
+    with caplog.at_level(logging.WARNING):
+        require_memory(config, setup)
+    assert ("the run needs about" in caplog.text) == warns
+
+
+def test_a_disk_without_the_room_is_named_before_anything_is_written(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000))
+    with pytest.raises(RunError) as error:
+        train(RunConfig(**tiny), tmp_path / "a" / "run")
+    message = str(error.value)
+    assert message.startswith(
+        f"the run needs 0.1 MB of disk space in {tmp_path / 'a' / 'run'}, for its last 2 moments "
+        "of 0.0 MB each, its best 2 models of 0.0 MB each, the one being written and the records "
+        "of 3 epochs; 0.1 MB are free: free some, choose another --out, or lower --ensemble 2 or "
+        "--filters 4"
+    )
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_room_that_is_asked_for_is_what_a_run_takes(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(**{**tiny, "filters": 32})
+    train(config, tmp_path / "run")
+    taken = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=-1))
+    with pytest.raises(RunError) as error:
+        train(config, tmp_path / "other")
+    wanted = 1e6 * float(str(error.value).split()[3])
+    assert taken < wanted < 2 * taken  # one moment and one model more while they are written
+
+
+def test_a_run_that_is_continued_needs_only_what_it_does_not_hold(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(**{**tiny, "filters": 32})
+    train(config, tmp_path / "run")
+    taken = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=taken))
+    train(config, tmp_path / "run", resume=True)
+    with pytest.raises(RunError, match="of disk space"):
+        train(config, tmp_path / "other")
