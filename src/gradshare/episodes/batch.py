@@ -33,6 +33,12 @@ class TaskBatch:
         """T, the number of tasks."""
         return self.support_x.shape[0]
 
+    def __getitem__(self, tasks: slice) -> TaskBatch:
+        """Some of the tasks."""
+        return TaskBatch(
+            self.support_x[tasks], self.support_y[tasks], self.query_x[tasks], self.query_y[tasks]
+        )
+
     def to(self, device: torch.device | str) -> TaskBatch:
         """The same tasks on another device."""
         return TaskBatch(

@@ -95,10 +95,8 @@ def task_gradients(
     Returns:
         The (T, …) gradients: differentiable if `second_order`, constants if not.
     """
-    if second_order and recompute and chunks:
+    if second_order and recompute:
         return recomputed_gradients(losses, params, shared, chunks)
-    if not chunks:  # a process that has none of the batch's tasks
-        return {name: 0 * tensor for name, tensor in params.items()}
     gradients = []
     with torch.enable_grad():
         for chunk in chunks:

@@ -252,7 +252,7 @@ class MetaLearner:
             second_order=second_order,
             sum_over_tasks=sum_over_tasks,
             shared=lambda step: self._shared(learned, step),
-            chunks=self._chunks(tasks),
+            chunks=self.chunks(tasks),
             recompute=self.recompute,
         )
 
@@ -267,7 +267,7 @@ class MetaLearner:
 
         if self.recompute:
             shared = self._shared(learned, updates - 1)
-            return losses_with_gradients(losses, params, shared, self._chunks(tasks))
+            return losses_with_gradients(losses, params, shared, self.chunks(tasks))
         outputs = self.predict(learned, params, tasks, updates=updates)
         return self.losses(outputs, tasks.query_y), outputs
 
@@ -285,9 +285,9 @@ class MetaLearner:
             shared[name] = tensor[step] if name in self.per_step else tensor
         return shared
 
-    def _chunks(self, tasks: TaskBatch) -> list[slice]:
+    def chunks(self, tasks: TaskBatch) -> list[slice]:
         """The tasks that are computed together."""
-        T, size = len(tasks), self.tasks_at_a_time or max(len(tasks), 1)
+        T, size = len(tasks), self.tasks_at_a_time or len(tasks)
         return [slice(start, min(start + size, T)) for start in range(0, T, size)]
 
     def _in_chunks(
@@ -297,7 +297,7 @@ class MetaLearner:
         return torch.cat(
             [
                 outputs({name: t[chunk] for name, t in params.items()}, chunk)
-                for chunk in self._chunks(tasks)
+                for chunk in self.chunks(tasks)
             ]
         )
 

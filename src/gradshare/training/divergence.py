@@ -57,17 +57,25 @@ def _forward(
     start = {name: learned[f"{MODEL}.{name}"].detach() for name in learner.adapted}
     params: Tensors = {name: t.expand(len(tasks), *t.shape) for name, t in start.items()}
 
-    def support_losses(params: Tensors, step: int) -> Tensor:
-        outputs = learner.predict_support(learned, params, tasks, updates=step)
-        return learner.losses(outputs, tasks.support_y)
-
     for step in range(learner.steps):
         at = f"at inner step {step + 1}"
+
+        def support_losses(params: Tensors, _: Tensors, chunk: slice, step: int = step) -> Tensor:
+            outputs = learner.predict_support(learned, params, tasks[chunk], updates=step)
+            return learner.losses(outputs, tasks.support_y[chunk])
+
         with torch.no_grad():
-            losses = support_losses(params, step)
+            losses = support_losses(params, {}, slice(None))
         for task in _not_finite_tasks({"loss": losses}):
             yield f"the support loss of task {task} is not finite {at}"
-        gradients = task_gradients(support_losses, params, step, second_order=False)
+        gradients = task_gradients(
+            support_losses,
+            params,
+            {},
+            learner.chunks(tasks),
+            second_order=False,
+            recompute=False,
+        )
         for task in _not_finite_tasks(gradients):
             yield f"the gradient of task {task}'s support loss is not finite {at}"
         with torch.no_grad():

@@ -95,7 +95,7 @@ def estimate(
     else:
         activations = T * (K * STEP_WITH_GRAPH * support + passes * QUERY_PASS * queries)
     evaluation = CHUNK * STEP_ALONE * support
-    if learner.vectorize:
+    if learner.tasks_at_a_time != 1:
         activations, evaluation = VMAP * activations, VMAP * evaluation
     kept = COPIES_OUTSIDE * tensor_bytes(learned) + tensor_bytes(state)
     return int(SCRATCH_BYTES + max(activations + parameters, evaluation) + queries + kept)
