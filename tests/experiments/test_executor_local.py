@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from gradshare.errors import RunError
-from gradshare.experiments.local import Job, run_all
+from gradshare.experiments.executors.job import Finished, Job
+from gradshare.experiments.executors.local import LocalExecutor
+from gradshare.experiments.executors.loop import run_all
 from gradshare.training.config import RunConfig
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.run import Progress, RunResult
+from gradshare.training.run import Progress
 
 
 def jobs(tiny: dict[str, Any], folder: Path, **epochs: int) -> dict[str, Job]:
@@ -31,7 +33,7 @@ def ignore(name: str, what: object) -> None:
 def test_a_killed_process_is_named_and_the_others_keep_what_they_have(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    done: dict[str, RunResult] = {}
+    done: dict[str, Finished] = {}
     victim: list[int] = []
 
     def kill(name: str, progress: Progress) -> None:
@@ -46,7 +48,11 @@ def test_a_killed_process_is_named_and_the_others_keep_what_they_have(
 
     with pytest.raises(RunError) as error:
         run_all(
-            jobs(tiny, tmp_path, short=1, victim=10_000), 2, kill, done.__setitem__, resume=False
+            jobs(tiny, tmp_path, short=1, victim=10_000),
+            LocalExecutor(2, 1),
+            kill,
+            done.__setitem__,
+            resume=False,
         )
     assert str(error.value) == (
         "the process of run 'victim' ended without a result (exit status -9); a negative status "
@@ -57,17 +63,22 @@ def test_a_killed_process_is_named_and_the_others_keep_what_they_have(
 
 
 def test_one_runs_error_stops_the_others(tiny: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "refused").mkdir()
-    (tmp_path / "refused" / "thesis.txt").write_text("years", encoding="utf-8")
+    def occupy(name: str, progress: Progress) -> None:
+        refused = tmp_path / "refused"
+        if name == "long" and not refused.exists():
+            refused.mkdir()
+            (refused / "thesis.txt").write_text("years", encoding="utf-8")
+
+    work = jobs(tiny, tmp_path, short=1, long=10_000, refused=1)
     with pytest.raises(RunError, match=r"already holds 'thesis\.txt'"):
-        run_all(jobs(tiny, tmp_path, long=10_000, refused=1), 2, ignore, ignore, resume=False)
+        run_all(work, LocalExecutor(2, 1), occupy, ignore, resume=False)
     assert (tmp_path / "long" / "config.yaml").exists() or not (tmp_path / "long").exists()
 
 
 def test_a_stop_after_one_run_is_done_keeps_its_result(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    done: dict[str, RunResult] = {}
+    done: dict[str, Finished] = {}
     asked: list[bool] = []
 
     def stop(name: str, progress: Progress) -> None:
@@ -76,7 +87,13 @@ def test_a_stop_after_one_run_is_done_keeps_its_result(
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(RunStoppedError) as error:
-        run_all(jobs(tiny, tmp_path, short=1, long=10_000), 2, stop, done.__setitem__, resume=False)
+        run_all(
+            jobs(tiny, tmp_path, short=1, long=10_000),
+            LocalExecutor(2, 1),
+            stop,
+            done.__setitem__,
+            resume=False,
+        )
     assert str(error.value).startswith("stopped; everything so far is saved in ")
     assert list(done) == ["short"]
     assert RunFolder(tmp_path / "long").history()
