@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import ray
+from click.testing import CliRunner
 
+from gradshare.cli import cli
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.experiments.executors import ray_cluster
 from gradshare.experiments.executors.job import Finished
@@ -24,11 +26,11 @@ from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.run import Progress
 from tests.experiments.executor_runs import (
-    Killer,
     assert_as_if_trained_here,
     ignore,
     job,
     layout,
+    mortal,
     options,
     processes,
     timeless_results,
@@ -46,7 +48,7 @@ def cluster() -> Iterator[None]:
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
     yield
     ray.shutdown()
@@ -58,6 +60,16 @@ def workers() -> list[int]:
 
 def executor(tiny: dict[str, Any], retries: int = 2) -> RayExecutor:
     return RayExecutor(RunConfig(**tiny), None, at_a_time=4, retries=retries)
+
+
+def in_a_mortal_worker() -> Any:
+    train = ray_cluster._train
+
+    def body(*arguments: Any) -> Any:  # a closure: Ray sends its code, since no module has it
+        train.__globals__["run_job"] = mortal
+        return train(*arguments)
+
+    return body
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared disk", "no shared disk"])
@@ -76,10 +88,9 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(
             return ray_cluster._Place(seen.working_directory, seen.token, b"another disk's")
 
         monkeypatch.setattr(RayExecutor, "_place", on_another_disk)
-    work = job(tiny, tmp_path / "out" / "run", epochs=60)
-    killer = Killer(workers)
-    finished = run_all({"run": work}, executor(tiny), killer, ignore, resume=False)
-    assert killer.killed == 1
+    monkeypatch.setattr(ray_cluster, "_train", in_a_mortal_worker())
+    work = job(tiny, tmp_path / "out" / "run", epochs=5)
+    finished = run_all({"run": work}, executor(tiny), ignore, ignore, resume=False)
     (warning,) = (record.message for record in caplog.records if record.levelno >= logging.WARNING)
     assert warning.startswith("the worker of run 'run' was lost: WorkerCrashedError: ")
     assert warning.endswith("; it goes on from its last checkpoint (retry 1 of 2)")
@@ -143,7 +154,7 @@ def test_a_stop_saves_what_runs_and_drops_what_waits(tiny: dict[str, Any], tmp_p
 
     work = {
         "short": job(tiny, tmp_path / "short", epochs=1),
-        **{f"long {n}": job(tiny, tmp_path / f"long-{n}", epochs=10_000) for n in range(3)},
+        **{f"long {n}": job(tiny, tmp_path / f"long-{n}", epochs=10_000) for n in range(2)},
     }
     with pytest.raises(RunStoppedError) as error:
         run_all(work, executor(tiny), stop, done.__setitem__, resume=False)
@@ -154,40 +165,51 @@ def test_a_stop_saves_what_runs_and_drops_what_waits(tiny: dict[str, Any], tmp_p
     assert not list(tmp_path.glob(".ray-*"))
 
 
-def test_the_command_stopped_and_resumed_is_as_if_local(
+def command(tiny: dict[str, Any], out: Path, *more: str) -> list[str]:
+    return ["compare", "--out", str(out), *options(tiny), *more]
+
+
+def test_the_command_writes_what_it_writes_on_this_machine(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    def command(out: str, *more: str) -> list[str]:
-        settings = options({**tiny, "epochs": 150})
-        program = [sys.executable, "-m", "gradshare.cli"]
-        return [*program, "compare", "--out", str(tmp_path / out), *settings, *more]
-
-    on_ray = command("ray", "--executor", "ray", "--resume", "auto")
-    process = subprocess.Popen(
-        on_ray, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    runs = [tmp_path / "ray" / arm for arm in ("original", "gradient-sharing")]
-    wait_until(lambda: all((run / "metrics.jsonl").is_file() for run in runs))
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGINT, (out, err)
-    folders = ", ".join(map(str, runs))
-    assert err == f"stopped; everything so far is saved in {folders}\n"
-    assert all(list((run / "checkpoints").glob("latest-*")) for run in runs)
-
-    resumed = subprocess.run(on_ray, capture_output=True, text=True, timeout=120, check=False)
-    assert (resumed.returncode, resumed.stderr) == (0, "")
-    assert "2 runs, on a Ray cluster of this machine as it has room, with 1 thread each" in (
-        resumed.stdout
-    )
-    here = subprocess.run(
-        command("local"), capture_output=True, text=True, timeout=120, check=False
-    )
-    assert (here.returncode, here.stderr) == (0, "")
+    on_ray = command(tiny, tmp_path / "ray", "--executor", "ray", "--resume", "auto")
+    for start in ("new", "stopped"):
+        result = CliRunner().invoke(cli, on_ray, catch_exceptions=False)
+        assert result.exit_code == 0
+        assert "2 runs, on a Ray cluster of this machine as it has room, with 1 thread each" in (
+            result.stdout
+        )
+        if start == "new":  # now as if it had been stopped after its second epoch
+            (tmp_path / "ray/original/checkpoints/latest-000000009.safetensors").unlink()
+            (tmp_path / "ray/original/results.json").unlink()
+    CliRunner().invoke(cli, command(tiny, tmp_path / "local"), catch_exceptions=False)
     assert layout(tmp_path / "ray") == layout(tmp_path / "local")
     for name in ("results.json", "original/results.json", "gradient-sharing/results.json"):
         left, right = (timeless_results(tmp_path / out / name) for out in ("ray", "local"))
         assert left == right
+
+
+def test_ctrl_c_in_a_terminal_stops_the_command_and_its_cluster(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = command({**tiny, "epochs": 10_000}, out, "--executor", "ray")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradshare.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    runs = [out / arm for arm in ("original", "gradient-sharing")]
+    wait_until(lambda: all((run / "metrics.jsonl").is_file() for run in runs))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT, err
+    assert err == f"stopped; everything so far is saved in {', '.join(map(str, runs))}\n"
+    assert all(RunFolder(run).history() for run in runs)
+    assert sorted(path.name for path in out.iterdir()) == sorted(run.name for run in runs)
+    wait_until(lambda: not workers())
 
 
 def test_a_card_of_its_own_choice_is_refused(tiny: dict[str, Any]) -> None:

@@ -109,11 +109,12 @@ def run_all(
             runs.start_or_stop()
             for name, news in executor.news():
                 runs.hear(name, news)
-    if runs.failure is not None:
-        raise runs.failure
-    if stop.signal is not None and len(runs.finished) < len(jobs):
-        folders = ", ".join(str(job.folder) for job in jobs.values())
-        raise RunStoppedError(f"stopped; everything so far is saved in {folders}", stop.signal)
+        # Within, so that the executor learns how it ends.
+        if runs.failure is not None:
+            raise runs.failure
+        if stop.signal is not None and len(runs.finished) < len(jobs):
+            folders = ", ".join(str(job.folder) for job in jobs.values())
+            raise RunStoppedError(f"stopped; everything so far is saved in {folders}", stop.signal)
     return runs.finished
 
 

@@ -8,6 +8,7 @@ being on another machine without a shared disk, trains in a temporary one and se
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import tempfile
@@ -75,7 +76,8 @@ class RayExecutor:
         retries: see `Executor`.
 
     Raises:
-        ConfigError: the configuration names a device that Ray is to choose.
+        ConfigError: the configuration names a device that Ray is to choose, or asks this machine
+            for more cores than it has.
     """
 
     here = False
@@ -88,10 +90,15 @@ class RayExecutor:
                 f"--device {config.device} names one card, but Ray deals out the cards; use "
                 "--device cuda"
             )
+        self._threads = config.threads or 1
+        if address is None and self._threads > cores():
+            raise ConfigError(
+                f"--threads {self._threads}: this machine has {counted(cores(), 'core')}, so Ray "
+                "would wait for ever; ask for fewer, or for another cluster with --ray-address"
+            )
         self.at_a_time = at_a_time
         self.retries = retries
         self._device = config.device
-        self._threads = config.threads or 1
         self._address = address
         self._jobs: dict[str, Job] = {}
         self._tasks: dict[str, Any] = {}
@@ -171,14 +178,8 @@ class RayExecutor:
                 ray.cancel(self._tasks[name])
 
     def _connect(self) -> None:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is None:
-            if self._threads > cores():
-                raise ConfigError(
-                    f"--threads {self._threads}: this machine has {counted(cores(), 'core')}, so "
-                    "Ray would wait for ever; ask for fewer, or for another cluster with "
-                    "--ray-address"
-                )
             options |= {
                 "num_cpus": cores(),
                 "include_dashboard": False,

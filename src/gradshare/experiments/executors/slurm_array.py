@@ -150,7 +150,8 @@ def slurm_settings(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"--slurm {pair}: give KEY=VALUE, like partition=gpu")
         if name not in SETTINGS:
-            near = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0)
+            longer = [key for key in SETTINGS if key.startswith(name)]
+            near = longer or difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0)
             raise ConfigError(
                 f"--slurm {pair}: unknown key {written!r}; did you mean {near[0]!r}? The keys are "
                 f"{', '.join(sorted(SETTINGS))}"
