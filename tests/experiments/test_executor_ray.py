@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import ray
-from click.testing import CliRunner
 
-from gradshare.cli import cli
 from gradshare.errors import ConfigError, DataError, RunError
+from gradshare.experiments.compare import compare
 from gradshare.experiments.executors import ray_cluster
 from gradshare.experiments.executors.job import Finished
-from gradshare.experiments.executors.loop import run_all
+from gradshare.experiments.executors.local import LocalExecutor
+from gradshare.experiments.executors.loop import Executor, run_all
 from gradshare.experiments.executors.ray_cluster import OBJECT_STORE_BYTES, RayExecutor
 from gradshare.training.config import RunConfig
 from gradshare.training.folder import RunFolder
@@ -165,24 +165,25 @@ def test_a_stop_saves_what_runs_and_drops_what_waits(tiny: dict[str, Any], tmp_p
     assert not list(tmp_path.glob(".ray-*"))
 
 
-def command(tiny: dict[str, Any], out: Path, *more: str) -> list[str]:
-    return ["compare", "--out", str(out), *options(tiny), *more]
-
-
-def test_the_command_writes_what_it_writes_on_this_machine(
-    tiny: dict[str, Any], tmp_path: Path
-) -> None:
-    on_ray = command(tiny, tmp_path / "ray", "--executor", "ray", "--resume", "auto")
-    for start in ("new", "stopped"):
-        result = CliRunner().invoke(cli, on_ray, catch_exceptions=False)
-        assert result.exit_code == 0
-        assert "2 runs, on a Ray cluster of this machine as it has room, with 1 thread each" in (
-            result.stdout
+def test_a_comparison_is_laid_out_as_on_this_machine(tiny: dict[str, Any], tmp_path: Path) -> None:
+    def compared(out: str, where: Executor, *, resume: bool = False) -> None:
+        compare(
+            RunConfig(**tiny),
+            tmp_path / out,
+            control=False,
+            seeds=1,
+            executor=where,
+            resume=resume,
+            command="gradshare compare",
+            watch=ignore,
         )
-        if start == "new":  # now as if it had been stopped after its second epoch
-            (tmp_path / "ray/original/checkpoints/latest-000000009.safetensors").unlink()
-            (tmp_path / "ray/original/results.json").unlink()
-    CliRunner().invoke(cli, command(tiny, tmp_path / "local"), catch_exceptions=False)
+
+    compared("ray", executor(tiny))
+    # As if it had been stopped after its second epoch.
+    (tmp_path / "ray/original/checkpoints/latest-000000009.safetensors").unlink()
+    (tmp_path / "ray/original/results.json").unlink()
+    compared("ray", executor(tiny), resume=True)
+    compared("local", LocalExecutor(2, 1))
     assert layout(tmp_path / "ray") == layout(tmp_path / "local")
     for name in ("results.json", "original/results.json", "gradient-sharing/results.json"):
         left, right = (timeless_results(tmp_path / out / name) for out in ("ray", "local"))
@@ -193,19 +194,21 @@ def test_ctrl_c_in_a_terminal_stops_the_command_and_its_cluster(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    arguments = command({**tiny, "epochs": 10_000}, out, "--executor", "ray")
+    program = [sys.executable, "-m", "gradshare.cli", "compare", "--executor", "ray"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "gradshare.cli", *arguments],
+        [*program, "--out", str(out), *options({**tiny, "epochs": 10_000})],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     runs = [out / arm for arm in ("original", "gradient-sharing")]
-    wait_until(lambda: all((run / "metrics.jsonl").is_file() for run in runs))
+    metrics = [run / "metrics.jsonl" for run in runs]
+    wait_until(lambda: all(path.is_file() and path.stat().st_size for path in metrics))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, err = process.communicate(timeout=120)
+    said, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT, err
+    assert "2 runs, on a Ray cluster of this machine as it has room, with 1 thread each" in said
     assert err == f"stopped; everything so far is saved in {', '.join(map(str, runs))}\n"
     assert all(RunFolder(run).history() for run in runs)
     assert sorted(path.name for path in out.iterdir()) == sorted(run.name for run in runs)

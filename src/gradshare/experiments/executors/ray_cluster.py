@@ -150,16 +150,11 @@ class RayExecutor:
 
     def news(self) -> Iterator[Event]:
         """See `Executor`."""
-        try:
-            names = {task: name for name, task in self._tasks.items()}
+        names = {task: name for name, task in self._tasks.items()}
+        with _ray_is_there():
             done, _ = ray.wait(list(names), num_returns=1, timeout=POLL_SECONDS)
             # After waiting: what a task told before it was done comes before what it came to.
             told = ray.get(self._board.take.remote())
-        except RayError as error:
-            raise RunError(
-                f"Ray is gone: {_brief(error)}; everything so far is saved, continue with --resume "
-                "auto"
-            ) from error
         for name, progress, changes in told:
             self._heard_of.add(name)
             apply(changes, self._jobs[name].folder)
@@ -172,10 +167,11 @@ class RayExecutor:
 
     def stop(self, names: Collection[str]) -> None:
         """See `Executor`."""
-        ray.get(self._board.stop.remote(frozenset(names)))
-        for name in names:
-            if name not in self._heard_of:  # it may wait for a machine for long
-                ray.cancel(self._tasks[name])
+        with _ray_is_there():
+            ray.get(self._board.stop.remote(frozenset(names)))
+            for name in names:
+                if name not in self._heard_of:  # it may wait for a machine for long
+                    ray.cancel(self._tasks[name])
 
     def _connect(self) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -297,6 +293,17 @@ class _Reporter:
         if stop:
             # As a scheduler asks: the run saves what it has.
             signal.raise_signal(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _ray_is_there() -> Iterator[None]:
+    """Say it where it is not."""
+    try:
+        yield
+    except RayError as error:
+        raise RunError(
+            f"Ray is gone: {_brief(error)}; everything so far is saved, continue with --resume auto"
+        ) from error
 
 
 def _brief(error: BaseException) -> str:
