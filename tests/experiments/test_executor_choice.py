@@ -63,6 +63,11 @@ def test_others_take_all_runs_and_retry_twice(tiny: dict[str, Any], tmp_path: Pa
             f"--threads 999: this machine has {cores()} cores, so Ray would wait for ever; ask for "
             "fewer, or for another cluster with --ray-address",
         ),
+        (
+            ["--executor", "ray", "--ray-address", "127.0.0.1:1", "--queries", "4"],
+            "the Ray cluster at 127.0.0.1:1 cannot be used: ConnectionRefusedError: [Errno 111] "
+            "Connection refused; see docs/clusters.md",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(

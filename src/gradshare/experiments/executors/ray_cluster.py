@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import tempfile
 import time
 import uuid
@@ -41,6 +42,7 @@ from gradshare.training.run import Progress
 
 POLL_SECONDS = 0.2
 TELL_SECONDS = 0.5
+CONNECT_SECONDS = 10
 OBJECT_STORE_BYTES = 2**27  # of our own cluster: what travels is small
 
 
@@ -182,6 +184,7 @@ class RayExecutor:
                 "object_store_memory": OBJECT_STORE_BYTES,
             }
         try:
+            _require_an_answer(self._address)
             ray.init(address=self._address or "local", **options)
         except Exception as error:
             where = f"at {self._address} " if self._address else ""
@@ -295,6 +298,17 @@ class _Reporter:
             signal.raise_signal(signal.SIGTERM)
 
 
+def _require_an_answer(address: str | None) -> None:
+    """Find out at once whether anybody is there: Ray itself takes minutes to give up.
+
+    Raises:
+        OSError: nobody is.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+
+
 @contextlib.contextmanager
 def _ray_is_there() -> Iterator[None]:
     """Say it where it is not."""
@@ -308,4 +322,4 @@ def _ray_is_there() -> Iterator[None]:
 
 def _brief(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
