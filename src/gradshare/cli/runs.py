@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from gradshare.cli.options import GroupedCommand, read_config, run_options
 from gradshare.cli.progress import RunBars
 from gradshare.errors import ConfigError
 from gradshare.experiments.compare import compare, results_of_runs
-from gradshare.experiments.local import default_jobs, default_threads
+from gradshare.experiments.executors.choice import NAMES, Choice, Name
+from gradshare.experiments.executors.job import Finished
+from gradshare.experiments.executors.local import default_threads
+from gradshare.experiments.executors.loop import Executor
 from gradshare.experiments.report import write_report
 from gradshare.experiments.results import FILENAME, Results, load_results, save_results
 from gradshare.experiments.seeds import seeds_of
@@ -27,9 +31,9 @@ from gradshare.experiments.wording import accuracy, counted, method
 from gradshare.training.config import RunConfig
 from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
-from gradshare.training.machine import keep_freed_memory
+from gradshare.training.machine import environment, keep_freed_memory
 from gradshare.training.run import train
-from gradshare.training.setup import set_up
+from gradshare.training.setup import choose_device, set_up
 from gradshare.training.statistics import confidence95
 
 ARM_FIELDS = ("sharing", "sharing_control")
@@ -52,6 +56,59 @@ resume_option = click.option(
 )
 
 
+def executor_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say where runs go; it is called with a `Choice`, `where`."""
+
+    @functools.wraps(command)
+    def chosen(
+        executor: Name,
+        jobs: int | None,
+        retries: int | None,
+        ray_address: str | None,
+        slurm: tuple[str, ...],
+        **others: Any,
+    ) -> None:
+        command(where=Choice(executor, jobs, retries, ray_address, slurm), **others)
+
+    options = (
+        click.option(
+            "--executor",
+            type=click.Choice(NAMES),
+            default="local",
+            show_default=True,
+            help="Where the runs are trained: in processes on this machine, on Ray, or as Slurm "
+            "jobs; see docs/clusters.md.",
+        ),
+        click.option(
+            "--jobs",
+            type=click.IntRange(1),
+            help="Training runs at a time.  [default: local: one more than there are cores, 1 on "
+            "a GPU; ray, slurm: all that there is room for]",
+        ),
+        click.option(
+            "--retries",
+            type=click.IntRange(0),
+            help="Start a run whose process or machine is lost again from its last checkpoint, so "
+            "many times in a row without another epoch.  [default: local: 0; ray, slurm: 2]",
+        ),
+        click.option(
+            "--ray-address",
+            help="Ray cluster, as `ray.init` takes it: auto, HOST:PORT.  [default: one of this "
+            "machine, for this command]",
+        ),
+        click.option(
+            "--slurm",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Slurm's settings, under sbatch's names: time=24:00:00 (needed), partition=gpu, "
+            "gpus-per-node=1, cpus-per-task=4, mem=16G, …  Repeat for each.",
+        ),
+    )
+    for option in reversed(options):
+        chosen = option(chosen)
+    return chosen
+
+
 @click.command(name="train", cls=GroupedCommand)
 @out_option
 @resume_option
@@ -68,7 +125,8 @@ def train_command(
         result = train(
             config, out, lambda progress: bars(config.arm, progress), resume=resume == "auto"
         )
-    results = results_of_runs([result], _command_line())
+    run = Finished(result, environment(choose_device(config.device)))
+    results = results_of_runs([run], _command_line())
     save_results(results, out / FILENAME)
     _report([results], out, console)
 
@@ -84,18 +142,14 @@ def train_command(
     show_default=True,
     help="Repeat the comparison with so many seeds, from --seed on.",
 )
-@click.option(
-    "--jobs",
-    type=click.IntRange(1),
-    help="Training runs at a time.  [default: one more than there are cores; 1 on a GPU]",
-)
+@executor_options
 @run_options(leave_out=ARM_FIELDS)
 def compare_command(
     out: Path,
     resume: str,
     control: bool,
     seeds: int,
-    jobs: int | None,
+    where: Choice,
     config_file: Path | None,
     preset: str | None,
     **options: Any,
@@ -104,15 +158,15 @@ def compare_command(
     console = Console()
     config = read_config(config_file, preset, options)
     runs = seeds * (3 if control else 2)
-    at_a_time = min(jobs or default_jobs(config, runs), runs)
-    _announce(console, config, out, runs, at_a_time, control=control)
+    executor = where.executor(config, out, runs)
+    _announce(console, config, out, runs, executor, control=control)
     with RunBars(console) as bars:
         comparison = compare(
             config,
             out,
             control=control,
             seeds=seeds,
-            at_a_time=at_a_time,
+            executor=executor,
             resume=resume == "auto",
             command=_command_line(),
             watch=bars,
@@ -170,19 +224,18 @@ def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
 
 
 def _announce(
-    console: Console, config: RunConfig, out: Path, runs: int, at_a_time: int, *, control: bool
+    console: Console, config: RunConfig, out: Path, runs: int, executor: Executor, *, control: bool
 ) -> None:
     """Say what a comparison will do, before it does it."""
     arms = "the original, gradient sharing" + (
         " and its control, which shares nothing" if control else ""
     )
-    threads = default_threads(config, at_a_time)
     console.print(
         f"Training {method(config.method)} on {config.dataset} ({config.ways}-way "
         f"{config.shots}-shot, task batch {config.task_batch}, {config.inner_steps} inner steps at "
         f"rate {config.inner_lr * config.inner_lr_scale:g}) for {config.epochs} epochs of "
-        f"{config.iterations_per_epoch} iterations: {arms}. {counted(runs, 'run')}, {at_a_time} at "
-        f"a time with {counted(threads, 'thread')} each; everything goes to {out}.",
+        f"{config.iterations_per_epoch} iterations: {arms}. {counted(runs, 'run')}, "
+        f"{executor.describe()}; everything goes to {out}.",
         soft_wrap=True,
         highlight=False,
     )

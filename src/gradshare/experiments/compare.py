@@ -7,19 +7,19 @@ with several seeds, one such folder for each seed below it, and one report over 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gradshare.experiments.arms import arm_of
-from gradshare.experiments.local import Job, WatchAll, run_all
+from gradshare.experiments.executors.job import Finished, Job
+from gradshare.experiments.executors.loop import Executor, WatchAll, run_all
 from gradshare.experiments.results import FILENAME, Results, save_results
 from gradshare.experiments.speedup import results_of
 from gradshare.training.config import RunConfig
 from gradshare.training.folder import refuse_if_occupied
-from gradshare.training.machine import environment
 from gradshare.training.preflight import require_memory
-from gradshare.training.run import RunResult
-from gradshare.training.setup import choose_device, set_up
+from gradshare.training.setup import set_up
 
 ARMS: tuple[dict[str, Any], ...] = (
     {"sharing": False, "sharing_control": None},
@@ -34,7 +34,7 @@ def compare(
     *,
     control: bool,
     seeds: int,
-    at_a_time: int,
+    executor: Executor,
     resume: bool,
     command: str,
     watch: WatchAll,
@@ -46,7 +46,7 @@ def compare(
         folder: a new folder, unless `resume`.
         control: whether to run the rate-control arm too.
         seeds: how many seeds, from `config.seed` on.
-        at_a_time: how many runs go side by side.
+        executor: where the runs go.
         resume: continue the runs that the folder holds; see `gradshare.training.run.train`.
         command: what reproduces this, for the record.
         watch: told of progress.
@@ -57,8 +57,12 @@ def compare(
     Raises:
         GradshareError: see `gradshare.training.run.train`.
     """
-    # Whatever is wrong with the data or the settings shows before anything is done.
-    require_memory(config, set_up(config), at_a_time=at_a_time)
+    # Whatever is wrong with the data or the settings shows before anything is done. The devices and
+    # the memory of other machines are theirs to check.
+    if executor.here:
+        require_memory(config, set_up(config), at_a_time=executor.at_a_time)
+    else:
+        set_up(RunConfig(**{**config.model_dump(), "device": "cpu"}))
     if not resume:
         refuse_if_occupied(folder, resume=False)
     arms = ARMS if control else ARMS[:2]
@@ -73,10 +77,10 @@ def compare(
             name = run.arm if seeds == 1 else f"{run.arm} (seed {seed})"
             jobs[name] = Job(run, home / run.arm)
 
-    def record(name: str, result: RunResult) -> None:
-        save_results(results_of_runs([result], command), jobs[name].folder / FILENAME)
+    def record(name: str, run: Finished) -> None:
+        save_results(results_of_runs([run], command), jobs[name].folder / FILENAME)
 
-    finished = run_all(jobs, at_a_time, watch, record, resume=resume)
+    finished = run_all(jobs, executor, watch, record, resume=resume)
 
     comparison = []
     for seed, home in homes.items():
@@ -87,15 +91,24 @@ def compare(
     return comparison
 
 
-def results_of_runs(runs: list[RunResult], command: str) -> Results:
+def results_of_runs(runs: Sequence[Finished], command: str) -> Results:
     """What the runs of one seed came to, side by side."""
-    config = runs[0].config
+    config = runs[0].result.config
     shared = config.model_dump(mode="json", exclude={"sharing", "sharing_control"})
     return results_of(
-        [arm_of(run) for run in runs],
+        [arm_of(run.result) for run in runs],
         dataset=config.dataset,
         method=config.method,
         config=shared if len(runs) > 1 else config.model_dump(mode="json"),
-        environment=environment(choose_device(config.device)),
+        environment=_together([run.environment for run in runs]),
         command=command,
     )
+
+
+def _together(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One environment; where runs were trained on unlike machines, it lists what they have."""
+    together: dict[str, Any] = {}
+    for key in dict.fromkeys(key for one in environments for key in one):
+        values = list(dict.fromkeys(one.get(key) for one in environments))
+        together[key] = values[0] if len(values) == 1 else ", ".join(map(str, values))
+    return together

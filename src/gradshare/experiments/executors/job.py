@@ -1,0 +1,84 @@
+"""A run to be done, and doing it: what every executor's processes have in common."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradshare.errors import GradshareError, RunError
+from gradshare.training.config import RunConfig
+from gradshare.training.machine import environment, keep_freed_memory
+from gradshare.training.run import RunResult, Watch, train
+from gradshare.training.setup import choose_device
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run to be done.
+
+    Attributes:
+        config: what to run.
+        folder: where to.
+    """
+
+    config: RunConfig
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done.
+
+    Attributes:
+        result: what it came to.
+        environment: of the process that trained it; see `gradshare.training.machine.environment`.
+    """
+
+    result: RunResult
+    environment: dict[str, Any]
+
+
+class LostError(RunError):
+    """A run whose process, or whose machine, ended without saying how."""
+
+
+class UnexpectedError(RunError):
+    """A defect of the program, met by a run.
+
+    Attributes:
+        trace: where.
+    """
+
+    def __init__(self, message: str, trace: str) -> None:
+        super().__init__(message, trace)  # both, or it could not travel between processes
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+Outcome = Finished | GradshareError
+"""What became of a run. Errors are values here, since they have to travel between processes."""
+
+
+def run_job(job: Job, threads: int, watch: Watch) -> Outcome:
+    """Train a run in a process of its own, from where its folder was saved last.
+
+    Args:
+        job: the run.
+        threads: how many to compute with.
+        watch: told of progress.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    try:
+        result = train(job.config, job.folder, watch, resume=True)
+        return Finished(result, environment(choose_device(job.config.device)))
+    except GradshareError as error:
+        return error
+    except Exception as error:
+        return UnexpectedError(f"{type(error).__name__}: {error}", traceback.format_exc())

@@ -1,0 +1,236 @@
+"""Running named jobs on an executor: so many at a time, retried when lost, stopped when asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import TracebackType
+from typing import Protocol, Self
+
+from gradshare.errors import GradshareError, RunError
+from gradshare.experiments.executors.job import Finished, Job, LostError, Outcome, UnexpectedError
+from gradshare.training.files import write_atomically
+from gradshare.training.folder import refuse_if_occupied
+from gradshare.training.interruption import RunStoppedError, StopRequests
+from gradshare.training.run import Progress
+
+log = logging.getLogger(__name__)
+
+WatchAll = Callable[[str, Progress], None]
+"""Told the name of a run and where it is."""
+
+Record = Callable[[str, Finished], None]
+"""Given the name of a run and what it came to."""
+
+Event = tuple[str, Progress | Outcome]
+"""News of a run by its name: where it is, or at last what became of it."""
+
+ERROR = "error.txt"
+
+
+class Executor(Protocol):
+    """Somewhere to train runs. It is entered before the first is started, and left at the end.
+
+    Attributes:
+        at_a_time: how many runs it is given at a time.
+        retries: how often in a row a run that was lost is started again, while it does not
+            complete an epoch.
+        here: whether runs are trained on this machine, with the devices that are seen here.
+    """
+
+    at_a_time: int
+    retries: int
+    here: bool
+
+    def __enter__(self) -> Self:
+        """Make ready.
+
+        Raises:
+            GradshareError: it cannot be reached.
+        """
+        ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave nothing behind."""
+        ...
+
+    def describe(self) -> str:
+        """How and where the runs go, as the end of a sentence that says how many."""
+        ...
+
+    def start(self, jobs: Mapping[str, Job]) -> None:
+        """Begin to train runs, each from where its folder was saved last.
+
+        Raises:
+            GradshareError: they were refused.
+        """
+        ...
+
+    def news(self) -> Iterable[Event]:
+        """What has happened, at once or after a short while.
+
+        The last news of a run is what became of it: a `LostError` if nobody knows.
+        """
+        ...
+
+    def stop(self, names: Collection[str]) -> None:
+        """Ask runs to save what they have and end."""
+        ...
+
+
+def run_all(
+    jobs: Mapping[str, Job], executor: Executor, watch: WatchAll, record: Record, *, resume: bool
+) -> dict[str, Finished]:
+    """Train every run; the result by the run's name.
+
+    Args:
+        jobs: the runs by name.
+        executor: where.
+        watch: told where each is.
+        record: given each result as soon as it is there, so that what comes after cannot lose it.
+        resume: continue the runs that the folders hold; see `gradshare.training.run.train`.
+
+    Raises:
+        GradshareError: what the first run to fail raised; the others are stopped and keep what
+            they have saved.
+        RunStoppedError: Ctrl-C or SIGTERM; every run has saved what it had.
+    """
+    if not resume:
+        for job in jobs.values():
+            refuse_if_occupied(job.folder, resume=False)
+    with StopRequests() as stop, executor:
+        runs = _Runs(jobs, executor, stop, watch, record)
+        while runs.unfinished:
+            runs.start_or_stop()
+            for name, news in executor.news():
+                runs.hear(name, news)
+        # Within, so that the executor learns how it ends.
+        if runs.failure is not None:
+            raise runs.failure
+        if stop.signal is not None and len(runs.finished) < len(jobs):
+            folders = ", ".join(str(job.folder) for job in jobs.values())
+            raise RunStoppedError(f"stopped; everything so far is saved in {folders}", stop.signal)
+    return runs.finished
+
+
+class _Runs:
+    """The state of `run_all`.
+
+    Attributes:
+        finished: the runs that are done.
+        failure: why the others are not to go on; None if they are.
+    """
+
+    def __init__(
+        self,
+        jobs: Mapping[str, Job],
+        executor: Executor,
+        stop: StopRequests,
+        watch: WatchAll,
+        record: Record,
+    ) -> None:
+        self.finished: dict[str, Finished] = {}
+        self.failure: GradshareError | None = None
+        self._jobs = jobs
+        self._executor = executor
+        self._stop = stop
+        self._watch = watch
+        self._record = record
+        self._waiting = list(jobs)
+        self._running: set[str] = set()
+        self._stopping: set[str] = set()
+        self._attempts = _Attempts(executor.retries)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is anything left to start, or to wait for."""
+        return bool(self._waiting or self._running)
+
+    @property
+    def _ending(self) -> bool:
+        return self._stop.signal is not None or self.failure is not None
+
+    def start_or_stop(self) -> None:
+        """Start what there is room for; ask every run to end if they are not to go on."""
+        if self._ending:
+            self._waiting.clear()
+            if asked := self._running - self._stopping:
+                self._executor.stop(asked)
+                self._stopping |= asked
+        elif names := self._waiting[: self._executor.at_a_time - len(self._running)]:
+            self._waiting = [name for name in self._waiting if name not in names]
+            self._executor.start({name: self._jobs[name] for name in names})
+            self._running.update(names)
+
+    def hear(self, name: str, news: Progress | Outcome) -> None:
+        """Act on news of a run."""
+        if isinstance(news, Progress):
+            self._attempts.note(name, news)
+            self._watch(name, news)
+            return
+        self._running.discard(name)
+        if isinstance(news, Finished):
+            self.finished[name] = news
+            self._record(name, news)
+        elif not isinstance(news, RunStoppedError | LostError):
+            self.failure = self.failure or _described(name, self._jobs[name], news)
+        elif not self._ending:  # somebody else than us ended it
+            if self._attempts.another(name, news):
+                self._waiting.append(name)
+            else:
+                self.failure = self._attempts.given_up(name, news)
+
+
+class _Attempts:
+    """Counts how often in a row each run was lost without completing an epoch in between."""
+
+    def __init__(self, retries: int) -> None:
+        self._retries = retries
+        self._lost: dict[str, int] = {}
+        self._epoch: dict[str, int] = {}
+        self._epoch_when_lost: dict[str, int] = {}
+
+    def note(self, name: str, progress: Progress) -> None:
+        self._epoch[name] = progress.epoch
+        if progress.epoch > self._epoch_when_lost.get(name, progress.epoch):
+            del self._epoch_when_lost[name]
+            self._lost[name] = 0
+
+    def another(self, name: str, error: GradshareError) -> bool:
+        """Whether a run that was just lost is to be started again."""
+        lost = self._lost.get(name, 0)
+        if lost == self._retries:
+            return False
+        self._lost[name] = lost + 1
+        if name in self._epoch:
+            self._epoch_when_lost[name] = self._epoch[name]
+        log.warning(
+            "%s; it goes on from its last checkpoint (retry %d of %d)",
+            error,
+            lost + 1,
+            self._retries,
+        )
+        return True
+
+    def given_up(self, name: str, error: GradshareError) -> GradshareError:
+        lost = self._lost.get(name, 0)
+        if not lost:
+            return error
+        return RunError(
+            f"{error}; it was retried {lost} times without completing another epoch, and is saved "
+            "to be continued with --resume auto"
+        )
+
+
+def _described(name: str, job: Job, error: GradshareError) -> GradshareError:
+    """What to show for a run's error; the trace of a defect goes into its folder."""
+    if not isinstance(error, UnexpectedError):
+        return error
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(job.folder / ERROR, error.trace.encode())
+    return RunError(f"run {name!r} failed: {error}; please report this with {job.folder / ERROR}")

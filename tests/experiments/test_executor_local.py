@@ -1,0 +1,140 @@
+"""Runs side by side: what becomes of the others when one fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from gradshare.errors import RunError
+from gradshare.experiments.executors.job import Finished, Job
+from gradshare.experiments.executors.local import LocalExecutor
+from gradshare.experiments.executors.loop import run_all
+from gradshare.training.folder import RunFolder
+from gradshare.training.interruption import RunStoppedError
+from gradshare.training.run import Progress
+from tests.experiments.executor_runs import (
+    PATIENCE,
+    assert_as_if_trained_here,
+    ignore,
+    job,
+    options,
+    wait_until,
+)
+
+
+def jobs(tiny: dict[str, Any], folder: Path, **epochs: int) -> dict[str, Job]:
+    return {name: job(tiny, folder / name, epochs=count) for name, count in epochs.items()}
+
+
+def children() -> list[int]:
+    """The processes that train."""
+    listed = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+    return [
+        child
+        for child in map(int, listed.split())
+        if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+def test_a_killed_process_is_named_and_the_others_keep_what_they_have(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    done: dict[str, Finished] = {}
+    victim: list[int] = []
+
+    def kill(name: str, progress: Progress) -> None:
+        if name == "victim" and progress.epoch > 1 and "short" in done and not victim:
+            victim.extend(children())
+            os.kill(victim[0], signal.SIGKILL)
+
+    with pytest.raises(RunError) as error:
+        run_all(
+            jobs(tiny, tmp_path, short=1, victim=10_000),
+            LocalExecutor(2, 1),
+            kill,
+            done.__setitem__,
+            resume=False,
+        )
+    assert str(error.value) == (
+        "the process of run 'victim' ended without a result (exit status -9); a negative status "
+        "is a signal, and -9 often means that memory ran out"
+    )
+    assert list(done) == ["short"]
+    assert RunFolder(tmp_path / "victim").history()
+
+
+def test_one_runs_error_stops_the_others(tiny: dict[str, Any], tmp_path: Path) -> None:
+    def occupy(name: str, progress: Progress) -> None:
+        refused = tmp_path / "refused"
+        if name == "long" and not refused.exists():
+            refused.mkdir()
+            (refused / "thesis.txt").write_text("years", encoding="utf-8")
+
+    work = jobs(tiny, tmp_path, short=1, long=10_000, refused=1)
+    with pytest.raises(RunError, match=r"already holds 'thesis\.txt'"):
+        run_all(work, LocalExecutor(2, 1), occupy, ignore, resume=False)
+    assert (tmp_path / "long" / "config.yaml").exists() or not (tmp_path / "long").exists()
+
+
+def test_a_stop_after_one_run_is_done_keeps_its_result(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    done: dict[str, Finished] = {}
+    asked: list[bool] = []
+
+    def stop(name: str, progress: Progress) -> None:
+        if "short" in done and name == "long" and progress.epoch > 1 and not asked:
+            asked.append(True)  # a second time would interrupt at once
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(RunStoppedError) as error:
+        run_all(
+            jobs(tiny, tmp_path, short=1, long=10_000),
+            LocalExecutor(2, 1),
+            stop,
+            done.__setitem__,
+            resume=False,
+        )
+    assert str(error.value).startswith("stopped; everything so far is saved in ")
+    assert list(done) == ["short"]
+    assert RunFolder(tmp_path / "long").history()
+
+
+def test_a_killed_process_can_be_retried(tiny: dict[str, Any], tmp_path: Path) -> None:
+    victim: list[int] = []
+
+    def kill(name: str, progress: Progress) -> None:
+        if progress.epoch > 1 and not victim:
+            victim.extend(children())
+            os.kill(victim[0], signal.SIGKILL)
+
+    work = job(tiny, tmp_path / "run", epochs=30)
+    executor = LocalExecutor(1, 1, retries=1)
+    finished = run_all({"run": work}, executor, kill, ignore, resume=False)
+    assert victim
+    assert_as_if_trained_here(finished["run"], work, tmp_path / "here")
+
+
+def test_runs_save_and_end_when_the_program_is_killed(tiny: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    program = [sys.executable, "-m", "gradshare.cli", "compare", "--out", str(out)]
+    process = subprocess.Popen(
+        [*program, *options({**tiny, "epochs": 10_000})],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    runs = [out / "original", out / "gradient-sharing"]
+    metrics = [run / "metrics.jsonl" for run in runs]
+    wait_until(lambda: all(path.is_file() and path.stat().st_size for path in metrics))
+    process.kill()
+    for run in runs:
+        with FileLock(run / ".lock", timeout=PATIENCE):
+            assert RunFolder(run).history()
+    assert b"Traceback" not in process.communicate(timeout=PATIENCE)[1]
