@@ -29,9 +29,7 @@ import math
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,7 +39,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.contenders import FLOOR, PEER_NAMES, Contender, ours
-from benchmarks.driver import ROOT, Entry, Race, Seconds, Start, Worker, peak_bytes
+from benchmarks.driver import ROOT, Entry, Race, Seconds, Start, Worker, peak_bytes, timed
 from benchmarks.episodes import write_images
 from benchmarks.ours import METHODS, Method
 from benchmarks.problems import Problem, draw_tasks, starting_model
@@ -495,19 +493,6 @@ def context(peers: Iterable[str], threads: int, scale: Scale) -> dict[str, Any]:
     return described
 
 
-@contextmanager
-def _timed() -> Iterator[Callable[[str], None]]:
-    """Says what is being done, and for how long everything has been going on."""
-    start = time.monotonic()
-
-    def say(what: str) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - start), 60)
-        print(f"[{minutes:2}:{seconds:02}] {what}", file=sys.stderr, flush=True)
-
-    yield say
-    say("done")
-
-
 def main(arguments: Sequence[str] | None = None, start: Start = Worker) -> int:
     """Measure, print, write; 0 unless something could not be measured."""
     parser = argparse.ArgumentParser(description="Measures gradshare beside its peers.")
@@ -524,7 +509,7 @@ def main(arguments: Sequence[str] | None = None, start: Start = Worker) -> int:
     scale = QUICK if options.quick else FULL
     options.out.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory() as folder, _timed() as say:
+        with tempfile.TemporaryDirectory() as folder, timed() as say:
             bench = Bench(
                 scale,
                 peers,

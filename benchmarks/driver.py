@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -194,3 +196,16 @@ def peak_bytes(
         )
     peak: int = answer["bytes"]
     return peak
+
+
+@contextmanager
+def timed() -> Iterator[Callable[[str], None]]:
+    """Says what is being done, and for how long everything has been going on."""
+    start = time.monotonic()
+
+    def say(what: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - start), 60)
+        print(f"[{minutes:2}:{seconds:02}] {what}", file=sys.stderr, flush=True)
+
+    yield say
+    say("done")
