@@ -39,7 +39,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.contenders import FLOOR, PEER_NAMES, Contender, ours
-from benchmarks.driver import ROOT, Entry, Race, Seconds, Start, Worker, peak_bytes, timed
+from benchmarks.driver import ROOT, Entry, Race, Seconds, Start, Worker, timed
 from benchmarks.episodes import write_images
 from benchmarks.ours import METHODS, Method
 from benchmarks.problems import Problem, draw_tasks, starting_model
@@ -106,6 +106,7 @@ QUICK = Scale(
     episodes=(4, 2),
     profiled=2,
 )
+SCALES = {"full": FULL, "quick": QUICK}
 
 
 class Bench:
@@ -437,15 +438,17 @@ class Bench:
         )
 
     def _peak(self, entry: Entry, problem: Problem, iterations: int) -> int:
-        return peak_bytes(self.start, self.threads, entry, problem, iterations=iterations)
+        with Race(self.start, self.threads, [entry]) as race:
+            return race.peaks(problem, iterations)[entry]
 
 
 def difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:
     """The worst ‖a - b‖ / ‖b‖ of all tensors; infinite unless both have the same ones."""
     if a.keys() != b.keys():
         return math.inf
-    worst = max(float((a[name] - b[name]).norm() / b[name].norm()) for name in b)
-    return worst if math.isfinite(worst) else math.inf
+    differences = [float((a[name] - b[name]).norm() / b[name].norm()) for name in b]
+    # `max` overlooks NaN.
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf
 
 
 def _bytes_of_a_task(problem: Problem) -> int:
@@ -477,13 +480,19 @@ def _name(entry: Entry) -> str:
     return name if entry.kept_memory else f"{name}, as it comes"
 
 
-def context(peers: Iterable[str], threads: int, scale: Scale) -> dict[str, Any]:
-    """Where and how the figures were taken."""
+def context(peers: Iterable[str], threads: int, scale: str) -> dict[str, Any]:
+    """Where and how the figures were taken.
+
+    Args:
+        peers: the packages among them are named with their versions.
+        threads: of each contender.
+        scale: "full" or "quick".
+    """
     described = {
         **environment(torch.device("cpu")),
         "date": datetime.date.today().isoformat(),
         "threads": threads,
-        "scale": asdict(scale),
+        "scale": scale,
     }
     for name in peers:
         try:
@@ -506,12 +515,12 @@ def main(arguments: Sequence[str] | None = None, start: Start = Worker) -> int:
         parser.error(
             f"--peers {', '.join(sorted(unknown))} is unknown; use {', '.join(PEER_NAMES)}"
         )
-    scale = QUICK if options.quick else FULL
+    scale = "quick" if options.quick else "full"
     options.out.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory() as folder, timed() as say:
             bench = Bench(
-                scale,
+                SCALES[scale],
                 peers,
                 options.threads,
                 Path(folder),

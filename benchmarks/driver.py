@@ -149,6 +149,20 @@ class Race:
     def __exit__(self, *error: Any) -> None:
         self.stack.__exit__(*error)
 
+    def peaks(self, problem: Problem, iterations: int) -> dict[Entry, int]:
+        """The peak memory of everyone's meta-steps, in turn, in bytes over what is resident before
+        them. Only as the first thing that is asked, while the processes are fresh.
+        """
+        return {
+            entry: worker.ask(
+                "peak",
+                contender=asdict(entry.contender),
+                problem=asdict(problem),
+                iterations=iterations,
+            )["bytes"]
+            for entry, worker in self.workers.items()
+        }
+
     def prepare(self, problem: Problem, tasks: int) -> dict[Entry, str]:
         """Let everyone build its network and images; returns the memory layout of each."""
         return {
@@ -181,21 +195,6 @@ class Race:
             for entry, worker in self.workers.items():
                 seconds[entry].append(worker.ask("run")["seconds"])
         return seconds
-
-
-def peak_bytes(
-    start: Start, threads: int, entry: Entry, problem: Problem, *, iterations: int
-) -> int:
-    """The peak memory of meta-steps over what is resident before them, in a fresh process."""
-    with start(threads=threads, kept_memory=entry.kept_memory) as worker:
-        answer = worker.ask(
-            "peak",
-            contender=asdict(entry.contender),
-            problem=asdict(problem),
-            iterations=iterations,
-        )
-    peak: int = answer["bytes"]
-    return peak
 
 
 @contextmanager

@@ -15,11 +15,13 @@ from gradshare.episodes import TaskBatch
 from gradshare.inner_loop import Tensors
 from gradshare.training.evaluation import CHUNK
 
-# Until MetaLearner has it, "flat" measures the mode with graphs kept.
-HAS_RECOMPUTE = "recompute" in inspect.signature(gs.MetaLearner).parameters
+# Options that a MetaLearner of before them does without: then "flat" is measured with graphs kept.
+NEW_OPTIONS = {"recompute", "tasks_at_a_time"} & {*inspect.signature(gs.MetaLearner).parameters}
 
 # So long that the multi-step loss counts every inner step in all that is measured.
 MULTI_STEP_ITERATIONS = 10**6
+
+SMALL_IMAGE = 32
 
 METHODS = {"maml": gs.maml, "meta-sgd": gs.meta_sgd, "maml++": gs.maml_plus_plus}
 
@@ -51,8 +53,8 @@ class Ours:
         }
         if method.name == "maml++":
             options["multi_step_iterations"] = MULTI_STEP_ITERATIONS
-        if HAS_RECOMPUTE:
-            options["recompute"] = method.flat
+        layout = {"recompute": method.flat, "tasks_at_a_time": _tasks_at_a_time(problem)}
+        options |= {name: layout[name] for name in NEW_OPTIONS}
         self.problem = problem
         self.learner = METHODS[method.name](starting_model(problem), **options)
         self.learned, self.state = self.learner.init()
@@ -101,3 +103,8 @@ class Ours:
         inputs = {**fast, **shared}
         loss = self.learner.losses(outputs, tasks.query_y).mean()
         return dict(zip(inputs, torch.autograd.grad(loss, list(inputs.values())), strict=True))
+
+
+def _tasks_at_a_time(problem: Problem) -> int | None:
+    """All tasks together where images are so small that launching the work takes its time."""
+    return None if problem.image_size <= SMALL_IMAGE else 1
