@@ -1,12 +1,14 @@
-# Two commands do everything, each complete on a fresh machine with Python 3.11 or newer:
-#   make demo    environment, install, then the main job on glyphs, into runs/demo
-#   make test    environment, install, lint, types, tests
+# Each command is complete on a fresh machine with Python 3.11 or newer:
+#   make demo          environment, install, then the main job on glyphs, into runs/demo
+#   make test          environment, install, lint, types, tests
+#   make bench         environment, install, then time and memory beside the peers, into runs/
+#   make bench-growth  likewise, how both grow with K, shots, ways, image size and task batch
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install demo test soak lint types clean
+.PHONY: install demo test soak lint types bench bench-growth clean
 
 install: $(INSTALLED)
 
@@ -35,6 +37,13 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+# Takes up to 15 minutes each on 2 cores, which nothing else should use meanwhile.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bench
+
+bench-growth: $(INSTALLED)
+	$(BIN)/python -m benchmarks.growth
 
 clean:
 	rm -rf .venv build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

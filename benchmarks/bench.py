@@ -1,0 +1,542 @@
+"""Measures gradshare beside its peers and says which targets are met.
+
+    python -m benchmarks.bench              # all of it, at most 15 minutes on 2 quiet cores
+    python -m benchmarks.bench --quick      # tiny sizes, to see that it works; figures mean nothing
+
+Needs the peers (`pip install 'gradshare[bench]'`), Linux, and about 16 GB of memory, since all
+contenders of a race are alive at once. Only one computes at a time; leave the machine alone
+meanwhile. Prints tables, and writes `runs/bench.json` and PyTorch's profile of one iteration.
+
+What is compared with what:
+
+- *Time*: contenders in a race take turns, each in its own process; medians over the turns. A
+  meta-step ends with the meta-gradient in hand; images are there beforehand and Adam's step is left
+  out, the same for all.
+- *As it comes* and *with our allocator settings*: whether a process has called
+  `gradshare.training.machine.keep_freed_memory`. Training with gradshare always does.
+- *Memory*: the peak of a fresh process over what it holds before the first iteration; an iteration
+  draws uint8 images, normalises them and takes the meta-gradient. The leanest peer is the leanest
+  with or without our allocator settings; ours runs with them, as in training.
+- *Equal*: the relative difference ‖a - b‖ / ‖b‖ of each named tensor of the meta-gradient, the
+  worst over tensors, peers and both of our modes. Rows of time and memory are void without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.contenders import FLOOR, PEER_NAMES, Contender, ours
+from benchmarks.driver import ROOT, Entry, Race, Seconds, Start, Worker, timed
+from benchmarks.episodes import write_images
+from benchmarks.ours import METHODS, Method
+from benchmarks.problems import Problem, draw_tasks, starting_model
+from benchmarks.rows import Row, print_figures, print_table, verdicts, write
+from gradshare.errors import GradshareError
+from gradshare.training.machine import cores, environment
+
+MEGA = 1e6
+KEPT, FLAT = "graphs kept", "memory flat"
+MODES = {KEPT: False, FLAT: True}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured.
+
+    Attributes:
+        large: the paper's setting on mini-ImageNet, 84×84 5-shot, task batch 1.
+        small: 28×28 1-shot, task batch 5.
+        exact: a small problem in float64.
+        repetitions: turns of each contender in a race.
+        own_repetitions: in a race of ours alone, where differences are small.
+        evaluation_tasks: adapted to in one turn.
+        many_steps: K that is compared with K = 1 in memory.
+        many_tasks: T that is compared with T = 1 in memory.
+        episodes: drawn in one turn, from the store and from files.
+        profiled: iterations timed by stage.
+    """
+
+    large: Problem
+    small: Problem
+    exact: Problem
+    repetitions: int
+    own_repetitions: int
+    evaluation_tasks: int
+    many_steps: int
+    many_tasks: int
+    episodes: tuple[int, int]
+    profiled: int
+
+
+FULL = Scale(
+    large=Problem(84, 3, shots=5, task_batch=1),
+    small=Problem(28, 1, shots=1, task_batch=5),
+    exact=Problem(28, 2, 2, 2, queries=3, steps=3, filters=8, dtype="float64", inner_lr=0.1),
+    repetitions=5,
+    own_repetitions=9,
+    evaluation_tasks=20,
+    many_steps=20,
+    many_tasks=5,
+    episodes=(400, 20),
+    profiled=9,
+)
+
+QUICK = Scale(
+    large=Problem(20, 3, shots=2, task_batch=1, queries=2, steps=2, filters=4),
+    small=Problem(16, 1, shots=1, task_batch=2, queries=2, steps=2, filters=4),
+    exact=Problem(16, 2, 2, 2, queries=2, steps=2, filters=4, dtype="float64", inner_lr=0.1),
+    repetitions=2,
+    own_repetitions=2,
+    evaluation_tasks=3,
+    many_steps=3,
+    many_tasks=2,
+    episodes=(4, 2),
+    profiled=2,
+)
+SCALES = {"full": FULL, "quick": QUICK}
+
+
+class Bench:
+    """The measurements, in the order in which they are taken.
+
+    Args:
+        scale: how much is measured.
+        peers: the names of those that take part.
+        threads: of each contender.
+        folder: an existing one, for what lasts no longer than the measurements.
+        profile: the file for PyTorch's profile.
+        start: starts a worker.
+        say: told what is being measured.
+    """
+
+    def __init__(
+        self,
+        scale: Scale,
+        peers: Sequence[str],
+        threads: int,
+        folder: Path,
+        profile: Path,
+        start: Start,
+        say: Callable[[str], None],
+    ) -> None:
+        self.scale = scale
+        self.peers = [Contender(name) for name in peers]
+        self.threads = threads
+        self.folder = folder
+        self.profile = profile
+        self.start = start
+        self.say = say
+
+    def rows(self) -> list[Row]:
+        """Measure everything."""
+        return [
+            *self.meta_step(),
+            *self.own_costs(),
+            *self.memory_beside_peers(),
+            *self.memory_growth(),
+            *self.episodes(),
+            *self.evaluation(),
+        ]
+
+    def meta_step(self) -> Iterator[Row]:
+        """Time of a meta-step beside the peers and the floor, and whether all agree."""
+        scale = self.scale
+        both = [Entry(peer, kept) for kept in (False, True) for peer in self.peers]
+        modes = {name: Entry(ours(flat=flat)) for name, flat in MODES.items()}
+        floor = Entry(FLOOR)
+        entries = [*both, *modes.values(), Entry(ours(), kept_memory=False), floor]
+        with Race(self.start, self.threads, entries) as race:
+            self.say("the same meta-gradient in float64")
+            race.prepare(scale.exact, scale.exact.task_batch)
+            yield self._equality("meta-gradient, small problem in float64", race, 1e-9)
+            for problem, targets in (
+                (scale.large, {KEPT: (2.0, 5.0), FLAT: (1.5, 3.5)}),
+                (scale.small, {KEPT: (1.7, 2.5)}),
+            ):
+                setting = _setting(problem)
+                self.say(f"meta-step at {setting}")
+                layouts = race.prepare(problem, problem.task_batch)
+                yield self._equality(f"meta-gradient, {setting}, float32", race, 1e-2)
+                seconds = _medians(race.run(scale.repetitions))
+                details = {_name(e): {"s": seconds[e], "layout": layouts[e]} for e in entries}
+                print_figures(
+                    f"A meta-step at {setting}",
+                    {_name(e): f"{seconds[e]:.3f} s, {layouts[e]}" for e in entries},
+                )
+                for mode, bounds in targets.items():
+                    for kept, bound in zip((True, False), bounds, strict=True):
+                        peer = min(seconds[e] for e in both if e.kept_memory is kept)
+                        yield Row(
+                            f"meta-step at {setting}, {mode}: times the speed of the fastest peer "
+                            + ("with our allocator settings" if kept else "as it comes"),
+                            peer / seconds[modes[mode]],
+                            bound,
+                            "×",
+                            "≥",
+                            details,
+                        )
+                if problem is scale.large:
+                    yield Row(
+                        f"meta-step at {setting}, {KEPT}: time over that of its convolutions alone",
+                        seconds[modes[KEPT]] / seconds[floor],
+                        1.4,
+                        "×",
+                        "≤",
+                        details,
+                    )
+
+    def own_costs(self) -> Iterator[Row]:
+        """What sharing costs, and MAML++'s parts beyond their query passes; the worst of both
+        modes and both settings.
+        """
+        sharing: dict[str, float] = {}
+        plus_plus: dict[str, float] = {}
+        for problem in (self.scale.large, self.scale.small):
+            for mode, flat in MODES.items():
+                case = f"{_setting(problem)}, {mode}"
+                self.say(f"our own costs at {case}")
+                base, shared, multi_step, query = (
+                    Entry(ours(flat=flat)),
+                    Entry(ours(flat=flat, sharing=True)),
+                    Entry(ours(flat=flat, name="maml++")),
+                    Entry(ours(flat=flat, name="maml++"), purpose="query pass"),
+                )
+                entries = [base, shared, multi_step, query]
+                with Race(self.start, self.threads, entries) as race:
+                    race.prepare(problem, problem.task_batch)
+                    race.warm_up(self.folder)
+                    seconds = _medians(race.run(self.scale.own_repetitions))
+                sharing[case] = 100 * (seconds[shared] / seconds[base] - 1)
+                expected = seconds[base] + (problem.steps - 1) * seconds[query]
+                plus_plus[case] = seconds[multi_step] / expected
+                print_figures(
+                    f"Our own costs at {case}",
+                    {
+                        "MAML": f"{seconds[base]:.3f} s",
+                        "with gradient sharing": f"{seconds[shared]:.3f} s",
+                        "MAML++": f"{seconds[multi_step]:.3f} s",
+                        "a query pass with its gradient": f"{seconds[query]:.3f} s",
+                        "MAML and K - 1 query passes": f"{expected:.3f} s",
+                    },
+                )
+        yield Row(
+            "gradient sharing's own cost, in percent of a step without it",
+            max(sharing.values()),
+            5,
+            "%",
+            "≤",
+            sharing,
+        )
+        yield Row(
+            "MAML++ (per-step batch norm, multi-step loss, LSLR): time over that of MAML and "
+            "K - 1 query passes with their gradients",
+            max(plus_plus.values()),
+            1.05,
+            "×",
+            "≤",
+            plus_plus,
+        )
+
+    def memory_beside_peers(self) -> Iterator[Row]:
+        """Peak memory in flat mode beside the leanest peer."""
+        for task_batch in (1, self.scale.many_tasks):
+            problem = replace(self.scale.large, task_batch=task_batch)
+            setting = _setting(problem)
+            self.say(f"peak memory at {setting}")
+            # A peer's tasks follow each other, so that a batch of them is repetition enough.
+            iterations = 2 if task_batch == 1 else 1
+            peaks = {
+                entry: self._peak(entry, problem, iterations)
+                for entry in (Entry(p, kept) for kept in (False, True) for p in self.peers)
+            }
+            leanest = min(peaks.values())
+            modes = {name: Entry(ours(flat=flat)) for name, flat in MODES.items()}
+            peaks |= {entry: self._peak(entry, problem, 2) for entry in modes.values()}
+            details = {_name(entry): peak for entry, peak in peaks.items()}
+            print_figures(
+                f"Peak memory at {setting}",
+                {name: f"{peak / MEGA:,.0f} MB" for name, peak in details.items()},
+            )
+            yield Row(
+                f"peak memory at {setting}, {FLAT}: share of the leanest peer's",
+                100 * peaks[modes[FLAT]] / leanest,
+                50,
+                "%",
+                "≤",
+                details,
+            )
+
+    def memory_growth(self) -> Iterator[Row]:
+        """How peak memory in flat mode grows with K and T, with sharing on."""
+        scale = self.scale
+        for name in METHODS:
+            self.say(f"how {name}'s memory grows")
+            entry = Entry(ours(name=name, sharing=True, flat=True))
+            setting = f"{_setting(scale.large)}, {FLAT}, {name} with sharing"
+            peaks = {
+                steps: self._peak(entry, replace(scale.large, steps=steps), 2)
+                for steps in (1, scale.many_steps)
+            }
+            yield Row(
+                f"peak memory at {setting}: K = {scale.many_steps} over K = 1",
+                peaks[scale.many_steps] / peaks[1],
+                1.15,
+                "×",
+                "≤",
+                {f"K = {steps}": peak for steps, peak in peaks.items()},
+            )
+            one, many = (
+                self._peak(entry, replace(scale.large, task_batch=T), 2)
+                for T in (1, scale.many_tasks)
+            )
+            added = (scale.many_tasks - 1) * _bytes_of_a_task(scale.large)
+            yield Row(
+                f"peak memory at {setting}: added by tasks 2 to {scale.many_tasks}, beside their "
+                f"images (float32 and uint8) and 3 K + 1 trees of parameters (θ_0 to θ_K, "
+                "gradients, updates)",
+                (many - one) / MEGA,
+                added / MEGA,
+                "MB",
+                "≤",
+                {"T = 1": one, f"T = {scale.many_tasks}": many},
+            )
+
+    def episodes(self) -> Iterator[Row]:
+        """What sampling and moving cost, and how fast episodes are drawn."""
+        shares: dict[str, float] = {}
+        for problem in (self.scale.large, self.scale.small):
+            setting = _setting(problem)
+            self.say(f"where an iteration's time goes at {setting}")
+            folder = self.folder / setting
+            write_images(problem, folder)
+            with self.start(threads=self.threads, kept_memory=True) as worker:
+                stages = worker.ask(
+                    "profile",
+                    method=asdict(Method()),
+                    problem=asdict(problem),
+                    folder=str(folder),
+                    iterations=self.scale.profiled,
+                    table=str(self.profile),
+                )
+            total = sum(stages.values())
+            shares[setting] = 100 * (total - stages["step"]) / total
+            print_figures(
+                f"An iteration at {setting}, {KEPT}",
+                {
+                    stage: f"{1000 * seconds:.2f} ms, {100 * seconds / total:.2f} %"
+                    for stage, seconds in stages.items()
+                },
+            )
+        yield Row(
+            f"sampling, moving and normalising episodes, in percent of an iteration, {KEPT}",
+            max(shares.values()),
+            3,
+            "%",
+            "≤",
+            shares,
+        )
+        problem = self.scale.large
+        self.say("episodes a second")
+        rates: dict[str, list[float]] = {"store": [], "files": []}
+        with (
+            self.start(threads=self.threads, kept_memory=True) as store,
+            self.start(threads=self.threads, kept_memory=True) as files,
+        ):
+            for _ in range(self.scale.repetitions):
+                for (source, seen), worker, count in zip(
+                    rates.items(), (store, files), self.scale.episodes, strict=True
+                ):
+                    answer = worker.ask(
+                        "draw",
+                        source=source,
+                        problem=asdict(problem),
+                        folder=str(self.folder / _setting(problem)),
+                        episodes=count,
+                    )
+                    seen.append(count / answer["seconds"])
+        medians = {source: statistics.median(seen) for source, seen in rates.items()}
+        print_figures(
+            f"Episodes a second at {_setting(problem)}",
+            {source: f"{rate:,.0f}" for source, rate in medians.items()},
+        )
+        yield Row(
+            f"episodes a second at {_setting(problem)}: times those of a loader that decodes JPEG "
+            "files each time",
+            medians["store"] / medians["files"],
+            20,
+            "×",
+            "≥",
+            medians,
+        )
+
+    def evaluation(self) -> Iterator[Row]:
+        """Adapt and predict, beside the peers with our allocator settings."""
+        scale = self.scale
+        peers = [Entry(peer, purpose="predictions") for peer in self.peers]
+        mine = Entry(ours(), purpose="predictions")
+        with Race(self.start, self.threads, [*peers, mine]) as race:
+            self.say("the same predictions in float64")
+            race.prepare(scale.exact, scale.evaluation_tasks)
+            yield self._equality("predictions, small problem in float64", race, 1e-9)
+            for problem in (scale.small, scale.large):
+                setting = f"{problem.image_size}×{problem.image_size} {problem.shots}-shot"
+                self.say(f"evaluation at {setting}")
+                layouts = race.prepare(problem, scale.evaluation_tasks)
+                yield self._equality(f"predictions at {setting}, float32", race, 1e-2)
+                seconds = _medians(race.run(scale.repetitions))
+                rates = {entry: scale.evaluation_tasks / seconds[entry] for entry in race.entries}
+                details = {
+                    _name(e): {"tasks a second": rates[e], "layout": layouts[e]} for e in rates
+                }
+                print_figures(
+                    f"Evaluation at {setting}, {scale.evaluation_tasks} tasks",
+                    {_name(e): f"{rates[e]:.2f} tasks a second, {layouts[e]}" for e in rates},
+                )
+                yield Row(
+                    f"evaluation at {setting}: times the tasks a second of the fastest peer with "
+                    "our allocator settings",
+                    rates[mine] / max(rates[peer] for peer in peers),
+                    2,
+                    "×",
+                    "≥",
+                    details,
+                )
+
+    def _equality(self, what: str, race: Race, target: float) -> Row:
+        """Run everyone once and compare ours with every peer."""
+        results = {entry: load_file(path) for entry, path in race.warm_up(self.folder).items()}
+        peers = {e: r for e, r in results.items() if e.contender.method is None}
+        differences = {
+            f"{_name(entry)} and {_name(peer)}": difference(result, other)
+            for entry, result in results.items()
+            if entry not in peers
+            for peer, other in peers.items()
+        }
+        first, *others = peers.values()
+        among = max((difference(first, other) for other in others), default=0.0)
+        return Row(
+            f"equal: {what}",
+            max(differences.values()),
+            target,
+            "",
+            "≤",
+            {**differences, "peers among themselves": among},
+            depends_on_equality=False,
+        )
+
+    def _peak(self, entry: Entry, problem: Problem, iterations: int) -> int:
+        with Race(self.start, self.threads, [entry]) as race:
+            return race.peaks(problem, iterations)[entry]
+
+
+def difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:
+    """The worst ‖a - b‖ / ‖b‖ of all tensors; infinite unless both have the same ones."""
+    if a.keys() != b.keys():
+        return math.inf
+    differences = [float((a[name] - b[name]).norm() / b[name].norm()) for name in b]
+    # `max` overlooks NaN.
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf
+
+
+def _bytes_of_a_task(problem: Problem) -> int:
+    """What a task of a batch may hold on to in flat mode: its images, as uint8 and as float32,
+    and θ_0, …, θ_K with K gradients and K updates.
+    """
+    task = draw_tasks(problem, 1, seed=0)
+    pixels = task.support_x.numel() + task.query_x.numel()
+    adapted = sum(
+        p.numel() for name, p in starting_model(problem).named_parameters() if ".norm." not in name
+    )
+    return (1 + 4) * pixels + 4 * (3 * problem.steps + 1) * adapted
+
+
+def _medians(seconds: Seconds) -> dict[Entry, float]:
+    return {entry: statistics.median(times) for entry, times in seconds.items()}
+
+
+def _setting(problem: Problem) -> str:
+    size = problem.image_size
+    return f"{size}×{size} {problem.shots}-shot T = {problem.task_batch}"
+
+
+def _name(entry: Entry) -> str:
+    method = entry.contender.method
+    name = entry.contender.kind
+    if method is not None:
+        name = f"gradshare, {FLAT if method.flat else KEPT}"
+    return name if entry.kept_memory else f"{name}, as it comes"
+
+
+def context(peers: Iterable[str], threads: int, scale: str) -> dict[str, Any]:
+    """Where and how the figures were taken.
+
+    Args:
+        peers: the packages among them are named with their versions.
+        threads: of each contender.
+        scale: "full" or "quick".
+    """
+    described = {
+        **environment(torch.device("cpu")),
+        "date": datetime.date.today().isoformat(),
+        "threads": threads,
+        "scale": scale,
+    }
+    for name in peers:
+        try:
+            described[name] = version(name)
+        except PackageNotFoundError:  # "plain" is no package
+            continue
+    return described
+
+
+def main(arguments: Sequence[str] | None = None, start: Start = Worker) -> int:
+    """Measure, print, write; 0 unless something could not be measured."""
+    parser = argparse.ArgumentParser(description="Measures gradshare beside its peers.")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; figures mean nothing")
+    parser.add_argument("--peers", default=",".join(PEER_NAMES), help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=cores(), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs", help="default: runs")
+    options = parser.parse_args(arguments)
+    peers = options.peers.split(",")
+    if unknown := set(peers) - set(PEER_NAMES):
+        parser.error(
+            f"--peers {', '.join(sorted(unknown))} is unknown; use {', '.join(PEER_NAMES)}"
+        )
+    scale = "quick" if options.quick else "full"
+    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory() as folder, timed() as say:
+            bench = Bench(
+                SCALES[scale],
+                peers,
+                options.threads,
+                Path(folder),
+                options.out / "bench-profile.txt",
+                start,
+                say,
+            )
+            rows = bench.rows()
+    except GradshareError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    result = verdicts(rows, context(peers, options.threads, scale))
+    write(options.out / "bench.json", result)
+    print_table(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
