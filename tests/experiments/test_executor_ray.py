@@ -112,7 +112,7 @@ def test_a_run_that_is_lost_again_and_again_is_given_up(
         )
     assert str(error.value).startswith("the worker of run 'run' was lost: WorkerCrashedError: ")
     assert str(error.value).endswith(
-        "; it was retried 1 times without completing another epoch, and is saved to be continued "
+        "; it was retried 1 time without completing another epoch, and is saved to be continued "
         "with --resume auto"
     )
 

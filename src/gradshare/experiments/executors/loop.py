@@ -9,6 +9,7 @@ from typing import Protocol, Self
 
 from gradshare.errors import GradshareError, RunError
 from gradshare.experiments.executors.job import Finished, Job, LostError, Outcome, UnexpectedError
+from gradshare.experiments.wording import counted
 from gradshare.training.files import write_atomically
 from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.interruption import RunStoppedError, StopRequests
@@ -222,8 +223,8 @@ class _Attempts:
         if not lost:
             return error
         return RunError(
-            f"{error}; it was retried {lost} times without completing another epoch, and is saved "
-            "to be continued with --resume auto"
+            f"{error}; it was retried {counted(lost, 'time')} without completing another "
+            "epoch, and is saved to be continued with --resume auto"
         )
 
 

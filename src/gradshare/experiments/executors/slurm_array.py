@@ -235,7 +235,7 @@ class SlurmExecutor:
                 f"the output folder {self._folder} cannot be written: {error.strerror or error}; "
                 "choose another with --out"
             ) from error
-        # Not AutoExecutor's business: which one it is has been decided.
+        # The cluster is named: by itself submitit would take the best that it finds.
         self._executor = submitit.AutoExecutor(
             self._folder,
             cluster=self._cluster,
