@@ -66,11 +66,10 @@ class GradientSharing:
         else:
             g = normalized(sum_over_tasks(gradients), self.norm)  # Eq. 1
             g = {name: tensor[None] for name, tensor in g.items()}  # one for all tasks
-            momentum = torch.sigmoid(learned["m"][..., step])
-            # Eqs. 2 and 3 in one: where there is no history yet, g_k stands in for it, so that
-            # ĝ_k = g_k and the gradient of m_k is exactly zero.
-            history = {name: torch.where(seen, g_hat[name], g[name]) for name in g}
-            g_hat = {name: interpolate(history[name], g[name], momentum) for name in g}
+            # Eqs. 2 and 3 in one: where there is no history yet, all of ĝ_k is g_k, and the
+            # gradient of m_k is exactly zero.
+            momentum = torch.where(seen, torch.sigmoid(learned["m"][..., step]), 1.0)
+            g_hat = {name: interpolate(g_hat[name], g[name], momentum) for name in g}
             state = {
                 **state,
                 **{f"g_hat.{step}.{name}": tensor.detach() for name, tensor in g_hat.items()},
@@ -136,6 +135,5 @@ def _inverse_root(square: Tensor) -> Tensor:
 
 def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
     """start + weight · (end - start) of tensors (1 or T, …), with a weight () or (T,)."""
-    difference = end - start
-    weight = weight.reshape(weight.shape + (1,) * (difference.ndim - weight.ndim))
-    return start + weight * difference
+    weight = weight.reshape(weight.shape + (1,) * (start.ndim - weight.ndim))
+    return torch.lerp(start, end, weight)
