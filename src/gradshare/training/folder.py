@@ -34,7 +34,7 @@ LOCK = ".lock"
 WRITTEN_FIRST = {LOCK, "checkpoints", "inputs.json"}
 
 # Where and how fast a run goes, but not what it is: a run may be continued with others.
-MACHINE_FIELDS = ("data_root", "device", "threads")
+MACHINE_FIELDS = ("data_root", "device", "threads", "workers")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,13 +18,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gradshare.errors import RunError
+from gradshare.errors import ConfigError, RunError
 from gradshare.inner_loop import Tensors
-from gradshare.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
-from gradshare.training.config import RunConfig
+from gradshare.training.checkpoint import (
+    Checkpoint,
+    on_device,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from gradshare.training.config import RunConfig, option_name
+from gradshare.training.distributed import OneProcess, OtherRankError
 from gradshare.training.evaluation import TestAccuracies, evaluate, measure_test
-from gradshare.training.folder import Inputs, RunFolder, refuse_if_occupied
-from gradshare.training.interruption import RunStoppedError, StopRequests
+from gradshare.training.folder import MACHINE_FIELDS, Inputs, RunFolder, refuse_if_occupied
+from gradshare.training.interruption import RunStoppedError
+from gradshare.training.launch import processes_of
 from gradshare.training.outer_loop import cosine_annealed, make_optimizer, outer_iteration
 from gradshare.training.records import (
     EpochRecord,
@@ -37,6 +44,8 @@ from gradshare.training.statistics import confidence95
 
 # Besides at every epoch's end a moment is saved after so long, which is what a kill can cost.
 SAVE_EVERY_SECONDS = 300
+
+CPU = torch.device("cpu")
 
 Phase = Literal["train", "validate", "test"]
 
@@ -140,6 +149,9 @@ def train(
 ) -> RunResult:
     """Run a configuration in a folder of its own (see `gradshare.training.folder`).
 
+    Over several processes, with `config.workers` or under `torchrun`, each does a share of the
+    tasks, and the first alone reads and writes the folder and watches.
+
     Args:
         config: what to run.
         folder: a new one, for everything that comes out.
@@ -149,27 +161,55 @@ def train(
 
     Raises:
         DataError, ConfigError: the configuration cannot be run; nothing was written.
-        RunError: the folder cannot be used, or holds another run.
+        RunError: the folder cannot be used, or holds another run; or another process of the run
+            failed.
         RunStoppedError: Ctrl-C or SIGTERM; everything so far is saved.
     """
-    setup = set_up(config)
+    with processes_of(config) as processes:
+        return train_in(processes, config, folder, watch, resume=resume)
+
+
+def train_in(
+    processes: OneProcess, config: RunConfig, folder: Path, watch: Watch, *, resume: bool
+) -> RunResult:
+    """Be one of the processes of a run; the others call this too. See `train`."""
+    first = processes.from_first(lambda: config)
+    processes.agree(lambda: _require_started_alike(config, first))
+    setup = processes.agree(lambda: set_up(config, processes))
     home = RunFolder(folder)
-    if not (resume and home.started):
-        refuse_if_occupied(folder, resume=resume)
     learned, state = setup.learner.init()
     moment = _Moment(learned, state, make_optimizer(learned, config.outer_lr))
-    with home.locked(), _memory_errors(config):
-        if resume and home.started:
-            home.require_same(config)
-            saved = home.load_latest(setup.device)
-            if saved is not None:
-                moment.restore(saved)
-        else:
+    with ExitStack() as stack:
+
+        def open_home() -> Checkpoint | None:
+            if not (resume and home.started):
+                refuse_if_occupied(folder, resume=resume)
+            stack.enter_context(home.locked())
+            if resume and home.started:
+                home.require_same(config)
+                return home.load_latest(CPU)
             normalization = setup.normalization
             home.start(config, Inputs(setup.image_shape, normalization.mean, normalization.std))
+            return None
+
+        stack.enter_context(_memory_errors(config))
+        saved = processes.from_first(open_home)
+        if saved is not None:
+            moment.restore(saved.to(setup.device))
         if moment.test is None:
-            _continue(config, setup, home, moment, watch)
+            _continue(config, setup, home, moment, watch if processes.rank == 0 else ignore)
     return RunResult(config, moment.history, moment.diverged, moment.test, moment.seconds)
+
+
+def _require_started_alike(config: RunConfig, first: RunConfig) -> None:
+    """Refuse to take part in another run than the first process's."""
+    for name in RunConfig.model_fields:
+        ours, theirs = getattr(config, name), getattr(first, name)
+        if name not in MACHINE_FIELDS and ours != theirs:
+            raise ConfigError(
+                f"{option_name(name)} is {ours!r} here and {theirs!r} in the first process; start "
+                "all processes of a run with the same settings"
+            )
 
 
 @contextmanager
@@ -192,6 +232,7 @@ def _continue(
     config: RunConfig, setup: Setup, home: RunFolder, moment: _Moment, watch: Watch
 ) -> None:
     """Take a moment to the end of its run."""
+    processes = setup.processes
     started = time.monotonic() - moment.seconds
     saved_at = time.monotonic()
 
@@ -199,16 +240,22 @@ def _continue(
         nonlocal saved_at
         saved_at = time.monotonic()
         moment.seconds = saved_at - started
-        home.save_latest(moment.iteration, moment.checkpoint())
+        processes.on_first(lambda: home.save_latest(moment.iteration, moment.checkpoint()))
 
-    with StopRequests() as stop, MetricsWriter(home.path, moment.history) as metrics:
+    def prune() -> None:
+        home.prune_epochs(kept_epochs(moment.history, config.ensemble))
 
-        def stop_if_asked() -> None:
-            if stop.signal is not None:
+    with processes.stop, _kept_if_others_fail(save, home, moment), ExitStack() as stack:
+        metrics = processes.on_first(
+            lambda: stack.enter_context(MetricsWriter(home.path, moment.history))
+        )
+
+        def stop_if(asked: int | None) -> None:
+            if asked is not None:
                 raise RunStoppedError(
                     f"stopped after iteration {moment.iteration} of {config.iterations}; "
                     f"everything so far is saved in {home.path}",
-                    stop.signal,
+                    asked,
                 )
 
         def told(phase: Phase, total: int) -> Callable[[int], None]:
@@ -218,7 +265,7 @@ def _continue(
                 nonlocal done
                 done += tasks
                 watch(_progress(phase, done, total, config, moment))
-                stop_if_asked()
+                stop_if(processes.asked)
 
             return advance
 
@@ -231,25 +278,42 @@ def _continue(
                     record = dataclasses.replace(record, seconds=time.monotonic() - started)
                     moment.history.append(record)
                     moment.loss_sum = moment.accuracy_sum = 0.0
-                    home.save_epoch(record.epoch, (moment.learned, moment.state))
-                    metrics.write(record)
+                    if metrics is not None:
+                        home.save_epoch(record.epoch, (moment.learned, moment.state))
+                        metrics.write(record)
                 save()
-                home.prune_epochs(kept_epochs(moment.history, config.ensemble))
+                processes.on_first(prune)
             if moment.iteration == config.iterations or moment.diverged is not None:
                 break
             _iterate(config, setup, moment)
             watch(_progress("train", moment.iteration, config.iterations, config, moment))
             overdue = time.monotonic() - saved_at > SAVE_EVERY_SECONDS
             ended = _owes_validation(config, moment) or moment.diverged is not None
-            if ended or overdue or stop.signal is not None:
+            asked = processes.asked  # once: a request that comes while saving is for the next time
+            if ended or overdue or asked is not None:
                 save()
-            stop_if_asked()
+            stop_if(asked)
         if moment.history:
-            models = home.best_models(moment.history, config.ensemble, setup.device)
-            moment.test = measure_test(
-                setup, models, config.test_tasks, told("test", config.test_tasks)
-            )
+            moment.test = _test(config, setup, home, moment, told("test", config.test_tasks))
             save()
+
+
+@contextmanager
+def _kept_if_others_fail(
+    save: Callable[[], None], home: RunFolder, moment: _Moment
+) -> Iterator[None]:
+    """Lose nothing of what was done when another process of the run fails.
+
+    A moment changes between exchanges only, so that it is whole whenever one of them fails.
+    """
+    try:
+        yield
+    except OtherRankError as error:
+        save()
+        raise OtherRankError(
+            f"{error}; everything up to iteration {moment.iteration} is saved in {home.path}, "
+            "continue it with --resume auto"
+        ) from error
 
 
 def _owes_validation(config: RunConfig, moment: _Moment) -> bool:
@@ -264,7 +328,8 @@ def _iterate(config: RunConfig, setup: Setup, moment: _Moment) -> None:
         for group in moment.optimizer.param_groups:
             group["lr"] = cosine_annealed(config.outer_lr, config.cosine_annealing_to, done)
     first_task = moment.iteration * config.task_batch
-    tasks = setup.train.batch(range(first_task, first_task + config.task_batch))
+    share = setup.processes.share(range(first_task, first_task + config.task_batch))
+    tasks = setup.train.batch(share.tasks)
     result = outer_iteration(
         setup.learner,
         moment.learned,
@@ -273,6 +338,7 @@ def _iterate(config: RunConfig, setup: Setup, moment: _Moment) -> None:
         setup.normalization.batch(tasks.to(setup.device)),
         iteration=moment.iteration,
         clamp_gradients=config.clamp_gradients,
+        share=share,
     )
     moment.state = result.state
     moment.iteration += 1
@@ -283,11 +349,29 @@ def _iterate(config: RunConfig, setup: Setup, moment: _Moment) -> None:
         moment.diverged = f"epoch {epoch}, iteration {moment.iteration}: {result.refused}"
 
 
+def _test(
+    config: RunConfig,
+    setup: Setup,
+    home: RunFolder,
+    moment: _Moment,
+    advance: Callable[[int], None],
+) -> TestAccuracies:
+    """What the best epochs come to on the test tasks."""
+    history = moment.history
+    saved = setup.processes.from_first(lambda: home.best_models(history, config.ensemble, CPU))
+    models = [
+        (on_device(learned, setup.device), on_device(state, setup.device))
+        for learned, state in saved
+    ]
+    return measure_test(setup, models, config.test_tasks, advance)
+
+
 def _validate(
     config: RunConfig, setup: Setup, moment: _Moment, advance: Callable[[int], None]
 ) -> EpochRecord | None:
     """The record of the epoch that ends at a moment; None if its parameters are not finite."""
     epoch = len(moment.history) + 1
+    setup.processes.require_identical({**moment.learned, **moment.state})
     for name, tensor in moment.learned.items():
         if not bool(tensor.isfinite().all()):
             moment.diverged = f"epoch {epoch}, iteration {moment.iteration}: {name} is not finite"
