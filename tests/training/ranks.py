@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,29 @@ PATIENCE = 120.0
 class Ranks:
     """Processes that call the same function, each with its `ProcessGroup` first."""
 
-    def __init__(self, pipes: list[Connection]) -> None:
+    def __init__(self, pipes: Sequence[Connection], processes: Sequence[BaseProcess]) -> None:
         self._pipes = pipes
+        self._processes = processes
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What the function returned or raised on each rank."""
+        return self.of(range(len(self._pipes)), function, *arguments)
+
+    def of(
+        self, awaited: Iterable[int], function: Callable[..., Any], *arguments: Any
+    ) -> list[Any]:
+        """What the function, which every rank calls, returned or raised on some."""
         for pipe in self._pipes:
             pipe.send((function, arguments))
-        for pipe in self._pipes:
+        pipes = [self._pipes[rank] for rank in awaited]
+        for pipe in pipes:
             assert pipe.poll(PATIENCE), "a rank hangs"
-        return [pipe.recv() for pipe in self._pipes]
+        return [pipe.recv() for pipe in pipes]
+
+    def kill(self) -> None:
+        """End every rank at once."""
+        for process in self._processes:
+            process.kill()
 
 
 @contextmanager
@@ -52,7 +66,7 @@ def ranks(size: int, folder: Path, timeout: float = PATIENCE) -> Iterator[Ranks]
         ours.append(pipe)
         processes.append(process)
     try:
-        yield Ranks(ours)
+        yield Ranks(ours, processes)
     finally:
         for pipe in ours:
             pipe.close()

@@ -27,6 +27,7 @@ from gradshare.experiments.wording import accuracy, counted, method
 from gradshare.training.config import RunConfig
 from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
+from gradshare.training.launch import is_first
 from gradshare.training.machine import keep_freed_memory
 from gradshare.training.run import train
 from gradshare.training.setup import set_up
@@ -60,7 +61,7 @@ def train_command(
     out: Path, resume: str, config_file: Path | None, preset: str | None, **options: Any
 ) -> None:
     """Meta-train one learner, with gradient sharing or without, and test it."""
-    console = Console()
+    console = Console(quiet=not is_first())
     config = read_config(config_file, preset, options)
     keep_freed_memory()
     torch.set_num_threads(default_threads(config, 1))
@@ -68,9 +69,10 @@ def train_command(
         result = train(
             config, out, lambda progress: bars(config.arm, progress), resume=resume == "auto"
         )
-    results = results_of_runs([result], _command_line())
-    save_results(results, out / FILENAME)
-    _report([results], out, console)
+    if is_first():
+        results = results_of_runs([result], _command_line())
+        save_results(results, out / FILENAME)
+        _report([results], out, console)
 
 
 @click.command(name="compare", cls=GroupedCommand)
@@ -176,13 +178,14 @@ def _announce(
     arms = "the original, gradient sharing" + (
         " and its control, which shares nothing" if control else ""
     )
-    threads = default_threads(config, at_a_time)
+    threads = config.threads or max(1, default_threads(config, at_a_time) // config.workers)
+    each = f"in {config.workers} processes " if config.workers > 1 else ""
     console.print(
         f"Training {method(config.method)} on {config.dataset} ({config.ways}-way "
         f"{config.shots}-shot, task batch {config.task_batch}, {config.inner_steps} inner steps at "
         f"rate {config.inner_lr * config.inner_lr_scale:g}) for {config.epochs} epochs of "
         f"{config.iterations_per_epoch} iterations: {arms}. {counted(runs, 'run')}, {at_a_time} at "
-        f"a time with {counted(threads, 'thread')} each; everything goes to {out}.",
+        f"a time {each}with {counted(threads, 'thread')} each; everything goes to {out}.",
         soft_wrap=True,
         highlight=False,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -179,6 +180,9 @@ class ProcessGroup(OneProcess):
         self._asked: int | None = None
         self._store = store
         self._fate = fate
+        # Its functions hold on to the group that there is when it is first imported, which an
+        # optimiser does, and `close` would not close what it still has.
+        importlib.import_module("torch.distributed.nn")
         with self._exchange():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
