@@ -10,8 +10,10 @@ import click
 from gradshare import __version__
 from gradshare.cli.data import data
 from gradshare.cli.runs import compare_command, evaluate_command, report_command, train_command
-from gradshare.errors import GradshareError
+from gradshare.errors import ConfigError, GradshareError
+from gradshare.training.distributed import OtherRankError
 from gradshare.training.interruption import RunStoppedError
+from gradshare.training.launch import speaks_for_machine, torchrun_size
 
 FAILED = 1
 SIGNAL_STATUS = 128  # a shell's status for a program that a signal ended is 128 + its number
@@ -19,11 +21,18 @@ SIGNAL_STATUS = 128  # a shell's status for a program that a signal ended is 128
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Gradient-based meta-learning, with and without gradient sharing.
 
     Start with `gradshare compare --control --out runs/first`.
     """
+    size = torchrun_size() or 1
+    if size > 1 and context.invoked_subcommand != train_command.name:
+        raise ConfigError(
+            f"torchrun has started {size} processes of `gradshare {context.invoked_subcommand}`, "
+            "which does its work in one; use torchrun with `gradshare train` only"
+        )
 
 
 for command in (compare_command, train_command, evaluate_command, report_command, data):
@@ -35,10 +44,12 @@ def main() -> None:
     try:
         cli(standalone_mode=True)
     except RunStoppedError as stopped:
-        click.echo(str(stopped), err=True)
+        if speaks_for_machine():
+            click.echo(str(stopped), err=True)
         sys.exit(SIGNAL_STATUS + stopped.signal)
     except GradshareError as error:
-        click.echo(f"error: {error}", err=True)
+        if speaks_for_machine() or not isinstance(error, OtherRankError):
+            click.echo(f"error: {error}", err=True)
         sys.exit(FAILED)
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody left to tell.

@@ -31,6 +31,7 @@ from gradshare.experiments.wording import accuracy, counted, method
 from gradshare.training.config import RunConfig
 from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
+from gradshare.training.launch import is_first
 from gradshare.training.machine import environment, keep_freed_memory
 from gradshare.training.run import train
 from gradshare.training.setup import choose_device, set_up
@@ -117,7 +118,7 @@ def train_command(
     out: Path, resume: str, config_file: Path | None, preset: str | None, **options: Any
 ) -> None:
     """Meta-train one learner, with gradient sharing or without, and test it."""
-    console = Console()
+    console = Console(quiet=not is_first())
     config = read_config(config_file, preset, options)
     keep_freed_memory()
     torch.set_num_threads(default_threads(config, 1))
@@ -125,10 +126,11 @@ def train_command(
         result = train(
             config, out, lambda progress: bars(config.arm, progress), resume=resume == "auto"
         )
-    run = Finished(result, environment(choose_device(config.device)))
-    results = results_of_runs([run], _command_line())
-    save_results(results, out / FILENAME)
-    _report([results], out, console)
+    if is_first():
+        run = Finished(result, environment(choose_device(config.device)))
+        results = results_of_runs([run], _command_line())
+        save_results(results, out / FILENAME)
+        _report([results], out, console)
 
 
 @click.command(name="compare", cls=GroupedCommand)
@@ -230,12 +232,13 @@ def _announce(
     arms = "the original, gradient sharing" + (
         " and its control, which shares nothing" if control else ""
     )
+    shared = f", each run shared by {config.workers} processes" if config.workers > 1 else ""
     console.print(
         f"Training {method(config.method)} on {config.dataset} ({config.ways}-way "
         f"{config.shots}-shot, task batch {config.task_batch}, {config.inner_steps} inner steps at "
         f"rate {config.inner_lr * config.inner_lr_scale:g}) for {config.epochs} epochs of "
         f"{config.iterations_per_epoch} iterations: {arms}. {counted(runs, 'run')}, "
-        f"{executor.describe()}; everything goes to {out}.",
+        f"{executor.describe()}{shared}; everything goes to {out}.",
         soft_wrap=True,
         highlight=False,
     )

@@ -19,7 +19,7 @@ STUDENT: Final = (
 
 # Settings that tell the runs of one comparison apart, or that change no result.
 MAY_DIFFER: Final = frozenset(
-    {"seed", "sharing", "sharing_control", "device", "threads", "data_root"}
+    {"seed", "sharing", "sharing_control", "device", "threads", "workers", "data_root"}
 )
 
 

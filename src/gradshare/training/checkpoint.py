@@ -42,6 +42,20 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     progress: dict[str, Any]
 
+    def to(self, device: torch.device) -> Checkpoint:
+        """The same moment on a device."""
+        return Checkpoint(
+            on_device(self.learned, device),
+            on_device(self.state, device),
+            on_device(self.optimizer, device),
+            self.progress,
+        )
+
+
+def on_device(tensors: Tensors, device: torch.device) -> dict[str, Tensor]:
+    """The same tensors on a device."""
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, whole or not at all.

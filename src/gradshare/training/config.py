@@ -186,6 +186,12 @@ class RunConfig(BaseModel):
         "CPU threads of each process that the program trains in; 0 for all cores, shared out",
         ge=0,
     )
+    workers: int = _field(
+        1,
+        MACHINE,
+        "processes on this machine that share out the tasks of each batch of a run",
+        ge=1,
+    )
 
     def __init__(self, **settings: Any) -> None:
         check_keys(settings)
@@ -209,6 +215,15 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"sharing_control {self.sharing_control!r} replaces sharing, which is off; "
                 "leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_task_for_every_worker(self) -> RunConfig:
+        if self.workers > self.task_batch:
+            raise ValueError(
+                f"--workers {self.workers} has no task for every process: a batch has "
+                f"{self.task_batch}; use at most as many workers as --task-batch"
             )
         return self
 

@@ -1,9 +1,10 @@
-"""Validation and test: Algorithm 2 on a fixed list of tasks."""
+"""Validation and test: Algorithm 2 on a fixed list of tasks, shared out over a run's processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from gradshare.inner_loop import Tensors
 from gradshare.training.outer_loop import accuracies
 from gradshare.training.setup import Setup
 
-# So many tasks are in memory at once; the number changes no result.
+Row = TypeVar("Row")
+
+# So many tasks are in memory at once, in each process; the number changes no result.
 CHUNK = 10
 
 Model = tuple[Tensors, Tensors]
@@ -56,8 +59,8 @@ def evaluate(
         The (count,) query accuracies after adaptation, and the fit before and after it.
     """
     learner, (learned, state) = setup.learner, model
-    rows = []
-    for tasks in _chunks(setup, setup.val, count):
+
+    def measure(tasks: TaskBatch) -> list[list[float]]:
         adapted = learner.adapt(learned, state, tasks).params
         columns = []
         for predict, targets in (
@@ -68,9 +71,11 @@ def evaluate(
             after = predict(learned, adapted[-1], tasks, updates=learner.steps)
             columns += [accuracies(before, targets), accuracies(after, targets)]
             columns += [learner.losses(before, targets), learner.losses(after, targets)]
-        rows.append(torch.stack([column.double() for column in columns], 1).cpu())
-        advance(len(tasks))
-    table = torch.cat(rows)  # (count, 8) in the order of InnerLoopFit's fields
+        rows: list[list[float]] = torch.stack([c.double() for c in columns], 1).tolist()
+        return rows
+
+    rows = _on_all_tasks(setup, setup.val, count, advance, measure)
+    table = torch.tensor(rows, dtype=torch.float64)  # (count, 8), as InnerLoopFit's fields
     return table[:, 5], InnerLoopFit(*table.mean(0).tolist())
 
 
@@ -103,9 +108,8 @@ def measure_test(
     Each adapts with its own ĝ and λ; all see the same tasks. Arguments as for `evaluate`.
     """
     learner = setup.learner
-    ensemble: list[float] = []
-    single: list[float] = []
-    for tasks in _chunks(setup, setup.test, count):
+
+    def measure(tasks: TaskBatch) -> list[tuple[float, float]]:
         logits = [
             learner.predict(
                 learned,
@@ -115,10 +119,12 @@ def measure_test(
             )
             for learned, state in models
         ]
-        ensemble += accuracies(mean_of_finite(torch.stack(logits)), tasks.query_y).tolist()
-        single += accuracies(logits[0], tasks.query_y).tolist()
-        advance(len(tasks))
-    return TestAccuracies(ensemble, len(models), single)
+        ensemble = accuracies(mean_of_finite(torch.stack(logits)), tasks.query_y)
+        single = accuracies(logits[0], tasks.query_y)
+        return list(zip(ensemble.tolist(), single.tolist(), strict=True))
+
+    rows = _on_all_tasks(setup, setup.test, count, advance, measure)
+    return TestAccuracies([row[0] for row in rows], len(models), [row[1] for row in rows])
 
 
 def mean_of_finite(logits: Tensor) -> Tensor:
@@ -129,7 +135,23 @@ def mean_of_finite(logits: Tensor) -> Tensor:
     return torch.where(finite, logits, 0).sum(0) / finite.sum(0)
 
 
-def _chunks(setup: Setup, sampler: EpisodeSampler, count: int) -> Iterator[TaskBatch]:
-    for start in range(0, count, CHUNK):
-        tasks = sampler.batch(range(start, min(start + CHUNK, count)))
-        yield setup.normalization.batch(tasks.to(setup.device))
+def _on_all_tasks(
+    setup: Setup,
+    sampler: EpisodeSampler,
+    count: int,
+    advance: Callable[[int], None],
+    measure: Callable[[TaskBatch], list[Row]],
+) -> list[Row]:
+    """A row for each of tasks 0, …, count - 1, in their order, whichever process measured it."""
+    rows: list[Row] = []
+    together = CHUNK * setup.processes.size
+    for start in range(0, count, together):
+        tasks = range(start, min(start + together, count))
+        own = setup.processes.portion(tasks)
+        measured: list[Row] = []
+        if own:
+            batch = sampler.batch(own).to(setup.device)
+            measured = measure(setup.normalization.batch(batch))
+        rows += setup.processes.gather(measured)
+        advance(len(tasks))
+    return rows

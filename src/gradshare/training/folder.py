@@ -41,7 +41,7 @@ LOCK = ".lock"
 WRITTEN_FIRST = {LOCK, "checkpoints", "inputs.json"}
 
 # Where and how fast a run goes, but not what it is: a run may be continued with others.
-MACHINE_FIELDS = ("data_root", "device", "threads")
+MACHINE_FIELDS = ("data_root", "device", "threads", "workers")
 # What a run does at its first refused iteration changes nothing before that.
 CHANGEABLE_FIELDS = (*MACHINE_FIELDS, "on_divergence")
 

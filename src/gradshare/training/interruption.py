@@ -29,10 +29,15 @@ class StopRequests:
 
     A second Ctrl-C interrupts at once. Outside the main thread, where Python allows no signal
     handlers, nothing is noted.
+
+    Args:
+        patient: take a second Ctrl-C like the first. `torchrun` passes on the one that its
+            processes have from the terminal already.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
         self.signal: int | None = None
+        self._patient = patient
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequests:
@@ -51,6 +56,6 @@ class StopRequests:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        if self.signal is not None and number == signal.SIGINT and not self._patient:
             raise KeyboardInterrupt
         self.signal = number

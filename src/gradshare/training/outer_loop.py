@@ -12,6 +12,7 @@ from gradshare.episodes import TaskBatch
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner
 from gradshare.methods.meta_learner import MODEL
+from gradshare.training.distributed import OneProcess, Share
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class IterationResult:
 
     Attributes:
         state: the rules' state after it.
-        loss: the mean outer loss over tasks.
-        accuracy: of the queries after adaptation.
+        loss: the mean outer loss over the tasks of all processes.
+        accuracy: of their queries after adaptation.
         refused: why the outer step was not taken, None if it was. A refused step leaves the outer
             parameters, the optimiser and the rules' state as they were.
     """
@@ -46,8 +47,10 @@ def outer_iteration(
     *,
     iteration: int,
     clamp_gradients: float | None,
+    share: Share | None = None,
 ) -> IterationResult:
-    """Take one outer step on a task batch, in place in `learned` and `optimizer`.
+    """Take one outer step on a task batch, in place in `learned` and `optimizer`: the same one on
+    every process that shares the batch.
 
     Args:
         learner: the method.
@@ -57,14 +60,20 @@ def outer_iteration(
         tasks: normalised images.
         iteration: how many iterations came before.
         clamp_gradients: clamps each entry of the model's gradient to ± this.
+        share: whose `tasks` these are of a batch that several processes share; None for a whole
+            batch.
     """
-    step = learner.outer_step(learned, state, tasks, iteration=iteration)
-    loss = step.losses.mean()
-    gradients = torch.autograd.grad(
+    share = share or OneProcess().share(range(len(tasks)))
+    step = learner.outer_step(
+        learned, state, tasks, iteration=iteration, sum_over_tasks=share.sum_over_tasks
+    )
+    loss = share.part_of_mean(step.losses)
+    own_gradients = torch.autograd.grad(
         loss, list(learned.values()), allow_unused=True, materialize_grads=True
     )
-    loss_value = loss.item()
-    accuracy = accuracies(step.outputs, tasks.query_y).mean().item()
+    own_accuracy = share.part_of_mean(accuracies(step.outputs, tasks.query_y))
+    *gradients, loss, right = share.processes.total([*own_gradients, loss.detach(), own_accuracy])
+    loss_value, accuracy = loss.item(), right.item()
     not_finite = [
         name
         for name, gradient in zip(learned, gradients, strict=True)

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -20,14 +20,22 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from gradshare.errors import RunError
+from gradshare.episodes import TaskBatch
+from gradshare.errors import ConfigError, RunError
 from gradshare.inner_loop import Tensors
-from gradshare.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
-from gradshare.training.config import RunConfig
+from gradshare.training.checkpoint import (
+    Checkpoint,
+    on_device,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from gradshare.training.config import RunConfig, option_name
+from gradshare.training.distributed import OneProcess, OtherRankError
 from gradshare.training.divergence import diagnose, not_finite
 from gradshare.training.evaluation import TestAccuracies, evaluate, measure_test
-from gradshare.training.folder import Inputs, RunFolder, refuse_if_occupied
-from gradshare.training.interruption import RunStoppedError, StopRequests
+from gradshare.training.folder import MACHINE_FIELDS, Inputs, RunFolder, refuse_if_occupied
+from gradshare.training.interruption import RunStoppedError
+from gradshare.training.launch import processes_of
 from gradshare.training.outer_loop import cosine_annealed, make_optimizer, outer_iteration
 from gradshare.training.preflight import require_disk, require_memory
 from gradshare.training.records import (
@@ -41,6 +49,8 @@ from gradshare.training.statistics import confidence95
 
 # Besides at every epoch's end a moment is saved after so long, which is what a kill can cost.
 SAVE_EVERY_SECONDS = 300
+
+CPU = torch.device("cpu")  # what goes between processes is there
 
 # A refused iteration changes nothing, so that the next differs from it in its tasks alone: after so
 # many in a row a run that skips them will not get any further.
@@ -216,11 +226,13 @@ class _Safekeeping:
     Args:
         home: where to.
         moment: as it is now; it changes under way.
+        processes: of the run.
     """
 
-    def __init__(self, home: RunFolder, moment: _Moment) -> None:
+    def __init__(self, home: RunFolder, moment: _Moment, processes: OneProcess) -> None:
         self._home = home
         self._moment = moment
+        self._processes = processes
         self._started = time.monotonic() - moment.seconds
         self._saved_at, self._saved_after = time.monotonic(), moment.iteration
 
@@ -236,7 +248,9 @@ class _Safekeeping:
         """Save the moment as it is."""
         self._saved_at, self._saved_after = time.monotonic(), self._moment.iteration
         self._moment.seconds = self._saved_at - self._started
-        self._home.save_latest(self._moment.iteration, self._moment.checkpoint())
+        self._processes.on_first(
+            lambda: self._home.save_latest(self._moment.iteration, self._moment.checkpoint())
+        )
 
     def halt(self, fault: str, config: RunConfig) -> NoReturn:
         """End a run that is to stop at a refused iteration, with its last good moment saved."""
@@ -255,6 +269,9 @@ def train(
 ) -> RunResult:
     """Run a configuration in a folder of its own (see `gradshare.training.folder`).
 
+    Over several processes, with `config.workers` or under `torchrun`, each does a share of the
+    tasks, and the first alone reads and writes the folder and watches.
+
     Args:
         config: what to run.
         folder: a new one, for everything that comes out.
@@ -265,34 +282,66 @@ def train(
     Raises:
         DataError, ConfigError: the configuration cannot be run; nothing was written.
         RunError: the folder cannot be used, or holds another run; or an iteration was refused that
-            the configuration says to stop at, with everything before it saved.
+            the configuration says to stop at, with everything before it saved; or another process
+            of the run failed.
         RunStoppedError: Ctrl-C or SIGTERM; everything so far is saved.
     """
+    with processes_of(config) as processes:
+        return train_in(processes, config, folder, watch, resume=resume)
+
+
+def train_in(
+    processes: OneProcess, config: RunConfig, folder: Path, watch: Watch, *, resume: bool
+) -> RunResult:
+    """Be one of the processes of a run; the others call this too. See `train`."""
+    first = processes.from_first(lambda: config)
+    processes.agree(lambda: _require_started_alike(config, first))
     home = RunFolder(folder)
-    if not (resume and home.started):
-        refuse_if_occupied(folder, resume=resume)
-    with _memory_errors(config):
-        setup = set_up(config)
-    learned, state = setup.learner.init()
-    moment = _Moment(learned, state, make_optimizer(learned, config.outer_lr))
-    require_memory(config, setup)
-    require_disk(config, moment.learned, moment.state, folder)
-    with home.locked(), _memory_errors(config):
-        if resume and home.started:
-            home.require_same(config)
-            saved = home.load_latest((learned, state))
-            if saved is not None:
-                moment.restore(saved, config.iterations)
+
+    def may_begin() -> None:
+        if not (resume and home.started):
+            refuse_if_occupied(folder, resume=resume)
+
+    processes.from_first(may_begin)
+    with ExitStack() as stack:
+        stack.enter_context(_memory_errors(config))
+        setup = processes.agree(lambda: set_up(config, processes))
+        learned, state = setup.learner.init()
+        moment = _Moment(learned, state, make_optimizer(learned, config.outer_lr))
+        processes.agree(lambda: require_memory(config, setup))
+
+        def open_home() -> Checkpoint | None:
+            require_disk(config, learned, state, folder)
+            stack.enter_context(home.locked())
+            if resume and home.started:
+                home.require_same(config)
+                return home.load_latest((on_device(learned, CPU), on_device(state, CPU)))
+            mean, std = list(setup.normalization.mean), list(setup.normalization.std)
+            home.start(config, Inputs(setup.image_shape, mean, std))
+            return None
+
+        def store_changes() -> None:
+            home.store(config)  # what it is continued with
+
+        saved = processes.from_first(open_home)
+        if saved is not None:
+            processes.agree(lambda: moment.restore(saved.to(setup.device), config.iterations))
             if moment.test is None and moment.diverged is None:
-                home.store(config)  # what it is continued with
-        else:
-            normalization = setup.normalization
-            home.start(
-                config, Inputs(setup.image_shape, list(normalization.mean), list(normalization.std))
-            )
+                processes.on_first(store_changes)
         if moment.test is None:
-            _continue(config, setup, home, moment, watch)
+            _continue(config, setup, home, moment, watch if processes.rank == 0 else ignore)
     return RunResult(config, moment.history, moment.diverged, moment.test, moment.seconds)
+
+
+def _require_started_alike(config: RunConfig, first: RunConfig) -> None:
+    """Refuse to take part in another run than the first process's."""
+    for name in RunConfig.model_fields:
+        ours, theirs = getattr(config, name), getattr(first, name)
+        if name not in MACHINE_FIELDS and ours != theirs:
+            raise ConfigError(
+                f"{option_name(name)} is {ours!r} here and {theirs!r} in the first process; start "
+                "all processes of a run with the same settings"
+            )
 
 
 @contextmanager
@@ -315,16 +364,23 @@ def _continue(
     config: RunConfig, setup: Setup, home: RunFolder, moment: _Moment, watch: Watch
 ) -> None:
     """Take a moment to the end of its run."""
-    safe = _Safekeeping(home, moment)
+    processes = setup.processes
+    safe = _Safekeeping(home, moment, processes)
 
-    with StopRequests() as stop, MetricsWriter(home.path, moment.history) as metrics:
+    def prune() -> None:
+        home.prune_epochs(kept_epochs(moment.history, config.ensemble))
 
-        def stop_if_asked() -> None:
-            if stop.signal is not None:
+    with processes.stop, _kept_if_others_fail(safe, home, moment), ExitStack() as stack:
+        metrics = processes.on_first(
+            lambda: stack.enter_context(MetricsWriter(home.path, moment.history))
+        )
+
+        def stop_if(asked: int | None) -> None:
+            if asked is not None:
                 raise RunStoppedError(
                     f"stopped after iteration {moment.iteration} of {config.iterations}; "
                     f"everything so far is saved in {home.path}",
-                    stop.signal,
+                    asked,
                 )
 
         def told(phase: Phase, total: int) -> Callable[[int], None]:
@@ -334,7 +390,7 @@ def _continue(
                 nonlocal done
                 done += tasks
                 watch(_progress(phase, done, total, config, moment))
-                stop_if_asked()
+                stop_if(processes.asked)
 
             return advance
 
@@ -345,10 +401,11 @@ def _continue(
                 record = _validate(config, setup, moment, told("validate", config.val_tasks))
                 record = dataclasses.replace(record, seconds=safe.seconds())
                 moment.end_epoch(record)
-                home.save_epoch(record.epoch, (moment.learned, moment.state))
-                metrics.write(record)
+                if metrics is not None:
+                    home.save_epoch(record.epoch, (moment.learned, moment.state))
+                    metrics.write(record)
                 safe.save()
-                home.prune_epochs(kept_epochs(moment.history, config.ensemble))
+                processes.on_first(prune)
             if moment.iteration == config.iterations or moment.diverged is not None:
                 break
             fault = _iterate(config, setup, moment)
@@ -358,22 +415,34 @@ def _continue(
                 moment.pass_over(fault, skip=config.on_divergence == "skip")
             watch(_progress("train", moment.iteration, config.iterations, config, moment))
             ended = _owes_validation(config, moment) or moment.diverged is not None
-            if ended or safe.overdue() or stop.signal is not None:
+            asked = processes.asked  # once: a request that comes while saving is for the next time
+            if ended or safe.overdue() or asked is not None:
                 # An outer step that overflows is noticed before what it leaves is saved.
                 overflow = _overflow(config, moment)
                 if overflow is not None and config.on_divergence == "stop":
                     safe.halt(overflow, config)
                 moment.diverged = moment.diverged or overflow
                 safe.save()
-            stop_if_asked()
+            stop_if(asked)
         if moment.history:
-            models = home.best_models(
-                moment.history, config.ensemble, (moment.learned, moment.state)
-            )
-            moment.test = measure_test(
-                setup, models, config.test_tasks, told("test", config.test_tasks)
-            )
+            moment.test = _test(config, setup, home, moment, told("test", config.test_tasks))
             safe.save()
+
+
+@contextmanager
+def _kept_if_others_fail(safe: _Safekeeping, home: RunFolder, moment: _Moment) -> Iterator[None]:
+    """Lose nothing of what was done when another process of the run fails.
+
+    A moment changes between exchanges only, so that it is whole whenever one of them fails.
+    """
+    try:
+        yield
+    except OtherRankError as error:
+        safe.save()
+        raise OtherRankError(
+            f"{error}; everything up to iteration {moment.iteration} is saved in {home.path}, "
+            "continue it with --resume auto"
+        ) from error
 
 
 def _owes_validation(config: RunConfig, moment: _Moment) -> bool:
@@ -407,21 +476,36 @@ def _iterate(config: RunConfig, setup: Setup, moment: _Moment) -> str | None:
     for group in moment.optimizer.param_groups:
         group["lr"] = _outer_lr(config, moment.iteration)
     first_task = moment.iteration * config.task_batch
-    tasks = setup.train.batch(range(first_task, first_task + config.task_batch))
-    tasks = setup.normalization.batch(tasks.to(setup.device))
+    indices = range(first_task, first_task + config.task_batch)
+    share = setup.processes.share(indices)
+
+    def tasks(indices: range) -> TaskBatch:
+        return setup.normalization.batch(setup.train.batch(indices).to(setup.device))
+
+    own = tasks(share.tasks)
     result = outer_iteration(
         setup.learner,
         moment.learned,
         moment.state,
         moment.optimizer,
-        tasks,
+        own,
         iteration=moment.iteration,
         clamp_gradients=config.clamp_gradients,
+        share=share,
     )
     if result.refused is not None:
-        fault = diagnose(
-            setup.learner, moment.learned, moment.state, tasks, iteration=moment.iteration
-        )
+
+        def walk_again() -> str | None:
+            return diagnose(
+                setup.learner,
+                moment.learned,
+                moment.state,
+                own if share.tasks == indices else tasks(indices),
+                iteration=moment.iteration,
+            )
+
+        # One process alone walks through the whole batch: where the others are does not matter.
+        fault = setup.processes.from_first(walk_again)
         epoch = moment.iteration // config.iterations_per_epoch + 1
         return f"epoch {epoch}, iteration {moment.iteration + 1}: {fault or result.refused}"
     moment.state = result.state
@@ -432,10 +516,29 @@ def _iterate(config: RunConfig, setup: Setup, moment: _Moment) -> str | None:
     return None
 
 
+def _test(
+    config: RunConfig,
+    setup: Setup,
+    home: RunFolder,
+    moment: _Moment,
+    advance: Callable[[int], None],
+) -> TestAccuracies:
+    """What the best epochs come to on the test tasks."""
+    history = moment.history
+    like = (on_device(moment.learned, CPU), on_device(moment.state, CPU))
+    saved = setup.processes.from_first(lambda: home.best_models(history, config.ensemble, like))
+    models = [
+        (on_device(learned, setup.device), on_device(state, setup.device))
+        for learned, state in saved
+    ]
+    return measure_test(setup, models, config.test_tasks, advance)
+
+
 def _validate(
     config: RunConfig, setup: Setup, moment: _Moment, advance: Callable[[int], None]
 ) -> EpochRecord:
     """The record of the epoch that ends at a moment."""
+    setup.processes.require_identical({**moment.learned, **moment.state})
     accuracies, fit = evaluate(setup, (moment.learned, moment.state), config.val_tasks, advance)
     interval = confidence95(accuracies.tolist())
     taken = config.iterations_per_epoch - moment.skipped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from gradshare.inner_loop import GradientSharing, RateControl, UpdateRule
 from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
 from gradshare.models import Conv4
 from gradshare.training.config import RunConfig
+from gradshare.training.distributed import OneProcess
 
 # Of the validation and test tasks: the same for every seed, so that runs differ in their training
 # alone and can be compared task by task.
@@ -36,6 +37,7 @@ class Setup:
         test: sampler of test tasks.
         device: where it all runs.
         image_shape: (C, H, W).
+        processes: that the run is shared by.
     """
 
     learner: MetaLearner
@@ -45,16 +47,22 @@ class Setup:
     test: EpisodeSampler
     device: torch.device
     image_shape: tuple[int, int, int]
+    processes: OneProcess = field(default_factory=OneProcess)
 
 
-def set_up(config: RunConfig) -> Setup:
+def set_up(config: RunConfig, processes: OneProcess | None = None) -> Setup:
     """Open the data and build the learner, initialised from the seed.
+
+    Args:
+        config: of the run.
+        processes: that the run is shared by; None for one alone.
 
     Raises:
         DataError: the dataset is unknown, not prepared, damaged, or too small for these tasks.
         ConfigError: the device or the pixel scaling cannot be used.
     """
-    device = choose_device(config.device)
+    processes = processes or OneProcess()
+    device = _own_device(choose_device(config.device), processes)
     store = open_dataset(config.dataset, config.data_root, config.image_size, config.resize)
 
     def sampler(split: str, seed: int) -> EpisodeSampler:
@@ -77,6 +85,7 @@ def set_up(config: RunConfig) -> Setup:
         test=sampler("test", EVALUATION_SEED),
         device=device,
         image_shape=store.image_shape,
+        processes=processes,
     )
 
 
@@ -134,6 +143,20 @@ def choose_device(name: str) -> torch.device:
             f"--device {name!r} cannot be used here ({reason}); use another"
         ) from error
     return device
+
+
+def _own_device(device: torch.device, processes: OneProcess) -> torch.device:
+    """Of the GPUs of a machine each process takes its own."""
+    if device.type == "cpu" or processes.local_size == 1:
+        return device
+    count = torch.cuda.device_count()
+    if device.index is not None or processes.local_size > count:
+        raise ConfigError(
+            f"{processes.local_size} processes on this machine need a GPU each, and --device "
+            f"{device} has {count if device.index is None else 1}; start fewer processes, or use "
+            "--device cpu"
+        )
+    return torch.device("cuda", processes.local_rank)
 
 
 def _vectorize(config: RunConfig) -> bool:

@@ -25,10 +25,12 @@ POLL_SECONDS = 0.2
 
 def default_jobs(config: RunConfig, runs: int) -> int:
     """How many runs go at a time: one on an accelerator, else up to one more than there are
-    cores, so that a last odd run does not leave a core idle.
+    cores, so that a last odd run does not leave a core idle; fewer if each has several processes.
     """
     if choose_device(config.device).type != "cpu":
         return 1
+    if config.workers > 1:
+        return max(1, min(runs, cores() // config.workers))
     return min(runs, cores() + 1)
 
 

@@ -1,0 +1,348 @@
+"""One run over several processes: who computes which tasks, and what goes between the processes.
+
+Every process holds the same outer parameters, rules' state and optimiser, computes its share of
+each task batch, and takes the same step. What must be the same on all is summed over them, gathered
+from them, or sent by the first of them, which alone reads and writes the run's folder. The rest of
+the program asks a `OneProcess`, which has nothing to exchange; a `ProcessGroup` is the same for
+several. Where they come from is in `gradshare.training.launch`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gradshare.errors import GradshareError, RunError
+from gradshare.inner_loop import Tensors, sum_over_local_tasks
+from gradshare.training.interruption import StopRequests
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+Value = TypeVar("Value")
+Row = TypeVar("Row")
+
+# A process that is alive and silent for so long is given up: far longer than any other needs for
+# one inner step of its share, or the first for writing a checkpoint.
+TIMEOUT = timedelta(minutes=10)
+
+FAILURE = "failure"  # the store's key for why a process ended the run
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class OtherRankError(RunError):
+    """Another process of the run has ended it, and this one has only heard of it."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process does of a task batch.
+
+    Attributes:
+        processes: who share the batch.
+        tasks: the tasks that this one computes.
+        counted: how many of them count: all, or none. Where there are fewer tasks than processes,
+            one without a task computes another's, so that it takes part in every exchange, and
+            counts it for nothing.
+        whole: T, the tasks of the whole batch.
+    """
+
+    processes: OneProcess
+    tasks: range
+    counted: int
+    whole: int
+
+    def sum_over_tasks(self, tensors: Tensors) -> Tensors:
+        """The differentiable sum of (T, …) tensors over the tasks of all processes (Eq. 1)."""
+        counted = {name: tensor[: self.counted] for name, tensor in tensors.items()}
+        return self.processes.sum_differentiably(sum_over_local_tasks(counted))
+
+    def part_of_mean(self, values: Tensor) -> Tensor:
+        """What (T,) values of these tasks add to the mean over the whole batch."""
+        return values[: self.counted].sum() / self.whole
+
+
+class OneProcess:
+    """A run in one process: it has every task, and nobody to exchange anything with.
+
+    Attributes:
+        rank: which process this is, from 0.
+        size: how many there are.
+        local_rank: which one on this machine.
+        local_size: how many there are on this machine.
+        stop: notes the requests to stop that this process gets while the run goes on.
+    """
+
+    rank = local_rank = 0
+    size = local_size = 1
+
+    def __init__(self) -> None:
+        self.stop = StopRequests()
+
+    @property
+    def asked(self) -> int | None:
+        """The signal that asked the run to stop. Of several processes all know of it after the
+        same exchange, whichever of them got it.
+        """
+        return self.stop.signal
+
+    def share(self, tasks: range) -> Share:
+        """What this process does of a task batch."""
+        own = self.portion(tasks)
+        return Share(self, own or tasks[:1], len(own), len(tasks))
+
+    def portion(self, tasks: range) -> range:
+        """This process's tasks of some: the first process has the first of them, and so on."""
+        bounds = [len(tasks) * rank // self.size for rank in (self.rank, self.rank + 1)]
+        return tasks[slice(*bounds)]
+
+    def sum_differentiably(self, tensors: Tensors) -> Tensors:
+        """Tensors summed over the processes, so that the sum can be differentiated."""
+        return tensors
+
+    def total(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Tensors summed over the processes, without a graph."""
+        return tensors
+
+    def gather(self, rows: list[Row]) -> list[Row]:
+        """The rows of all processes, those of the first one first."""
+        return rows
+
+    def from_first(self, make: Callable[[], Value]) -> Value:
+        """What the first process makes, on all of them.
+
+        Args:
+            make: called on the first process only. Tensors must be on the CPU.
+        """
+        return make()
+
+    def on_first(self, do: Callable[[], Value]) -> Value | None:
+        """Do something on the first process only, and send nothing; None on the others."""
+        return do()
+
+    def agree(self, do: Callable[[], Value]) -> Value:
+        """Do something on every process that must succeed on all of them, or fails on all."""
+        return do()
+
+    def require_identical(self, tensors: Tensors) -> None:
+        """Make sure that every process has the same tensors, bit for bit.
+
+        Raises:
+            RunError: they differ.
+        """
+
+
+class ProcessGroup(OneProcess):
+    """The form of `OneProcess` for several; each of them must call the same methods in turn.
+
+    Args:
+        store: where the processes meet.
+        rank: which one this is.
+        size: how many there are.
+        local_rank: which one on this machine.
+        local_size: how many there are on this machine.
+        cuda: whether tensors may be on a GPU.
+        timeout: after how long a silent process is given up.
+        patient: whether a second Ctrl-C is taken like the first.
+        fate: says what became of a process that was lost, if it can.
+
+    Raises:
+        OtherRankError: from any method, when another process has failed or is gone.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        size: int,
+        *,
+        local_rank: int,
+        local_size: int,
+        cuda: bool,
+        timeout: timedelta = TIMEOUT,
+        patient: bool = False,
+        fate: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self.rank, self.size = rank, size
+        self.local_rank, self.local_size = local_rank, local_size
+        self.stop = StopRequests(patient=patient)
+        self._asked: int | None = None
+        self._store = store
+        self._fate = fate
+        # Its functions hold on to the group that there is when it is first imported, which an
+        # optimiser does, and `close` would not close what it still has.
+        importlib.import_module("torch.distributed.nn")
+        with self._exchange():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=store,
+                rank=rank,
+                world_size=size,
+                timeout=timeout,
+            )
+
+    @property
+    def asked(self) -> int | None:
+        return self._asked
+
+    def sum_differentiably(self, tensors: Tensors) -> Tensors:
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+        total: Tensor = _SumOverProcesses.apply(flat, self)  # type: ignore[no-untyped-call]
+        return dict(zip(tensors, _unflatten(total, list(tensors.values())), strict=True))
+
+    def sum_vector(self, vector: Tensor) -> Tensor:
+        """A vector summed over the processes; the bits are the same on all."""
+        total = vector.detach().clone()
+        with self._exchange():
+            dist.all_reduce(total)
+        return total
+
+    def total(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        requests = tensors[0].new_tensor([self.stop.signal == number for number in SIGNALS])
+        parts = [*tensors, requests]
+        flat = torch.cat([part.reshape(-1).to(requests.dtype) for part in parts])
+        *totals, requests = _unflatten(self.sum_vector(flat), parts)
+        self._hear([n for n, asked in zip(SIGNALS, requests.tolist(), strict=True) if asked])
+        return totals
+
+    def gather(self, rows: list[Row]) -> list[Row]:
+        everything = self._gather_one((rows, self.stop.signal))
+        self._hear([number for _, number in everything if number is not None])
+        return [row for part, _ in everything for row in part]
+
+    def from_first(self, make: Callable[[], Value]) -> Value:
+        sent: list[Any] = [None, None]
+        failure: GradshareError | None = None
+        if self.rank == 0:
+            try:
+                sent[0] = make()
+            except GradshareError as error:
+                failure, sent[1] = error, str(error)
+        with self._exchange():
+            dist.broadcast_object_list(sent, src=0)
+        if failure is not None:
+            raise failure
+        if sent[1] is not None:
+            raise self._other(0, sent[1])
+        value: Value = sent[0]
+        return value
+
+    def on_first(self, do: Callable[[], Value]) -> Value | None:
+        return do() if self.rank == 0 else None
+
+    def agree(self, do: Callable[[], Value]) -> Value:
+        failure: GradshareError | None = None
+        results: list[Value] = []
+        try:
+            results.append(do())
+        except GradshareError as error:
+            failure = error
+        words = self._gather_one(None if failure is None else str(failure))
+        for rank, reason in enumerate(words):
+            if reason is not None:
+                # What fails alike on all is said once.
+                if failure is not None and (rank == self.rank or reason != str(failure)):
+                    raise failure
+                raise self._other(rank, reason)
+        return results[0]
+
+    def require_identical(self, tensors: Tensors) -> None:
+        digest = hashlib.sha256()
+        for name in sorted(tensors):
+            data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(name.encode() + data.numpy().tobytes())
+        digests = self._gather_one(digest.hexdigest())
+        for rank, other in enumerate(digests):
+            if other != digests[0]:
+                raise RunError(
+                    f"{self._name(rank)} no longer has the same parameters as the first process: "
+                    "their processors round differently; run on processors of one kind, with the "
+                    "same version of PyTorch and as many --threads each"
+                )
+
+    def tell(self, error: BaseException) -> None:
+        """Say why this process ends the run, to those that will miss it."""
+        words = (
+            str(error) if isinstance(error, GradshareError) else f"{type(error).__name__}: {error}"
+        )
+        with contextlib.suppress(RuntimeError):
+            self._store.set(FAILURE, f"{self._name(self.rank)} failed: {words}")
+
+    def close(self) -> None:
+        """Leave the group."""
+        dist.destroy_process_group()
+
+    def _gather_one(self, value: Value) -> list[Value]:
+        values: list[Any] = [None] * self.size
+        with self._exchange():
+            dist.all_gather_object(values, value)
+        return values
+
+    def _hear(self, asked: list[int]) -> None:
+        if asked and self._asked is None:
+            self._asked = asked[0]
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # gloo's, NCCL's and the store's alike
+            raise self._lost(error) from error
+
+    def _lost(self, error: RuntimeError) -> OtherRankError:
+        # The store may be gone with the process that had it.
+        with contextlib.suppress(RuntimeError):
+            if self._store.check([FAILURE]):
+                return OtherRankError(self._store.get(FAILURE).decode())
+        fate = self._fate()
+        if fate is not None:
+            return OtherRankError(fate)
+        first_line = str(error).splitlines()[0].rpartition("] ")[2]
+        return OtherRankError(
+            f"another of the {self.size} processes of this run was lost, as rank {self.rank} "
+            f"noticed: {first_line.partition('. ')[0]}"
+        )
+
+    def _other(self, rank: int, reason: str) -> OtherRankError:
+        return OtherRankError(f"{self._name(rank)} failed: {reason}")
+
+    def _name(self, rank: int) -> str:
+        return f"rank {rank} of {self.size}"
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """A sum of vectors over processes. Every process's outer loss depends on it, so its derivative
+    is again a sum over processes, of what arrives at each.
+    """
+
+    @staticmethod
+    def forward(vector: Tensor, group: ProcessGroup) -> Tensor:
+        return group.sum_vector(vector)
+
+    @staticmethod
+    def setup_context(
+        ctx: Any,
+        inputs: tuple[Tensor, ProcessGroup],
+        output: Tensor,  # noqa: ARG004
+    ) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        return _SumOverProcesses.apply(cotangent, ctx.group), None  # type: ignore[no-untyped-call]
+
+
+def _unflatten(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    parts = torch.split(flat, [tensor.numel() for tensor in like])
+    return [p.view(t.shape).to(t.dtype) for p, t in zip(parts, like, strict=True)]

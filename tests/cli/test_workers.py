@@ -1,0 +1,290 @@
+"""`--workers` and `torchrun`, as their users meet them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradshare.cli import main
+from gradshare.errors import ConfigError, RunError
+from gradshare.training.config import RunConfig
+from gradshare.training.distributed import OtherRankError
+from gradshare.training.folder import RunFolder
+from gradshare.training.run import Progress, train
+from tests.cli.test_interruption import wait_for_epochs
+from tests.training.killing import final, timeless
+
+LONG = 10_000
+
+# Seconds that a test waits for several processes to start or end on a machine with other work.
+PATIENCE = 250
+
+
+def options(settings: dict[str, Any]) -> list[str]:
+    return [
+        word
+        for name, value in settings.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+def processes_below(parent: int) -> list[int]:
+    """The processes that one has started, and those that they have."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [pid for child in map(int, children) for pid in (child, *processes_below(child))]
+
+
+def worker_of(parent: int) -> int:
+    (worker,) = (
+        pid
+        for pid in processes_below(parent)
+        if b"gradshare.training.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    return worker
+
+
+def rank_of(torchrun: int, rank: int) -> int:
+    (pid,) = (
+        pid
+        for pid in processes_below(torchrun)
+        if f"\0RANK={rank}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    )
+    return pid
+
+
+def wait_until(true: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+@contextmanager
+def started(*command: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def whole(
+    data_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Any, Path]:
+    """The settings of a run over two processes, what it came to, and its folder."""
+    settings = {
+        **{"dataset": "tiny", "data_root": str(data_root), "ways": 3, "queries": 4},
+        **{"task_batch": 3, "inner_steps": 2, "filters": 4, "epochs": 20},
+        **{"iterations_per_epoch": 3, "val_tasks": 3, "test_tasks": 8, "ensemble": 2},
+        **{"device": "cpu", "threads": 1},
+    }
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return settings, train(RunConfig(**{**settings, "workers": 2}), folder), folder
+
+
+def assert_same_end(folder: Path, whole: tuple[dict[str, Any], Any, Path]) -> None:
+    settings, result, whole_folder = whole
+    again = train(RunConfig(**settings), folder, resume=True)  # it is complete: nothing is done
+    assert timeless(again) == timeless(result)
+    assert again.test == result.test
+    for part, tensors in final(whole_folder).items():
+        others = final(folder)[part]
+        assert tensors.keys() == others.keys()
+        for name, tensor in tensors.items():
+            assert (tensor == others[name]).all(), name
+
+
+def test_a_killed_worker_ends_the_run_and_resumed_it_ends_where_it_would_have(
+    whole: tuple[dict[str, Any], Any, Path], tmp_path: Path
+) -> None:
+    config = RunConfig(**{**whole[0], "workers": 2})
+    folder = tmp_path / "run"
+
+    def kill(progress: Progress) -> None:
+        if progress.phase == "train" and progress.done == 20:
+            os.kill(worker_of(os.getpid()), signal.SIGKILL)
+
+    with pytest.raises(OtherRankError) as error:
+        train(config, folder, kill)
+    words, _, end = str(error.value).partition("; everything up to iteration ")
+    assert words == (
+        "the process of rank 1 of 2 ended without a word (exit status -9); a negative status is a "
+        "signal, and -9 often means that memory ran out"
+    )
+    # The kill may come before or after the worker's part of the next iteration.
+    assert end in {
+        f"{done} is saved in {folder}, continue it with --resume auto" for done in (20, 21, 22)
+    }
+    train(config, folder, resume=True)
+    assert_same_end(folder, whole)
+
+
+def test_workers_under_torchrun_and_more_workers_than_tasks_are_refused(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        RunConfig(**{**tiny, "workers": 3})
+    assert str(error.value) == (
+        "--workers 3 has no task for every process: a batch has 2; use at most as many workers as "
+        "--task-batch"
+    )
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError) as error:
+        train(RunConfig(**{**tiny, "workers": 2}), tmp_path / "run")
+    assert str(error.value) == (
+        "--workers 2 starts processes, and torchrun has started 4; leave one of them out"
+    )
+    with pytest.raises(RunError) as unmet:
+        train(RunConfig(**tiny), tmp_path / "run")
+    assert str(unmet.value) == (
+        "the processes that torchrun started do not find each other: Error initializing "
+        "torch.distributed using env:// rendezvous: environment variable MASTER_ADDR expected, but "
+        "not set"
+    )
+    monkeypatch.setenv("WORLD_SIZE", "four")
+    with pytest.raises(ConfigError) as error:
+        train(RunConfig(**tiny), tmp_path / "run")
+    assert str(error.value) == (
+        "the variable WORLD_SIZE is 'four', and torchrun would set it to a number; unset RANK and "
+        "WORLD_SIZE, or start with torchrun"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_torchrun_is_for_train_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["gradshare", "compare", "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: torchrun has started 2 processes of `gradshare compare`, which does its work in "
+        "one; use torchrun with `gradshare train` only\n"
+    )
+
+
+def test_a_worker_that_cannot_begin_is_named(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os; os._exit(7)", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RunError) as error:
+        train(RunConfig(**{**tiny, "workers": 2}), tmp_path / "run")
+    assert str(error.value) == (
+        "the process of rank 1 of 2 did not begin (exit status 7); what it said is above"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM to the worker", "SIGKILL"])
+def test_a_run_with_workers_ends_as_one_and_leaves_no_process(
+    how: str, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", "--workers", "2", "--out", str(out), *options({**tiny, "epochs": LONG})]
+    with started("gradshare.cli", *command) as process:
+        wait_for_epochs([out], process)
+        worker = worker_of(process.pid)
+        if how == "Ctrl-C":
+            os.killpg(process.pid, signal.SIGINT)
+        elif how == "SIGKILL":
+            process.kill()
+        else:
+            os.kill(worker, signal.SIGTERM)
+        _, err = process.communicate(timeout=PATIENCE)
+    expected = {"Ctrl-C": 128 + signal.SIGINT, "SIGKILL": -signal.SIGKILL}
+    assert process.returncode == expected.get(how, 128 + signal.SIGTERM)
+    if how != "SIGKILL":
+        assert err.startswith("stopped after iteration ")
+        assert err.count("\n") == 1
+    wait_until(lambda: not Path(f"/proc/{worker}").exists(), "the worker is left over")
+    assert RunFolder(out).history()
+
+
+def test_compare_trains_each_arm_with_workers(
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["compare", "--workers", "2", "--out", str(tmp_path / "run"), *options(tiny)]
+    monkeypatch.setattr(sys, "argv", ["gradshare", *command])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "each run shared by 2 processes" in captured.out
+    for arm in ("original", "gradient-sharing"):
+        assert RunFolder(tmp_path / "run" / arm).config().workers == 2
+        assert len(RunFolder(tmp_path / "run" / arm).history()) == 3
+
+
+def torchrun(*arguments: str) -> list[str]:
+    return ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+
+
+def train_in(folder: Path, settings: dict[str, Any]) -> list[str]:
+    words = ["--out", str(folder), "--resume", "auto", *options(settings)]
+    return ["-m", "gradshare.cli", "train", *words]
+
+
+def test_a_rank_that_is_killed_ends_the_run_and_the_same_command_continues_it(
+    whole: tuple[dict[str, Any], Any, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with started(*torchrun(*train_in(folder, whole[0]))) as process:
+        wait_for_epochs([folder], process)
+        os.kill(rank_of(process.pid, 1), signal.SIGKILL)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    said = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1, err
+    assert said[0].startswith(
+        "error: another of the 2 processes of this run was lost, as rank 0 noticed: "
+    )
+    assert said[0].endswith(f" is saved in {folder}, continue it with --resume auto")
+    assert "/gradshare/" not in err  # torchrun has a traceback of its own, and we none
+    # This time torchrun starts the ranks again by itself.
+    epochs = len(RunFolder(folder).history())
+    with started(*torchrun("--max-restarts", "1", *train_in(folder, whole[0]))) as process:
+        wait_until(lambda: len(RunFolder(folder).history()) > epochs, "it does not go on")
+        os.kill(rank_of(process.pid, 1), signal.SIGKILL)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert out.count("Report: ") == 1
+    assert_same_end(folder, whole)
+
+
+def test_torchrun_passes_a_request_to_stop_on(tiny: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    settings = {**tiny, "epochs": LONG}
+    with started(*torchrun(*train_in(folder, settings))) as process:
+        wait_for_epochs([folder], process)
+        process.terminate()
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode != 0
+    assert sum(line.startswith("stopped after iteration ") for line in err.splitlines()) == 1
+    assert "/gradshare/" not in err
+    assert RunFolder(folder).history()
