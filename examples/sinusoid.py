@@ -35,7 +35,14 @@ def meta_train(sharing: UpdateRule | None, iterations: int) -> float:
     model = nn.Sequential(
         nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1)
     )
-    learner = maml(model, steps=STEPS, inner_lr=INNER_LR, sharing=sharing, loss=F.mse_loss)
+    learner = maml(
+        model,
+        steps=STEPS,
+        inner_lr=INNER_LR,
+        sharing=sharing,
+        loss=F.mse_loss,
+        tasks_at_a_time=None,  # all tasks of a batch in one forward pass
+    )
     learned, state = learner.init()
     optimizer = torch.optim.Adam(learned.values(), lr=0.001)
     for iteration in range(iterations):
