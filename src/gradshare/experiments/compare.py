@@ -96,6 +96,9 @@ def results_of_runs(runs: list[RunResult], command: str) -> Results:
         dataset=config.dataset,
         method=config.method,
         config=shared if len(runs) > 1 else config.model_dump(mode="json"),
-        environment=environment(choose_device(config.device)),
+        environment={
+            **environment(choose_device(config.device)),
+            "layout": "; ".join(dict.fromkeys(run.layout.describe() for run in runs)),
+        },
         command=command,
     )

@@ -29,29 +29,30 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner
-from gradshare.methods.meta_learner import MODEL
 from gradshare.models.conv4 import LAYERS
 from gradshare.training.config import RunConfig
-from gradshare.training.evaluation import CHUNK
+
+# So many tasks are evaluated at once; the number changes no result.
+CHUNK = 10
 
 FLOAT_BYTES = 4
 SCRATCH_BYTES = 60 << 20
 
-# Units of activations that are held at once: by an inner step that the outer gradient goes through,
-# by one that it does not, and by the pass through the queries.
-STEP_WITH_GRAPH = 5.5
-STEP_ALONE = 2.75
-QUERY_PASS = 3.25
+# Units of activations: what an inner step's and a query pass's graph keeps, what any pass holds
+# besides, what one holds in all where its graph is built again, and where there is none to keep.
+STEP_GRAPH, QUERY_GRAPH, TRANSIENT = 2.0, 2.1, 1.25
+RECOMPUTED_STEP, RECOMPUTED_QUERY = 5.0, 3.5
+STEP_ALONE, QUERY_ALONE = 2.75, 1.6
 # Copies of the adapted parameters that an inner step leaves: θ_k, gradients and updates; Δ and what
 # it is made of; the products with learned rates.
 COPIES_A_STEP, COPIES_FOR_SHARING, COPIES_FOR_RATES = 3, 3, 2.5
 # Of every outer parameter: itself, its gradient, Adam's two moments.
 COPIES_OUTSIDE = 4
-# vmap turns convolutions into grouped ones, whose scratch memory is larger.
-VMAP = 2
+COPIES_IN_EVALUATION = 3
 
 
 def tensor_bytes(tensors: Tensors) -> int:
@@ -59,26 +60,45 @@ def tensor_bytes(tensors: Tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def estimate(
-    config: RunConfig, learner: MetaLearner, image_shape: Sequence[int], *, recompute: bool
-) -> int:
+def estimate(config: RunConfig, learner: MetaLearner, image_shape: Sequence[int]) -> int:
     """The bytes that a run takes at its peak, over those of the idle process.
 
     Args:
         config: of the run.
-        learner: built from it.
+        learner: built from it, and laid out.
         image_shape: (C, H, W).
-        recompute: whether the activations of one pass of one task are held at a time, instead of
-            those of all inner steps and tasks.
     """
     learned, state = learner.init()
+    graphs = peak_of_graphs(
+        config,
+        learner.model,
+        image_shape,
+        vmap=learner.tasks_at_a_time != 1,
+        recompute=learner.recompute,
+    )
+    return graphs + COPIES_OUTSIDE * tensor_bytes(learned) + tensor_bytes(state)
+
+
+def peak_of_graphs(
+    config: RunConfig, model: nn.Module, image_shape: Sequence[int], *, vmap: bool, recompute: bool
+) -> int:
+    """Likewise, without the outer parameters, what their optimiser keeps, and the rules' state.
+
+    Args:
+        config: of the run.
+        model: what it trains.
+        image_shape: (C, H, W).
+        vmap: whether all tasks are computed at once.
+        recompute: whether the graphs of one pass are held at a time, instead of those of all inner
+            steps.
+    """
     channels, size, _ = image_shape
     pixels = sum((size // 2**layer) ** 2 for layer in range(LAYERS))
     image = FLOAT_BYTES * (config.filters * pixels + channels * size**2)
     support, queries = image * config.ways * config.shots, image * config.ways * config.queries
     if config.batch_norm == "inductive":
         queries += support  # the support images go through the network in front of the queries
-    model = tensor_bytes({n: t for n, t in learned.items() if n.startswith(f"{MODEL}.")})
+    parameters = tensor_bytes(dict(model.named_parameters()))
 
     T, K = config.task_batch, config.inner_steps
     passes = K if config.method == "maml++" and config.span(config.multi_step_loss) else 1
@@ -87,18 +107,53 @@ def estimate(
         + (COPIES_FOR_SHARING if config.arm == "gradient-sharing" else 0)
         + (COPIES_FOR_RATES if config.method != "maml" else 0)
     )
-    parameters = T * K * copies * model
-    if recompute:
-        activations = max(STEP_WITH_GRAPH * support, QUERY_PASS * queries)
-    elif config.order == "first":
-        activations = max(T * STEP_ALONE * support, T * passes * QUERY_PASS * queries)
-    else:
-        activations = T * (K * STEP_WITH_GRAPH * support + passes * QUERY_PASS * queries)
-    evaluation = CHUNK * STEP_ALONE * support
-    if learner.tasks_at_a_time != 1:
-        activations, evaluation = VMAP * activations, VMAP * evaluation
-    kept = COPIES_OUTSIDE * tensor_bytes(learned) + tensor_bytes(state)
-    return int(SCRATCH_BYTES + max(activations + parameters, evaluation) + queries + kept)
+    graphs = T * K * copies * parameters
+    if not recompute:
+        steps = K if config.order == "second" else 0
+        graphs += T * (steps * STEP_GRAPH * support + passes * QUERY_GRAPH * queries)
+    at_once = T if vmap else 1
+    one_pass = (
+        max(RECOMPUTED_STEP * support, RECOMPUTED_QUERY * queries)
+        if recompute
+        else (TRANSIENT * max(support, queries))
+    )
+    step = graphs + at_once * one_pass
+    evaluation = CHUNK * K * COPIES_IN_EVALUATION * parameters + (CHUNK if vmap else 1) * max(
+        STEP_ALONE * support, QUERY_ALONE * queries
+    )
+    return int(SCRATCH_BYTES + max(step, evaluation))
+
+
+class PeakMemory:
+    """What a stretch of work takes at its peak, over what there is when this is made.
+
+    Args:
+        device: where the work runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before: int | None = torch.cuda.memory_allocated(device)
+        else:
+            self._before = _resident("VmRSS:")
+
+    def bytes(self) -> int | None:
+        """So far; None where the system does not say."""
+        if self._device.type == "cuda":
+            peak: int | None = torch.cuda.max_memory_allocated(self._device)
+        else:
+            peak = _resident("VmHWM:")
+        return None if peak is None or self._before is None else peak - self._before
+
+
+def _resident(key: str) -> int | None:
+    """What this process has in memory now (VmRSS), or had at most (VmHWM)."""
+    for line in _lines(Path("/proc/self/status")):
+        if line.startswith(key):
+            return 1024 * int(line.split()[1])
+    return None
 
 
 def available(device: torch.device, root: Path = Path("/")) -> int | None:

@@ -23,11 +23,13 @@ from torch import Tensor
 from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
 from gradshare.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from gradshare.training.compilation import compile_if_right
 from gradshare.training.config import RunConfig
 from gradshare.training.divergence import diagnose, not_finite
 from gradshare.training.evaluation import TestAccuracies, evaluate, measure_test
 from gradshare.training.folder import Inputs, RunFolder, refuse_if_occupied
 from gradshare.training.interruption import RunStoppedError, StopRequests
+from gradshare.training.layout import Layout
 from gradshare.training.outer_loop import cosine_annealed, make_optimizer, outer_iteration
 from gradshare.training.preflight import require_disk, require_memory
 from gradshare.training.records import (
@@ -85,6 +87,7 @@ class RunResult:
         diverged: where and how it became non-finite; None if it did not.
         test: None for a run that diverged before its first validation.
         seconds: wall time of training, validation and test.
+        layout: how the work was laid out.
     """
 
     config: RunConfig
@@ -92,6 +95,7 @@ class RunResult:
     diverged: str | None
     test: TestAccuracies | None
     seconds: float
+    layout: Layout
 
 
 class _Progress(BaseModel):
@@ -271,13 +275,13 @@ def train(
     home = RunFolder(folder)
     if not (resume and home.started):
         refuse_if_occupied(folder, resume=resume)
-    with _memory_errors(config):
+    with memory_errors(config):
         setup = set_up(config)
     learned, state = setup.learner.init()
     moment = _Moment(learned, state, make_optimizer(learned, config.outer_lr))
     require_memory(config, setup)
     require_disk(config, moment.learned, moment.state, folder)
-    with home.locked(), _memory_errors(config):
+    with home.locked(), memory_errors(config):
         if resume and home.started:
             home.require_same(config)
             saved = home.load_latest((learned, state))
@@ -291,13 +295,20 @@ def train(
                 config, Inputs(setup.image_shape, list(normalization.mean), list(normalization.std))
             )
         if moment.test is None:
+            setup = compile_if_right(config, setup)
             _continue(config, setup, home, moment, watch)
-    return RunResult(config, moment.history, moment.diverged, moment.test, moment.seconds)
+    return RunResult(
+        config, moment.history, moment.diverged, moment.test, moment.seconds, setup.layout
+    )
 
 
 @contextmanager
-def _memory_errors(config: RunConfig) -> Iterator[None]:
-    """Say what to do when memory runs out."""
+def memory_errors(config: RunConfig) -> Iterator[None]:
+    """Say what to do when memory runs out.
+
+    Raises:
+        RunError: it did.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -306,7 +317,7 @@ def _memory_errors(config: RunConfig) -> Iterator[None]:
             raise RunError(
                 f"memory ran out ({words.splitlines()[0]}); lower --task-batch "
                 f"{config.task_batch}, --queries {config.queries}, --filters {config.filters} or "
-                "--image-size, or use --order first"
+                "--image-size, or use --memory recompute or --order first"
             ) from error
         raise
 
