@@ -8,19 +8,31 @@ one value for each entry of the four convolutions' outputs and of the input,
 and the peak of a meta-step with T tasks, K steps and Q query passes a task (K with the multi-step
 loss, else 1) is taken to be
 
-    60 MiB + T K (5.5 U(support) + c P) + T Q 3.25 U(queries) + U(queries) + 4 P' + S,
+    50 MiB + T K (2.35 U(support) + c P) + 1.9 T Q U(queries)
+           + t (1.35 max(U(support), U(queries)) + 7 P) + 4 P' + S,
 
-where P are the model's parameters, P' all outer parameters and S the rules' state, in bytes, and c
-is 3, with sharing 3 more, with learned rates 2.5 more. The first-order step keeps no inner step's
-activations, and the recomputing one those of one pass of one task. Validation adapts 10 tasks at
-once, without the graph of the outer gradient: 2.75 U(support) each.
+where P are the model's parameters, P' all outer parameters and S the rules' state, in bytes, c is
+2.4, with sharing 2.4 more, with learned rates 2 more, and t is T with vmap, else 1. The first-order
+step keeps no inner step's activations. The recomputing one keeps none at all, and of the t tasks it
+holds max(5.2 U(support), 3.4 U(queries)). Queries count twice in the inductive mode, with the
+support set. An evaluation adapts 10 tasks without the graph of the outer gradient: 3 K P for each,
+and max(3.7 U(support), 1.7 U(queries)), with vmap for each as well.
 
-Calibrated on the peak resident memory over that of the idle process (VmHWM of two meta-steps in a
-fresh process, glibc's freed memory kept, torch 2.13.0 CPU, one thread, Python 3.11.7, 2026-11-24)
-at 21 settings from 16×16 to 84×84 pixels: 1 and 5 shots, 1 to 8 tasks, 1 to 10 steps, 48 to 512
-filters, all three methods, both orders, both batch norms. There the estimate was between 7 % less
-and 14 % more than what was measured of the larger of a meta-step and a validation; with vmap, at
-two settings more, between 7 % less and 19 % more. Recomputing is not measured, nor is a GPU.
+Calibrated on the peak resident memory over that of the idle process (VmHWM of two meta-steps, or of
+two evaluations of 10 tasks, glibc's freed memory kept, torch 2.13.0 CPU, one thread, Python 3.11.7,
+2026-11-24) at 15 settings from 16×16 to 84×84 pixels: 1, 5 and 20 shots, 1 to 8 tasks, 2 to 10
+steps, 48 to 512 filters, all three methods, both orders, both batch norms. Where the phase that the
+estimate takes for the larger one was measured, it was off by
+
+    graphs kept, vmap    8 settings    5 % less to 12 % more
+    graphs kept, loop   11 settings   11 % less to  6 % more
+    recomputed, loop    12 settings    9 % less to 20 % more
+    recomputed, vmap     1 setting                 9 % more
+
+At 84×84 and 5 shots that is one task batch with graphs kept, T = 1 (a meta-step, 1,070 MB), and two
+with none, T = 1 and 5 (526 and 587 MB). Evaluations were measured up to 28×28 only: 1.7 U(queries)
+for each of ten tasks at 84×84, 2.4 GB with vmap, is an extrapolation, and so are its 4 settings with
+256 filters and more. A GPU, where the layers are PyTorch's own, is not measured.
 """
 
 from __future__ import annotations
@@ -40,19 +52,22 @@ from gradshare.training.config import RunConfig
 CHUNK = 10
 
 FLOAT_BYTES = 4
-SCRATCH_BYTES = 60 << 20
+SCRATCH_BYTES = 50 << 20
 
-# Units of activations: what an inner step's and a query pass's graph keeps, what any pass holds
-# besides, what one holds in all where its graph is built again, and where there is none to keep.
-STEP_GRAPH, QUERY_GRAPH, TRANSIENT = 2.0, 2.1, 1.25
-RECOMPUTED_STEP, RECOMPUTED_QUERY = 5.0, 3.5
-STEP_ALONE, QUERY_ALONE = 2.75, 1.6
+# Units of activations: what the graphs of an inner step and of a query pass keep, and what a pass
+# holds besides; what each holds in all where its graph is built again; and where there is no graph.
+STEP_GRAPH, QUERY_GRAPH, TRANSIENT = 2.35, 1.9, 1.35
+RECOMPUTED_STEP, RECOMPUTED_QUERY = 5.2, 3.4
+STEP_ALONE, QUERY_ALONE = 3.7, 1.7
+# Where the support set supplies the statistics, the layers of a query pass are PyTorch's own.
+INDUCTIVE = 2
 # Copies of the adapted parameters that an inner step leaves: θ_k, gradients and updates; Δ and what
 # it is made of; the products with learned rates.
-COPIES_A_STEP, COPIES_FOR_SHARING, COPIES_FOR_RATES = 3, 3, 2.5
+COPIES_A_STEP, COPIES_FOR_SHARING, COPIES_FOR_RATES = 2.4, 2.4, 2
+# What an inner step of an evaluation leaves, and what convolutions bring them into another form in.
+COPIES_IN_EVALUATION, COPIES_IN_A_PASS = 3, 7
 # Of every outer parameter: itself, its gradient, Adam's two moments.
 COPIES_OUTSIDE = 4
-COPIES_IN_EVALUATION = 3
 
 
 def tensor_bytes(tensors: Tensors) -> int:
@@ -97,7 +112,8 @@ def peak_of_graphs(
     image = FLOAT_BYTES * (config.filters * pixels + channels * size**2)
     support, queries = image * config.ways * config.shots, image * config.ways * config.queries
     if config.batch_norm == "inductive":
-        queries += support  # the support images go through the network in front of the queries
+        # The support images go through the network in front of the queries.
+        queries = INDUCTIVE * (queries + support)
     parameters = tensor_bytes(dict(model.named_parameters()))
 
     T, K = config.task_batch, config.inner_steps
@@ -107,17 +123,13 @@ def peak_of_graphs(
         + (COPIES_FOR_SHARING if config.arm == "gradient-sharing" else 0)
         + (COPIES_FOR_RATES if config.method != "maml" else 0)
     )
-    graphs = T * K * copies * parameters
-    if not recompute:
+    kept, in_a_pass = T * K * copies * parameters, TRANSIENT * max(support, queries)
+    if recompute:
+        in_a_pass = max(RECOMPUTED_STEP * support, RECOMPUTED_QUERY * queries)
+    else:
         steps = K if config.order == "second" else 0
-        graphs += T * (steps * STEP_GRAPH * support + passes * QUERY_GRAPH * queries)
-    at_once = T if vmap else 1
-    one_pass = (
-        max(RECOMPUTED_STEP * support, RECOMPUTED_QUERY * queries)
-        if recompute
-        else (TRANSIENT * max(support, queries))
-    )
-    step = graphs + at_once * one_pass
+        kept += T * (steps * STEP_GRAPH * support + passes * QUERY_GRAPH * queries)
+    step = kept + (T if vmap else 1) * (in_a_pass + COPIES_IN_A_PASS * parameters)
     evaluation = CHUNK * K * COPIES_IN_EVALUATION * parameters + (CHUNK if vmap else 1) * max(
         STEP_ALONE * support, QUERY_ALONE * queries
     )
