@@ -148,8 +148,14 @@ print(json.dumps([need, peak.bytes()]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what is resident")
-def test_the_estimate_is_near_what_is_measured(tiny: dict[str, Any]) -> None:
-    settings = {**tiny, "task_batch": 8, "inner_steps": 4, "filters": 128}
+@pytest.mark.parametrize(
+    ("tasks", "memory"), [("vmap", "keep"), ("loop", "keep"), ("loop", "recompute")]
+)
+def test_the_estimate_is_near_what_is_measured(
+    tasks: str, memory: str, tiny: dict[str, Any]
+) -> None:
+    size = {"task_batch": 8, "inner_steps": 4, "filters": 128}
+    settings = {**tiny, **size, "tasks": tasks, "memory": memory}
     process = subprocess.run(
         [sys.executable, "-c", MEASURE, json.dumps(settings)],
         check=True,

@@ -29,10 +29,10 @@ estimate takes for the larger one was measured, it was off by
     recomputed, loop    12 settings    9 % less to 20 % more
     recomputed, vmap     1 setting                 9 % more
 
-At 84×84 and 5 shots that is one task batch with graphs kept, T = 1 (a meta-step, 1,070 MB), and two
-with none, T = 1 and 5 (526 and 587 MB). Evaluations were measured up to 28×28 only: 1.7 U(queries)
-for each of ten tasks at 84×84, 2.4 GB with vmap, is an extrapolation, and so are its 4 settings with
-256 filters and more. A GPU, where the layers are PyTorch's own, is not measured.
+At 84×84 and 5 shots that is one setting with graphs kept, T = 1 (1,070 MB), and two with none, T =
+1 and 5 (526 and 587 MB). Evaluations were measured up to 28×28 only: 2.4 GB for ten tasks at 84×84
+with vmap is an extrapolation, and so are those with 256 filters and more, at 4 of the settings. A
+GPU, where the layers are PyTorch's own, is not measured.
 """
 
 from __future__ import annotations
