@@ -20,7 +20,7 @@ and max(3.7 U(support), 1.7 U(queries)), with vmap for each as well.
 
 Calibrated on the peak resident memory over that of the idle process (VmHWM of two meta-steps, or of
 two evaluations of 10 tasks, glibc's freed memory kept, torch 2.13.0 CPU, one thread, Python 3.11.7,
-2026-11-24) at 15 settings from 16×16 to 84×84 pixels: 1, 5 and 20 shots, 1 to 8 tasks, 2 to 10
+2026-11-24) at 14 settings from 16×16 to 84×84 pixels: 1, 5 and 20 shots, 1 to 8 tasks, 2 to 10
 steps, 48 to 512 filters, all three methods, both orders, both batch norms. Where the phase that the
 estimate takes for the larger one was measured, it was off by
 
