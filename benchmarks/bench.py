@@ -489,7 +489,7 @@ def context(peers: Iterable[str], threads: int, scale: str) -> dict[str, Any]:
         scale: "full" or "quick".
     """
     described = {
-        **environment(torch.device("cpu")),
+        **environment(torch.device("cpu"), "of gradshare: see `benchmarks.ours`"),
         "date": datetime.date.today().isoformat(),
         "threads": threads,
         "scale": scale,

@@ -12,7 +12,7 @@ import gradshare as gs
 from benchmarks.problems import Problem, chunks, starting_model
 from gradshare.episodes import TaskBatch
 from gradshare.inner_loop import Tensors
-from gradshare.training.evaluation import CHUNK
+from gradshare.training.memory import CHUNK
 
 # So long that the multi-step loss counts every inner step in all that is measured.
 MULTI_STEP_ITERATIONS = 10**6

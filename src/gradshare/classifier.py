@@ -77,7 +77,7 @@ class FewShotClassifier:
         run = RunFolder(Path(folder))
         config, inputs = run.config(), run.inputs()
         place = choose_device(device)
-        learner = build_learner(config, inputs.image_shape)
+        learner, _ = build_learner(config, inputs.image_shape, place)
         learner.model.to(place)
         count = config.ensemble if ensemble is None else ensemble
         return cls(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -192,3 +193,47 @@ def test_the_paper_preset_is_appendix_a(program: Program, data_root: Path, tmp_p
     assert (five.val_tasks, five.test_tasks, five.ensemble) == (600, 600, 5)
     one = read_config(None, "paper", {"dataset": "cub", "task_batch": 1, "inner_lr_scale": 10.0})
     assert (one.epochs, one.inner_lr_scale) == (750, 10)
+
+
+def test_a_dry_run_says_what_the_run_would_take(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = options({**tiny, "method": "maml++", "multi_step_loss": "4"})
+    status, out, err = program("train", "--dry-run", *settings)
+    assert (status, err) == (0, "")
+    patterns = (
+        r"layout +cpu: tasks all at once \(vmap\), graphs kept \(keep\), not compiled, .*",
+        r"iterations 1 to 4 +\d+\.\d{3} s each",
+        r"iterations 5 to 9 +\d+\.\d{3} s each",
+        r"validation +\d+\.\d s after each epoch",
+        r"test +\d+\.\d s",
+        r"an epoch +\d+\.\d s, validation included",
+        r"all 3 epochs and the test +\d+\.\d s",
+        r"peak memory +(\d+\.\d MB measured, )?\d+\.\d MB estimated from the shapes",
+        r"disk +\d+\.\d MB at most",
+    )
+    lines = out.splitlines()
+    assert len(lines) == len(patterns)
+    for line, pattern in zip(lines, patterns, strict=True):
+        assert re.fullmatch(pattern, line), line
+    folder = tmp_path / "run"
+    assert program("train", "--dry-run", "--out", str(folder), *settings)[0] == 0
+    assert not folder.exists()
+
+
+def test_a_run_needs_a_folder(program: Program, tiny: dict[str, Any]) -> None:
+    status, out, err = program("train", *options(tiny))
+    assert (status, out) == (1, "")
+    assert err == "error: --out is missing; name a new folder for everything that comes out\n"
+
+
+def test_the_layout_is_printed_first_and_recorded(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    status, out, _ = program("train", "--out", str(folder), *options({**tiny, "tasks": "loop"}))
+    assert status == 0
+    first = out.splitlines()[0]
+    assert first.startswith("Layout: cpu: tasks one at a time (loop), graphs kept (keep), not ")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert f"Layout: {results['environment']['layout']}" == first

@@ -86,9 +86,10 @@ def test_a_limit_above_what_the_machine_has_does_not_count(tmp_path: Path) -> No
     assert available(CPU, write(tmp_path, files)) == 5000 * 1024
 
 
-def estimated(recompute: bool = False, **settings: Any) -> int:
-    config = RunConfig(**{"ways": 5, "shots": 5, **settings})
-    return estimate(config, build_learner(config, (3, 32, 32)), (3, 32, 32), recompute=recompute)
+def estimated(**settings: Any) -> int:
+    config = RunConfig(**{"ways": 5, "shots": 5, "tasks": "loop", "memory": "keep", **settings})
+    learner, _ = build_learner(config, (3, 32, 32), CPU)
+    return estimate(config, learner, (3, 32, 32))
 
 
 @pytest.mark.parametrize(
@@ -110,51 +111,51 @@ def test_more_work_needs_more_memory(more: dict[str, Any]) -> None:
 
 def test_first_order_and_recomputing_need_less() -> None:
     assert estimated(order="first") < estimated()
-    assert estimated(recompute=True) < estimated()
+    assert estimated(memory="recompute") < estimated()
 
 
 def test_activations_of_a_recomputing_step_do_not_grow_with_tasks_and_steps() -> None:
-    config = {"sharing": False, "queries": 60}
-    once = estimated(recompute=True, task_batch=1, inner_steps=1, **config)
-    often = estimated(recompute=True, task_batch=4, inner_steps=10, **config)
-    learner = build_learner(RunConfig(shots=5), (3, 32, 32))
+    config = {"sharing": False, "queries": 60, "memory": "recompute"}
+    once = estimated(task_batch=1, inner_steps=1, **config)
+    often = estimated(task_batch=4, inner_steps=10, **config)
+    learner, _ = build_learner(RunConfig(shots=5), (3, 32, 32), CPU)
     model = memory.tensor_bytes(dict(learner.model.named_parameters()))
     assert often - once == pytest.approx(39 * memory.COPIES_A_STEP * model)
 
 
 MEASURE = """
 import json, sys, torch
-from pathlib import Path
 from gradshare.training.config import RunConfig
 from gradshare.training.machine import keep_freed_memory
-from gradshare.training.memory import estimate
+from gradshare.training.memory import PeakMemory, estimate
 from gradshare.training.outer_loop import make_optimizer, outer_iteration
 from gradshare.training.setup import set_up
 
 keep_freed_memory()
 torch.set_num_threads(1)
-
-def resident(key):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
-
 config = RunConfig(**json.loads(sys.argv[1]))
 setup = set_up(config)
 learned, state = setup.learner.init()
 optimizer = make_optimizer(learned, 0.001)
 tasks = setup.normalization.batch(setup.train.batch(range(config.task_batch)))
-idle = resident("VmRSS")
+peak = PeakMemory(setup.device)
 for iteration in range(2):
     outer_iteration(setup.learner, learned, state, optimizer, tasks, iteration=iteration,
                     clamp_gradients=None)
-need = estimate(config, setup.learner, setup.image_shape, recompute=False)
-print(json.dumps([need, resident("VmHWM") - idle]))
+need = estimate(config, setup.learner, setup.image_shape)
+print(json.dumps([need, peak.bytes()]))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what is resident")
-def test_the_estimate_is_near_what_is_measured(tiny: dict[str, Any]) -> None:
-    settings = {**tiny, "task_batch": 8, "inner_steps": 4, "filters": 128}
+@pytest.mark.parametrize(
+    ("tasks", "memory"), [("vmap", "keep"), ("loop", "keep"), ("loop", "recompute")]
+)
+def test_the_estimate_is_near_what_is_measured(
+    tasks: str, memory: str, tiny: dict[str, Any]
+) -> None:
+    size = {"task_batch": 8, "inner_steps": 4, "filters": 128}
+    settings = {**tiny, **size, "tasks": tasks, "memory": memory}
     process = subprocess.run(
         [sys.executable, "-c", MEASURE, json.dumps(settings)],
         check=True,
@@ -171,18 +172,19 @@ def test_a_run_that_cannot_fit_is_refused_before_it_begins(
     monkeypatch.setattr(preflight, "available", lambda device: 30_000_000)
     config = RunConfig(**tiny)
     setup = set_up(config)
-    need = estimate(config, setup.learner, setup.image_shape, recompute=False)
+    need = estimate(config, setup.learner, setup.image_shape)
     with pytest.raises(RunError) as error:
         train(config, tmp_path / "run")
     assert str(error.value) == (
         f"the run needs about {amount(need)} of memory, 30.0 MB are available; lower --task-batch "
-        "2, --queries 4, --filters 4, --inner-steps 2 or --image-size, or use --order first"
+        "2, --queries 4, --filters 4, --inner-steps 2 or --image-size, or use --memory recompute "
+        "or --order first"
     )
     assert not (tmp_path / "run").exists()
     with pytest.raises(RunError) as error:
         require_memory(config, setup, at_a_time=3)
     assert str(error.value).startswith(f"3 runs at a time need about {amount(3 * need)} of memory")
-    assert str(error.value).endswith("or use --order first, or lower --jobs")
+    assert str(error.value).endswith("or --order first, or lower --jobs")
 
 
 @pytest.mark.parametrize(("share", "warns"), [(0.75, True), (1.0, True), (1.5, False)])
@@ -195,7 +197,7 @@ def test_a_run_that_hardly_fits_is_warned_of(
 ) -> None:
     config = RunConfig(**tiny)
     setup = set_up(config)
-    need = estimate(config, setup.learner, setup.image_shape, recompute=False)
+    need = estimate(config, setup.learner, setup.image_shape)
     monkeypatch.setattr(preflight, "available", lambda device: share * need)
     with caplog.at_level(logging.WARNING):
         require_memory(config, setup)

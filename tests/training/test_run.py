@@ -403,7 +403,7 @@ def test_running_out_of_memory_says_what_to_lower(
         train(RunConfig(**tiny), tmp_path / "run")
     assert str(error.value) == (
         "memory ran out (CUDA out of memory. Tried to allocate 9 GiB); lower --task-batch 2, "
-        "--queries 4, --filters 4 or --image-size, or use --order first"
+        "--queries 4, --filters 4 or --image-size, or use --memory recompute or --order first"
     )
 
 

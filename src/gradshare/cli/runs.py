@@ -29,22 +29,28 @@ from gradshare.experiments.table import arm_rows, comparison_rows
 from gradshare.experiments.verdict import verdict
 from gradshare.experiments.wording import accuracy, counted, method
 from gradshare.training.config import RunConfig
+from gradshare.training.dry_run import Estimate
+from gradshare.training.dry_run import dry_run as estimate_run
 from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
 from gradshare.training.launch import is_first
 from gradshare.training.machine import environment, keep_freed_memory
+from gradshare.training.preflight import amount
 from gradshare.training.run import train
 from gradshare.training.setup import choose_device, set_up
 from gradshare.training.statistics import confidence95
 
 ARM_FIELDS = ("sharing", "sharing_control")
 
-out_option = click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="New folder for everything that comes out.",
-)
+
+def out_option(*, required: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """`--out`, which a dry run can do without."""
+    return click.option(
+        "--out",
+        type=click.Path(file_okay=False, path_type=Path),
+        required=required,
+        help="New folder for everything that comes out.",
+    )
 
 
 resume_option = click.option(
@@ -111,30 +117,47 @@ def executor_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command(name="train", cls=GroupedCommand)
-@out_option
+@out_option(required=False)
 @resume_option
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check everything, time a few steps, say what the whole run would take, and write "
+    "nothing; --out may be left out then.",
+)
 @run_options()
 def train_command(
-    out: Path, resume: str, config_file: Path | None, preset: str | None, **options: Any
+    out: Path | None,
+    resume: str,
+    dry_run: bool,
+    config_file: Path | None,
+    preset: str | None,
+    **options: Any,
 ) -> None:
     """Meta-train one learner, with gradient sharing or without, and test it."""
     console = Console(quiet=not is_first())
     config = read_config(config_file, preset, options)
+    if out is None and not dry_run:
+        raise ConfigError("--out is missing; name a new folder for everything that comes out")
     keep_freed_memory()
     torch.set_num_threads(default_threads(config, 1))
+    if out is None or dry_run:
+        _estimate(estimate_run(config, out), console)
+        return
+    _print(console, f"Layout: {set_up(config).layout.describe()}")
     with RunBars(console) as bars:
         result = train(
             config, out, lambda progress: bars(config.arm, progress), resume=resume == "auto"
         )
     if is_first():
-        run = Finished(result, environment(choose_device(config.device)))
+        run = Finished(result, environment(choose_device(config.device), result.layout.describe()))
         results = results_of_runs([run], _command_line())
         save_results(results, out / FILENAME)
         _report([results], out, console)
 
 
 @click.command(name="compare", cls=GroupedCommand)
-@out_option
+@out_option(required=True)
 @resume_option
 @click.option("--control", is_flag=True, help="Train the rate-control arm too.")
 @click.option(
@@ -162,6 +185,8 @@ def compare_command(
     runs = seeds * (3 if control else 2)
     executor = where.executor(config, out, runs)
     _announce(console, config, out, runs, executor, control=control)
+    if executor.here:
+        _print(console, f"Layout of each run: {set_up(config).layout.describe()}")
     with RunBars(console) as bars:
         comparison = compare(
             config,
@@ -242,6 +267,42 @@ def _announce(
         soft_wrap=True,
         highlight=False,
     )
+
+
+def _estimate(estimate: Estimate, console: Console) -> None:
+    """Print what a run would take."""
+    rows = [("layout", estimate.layout.describe())]
+    for phase in estimate.phases:
+        which = f"iterations {phase.first:,} to {phase.last:,}"
+        rows.append((which, f"{phase.seconds:.3f} s each"))
+    measured = estimate.memory_measured
+    rows += [
+        ("validation", f"{_duration(estimate.validation)} after each epoch"),
+        ("test", _duration(estimate.test)),
+        ("an epoch", f"{_duration(estimate.epoch)}, validation included"),
+        (f"all {estimate.epochs} epochs and the test", _duration(estimate.run)),
+        (
+            "peak memory",
+            ("" if measured is None else f"{amount(measured)} measured, ")
+            + f"{amount(estimate.memory_estimated)} estimated from the shapes",
+        ),
+        ("disk", f"{amount(estimate.disk)} at most"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        _print(console, f"{name:<{width}}  {value}")
+
+
+def _duration(seconds: float) -> str:
+    """A time in words."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _report(results: Sequence[Results], folder: Path, console: Console) -> None:

@@ -177,8 +177,20 @@ class RunConfig(BaseModel):
     tasks: Literal["auto", "loop", "vmap"] = _field(
         "auto",
         MACHINE,
-        "compute the tasks of a batch one after the other, or all in one vmap; auto: vmap on a "
-        "GPU, loop on a CPU",
+        "compute the tasks of a batch one after the other, or all in one vmap; auto: vmap, but "
+        "loop on a CPU where graphs are not kept",
+    )
+    memory: Literal["auto", "keep", "recompute"] = _field(
+        "auto",
+        MACHINE,
+        "keep the graphs of all inner steps for the backward pass, or recompute them in it, which "
+        "takes memory that does not grow with --inner-steps; auto: keep where that takes at most "
+        "4 GiB on a CPU, 16 GiB on a GPU",
+    )
+    compile: bool = _field(
+        False,
+        MACHINE,
+        "put the model's forward pass through torch.compile, if its gradients are then right",
     )
     threads: int = _field(
         0,

@@ -11,13 +11,11 @@ from torch import Tensor
 
 from gradshare.episodes import EpisodeSampler, TaskBatch
 from gradshare.inner_loop import Tensors
+from gradshare.training.memory import CHUNK
 from gradshare.training.outer_loop import accuracies
 from gradshare.training.setup import Setup
 
 Row = TypeVar("Row")
-
-# So many tasks are in memory at once, in each process; the number changes no result.
-CHUNK = 10
 
 Model = tuple[Tensors, Tensors]
 """The outer parameters and the rules' state of one checkpoint."""

@@ -37,8 +37,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """What figures depend on besides the configuration: versions and hardware."""
+def environment(device: torch.device, layout: str) -> dict[str, Any]:
+    """What figures depend on besides the configuration: versions, hardware, and the layout of the
+    work on it, as `gradshare.training.layout.Layout.describe` says it.
+    """
     described: dict[str, Any] = {
         "gradshare": version("gradshare"),
         "python": platform.python_version(),
@@ -48,6 +50,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "cores": cores(),
         "device": str(device),
+        "layout": layout,
     }
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)

@@ -8,19 +8,31 @@ one value for each entry of the four convolutions' outputs and of the input,
 and the peak of a meta-step with T tasks, K steps and Q query passes a task (K with the multi-step
 loss, else 1) is taken to be
 
-    60 MiB + T K (5.5 U(support) + c P) + T Q 3.25 U(queries) + U(queries) + 4 P' + S,
+    50 MiB + T K (2.35 U(support) + c P) + 1.9 T Q U(queries)
+           + t (1.35 max(U(support), U(queries)) + 7 P) + 4 P' + S,
 
-where P are the model's parameters, P' all outer parameters and S the rules' state, in bytes, and c
-is 3, with sharing 3 more, with learned rates 2.5 more. The first-order step keeps no inner step's
-activations, and the recomputing one those of one pass of one task. Validation adapts 10 tasks at
-once, without the graph of the outer gradient: 2.75 U(support) each.
+where P are the model's parameters, P' all outer parameters and S the rules' state, in bytes, c is
+2.4, with sharing 2.4 more, with learned rates 2 more, and t is T with vmap, else 1. The first-order
+step keeps no inner step's activations. The recomputing one keeps none at all, and of the t tasks it
+holds max(5.2 U(support), 3.4 U(queries)). Queries count twice in the inductive mode, with the
+support set. An evaluation adapts 10 tasks without the graph of the outer gradient: 3 K P for each,
+and max(3.7 U(support), 1.7 U(queries)), with vmap for each as well.
 
-Calibrated on the peak resident memory over that of the idle process (VmHWM of two meta-steps in a
-fresh process, glibc's freed memory kept, torch 2.13.0 CPU, one thread, Python 3.11.7, 2026-11-24)
-at 21 settings from 16×16 to 84×84 pixels: 1 and 5 shots, 1 to 8 tasks, 1 to 10 steps, 48 to 512
-filters, all three methods, both orders, both batch norms. There the estimate was between 7 % less
-and 14 % more than what was measured of the larger of a meta-step and a validation; with vmap, at
-two settings more, between 7 % less and 19 % more. Recomputing is not measured, nor is a GPU.
+Calibrated on the peak resident memory over that of the idle process (VmHWM of two meta-steps, or of
+two evaluations of 10 tasks, glibc's freed memory kept, torch 2.13.0 CPU, one thread, Python 3.11.7,
+2026-11-24) at 14 settings from 16×16 to 84×84 pixels: 1, 5 and 20 shots, 1 to 8 tasks, 2 to 10
+steps, 48 to 512 filters, all three methods, both orders, both batch norms. Where the phase that the
+estimate takes for the larger one was measured, it was off by
+
+    graphs kept, vmap    8 settings    5 % less to 12 % more
+    graphs kept, loop   11 settings   11 % less to  6 % more
+    recomputed, loop    12 settings    9 % less to 20 % more
+    recomputed, vmap     1 setting                 9 % more
+
+At 84×84 and 5 shots that is one setting with graphs kept, T = 1 (1,070 MB), and two with none, T =
+1 and 5 (526 and 587 MB). Evaluations were measured up to 28×28 only: 2.4 GB for ten tasks at 84×84
+with vmap is an extrapolation, and so are those with 256 filters and more, at 4 of the settings. A
+GPU, where the layers are PyTorch's own, is not measured.
 """
 
 from __future__ import annotations
@@ -29,29 +41,33 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner
-from gradshare.methods.meta_learner import MODEL
 from gradshare.models.conv4 import LAYERS
 from gradshare.training.config import RunConfig
-from gradshare.training.evaluation import CHUNK
+
+# So many tasks are evaluated at once; the number changes no result.
+CHUNK = 10
 
 FLOAT_BYTES = 4
-SCRATCH_BYTES = 60 << 20
+SCRATCH_BYTES = 50 << 20
 
-# Units of activations that are held at once: by an inner step that the outer gradient goes through,
-# by one that it does not, and by the pass through the queries.
-STEP_WITH_GRAPH = 5.5
-STEP_ALONE = 2.75
-QUERY_PASS = 3.25
+# Units of activations: what the graphs of an inner step and of a query pass keep, and what a pass
+# holds besides; what each holds in all where its graph is built again; and where there is no graph.
+STEP_GRAPH, QUERY_GRAPH, TRANSIENT = 2.35, 1.9, 1.35
+RECOMPUTED_STEP, RECOMPUTED_QUERY = 5.2, 3.4
+STEP_ALONE, QUERY_ALONE = 3.7, 1.7
+# Where the support set supplies the statistics, the layers of a query pass are PyTorch's own.
+INDUCTIVE = 2
 # Copies of the adapted parameters that an inner step leaves: θ_k, gradients and updates; Δ and what
 # it is made of; the products with learned rates.
-COPIES_A_STEP, COPIES_FOR_SHARING, COPIES_FOR_RATES = 3, 3, 2.5
+COPIES_A_STEP, COPIES_FOR_SHARING, COPIES_FOR_RATES = 2.4, 2.4, 2
+# What an inner step of an evaluation leaves, and what convolutions bring them into another form in.
+COPIES_IN_EVALUATION, COPIES_IN_A_PASS = 3, 7
 # Of every outer parameter: itself, its gradient, Adam's two moments.
 COPIES_OUTSIDE = 4
-# vmap turns convolutions into grouped ones, whose scratch memory is larger.
-VMAP = 2
 
 
 def tensor_bytes(tensors: Tensors) -> int:
@@ -59,26 +75,46 @@ def tensor_bytes(tensors: Tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def estimate(
-    config: RunConfig, learner: MetaLearner, image_shape: Sequence[int], *, recompute: bool
-) -> int:
+def estimate(config: RunConfig, learner: MetaLearner, image_shape: Sequence[int]) -> int:
     """The bytes that a run takes at its peak, over those of the idle process.
 
     Args:
         config: of the run.
-        learner: built from it.
+        learner: built from it, and laid out.
         image_shape: (C, H, W).
-        recompute: whether the activations of one pass of one task are held at a time, instead of
-            those of all inner steps and tasks.
     """
     learned, state = learner.init()
+    graphs = peak_of_graphs(
+        config,
+        learner.model,
+        image_shape,
+        vmap=learner.tasks_at_a_time != 1,
+        recompute=learner.recompute,
+    )
+    return graphs + COPIES_OUTSIDE * tensor_bytes(learned) + tensor_bytes(state)
+
+
+def peak_of_graphs(
+    config: RunConfig, model: nn.Module, image_shape: Sequence[int], *, vmap: bool, recompute: bool
+) -> int:
+    """Likewise, without the outer parameters, what their optimiser keeps, and the rules' state.
+
+    Args:
+        config: of the run.
+        model: what it trains.
+        image_shape: (C, H, W).
+        vmap: whether all tasks are computed at once.
+        recompute: whether the graphs of one pass are held at a time, instead of those of all inner
+            steps.
+    """
     channels, size, _ = image_shape
     pixels = sum((size // 2**layer) ** 2 for layer in range(LAYERS))
     image = FLOAT_BYTES * (config.filters * pixels + channels * size**2)
     support, queries = image * config.ways * config.shots, image * config.ways * config.queries
     if config.batch_norm == "inductive":
-        queries += support  # the support images go through the network in front of the queries
-    model = tensor_bytes({n: t for n, t in learned.items() if n.startswith(f"{MODEL}.")})
+        # The support images go through the network in front of the queries.
+        queries = INDUCTIVE * (queries + support)
+    parameters = tensor_bytes(dict(model.named_parameters()))
 
     T, K = config.task_batch, config.inner_steps
     passes = K if config.method == "maml++" and config.span(config.multi_step_loss) else 1
@@ -87,18 +123,49 @@ def estimate(
         + (COPIES_FOR_SHARING if config.arm == "gradient-sharing" else 0)
         + (COPIES_FOR_RATES if config.method != "maml" else 0)
     )
-    parameters = T * K * copies * model
+    kept, in_a_pass = T * K * copies * parameters, TRANSIENT * max(support, queries)
     if recompute:
-        activations = max(STEP_WITH_GRAPH * support, QUERY_PASS * queries)
-    elif config.order == "first":
-        activations = max(T * STEP_ALONE * support, T * passes * QUERY_PASS * queries)
+        in_a_pass = max(RECOMPUTED_STEP * support, RECOMPUTED_QUERY * queries)
     else:
-        activations = T * (K * STEP_WITH_GRAPH * support + passes * QUERY_PASS * queries)
-    evaluation = CHUNK * STEP_ALONE * support
-    if learner.tasks_at_a_time != 1:
-        activations, evaluation = VMAP * activations, VMAP * evaluation
-    kept = COPIES_OUTSIDE * tensor_bytes(learned) + tensor_bytes(state)
-    return int(SCRATCH_BYTES + max(activations + parameters, evaluation) + queries + kept)
+        steps = K if config.order == "second" else 0
+        kept += T * (steps * STEP_GRAPH * support + passes * QUERY_GRAPH * queries)
+    step = kept + (T if vmap else 1) * (in_a_pass + COPIES_IN_A_PASS * parameters)
+    evaluation = CHUNK * K * COPIES_IN_EVALUATION * parameters + (CHUNK if vmap else 1) * max(
+        STEP_ALONE * support, QUERY_ALONE * queries
+    )
+    return int(SCRATCH_BYTES + max(step, evaluation))
+
+
+class PeakMemory:
+    """What a stretch of work takes at its peak, over what there is when this is made.
+
+    Args:
+        device: where the work runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before: int | None = torch.cuda.memory_allocated(device)
+        else:
+            self._before = _resident("VmRSS:")
+
+    def bytes(self) -> int | None:
+        """So far; None where the system does not say."""
+        if self._device.type == "cuda":
+            peak: int | None = torch.cuda.max_memory_allocated(self._device)
+        else:
+            peak = _resident("VmHWM:")
+        return None if peak is None or self._before is None else peak - self._before
+
+
+def _resident(key: str) -> int | None:
+    """What this process has in memory now (VmRSS), or had at most (VmHWM)."""
+    for line in _lines(Path("/proc/self/status")):
+        if line.startswith(key):
+            return 1024 * int(line.split()[1])
+    return None
 
 
 def available(device: torch.device, root: Path = Path("/")) -> int | None:

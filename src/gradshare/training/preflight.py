@@ -44,13 +44,15 @@ def require_memory(config: RunConfig, setup: Setup, *, at_a_time: int = 1) -> No
     there = available(setup.device)
     if there is None:
         return
-    need = at_a_time * estimate(config, setup.learner, setup.image_shape, recompute=False)
+    need = at_a_time * estimate(config, setup.learner, setup.image_shape)
     runs = "the run needs" if at_a_time == 1 else f"{at_a_time} runs at a time need"
     words = (
         f"{runs} about {amount(need)} of memory, {amount(there)} are available; lower "
         f"--task-batch {config.task_batch}, --queries {config.queries}, --filters "
-        f"{config.filters}, --inner-steps {config.inner_steps} or --image-size, or use --order "
-        "first" + (", or lower --jobs" if at_a_time > 1 else "")
+        f"{config.filters}, --inner-steps {config.inner_steps} or --image-size, or use "
+        + ("" if setup.layout.recompute else "--memory recompute or ")
+        + "--order first"
+        + (", or lower --jobs" if at_a_time > 1 else "")
     )
     if SURELY * need > there and setup.device.type == "cpu":
         raise RunError(words)
@@ -70,11 +72,8 @@ def require_disk(config: RunConfig, learned: Tensors, state: Tensors, folder: Pa
     Raises:
         RunError: they will not.
     """
-    model = tensor_bytes(learned) + tensor_bytes(state)
-    moment = model + 2 * tensor_bytes(learned)  # Adam's two moments
-    latest, best = KEPT_LATEST + 1, config.ensemble + 1  # each has one more while it is written
-    records = RECORD_BYTES * config.epochs * (2 + latest)
-    need = latest * moment + best * model + records
+    model, moment = _saved(learned, state)
+    need = disk_bytes(config, learned, state)
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
     free = shutil.disk_usage(there).free
@@ -86,6 +85,19 @@ def require_disk(config: RunConfig, learned: Tensors, state: Tensors, folder: Pa
             f"epochs; {amount(free)} are free: free some, choose another --out, or lower "
             f"--ensemble {config.ensemble} or --filters {config.filters}"
         )
+
+
+def disk_bytes(config: RunConfig, learned: Tensors, state: Tensors) -> int:
+    """What a run's checkpoints and records take at most; arguments as of `require_disk`."""
+    model, moment = _saved(learned, state)
+    latest, best = KEPT_LATEST + 1, config.ensemble + 1  # each has one more while it is written
+    return latest * moment + best * model + RECORD_BYTES * config.epochs * (2 + latest)
+
+
+def _saved(learned: Tensors, state: Tensors) -> tuple[int, int]:
+    """The bytes of a model, and of a moment to continue from: that and Adam's two moments."""
+    model = tensor_bytes(learned) + tensor_bytes(state)
+    return model, model + 2 * tensor_bytes(learned)
 
 
 def amount(size: float) -> str:

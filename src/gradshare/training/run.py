@@ -29,6 +29,7 @@ from gradshare.training.checkpoint import (
     optimizer_tensors,
     restore_optimizer,
 )
+from gradshare.training.compilation import compile_if_right
 from gradshare.training.config import RunConfig, option_name
 from gradshare.training.distributed import OneProcess, OtherRankError
 from gradshare.training.divergence import diagnose, not_finite
@@ -36,6 +37,7 @@ from gradshare.training.evaluation import TestAccuracies, evaluate, measure_test
 from gradshare.training.folder import MACHINE_FIELDS, Inputs, RunFolder, refuse_if_occupied
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.launch import processes_of
+from gradshare.training.layout import Layout
 from gradshare.training.outer_loop import cosine_annealed, make_optimizer, outer_iteration
 from gradshare.training.preflight import require_disk, require_memory
 from gradshare.training.records import (
@@ -95,6 +97,7 @@ class RunResult:
         diverged: where and how it became non-finite; None if it did not.
         test: None for a run that diverged before its first validation.
         seconds: wall time of training, validation and test.
+        layout: how the work was laid out.
     """
 
     config: RunConfig
@@ -102,6 +105,7 @@ class RunResult:
     diverged: str | None
     test: TestAccuracies | None
     seconds: float
+    layout: Layout
 
 
 class _Progress(BaseModel):
@@ -304,7 +308,7 @@ def train_in(
 
     processes.from_first(may_begin)
     with ExitStack() as stack:
-        stack.enter_context(_memory_errors(config))
+        stack.enter_context(memory_errors(config))
         setup = processes.agree(lambda: set_up(config, processes))
         learned, state = setup.learner.init()
         moment = _Moment(learned, state, make_optimizer(learned, config.outer_lr))
@@ -329,8 +333,11 @@ def train_in(
             if moment.test is None and moment.diverged is None:
                 processes.on_first(store_changes)
         if moment.test is None:
+            setup = compile_if_right(config, setup)
             _continue(config, setup, home, moment, watch if processes.rank == 0 else ignore)
-    return RunResult(config, moment.history, moment.diverged, moment.test, moment.seconds)
+    return RunResult(
+        config, moment.history, moment.diverged, moment.test, moment.seconds, setup.layout
+    )
 
 
 def _require_started_alike(config: RunConfig, first: RunConfig) -> None:
@@ -345,8 +352,12 @@ def _require_started_alike(config: RunConfig, first: RunConfig) -> None:
 
 
 @contextmanager
-def _memory_errors(config: RunConfig) -> Iterator[None]:
-    """Say what to do when memory runs out."""
+def memory_errors(config: RunConfig) -> Iterator[None]:
+    """Say what to do when memory runs out.
+
+    Raises:
+        RunError: it did.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -355,7 +366,7 @@ def _memory_errors(config: RunConfig) -> Iterator[None]:
             raise RunError(
                 f"memory ran out ({words.splitlines()[0]}); lower --task-batch "
                 f"{config.task_batch}, --queries {config.queries}, --filters {config.filters} or "
-                "--image-size, or use --order first"
+                "--image-size, or use --memory recompute or --order first"
             ) from error
         raise
 

@@ -17,6 +17,7 @@ from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
 from gradshare.models import Conv4
 from gradshare.training.config import RunConfig
 from gradshare.training.distributed import OneProcess
+from gradshare.training.layout import Layout, choose_layout
 
 # Of the validation and test tasks: the same for every seed, so that runs differ in their training
 # alone and can be compared task by task.
@@ -37,6 +38,7 @@ class Setup:
         test: sampler of test tasks.
         device: where it all runs.
         image_shape: (C, H, W).
+        layout: how the work is laid out there.
         processes: that the run is shared by.
     """
 
@@ -47,6 +49,7 @@ class Setup:
     test: EpisodeSampler
     device: torch.device
     image_shape: tuple[int, int, int]
+    layout: Layout
     processes: OneProcess = field(default_factory=OneProcess)
 
 
@@ -75,7 +78,7 @@ def set_up(config: RunConfig, processes: OneProcess | None = None) -> Setup:
             rotate_classes=store.rotate_classes and split == "train",
         )
 
-    learner = build_learner(config, store.image_shape)
+    learner, layout = build_learner(config, store.image_shape, device)
     learner.model.to(device)
     return Setup(
         learner=learner,
@@ -86,11 +89,17 @@ def set_up(config: RunConfig, processes: OneProcess | None = None) -> Setup:
         device=device,
         image_shape=store.image_shape,
         processes=processes,
+        layout=layout,
     )
 
 
-def build_learner(config: RunConfig, image_shape: Sequence[int]) -> MetaLearner:
-    """The meta-learner of a configuration for (C, H, W) images, on the CPU."""
+def build_learner(
+    config: RunConfig, image_shape: Sequence[int], device: torch.device
+) -> tuple[MetaLearner, Layout]:
+    """The meta-learner of a configuration for (C, H, W) images, laid out for a device, and how.
+
+    Its model is on the CPU still.
+    """
     channels, size, _ = image_shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -102,6 +111,7 @@ def build_learner(config: RunConfig, image_shape: Sequence[int]) -> MetaLearner:
             activation=config.activation,
             conv_bias=config.conv_bias,
         )
+    layout = choose_layout(config, model, image_shape, device)
     options: dict[str, Any] = {
         "steps": config.inner_steps,
         "inner_lr": config.inner_lr * config.inner_lr_scale,
@@ -109,19 +119,21 @@ def build_learner(config: RunConfig, image_shape: Sequence[int]) -> MetaLearner:
         "second_order": config.order == "second",
         "first_order_iterations": config.span(config.first_order_for),
         "batch_norm": config.batch_norm,
-        "tasks_at_a_time": None if _vectorize(config) else 1,
+        "tasks_at_a_time": layout.tasks_at_a_time,
+        "recompute": layout.recompute,
     }
     if config.method == "maml":
-        return maml(model, **options)
+        return maml(model, **options), layout
     if config.method == "meta-sgd":
-        return meta_sgd(model, **options)
-    return maml_plus_plus(
+        return meta_sgd(model, **options), layout
+    plus_plus = maml_plus_plus(
         model,
         multi_step_iterations=config.span(config.multi_step_loss),
         per_step_rates=config.per_step_rates,
         per_step_batch_norm=config.per_step_batch_norm,
         **options,
     )
+    return plus_plus, layout
 
 
 def choose_device(name: str) -> torch.device:
@@ -157,15 +169,6 @@ def _own_device(device: torch.device, processes: OneProcess) -> torch.device:
             "--device cpu"
         )
     return torch.device("cuda", processes.local_rank)
-
-
-def _vectorize(config: RunConfig) -> bool:
-    """On an accelerator launching kernels costs most, and vmap launches fewer; on a CPU it turns
-    convolutions into grouped ones, which are slow.
-    """
-    if config.tasks == "auto":
-        return choose_device(config.device).type != "cpu"
-    return config.tasks == "vmap"
 
 
 def _sharing(config: RunConfig) -> UpdateRule | None:

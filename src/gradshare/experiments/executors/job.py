@@ -77,7 +77,9 @@ def run_job(job: Job, threads: int, watch: Watch) -> Outcome:
     torch.set_num_threads(threads)
     try:
         result = train(job.config, job.folder, watch, resume=True)
-        return Finished(result, environment(choose_device(job.config.device)))
+        return Finished(
+            result, environment(choose_device(job.config.device), result.layout.describe())
+        )
     except GradshareError as error:
         return error
     except Exception as error:
