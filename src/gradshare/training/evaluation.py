@@ -142,10 +142,12 @@ def _on_all_tasks(
 ) -> list[Row]:
     """A row for each of tasks 0, …, count - 1, in their order, whichever process measured it."""
     rows: list[Row] = []
-    together = CHUNK * setup.processes.size
+    # Whole chunks are shared out: tasks that are computed together round together, and so the
+    # numbers are the same for any number of processes.
+    rank, together = setup.processes.rank, CHUNK * setup.processes.size
     for start in range(0, count, together):
         tasks = range(start, min(start + together, count))
-        own = setup.processes.portion(tasks)
+        own = tasks[rank * CHUNK : (rank + 1) * CHUNK]
         measured: list[Row] = []
         if own:
             batch = sampler.batch(own).to(setup.device)
