@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.rule import sum_over_local_tasks, under, with_prefix
 from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.models import BatchNorm2d, BatchNormMode
+
+Precision = Literal["float32", "bfloat16"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) of one task to a scalar."""
@@ -96,6 +99,7 @@ class MetaLearner:
         adapts: Callable[[str], bool] | None = None,
         tasks_at_a_time: int | None = 1,
         recompute: bool = False,
+        precision: Precision = "float32",
     ) -> None:
         norms = _batch_norms(model)
         norm_parameters = {
@@ -130,6 +134,7 @@ class MetaLearner:
         self.inductive = batch_norm == "inductive" and bool(norms)
         self.tasks_at_a_time = tasks_at_a_time
         self.recompute = recompute
+        self.precision = precision
 
     def init(self) -> tuple[dict[str, Tensor], Tensors]:
         """The outer parameters, leaves that require gradients, and the rules' state, before any
@@ -310,10 +315,16 @@ class MetaLearner:
             outputs: Tensor = functional_call(self.model, {**shared, **params}, images)
             return outputs
 
-        if len(images[0]) > 1:
-            return torch.vmap(forward, randomness="different")(params, *images)
-        task = {name: tensor[0] for name, tensor in params.items()}
-        return forward(task, *(tensor[0] for tensor in images))[None]
+        narrow = self.precision == "bfloat16"
+        with torch.autocast(
+            images[0].device.type, torch.bfloat16, enabled=narrow, cache_enabled=False
+        ):
+            if len(images[0]) > 1:
+                outputs = torch.vmap(forward, randomness="different")(params, *images)
+            else:
+                task = {name: tensor[0] for name, tensor in params.items()}
+                outputs = forward(task, *(tensor[0] for tensor in images))[None]
+        return outputs.float() if narrow else outputs
 
 
 def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:

@@ -101,6 +101,7 @@ def build_learner(config: RunConfig, image_shape: Sequence[int]) -> MetaLearner:
         "first_order_iterations": config.span(config.first_order_for),
         "batch_norm": config.batch_norm,
         "tasks_at_a_time": None if _vectorize(config) else 1,
+        "precision": config.precision,
     }
     if config.method == "maml":
         return maml(model, **options)
