@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.models import BatchNorm2d, BatchNormMode
 
 Precision = Literal["float32", "bfloat16"]
+"""What the model computes in; see `MetaLearner`."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) of one task to a scalar."""
@@ -78,6 +79,9 @@ class MetaLearner:
             does not grow with K nor with the number of chunks of `tasks_at_a_time` tasks. It
             costs one more forward and backward pass a step; see
             `gradshare.inner_loop.flat_memory`.
+        precision: "bfloat16" is mixed precision: the model's convolutions and matrix products
+            compute in bfloat16, by `torch.autocast`; parameters, gradients, rules, losses and the
+            outer loop stay float32.
 
     Raises:
         ConfigError: the model keeps running batch-norm statistics, or has nothing to adapt, or
@@ -315,16 +319,24 @@ class MetaLearner:
             outputs: Tensor = functional_call(self.model, {**shared, **params}, images)
             return outputs
 
-        narrow = self.precision == "bfloat16"
-        with torch.autocast(
-            images[0].device.type, torch.bfloat16, enabled=narrow, cache_enabled=False
-        ):
-            if len(images[0]) > 1:
-                outputs = torch.vmap(forward, randomness="different")(params, *images)
-            else:
-                task = {name: tensor[0] for name, tensor in params.items()}
-                outputs = forward(task, *(tensor[0] for tensor in images))[None]
-        return outputs.float() if narrow else outputs
+        if self.precision == "bfloat16":
+            forward = _narrow(forward, images[0].device)
+
+        if len(images[0]) > 1:
+            return torch.vmap(forward, randomness="different")(params, *images)
+        task = {name: tensor[0] for name, tensor in params.items()}
+        return forward(task, *(tensor[0] for tensor in images))[None]
+
+
+def _narrow(forward: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """A forward pass in mixed precision, of float32 outputs. Autograd casts the gradients back."""
+
+    def narrow(*inputs: Any) -> Tensor:
+        # Without the cache, which would hand a pass the casts of another one's graph.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            return forward(*inputs).float()
+
+    return narrow
 
 
 def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
