@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.rule import sum_over_local_tasks, under, with_prefix
 from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.models import BatchNorm2d, BatchNormMode
+
+Precision = Literal["float32", "bfloat16"]
+"""What the model computes in; see `MetaLearner`."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) of one task to a scalar."""
@@ -75,6 +79,9 @@ class MetaLearner:
             does not grow with K nor with the number of chunks of `tasks_at_a_time` tasks. It
             costs one more forward and backward pass a step; see
             `gradshare.inner_loop.flat_memory`.
+        precision: "bfloat16" is mixed precision: the model's convolutions and matrix products
+            compute in bfloat16, by `torch.autocast`; parameters, gradients, rules, losses and the
+            outer loop stay float32.
 
     Raises:
         ConfigError: the model keeps running batch-norm statistics, or has nothing to adapt, or
@@ -96,6 +103,7 @@ class MetaLearner:
         adapts: Callable[[str], bool] | None = None,
         tasks_at_a_time: int | None = 1,
         recompute: bool = False,
+        precision: Precision = "float32",
     ) -> None:
         norms = _batch_norms(model)
         norm_parameters = {
@@ -130,6 +138,7 @@ class MetaLearner:
         self.inductive = batch_norm == "inductive" and bool(norms)
         self.tasks_at_a_time = tasks_at_a_time
         self.recompute = recompute
+        self.precision = precision
 
     def init(self) -> tuple[dict[str, Tensor], Tensors]:
         """The outer parameters, leaves that require gradients, and the rules' state, before any
@@ -310,10 +319,24 @@ class MetaLearner:
             outputs: Tensor = functional_call(self.model, {**shared, **params}, images)
             return outputs
 
+        if self.precision == "bfloat16":
+            forward = _narrow(forward, images[0].device)
+
         if len(images[0]) > 1:
             return torch.vmap(forward, randomness="different")(params, *images)
         task = {name: tensor[0] for name, tensor in params.items()}
         return forward(task, *(tensor[0] for tensor in images))[None]
+
+
+def _narrow(forward: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """A forward pass in mixed precision, of float32 outputs. Autograd casts the gradients back."""
+
+    def narrow(*inputs: Any) -> Tensor:
+        # Without the cache, which would hand a pass the casts of another one's graph.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            return forward(*inputs).float()
+
+    return narrow
 
 
 def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:

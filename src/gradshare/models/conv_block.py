@@ -3,6 +3,10 @@
 The definition is four lines. On a CPU the same layer is computed by two functions with hand-written
 derivatives, since PyTorch differentiates batch norm and pooling twice in some fifty passes over the
 activations, most of them full-sized; these need ten, and about as many over the pooled quarter.
+
+Under `torch.autocast` the convolutions alone are narrow, in each derivative: what they take is cast
+to bfloat16 and what they give is cast back. Statistics of 8 bits would be of no use, and the passes
+between convolutions are not what takes the time.
 """
 
 from __future__ import annotations
@@ -52,7 +56,7 @@ class ConvBlock(nn.Module):
         transforms = torch._C._functorch.get_interpreter_stack() or []
         vmapped = [transform.key() for transform in transforms] == [TransformType.Vmap]
         if (transforms and not vmapped) or statistics_from is not None or x.device.type != "cpu":
-            x = self.norm(self.conv(x), statistics_from)
+            x = self.norm(self.conv(x).to(x.dtype), statistics_from)
             # Pooling before the activation gives the same as after it, for an activation that
             # never decreases, and leaves it a quarter of the work.
             return F.leaky_relu(F.max_pool2d(x, 2), self.negative_slope)
@@ -60,7 +64,8 @@ class ConvBlock(nn.Module):
         # decreases either. The bias is left out: the norm takes it away again.
         sign = torch.where(self.norm.weight < 0, -1.0, 1.0).to(x.dtype)
         filters, gamma = self.conv.weight * sign[:, None, None, None], self.norm.weight * sign
-        tensors = (x, filters, gamma, self.norm.bias)
+        narrow = _convolves_in(x)
+        tensors = (x.to(narrow), filters.to(narrow), gamma, self.norm.bias)
         y: Tensor
         if vmapped:
             y = _Grouped.apply(  # type: ignore[no-untyped-call]
@@ -138,7 +143,7 @@ class _Block(torch.autograd.Function):
         slope: float,
         groups: int,
     ) -> tuple[Tensor, ...]:
-        z = F.conv2d(x, W, padding=1, groups=groups)
+        z = F.conv2d(x, W, padding=1, groups=groups).to(gamma.dtype)
         mean, variance = _statistics(z, None, None, 0.0)
         rstd = torch.rsqrt(variance + eps)
         pooled, where = _max_pool(z, [2, 2], [2, 2])
@@ -196,6 +201,7 @@ class _BlockBackward(torch.autograd.Function):
         gz.add_(_per_channel(g_mean / n - tilt * mean))
         if more_gz is not None:
             gz.add_(more_gz)
+        gz = gz.to(x.dtype)
         gx, gW = _through_convolution(gz, x, W, groups, needs_gx)
         kept = gz if needs_gx else None
         ctx.save_for_backward(
@@ -216,7 +222,7 @@ class _BlockBackward(torch.autograd.Function):
         b = torch.zeros_like(gamma) if b is None else b
 
         grad_x = grad_W = None
-        v = F.conv2d(x, vW, padding=1, groups=ctx.groups)
+        v = F.conv2d(x, vW, padding=1, groups=ctx.groups).to(z.dtype)
         if gz is not None:  # x requires gradients
             vx = torch.zeros_like(x) if vx is None else vx
             v += F.conv2d(vx, W, padding=1, groups=ctx.groups)
@@ -242,6 +248,15 @@ class _BlockBackward(torch.autograd.Function):
             gamma * A + (e * g_gamma - f * U) / rstd,
             *(None,) * 6,
         )
+
+
+def _convolves_in(x: Tensor) -> torch.dtype:
+    """What the convolution computes in: as x is, or under `torch.autocast`, which leaves float64
+    alone, what that says.
+    """
+    device = x.device.type
+    narrow = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if narrow else x.dtype
 
 
 def _through_convolution(

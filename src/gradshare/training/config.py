@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from gradshare.episodes.images import Resize
 from gradshare.errors import ConfigError
 from gradshare.inner_loop.sharing import Norm
+from gradshare.methods.meta_learner import Precision
 from gradshare.models.batch_norm import BatchNormMode
 from gradshare.models.conv4 import Activation
 
@@ -191,6 +192,12 @@ class RunConfig(BaseModel):
         False,
         MACHINE,
         "put the model's forward pass through torch.compile, if its gradients are then right",
+    )
+    precision: Precision = _field(
+        "float32",
+        MACHINE,
+        "of convolutions and matrix products: float32, or bfloat16 (mixed precision), which is "
+        "faster where the processor has instructions for it and changes results",
     )
     threads: int = _field(
         0,

@@ -121,6 +121,7 @@ def build_learner(
         "batch_norm": config.batch_norm,
         "tasks_at_a_time": layout.tasks_at_a_time,
         "recompute": layout.recompute,
+        "precision": config.precision,
     }
     if config.method == "maml":
         return maml(model, **options), layout

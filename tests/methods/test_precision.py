@@ -1,0 +1,124 @@
+"""bfloat16: how close its gradients are, and what stays float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gradshare.inner_loop import GradientSharing, Tensors
+from gradshare.methods import MetaLearner, maml
+from gradshare.training.config import RunConfig
+from gradshare.training.outer_loop import make_optimizer, outer_iteration
+from gradshare.training.setup import build_learner
+from tests import oracle
+from tests.problems import WAYS, as_oracle_batch, learner, perturbed, tasks
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "keep": {},
+    "vmap": {"tasks_at_a_time": None},
+    "recompute": {"recompute": True},
+    "recompute, vmap": {"recompute": True, "tasks_at_a_time": None},
+}
+EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+
+
+def smooth_learner(**options: Any) -> MetaLearner:
+    """A network without maxima or kinks, of which rounding changes no more than its own size."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 7 * 7, WAYS)
+    )
+    return maml(model, steps=3, inner_lr=0.1, sharing=GradientSharing(3), **options)
+
+
+def outer_gradients(learner: MetaLearner, dtype: torch.dtype) -> dict[str, Tensor]:
+    learner.model.to(dtype)
+    learned, state = learner.init()
+    step = learner.outer_step(learned, state, tasks(3, 1, dtype), iteration=0)
+    assert step.losses.dtype == step.outputs.dtype == dtype
+    gradients = torch.autograd.grad(
+        step.losses.mean(), list(learned.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(learned, gradients, strict=True))
+
+
+@EVERY_LAYOUT
+def test_gradients_of_a_smooth_network_are_within_bfloat16s_rounding(
+    layout: dict[str, Any],
+) -> None:
+    exact = outer_gradients(smooth_learner(), torch.float64)
+    for name, gradient in outer_gradients(
+        smooth_learner(precision="bfloat16", **layout), torch.float32
+    ).items():
+        assert gradient.dtype == torch.float32
+        # A number of 8 bits is off by up to 2⁻⁹, in some ten products one after the other.
+        difference = (gradient - exact[name]).norm()
+        assert difference <= 10 * 2**-9 * exact[name].norm() + 1e-4, name
+        if exact[name].norm() > 1e-2:  # and it is not float32 under another name
+            assert difference >= 2**-14 * exact[name].norm(), name
+
+
+@EVERY_LAYOUT
+def test_the_backbone_is_near_the_float64_oracle(layout: dict[str, Any]) -> None:
+    """A rounding by 2⁻⁹ makes another pixel the maximum, or another sign that of an activation,
+    at about one place in 2⁷, and that moves the whole gradient of these places: the root of it,
+    a tenth, for each of four layers in each pass, where float64 moves none.
+    """
+    s = oracle.Setting("maml", "sharing", 3, 0.1)
+    ours = learner(s, precision="bfloat16", **layout)
+    outer = perturbed(ours.init()[0])
+    loss, _ = oracle.outer_loss(outer, None, as_oracle_batch(tasks(3, 1)), s)
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(loss, _model(outer))])
+    ours.model.float()
+    learned = {n: t.detach().float().requires_grad_() for n, t in outer.items()}
+    step = ours.outer_step(learned, ours.init()[1], tasks(3, 1, torch.float32), iteration=0)
+    assert abs(step.losses.mean() - loss) <= 0.02 * loss
+    got = torch.cat(
+        [g.flatten() for g in torch.autograd.grad(step.losses.mean(), _model(learned))]
+    ).double()
+    assert torch.cosine_similarity(got, exact, dim=0) > 0.8
+
+
+def _model(outer: Tensors) -> list[Tensor]:
+    return [tensor for name, tensor in outer.items() if name.startswith("model.")]
+
+
+@EVERY_LAYOUT
+@pytest.mark.parametrize("batch_norm", ["transductive", "inductive"])
+@pytest.mark.parametrize("method", ["maml", "meta-sgd", "maml++"])
+def test_what_is_learned_stays_float32_and_finite(
+    method: str, batch_norm: str, layout: dict[str, Any]
+) -> None:
+    config = RunConfig(
+        **{"method": method, "batch_norm": batch_norm, "precision": "bfloat16"},
+        ways=WAYS,
+        filters=4,
+        inner_steps=2,
+    )
+    learner = build_learner(config, (2, 16, 16))
+    assert learner.precision == "bfloat16"
+    for name, value in layout.items():
+        setattr(learner, name, value)
+    learned, state = learner.init()
+    optimizer = make_optimizer(learned, lr=0.001)
+    for iteration in range(3):
+        result = outer_iteration(
+            learner,
+            learned,
+            state,
+            optimizer,
+            tasks(2, iteration, torch.float32),
+            iteration=iteration,
+            clamp_gradients=None,
+        )
+        assert result.refused is None
+        state = result.state
+    adam = [t for of_one in optimizer.state.values() for t in of_one.values()]
+    for tensor in (*learned.values(), *state.values(), *adam):
+        assert tensor.dtype in (torch.float32, torch.bool)
+        assert tensor.isfinite().all()
+    adapted = learner.adapt(learned, state, tasks(2, 9, torch.float32)).params[-1]
+    assert all(tensor.dtype == torch.float32 for tensor in adapted.values())
