@@ -98,7 +98,7 @@ def test_what_is_learned_stays_float32_and_finite(
         filters=4,
         inner_steps=2,
     )
-    learner = build_learner(config, (2, 16, 16))
+    learner, _ = build_learner(config, (2, 16, 16), torch.device("cpu"))
     assert learner.precision == "bfloat16"
     for name, value in layout.items():
         setattr(learner, name, value)
