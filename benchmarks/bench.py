@@ -14,9 +14,9 @@ What is compared with what:
   out, the same for all.
 - *As it comes* and *with our allocator settings*: whether a process has called
   `gradshare.training.machine.keep_freed_memory`. Training with gradshare always does.
-- *Memory*: the peak of a fresh process over what it holds before the first iteration; an iteration
-  draws uint8 images, normalises them and takes the meta-gradient. The leanest peer is the leanest
-  with or without our allocator settings; ours runs with them, as in training.
+- *Memory*: the peak of a fresh process of one thread over what it holds before the first iteration;
+  an iteration draws uint8 images, normalises them and takes the meta-gradient. The leanest peer is
+  the leanest with or without our allocator settings; ours runs with them, as in training.
 - *Equal*: the relative difference ‖a - b‖ / ‖b‖ of each named tensor of the meta-gradient, the
   worst over tensors, peers and both of our modes. Rows of time and memory are void without it.
 """
@@ -30,6 +30,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -63,6 +64,7 @@ class Scale:
         repetitions: turns of each contender in a race.
         own_repetitions: in a race of ours alone, where differences are small.
         evaluation_tasks: adapted to in one turn.
+        compared_tasks: whose predictions are compared.
         many_steps: K that is compared with K = 1 in memory.
         many_tasks: T that is compared with T = 1 in memory.
         episodes: drawn in one turn, from the store and from files.
@@ -75,6 +77,7 @@ class Scale:
     repetitions: int
     own_repetitions: int
     evaluation_tasks: int
+    compared_tasks: int
     many_steps: int
     many_tasks: int
     episodes: tuple[int, int]
@@ -86,8 +89,9 @@ FULL = Scale(
     small=Problem(28, 1, shots=1, task_batch=5),
     exact=Problem(28, 2, 2, 2, queries=3, steps=3, filters=8, dtype="float64", inner_lr=0.1),
     repetitions=5,
-    own_repetitions=9,
+    own_repetitions=7,
     evaluation_tasks=20,
+    compared_tasks=3,
     many_steps=20,
     many_tasks=5,
     episodes=(400, 20),
@@ -101,6 +105,7 @@ QUICK = Scale(
     repetitions=2,
     own_repetitions=2,
     evaluation_tasks=3,
+    compared_tasks=2,
     many_steps=3,
     many_tasks=2,
     episodes=(4, 2),
@@ -204,34 +209,37 @@ class Bench:
         """
         sharing: dict[str, float] = {}
         plus_plus: dict[str, float] = {}
-        for problem in (self.scale.large, self.scale.small):
-            for mode, flat in MODES.items():
-                case = f"{_setting(problem)}, {mode}"
-                self.say(f"our own costs at {case}")
-                base, shared, multi_step, query = (
-                    Entry(ours(flat=flat)),
-                    Entry(ours(flat=flat, sharing=True)),
-                    Entry(ours(flat=flat, name="maml++")),
-                    Entry(ours(flat=flat, name="maml++"), purpose="query pass"),
-                )
-                entries = [base, shared, multi_step, query]
-                with Race(self.start, self.threads, entries) as race:
-                    race.prepare(problem, problem.task_batch)
-                    race.warm_up(self.folder)
-                    seconds = _medians(race.run(self.scale.own_repetitions))
-                sharing[case] = 100 * (seconds[shared] / seconds[base] - 1)
-                expected = seconds[base] + (problem.steps - 1) * seconds[query]
-                plus_plus[case] = seconds[multi_step] / expected
-                print_figures(
-                    f"Our own costs at {case}",
-                    {
-                        "MAML": f"{seconds[base]:.3f} s",
-                        "with gradient sharing": f"{seconds[shared]:.3f} s",
-                        "MAML++": f"{seconds[multi_step]:.3f} s",
-                        "a query pass with its gradient": f"{seconds[query]:.3f} s",
-                        "MAML and K - 1 query passes": f"{expected:.3f} s",
-                    },
-                )
+        cases = {
+            mode: (
+                Entry(ours(flat=flat)),
+                Entry(ours(flat=flat, sharing=True)),
+                Entry(ours(flat=flat, name="maml++")),
+                Entry(ours(flat=flat, name="maml++"), purpose="query pass"),
+            )
+            for mode, flat in MODES.items()
+        }
+        entries = [entry for case in cases.values() for entry in case]
+        with Race(self.start, self.threads, entries) as race:
+            for problem in (self.scale.large, self.scale.small):
+                self.say(f"our own costs at {_setting(problem)}")
+                race.prepare(problem, problem.task_batch)
+                race.warm_up(self.folder)
+                seconds = _medians(race.run(self.scale.own_repetitions))
+                for mode, (base, shared, multi_step, query) in cases.items():
+                    case = f"{_setting(problem)}, {mode}"
+                    sharing[case] = 100 * (seconds[shared] / seconds[base] - 1)
+                    expected = seconds[base] + (problem.steps - 1) * seconds[query]
+                    plus_plus[case] = seconds[multi_step] / expected
+                    print_figures(
+                        f"Our own costs at {case}",
+                        {
+                            "MAML": f"{seconds[base]:.3f} s",
+                            "with gradient sharing": f"{seconds[shared]:.3f} s",
+                            "MAML++": f"{seconds[multi_step]:.3f} s",
+                            "a query pass with its gradient": f"{seconds[query]:.3f} s",
+                            "MAML and K - 1 query passes": f"{expected:.3f} s",
+                        },
+                    )
         yield Row(
             "gradient sharing's own cost, in percent of a step without it",
             max(sharing.values()),
@@ -252,27 +260,27 @@ class Bench:
 
     def memory_beside_peers(self) -> Iterator[Row]:
         """Peak memory in flat mode beside the leanest peer."""
+        peers = [Entry(peer, kept) for kept in (False, True) for peer in self.peers]
+        modes = {name: Entry(ours(flat=flat)) for name, flat in MODES.items()}
         for task_batch in (1, self.scale.many_tasks):
             problem = replace(self.scale.large, task_batch=task_batch)
             setting = _setting(problem)
             self.say(f"peak memory at {setting}")
             # A peer's tasks follow each other, so that a batch of them is repetition enough.
-            iterations = 2 if task_batch == 1 else 1
-            peaks = {
-                entry: self._peak(entry, problem, iterations)
-                for entry in (Entry(p, kept) for kept in (False, True) for p in self.peers)
-            }
-            leanest = min(peaks.values())
-            modes = {name: Entry(ours(flat=flat)) for name, flat in MODES.items()}
-            peaks |= {entry: self._peak(entry, problem, 2) for entry in modes.values()}
-            details = {_name(entry): peak for entry, peak in peaks.items()}
+            repeated = 2 if task_batch == 1 else 1
+            peaks = self._peaks(
+                [(entry, problem, repeated) for entry in peers]
+                + [(entry, problem, 2) for entry in modes.values()]
+            )
+            by_entry = dict(zip((*peers, *modes.values()), peaks, strict=True))
+            details = {_name(entry): peak for entry, peak in by_entry.items()}
             print_figures(
                 f"Peak memory at {setting}",
                 {name: f"{peak / MEGA:,.0f} MB" for name, peak in details.items()},
             )
             yield Row(
                 f"peak memory at {setting}, {FLAT}: share of the leanest peer's",
-                100 * peaks[modes[FLAT]] / leanest,
+                100 * by_entry[modes[FLAT]] / min(by_entry[peer] for peer in peers),
                 50,
                 "%",
                 "≤",
@@ -281,37 +289,45 @@ class Bench:
 
     def memory_growth(self) -> Iterator[Row]:
         """How peak memory in flat mode grows with K and T, with sharing on."""
-        scale = self.scale
+        scale, base = self.scale, self.scale.large
+        added = (scale.many_tasks - 1) * _bytes_of_a_task(base)
+        few, many = replace(base, steps=1), replace(base, steps=scale.many_steps)
+        tasks = replace(base, task_batch=scale.many_tasks)
         for name in METHODS:
             self.say(f"how {name}'s memory grows")
             entry = Entry(ours(name=name, sharing=True, flat=True))
-            setting = f"{_setting(scale.large)}, {FLAT}, {name} with sharing"
-            peaks = {
-                steps: self._peak(entry, replace(scale.large, steps=steps), 2)
-                for steps in (1, scale.many_steps)
+            setting = f"{_setting(base)}, {FLAT}, {name} with sharing"
+            # The second iteration is the first that finds a ĝ.
+            few_peak, many_peak, base_peak, tasks_peak = self._peaks(
+                [(entry, problem, 2) for problem in (few, many, base, tasks)]
+            )
+            details = {
+                f"K = {few.steps}, T = 1": few_peak,
+                f"K = {many.steps}, T = 1": many_peak,
+                f"K = {base.steps}, T = 1": base_peak,
+                f"K = {base.steps}, T = {tasks.task_batch}": tasks_peak,
             }
+            print_figures(
+                f"Peak memory at {setting}",
+                {case: f"{peak / MEGA:,.0f} MB" for case, peak in details.items()},
+            )
             yield Row(
-                f"peak memory at {setting}: K = {scale.many_steps} over K = 1",
-                peaks[scale.many_steps] / peaks[1],
+                f"peak memory at {setting}: K = {many.steps} over K = {few.steps}",
+                many_peak / few_peak,
                 1.15,
                 "×",
                 "≤",
-                {f"K = {steps}": peak for steps, peak in peaks.items()},
+                details,
             )
-            one, many = (
-                self._peak(entry, replace(scale.large, task_batch=T), 2)
-                for T in (1, scale.many_tasks)
-            )
-            added = (scale.many_tasks - 1) * _bytes_of_a_task(scale.large)
             yield Row(
-                f"peak memory at {setting}: added by tasks 2 to {scale.many_tasks}, beside their "
-                f"images (float32 and uint8) and 3 K + 1 trees of parameters (θ_0 to θ_K, "
+                f"peak memory at {setting}: added by tasks 2 to {tasks.task_batch}, beside their "
+                "images (uint8 and float32) and 3 K + 1 trees of parameters (θ_0 to θ_K, "
                 "gradients, updates)",
-                (many - one) / MEGA,
+                (tasks_peak - base_peak) / MEGA,
                 added / MEGA,
                 "MB",
                 "≤",
-                {"T = 1": one, f"T = {scale.many_tasks}": many},
+                details,
             )
 
     def episodes(self) -> Iterator[Row]:
@@ -389,13 +405,14 @@ class Bench:
         mine = Entry(ours(), purpose="predictions")
         with Race(self.start, self.threads, [*peers, mine]) as race:
             self.say("the same predictions in float64")
-            race.prepare(scale.exact, scale.evaluation_tasks)
+            race.prepare(scale.exact, scale.compared_tasks)
             yield self._equality("predictions, small problem in float64", race, 1e-9)
             for problem in (scale.small, scale.large):
                 setting = f"{problem.image_size}×{problem.image_size} {problem.shots}-shot"
                 self.say(f"evaluation at {setting}")
-                layouts = race.prepare(problem, scale.evaluation_tasks)
+                race.prepare(problem, scale.compared_tasks)
                 yield self._equality(f"predictions at {setting}, float32", race, 1e-2)
+                layouts = race.prepare(problem, scale.evaluation_tasks)
                 seconds = _medians(race.run(scale.repetitions))
                 rates = {entry: scale.evaluation_tasks / seconds[entry] for entry in race.entries}
                 details = {
@@ -437,9 +454,18 @@ class Bench:
             depends_on_equality=False,
         )
 
-    def _peak(self, entry: Entry, problem: Problem, iterations: int) -> int:
-        with Race(self.start, self.threads, [entry]) as race:
-            return race.peaks(problem, iterations)[entry]
+    def _peaks(self, cases: Sequence[tuple[Entry, Problem, int]]) -> list[int]:
+        """The peak memory of so many iterations, each in a fresh process of one thread, two
+        processes at a time: memory does not depend on who else computes.
+        """
+
+        def peak(case: tuple[Entry, Problem, int]) -> int:
+            entry, problem, iterations = case
+            with Race(self.start, 1, [entry]) as race:
+                return race.peaks(problem, iterations)[entry]
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(peak, cases))
 
 
 def difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:

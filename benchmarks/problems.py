@@ -34,7 +34,10 @@ class Problem:
         steps: K.
         filters: of each convolution.
         dtype: "float32" or "float64".
-        inner_lr: the inner learning rate. It costs no time; a larger one magnifies rounding.
+        inner_lr: the inner learning rate, which takes no part in the cost. At 84×84 and this one,
+            two layouts of one peer differ by 2e-3 to 4e-3 in the worst tensor of a float32
+            meta-gradient, and leaving out the second order by 0.3 to 0.7: the comparison is as
+            sharp as it can be. At 0.01 rounding alone reaches 1e-2.
         seed: of images and starting weights.
     """
 
@@ -47,7 +50,7 @@ class Problem:
     steps: int = 5
     filters: int = 48
     dtype: Literal["float32", "float64"] = "float32"
-    inner_lr: float = 0.01
+    inner_lr: float = 0.003
     seed: int = 0
 
     @property

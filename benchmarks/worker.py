@@ -37,8 +37,10 @@ from gradshare.inner_loop import Tensors
 from gradshare.training.machine import keep_freed_memory
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-LAYOUT_TRIALS = 2
-LEANEST = "contiguous"
+LAYOUT_TRIALS = 1
+
+# Of a peer's memory layouts: 1.91 GB against 1.97 at 84×84, 5-shot, K = 5.
+LEANEST = "channels-last"
 
 Answer = dict[str, Any]
 

@@ -5,9 +5,10 @@ What they say of time and memory is for `make bench`; here nothing but their for
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ from benchmarks.worker import LAYOUTS, Session
 from gradshare.errors import RunError
 
 SMALL = Problem(16, 2, 2, 2, ways=3, queries=2, steps=3, filters=4, dtype="float64", inner_lr=0.4)
+
+
+@pytest.fixture
+def cheap_collection() -> Iterator[None]:
+    """Before each run garbage is collected, which in this process means looking at all of pytest's
+    and torch's objects, some hundred times.
+    """
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class LocalWorker:
@@ -157,6 +168,7 @@ def test_peak_memory_is_that_of_the_iterations() -> None:
     assert megabytes * 0.9 < peak < megabytes * 1.5
 
 
+@pytest.mark.usefixtures("cheap_collection")
 def test_every_row_is_measured_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +207,7 @@ def test_every_row_is_measured_and_written(
     assert "## meta-step" in (tmp_path / "bench-profile.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("cheap_collection")
 def test_growth_is_measured_written_and_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
