@@ -117,7 +117,10 @@ def main() -> None:
                 print(f"{problem.name}, task batch {batch}: done", file=sys.stderr)
     print("\n".join(_table(rows)))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    described = {"environment": environment(torch.device("cpu")), "rows": rows}
+    described = {
+        "environment": environment(torch.device("cpu"), "of `gradshare train`: see its docs"),
+        "rows": rows,
+    }
     arguments.out.write_text(json.dumps(described, indent=1), encoding="utf-8")
     print(f"\nAll times: {arguments.out}")
 
