@@ -91,7 +91,7 @@ def whole(
     """The settings of a run over two processes, what it came to, and its folder."""
     settings = {
         **{"dataset": "tiny", "data_root": str(data_root), "ways": 3, "queries": 4},
-        **{"task_batch": 3, "inner_steps": 2, "filters": 4, "epochs": 20},
+        **{"task_batch": 3, "inner_steps": 2, "filters": 4, "epochs": 12},
         **{"iterations_per_epoch": 3, "val_tasks": 3, "test_tasks": 8, "ensemble": 2},
         **{"device": "cpu", "threads": 1},
     }
