@@ -204,3 +204,27 @@ def test_a_run_stopped_while_it_validates_records_the_rate_that_it_trained_with(
     with pytest.raises(RunStoppedError):
         train(config, tmp_path / "run", stop)
     assert timeless(train(config, tmp_path / "run", resume=True)) == timeless(whole)
+
+
+def test_a_newest_checkpoint_of_another_format_is_left_where_it_is(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(**tiny)
+    train(config, tmp_path / "run")
+    before = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    monkeypatch.setattr("gradshare.training.checkpoint.FORMAT_VERSION", 9)
+    with pytest.raises(RunError) as error:
+        train(config, tmp_path / "run", resume=True)
+    assert "has checkpoint format 1, this gradshare reads 9; use gradshare" in str(error.value)
+    assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == before
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_not_deleted(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    config = RunConfig(**tiny)
+    train(config, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "latest-000000009.safetensors"
+    newest.write_bytes(b"torn")
+    train(config, tmp_path / "run", resume=True)
+    assert newest.with_name(f"damaged-{newest.name}").read_bytes() == b"torn"

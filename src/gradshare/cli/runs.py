@@ -33,7 +33,7 @@ from gradshare.training.dry_run import Estimate
 from gradshare.training.dry_run import dry_run as estimate_run
 from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
-from gradshare.training.launch import is_first
+from gradshare.training.launch import is_first, torchrun_size
 from gradshare.training.machine import environment, keep_freed_memory
 from gradshare.training.preflight import amount
 from gradshare.training.run import train
@@ -142,9 +142,13 @@ def train_command(
     keep_freed_memory()
     torch.set_num_threads(default_threads(config, 1))
     if out is None or dry_run:
-        _estimate(estimate_run(config, out), console)
+        if config.workers > 1 or torchrun_size() is not None:
+            raise ConfigError("--dry-run measures a run in one process; leave --workers out")
+        # A run that is to be continued may have its folder.
+        _estimate(estimate_run(config, None if resume == "auto" else out), console)
         return
-    _print(console, f"Layout: {set_up(config).layout.describe()}")
+    if torchrun_size() is None:
+        _print(console, f"Layout: {set_up(config).layout.describe()}")
     with RunBars(console) as bars:
         result = train(
             config, out, lambda progress: bars(config.arm, progress), resume=resume == "auto"

@@ -28,8 +28,8 @@ class Conv4(nn.Module):
         filters: of each convolution.
         activation: "leaky_relu" has slope 0.01, as in the reference code; the paper says ReLU.
         conv_bias: whether the convolutions have a bias, as in the reference code. Batch norm
-            takes it out again, so that it changes no output and its gradient is rounding noise;
-            it is of use only to load the reference code's weights.
+            takes it out again, so that it changes no output and its gradient is zero but for
+            rounding; it is of use only to load the reference code's weights.
 
     Raises:
         ConfigError: the image is too small to be halved four times.

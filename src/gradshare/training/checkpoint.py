@@ -26,6 +26,10 @@ from gradshare.training.files import write_atomically
 FORMAT_VERSION = 1
 
 
+class DamagedError(RunError):
+    """A file that is no whole checkpoint of the run."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A moment of a run.
@@ -82,7 +86,8 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        RunError: it is missing, damaged, or of a newer format version.
+        DamagedError: it is no whole checkpoint.
+        RunError: it cannot be opened, or is of another format version.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -98,7 +103,7 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if _digest(tensors, metadata["progress"]) != metadata["sha256"]:
-            raise RunError(
+            raise DamagedError(
                 f"{path} is damaged: its checksum does not match; use another checkpoint"
             )
         progress = dict(json.loads(metadata["progress"]))
@@ -106,8 +111,10 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
         for full_name, tensor in tensors.items():
             part, _, name = full_name.partition("/")
             parts[part][name] = tensor.to(device)
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+    except OSError as error:
         raise RunError(f"{path} cannot be read as a checkpoint: {error}") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{path} cannot be read as a checkpoint: {error}") from error
     return Checkpoint(**parts, progress=progress)
 
 
@@ -121,7 +128,7 @@ def require_fit(path: Path, checkpoint: Checkpoint, learned: Tensors, state: Ten
         state: likewise.
 
     Raises:
-        RunError: a tensor is missing, or too many, or of another shape or type.
+        DamagedError: a tensor is missing, or too many, or of another shape or type.
     """
     optimizer = {
         f"{name}/{key}": like
@@ -136,11 +143,11 @@ def require_fit(path: Path, checkpoint: Checkpoint, learned: Tensors, state: Ten
     ):
         for name in sorted(held.keys() ^ like.keys()):
             whose = "this run has none" if name in held else "it has none"
-            raise RunError(f"{path} is of another run: {name}: {whose}; use the run's own")
+            raise DamagedError(f"{path} is of another run: {name}: {whose}; use the run's own")
         for name, tensor in held.items():
             has, wants = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, like[name]))
             if has != wants:
-                raise RunError(
+                raise DamagedError(
                     f"{path} is of another run: {name} is {has}, this run has {wants}; use the "
                     "run's own"
                 )

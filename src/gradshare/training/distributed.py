@@ -45,6 +45,10 @@ class OtherRankError(RunError):
     """Another process of the run has ended it, and this one has only heard of it."""
 
 
+class LostRankError(OtherRankError):
+    """Another process of the run was lost: it ended without saying why."""
+
+
 @dataclass(frozen=True)
 class Share:
     """What one process does of a task batch.
@@ -307,9 +311,9 @@ class ProcessGroup(OneProcess):
                 return OtherRankError(self._store.get(FAILURE).decode())
         fate = self._fate()
         if fate is not None:
-            return OtherRankError(fate)
+            return LostRankError(fate)
         first_line = str(error).splitlines()[0].rpartition("] ")[2]
-        return OtherRankError(
+        return LostRankError(
             f"another of the {self.size} processes of this run was lost, as rank {self.rank} "
             f"noticed: {first_line.partition('. ')[0]}"
         )

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from gradshare.episodes.datasets import IMAGE_SIZES
 from gradshare.errors import RunError
 from gradshare.training.checkpoint import (
     Checkpoint,
+    DamagedError,
     load_checkpoint,
     require_fit,
     save_checkpoint,
@@ -210,16 +212,18 @@ class RunFolder:
             like: outer parameters and state like those of the run, on its device.
 
         Raises:
-            RunError: there are some, and all are damaged.
+            RunError: there are some, and all are damaged; or the newest is of another format
+                version, or cannot be opened.
         """
         paths = self._latest()
         for path in reversed(paths):
             try:
                 return _load(path, like)
-            except RunError as error:
+            except DamagedError as error:
                 log.warning("%s; falling back to the checkpoint before it", error)
-                # Its number would keep it among the last two for long.
-                path.unlink(missing_ok=True)
+                # Under its name it would be among the last two for long.
+                with contextlib.suppress(OSError):
+                    path.replace(path.with_name(f"damaged-{path.name}"))
         if paths:
             raise RunError(
                 f"no checkpoint in {self._checkpoints} can be read; start again with another --out"

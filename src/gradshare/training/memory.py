@@ -48,7 +48,7 @@ from gradshare.methods import MetaLearner
 from gradshare.models.conv4 import LAYERS
 from gradshare.training.config import RunConfig
 
-# So many tasks are evaluated at once; the number changes no result.
+# So many tasks are evaluated at once; another number would change results by rounding.
 CHUNK = 10
 
 FLOAT_BYTES = 4

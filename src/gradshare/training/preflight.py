@@ -7,6 +7,7 @@ otherwise show after hours.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from pathlib import Path
 
@@ -31,7 +32,8 @@ RECORD_BYTES = 2000
 def require_memory(config: RunConfig, setup: Setup, *, at_a_time: int = 1) -> None:
     """Refuse a run that surely does not fit into memory, and warn of one that hardly does.
 
-    On a GPU, where the estimate is not calibrated, it only warns.
+    On a GPU, where the estimate is not calibrated, it only warns. Of a run that is shared out, the
+    shares on this machine count.
 
     Args:
         config: of the run.
@@ -44,7 +46,10 @@ def require_memory(config: RunConfig, setup: Setup, *, at_a_time: int = 1) -> No
     there = available(setup.device)
     if there is None:
         return
-    need = at_a_time * estimate(config, setup.learner, setup.image_shape)
+    size = max(setup.processes.size, config.workers)
+    here = at_a_time * max(setup.processes.local_size, config.workers)
+    share = config.model_copy(update={"task_batch": math.ceil(config.task_batch / size)})
+    need = here * estimate(share, setup.learner, setup.image_shape)
     runs = "the run needs" if at_a_time == 1 else f"{at_a_time} runs at a time need"
     words = (
         f"{runs} about {amount(need)} of memory, {amount(there)} are available; lower "

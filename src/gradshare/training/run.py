@@ -114,9 +114,9 @@ class _Progress(BaseModel):
     iteration: int
     loss_sum: float
     accuracy_sum: float
-    skipped: int
-    first_skipped: str | None
-    skipped_in_a_row: int
+    skipped: int = 0  # the first checkpoints had none of these three
+    first_skipped: str | None = None
+    skipped_in_a_row: int = 0
     seconds: float
     diverged: str | None
     test: TestAccuracies | None
@@ -240,6 +240,11 @@ class _Safekeeping:
         self._started = time.monotonic() - moment.seconds
         self._saved_at, self._saved_after = time.monotonic(), moment.iteration
 
+    @property
+    def saves(self) -> bool:
+        """Whether this process is the one of the run that saves."""
+        return self._processes.rank == 0
+
     def seconds(self) -> float:
         """How long the run has taken so far."""
         return time.monotonic() - self._started
@@ -300,6 +305,11 @@ def train_in(
     """Be one of the processes of a run; the others call this too. See `train`."""
     first = processes.from_first(lambda: config)
     processes.agree(lambda: _require_started_alike(config, first))
+    if config.compile and processes.size > 1:
+        raise ConfigError(
+            f"--compile is checked for a run in one process, and this one has {processes.size}; "
+            "leave it out"
+        )
     home = RunFolder(folder)
 
     def may_begin() -> None:
@@ -364,9 +374,10 @@ def memory_errors(config: RunConfig) -> Iterator[None]:
         words = str(error)
         if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in words:
             raise RunError(
-                f"memory ran out ({words.splitlines()[0]}); lower --task-batch "
-                f"{config.task_batch}, --queries {config.queries}, --filters {config.filters} or "
-                "--image-size, or use --memory recompute or --order first"
+                f"memory ran out ({words.splitlines()[0]}); start a new run with a lower "
+                f"--task-batch than {config.task_batch}, --queries than {config.queries}, "
+                f"--filters than {config.filters} or --image-size, or with --memory recompute or "
+                "--order first"
             ) from error
         raise
 
@@ -427,12 +438,15 @@ def _continue(
             watch(_progress("train", moment.iteration, config.iterations, config, moment))
             ended = _owes_validation(config, moment) or moment.diverged is not None
             asked = processes.asked  # once: a request that comes while saving is for the next time
-            if ended or safe.overdue() or asked is not None:
-                # An outer step that overflows is noticed before what it leaves is saved.
+            # An outer step that overflows is noticed before what it leaves is saved. What comes of
+            # it is decided where every process of the run is, so not by one's own clock.
+            if ended or asked is not None:
                 overflow = _overflow(config, moment)
                 if overflow is not None and config.on_divergence == "stop":
                     safe.halt(overflow, config)
                 moment.diverged = moment.diverged or overflow
+                safe.save()
+            elif safe.overdue() and not_finite(moment.learned) is None:
                 safe.save()
             stop_if(asked)
         if moment.history:
@@ -449,8 +463,10 @@ def _kept_if_others_fail(safe: _Safekeeping, home: RunFolder, moment: _Moment) -
     try:
         yield
     except OtherRankError as error:
+        if not safe.saves or not_finite(moment.learned) is not None:
+            raise
         safe.save()
-        raise OtherRankError(
+        raise type(error)(
             f"{error}; everything up to iteration {moment.iteration} is saved in {home.path}, "
             "continue it with --resume auto"
         ) from error

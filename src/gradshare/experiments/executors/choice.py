@@ -67,6 +67,11 @@ class Choice:
         if self.name == "local":
             at_a_time = min(self.jobs or default_jobs(config, runs), runs)
             return LocalExecutor(at_a_time, default_threads(config, at_a_time), self.retries or 0)
+        if config.workers > 1:
+            raise ConfigError(
+                f"--workers {config.workers}: --executor {self.name} reserves room for one process "
+                "a run; give it more --threads instead"
+            )
         at_a_time = min(self.jobs or runs, runs)
         retries = REMOTE_RETRIES if self.retries is None else self.retries
         if self.name == "ray":

@@ -11,6 +11,7 @@ import torch
 
 from gradshare.errors import GradshareError, RunError
 from gradshare.training.config import RunConfig
+from gradshare.training.distributed import LostRankError
 from gradshare.training.machine import environment, keep_freed_memory
 from gradshare.training.run import RunResult, Watch, train
 from gradshare.training.setup import choose_device
@@ -80,6 +81,8 @@ def run_job(job: Job, threads: int, watch: Watch) -> Outcome:
         return Finished(
             result, environment(choose_device(job.config.device), result.layout.describe())
         )
+    except LostRankError as error:
+        return LostError(str(error))
     except GradshareError as error:
         return error
     except Exception as error:
