@@ -237,3 +237,19 @@ def test_the_layout_is_printed_first_and_recorded(
     assert first.startswith("Layout: cpu: tasks one at a time (loop), graphs kept (keep), not ")
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert f"Layout: {results['environment']['layout']}" == first
+
+
+def test_a_dry_run_is_of_one_process(program: Program, tiny: dict[str, Any]) -> None:
+    status, out, err = program("train", "--dry-run", "--workers", "2", *options(tiny))
+    assert (status, out) == (1, "")
+    assert err == "error: --dry-run measures a run in one process; leave --workers out\n"
+
+
+def test_a_dry_run_may_be_of_a_run_that_is_to_be_continued(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "kept.txt").write_text("kept")
+    arguments = ["--resume", "auto", "--out", str(tmp_path / "run")]
+    assert program("train", "--dry-run", *arguments, *options(tiny))[0] == 0
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["kept.txt"]

@@ -13,8 +13,10 @@ from click.testing import CliRunner
 from gradshare.cli import cli
 from gradshare.errors import ConfigError, GradshareError
 from gradshare.experiments.executors.choice import Choice
+from gradshare.experiments.executors.job import Job, LostError, run_job
 from gradshare.experiments.executors.mirror import Mirror, apply
 from gradshare.training.config import RunConfig
+from gradshare.training.distributed import LostRankError
 from gradshare.training.machine import cores
 
 
@@ -55,6 +57,11 @@ def test_others_take_all_runs_and_retry_twice(tiny: dict[str, Any], tmp_path: Pa
             "--slurm partion=gpu: unknown key 'partion'; did you mean 'partition'? The keys are ",
         ),
         (
+            ["--executor", "ray", "--workers", "2"],
+            "--workers 2: --executor ray reserves room for one process a run; give it more "
+            "--threads instead",
+        ),
+        (
             ["--executor", "ray", "--device", "cuda:1"],
             "--device cuda:1 names one card, but Ray deals out the cards; use --device cuda",
         ),
@@ -79,6 +86,18 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert isinstance(result.exception, GradshareError)
     assert str(result.exception).startswith(message)
     assert not out.exists()
+
+
+def test_a_run_that_loses_one_of_its_processes_is_lost(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: object, **__: object) -> None:
+        raise LostRankError("the process of rank 1 of 2 ended without a word")
+
+    monkeypatch.setattr("gradshare.experiments.executors.job.train", lose)
+    outcome = run_job(Job(RunConfig(**tiny), tmp_path), 1, lambda _: None)
+    assert isinstance(outcome, LostError)  # and so is tried again
+    assert str(outcome) == "the process of rank 1 of 2 ended without a word"
 
 
 @pytest.mark.parametrize(
