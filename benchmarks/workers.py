@@ -103,13 +103,15 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 5, 8], help="task batches")
     parser.add_argument("--turns", type=int, default=5, help="turns of each contender")
     parser.add_argument("--iterations", type=int, default=2, help="timed iterations in a turn")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[28, 84], help="of the images")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-workers.json"))
     arguments = parser.parse_args()
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for problem in QUICK if arguments.quick else PROBLEMS:
+        chosen = [problem for problem in PROBLEMS if problem.size in arguments.sizes]
+        for problem in QUICK if arguments.quick else chosen:
             _write_images(Path(folder), problem)
             for batch in arguments.batches:
                 seconds = _measure(problem, batch, arguments, Path(folder))
