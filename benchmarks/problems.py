@@ -140,7 +140,4 @@ def starting_model(problem: Problem) -> Conv4:
 def chunks(tasks: TaskBatch, size: int) -> Iterator[TaskBatch]:
     """The tasks in batches of at most `size`."""
     for start in range(0, len(tasks), size):
-        some = slice(start, start + size)
-        yield TaskBatch(
-            tasks.support_x[some], tasks.support_y[some], tasks.query_x[some], tasks.query_y[some]
-        )
+        yield tasks[start : start + size]

@@ -175,12 +175,8 @@ class MetaLearner:
         adaptation = self._adapt(
             learned, state, tasks, second_order=second_order, sum_over_tasks=sum_over_tasks
         )
-        if self.multi_step_loss is None:
-            weights = [0.0] * (self.steps - 1) + [1.0]
-        else:
-            weights = self.multi_step_loss.weights(iteration)
         losses: Tensor | float = 0.0
-        for updates, weight in enumerate(weights, start=1):
+        for updates, weight in enumerate(self.query_weights(iteration), start=1):
             if weight:
                 query_losses, outputs = self._query_losses(
                     learned, adaptation.params[updates], tasks, updates
@@ -188,6 +184,12 @@ class MetaLearner:
                 losses = losses + weight * query_losses
         assert isinstance(losses, Tensor)
         return OuterStep(losses, outputs.detach(), adaptation.state)
+
+    def query_weights(self, iteration: int) -> list[float]:
+        """What the query losses after update 1, …, K count at an outer iteration (from 0)."""
+        if self.multi_step_loss is None:
+            return [0.0] * (self.steps - 1) + [1.0]
+        return self.multi_step_loss.weights(iteration)
 
     @torch.no_grad()
     def adapt(self, learned: Tensors, state: Tensors, tasks: TaskBatch) -> Adaptation:

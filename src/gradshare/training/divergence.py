@@ -52,8 +52,7 @@ def _forward(
     learner: MetaLearner, learned: Tensors, state: Tensors, tasks: TaskBatch, iteration: int
 ) -> Iterator[str]:
     """What is not finite in the inner loop and the query losses, in the order of the algorithm."""
-    schedule = learner.multi_step_loss
-    weights = schedule.weights(iteration) if schedule else [0.0] * (learner.steps - 1) + [1.0]
+    weights = learner.query_weights(iteration)
     start = {name: learned[f"{MODEL}.{name}"].detach() for name in learner.adapted}
     params: Tensors = {name: t.expand(len(tasks), *t.shape) for name, t in start.items()}
 
