@@ -22,7 +22,9 @@ Tree = dict[str, Tensor]
 class Setting:
     """What is computed.
 
-    `method` is "maml", "meta-sgd" or "maml++"; `sharing` "none", "sharing" or "rate-control".
+    `method` is "maml", "meta-sgd" or "maml++"; `sharing` "none", "sharing" or a control: those of
+    `SHARES` do all of Eqs. 1 to 4 but for one part, "rate-control", "learned-rates" and
+    "own-gradient" keep of other tasks nothing. `fixed_lambda` and `fixed_m` stand for σ(λ) and σ(m).
     `multi_step_iterations` is how long the multi-step loss is annealed, None for the last step
     alone; `first_order_iterations` how long derivative-order annealing lasts.
     """
@@ -39,6 +41,11 @@ class Setting:
     inductive: bool = False
     negative_slope: float = 0.01
     per_tensor_norm: bool = False
+    fixed_lambda: float | None = None
+    fixed_m: float | None = None
+
+
+SHARES = ("sharing", "unnormalized", "detached", "forgotten")
 
 
 def network(theta: Mapping[str, Tensor], x: Tensor, slope: float, support: Tensor | None) -> Tensor:
@@ -90,6 +97,24 @@ def is_norm(name: str) -> bool:
     return ".norm." in name
 
 
+def gate(outer: Tree, name: str, k: int, fixed: float | None) -> Tensor | float:
+    return torch.sigmoid(outer[f"sharing.{name}"][k - 1]) if fixed is None else fixed
+
+
+def delta_of_control(outer: Tree, gradient: Tree, k: int, s: Setting) -> Tree:
+    """Δ of an arm in which a task sees nothing of the others."""
+    if s.sharing == "none":
+        return gradient
+    if s.sharing == "learned-rates":
+        return {n: outer["sharing.rate"][k - 1] * g for n, g in gradient.items()}
+    sl = gate(outer, "lambda", k, s.fixed_lambda)
+    if s.sharing == "rate-control":
+        return {n: (1 - sl) * g for n, g in gradient.items()}
+    assert s.sharing == "own-gradient"
+    norm = torch.sqrt(sum(((g**2).sum() for g in gradient.values()), torch.zeros(())))
+    return {n: sl * g / norm + (1 - sl) * g for n, g in gradient.items()}
+
+
 def outer_loss(
     outer: Tree,
     g_hat: list[Tree] | None,
@@ -130,28 +155,33 @@ def outer_loss(
                 grads = tuple(g.detach() for g in grads)
             gradients.append(dict(zip(names, grads, strict=True)))
 
-        if s.sharing == "sharing":
+        if s.sharing in SHARES:
             total = {n: sum((gradients[t][n] for t in range(T)), torch.zeros(())) for n in names}
-            if s.per_tensor_norm:
+            if s.sharing == "unnormalized":
+                g_k = {n: total[n] / T for n in names}
+            elif s.per_tensor_norm:
                 g_k = {n: total[n] / torch.sqrt((total[n] ** 2).sum()) for n in names}
             else:
                 norm = torch.sqrt(sum(((total[n] ** 2).sum() for n in names), torch.zeros(())))
                 g_k = {n: total[n] / norm for n in names}  # Eq. 1
+            if s.sharing == "detached":
+                g_k = {n: g_k[n].detach() for n in names}
             if g_hat is None:
                 g_hat_k = g_k  # Eq. 2
             else:
-                sm = torch.sigmoid(outer["sharing.m"][k - 1])
+                sm = gate(outer, "m", k, s.fixed_m)
                 g_hat_k = {n: sm * g_k[n] + (1 - sm) * g_hat[k - 1][n] for n in names}  # Eq. 3
             new_g_hat.append({n: g_hat_k[n].detach() for n in names})
 
         for t in range(T):
+            if s.sharing not in SHARES:
+                alone = delta_of_control(outer, gradients[t], k, s)
             for n in names:
-                delta = gradients[t][n]
-                if s.sharing == "sharing":
-                    sl = torch.sigmoid(outer["sharing.lambda"][k - 1])
+                if s.sharing in SHARES:
+                    sl = gate(outer, "lambda", k, s.fixed_lambda)
                     delta = sl * g_hat_k[n] + (1 - sl) * gradients[t][n]  # Eq. 4
-                elif s.sharing == "rate-control":
-                    delta = (1 - torch.sigmoid(outer["sharing.lambda"][k - 1])) * gradients[t][n]
+                else:
+                    delta = alone[n]
                 rate: Tensor | float = s.inner_lr
                 if s.method == "meta-sgd":
                     rate = outer[f"meta_sgd.alpha.{n}"]
@@ -162,7 +192,7 @@ def outer_loss(
         weight = multi_step_weight(s, i, k)
         for t in range(T):
             total_loss = total_loss + weight * query_loss(t, k) / T
-    return total_loss, new_g_hat if s.sharing == "sharing" else None
+    return total_loss, new_g_hat if s.sharing in SHARES else None
 
 
 def meta_test_logits(
@@ -190,13 +220,18 @@ def meta_test_logits(
             logits = network({**theta, **norm}, support_x[t], s.negative_slope, None)
             loss = F.cross_entropy(logits, support_y[t])
             grads = torch.autograd.grad(loss, [theta[n] for n in names])
-            for n, gradient in zip(names, grads, strict=True):
-                delta = gradient
-                if s.sharing == "sharing" and g_hat is not None:
-                    sl = torch.sigmoid(outer["sharing.lambda"][k - 1])
-                    delta = sl * g_hat[k - 1][n] + (1 - sl) * gradient
-                elif s.sharing == "rate-control":
-                    delta = (1 - torch.sigmoid(outer["sharing.lambda"][k - 1])) * gradient
+            gradient = dict(zip(names, grads, strict=True))
+            if s.sharing not in SHARES:
+                alone = delta_of_control(outer, gradient, k, s)
+            for n in names:
+                if s.sharing not in SHARES:
+                    delta = alone[n]
+                elif g_hat is None:
+                    delta = gradient[n]
+                else:
+                    sl = gate(outer, "lambda", k, s.fixed_lambda)
+                    stored = 0 * g_hat[k - 1][n] if s.sharing == "forgotten" else g_hat[k - 1][n]
+                    delta = sl * stored + (1 - sl) * gradient[n]
                 rate: Tensor | float = s.inner_lr
                 if s.method == "meta-sgd":
                     rate = outer[f"meta_sgd.alpha.{n}"]

@@ -8,7 +8,18 @@ import torch
 from torch import Tensor
 
 from gradshare.episodes import TaskBatch
-from gradshare.inner_loop import GradientSharing, RateControl, Tensors, UpdateRule
+from gradshare.inner_loop import (
+    DetachedSharing,
+    ForgottenAtTest,
+    GradientSharing,
+    Held,
+    LearnedRates,
+    OwnGradient,
+    RateControl,
+    Tensors,
+    UnnormalizedSharing,
+    UpdateRule,
+)
 from gradshare.inner_loop.sharing import Norm
 from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
 from gradshare.models import Conv4
@@ -52,11 +63,21 @@ def learner(s: Setting, *, conv_bias: bool = False, **layout: Any) -> MetaLearne
         "none": None,
         "sharing": GradientSharing(s.steps, norm=norm),
         "rate-control": RateControl(s.steps),
+        "learned-rates": LearnedRates(s.steps),
+        "own-gradient": OwnGradient(s.steps),
+        "unnormalized": UnnormalizedSharing(s.steps),
+        "detached": DetachedSharing(s.steps),
+        "forgotten": ForgottenAtTest(s.steps),
     }
+    rule = sharing[s.sharing]
+    gates = {"lambda": s.fixed_lambda, "m": s.fixed_m}
+    held = {name: gate for name, gate in gates.items() if gate is not None}
+    if rule is not None and held:
+        rule = Held(rule, **held)
     common: dict[str, Any] = {
         "steps": s.steps,
         "inner_lr": s.inner_lr,
-        "sharing": sharing[s.sharing],
+        "sharing": rule,
         "second_order": s.second_order,
         "first_order_iterations": s.first_order_iterations,
         "batch_norm": "inductive" if s.inductive else "transductive",

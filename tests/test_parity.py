@@ -115,6 +115,54 @@ VARIANTS = {
 }
 
 
+CONTROLS = {
+    "learned rates": oracle.Setting("maml", "learned-rates", 3, 0.4),
+    "own gradient": oracle.Setting("maml", "own-gradient", 3, 0.4),
+    "unnormalized": oracle.Setting("maml", "unnormalized", 3, 0.4),
+    "detached": oracle.Setting("maml", "detached", 3, 0.4),
+    "forgotten at test": oracle.Setting("maml", "forgotten", 3, 0.4),
+    "λ held": oracle.Setting("maml", "sharing", 3, 0.4, fixed_lambda=0.25),
+    "m held at 1": oracle.Setting("maml", "sharing", 3, 0.4, fixed_m=1.0),
+    "m held low": oracle.Setting("maml", "sharing", 3, 0.4, fixed_m=0.02),
+    "both held, of MAML++": oracle.Setting(
+        "maml++",
+        "sharing",
+        3,
+        0.4,
+        multi_step_iterations=10,
+        per_step_batch_norm=True,
+        fixed_lambda=0.5,
+        fixed_m=0.02,
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", [{}, {"recompute": True, "tasks_at_a_time": None}], ids=str)
+@pytest.mark.parametrize("control", CONTROLS)
+def test_every_control(control: str, layout: dict[str, Any]) -> None:
+    s = CONTROLS[control]
+    assert_parity(learner(s, **layout), s, 3)
+
+
+def test_sharing_with_the_gate_held_shut_is_the_original() -> None:
+    original = oracle.Setting("maml", "none", 3, 0.4)
+    shut = oracle.Setting("maml", "sharing", 3, 0.4, fixed_lambda=0.0)
+    ours, theirs = learner(shut), learner(original)
+    learned, state = ours.init()
+    params = perturbed(theirs.init()[0])
+    shared = {**params, "sharing.m": learned["sharing.m"]}
+    for iteration in range(2):
+        batch = tasks(3, seed=iteration)
+        step = ours.outer_step(shared, state, batch, iteration=iteration)
+        expected = theirs.outer_step(params, {}, batch, iteration=iteration).losses
+        assert_equal("losses", step.losses, expected)
+        got = gradients(step.losses.mean(), shared)
+        for name, gradient in gradients(expected.mean(), params).items():
+            assert_equal(name, got[name], gradient)
+        assert got["sharing.m"].count_nonzero() == 0
+        state = step.state
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant(variant: str) -> None:
     s = VARIANTS[variant]

@@ -46,6 +46,7 @@ SETTINGS = {
     },
     "per-tensor norm": setting("maml", "sharing", second_order=True, per_tensor_norm=True),
     "rate-control": setting("maml", "rate-control", second_order=True),
+    "unnormalized": setting("maml", "unnormalized", second_order=True),
     "no sharing": setting("maml++", "none", second_order=True),
 }
 

@@ -9,6 +9,7 @@ import click
 
 from gradshare import __version__
 from gradshare.cli.data import data
+from gradshare.cli.paper import paper
 from gradshare.cli.runs import compare_command, evaluate_command, report_command, train_command
 from gradshare.errors import ConfigError, GradshareError
 from gradshare.training.distributed import OtherRankError
@@ -35,7 +36,7 @@ def cli(context: click.Context) -> None:
         )
 
 
-for command in (compare_command, train_command, evaluate_command, report_command, data):
+for command in (compare_command, train_command, evaluate_command, report_command, paper, data):
     cli.add_command(command)
 
 

@@ -13,8 +13,9 @@ import click
 from pydantic.fields import FieldInfo
 
 from gradshare.errors import ConfigError
-from gradshare.experiments.paper import TASK_BATCHES, paper_settings
+from gradshare.experiments.paper.plan import paper_settings
 from gradshare.training.config import RunConfig, load_yaml, option_name
+from gradshare.training.folder import MACHINE_FIELDS
 
 Command = Callable[..., None]
 
@@ -66,6 +67,13 @@ def run_options(leave_out: Iterable[str] = ()) -> Callable[[Command], Command]:
     return decorate
 
 
+def machine_options(command: Command) -> Command:
+    """Give a command the options that say where and how fast a run goes, but not what it is."""
+    for name in reversed(MACHINE_FIELDS):
+        command = _option(name, RunConfig.model_fields[name])(command)
+    return command
+
+
 def read_config(config_file: Path | None, preset: str | None, options: dict[str, Any]) -> RunConfig:
     """The configuration that a command line asks for.
 
@@ -81,7 +89,7 @@ def read_config(config_file: Path | None, preset: str | None, options: dict[str,
     if preset == "paper":
         if "dataset" not in settings:
             raise ConfigError("--preset paper needs --dataset cub or mini-imagenet")
-        given = RunConfig(**{"task_batch": TASK_BATCHES[0], **settings})
+        given = RunConfig(**settings)
         settings = {**paper_settings(given.dataset, given.task_batch, given.method), **settings}
     return RunConfig(**settings)
 

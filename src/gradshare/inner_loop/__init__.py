@@ -1,6 +1,15 @@
 """What happens inside a task: task gradients, update rules, gradient sharing, the K-step loop."""
 
 from gradshare.inner_loop.adapt import Adaptation, adapt, task_gradients
+from gradshare.inner_loop.controls import (
+    DetachedSharing,
+    ForgottenAtTest,
+    Held,
+    LearnedRates,
+    OwnGradient,
+    RateControl,
+    UnnormalizedSharing,
+)
 from gradshare.inner_loop.rates import LSLR, MetaSGD
 from gradshare.inner_loop.rule import (
     SGD,
@@ -10,18 +19,24 @@ from gradshare.inner_loop.rule import (
     UpdateRule,
     sum_over_local_tasks,
 )
-from gradshare.inner_loop.sharing import GradientSharing, RateControl
+from gradshare.inner_loop.sharing import GradientSharing
 
 __all__ = [
     "LSLR",
     "SGD",
     "Adaptation",
     "Chain",
+    "DetachedSharing",
+    "ForgottenAtTest",
     "GradientSharing",
+    "Held",
+    "LearnedRates",
     "MetaSGD",
+    "OwnGradient",
     "RateControl",
     "SumOverTasks",
     "Tensors",
+    "UnnormalizedSharing",
     "UpdateRule",
     "adapt",
     "sum_over_local_tasks",

@@ -1,4 +1,4 @@
-"""Gradient sharing (the paper's §2, Equations 1 to 4), and the control that it must be held to."""
+"""Gradient sharing (the paper's §2, Equations 1 to 4)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class GradientSharing:
         if sum_over_tasks is None:
             gate = gate * seen  # before any training there is no ĝ: Δ is the task's own gradient
         else:
-            g = normalized(sum_over_tasks(gradients), self.norm)  # Eq. 1
+            g = self.shared_gradient(gradients, sum_over_tasks)
             g = {name: tensor[None] for name, tensor in g.items()}  # one for all tasks
             # Eqs. 2 and 3 in one: where there is no history yet, all of ĝ_k is g_k, and the
             # gradient of m_k is exactly zero.
@@ -78,39 +78,9 @@ class GradientSharing:
         deltas = {name: interpolate(own, g_hat[name], gate) for name, own in gradients.items()}
         return deltas, state  # Eq. 4
 
-
-class RateControl:
-    """The control for gradient sharing: the same learned gate with ĝ ≡ 0, Δ = (1 - σ(λ_k)) ∇.
-
-    It changes everything that sharing changes except sharing: with λ started at 0 it halves the
-    task's own gradient, and learning λ learns one rate for each step. What sharing gains over the
-    original, but not over this, is not owed to sharing.
-
-    Learned: `lambda` (K,), started at 0. No state.
-
-    Args:
-        steps: K, the number of inner steps.
-    """
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
-        """λ = 0."""
-        return {"lambda": next(iter(params.values())).new_zeros(self.steps)}, {}
-
-    def update(
-        self,
-        gradients: Tensors,
-        learned: Tensors,
-        state: Tensors,
-        step: int,
-        sum_over_tasks: SumOverTasks | None,
-    ) -> tuple[Tensors, Tensors]:
-        """Scale every task's gradient by 1 - σ(λ_k)."""
-        gate = torch.sigmoid(learned["lambda"][..., step])
-        nothing = next(iter(gradients.values())).new_zeros(())
-        return {name: interpolate(own, nothing, gate) for name, own in gradients.items()}, state
+    def shared_gradient(self, gradients: Tensors, sum_over_tasks: SumOverTasks) -> Tensors:
+        """g_k (Eq. 1), without a task dimension."""
+        return normalized(sum_over_tasks(gradients), self.norm)
 
 
 def normalized(gradient: Tensors, norm: Norm) -> dict[str, Tensor]:

@@ -28,6 +28,9 @@ Order = Literal["second", "first"]
 MAX_CONFIG_BYTES = 64 << 10
 
 PixelScaling = Literal["dataset", "imagenet", "unit"]
+SharingControl = Literal[
+    "rate-control", "learned-rates", "own-gradient", "unnormalized", "detached", "forgotten"
+]
 OnDivergence = Literal["stop", "skip", "record"]
 
 
@@ -98,11 +101,24 @@ class RunConfig(BaseModel):
 
     method: Method = _field("maml", METHOD, "meta-learning method")
     sharing: bool = _field(True, METHOD, "share gradients between tasks")
-    sharing_control: Literal["rate-control"] | None = _field(
+    sharing_control: SharingControl | None = _field(
         None,
         METHOD,
-        "put a control in the place of sharing: rate-control keeps the learned gate, with no "
-        "shared gradient behind it",
+        "put a control in the place of sharing. rate-control: the learned gate with nothing shared "
+        "behind it; learned-rates: one learned rate for each step; own-gradient: the task's own "
+        "normalised gradient in the place of ĝ; unnormalized: no norm in Eq. 1; detached: no outer "
+        "gradient through g; forgotten: ĝ = 0 at validation and test",
+    )
+    fixed_lambda: float | None = _field(
+        None, METHOD, "hold σ(λ) of every step at this, instead of learning λ", ge=0, le=1
+    )
+    fixed_m: float | None = _field(
+        None,
+        METHOD,
+        "hold σ(m) of every step at this, instead of learning m; 1 shares with concurrent tasks "
+        "alone",
+        ge=0,
+        le=1,
     )
     sharing_norm: Norm = _field(
         "global", METHOD, "norm of Eq. 1: over all parameters together, or for each tensor"
@@ -235,6 +251,20 @@ class RunConfig(BaseModel):
                 f"sharing_control {self.sharing_control!r} replaces sharing, which is off; "
                 "leave one of them out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_held_is_there(self) -> RunConfig:
+        for name, value, without in (
+            ("fixed_lambda", self.fixed_lambda, ("learned-rates",)),
+            ("fixed_m", self.fixed_m, ("learned-rates", "rate-control", "own-gradient")),
+        ):
+            if value is not None and (not self.sharing or self.sharing_control in without):
+                gate = name.removeprefix("fixed_").replace("lambda", "λ")
+                raise ValueError(
+                    f"{option_name(name)} {value:g} holds {gate}, which {self.arm} does not have; "
+                    "leave it out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 KEPT_LATEST = 2
 LOCK = ".lock"
+# `in_use` holds the lock for a moment to see whether it can, which must fail nobody's start.
+LOCK_SECONDS = 0.5
 WRITTEN_FIRST = {LOCK, "checkpoints", "inputs.json"}
 
 # Where and how fast a run goes, but not what it is: a run may be continued with others.
@@ -99,7 +101,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / LOCK, timeout=0)
+            lock = FileLock(self.path / LOCK, timeout=LOCK_SECONDS)
             lock.acquire()
         except Timeout as error:
             raise RunError(
@@ -117,6 +119,20 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process trains here."""
+        path = self.path / LOCK
+        if not path.exists():
+            return False
+        try:
+            with FileLock(path, timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # where nothing can be written, nobody trains
+            return False
 
     def start(self, config: RunConfig, inputs: Inputs) -> None:
         """Make the folder that of a new run; from then on it is `started`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,20 @@ import torch
 from gradshare.episodes import EpisodeSampler, ImageStore, Normalization
 from gradshare.episodes.datasets import open_dataset
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import GradientSharing, RateControl, UpdateRule
+from gradshare.inner_loop import (
+    DetachedSharing,
+    ForgottenAtTest,
+    GradientSharing,
+    Held,
+    LearnedRates,
+    OwnGradient,
+    RateControl,
+    UnnormalizedSharing,
+    UpdateRule,
+)
 from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
 from gradshare.models import Conv4
-from gradshare.training.config import RunConfig
+from gradshare.training.config import RunConfig, SharingControl
 from gradshare.training.distributed import OneProcess
 from gradshare.training.layout import Layout, choose_layout
 
@@ -175,9 +185,20 @@ def _own_device(device: torch.device, processes: OneProcess) -> torch.device:
 def _sharing(config: RunConfig) -> UpdateRule | None:
     if not config.sharing:
         return None
-    if config.sharing_control == "rate-control":
-        return RateControl(config.inner_steps)
-    return GradientSharing(config.inner_steps, norm=config.sharing_norm)
+    steps, norm = config.inner_steps, config.sharing_norm
+    rules: dict[SharingControl | None, Callable[[], UpdateRule]] = {
+        None: lambda: GradientSharing(steps, norm=norm),
+        "rate-control": lambda: RateControl(steps),
+        "learned-rates": lambda: LearnedRates(steps),
+        "own-gradient": lambda: OwnGradient(steps, norm=norm),
+        "unnormalized": lambda: UnnormalizedSharing(steps),
+        "detached": lambda: DetachedSharing(steps, norm=norm),
+        "forgotten": lambda: ForgottenAtTest(steps, norm=norm),
+    }
+    rule = rules[config.sharing_control]()
+    gates = {"lambda": config.fixed_lambda, "m": config.fixed_m}
+    held = {name: gate for name, gate in gates.items() if gate is not None}
+    return Held(rule, **held) if held else rule
 
 
 def _normalization(config: RunConfig, store: ImageStore) -> Normalization:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -23,10 +25,14 @@ WatchAll = Callable[[str, Progress], None]
 Record = Callable[[str, Finished], None]
 """Given the name of a run and what it came to."""
 
+RecordFailure = Callable[[str, GradshareError], None]
+"""Given the name of a run that failed and why."""
+
 Event = tuple[str, Progress | Outcome]
 """News of a run by its name: where it is, or at last what became of it."""
 
 ERROR = "error.txt"
+MOST_NAMED = 3
 
 
 class Executor(Protocol):
@@ -85,7 +91,13 @@ class Executor(Protocol):
 
 
 def run_all(
-    jobs: Mapping[str, Job], executor: Executor, watch: WatchAll, record: Record, *, resume: bool
+    jobs: Mapping[str, Job],
+    executor: Executor,
+    watch: WatchAll,
+    record: Record,
+    *,
+    resume: bool,
+    failed: RecordFailure | None = None,
 ) -> dict[str, Finished]:
     """Train every run; the result by the run's name.
 
@@ -95,17 +107,18 @@ def run_all(
         watch: told where each is.
         record: given each result as soon as it is there, so that what comes after cannot lose it.
         resume: continue the runs that the folders hold; see `gradshare.training.run.train`.
+        failed: given what a run raised, after which the others go on; None: they do not.
 
     Raises:
-        GradshareError: what the first run to fail raised; the others are stopped and keep what
-            they have saved.
+        GradshareError: what the first run to fail raised, unless `failed` was given it; the others
+            are stopped and keep what they have saved.
         RunStoppedError: Ctrl-C or SIGTERM; every run has saved what it had.
     """
     if not resume:
         for job in jobs.values():
             refuse_if_occupied(job.folder, resume=False)
     with StopRequests() as stop, executor:
-        runs = _Runs(jobs, executor, stop, watch, record)
+        runs = _Runs(jobs, executor, stop, watch, record, failed)
         while runs.unfinished:
             runs.start_or_stop()
             for name, news in executor.news():
@@ -113,8 +126,8 @@ def run_all(
         # Within, so that the executor learns how it ends.
         if runs.failure is not None:
             raise runs.failure
-        if stop.signal is not None and len(runs.finished) < len(jobs):
-            folders = ", ".join(str(job.folder) for job in jobs.values())
+        if stop.signal is not None and runs.cut_short:
+            folders = _where([job.folder for job in jobs.values()])
             raise RunStoppedError(f"stopped; everything so far is saved in {folders}", stop.signal)
     return runs.finished
 
@@ -134,6 +147,7 @@ class _Runs:
         stop: StopRequests,
         watch: WatchAll,
         record: Record,
+        failed: RecordFailure | None,
     ) -> None:
         self.finished: dict[str, Finished] = {}
         self.failure: GradshareError | None = None
@@ -142,6 +156,8 @@ class _Runs:
         self._stop = stop
         self._watch = watch
         self._record = record
+        self._failed = failed
+        self._failures = 0
         self._waiting = list(jobs)
         self._running: set[str] = set()
         self._stopping: set[str] = set()
@@ -151,6 +167,11 @@ class _Runs:
     def unfinished(self) -> bool:
         """Whether there is anything left to start, or to wait for."""
         return bool(self._waiting or self._running)
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether there are runs that nothing has become of."""
+        return len(self.finished) + self._failures < len(self._jobs)
 
     @property
     def _ending(self) -> bool:
@@ -179,12 +200,19 @@ class _Runs:
             self.finished[name] = news
             self._record(name, news)
         elif not isinstance(news, RunStoppedError | LostError):
-            self.failure = self.failure or _described(name, self._jobs[name], news)
+            self._fail(name, _described(name, self._jobs[name], news))
         elif not self._ending:  # somebody else than us ended it
             if self._attempts.another(name, news):
                 self._waiting.append(name)
             else:
-                self.failure = self._attempts.given_up(name, news)
+                self._fail(name, self._attempts.given_up(name, news))
+
+    def _fail(self, name: str, error: GradshareError) -> None:
+        if self._failed is not None:
+            self._failures += 1
+            self._failed(name, error)
+        else:
+            self.failure = self.failure or error
 
 
 class _Attempts:
@@ -226,6 +254,13 @@ class _Attempts:
             f"{error}; it was retried {counted(lost, 'time')} without completing another "
             "epoch, and is saved to be continued with --resume auto"
         )
+
+
+def _where(folders: Sequence[Path]) -> str:
+    """Folders in a message, which names a few and of many the one above them."""
+    if len(folders) <= MOST_NAMED:
+        return ", ".join(map(str, folders))
+    return os.path.commonpath(folders)
 
 
 def _described(name: str, job: Job, error: GradshareError) -> GradshareError:

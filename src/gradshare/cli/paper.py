@@ -1,0 +1,145 @@
+"""`gradshare paper`: the paper's grid, its table and its figures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from gradshare.cli.options import DATA_ROOT_VARIABLE, GroupedCommand, machine_options
+from gradshare.cli.progress import RunBars
+from gradshare.cli.runs import executor_options
+from gradshare.experiments.executors.choice import Choice
+from gradshare.experiments.paper.grid import Standing, State, run_cells, standing
+from gradshare.experiments.paper.plan import SCALES, Cell, Scale, load_plan, pick
+from gradshare.experiments.paper.status import progress
+from gradshare.experiments.wording import NOTHING, accuracy, counted, duration
+
+
+def grid_options(command: Any) -> Any:
+    """`--scale`, `--only` and `--out`."""
+    for option in (
+        click.option(
+            "--out",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Folder of all cells.  [default: results/SCALE]",
+        ),
+        click.option(
+            "--only",
+            multiple=True,
+            metavar="WORD[,WORD…]",
+            help="Only the cells of this study, or with this label, or whose names begin so; "
+            "several words joined by commas: one of them. Repeat to narrow it down.",
+        ),
+        click.option(
+            "--scale",
+            type=click.Choice(SCALES),
+            default="paper",
+            show_default=True,
+            help="paper: Appendix A as it stands. cpu: the same protocol cut down to what two "
+            "cores finish in half a day.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def paper() -> None:
+    """The paper's experiments: run them, see how far they are, its table and figures."""
+
+
+@paper.command(name="run", cls=GroupedCommand)
+@grid_options
+@executor_options
+@machine_options
+def run_command(
+    scale: Scale, only: tuple[str, ...], out: Path | None, where: Choice, **machine: Any
+) -> None:
+    """Train the cells that are not finished; interrupted ones go on where they were."""
+    console = Console()
+    given = {name: value for name, value in machine.items() if value is not None}
+    cells = chosen(scale, only, given)
+    home = home_of(scale, out)
+    executor = where.executor(cells[0].config, home, len(cells))
+    _print(
+        console, f"{counted(len(cells), 'cell')}, {executor.describe()}; everything goes to {home}."
+    )
+    with RunBars(console) as bars:
+        found = run_cells(cells, scale, home, executor, bars)
+    for one in found:
+        if one.failure is not None:
+            _print(console, f"failed: {one.cell.name}: {one.failure}")
+
+
+@paper.command(name="status")
+@grid_options
+@click.option("--cells", is_flag=True, help="List every cell.")
+def status_command(scale: Scale, only: tuple[str, ...], out: Path | None, cells: bool) -> None:
+    """Show which cells are done, running and left, and about how long the rest takes."""
+    console = Console()
+    home = home_of(scale, out)
+    found = [standing(cell, home) for cell in chosen(scale, only, {})]
+    if cells:
+        listed = Table("cell", "state", "iterations", "time", "test accuracy")
+        for one in found:
+            listed.add_row(*_cell_row(one))
+        console.print(listed)
+    plan = load_plan(scale)
+    table = Table(
+        "study", "cells", "done", "running", "begun", "failed", "left", "time so far", "time left"
+    )
+    studies = list(dict.fromkeys(one.cell.study for one in found))
+    for title, of in (
+        *((study, [one for one in found if one.cell.study == study]) for study in studies),
+        *([("all", found)] if len(studies) > 1 else []),
+    ):
+        together = progress(of, found)
+        table.add_row(
+            title,
+            *map(str, (together.cells, *(together.states[s] for s in get_args(State)))),
+            duration(together.spent),
+            NOTHING if together.left is None else duration(together.left),
+        )
+    console.print(table)
+    for study in studies:
+        _print(console, f"{study}: {plan.studies[study].title}")
+    _print(console, "Times are of one process; with several jobs they go side by side.")
+    for one in found:
+        if one.failure is not None:
+            _print(console, f"failed: {one.cell.name}: {one.failure}")
+
+
+def _cell_row(one: Standing) -> tuple[str, ...]:
+    """A line of the list of cells."""
+    test = ""
+    if one.results is not None:
+        arm = one.results.arms[0]
+        test = arm.outcome if arm.test is None or not arm.trained else accuracy(arm.test.interval)
+    return (
+        one.cell.name,
+        one.state,
+        f"{one.iterations:,} of {one.cell.config.iterations:,}",
+        NOTHING if one.seconds is None else duration(one.seconds),
+        test,
+    )
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def chosen(scale: Scale, only: tuple[str, ...], machine: dict[str, Any]) -> list[Cell]:
+    """The cells that a command line picks, with its settings of the machine."""
+    if "data_root" not in machine and DATA_ROOT_VARIABLE in os.environ:
+        machine = {**machine, "data_root": os.environ[DATA_ROOT_VARIABLE]}
+    return pick(load_plan(scale).cells(machine), only)
+
+
+def home_of(scale: Scale, out: Path | None) -> Path:
+    """The folder of all cells."""
+    return out or Path("results") / scale

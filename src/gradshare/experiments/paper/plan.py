@@ -1,0 +1,191 @@
+"""The paper's experiments as data: which runs there are, at each of two scales.
+
+A plan is a YAML file beside this one. It has studies; a study has axes, and a cell, one training
+run, for every combination of a label of each axis. A label stands for settings of a run, so that a
+cell's configuration is the plan's settings, then its study's, then those of its labels in the order
+of the axes, then those that `also` gives to a combination of labels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from gradshare.errors import ConfigError
+from gradshare.training.config import RunConfig
+
+Scale = Literal["paper", "cpu"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+
+Settings = dict[str, Any]
+
+
+class Combination(BaseModel):
+    """Settings of the cells that have all of some labels.
+
+    Attributes:
+        of: the labels.
+        settings: what these cells get.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    of: list[str]
+    settings: Settings
+
+
+class Study(BaseModel):
+    """Runs that answer one question together.
+
+    Attributes:
+        title: what the study is.
+        note: what has to be said wherever its results stand.
+        settings: of all its cells.
+        axes: by the axis's name, the settings of each of its labels.
+        also: settings of combinations of labels.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    note: str = ""
+    settings: Settings = {}
+    axes: dict[str, dict[str, Settings]] = Field(min_length=1)
+    also: list[Combination] = []
+
+    def settings_of(self, labels: Collection[str]) -> Settings:
+        """What some labels, of all axes or of some, say of a run."""
+        settings = dict(self.settings)
+        for axis in self.axes.values():
+            for label, its_own in axis.items():
+                if label in labels:
+                    settings |= its_own
+        for combination in self.also:
+            if set(combination.of) <= set(labels):
+                settings |= combination.settings
+        return settings
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a plan.
+
+    Attributes:
+        study: the name of the study that it belongs to.
+        labels: its label on each axis, by the axis's name.
+        config: what is run.
+    """
+
+    study: str
+    labels: Mapping[str, str]
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """Its study and labels, as the path of its folder below that of all results."""
+        return "/".join((self.study, *self.labels.values()))
+
+    def is_called(self, word: str) -> bool:
+        """Whether a word picks it: its study, a label, or its name or the beginning of that."""
+        return word in self.labels.values() or f"{self.name}/".startswith(f"{word}/")
+
+
+class Plan(BaseModel):
+    """All runs at one scale.
+
+    Attributes:
+        settings: of all cells.
+        studies: by name, in the order in which they are run.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings: Settings
+    studies: dict[str, Study]
+
+    def cells(self, machine: Mapping[str, Any] | None = None) -> list[Cell]:
+        """Every run, in the order in which they are to be trained.
+
+        Args:
+            machine: settings of where and how they run, which change no result.
+        """
+        cells = []
+        for name, study in self.studies.items():
+            for labels in itertools.product(*study.axes.values()):
+                settings = {**self.settings, **study.settings_of(labels), **(machine or {})}
+                of_axes = dict(zip(study.axes, labels, strict=True))
+                cells.append(Cell(name, of_axes, RunConfig(**settings)))
+        return cells
+
+
+def load_plan(scale: Scale) -> Plan:
+    """The plan of a scale."""
+    text = resources.files(__package__).joinpath(f"plans/{scale}.yaml").read_text("utf-8")
+    return Plan.model_validate(yaml.safe_load(text))
+
+
+def pick(cells: Sequence[Cell], only: Iterable[str]) -> list[Cell]:
+    """The cells that each filter picks.
+
+    Args:
+        cells: to choose among.
+        only: each a study, a label, or a name or its beginning, or several of them joined by
+            commas, of which one must fit.
+
+    Raises:
+        ConfigError: a word fits no cell, or together they leave none.
+    """
+    chosen = list(cells)
+    for alternatives in only:
+        words = [word.strip().strip("/") for word in alternatives.split(",")]
+        for word in words:
+            if not any(cell.is_called(word) for cell in cells):
+                known = dict.fromkeys(w for c in cells for w in (c.study, *c.labels.values()))
+                near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+                raise ConfigError(
+                    f"--only {word!r} fits no cell; did you mean {near[0]!r}? Studies and labels: "
+                    f"{', '.join(known)}"
+                )
+        chosen = [cell for cell in chosen if any(cell.is_called(word) for word in words)]
+    if not chosen:
+        raise ConfigError(
+            f"no cell fits --only {' --only '.join(only)} together; leave one of them out"
+        )
+    return chosen
+
+
+def paper_settings(dataset: str, task_batch: int, method: str) -> Settings:
+    """What Appendix A says of a dataset and a task batch; everything it is silent about is left
+    to the defaults.
+
+    Args:
+        dataset: "cub" or "mini-imagenet".
+        task_batch: 5 or 1.
+        method: as in `RunConfig`.
+
+    Raises:
+        ConfigError: the paper has no such experiment.
+    """
+    plan = load_plan("paper")
+    grid = plan.studies["grid"]
+    datasets, batches = grid.axes["dataset"], grid.axes["batch"]
+    if dataset not in datasets:
+        raise ConfigError(
+            f"--preset paper: the paper has no settings for dataset {dataset!r}; "
+            f"use --dataset {' or '.join(datasets)}"
+        )
+    batch = f"batch-{task_batch}"
+    if batch not in batches:
+        sizes = [settings["task_batch"] for settings in batches.values()]
+        raise ConfigError(
+            f"--preset paper: the paper has task batches {' and '.join(map(str, sizes))}, not "
+            f"{task_batch}; use --task-batch {' or '.join(map(str, sizes))}"
+        )
+    return plan.settings | grid.settings_of((dataset, method, batch))

@@ -1,0 +1,103 @@
+"""How far the cells of a plan are, and how long the rest will take."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from gradshare.experiments.paper.grid import Standing, State
+from gradshare.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far some cells are together.
+
+    Attributes:
+        cells: how many there are.
+        states: how many are in each state.
+        spent: seconds of training so far, summed over cells.
+        left: seconds that remain, summed over cells; None where nothing like them was measured.
+    """
+
+    cells: int
+    states: Counter[State]
+    spent: float
+    left: float | None
+
+
+def progress(of: Sequence[Standing], measured: Sequence[Standing]) -> Progress:
+    """Add up how far some cells are.
+
+    Args:
+        of: these cells.
+        measured: what their time is told from: the same cells and others. A cell is taken to be as
+            fast as those of its own study, or else as those on the same images, by the number of
+            images that it passes through its model.
+    """
+    left: float | None = 0.0
+    for one in of:
+        seconds = _seconds_left(one, measured)
+        left = None if left is None or seconds is None else left + seconds
+    return Progress(
+        cells=len(of),
+        states=Counter(one.state for one in of),
+        spent=sum(one.seconds or 0.0 for one in of),
+        left=left,
+    )
+
+
+def _seconds_left(one: Standing, measured: Sequence[Standing]) -> float | None:
+    """None if nothing like it has an epoch behind it."""
+    if one.state == "done":
+        return 0.0
+    for kind in (_of_itself, _of_study, _of_images):
+        paces = [
+            other.seconds / _passes(other.cell.config, _share(other))
+            for other in measured
+            if other.seconds and kind(other) == kind(one)
+        ]
+        if paces:
+            whole, done = _passes(one.cell.config, 1.0), _passes(one.cell.config, _share(one))
+            return statistics.median(paces) * (whole - done)
+    return None
+
+
+def _of_itself(one: Standing) -> Hashable:
+    return one.cell.name
+
+
+def _of_study(one: Standing) -> Hashable:
+    return one.cell.study, _of_images(one)
+
+
+def _of_images(one: Standing) -> Hashable:
+    config = one.cell.config
+    return config.dataset, config.image_size, config.device
+
+
+def _share(one: Standing) -> float:
+    """How much of its training is done; more than 1 once it is tested."""
+    return 1.0 if one.state == "done" else one.iterations / one.cell.config.iterations
+
+
+def _passes(config: RunConfig, share: float) -> float:
+    """Images passed through the model, in forward passes, by a share of a run and, at its end, the
+    test.
+
+    A backward pass counts as two forward passes, a second derivative as twice both.
+    """
+    second = 3 if config.order == "second" else 1
+    support = config.ways * config.shots
+    query = config.ways * config.queries
+    losses = 1.0
+    if config.method == "maml++":
+        losses += (config.inner_steps - 1) * config.span(config.multi_step_loss) / config.iterations
+    adapting = 3 * config.inner_steps * support
+    iteration = config.task_batch * (second * adapting + 3 * losses * query)
+    validation = config.val_tasks * (adapting + 2 * (support + query))
+    test = config.test_tasks * config.ensemble * (adapting + query)
+    passes = share * (config.iterations * iteration + config.epochs * validation)
+    return passes + (test if share == 1 else 0)

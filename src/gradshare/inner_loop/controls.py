@@ -1,0 +1,198 @@
+"""Controls for gradient sharing: each holds, leaves out or replaces one part of it, so that what is
+left of its gain is owed to the rest.
+
+They are update rules that stand where `GradientSharing` stands, before the rule that makes steps of
+what they return.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from gradshare.inner_loop.rule import SumOverTasks, Tensors, UpdateRule
+from gradshare.inner_loop.sharing import GradientSharing, Norm, interpolate, normalized
+
+
+class RateControl:
+    """The control for gradient sharing: the same learned gate with ĝ ≡ 0, Δ = (1 - σ(λ_k)) ∇.
+
+    It changes everything that sharing changes except sharing: with λ started at 0 it halves the
+    task's own gradient, and learning λ learns one rate for each step. What sharing gains over the
+    original, but not over this, is not owed to sharing.
+
+    Learned: `lambda` (K,), started at 0. No state.
+
+    Args:
+        steps: K, the number of inner steps.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
+        """λ = 0."""
+        return {"lambda": next(iter(params.values())).new_zeros(self.steps)}, {}
+
+    def update(
+        self,
+        gradients: Tensors,
+        learned: Tensors,
+        state: Tensors,
+        step: int,
+        sum_over_tasks: SumOverTasks | None,
+    ) -> tuple[Tensors, Tensors]:
+        """Scale every task's gradient by 1 - σ(λ_k)."""
+        gate = torch.sigmoid(learned["lambda"][..., step])
+        nothing = next(iter(gradients.values())).new_zeros(())
+        return {name: interpolate(own, nothing, gate) for name, own in gradients.items()}, state
+
+
+class LearnedRates:
+    """The original with one learned rate for each inner step: Δ = r_k ∇.
+
+    Unlike `RateControl` it begins with the whole gradient, and may exceed it.
+
+    Learned: `rate` (K,), started at 1, a multiple of the inner rate.
+
+    Args:
+        steps: K, the number of inner steps.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
+        """r = 1."""
+        return {"rate": next(iter(params.values())).new_ones(self.steps)}, {}
+
+    def update(
+        self,
+        gradients: Tensors,
+        learned: Tensors,
+        state: Tensors,
+        step: int,
+        sum_over_tasks: SumOverTasks | None,
+    ) -> tuple[Tensors, Tensors]:
+        """Scale every task's gradient by r_k."""
+        return {name: learned["rate"][step] * own for name, own in gradients.items()}, state
+
+
+class OwnGradient:
+    """Sharing without anybody to share with: in the place of ĝ_k stands the task's own gradient,
+    normalised as Eq. 1 normalises the sum.
+
+    It adds what sharing adds of a bounded, unit-norm term, and nothing of other tasks.
+
+    Learned: `lambda` (K,), started at 0. No state.
+
+    Args:
+        steps: K, the number of inner steps.
+        norm: see `GradientSharing`.
+    """
+
+    def __init__(self, steps: int, *, norm: Norm = "global") -> None:
+        self.steps = steps
+        self.norm = norm
+
+    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
+        """λ = 0."""
+        return {"lambda": next(iter(params.values())).new_zeros(self.steps)}, {}
+
+    def update(
+        self,
+        gradients: Tensors,
+        learned: Tensors,
+        state: Tensors,
+        step: int,
+        sum_over_tasks: SumOverTasks | None,
+    ) -> tuple[Tensors, Tensors]:
+        """Interpolate every task's gradient towards its own direction."""
+        gate = torch.sigmoid(learned["lambda"][..., step])
+        directions = torch.vmap(lambda own: normalized(own, self.norm))(dict(gradients))
+        deltas = {name: interpolate(own, directions[name], gate) for name, own in gradients.items()}
+        return deltas, state
+
+
+class UnnormalizedSharing(GradientSharing):
+    """Sharing in which g_k is the mean of the task gradients, not divided by its norm."""
+
+    def shared_gradient(self, gradients: Tensors, sum_over_tasks: SumOverTasks) -> Tensors:
+        """The mean over all tasks."""
+        first = next(iter(gradients.values()))
+        sums = dict(sum_over_tasks({**gradients, "": first.new_ones(len(first))}))
+        count = sums.pop("")
+        return {name: total / count for name, total in sums.items()}
+
+
+class DetachedSharing(GradientSharing):
+    """Sharing whose g_k is a constant to the outer loop: no task's outer loss reaches the gradients
+    of the others through it, and none its own."""
+
+    def shared_gradient(self, gradients: Tensors, sum_over_tasks: SumOverTasks) -> Tensors:
+        """g_k (Eq. 1), detached."""
+        own = {name: gradient.detach() for name, gradient in gradients.items()}
+        return super().shared_gradient(own, sum_over_tasks)
+
+
+class ForgottenAtTest(GradientSharing):
+    """Sharing that meets validation and test with ĝ = 0: λ is there as it was learned, what was
+    shared is not."""
+
+    def update(
+        self,
+        gradients: Tensors,
+        learned: Tensors,
+        state: Tensors,
+        step: int,
+        sum_over_tasks: SumOverTasks | None,
+    ) -> tuple[Tensors, Tensors]:
+        """Algorithm 1 while meta-training; Algorithm 2 without ĝ while testing."""
+        if sum_over_tasks is not None:
+            return super().update(gradients, learned, state, step, sum_over_tasks)
+        forgotten = {
+            name: tensor if name == "seen" else torch.zeros_like(tensor)
+            for name, tensor in state.items()
+        }
+        deltas, _ = super().update(gradients, learned, forgotten, step, None)
+        return deltas, state
+
+
+class Held:
+    """A rule some of whose (K,) gates are held instead of learned.
+
+    Args:
+        rule: the rule.
+        **gates: by the learned tensor's name, what its sigmoid is held at, from 0 to 1:
+            `Held(GradientSharing(5), m=1.0)` shares with concurrent tasks alone.
+    """
+
+    def __init__(self, rule: UpdateRule, **gates: float) -> None:
+        self.rule = rule
+        self.gates = gates
+
+    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
+        """The rule's, without what is held."""
+        learned, state = self.rule.init(params)
+        return {name: t for name, t in learned.items() if name not in self.gates}, state
+
+    def update(
+        self,
+        gradients: Tensors,
+        learned: Tensors,
+        state: Tensors,
+        step: int,
+        sum_over_tasks: SumOverTasks | None,
+    ) -> tuple[Tensors, Tensors]:
+        """The rule's, with what is held."""
+        like = next(iter(gradients.values()))
+        held = {name: like.new_full((step + 1,), _logit(gate)) for name, gate in self.gates.items()}
+        return self.rule.update(gradients, {**learned, **held}, state, step, sum_over_tasks)
+
+
+def _logit(gate: float) -> float:
+    """What the sigmoid makes this of; ±∞ for 1 and 0."""
+    if gate in (0, 1):
+        return math.inf if gate else -math.inf
+    return math.log(gate / (1 - gate))
