@@ -24,7 +24,7 @@ class Setting:
 
     `method` is "maml", "meta-sgd" or "maml++"; `sharing` "none", "sharing" or a control: those of
     `SHARES` do all of Eqs. 1 to 4 but for one part, "rate-control", "learned-rates" and
-    "own-gradient" keep of other tasks nothing. `fixed_lambda` and `fixed_m` stand for σ(λ) and σ(m).
+    "own-gradient" see nothing of other tasks. `fixed_lambda` and `fixed_m` stand for σ(λ), σ(m).
     `multi_step_iterations` is how long the multi-step loss is annealed, None for the last step
     alone; `first_order_iterations` how long derivative-order annealing lasts.
     """

@@ -34,12 +34,13 @@ def jobs(tiny: dict[str, Any], folder: Path, **epochs: int) -> dict[str, Job]:
 
 
 def children() -> list[int]:
-    """The processes that train."""
+    """The processes that train; one that has ended and was not waited for has no command line."""
     listed = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+    commands = {
+        child: Path(f"/proc/{child}/cmdline").read_bytes() for child in map(int, listed.split())
+    }
     return [
-        child
-        for child in map(int, listed.split())
-        if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()
+        child for child, words in commands.items() if words and b"resource_tracker" not in words
     ]
 
 

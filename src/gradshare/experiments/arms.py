@@ -16,7 +16,8 @@ def arm_of(result: RunResult) -> Arm:
     """A finished run as one arm of a comparison."""
     history = result.history
     validation = tuple(
-        Validation(epoch=r.epoch, accuracy=r.val_accuracy, ci95=r.val_ci95) for r in history
+        Validation(epoch=r.epoch, accuracy=r.val_accuracy, ci95=r.val_ci95, seconds=r.seconds)
+        for r in history
     )
     chance = result.config.chance
     test = result.test

@@ -38,6 +38,7 @@ Share = Literal["80", "90", "95"]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 HalfWidth = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
 Measured = Annotated[float | None, BeforeValidator(null_where_not_finite)]
 Facts = Annotated[dict[str, JsonValue], BeforeValidator(null_where_not_finite)]
 Epoch = Annotated[int, Field(ge=1)]
@@ -59,11 +60,14 @@ class Validation(Record):
         epoch: counted from 1.
         accuracy: mean over tasks.
         ci95: half the 95 % interval over tasks; None for a single task.
+        seconds: wall time since the run began, this validation included; None where it was not
+            recorded.
     """
 
     epoch: Epoch
     accuracy: Fraction
     ci95: HalfWidth | None
+    seconds: Seconds | None = None
 
 
 class Test(Record):
@@ -152,7 +156,7 @@ class Arm(Record):
     test_single: Test | None
     sharing: tuple[SharingPoint, ...]
     inner_loop: tuple[InnerLoopPoint, ...]
-    seconds: Annotated[float, Field(ge=0)]
+    seconds: Seconds
     seed: int
     chance: Annotated[float, Field(gt=0, lt=1)]
     message: str | None

@@ -128,7 +128,8 @@ class UnnormalizedSharing(GradientSharing):
 
 class DetachedSharing(GradientSharing):
     """Sharing whose g_k is a constant to the outer loop: no task's outer loss reaches the gradients
-    of the others through it, and none its own."""
+    of the others through it, and none its own.
+    """
 
     def shared_gradient(self, gradients: Tensors, sum_over_tasks: SumOverTasks) -> Tensors:
         """g_k (Eq. 1), detached."""
@@ -138,7 +139,8 @@ class DetachedSharing(GradientSharing):
 
 class ForgottenAtTest(GradientSharing):
     """Sharing that meets validation and test with ĝ = 0: λ is there as it was learned, what was
-    shared is not."""
+    shared is not.
+    """
 
     def update(
         self,

@@ -1,0 +1,132 @@
+"""Cells are trained, skipped, continued; what fails is noted, and the others go on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradshare.errors import DataError, GradshareError, RunError
+from gradshare.experiments.executors.local import LocalExecutor
+from gradshare.experiments.paper.grid import FAILURE, run_cells, standing
+from gradshare.experiments.paper.plan import Cell, Plan
+from gradshare.experiments.paper.status import progress
+from gradshare.training.interruption import RunStoppedError
+from gradshare.training.run import Progress, train
+
+
+class CountingExecutor(LocalExecutor):
+    """Runs on this machine, remembering which."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+        self.started: list[str] = []
+
+    def start(self, jobs: Any) -> None:
+        self.started += list(jobs)
+        super().start(jobs)
+
+
+def ignore(name: str, progress: Progress) -> None:
+    pass
+
+
+@pytest.fixture
+def cells(tiny: dict[str, Any]) -> list[Cell]:
+    arms = {"original": {"sharing": False}, "gradient-sharing": {"sharing": True}}
+    plan = {"settings": tiny, "studies": {"toy": {"title": "toy", "axes": {"arm": arms}}}}
+    return Plan.model_validate(plan).cells()
+
+
+def test_cells_are_trained_once_and_finished_by_their_results_alone(
+    cells: list[Cell], tmp_path: Path
+) -> None:
+    first = CountingExecutor()
+    done = run_cells(cells[:1], "cpu", tmp_path, first, ignore)
+    assert [(one.cell.name, one.state) for one in done] == [("toy/original", "done")]
+    results = done[0].results
+    assert results is not None
+    assert results.command == "gradshare paper run --scale cpu --only toy/original"
+    assert results.arms[0].name == "original"
+
+    shutil.rmtree(tmp_path / "toy/original/checkpoints")
+    (tmp_path / "toy/original/config.yaml").unlink()
+    again = CountingExecutor()
+    both = run_cells(cells, "cpu", tmp_path, again, ignore)
+    assert again.started == ["toy/gradient-sharing"]
+    assert [one.state for one in both] == ["done", "done"]
+    assert both[0].results == results
+
+
+def test_a_cell_that_fails_is_noted_and_tried_again_the_next_time(
+    cells: list[Cell], tmp_path: Path
+) -> None:
+    stray = tmp_path / "toy/original/thesis.txt"
+    stray.parent.mkdir(parents=True)
+    stray.write_text("years", encoding="utf-8")
+    failed, done = run_cells(cells, "cpu", tmp_path, CountingExecutor(), ignore)
+    assert (failed.state, done.state) == ("failed", "done")
+    assert failed.failure == (
+        f"the output folder {stray.parent} already holds 'thesis.txt'; choose another with --out, "
+        "continue it with --resume auto, or delete it if you no longer need it"
+    )
+    assert (stray.parent / FAILURE).read_text(encoding="utf-8") == f"{failed.failure}\n"
+    stray.unlink()
+    again = CountingExecutor()
+    assert [s.state for s in run_cells(cells, "cpu", tmp_path, again, ignore)] == ["done", "done"]
+    assert again.started == ["toy/original"]
+    assert not (stray.parent / FAILURE).exists()
+
+
+def test_a_folder_with_another_run_is_refused_before_anything_is_begun(
+    cells: list[Cell], tmp_path: Path
+) -> None:
+    run_cells(cells[:1], "cpu", tmp_path, CountingExecutor(), ignore)
+    shutil.move(tmp_path / "toy/original", tmp_path / "toy/gradient-sharing")
+    executor = CountingExecutor()
+    with pytest.raises(RunError) as error:
+        run_cells(cells, "cpu", tmp_path, executor, ignore)
+    assert str(error.value) == (
+        f"{tmp_path / 'toy/gradient-sharing'} holds a run with sharing False, the plan has True; "
+        "use another --out, or move that folder away"
+    )
+    assert executor.started == []
+
+
+def test_missing_data_is_named_before_anything_is_begun(
+    cells: list[Cell], tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    config = cells[1].config.model_copy(update={"dataset": "omniglot", "data_root": nowhere})
+    missing = Cell("toy", {"arm": "missing"}, config)
+    executor = CountingExecutor()
+    with pytest.raises(DataError) as error:
+        run_cells([cells[0], missing], "cpu", tmp_path / "out", executor, ignore)
+    assert str(error.value).startswith("cells of omniglot cannot be run: ")
+    assert str(error.value).endswith("; or leave them out with --only")
+    assert executor.started == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_cell_is_begun_and_its_time_is_told_from_itself(
+    cells: list[Cell], tmp_path: Path
+) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.epoch == 2:
+            raise RunStoppedError("enough", 15)
+
+    with pytest.raises(GradshareError):
+        train(cells[0].config, tmp_path / cells[0].name, stop)
+    begun, left = (standing(cell, tmp_path) for cell in cells)
+    assert (begun.state, left.state) == ("begun", "left")
+    assert begun.iterations == cells[0].config.iterations_per_epoch
+    assert begun.seconds is not None
+    together = progress([begun, left], [begun, left])
+    assert together.cells == 2
+    assert dict(together.states) == {"begun": 1, "left": 1}
+    assert together.spent == begun.seconds
+    assert together.left is not None
+    assert together.left > begun.seconds
+    assert progress([left], [left]).left is None

@@ -1,0 +1,122 @@
+"""The plans: which runs there are, and which of them a user picks."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradshare.errors import ConfigError
+from gradshare.experiments.paper.plan import SCALES, Plan, Scale, load_plan, paper_settings, pick
+
+TOY = Plan.model_validate(
+    {
+        "settings": {"ways": 3, "epochs": 2, "inner_lr": 0.1},
+        "studies": {
+            "first": {
+                "title": "two by two",
+                "settings": {"epochs": 4},
+                "axes": {
+                    "batch": {"batch-5": {"task_batch": 5}, "batch-1": {"task_batch": 1}},
+                    "arm": {"original": {"sharing": False}, "gradient-sharing": {}},
+                },
+                "also": [
+                    {"of": ["batch-1", "original"], "settings": {"epochs": 20, "inner_lr": 0.2}}
+                ],
+            },
+            "second": {"title": "one", "axes": {"arm": {"original": {"sharing": False}}}},
+        },
+    }
+)
+
+
+def test_a_cell_for_every_combination_of_labels_in_their_order() -> None:
+    assert [cell.name for cell in TOY.cells()] == [
+        "first/batch-5/original",
+        "first/batch-5/gradient-sharing",
+        "first/batch-1/original",
+        "first/batch-1/gradient-sharing",
+        "second/original",
+    ]
+
+
+def test_settings_come_from_the_plan_the_study_the_labels_and_their_combinations() -> None:
+    cells = {cell.name: cell.config for cell in TOY.cells({"threads": 3})}
+    assert [(c.epochs, c.inner_lr, c.task_batch, c.sharing) for c in cells.values()] == [
+        (4, 0.1, 5, False),
+        (4, 0.1, 5, True),
+        (20, 0.2, 1, False),
+        (4, 0.1, 1, True),
+        (2, 0.1, 5, False),
+    ]
+    assert {(c.ways, c.threads) for c in cells.values()} == {(3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("only", "names"),
+    [
+        ((), 5),
+        (("second",), ["second/original"]),
+        (("original",), ["first/batch-5/original", "first/batch-1/original", "second/original"]),
+        (("original", "batch-1, batch-5"), ["first/batch-5/original", "first/batch-1/original"]),
+        (("first/batch-1",), ["first/batch-1/original", "first/batch-1/gradient-sharing"]),
+        (("first/batch-1/original/",), ["first/batch-1/original"]),
+    ],
+)
+def test_filters_narrow_down(only: tuple[str, ...], names: int | list[str]) -> None:
+    picked = [cell.name for cell in pick(TOY.cells(), only)]
+    assert picked == names or len(picked) == names
+
+
+def test_a_word_that_fits_nothing_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError) as error:
+        pick(TOY.cells(), ["orignal"])
+    assert str(error.value) == (
+        "--only 'orignal' fits no cell; did you mean 'original'? Studies and labels: first, "
+        "batch-5, original, gradient-sharing, batch-1, second"
+    )
+    with pytest.raises(ConfigError) as error:
+        pick(TOY.cells(), ["second", "batch-5"])
+    assert str(error.value) == (
+        "no cell fits --only second --only batch-5 together; leave one of them out"
+    )
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_cell_of_a_plan_is_one_run_with_a_name_of_its_own(scale: Scale) -> None:
+    cells = load_plan(scale).cells()
+    assert len({cell.name for cell in cells}) == len(cells)
+    for study in load_plan(scale).studies:
+        own = [cell for cell in cells if cell.study == study]
+        assert len({cell.config for cell in own}) == len(own), study
+        words = [word for cell in own for word in {*cell.labels.values(), study}]
+        assert not any("/" in word or "," in word for word in words)
+
+
+def test_the_papers_grid_is_the_papers() -> None:
+    cells = [cell for cell in load_plan("paper").cells() if cell.study == "grid"]
+    assert len(cells) == 2 * 3 * 2 * 2 * 2 * 2
+    epochs = {(c.config.dataset, c.config.task_batch): c.config.epochs for c in cells}
+    assert epochs == {
+        ("cub", 5): 150,
+        ("cub", 1): 750,
+        ("mini-imagenet", 5): 250,
+        ("mini-imagenet", 1): 1250,
+    }
+    for cell in cells:
+        config = cell.config
+        assert (config.image_size, config.filters, config.ways, config.queries) == (84, 48, 5, 15)
+        assert (config.inner_steps, config.inner_lr, config.outer_lr) == (5, 0.1, 0.001)
+        assert (config.iterations_per_epoch, config.ensemble) == (1000, 5)
+        assert (config.val_tasks, config.test_tasks) == (600, 600)
+        assert config.inner_lr_scale == (10 if "rate-10x" in cell.name else 1)
+        assert config.sharing == ("gradient-sharing" in cell.name)
+        assert config.span(config.multi_step_loss) in (15_000, round(0.15 * config.iterations))
+        assert (config.method == "maml++") == (config.multi_step_loss == "15000")
+
+
+def test_the_preset_is_a_part_of_the_plan() -> None:
+    settings = paper_settings("cub", 1, "maml++")
+    (cell,) = pick(
+        load_plan("paper").cells(), ["grid/cub/maml++/batch-1/shot-5/rate-1x/gradient-sharing"]
+    )
+    assert settings == {name: getattr(cell.config, name) for name in settings}
+    assert not {"shots", "sharing", "inner_lr_scale"} & settings.keys()
