@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal, get_args
 
@@ -84,7 +84,7 @@ class Cell:
     """
 
     study: str
-    labels: Mapping[str, str]
+    labels: Mapping[str, str] = field(hash=False)  # a dict has no hash; the others suffice for one
     config: RunConfig
 
     @property
