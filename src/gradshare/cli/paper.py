@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 from rich.console import Console
@@ -13,11 +15,24 @@ from rich.table import Table
 from gradshare.cli.options import DATA_ROOT_VARIABLE, GroupedCommand, machine_options
 from gradshare.cli.progress import RunBars
 from gradshare.cli.runs import executor_options
+from gradshare.errors import ConfigError, RunError
+from gradshare.experiments.drawing import save_all
 from gradshare.experiments.executors.choice import Choice
-from gradshare.experiments.paper.grid import Standing, State, run_cells, standing
+from gradshare.experiments.paper.figures import draw_figures
+from gradshare.experiments.paper.grid import (
+    Standing,
+    State,
+    results_by_cell,
+    run_cells,
+    standing,
+)
 from gradshare.experiments.paper.plan import SCALES, Cell, Scale, load_plan, pick
 from gradshare.experiments.paper.status import progress
+from gradshare.experiments.paper.table1 import notes, table1, write_table1
+from gradshare.experiments.results import Results
 from gradshare.experiments.wording import NOTHING, accuracy, counted, duration
+
+Maker = TypeVar("Maker")
 
 
 def grid_options(command: Any) -> Any:
@@ -112,6 +127,80 @@ def status_command(scale: Scale, only: tuple[str, ...], out: Path | None, cells:
     for one in found:
         if one.failure is not None:
             _print(console, f"failed: {one.cell.name}: {one.failure}")
+
+
+@paper.command(name="table")
+@grid_options
+def table_command(scale: Scale, only: tuple[str, ...], out: Path | None) -> None:
+    """Print and write the table of the finished cells, as Markdown, LaTeX and CSV.
+
+    At the paper's scale it is Table 1, with the paper's own figures beside ours.
+    """
+    write = of_scale(scale, "table", {"paper": _paper_table})
+    write(Console(), *finished(scale, only, out))
+
+
+def _paper_table(
+    console: Console, cells: Sequence[Cell], results: Mapping[Cell, Results], home: Path
+) -> None:
+    for table in table1(cells, results):
+        for block in table.blocks:
+            heads = ["\n".join(filter(None, (c.heading, c.source))) for c in table.columns]
+            shown = Table(*heads, title=block.title, title_justify="left")
+            for row in block.rows:
+                shown.add_row(*row)
+            console.print(shown)
+    for note in notes(cells, results):
+        _print(console, note)
+    for path in write_table1(cells, results, home):
+        _print(console, f"Written: {path}")
+
+
+@paper.command(name="figures")
+@grid_options
+def figures_command(scale: Scale, only: tuple[str, ...], out: Path | None) -> None:
+    """Draw every figure that the finished cells have data for, as PNG and SVG.
+
+    At the paper's scale they are its Figures 2 to 11.
+    """
+    draw = of_scale(scale, "figures", {"paper": draw_figures})
+    console = Console()
+    _, results, home = finished(scale, only, out)
+    for path in save_all(draw(results), home / "figures"):
+        _print(console, f"Written: {path}")
+
+
+def of_scale(scale: Scale, what: str, makers: Mapping[Scale, Maker]) -> Maker:
+    """What makes the table or the figures of a scale.
+
+    Raises:
+        ConfigError: nothing does.
+    """
+    if scale not in makers:
+        raise ConfigError(f"--scale {scale} has no {what}; use --scale {' or '.join(makers)}")
+    return makers[scale]
+
+
+def finished(
+    scale: Scale, only: tuple[str, ...], out: Path | None
+) -> tuple[list[Cell], Mapping[Cell, Results], Path]:
+    """The cells that a command line picks, what those that are finished came to, and their folder.
+
+    Raises:
+        RunError: none of them is finished.
+    """
+    home = home_of(scale, out)
+    cells = chosen(scale, only, {})
+    results = results_by_cell(cells, home)
+    if not results:
+        words = ["gradshare", "paper", "run", "--scale", scale]
+        words += [word for filter_ in only for word in ("--only", filter_)]
+        words += [] if out is None else ["--out", str(out)]
+        raise RunError(
+            f"of {counted(len(cells), 'cell')} in {home} none is finished; train them "
+            f"with `{shlex.join(words)}`"
+        )
+    return cells, results, home
 
 
 def _cell_row(one: Standing) -> tuple[str, ...]:
