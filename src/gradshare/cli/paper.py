@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,10 +14,19 @@ from rich.table import Table
 from gradshare.cli.options import DATA_ROOT_VARIABLE, GroupedCommand, machine_options
 from gradshare.cli.progress import RunBars
 from gradshare.cli.runs import executor_options
+from gradshare.errors import RunError
 from gradshare.experiments.executors.choice import Choice
-from gradshare.experiments.paper.grid import Standing, State, run_cells, standing
+from gradshare.experiments.paper.grid import Standing, State, results_by_cell, run_cells, standing
 from gradshare.experiments.paper.plan import SCALES, Cell, Scale, load_plan, pick
 from gradshare.experiments.paper.status import progress
+from gradshare.experiments.paper.study_report import (
+    LEGEND,
+    studies_of,
+    tables_of,
+    write_study_figures,
+    write_study_tables,
+)
+from gradshare.experiments.results import Results
 from gradshare.experiments.wording import NOTHING, accuracy, counted, duration
 
 
@@ -112,6 +122,54 @@ def status_command(scale: Scale, only: tuple[str, ...], out: Path | None, cells:
     for one in found:
         if one.failure is not None:
             _print(console, f"failed: {one.cell.name}: {one.failure}")
+
+
+@paper.command(name="table")
+@grid_options
+def table_command(scale: Scale, only: tuple[str, ...], out: Path | None) -> None:
+    """Print the tables of what is finished, and write them as Markdown, LaTeX and CSV."""
+    console = Console()
+    home = home_of(scale, out)
+    results = _finished(scale, only, home)
+    plan = load_plan(scale)
+    for name, study, found in studies_of(plan, results):
+        console.rule(f"{name}: {study.title}{f' ({study.note})' if study.note else ''}")
+        for _, caption, rows in tables_of(found):
+            table = Table(*rows[0], title=caption, title_justify="left")
+            for row in rows:
+                table.add_row(*row.values())
+            console.print(table)
+    _print(console, LEGEND)
+    _say_written(console, write_study_tables(plan, results, home))
+
+
+@paper.command(name="figures")
+@grid_options
+def figures_command(scale: Scale, only: tuple[str, ...], out: Path | None) -> None:
+    """Draw every figure that there is data for, as PNG and SVG."""
+    home = home_of(scale, out)
+    results = _finished(scale, only, home)
+    _say_written(Console(), write_study_figures(load_plan(scale), results, home))
+
+
+def _finished(scale: Scale, only: tuple[str, ...], home: Path) -> Mapping[Cell, Results]:
+    """What the chosen cells came to.
+
+    Raises:
+        RunError: none of them is finished.
+    """
+    results = results_by_cell(chosen(scale, only, {}), home)
+    if not results:
+        raise RunError(
+            f"{home} holds no finished cell of these; train some with `gradshare paper run "
+            f"--scale {scale}`, or name another folder with --out"
+        )
+    return results
+
+
+def _say_written(console: Console, paths: Sequence[Path]) -> None:
+    for path in paths:
+        _print(console, f"Written: {path}")
 
 
 def _cell_row(one: Standing) -> tuple[str, ...]:
