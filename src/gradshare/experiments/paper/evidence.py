@@ -85,7 +85,7 @@ def difference(condition: Condition, first: str, second: str) -> Difference | No
     return Difference(interval, len(pairs), detectable)
 
 
-def tested(runs: Sequence[Arm]) -> Interval | None:
+def mean_test_accuracy(runs: Sequence[Arm]) -> Interval | None:
     """Mean over seeds of the test accuracies, or the one of a single seed with its own interval.
 
     A run that diverged before it was ever validated has learned nothing and guesses.

@@ -23,7 +23,7 @@ from gradshare.experiments.figures import (
     style,
 )
 from gradshare.experiments.paper.conditions import Condition
-from gradshare.experiments.paper.evidence import difference, differences, tested
+from gradshare.experiments.paper.evidence import difference, differences, mean_test_accuracy
 from gradshare.experiments.paper.plan import Study
 from gradshare.experiments.paper.study_tables import YARDSTICKS
 from gradshare.experiments.results import Arm
@@ -104,7 +104,7 @@ def _draw_sweep(name: str, study: Study, conditions: Sequence[Condition]) -> Dra
         + ", ".join(
             f"{wording.accuracy(accuracy)} at {_value(condition, setting):g}"
             for condition in ordered
-            if (accuracy := tested(condition.runs(arm))) is not None
+            if (accuracy := mean_test_accuracy(condition.runs(arm))) is not None
         )
         for arm in arms
     )
@@ -125,7 +125,7 @@ def _draw_line(
     points = []
     for condition in conditions:
         runs = condition.runs(arm)
-        accuracy = tested(runs)
+        accuracy = mean_test_accuracy(runs)
         if accuracy is None:
             continue
         x = apart * _value(condition, setting)

@@ -11,10 +11,10 @@ from gradshare.experiments.paper.conditions import Condition
 from gradshare.experiments.paper.evidence import (
     Difference,
     difference,
+    mean_test_accuracy,
     over_fitting,
     paces,
     papers_speedups,
-    tested,
 )
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, Arm
 from gradshare.experiments.seeds import over_seeds
@@ -33,7 +33,7 @@ def accuracy_rows(conditions: Sequence[Condition]) -> list[Row]:
     for condition in conditions:
         for arm in condition.arms:
             runs = condition.runs(arm)
-            accuracy = tested(runs)
+            accuracy = mean_test_accuracy(runs)
             row = _head(condition, arm)
             row["seeds"] = str(len(runs))
             row["outcome"] = _outcome(runs)
