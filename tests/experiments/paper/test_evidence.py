@@ -157,7 +157,7 @@ def test_over_fitting_is_support_above_query_early_and_late() -> None:
     def point(epoch: int, support: float | None, query: float) -> InnerLoopPoint:
         others = dict.fromkeys(InnerLoopPoint.model_fields, 0.5)
         given = {"support_accuracy_after": support, "query_accuracy_after": query}
-        return InnerLoopPoint(**{**others, **given, "epoch": epoch})
+        return InnerLoopPoint.model_validate({**others, **given, "epoch": epoch})
 
     points = tuple(
         point(epoch, support, 0.5)
