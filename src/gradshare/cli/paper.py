@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import click
 from rich.console import Console
@@ -15,24 +14,23 @@ from rich.table import Table
 from gradshare.cli.options import DATA_ROOT_VARIABLE, GroupedCommand, machine_options
 from gradshare.cli.progress import RunBars
 from gradshare.cli.runs import executor_options
-from gradshare.errors import ConfigError, RunError
+from gradshare.errors import RunError
 from gradshare.experiments.drawing import save_all
 from gradshare.experiments.executors.choice import Choice
 from gradshare.experiments.paper.figures import draw_figures
-from gradshare.experiments.paper.grid import (
-    Standing,
-    State,
-    results_by_cell,
-    run_cells,
-    standing,
-)
-from gradshare.experiments.paper.plan import SCALES, Cell, Scale, load_plan, pick
+from gradshare.experiments.paper.grid import Standing, State, results_by_cell, run_cells, standing
+from gradshare.experiments.paper.plan import SCALES, Cell, Plan, Scale, load_plan, pick
 from gradshare.experiments.paper.status import progress
+from gradshare.experiments.paper.study_report import (
+    LEGEND,
+    draw_studies,
+    studies_of,
+    tables_of,
+    write_study_tables,
+)
 from gradshare.experiments.paper.table1 import notes, table1, write_table1
 from gradshare.experiments.results import Results
 from gradshare.experiments.wording import NOTHING, accuracy, counted, duration
-
-Maker = TypeVar("Maker")
 
 
 def grid_options(command: Any) -> Any:
@@ -132,17 +130,24 @@ def status_command(scale: Scale, only: tuple[str, ...], out: Path | None, cells:
 @paper.command(name="table")
 @grid_options
 def table_command(scale: Scale, only: tuple[str, ...], out: Path | None) -> None:
-    """Print and write the table of the finished cells, as Markdown, LaTeX and CSV.
+    """Print the tables of what is finished, and write them as Markdown, LaTeX and CSV.
 
-    At the paper's scale it is Table 1, with the paper's own figures beside ours.
+    At the paper's scale that is Table 1, with the paper's own figures beside ours.
     """
-    write = of_scale(scale, "table", {"paper": _paper_table})
-    write(Console(), *finished(scale, only, out))
+    console = Console()
+    home = home_of(scale, out)
+    cells = chosen(scale, only, {})
+    results = _finished(scale, cells, home)
+    if scale == "paper":
+        _say_written(console, _paper_table(console, cells, results, home))
+    else:
+        _say_written(console, _study_tables(console, load_plan(scale), results, home))
 
 
 def _paper_table(
     console: Console, cells: Sequence[Cell], results: Mapping[Cell, Results], home: Path
-) -> None:
+) -> list[Path]:
+    """Print and write Table 1."""
     for table in table1(cells, results):
         for block in table.blocks:
             heads = ["\n".join(filter(None, (c.heading, c.source))) for c in table.columns]
@@ -152,55 +157,58 @@ def _paper_table(
             console.print(shown)
     for note in notes(cells, results):
         _print(console, note)
-    for path in write_table1(cells, results, home):
-        _print(console, f"Written: {path}")
+    return write_table1(cells, results, home)
+
+
+def _study_tables(
+    console: Console, plan: Plan, results: Mapping[Cell, Results], home: Path
+) -> list[Path]:
+    """Print and write the tables of each study."""
+    for name, study, found in studies_of(plan, results):
+        console.rule(f"{name}: {study.title}{f' ({study.note})' if study.note else ''}")
+        for _, caption, rows in tables_of(found):
+            table = Table(*rows[0], title=caption, title_justify="left")
+            for row in rows:
+                table.add_row(*row.values())
+            console.print(table)
+    _print(console, LEGEND)
+    return write_study_tables(plan, results, home)
 
 
 @paper.command(name="figures")
 @grid_options
 def figures_command(scale: Scale, only: tuple[str, ...], out: Path | None) -> None:
-    """Draw every figure that the finished cells have data for, as PNG and SVG.
+    """Draw every figure that there is data for, as PNG and SVG.
 
-    At the paper's scale they are its Figures 2 to 11.
+    At the paper's scale those are its Figures 2 to 11.
     """
-    draw = of_scale(scale, "figures", {"paper": draw_figures})
-    console = Console()
-    _, results, home = finished(scale, only, out)
-    for path in save_all(draw(results), home / "figures"):
-        _print(console, f"Written: {path}")
+    home = home_of(scale, out)
+    results = _finished(scale, chosen(scale, only, {}), home)
+    if scale == "paper":
+        drawings = draw_figures(results)
+    else:
+        drawings = draw_studies(load_plan(scale), results)
+    _say_written(Console(), save_all(drawings, home / "figures"))
 
 
-def of_scale(scale: Scale, what: str, makers: Mapping[Scale, Maker]) -> Maker:
-    """What makes the table or the figures of a scale.
-
-    Raises:
-        ConfigError: nothing does.
-    """
-    if scale not in makers:
-        raise ConfigError(f"--scale {scale} has no {what}; use --scale {' or '.join(makers)}")
-    return makers[scale]
-
-
-def finished(
-    scale: Scale, only: tuple[str, ...], out: Path | None
-) -> tuple[list[Cell], Mapping[Cell, Results], Path]:
-    """The cells that a command line picks, what those that are finished came to, and their folder.
+def _finished(scale: Scale, cells: Sequence[Cell], home: Path) -> Mapping[Cell, Results]:
+    """What the chosen cells came to.
 
     Raises:
         RunError: none of them is finished.
     """
-    home = home_of(scale, out)
-    cells = chosen(scale, only, {})
     results = results_by_cell(cells, home)
     if not results:
-        words = ["gradshare", "paper", "run", "--scale", scale]
-        words += [word for filter_ in only for word in ("--only", filter_)]
-        words += [] if out is None else ["--out", str(out)]
         raise RunError(
-            f"of {counted(len(cells), 'cell')} in {home} none is finished; train them "
-            f"with `{shlex.join(words)}`"
+            f"{home} holds no finished cell of these; train some with `gradshare paper run "
+            f"--scale {scale}`, or name another folder with --out"
         )
-    return cells, results, home
+    return results
+
+
+def _say_written(console: Console, paths: Sequence[Path]) -> None:
+    for path in paths:
+        _print(console, f"Written: {path}")
 
 
 def _cell_row(one: Standing) -> tuple[str, ...]:

@@ -10,13 +10,16 @@ from rich.progress import Progress as Bars
 
 from gradshare.training.run import Progress
 
+MOST_BARS = 8  # more would not fit on a screen
+
 PHASES = {"train": "training", "validate": "validating", "test": "testing"}
 
 
 class RunBars:
     """One bar for each run, with its epoch and the accuracy of its last validation.
 
-    Where the output is no terminal, one line for each epoch and run instead.
+    Of many runs those that are done make room for the others. Where the output is no terminal, one
+    line for each epoch and run instead.
     """
 
     def __init__(self, console: Console) -> None:
@@ -31,6 +34,8 @@ class RunBars:
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._done: list[TaskID] = []
+        self._hidden = 0
         self._epochs: dict[str, int] = {}
 
     def __enter__(self) -> RunBars:
@@ -60,6 +65,11 @@ class RunBars:
             total=progress.total,
             phase=f"{phase:<11} {seen}",
         )
+        if progress.phase == "test" and progress.done == progress.total:
+            self._done.append(self._tasks[name])
+        if len(self._tasks) - self._hidden > MOST_BARS and self._hidden < len(self._done):
+            self._bars.update(self._done[self._hidden], visible=False)
+            self._hidden += 1
         if not self._console.is_terminal and progress.phase != "validate":
             epoch = 0 if progress.phase == "test" else progress.epoch
             if self._epochs.get(name) != epoch:

@@ -40,7 +40,7 @@ from gradshare.training.run import train
 from gradshare.training.setup import choose_device, set_up
 from gradshare.training.statistics import confidence95
 
-ARM_FIELDS = ("sharing", "sharing_control")
+ARM_FIELDS = ("sharing", "sharing_control", "fixed_lambda", "fixed_m")
 
 
 def out_option(*, required: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -33,6 +33,7 @@ from gradshare.experiments.curves import (
     smoothing_window,
 )
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm
+from gradshare.training.files import make_folder
 
 INK: Final = "#1f2328"
 PALE: Final = "#6e7781"
@@ -167,8 +168,8 @@ def save_all(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
     Raises:
         RunError: the folder cannot be written.
     """
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         return [path for drawing in drawings for path in drawing.save(folder)]
     except OSError as error:
         raise RunError(

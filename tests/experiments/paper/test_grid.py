@@ -15,6 +15,7 @@ from gradshare.experiments.paper.plan import Cell, Plan
 from gradshare.experiments.paper.status import progress
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.run import Progress, train
+from tests.conftest import TINY_SIZE
 
 
 class CountingExecutor(LocalExecutor):
@@ -36,7 +37,8 @@ def ignore(name: str, progress: Progress) -> None:
 @pytest.fixture
 def cells(tiny: dict[str, Any]) -> list[Cell]:
     arms = {"original": {"sharing": False}, "gradient-sharing": {"sharing": True}}
-    plan = {"settings": tiny, "studies": {"toy": {"title": "toy", "axes": {"arm": arms}}}}
+    settings = {**tiny, "image_size": TINY_SIZE}
+    plan = {"settings": settings, "studies": {"toy": {"title": "toy", "axes": {"arm": arms}}}}
     return Plan.model_validate(plan).cells()
 
 

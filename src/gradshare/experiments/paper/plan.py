@@ -41,8 +41,24 @@ class Combination(BaseModel):
     settings: Settings
 
 
+class Loan(BaseModel):
+    """Cells of another study that would be the same runs in this one, and stand in it too.
+
+    Attributes:
+        of: their study and the labels by which they are known there.
+        labels: those of this study's axes that they get here instead.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    of: list[str]
+    labels: dict[str, str] = {}
+
+
 class Study(BaseModel):
     """Runs that answer one question together.
+
+    Two axes have a meaning: cells that differ in their `arm` and their `seed` alone are compared.
 
     Attributes:
         title: what the study is.
@@ -50,6 +66,8 @@ class Study(BaseModel):
         settings: of all its cells.
         axes: by the axis's name, the settings of each of its labels.
         also: settings of combinations of labels.
+        borrows: cells of another study.
+        sweep: the setting that its accuracies are drawn against; None to draw its curves.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,6 +77,8 @@ class Study(BaseModel):
     settings: Settings = {}
     axes: dict[str, dict[str, Settings]] = Field(min_length=1)
     also: list[Combination] = []
+    borrows: Loan | None = None
+    sweep: str | None = None
 
     def settings_of(self, labels: Collection[str]) -> Settings:
         """What some labels, of all axes or of some, say of a run."""

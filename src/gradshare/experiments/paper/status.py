@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+from gradshare.episodes.datasets import DATASETS
 from gradshare.experiments.paper.grid import Standing, State
 from gradshare.training.config import RunConfig
 
@@ -34,8 +35,8 @@ def progress(of: Sequence[Standing], measured: Sequence[Standing]) -> Progress:
     Args:
         of: these cells.
         measured: what their time is told from: the same cells and others. A cell is taken to be as
-            fast as those of its own study, or else as those on the same images, by the number of
-            images that it passes through its model.
+            fast as those of its own study, or else as those on the same images, or else as any,
+            by the number of pixels that it passes through its model.
     """
     left: float | None = 0.0
     for one in of:
@@ -53,7 +54,7 @@ def _seconds_left(one: Standing, measured: Sequence[Standing]) -> float | None:
     """None if nothing like it has an epoch behind it."""
     if one.state == "done":
         return 0.0
-    for kind in (_of_itself, _of_study, _of_images):
+    for kind in (_of_itself, _of_study, _of_images, _of_device):
         paces = [
             other.seconds / _passes(other.cell.config, _share(other))
             for other in measured
@@ -78,13 +79,17 @@ def _of_images(one: Standing) -> Hashable:
     return config.dataset, config.image_size, config.device
 
 
+def _of_device(one: Standing) -> Hashable:
+    return one.cell.config.device
+
+
 def _share(one: Standing) -> float:
     """How much of its training is done; more than 1 once it is tested."""
     return 1.0 if one.state == "done" else one.iterations / one.cell.config.iterations
 
 
 def _passes(config: RunConfig, share: float) -> float:
-    """Images passed through the model, in forward passes, by a share of a run and, at its end, the
+    """Pixels passed through the model, in forward passes, by a share of a run and, at its end, the
     test.
 
     A backward pass counts as two forward passes, a second derivative as twice both.
@@ -100,4 +105,5 @@ def _passes(config: RunConfig, share: float) -> float:
     validation = config.val_tasks * (adapting + 2 * (support + query))
     test = config.test_tasks * config.ensemble * (adapting + query)
     passes = share * (config.iterations * iteration + config.epochs * validation)
-    return passes + (test if share == 1 else 0)
+    size = config.image_size or DATASETS[config.dataset].image_size
+    return size**2 * (passes + (test if share == 1 else 0))

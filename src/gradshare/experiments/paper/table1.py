@@ -7,12 +7,10 @@ and without its columns, the other numbers of shots and the other inner rates of
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from gradshare.experiments import wording
+from gradshare.experiments.paper.formats import comma_separated, latex_text, markdown
 from gradshare.experiments.paper.plan import Cell
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Results
 from gradshare.experiments.speedup import (
@@ -263,34 +262,16 @@ def _figures(setting: _Setting) -> dict[Column, str]:
 # Its files ----------------------------------------------------------------------------------------
 
 
-def markdown(tables: Iterable[Table], notes: Iterable[str]) -> str:
-    """A heading for each table, a Markdown table for each block, and the notes."""
-    lines = ["# Table 1", ""]
+def page(tables: Iterable[Table], notes: Iterable[str]) -> str:
+    """Markdown: a heading for each table, a table for each block, and the notes."""
+    text = "# Table 1\n"
     for table in tables:
-        lines += [f"## {table.title}", ""]
+        text += f"\n## {table.title}\n"
         names = [f"{c.heading} ({c.source})" if c.source else c.heading for c in table.columns]
         for block in table.blocks:
-            lines += [f"### {block.title}", "", _markdown_row(names)]
-            lines += [_markdown_row([":--", *["--:"] * (len(names) - 1)])]
-            lines += [*map(_markdown_row, block.rows), ""]
-    return "\n".join([*lines, *(f"- {note}" for note in notes), ""])
-
-
-def _markdown_row(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(texts)} |"
-
-
-LATEX: Final = {
-    "\\": r"\textbackslash{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "−": r"$-$",
-    "–": "--",
-    "’": "'",
-}
+            rows = [dict(zip(names, row, strict=True)) for row in block.rows]
+            text += f"\n### {block.title}\n\n{markdown(rows)}"
+    return text + "\n" + "".join(f"- {note}\n" for note in notes)
 
 
 def latex(tables: Iterable[Table], notes: Iterable[str]) -> str:
@@ -309,16 +290,16 @@ def latex(tables: Iterable[Table], notes: Iterable[str]) -> str:
             r"\footnotesize",
             r"\setlength{\tabcolsep}{4pt}",
             r"\setlength{\belowcaptionskip}{6pt}",
-            rf"\caption{{{_latex(f'{table.title}. {caption}'.strip())}}}",
+            rf"\caption{{{latex_text(f'{table.title}. {caption}'.strip())}}}",
             rf"\begin{{tabular}}{{l{'r' * (count - 1)}}}",
             r"\toprule",
             f"{above} \\\\",
             rules,
-            f"{' & '.join(_latex(c.source or c.heading) for c in table.columns)} \\\\",
+            f"{' & '.join(latex_text(c.source or c.heading) for c in table.columns)} \\\\",
         ]
         for block in table.blocks:
-            lines += [r"\midrule", rf"\multicolumn{{{count}}}{{l}}{{{_latex(block.title)}}} \\"]
-            lines += [f"{' & '.join(map(_latex, row))} \\\\" for row in block.rows]
+            lines += [r"\midrule", rf"\multicolumn{{{count}}}{{l}}{{{latex_text(block.title)}}} \\"]
+            lines += [f"{' & '.join(map(latex_text, row))} \\\\" for row in block.rows]
         lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
         caption = ""
     return "\n".join([*lines, ""])
@@ -330,15 +311,10 @@ def _latex_heads(columns: Sequence[Column]) -> tuple[str, str]:
     place = 2
     for heading in dict.fromkeys(column.heading for column in columns[1:]):
         count = sum(column.heading == heading for column in columns)
-        heads.append(rf"\multicolumn{{{count}}}{{c}}{{{_latex(heading)}}}")
+        heads.append(rf"\multicolumn{{{count}}}{{c}}{{{latex_text(heading)}}}")
         rules.append(rf"\cmidrule(lr){{{place}-{place + count - 1}}}")
         place += count
     return " & ".join(heads), "".join(rules)
-
-
-def _latex(text: str) -> str:
-    """A text with nothing left that LaTeX would take for a command."""
-    return "".join(LATEX.get(c, c) for c in text.replace(" %", "\0")).replace("\0", r"\,\%")
 
 
 def write_table1(
@@ -354,7 +330,7 @@ def write_table1(
     """
     tables, said = table1(cells, results), notes(cells, results)
     texts = {
-        "md": markdown(tables, said),
+        "md": page(tables, said),
         "tex": latex(tables, said),
         "csv": csv_text(cells, results),
     }
@@ -384,11 +360,12 @@ def csv_text(cells: Sequence[Cell], results: Mapping[Cell, Results]) -> str:
             if original is not None and run.name != ORIGINAL:
                 row |= _beside_original(run, original)
         rows.append(row)
-    written = StringIO()
-    writer = csv.DictWriter(written, CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return written.getvalue()
+    return comma_separated(
+        [
+            {name: "" if row.get(name) is None else str(row[name]) for name in CSV_COLUMNS}
+            for row in rows
+        ]
+    )
 
 
 CSV_COLUMNS: Final = (

@@ -1,0 +1,225 @@
+"""The figures of a study: accuracy against a setting, arms beside each other, or curves."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from gradshare.experiments import wording
+from gradshare.experiments.drawing import (
+    LEVEL_LINE,
+    PALE,
+    ArmStyle,
+    Drawing,
+    arm_styles,
+    sample,
+    style,
+)
+from gradshare.experiments.figures import draw_all
+from gradshare.experiments.paper.conditions import Condition
+from gradshare.experiments.paper.evidence import difference, differences, mean_test_accuracy
+from gradshare.experiments.paper.plan import Study
+from gradshare.experiments.paper.study_tables import YARDSTICKS
+from gradshare.experiments.results import Arm
+
+MANY_ARMS: Final = 6
+"""From so many arms on their curves would hide each other, and they are put beside each other."""
+
+SETTINGS: Final = {"inner_lr": "inner rate", "task_batch": "tasks in a batch (T)"}
+
+
+def draw_study(name: str, study: Study, conditions: Sequence[Condition]) -> list[Drawing]:
+    """Every figure of a study.
+
+    Args:
+        name: of the study; it begins the figures' names.
+        study: what it is.
+        conditions: its finished comparisons.
+    """
+    if study.sweep is not None:
+        return [_draw_sweep(name, study, conditions)]
+    drawings = []
+    for condition in conditions:
+        prefix = "-".join((name, *condition.labels.values()))
+        if len(condition.arms) >= MANY_ARMS:
+            drawings.append(_draw_arms(prefix, study, condition))
+        else:
+            drawings += [
+                Drawing(f"{prefix}-{d.name}", d.figure, d.description, d.note)
+                for d in draw_all(condition.results)
+            ]
+    return drawings
+
+
+def _draw_sweep(name: str, study: Study, conditions: Sequence[Condition]) -> Drawing:
+    """Test accuracy of each arm against one setting: means over seeds, and the seeds."""
+    setting = study.sweep
+    assert setting is not None
+    ordered = sorted(conditions, key=lambda c: _value(c, setting))
+    arms = dict.fromkeys(arm for condition in ordered for arm in condition.arms)
+    styles = arm_styles(arms)
+    values = [_value(condition, setting) for condition in ordered]
+    with style():
+        figure = Figure(figsize=(6.8, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for place, arm in enumerate(arms):
+            # A little apart, or the arms would cover each other.
+            apart = 1.035 ** (place - (len(arms) - 1) / 2)
+            _draw_line(axes, ordered, setting, arm, styles[arm], apart)
+        chance = ordered[0].results[0].arms[0].chance
+        axes.axhline(100 * chance, **LEVEL_LINE)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(values))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.set_xlabel(SETTINGS.get(setting, setting))
+        axes.set_ylabel("test accuracy (%)")
+        handles = [sample(styles[arm]) for arm in arms]
+        handles.append(Line2D([], [], **LEVEL_LINE))
+        handles.append(Line2D([], [], linestyle="none", marker="x", color=PALE, markersize=5))
+        figure.legend(
+            handles,
+            [*arms, "chance", "a run that did not train"],
+            loc="outside upper left",
+            ncols=3,
+        )
+        seeds = max(len(condition.results) for condition in ordered)
+        bars = (
+            f"Means over {wording.counted(seeds, 'seed')}, bars: 95 % intervals over seeds "
+            "(Student’s t); small: the seeds."
+            if seeds > 1
+            else "One seed; bars: 95 % intervals over test tasks."
+        )
+        note = figure.supxlabel(
+            textwrap.fill(" ".join((f"{_sentence(study)}", bars)), 110), fontsize=7.5, color=PALE
+        )
+    said = "; ".join(
+        f"{arm}: "
+        + ", ".join(
+            f"{wording.accuracy(accuracy)} at {_value(condition, setting):g}"
+            for condition in ordered
+            if (accuracy := mean_test_accuracy(condition.runs(arm))) is not None
+        )
+        for arm in arms
+    )
+    return Drawing(
+        name, figure, f"Test accuracy against {SETTINGS.get(setting, setting)}: {said}.", note
+    )
+
+
+def _draw_line(
+    axes: Axes,
+    conditions: Sequence[Condition],
+    setting: str,
+    arm: str,
+    look: ArmStyle,
+    apart: float,
+) -> None:
+    """One arm of a sweep."""
+    points = []
+    for condition in conditions:
+        runs = condition.runs(arm)
+        accuracy = mean_test_accuracy(runs)
+        if accuracy is None:
+            continue
+        x = apart * _value(condition, setting)
+        points.append((x, 100 * accuracy.mean, 100 * (accuracy.ci95 or 0.0)))
+        if len(runs) > 1:
+            for trained, marker in ((True, look.marker), (False, "x")):
+                shown = [100 * _accuracy(run) for run in runs if run.trained == trained]
+                axes.plot(
+                    [x] * len(shown),
+                    shown,
+                    linestyle="none",
+                    marker=marker,
+                    markersize=2.5 if trained else 4,
+                    color=look.color,
+                    alpha=0.6,
+                    zorder=2,
+                )
+    xs, ys, halves = np.asarray(points).reshape(-1, 3).T
+    axes.errorbar(
+        xs,
+        ys,
+        yerr=halves,
+        color=look.color,
+        linestyle=look.line,
+        marker=look.marker,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        elinewidth=1.0,
+        capsize=2.5,
+        zorder=3,
+    )
+
+
+def _draw_arms(name: str, study: Study, condition: Condition) -> Drawing:
+    """The difference of every arm to the original and to the control, task by task."""
+    arms = condition.arms
+    styles = arm_styles(arms)
+    with style():
+        figure = Figure(figsize=(6.8, 1.3 + 0.3 * len(arms)), layout="constrained")
+        panels = figure.subplots(1, len(YARDSTICKS), sharey=True)
+        for axes, yardstick in zip(panels, YARDSTICKS, strict=True):
+            for place, arm in enumerate(arms):
+                found = difference(condition, arm, yardstick)
+                if arm == yardstick or found is None:
+                    continue
+                look = styles[arm]
+                axes.errorbar(
+                    100 * found.interval.mean,
+                    place,
+                    xerr=100 * (found.interval.ci95 or 0.0),
+                    color=look.color,
+                    marker=look.marker,
+                    markersize=6,
+                    elinewidth=1.3,
+                    capsize=3,
+                    linestyle="none",
+                    zorder=3,
+                )
+                each = [100 * pair.mean for pair in differences(condition, arm, yardstick)]
+                axes.plot(each, [place] * len(each), "|", color=look.color, alpha=0.7, markersize=7)
+            axes.axvline(0, **LEVEL_LINE)
+            axes.set_title(f"against {yardstick}")
+            axes.set_xlabel("difference in test accuracy (points)")
+        panels[0].set_yticks(range(len(arms)), arms)
+        panels[0].invert_yaxis()
+        seeds = len(condition.results)
+        bars = (
+            f"Means over {wording.counted(seeds, 'seed')} with 95 % intervals (Student’s t); "
+            "strokes: the seeds."
+            if seeds > 1
+            else "One seed, with 95 % intervals over test tasks."
+        )
+        note = figure.supxlabel(
+            textwrap.fill(f"{_sentence(study)} {bars}", 110), fontsize=7.5, color=PALE
+        )
+    said = "; ".join(
+        f"{arm} {wording.points(found.interval)}"
+        for arm in arms
+        if (found := difference(condition, arm, YARDSTICKS[0])) and arm != YARDSTICKS[0]
+    )
+    return Drawing(name, figure, f"Differences to the {YARDSTICKS[0]}: {said}.", note)
+
+
+def _value(condition: Condition, setting: str) -> float:
+    config = condition.results[0].config
+    value = config[setting]
+    assert isinstance(value, int | float)
+    return value
+
+
+def _accuracy(run: Arm) -> float:
+    return run.chance if run.test is None else run.test.accuracy
+
+
+def _sentence(study: Study) -> str:
+    return f"{study.title[0].upper()}{study.title[1:]}{f' ({study.note})' if study.note else ''}."

@@ -1,0 +1,101 @@
+"""`gradshare paper` as its users meet it, on a plan of seconds."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradshare.experiments.paper.plan import Plan
+from tests.cli.test_runs import Program, program
+from tests.conftest import TINY_SIZE
+
+__all__ = ["program"]  # a fixture
+
+MACHINE = ("data_root", "device", "threads")
+
+
+@pytest.fixture
+def toy(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A plan of four runs in the place of every scale's; the options of the machine."""
+    settings = {n: v for n, v in tiny.items() if n not in MACHINE} | {"image_size": TINY_SIZE}
+    plan = Plan.model_validate(
+        {
+            "settings": settings,
+            "studies": {
+                "rates": {
+                    "title": "rates",
+                    "sweep": "inner_lr",
+                    "axes": {
+                        "rate": {"rate-0.1": {"inner_lr": 0.1}, "rate-0.5": {"inner_lr": 0.5}},
+                        "arm": {"original": {"sharing": False}, "gradient-sharing": {}},
+                    },
+                },
+            },
+        }
+    )
+    # By its name: the package has a command of that name in the module's place.
+    monkeypatch.setattr(import_module("gradshare.cli.paper"), "load_plan", lambda scale: plan)
+    return ["--data-root", str(tiny["data_root"]), "--device", "cpu", "--jobs", "2"]
+
+
+def test_run_status_table_and_figures(program: Program, toy: list[str], tmp_path: Path) -> None:
+    here = ["--scale", "cpu", "--out", str(tmp_path)]
+    status, out, err = program("paper", "run", *here, "--only", "rate-0.1", *toy)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"2 cells, 2 at a time with 1 thread each; everything goes to {tmp_path}")
+    status, out, err = program("paper", "status", *here, "--cells")
+    assert (status, err) == (0, "")
+    assert "rates/rate-0.1/original" in out
+    assert "9 of 9" in out
+    assert "0 of 9" in out
+    row = next(line for line in out.splitlines() if line.startswith("│ rates │"))
+    assert [cell.strip() for cell in row.split("│")[2:8]] == ["4", "2", "0", "0", "0", "2"]
+
+    # What is committed of a cell is enough for the rest.
+    for folder in tmp_path.glob("rates/*/*"):
+        shutil.rmtree(folder / "checkpoints")
+        shutil.rmtree(folder / "tensorboard")
+    status, out, err = program("paper", "run", *here, *toy)
+    assert (status, err) == (0, "")
+    assert "rates/rate-0.5/original: epoch 1" in out
+    assert "rates/rate-0.1/original: epoch" not in out
+    status, out, err = program("paper", "table", *here)
+    assert (status, err) == (0, "")
+    assert f"Written: {tmp_path / 'tables.md'}" in out
+    status, out, err = program("paper", "figures", *here)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        f"Written: {tmp_path / 'figures' / name}" for name in ("rates.png", "rates.svg")
+    ]
+
+
+@pytest.mark.parametrize("command", ["table", "figures"])
+def test_nothing_to_show_is_said(
+    program: Program, toy: list[str], tmp_path: Path, command: str
+) -> None:
+    status, out, err = program("paper", command, "--scale", "cpu", "--out", str(tmp_path))
+    assert (status, out) == (1, "")
+    assert err == (
+        f"error: {tmp_path} holds no finished cell of these; train some with `gradshare paper run "
+        "--scale cpu`, or name another folder with --out\n"
+    )
+
+
+def test_a_word_that_fits_nothing_is_refused(program: Program, toy: list[str]) -> None:
+    status, out, err = program("paper", "run", "--only", "rate-0.11", *toy)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: --only 'rate-0.11' fits no cell; did you mean 'rate-0.1'? ")
+
+
+def test_a_failure_is_told_at_the_end(program: Program, toy: list[str], tmp_path: Path) -> None:
+    stray = tmp_path / "rates/rate-0.1/original/thesis.txt"
+    stray.parent.mkdir(parents=True)
+    stray.write_text("years", encoding="utf-8")
+    here = ["--scale", "cpu", "--out", str(tmp_path), "--only", "rate-0.1"]
+    status, out, err = program("paper", "run", *here, *toy)
+    assert (status, err) == (0, "")
+    assert "failed: rates/rate-0.1/original: the output folder " in out.splitlines()[-1]

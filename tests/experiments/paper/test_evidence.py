@@ -1,0 +1,170 @@
+"""What the cells of a study are compared for, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from gradshare.experiments.paper.conditions import Condition, conditions
+from gradshare.experiments.paper.evidence import (
+    difference,
+    flattened,
+    mean_test_accuracy,
+    over_fitting,
+    paces,
+    papers_speedups,
+    smoothed,
+)
+from gradshare.experiments.results import (
+    ORIGINAL,
+    RATE_CONTROL,
+    SHARING,
+    Arm,
+    InnerLoopPoint,
+    Validation,
+)
+from tests.experiments.paper.toy import PLAN, results_with
+from tests.experiments.synthetic_results import CHANCE, arm, comparison
+
+
+def rising(*accuracies: float, seconds: float = 10.0, name: str = ORIGINAL) -> Arm:
+    """A run with this validation curve, each epoch of so many seconds."""
+    points = tuple(
+        Validation(epoch=epoch, accuracy=accuracy, ci95=0.01, seconds=seconds * epoch)
+        for epoch, accuracy in enumerate(accuracies, start=1)
+    )
+    best = max(points, key=lambda point: point.accuracy).epoch
+    run = arm(name, epochs=len(points))
+    return run.model_copy(update={"validation": points, "best_epoch": best})
+
+
+def one(*arms: Arm) -> Condition:
+    return Condition("toy", {}, (comparison(arms, config={"iterations_per_epoch": 50}),))
+
+
+def test_cells_that_differ_in_arm_and_seed_alone_are_one_comparison() -> None:
+    runs = {
+        f"rates/seed-{seed}/{rate}/{name}": arm(name, seed=seed)
+        for rate in ("rate-0.1", "rate-1")
+        for seed in (2, 0)
+        for name in (ORIGINAL, SHARING)
+    }
+    low, high = conditions(PLAN, results_with(runs), "rates")
+    assert (low.name, high.name) == ("rates rate-0.1", "rates rate-1")
+    assert low.labels == {"rate": "rate-0.1"}
+    assert [one.arms[0].seed for one in low.results] == [0, 2]
+    assert low.arms == (ORIGINAL, SHARING)
+    assert low.results[0].pair(SHARING, ORIGINAL) is not None
+    assert low.results[0].command == (
+        "train rates/seed-0/rate-0.1/original\ntrain rates/seed-0/rate-0.1/gradient-sharing"
+    )
+
+
+def test_borrowed_cells_stand_in_under_the_labels_of_the_borrower() -> None:
+    results = results_with(
+        {
+            "rates/seed-0/rate-0.1/original": arm(ORIGINAL, seed=0),
+            "rates/seed-0/rate-1/original": arm(ORIGINAL, seed=0),
+            "controls/seed-0/held": arm(SHARING, seed=0),
+            "batches/seed-0/batch-1/original": arm(ORIGINAL, seed=0),
+        }
+    )
+    (controls,) = conditions(PLAN, results, "controls")
+    assert controls.labels == {}
+    assert controls.arms == (ORIGINAL, "held")
+    five, single = conditions(PLAN, results, "batches")
+    assert (five.labels, single.labels) == ({"batch": "batch-5"}, {"batch": "batch-1"})
+
+
+def test_a_difference_over_seeds_has_students_interval_and_says_what_it_could_have_shown() -> None:
+    seeds = [
+        comparison([arm(SHARING, seed=s, test_shift=shift), arm(ORIGINAL, seed=s)])
+        for s, shift in ((0, 0.02), (1, 0.04), (2, 0.06))
+    ]
+    found = difference(Condition("toy", {}, tuple(seeds)), SHARING, ORIGINAL)
+    assert found is not None
+    each = [pair.difference for s in seeds if (pair := s.pair(SHARING, ORIGINAL))]
+    mean = math.fsum(each) / 3
+    error = math.sqrt(sum((x - mean) ** 2 for x in each) / 2 / 3)
+    assert found.seeds == 3
+    assert found.interval.mean == pytest.approx(mean)
+    assert found.interval.ci95 == pytest.approx(4.3027 * error, rel=1e-4)
+    assert found.detectable == pytest.approx((4.3027 + 1.0607) * error, rel=1e-4)
+    assert found.decided == (mean > 4.3027 * error)
+
+
+def test_a_difference_of_one_seed_is_over_tasks() -> None:
+    pair = comparison([arm(SHARING, test_shift=0.1), arm(ORIGINAL)])
+    found = difference(Condition("toy", {}, (pair,)), SHARING, ORIGINAL)
+    expected = pair.pair(SHARING, ORIGINAL)
+    assert found is not None
+    assert expected is not None
+    assert expected.ci95 is not None
+    assert found.interval == expected.interval
+    assert found.detectable == pytest.approx((1.96 + 0.8416) / 1.96 * expected.ci95)
+    assert found.decided
+    assert difference(Condition("toy", {}, (pair,)), SHARING, RATE_CONTROL) is None
+
+
+def test_a_run_that_diverged_at_once_guesses() -> None:
+    lost = arm(ORIGINAL, seed=1, epochs=0, outcome="diverged")
+    sound = arm(ORIGINAL, seed=2)
+    assert sound.test is not None
+    interval = mean_test_accuracy([lost, sound])
+    assert interval is not None
+    assert interval.mean == pytest.approx((CHANCE + sound.test.accuracy) / 2)
+    assert mean_test_accuracy([lost]) is None
+    assert mean_test_accuracy([sound]) == sound.test.interval
+
+
+def test_smoothing_is_centred_and_moves_the_best_epoch_with_it() -> None:
+    curve = smoothed(rising(0.2, 0.5, 0.5, 0.8, 0.5, 0.5))
+    means = [0.2, 0.4, 0.6, 0.6, 0.6, 0.5]
+    assert [v.accuracy for v in curve.validation] == pytest.approx(means)
+    assert curve.best_epoch == 3
+    assert smoothed(arm(ORIGINAL, epochs=0, outcome="diverged")).best_epoch is None
+
+
+def test_pace_is_in_iterations_and_in_seconds() -> None:
+    # Smoothed: the original reaches 80 % of 0.2 → 0.6 at 0.52 in epoch 5, sharing in epoch 3.
+    original = rising(0.2, 0.3, 0.4, 0.5, 0.6, 0.6, 0.6, seconds=10)
+    sharing = rising(0.2, 0.4, 0.6, 0.6, 0.6, 0.6, 0.6, seconds=15, name=SHARING)
+    eighty, ninety, most = paces(one(original, sharing), SHARING)
+    assert (eighty.share, ninety.share, most.share) == ("80", "90", "95")
+    assert eighty.iterations == (150,)
+    assert eighty.speedup is not None
+    assert eighty.wall is not None
+    assert eighty.speedup.mean == pytest.approx((5 - 3) / 3)
+    assert eighty.wall.mean == pytest.approx((50 - 45) / 45)
+    never = rising(0.2, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, name=SHARING)
+    last = paces(one(original, never), SHARING)[2]
+    assert (last.iterations, last.speedup, last.wall) == ((None,), None, None)
+
+
+def test_the_papers_speed_up_needs_flat_curves() -> None:
+    flat = rising(0.2, 0.4, 0.6, 0.61, 0.6, 0.6, 0.6, 0.6)
+    climbing = rising(0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55)
+    assert flattened(flat)
+    assert not flattened(climbing)
+    assert not flattened(rising(0.6, 0.6, 0.6))
+    quick = rising(0.5, 0.61, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, name=SHARING)
+    assert papers_speedups(one(flat, quick), SHARING) == [pytest.approx((4 - 2) / 2)]
+    assert papers_speedups(one(climbing, quick), SHARING) == [None]
+
+
+def test_over_fitting_is_support_above_query_early_and_late() -> None:
+    def point(epoch: int, support: float | None, query: float) -> InnerLoopPoint:
+        others = dict.fromkeys(InnerLoopPoint.model_fields, 0.5)
+        given = {"support_accuracy_after": support, "query_accuracy_after": query}
+        return InnerLoopPoint.model_validate({**others, **given, "epoch": epoch})
+
+    points = tuple(
+        point(epoch, support, 0.5)
+        for epoch, support in enumerate((0.9, 0.8, 0.7, None, 0.7, 0.6, 0.6), start=1)
+    )
+    found = over_fitting([arm(ORIGINAL).model_copy(update={"inner_loop": points})])
+    assert found is not None
+    assert found.early.mean == pytest.approx((0.4 + 0.3) / 2)
+    assert found.late.mean == pytest.approx((0.1 + 0.1) / 2)
+    assert over_fitting([arm(ORIGINAL, epochs=0, outcome="diverged")]) is None
