@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -150,8 +151,11 @@ def _paper_table(
     """Print and write Table 1."""
     for table in table1(cells, results):
         for block in table.blocks:
-            heads = ["\n".join(filter(None, (c.heading, c.source))) for c in table.columns]
-            shown = Table(*heads, title=block.title, title_justify="left")
+            shown = Table(title=block.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+            for column in table.columns:
+                head = f"{column.heading}\n{column.source}".strip()
+                # In a narrow terminal figures go on in the next line; a row's name stays whole.
+                shown.add_column(head, no_wrap=not column.source, overflow="fold")
             for row in block.rows:
                 shown.add_row(*row)
             console.print(shown)

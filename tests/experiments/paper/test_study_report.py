@@ -42,12 +42,12 @@ def test_rows_as_markdown_latex_and_csv() -> None:
         "| what | σ(λ) |\n| --- | --- |\n| a\\|b & 50 % | −1.2 ± 0.3 |\n|  | – |\n"
     )
     assert latex(ROWS, "50 % of λ_k").splitlines()[2:9] == [
-        r"  \caption{50 \% of $\lambda$\_k}",
+        r"  \caption{50\,\% of $\lambda$\_k}",
         r"  \begin{tabular}{ll}",
         r"    \toprule",
         r"    what & $\sigma$($\lambda$) \\",
         r"    \midrule",
-        r"    a|b \& 50 \% & $-$1.2 $\pm$ 0.3 \\",
+        r"    a|b \& 50\,\% & $-$1.2 $\pm$ 0.3 \\",
         r"     & -- \\",
     ]
     assert list(csv.DictReader(comma_separated(ROWS).splitlines())) == ROWS

@@ -81,13 +81,13 @@ LATEX = r"""% To be read into a document that has \usepackage{booktabs}.
 \caption{The paper's figures beside ours. one two}
 \begin{tabular}{lrrrrrrrr}
 \toprule
- & \multicolumn{2}{c}{original} & \multicolumn{2}{c}{gradient sharing} & \multicolumn{1}{c}{rate-control} & \multicolumn{2}{c}{speed-up} & \multicolumn{1}{c}{speed-up to 95 \%} \\
+ & \multicolumn{2}{c}{original} & \multicolumn{2}{c}{gradient sharing} & \multicolumn{1}{c}{rate-control} & \multicolumn{2}{c}{speed-up} & \multicolumn{1}{c}{speed-up to 95\,\%} \\
 \cmidrule(lr){2-3}\cmidrule(lr){4-5}\cmidrule(lr){6-6}\cmidrule(lr){7-8}\cmidrule(lr){9-9}
 method/tasks & paper & ours & paper & ours & ours & paper & ours & ours \\
 \midrule
 \multicolumn{9}{l}{CUB, 5-way 5-shot} \\
-MAML/5 & 83.2 $\pm$ 1.4 \% & 76.2 $\pm$ 0.8 \% & 83.4 $\pm$ 1.4 \% & 81.1 $\pm$ 0.9 \% & 80.2 $\pm$ 0.9 \% & 66 \% & 0 \% & 143 \% \\
-MAML/1 & 82.6 $\pm$ 1.5 \% & diverged & 82.7 $\pm$ 1.5 \% & 78.2 $\pm$ 0.9 \% &  & 44 \% & -- & -- \\
+MAML/5 & 83.2 $\pm$ 1.4\,\% & 76.2 $\pm$ 0.8\,\% & 83.4 $\pm$ 1.4\,\% & 81.1 $\pm$ 0.9\,\% & 80.2 $\pm$ 0.9\,\% & 66\,\% & 0\,\% & 143\,\% \\
+MAML/1 & 82.6 $\pm$ 1.5\,\% & diverged & 82.7 $\pm$ 1.5\,\% & 78.2 $\pm$ 0.9\,\% &  & 44\,\% & -- & -- \\
 \bottomrule
 \end{tabular}
 \end{table}
@@ -99,12 +99,12 @@ MAML/1 & 82.6 $\pm$ 1.5 \% & diverged & 82.7 $\pm$ 1.5 \% & 78.2 $\pm$ 0.9 \% & 
 \caption{The rest of the grid, for which the paper prints no figures.}
 \begin{tabular}{lrrrr}
 \toprule
- & \multicolumn{1}{c}{original} & \multicolumn{1}{c}{gradient sharing} & \multicolumn{1}{c}{speed-up} & \multicolumn{1}{c}{speed-up to 95 \%} \\
+ & \multicolumn{1}{c}{original} & \multicolumn{1}{c}{gradient sharing} & \multicolumn{1}{c}{speed-up} & \multicolumn{1}{c}{speed-up to 95\,\%} \\
 \cmidrule(lr){2-2}\cmidrule(lr){3-3}\cmidrule(lr){4-4}\cmidrule(lr){5-5}
 method/tasks & ours & ours & ours & ours \\
 \midrule
 \multicolumn{5}{l}{CUB, 5-way 1-shot, 10$\times$ the inner rate} \\
-MAML/5 & not trained (19.8 $\pm$ 0.8 \%) &  &  &  \\
+MAML/5 & not trained (19.8 $\pm$ 0.8\,\%) &  &  &  \\
 \bottomrule
 \end{tabular}
 \end{table}
@@ -143,7 +143,7 @@ def test_latex_takes_no_text_for_a_command() -> None:
         r"\multicolumn{1}{l}{\textbackslash{}input\{/etc\} \& 5\_5 \# \$x\textasciicircum{}2\$ "
         r"\{a\} \textasciitilde{}} \\"
     ) in text
-    assert "$-$5 \\% -- $\\times$ ' \\\\" in text
+    assert "$-$5\\,\\% -- $\\times$ ' \\\\" in text
 
 
 def test_csv_has_a_line_for_every_cell_and_raw_numbers() -> None:

@@ -61,8 +61,8 @@ def latex(rows: Sequence[Row], caption: str) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Plain text as LaTeX sets it."""
-    return "".join(LATEX.get(character, character) for character in text)
+    """Plain text as LaTeX sets it; no line ends between a number and its "%"."""
+    return "".join(LATEX.get(character, character) for character in text).replace(r" \%", r"\,\%")
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
