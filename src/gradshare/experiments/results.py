@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from gradshare.errors import RunError
-from gradshare.training.files import null_where_not_finite, write_atomically
+from gradshare.training.files import make_folder, null_where_not_finite, write_atomically
 from gradshare.training.statistics import Interval
 
 FORMAT_VERSION: Final = 1
@@ -279,13 +279,7 @@ def save_results(results: Results, path: Path) -> None:
     """
     content = results.model_dump(mode="json", by_alias=True)
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{path.parent}: the folder cannot be made: {error.strerror or error}; choose another "
-            "output folder"
-        ) from error
+    make_folder(path.parent)
     write_atomically(path, f"{text}\n".encode())
 
 

@@ -43,6 +43,21 @@ def write_atomically(path: Path, data: bytes) -> None:
         ) from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where there are none.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{path}: the folder cannot be made: {error.strerror or error}; choose another output "
+            "folder"
+        ) from error
+
+
 def null_where_not_finite(value: Any) -> Any:
     """The same JSON value with null, which JSON has, for NaN and infinity, which it has not."""
     if isinstance(value, Mapping):

@@ -1,9 +1,7 @@
-"""Rows of text as Markdown, LaTeX and CSV."""
+"""Rows of text as Markdown and LaTeX."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Final
 
@@ -63,15 +61,6 @@ def latex(rows: Sequence[Row], caption: str) -> str:
 def latex_text(text: str) -> str:
     """Plain text as LaTeX sets it."""
     return "".join(LATEX.get(character, character) for character in text)
-
-
-def comma_separated(rows: Sequence[Row]) -> str:
-    """CSV with a header, in the words of the other formats."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _latex_line(cells: Sequence[str]) -> str:

@@ -80,6 +80,11 @@ class Study(BaseModel):
     borrows: Loan | None = None
     sweep: str | None = None
 
+    @property
+    def heading(self) -> str:
+        """The title, as the beginning of a sentence."""
+        return f"{self.title[0].upper()}{self.title[1:]}"
+
     def settings_of(self, labels: Collection[str]) -> Settings:
         """What some labels, of all axes or of some, say of a run."""
         settings = dict(self.settings)

@@ -82,22 +82,14 @@ def _draw_sweep(name: str, study: Study, conditions: Sequence[Condition]) -> Dra
         axes.set_ylabel("test accuracy (%)")
         handles = [_sample(styles[arm]) for arm in arms]
         handles.append(Line2D([], [], **LEVEL_LINE))
-        handles.append(Line2D([], [], linestyle="none", marker="x", color=PALE, markersize=5))
-        figure.legend(
-            handles,
-            [*arms, "chance", "a run that did not train"],
-            loc="outside upper left",
-            ncols=3,
-        )
-        seeds = max(len(condition.results) for condition in ordered)
-        bars = (
-            f"Means over {wording.counted(seeds, 'seed')}, bars: 95 % intervals over seeds "
-            "(Student’s t); small: the seeds."
-            if seeds > 1
-            else "One seed; bars: 95 % intervals over test tasks."
-        )
+        names = [*arms, "chance"]
+        if any(not run.trained for c in ordered for arm in arms for run in c.runs(arm)):
+            handles.append(Line2D([], [], linestyle="none", marker="x", color=PALE, markersize=5))
+            names.append("a run that did not train")
+        figure.legend(handles, names, loc="outside upper left", ncols=3)
+        counts = sorted({len(c.runs(arm)) for c in ordered for arm in c.arms})
         note = figure.supxlabel(
-            textwrap.fill(" ".join((f"{_sentence(study)}", bars)), 110), fontsize=7.5, color=PALE
+            textwrap.fill(f"{_sentence(study)} {_bars(counts)}", 110), fontsize=7.5, color=PALE
         )
     said = "; ".join(
         f"{arm}: "
@@ -130,19 +122,22 @@ def _draw_line(
             continue
         x = apart * _value(condition, setting)
         points.append((x, 100 * accuracy.mean, 100 * (accuracy.ci95 or 0.0)))
-        if len(runs) > 1:
-            for trained, marker in ((True, look.marker), (False, "x")):
-                shown = [100 * _accuracy(run) for run in runs if run.trained == trained]
-                axes.plot(
-                    [x] * len(shown),
-                    shown,
-                    linestyle="none",
-                    marker=marker,
-                    markersize=2.5 if trained else 4,
-                    color=look.color,
-                    alpha=0.6,
-                    zorder=2,
-                )
+        trained = [100 * _accuracy(run) for run in runs if run.trained and len(runs) > 1]
+        untrained = [100 * _accuracy(run) for run in runs if not run.trained]
+        for shown, marker, size, order in (
+            (trained, look.marker, 2.5, 2),
+            (untrained, "x", 5.0, 5),  # over the mean, which may lie on it
+        ):
+            axes.plot(
+                [x] * len(shown),
+                shown,
+                linestyle="none",
+                marker=marker,
+                markersize=size,
+                color=look.color if marker != "x" else PALE,
+                alpha=0.8,
+                zorder=order,
+            )
     xs, ys, halves = np.asarray(points).reshape(-1, 3).T
     axes.errorbar(
         xs,
@@ -191,15 +186,9 @@ def _draw_arms(name: str, study: Study, condition: Condition) -> Drawing:
             axes.set_xlabel("difference in test accuracy (points)")
         panels[0].set_yticks(range(len(arms)), arms)
         panels[0].invert_yaxis()
-        seeds = len(condition.results)
-        bars = (
-            f"Means over {wording.counted(seeds, 'seed')} with 95 % intervals (Student’s t); "
-            "strokes: the seeds."
-            if seeds > 1
-            else "One seed, with 95 % intervals over test tasks."
-        )
+        counts = sorted({len(condition.runs(arm)) for arm in arms})
         note = figure.supxlabel(
-            textwrap.fill(f"{_sentence(study)} {bars}", 110), fontsize=7.5, color=PALE
+            textwrap.fill(f"{_sentence(study)} {_bars(counts)}", 110), fontsize=7.5, color=PALE
         )
     said = "; ".join(
         f"{arm} {wording.points(found.interval)}"
@@ -221,7 +210,23 @@ def _accuracy(run: Arm) -> float:
 
 
 def _sentence(study: Study) -> str:
-    return f"{study.title[0].upper()}{study.title[1:]}{f' ({study.note})' if study.note else ''}."
+    text = f"{study.heading}{f' ({study.note})' if study.note else ''}"
+    return text if text.endswith("?") else f"{text}."
+
+
+def _bars(counts: Sequence[int]) -> str:
+    """What the points are means over and the bars intervals of.
+
+    Args:
+        counts: how many seeds the arms have, ascending, each once.
+    """
+    if counts == [1]:
+        return "One seed; bars: 95 % intervals over test tasks."
+    seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return (
+        f"Means over {seeds} seeds; bars: 95 % intervals over seeds and test tasks; small: the "
+        "seeds."
+    )
 
 
 def _sample(look: ArmStyle) -> Line2D:

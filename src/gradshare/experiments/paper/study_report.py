@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from gradshare.errors import RunError
 from gradshare.experiments.paper.conditions import Condition, conditions
-from gradshare.experiments.paper.formats import comma_separated, latex, markdown
+from gradshare.experiments.paper.formats import latex, markdown
 from gradshare.experiments.paper.plan import Cell, Plan, Study
 from gradshare.experiments.paper.study_figures import draw_study
-from gradshare.experiments.paper.study_tables import accuracy_rows, mechanism_rows, pace_rows
+from gradshare.experiments.paper.study_tables import tables_of
 from gradshare.experiments.results import Results
-from gradshare.experiments.table import Row
-from gradshare.training.files import write_atomically
-
-TABLES: Final = {
-    "accuracy": (
-        accuracy_rows,
-        "Test accuracy, and differences task by task; in brackets the smallest difference that "
-        "would have been seen four times in five",
-    ),
-    "pace": (
-        pace_rows,
-        "Iterations to shares of the original’s gain over chance, on smoothed validation curves",
-    ),
-    "mechanism": (
-        mechanism_rows,
-        "The inner loop’s over-fitting (support less query accuracy after adaptation, on "
-        "validation tasks), and the gates",
-    ),
-}
+from gradshare.training.files import make_folder, write_atomically
 
 LEGEND: Final = (
-    "± is a 95 % confidence interval: over seeds (Student’s t) where there are several, else over "
-    "the test tasks (1.96·s/√n). Sooner: (original − arm) / arm; a dash where an arm never got "
-    "there. The paper’s speed-up stands only where both curves have flattened: where it does not, "
-    "its epoch of the best validation accuracy is that of the end of the run. These are runs at "
-    "CPU scale: none of these figures belongs in a column of the paper’s Table 1."
+    "± is a 95 % confidence interval: over seeds (Student’s t) and test tasks together where there "
+    "are several seeds, else over the test tasks (1.96·s/√n). With three seeds it is itself "
+    "uncertain, and of twenty intervals one misses by chance. A run that diverged before it was "
+    "validated counts as guessing. Test accuracy is that of the best checkpoints by validation. "
+    "Sooner: (original − arm) / arm, the geometric mean over seeds; a dash where none got there, ≤ "
+    "where one was there at its first validation. Seconds are iterations times the least that an "
+    "epoch of the arm took: the runs went side by side on a machine that did other things too. "
+    "The paper’s speed-up stands only where both curves have flattened; elsewhere the epoch of the "
+    "best validation accuracy is that of the end of the run. These are runs at CPU scale: none of "
+    "these figures belongs in a column of the paper’s Table 1."
 )
 
 
@@ -51,14 +40,18 @@ def studies_of(
             yield name, study, conditions(plan, results, name)
 
 
-def tables_of(found: list[Condition]) -> Iterator[tuple[str, str, list[Row]]]:
-    """The name, the caption and the rows of each table of a study."""
-    for name, (rows, caption) in TABLES.items():
-        yield name, caption, rows(found)
+def tables_as_markdown(plan: Plan, results: Mapping[Cell, Results]) -> str:
+    """Every table of every study, on one page."""
+    page = f"# Results at CPU scale\n\n{LEGEND}\n"
+    for name, study, found in studies_of(plan, results):
+        page += f"\n## {study.heading}\n\nStudy `{name}`.{_caveats(plan, name, results)}\n"
+        for caption, rows in tables_of(study, found):
+            page += f"\n{caption}:\n\n{markdown(rows)}"
+    return page
 
 
 def write_study_tables(plan: Plan, results: Mapping[Cell, Results], out: Path) -> list[Path]:
-    """Write `tables.md`, `tables.tex` and `tables/STUDY-TABLE.csv`.
+    """Write `tables.md`, `tables.tex`, and `cells.csv` with the numbers of every run.
 
     Returns:
         What was written.
@@ -66,20 +59,18 @@ def write_study_tables(plan: Plan, results: Mapping[Cell, Results], out: Path) -
     Raises:
         RunError: it cannot be written.
     """
-    pages = {out / "tables.md": f"# Results at CPU scale\n\n{LEGEND}\n", out / "tables.tex": ""}
-    for name, study, found in studies_of(plan, results):
-        note = f" {study.note[0].upper()}{study.note[1:]}." if study.note else ""
-        heading = f"{study.title[0].upper()}{study.title[1:]}"
-        cells = sum(cell.study == name for cell in results)
-        whole = sum(cell.study == name for cell in plan.cells())
-        done = "" if cells == whole else f" So far {cells} of {whole} runs are finished."
-        pages[out / "tables.md"] += f"\n## {heading}\n\nStudy `{name}`.{note}{done}\n"
-        for table, caption, rows in tables_of(found):
-            pages[out / "tables.md"] += f"\n{caption}:\n\n{markdown(rows)}"
-            pages[out / "tables.tex"] += latex(rows, f"{heading}. {caption}.{note}{done}") + "\n"
-            pages[out / "tables" / f"{name}-{table}.csv"] = comma_separated(rows)
+    tex = "".join(
+        latex(rows, f"{study.heading}. {caption}.{_caveats(plan, name, results)}") + "\n"
+        for name, study, found in studies_of(plan, results)
+        for caption, rows in tables_of(study, found)
+    )
+    pages = {
+        out / "tables.md": tables_as_markdown(plan, results),
+        out / "tables.tex": tex,
+        out / "cells.csv": _cells_as_csv(results),
+    }
+    make_folder(out)
     for path, text in pages.items():
-        _make(path.parent)
         write_atomically(path, text.encode())
     return list(pages)
 
@@ -94,7 +85,7 @@ def write_study_figures(plan: Plan, results: Mapping[Cell, Results], out: Path) 
         RunError: it cannot be written.
     """
     folder = out / "figures"
-    _make(folder)
+    make_folder(folder)
     written: list[Path] = []
     for name, study, found in studies_of(plan, results):
         for drawing in draw_study(name, study, found):
@@ -108,11 +99,48 @@ def write_study_figures(plan: Plan, results: Mapping[Cell, Results], out: Path) 
     return written
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{folder}: the folder cannot be made: {error.strerror or error}; choose another with "
-            "--out"
-        ) from error
+def _caveats(plan: Plan, name: str, results: Mapping[Cell, Results]) -> str:
+    """What has to be said of a study, as further sentences."""
+    note = plan.studies[name].note
+    text = f" {note[0].upper()}{note[1:]}." if note else ""
+    done = sum(cell.study == name for cell in results)
+    whole = sum(cell.study == name for cell in plan.cells())
+    return text if done == whole else f"{text} So far {done} of {whole} runs are finished."
+
+
+def _cells_as_csv(results: Mapping[Cell, Results]) -> str:
+    """One line for each run, with its numbers as they are: accuracies are fractions."""
+    text = io.StringIO()
+    columns = (
+        *("cell", "dataset", "method", "arm", "seed", "shots", "task_batch", "inner_rate"),
+        *("iterations", "outcome", "best_validation", "best_epoch", "last_validation"),
+        *("test_accuracy", "test_ci95", "test_tasks", "ensemble", "seconds"),
+    )
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for cell, found in results.items():
+        config, (run,) = cell.config, found.arms
+        writer.writerow(
+            (
+                cell.name,
+                config.dataset,
+                config.method,
+                config.arm,
+                config.seed,
+                config.shots,
+                config.task_batch,
+                config.inner_lr * config.inner_lr_scale,
+                run.epochs * config.iterations_per_epoch,
+                run.outcome,
+                run.best.accuracy if run.best else None,
+                run.best_epoch,
+                run.validation[-1].accuracy if run.validation else None,
+                *(
+                    (run.test.accuracy, run.test.ci95, run.test.tasks, run.test.ensemble)
+                    if run.test
+                    else (None,) * 4
+                ),
+                run.seconds,
+            )
+        )
+    return text.getvalue()
