@@ -28,7 +28,7 @@ from benchmarks.driver import ROOT, Entry, Race, Start, Worker, timed
 from benchmarks.problems import Problem
 from benchmarks.rows import write
 from gradshare.errors import GradshareError
-from gradshare.experiments.figures import DASH_DOT, DASHES, DOTS, DPI, ArmStyle, style
+from gradshare.experiments.drawing import DASH_DOT, DASHES, DOTS, DPI, ArmStyle, style
 from gradshare.training.files import write_atomically
 from gradshare.training.machine import cores
 

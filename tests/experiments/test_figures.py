@@ -12,19 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
 
-from gradshare.experiments.figures import (
-    FURTHER_STYLES,
-    MARKED_EPOCHS,
-    STYLES,
-    Curve,
-    arm_styles,
-    draw_all,
-    draw_inner_loop,
-    draw_sharing,
-    draw_validation,
-    running_mean,
-    validation_curve,
-)
+from gradshare.experiments.curves import Curve, running_mean, validation_curve
+from gradshare.experiments.drawing import FURTHER_STYLES, MARKED_EPOCHS, STYLES, arm_styles
+from gradshare.experiments.figures import draw_all, draw_inner_loop, draw_sharing, draw_validation
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, SharingPoint
 from tests.experiments.synthetic_results import CHANCE, arm, comparison, usual
 

@@ -177,7 +177,9 @@ def test_whatever_the_results_there_is_a_report(results: Results, tmp_path: Path
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=r"file: the report cannot be written: .*choose another"):
+    with pytest.raises(
+        RunError, match=r"file/figures: the folder cannot be made: .*choose another"
+    ):
         write_report([usual(epochs=1)], tmp_path / "file")
 
 

@@ -64,7 +64,7 @@ def test_the_file_has_the_documented_keys(saved: Path) -> None:
         *("inner_loop", "seconds", "seed", "chance", "message", "test_accuracies"),
     ]
     assert (original["name"], sharing["name"], control["name"]) == (ORIGINAL, SHARING, RATE_CONTROL)
-    assert list(original["validation"][0]) == ["epoch", "accuracy", "ci95"]
+    assert list(original["validation"][0]) == ["epoch", "accuracy", "ci95", "seconds"]
     assert list(original["test"]) == ["accuracy", "ci95", "tasks", "ensemble"]
     assert original["sharing"] == []
     assert list(sharing["sharing"][0]) == ["epoch", "m", "lambda"]

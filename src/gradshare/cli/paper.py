@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import click
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
 from gradshare.cli.options import (
@@ -22,7 +23,9 @@ from gradshare.cli.options import (
 from gradshare.cli.progress import RunBars
 from gradshare.cli.runs import executor_options
 from gradshare.errors import RunError
+from gradshare.experiments.drawing import save_all
 from gradshare.experiments.executors.choice import Choice
+from gradshare.experiments.paper.figures import draw_figures
 from gradshare.experiments.paper.grid import (
     Standing,
     State,
@@ -34,10 +37,11 @@ from gradshare.experiments.paper.grid import (
 from gradshare.experiments.paper.plan import SCALES, Cell, Scale, load_plan, pick
 from gradshare.experiments.paper.status import progress
 from gradshare.experiments.paper.study_report import (
+    draw_studies,
     tables_as_markdown,
-    write_study_figures,
     write_study_tables,
 )
+from gradshare.experiments.paper.table1 import notes, page, table1, write_table1
 from gradshare.experiments.results import Results
 from gradshare.experiments.wording import NOTHING, accuracy, counted, duration
 
@@ -138,21 +142,34 @@ def status_command(scale: Scale, only: tuple[str, ...], out: Path | None, cells:
 @paper.command(name="table")
 @grid_options
 def table_command(scale: Scale, out: Path | None) -> None:
-    """Print the tables of what is finished, and write them as Markdown, LaTeX and CSV."""
+    """Print the tables of what is finished, and write them as Markdown, LaTeX and CSV.
+
+    At the paper's scale that is Table 1, with the paper's own figures beside ours.
+    """
     console = Console()
-    home, plan = home_of(scale, out), load_plan(scale)
-    results = _finished(scale, home, console)
-    _print(console, tables_as_markdown(plan, results))
-    _say_written(console, write_study_tables(plan, results, home))
+    home = home_of(scale, out)
+    cells, results = _finished(scale, home, console)
+    if scale == "paper":
+        _show(console, page(table1(cells, results), notes(cells, results)))
+        _say_written(console, write_table1(cells, results, home))
+    else:
+        plan = load_plan(scale)
+        _show(console, tables_as_markdown(plan, results))
+        _say_written(console, write_study_tables(plan, results, home))
 
 
 @paper.command(name="figures")
 @grid_options
 def figures_command(scale: Scale, out: Path | None) -> None:
-    """Draw every figure that there is data for, as PNG and SVG."""
+    """Draw every figure that there is data for, as PNG and SVG.
+
+    At the paper's scale those are its Figures 2 to 11.
+    """
     console = Console()
-    home, plan = home_of(scale, out), load_plan(scale)
-    _say_written(console, write_study_figures(plan, _finished(scale, home, console), home))
+    home = home_of(scale, out)
+    _, results = _finished(scale, home, console)
+    drawn = draw_figures(results) if scale == "paper" else draw_studies(load_plan(scale), results)
+    _say_written(console, save_all(drawn, home / "figures"))
 
 
 def home_of(scale: Scale, out: Path | None) -> Path:
@@ -167,13 +184,16 @@ def cells_of(scale: Scale, machine: Mapping[str, Any]) -> list[Cell]:
     return load_plan(scale).cells(machine)
 
 
-def _finished(scale: Scale, home: Path, console: Console) -> Mapping[Cell, Results]:
-    """What the finished cells came to; says which cannot be read.
+def _finished(
+    scale: Scale, home: Path, console: Console
+) -> tuple[list[Cell], Mapping[Cell, Results]]:
+    """All cells, and what the finished ones came to; says which cannot be read.
 
     Raises:
         RunError: none is finished.
     """
-    found = [standing(cell, home) for cell in cells_of(scale, {})]
+    cells = cells_of(scale, {})
+    found = [standing(cell, home) for cell in cells]
     _say_faults(console, [one for one in found if one.state == "unreadable"])
     results = results_by_cell(found)
     if not results:
@@ -181,7 +201,7 @@ def _finished(scale: Scale, home: Path, console: Console) -> Mapping[Cell, Resul
             f"{home} holds no finished cell; train some with `gradshare paper run --scale {scale}`"
             ", or name another folder with --out"
         )
-    return results
+    return cells, results
 
 
 def _progress(of: Sequence[Standing], measured: Sequence[Standing]) -> str:
@@ -221,6 +241,14 @@ def _say_faults(console: Console, found: Sequence[Standing]) -> None:
 def _say_written(console: Console, paths: Sequence[Path]) -> None:
     for path in paths:
         _print(console, f"Written: {path}")
+
+
+def _show(console: Console, page: str) -> None:
+    """Markdown, laid out where somebody looks at it."""
+    if console.is_terminal:
+        console.print(Markdown(page))
+    else:
+        _print(console, page)
 
 
 def _print(console: Console, line: str) -> None:

@@ -13,8 +13,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from pydantic import JsonValue
 
-from gradshare.errors import RunError
 from gradshare.experiments import figures, wording
+from gradshare.experiments.drawing import GRID, INK, PALE, STYLES, Drawing, save_all
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Results
 from gradshare.experiments.seeds import one_a_seed, runs_by_arm, seeds_of
 from gradshare.experiments.table import BATCH_NORM, arm_rows, batch_norm, comparison_rows
@@ -28,13 +28,13 @@ PAPER: Final = "#ffffff"
 
 # The colours of the figures that the page may change, for a dark screen.
 COLORS: Final = {
-    figures.INK: "--ink",
-    figures.PALE: "--pale",
-    figures.GRID: "--grid",
+    INK: "--ink",
+    PALE: "--pale",
+    GRID: "--grid",
     PAPER: "--paper",
-    figures.STYLES[ORIGINAL].color.lower(): "--original",
-    figures.STYLES[SHARING].color.lower(): "--sharing",
-    figures.STYLES[RATE_CONTROL].color.lower(): "--control",
+    STYLES[ORIGINAL].color.lower(): "--original",
+    STYLES[SHARING].color.lower(): "--sharing",
+    STYLES[RATE_CONTROL].color.lower(): "--control",
 }
 
 
@@ -54,20 +54,12 @@ def write_report(results: Sequence[Results], folder: Path) -> Path:
     results = one_a_seed(results)
     drawings = figures.draw_all(results)
     path = folder / FILENAME
-    try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        for drawing in drawings:
-            drawing.save(folder / "figures")
-    except OSError as error:
-        raise RunError(
-            f"{folder}: the report cannot be written: {error.strerror or error}; free the space "
-            "or choose another folder"
-        ) from error
+    save_all(drawings, folder / "figures")
     write_atomically(path, _page(results, drawings).encode())
     return path
 
 
-def _page(results: Sequence[Results], drawings: Sequence[figures.Drawing]) -> str:
+def _page(results: Sequence[Results], drawings: Sequence[Drawing]) -> str:
     first = results[0]
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -156,7 +148,7 @@ def _lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def _inline(drawing: figures.Drawing) -> Markup:
+def _inline(drawing: Drawing) -> Markup:
     """A figure's SVG as part of the page: its colours follow the page's, its ids are its own."""
     svg = drawing.svg(with_note=False)
     body = svg[svg.index("<svg") :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from gradshare.errors import RunError
@@ -93,6 +94,54 @@ def runs_by_arm(results: Sequence[Results]) -> dict[str, tuple[Arm, ...]]:
 def seeds_of(results: Sequence[Results]) -> tuple[int, ...]:
     """The seeds, ascending, each once."""
     return tuple(sorted({arm.seed for one in results for arm in one.arms}))
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """What the runs of an arm came to, as the legends of the paper's figures say it.
+
+    Attributes:
+        validation: the highest validation accuracy of those that did not diverge, with its interval
+            over seeds; None if there is none.
+        epochs: at which it was reached, as "133", or "120–140" over seeds; empty if there is none.
+        test: accuracy, ± over test tasks for one run, over seeds for several; None without a test.
+        failures: such as "diverged after epoch 3"; of several seeds, "1 of 3 did not train".
+    """
+
+    validation: Interval | None
+    epochs: str
+    test: Interval | None
+    failures: tuple[str, ...]
+
+
+def achieved(runs: Sequence[Arm]) -> Achieved:
+    """What the runs of an arm came to, one run a seed."""
+    best = [run.best for run in runs if run.best is not None and run.outcome != "diverged"]
+    tests = [run.test for run in runs if run.test is not None]
+    validation = test = None
+    epochs = ""
+    if best:
+        reached = [point.epoch for point in best]
+        first, last = min(reached), max(reached)
+        epochs = str(first) if first == last else f"{first}–{last}"
+        validation = over_seeds([point.accuracy for point in best])
+    if tests:
+        several = len(runs) > 1
+        test = over_seeds([one.accuracy for one in tests]) if several else tests[0].interval
+    return Achieved(validation, epochs, test, tuple(_failures(runs)))
+
+
+def _failures(runs: Sequence[Arm]) -> list[str]:
+    diverged = [run for run in runs if run.outcome == "diverged"]
+    untrained = [run for run in runs if run.outcome == "not trained"]
+    of = "" if len(runs) == 1 else f" of {len(runs)} "
+    words = []
+    if diverged:
+        after = f" after epoch {diverged[0].epochs}" if diverged[0].epochs else " at once"
+        words.append(f"{len(diverged)}{of}diverged" if of else f"diverged{after}")
+    if untrained:
+        words.append(f"{len(untrained)}{of}did not train" if of else "did not train")
+    return words
 
 
 def _require_one_comparison(results: Sequence[Results]) -> None:

@@ -49,7 +49,7 @@ def _comparison_row(one: Results, names: Sequence[str]) -> Row:
     row = {"method/tasks": method_and_tasks(one), "seed": str(one.arms[0].seed)}
     for name in names:
         arm = one.arm(name)
-        row[name] = wording.NOTHING if arm is None else _test(arm)
+        row[name] = wording.NOTHING if arm is None else tested(arm)
     if ORIGINAL in names and SHARING in names:
         pair = one.pair(SHARING, ORIGINAL)
         row["difference"] = wording.points(pair.interval) if pair else wording.NOTHING
@@ -149,7 +149,8 @@ def batch_norm(one: Results) -> str:
     return mode if isinstance(mode, str) else "not recorded"
 
 
-def _test(arm: Arm) -> str:
+def tested(arm: Arm) -> str:
+    """The test accuracy, or that the arm diverged or did not train."""
     if arm.trained:
         return wording.NOTHING if arm.test is None else wording.accuracy(arm.test.interval)
     if arm.test is None:

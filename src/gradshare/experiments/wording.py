@@ -11,11 +11,17 @@ MINUS: Final = "\N{MINUS SIGN}"
 NOTHING: Final = "–"
 
 METHODS: Final = {"maml": "MAML", "meta-sgd": "Meta-SGD", "maml++": "MAML++"}
+DATASETS: Final = {"cub": "CUB", "mini-imagenet": "mini-ImageNet", "omniglot": "Omniglot"}
 
 
 def method(name: str) -> str:
     """A method as the paper writes it; a name that is not the paper's stays as it is."""
     return METHODS.get(name, name)
+
+
+def dataset(name: str) -> str:
+    """A dataset as its authors write it; any other name stays as it is."""
+    return DATASETS.get(name, name)
 
 
 def percent(fraction: float) -> str:

@@ -43,18 +43,18 @@ def write_atomically(path: Path, data: bytes) -> None:
         ) from error
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where there are none.
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
 
     Raises:
         RunError: it cannot be made.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(
-            f"{path}: the folder cannot be made: {error.strerror or error}; choose another output "
-            "folder"
+            f"{folder}: the folder cannot be made: {error.strerror or error}; choose another "
+            "output folder"
         ) from error
 
 

@@ -11,11 +11,12 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 
 from gradshare.errors import RunError
+from gradshare.experiments.drawing import save_all
 from gradshare.experiments.paper.conditions import Condition, conditions
 from gradshare.experiments.paper.formats import latex, markdown
 from gradshare.experiments.paper.plan import Study
 from gradshare.experiments.paper.study_figures import draw_study
-from gradshare.experiments.paper.study_report import write_study_figures, write_study_tables
+from gradshare.experiments.paper.study_report import draw_studies, write_study_tables
 from gradshare.experiments.paper.study_tables import (
     accuracy_rows,
     best_rows,
@@ -193,7 +194,7 @@ def test_what_is_finished_is_written_and_what_is_not_is_said(tmp_path: Path) -> 
     assert "## Which part is it?\n\nStudy `controls`. Toy images. So far 1 of 6 runs" in text
     assert "none of these figures belongs in a column of the paper’s Table 1" in text
     assert "batches" not in text
-    figures = write_study_figures(PLAN, RATES, tmp_path)
+    figures = save_all(draw_studies(PLAN, RATES), tmp_path / "figures")
     assert [path.name for path in figures] == ["rates.png", "rates.svg"]
     assert all(path.stat().st_size for path in figures)
 
@@ -201,8 +202,8 @@ def test_what_is_finished_is_written_and_what_is_not_is_said(tmp_path: Path) -> 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "figures").write_text("", encoding="utf-8")
     with pytest.raises(RunError) as error:
-        write_study_figures(PLAN, RATES, tmp_path)
+        save_all(draw_studies(PLAN, RATES), tmp_path / "figures")
     assert str(error.value) == (
-        f"{tmp_path / 'figures'}: the folder cannot be made: File exists; choose another output "
-        "folder"
+        f"{tmp_path / 'figures'}: the folder cannot be made: File exists; choose another "
+        "output folder"
     )

@@ -1,8 +1,10 @@
-"""Rows of text as Markdown and LaTeX."""
+"""Rows as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from gradshare.experiments.table import Row
@@ -61,6 +63,15 @@ def latex(rows: Sequence[Row], caption: str) -> str:
 def latex_text(text: str) -> str:
     """Plain text as LaTeX sets it."""
     return "".join(LATEX.get(character, character) for character in text)
+
+
+def comma_separated(rows: Sequence[Mapping[str, object]]) -> str:
+    """CSV with a header; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _latex_line(cells: Sequence[str]) -> str:

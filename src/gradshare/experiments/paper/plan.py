@@ -109,7 +109,7 @@ class Cell:
     """
 
     study: str
-    labels: Mapping[str, str] = field(hash=False)
+    labels: Mapping[str, str] = field(hash=False)  # a dict has no hash; the others suffice for one
     config: RunConfig
 
     @property

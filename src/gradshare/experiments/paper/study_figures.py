@@ -13,15 +13,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from gradshare.experiments import wording
-from gradshare.experiments.figures import (
+from gradshare.experiments.drawing import (
     LEVEL_LINE,
     PALE,
     ArmStyle,
     Drawing,
     arm_styles,
-    draw_all,
+    sample,
     style,
 )
+from gradshare.experiments.figures import draw_all
 from gradshare.experiments.paper.conditions import Condition
 from gradshare.experiments.paper.evidence import difference, differences, mean_test_accuracy
 from gradshare.experiments.paper.plan import Study
@@ -80,7 +81,7 @@ def _draw_sweep(name: str, study: Study, conditions: Sequence[Condition]) -> Dra
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.set_xlabel(SETTINGS.get(setting, setting))
         axes.set_ylabel("test accuracy (%)")
-        handles = [_sample(styles[arm]) for arm in arms]
+        handles = [sample(styles[arm]) for arm in arms]
         handles.append(Line2D([], [], **LEVEL_LINE))
         names = [*arms, "chance"]
         if any(not run.trained for c in ordered for arm in arms for run in c.runs(arm)):
@@ -226,17 +227,4 @@ def _bars(counts: Sequence[int]) -> str:
     return (
         f"Means over {seeds} seeds; bars: 95 % intervals over seeds and test tasks; small: the "
         "seeds."
-    )
-
-
-def _sample(look: ArmStyle) -> Line2D:
-    """An arm in the legend."""
-    return Line2D(
-        [],
-        [],
-        color=look.color,
-        linestyle=look.line,
-        marker=look.marker,
-        markeredgecolor="white",
-        markeredgewidth=0.8,
     )

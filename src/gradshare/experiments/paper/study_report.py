@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from gradshare.errors import RunError
+from gradshare.experiments.drawing import Drawing
 from gradshare.experiments.paper.conditions import Condition, conditions
-from gradshare.experiments.paper.formats import latex, markdown
+from gradshare.experiments.paper.formats import comma_separated, latex, markdown
 from gradshare.experiments.paper.plan import Cell, Plan, Study
 from gradshare.experiments.paper.study_figures import draw_study
 from gradshare.experiments.paper.study_tables import tables_of
@@ -67,7 +65,9 @@ def write_study_tables(plan: Plan, results: Mapping[Cell, Results], out: Path) -
     pages = {
         out / "tables.md": tables_as_markdown(plan, results),
         out / "tables.tex": tex,
-        out / "cells.csv": _cells_as_csv(results),
+        out / "cells.csv": comma_separated(
+            [_numbers(cell, found) for cell, found in results.items()]
+        ),
     }
     make_folder(out)
     for path, text in pages.items():
@@ -75,28 +75,13 @@ def write_study_tables(plan: Plan, results: Mapping[Cell, Results], out: Path) -
     return list(pages)
 
 
-def write_study_figures(plan: Plan, results: Mapping[Cell, Results], out: Path) -> list[Path]:
-    """Write `figures/*.png|svg`.
-
-    Returns:
-        What was written.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    folder = out / "figures"
-    make_folder(folder)
-    written: list[Path] = []
-    for name, study, found in studies_of(plan, results):
-        for drawing in draw_study(name, study, found):
-            try:
-                written += drawing.save(folder)
-            except OSError as error:
-                raise RunError(
-                    f"{folder}: the figures cannot be written: {error.strerror or error}; free the "
-                    "space or choose another folder with --out"
-                ) from error
-    return written
+def draw_studies(plan: Plan, results: Mapping[Cell, Results]) -> list[Drawing]:
+    """Every figure of every study."""
+    return [
+        drawing
+        for name, study, found in studies_of(plan, results)
+        for drawing in draw_study(name, study, found)
+    ]
 
 
 def _caveats(plan: Plan, name: str, results: Mapping[Cell, Results]) -> str:
@@ -108,39 +93,26 @@ def _caveats(plan: Plan, name: str, results: Mapping[Cell, Results]) -> str:
     return text if done == whole else f"{text} So far {done} of {whole} runs are finished."
 
 
-def _cells_as_csv(results: Mapping[Cell, Results]) -> str:
-    """One line for each run, with its numbers as they are: accuracies are fractions."""
-    text = io.StringIO()
-    columns = (
-        *("cell", "dataset", "method", "arm", "seed", "shots", "task_batch", "inner_rate"),
-        *("iterations", "outcome", "best_validation", "best_epoch", "last_validation"),
-        *("test_accuracy", "test_ci95", "test_tasks", "ensemble", "seconds"),
-    )
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for cell, found in results.items():
-        config, (run,) = cell.config, found.arms
-        writer.writerow(
-            (
-                cell.name,
-                config.dataset,
-                config.method,
-                config.arm,
-                config.seed,
-                config.shots,
-                config.task_batch,
-                config.inner_lr * config.inner_lr_scale,
-                run.epochs * config.iterations_per_epoch,
-                run.outcome,
-                run.best.accuracy if run.best else None,
-                run.best_epoch,
-                run.validation[-1].accuracy if run.validation else None,
-                *(
-                    (run.test.accuracy, run.test.ci95, run.test.tasks, run.test.ensemble)
-                    if run.test
-                    else (None,) * 4
-                ),
-                run.seconds,
-            )
-        )
-    return text.getvalue()
+def _numbers(cell: Cell, found: Results) -> dict[str, object]:
+    """One run as a line of numbers: accuracies are fractions."""
+    config, (run,) = cell.config, found.arms
+    return {
+        "cell": cell.name,
+        "dataset": config.dataset,
+        "method": config.method,
+        "arm": config.arm,
+        "seed": config.seed,
+        "shots": config.shots,
+        "task_batch": config.task_batch,
+        "inner_rate": config.inner_lr * config.inner_lr_scale,
+        "iterations": run.epochs * config.iterations_per_epoch,
+        "outcome": run.outcome,
+        "best_validation": run.best.accuracy if run.best else None,
+        "best_epoch": run.best_epoch,
+        "last_validation": run.validation[-1].accuracy if run.validation else None,
+        "test_accuracy": run.test.accuracy if run.test else None,
+        "test_ci95": run.test.ci95 if run.test else None,
+        "test_tasks": run.test.tasks if run.test else None,
+        "ensemble": run.test.ensemble if run.test else None,
+        "seconds": run.seconds,
+    }

@@ -1,0 +1,332 @@
+"""How everything is drawn: the arms' looks, their curves, axes and legends, and the files.
+
+An arm looks the same in every figure. It is told from the others by its colour (Okabe and Ito's,
+which the colour-blind can tell apart), by its line style and by its marker, so that a grey print
+loses nothing.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
+
+from gradshare.errors import RunError
+from gradshare.experiments.curves import (
+    SMOOTHED_FROM,
+    Curve,
+    mean_curve,
+    running_mean,
+    smoothing_window,
+)
+from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm
+from gradshare.training.files import make_folder
+
+INK: Final = "#1f2328"
+PALE: Final = "#6e7781"
+GRID: Final = "#e3e6ea"
+
+MARKED_EPOCHS: Final = 10
+"""So many markers on a curve at most: more would hide it."""
+
+DPI: Final = 200
+
+STYLE: Final[Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.0,
+    "axes.edgecolor": PALE,
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.xmargin": 0.02,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.7,
+    "lines.markersize": 5.0,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 3.2,
+    "text.color": INK,
+    "xtick.color": PALE,
+    "ytick.color": PALE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    # Names come from users: a "$" in one of them is no formula.
+    "text.parse_math": False,
+    # Text stays text: it can be searched, copied and set in the page's own font.
+    "svg.fonttype": "none",
+    # The same results give the same file.
+    "svg.hashsalt": "gradshare",
+}
+
+
+@dataclass(frozen=True)
+class ArmStyle:
+    """How an arm is drawn in every figure.
+
+    Attributes:
+        color: as #rrggbb.
+        line: matplotlib's line style.
+        marker: matplotlib's marker.
+    """
+
+    color: str
+    line: Any
+    marker: str
+
+
+DASHES: Final = (0, (5.0, 1.6))
+DASH_DOT: Final = (0, (6.0, 1.5, 1.2, 1.5))
+DOTS: Final = (0, (1.2, 1.4))
+LEVEL_LINE: Final[Mapping[str, Any]] = {
+    "color": PALE,
+    "linewidth": 1.0,
+    "linestyle": DOTS,
+    "zorder": 1,
+}
+
+STYLES: Final[Mapping[str, ArmStyle]] = {
+    ORIGINAL: ArmStyle("#0072B2", DASHES, "s"),
+    SHARING: ArmStyle("#D55E00", "-", "o"),
+    RATE_CONTROL: ArmStyle("#009E73", DASH_DOT, "^"),
+}
+FURTHER_STYLES: Final = (
+    ArmStyle("#CC79A7", (0, (3.0, 1.2, 1.2, 1.2, 1.2, 1.2)), "D"),
+    ArmStyle("#E69F00", (0, (8.0, 2.0)), "v"),
+    ArmStyle("#56B4E9", (0, (2.0, 1.0)), "P"),
+)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and what it is about.
+
+    Attributes:
+        name: of its files, without their suffix.
+        figure: to be saved under `style()`, see `save`.
+        description: for a reader who cannot see it.
+        note: the line below the axes.
+    """
+
+    name: str
+    figure: Figure
+    description: str
+    note: Text
+
+    def svg(self, *, with_note: bool = True) -> str:
+        """The figure as SVG, without the time it was made.
+
+        Args:
+            with_note: False for a page that says in its own words what the note says.
+        """
+        buffer = StringIO()
+        with style():
+            self.note.set_visible(with_note)
+            self.figure.savefig(
+                buffer,
+                format="svg",
+                metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+            )
+            self.note.set_visible(True)
+        return buffer.getvalue()
+
+    def save(self, folder: Path) -> tuple[Path, Path]:
+        """Write `name.png` and `name.svg` into an existing folder."""
+        png, svg = folder / f"{self.name}.png", folder / f"{self.name}.svg"
+        with style():
+            self.figure.savefig(png, dpi=DPI)
+        svg.write_text(self.svg(), encoding="utf-8")
+        return png, svg
+
+
+def save_all(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
+    """Write drawings into a folder, which is made if it is not there.
+
+    Returns:
+        What was written.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    make_folder(folder)
+    try:
+        return [path for drawing in drawings for path in drawing.save(folder)]
+    except OSError as error:
+        raise RunError(
+            f"{folder}: the figures cannot be written: {error.strerror or error}; free the space "
+            "or choose another folder"
+        ) from error
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """matplotlib's settings for everything drawn here, as they were afterwards."""
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes in PNG; that is no error.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def arm_styles(names: Iterable[str]) -> dict[str, ArmStyle]:
+    """Each arm's style; arms without one of their own get the further ones in turn."""
+    styles = {}
+    unknown = 0
+    for name in names:
+        if name in STYLES:
+            styles[name] = STYLES[name]
+        else:
+            styles[name] = FURTHER_STYLES[unknown % len(FURTHER_STYLES)]
+            unknown += 1
+    return styles
+
+
+def draw_runs(
+    axes: Axes,
+    runs: Sequence[Arm],
+    curve_of: Callable[[Arm], Curve],
+    look: ArmStyle,
+    order: int,
+    arms: int,
+    last: int,
+    *,
+    noisy: bool,
+) -> None:
+    """One arm: its seeds thin and their mean thick, or its only seed with its own band.
+
+    Args:
+        axes: where.
+        runs: the arm's, one a seed.
+        curve_of: what is drawn of a run.
+        look: the arm's style.
+        order: the arm's place among the arms.
+        arms: how many there are.
+        last: the last epoch of the longest of them.
+        noisy: whether a long curve is smoothed.
+    """
+    sound = [run for run in runs if run.outcome != "diverged"]
+    if len(runs) > 1 and max(run.epochs for run in runs) < SMOOTHED_FROM:
+        for run in runs:
+            curve = curve_of(run)
+            axes.plot(
+                curve.epochs, curve.values, color=look.color, linewidth=0.7, alpha=0.55, zorder=2
+            )
+    if len(runs) == 1:
+        draw_curve(axes, curve_of(runs[0]), look, order, arms, last, noisy=noisy)
+    elif sound:
+        mean = mean_curve([curve_of(run) for run in sound])
+        draw_curve(axes, mean, look, order, arms, last, noisy=noisy)
+    for run in runs:
+        curve = curve_of(run)
+        if run.outcome == "diverged" and curve.epochs.size:
+            axes.plot(
+                curve.epochs[-1:],
+                curve.values[-1:],
+                linestyle="none",
+                marker="X",
+                markersize=1.8 * mpl.rcParams["lines.markersize"],
+                markerfacecolor=look.color,
+                markeredgecolor="white",
+                zorder=5,
+            )
+
+
+def draw_curve(
+    axes: Axes, curve: Curve, look: ArmStyle, order: int, arms: int, last: int, *, noisy: bool
+) -> None:
+    """A line with markers and a band; error bars where a single epoch leaves no band to see."""
+    if curve.epochs.size == 0:
+        return
+    window = smoothing_window(curve.epochs.size)
+    if noisy and window > 1:
+        axes.plot(curve.epochs, curve.values, color=look.color, linewidth=0.5, alpha=0.25, zorder=2)
+        curve = running_mean(curve, window)
+    banded = np.isfinite(curve.ci95)
+    if curve.epochs.size == 1:
+        # Side by side, or the arms' bars would cover each other.
+        shift = 0.08 * (order - (arms - 1) / 2)
+        axes.errorbar(
+            curve.epochs + shift,
+            curve.values,
+            yerr=curve.ci95 if banded.all() else None,
+            color=look.color,
+            marker=look.marker,
+            markersize=6,
+            elinewidth=1.3,
+            capsize=3,
+            linestyle="none",
+            zorder=4,
+        )
+        return
+    # A running mean's band is smooth enough for fewer corners, which halves the file of a figure.
+    corners = slice(None, None, max(1, window // 4) if noisy else 1)
+    middle, half = curve.values[corners], curve.ci95[corners]
+    axes.fill_between(
+        curve.epochs[corners],
+        middle - half,
+        middle + half,
+        where=banded[corners].tolist(),
+        color=look.color,
+        alpha=0.16,
+        linewidth=0,
+        zorder=2,
+    )
+    every = -(-last // MARKED_EPOCHS)
+    axes.plot(
+        curve.epochs,
+        curve.values,
+        color=look.color,
+        linestyle=look.line,
+        marker=look.marker,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        # Each arm starts elsewhere, so that the markers of close curves do not coincide.
+        markevery=(min(order * every // arms, curve.epochs.size - 1), every),
+        zorder=4 if look is STYLES[SHARING] else 3,
+    )
+
+
+def epoch_axis(axes: Axes, last: int, ticks: int = 8) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(
+        MaxNLocator(nbins=ticks, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    )
+    if last <= 1:
+        axes.set_xlim(0.5, 1.5)
+
+
+def sample(look: ArmStyle) -> Line2D:
+    """An arm in the legend."""
+    return Line2D(
+        [],
+        [],
+        color=look.color,
+        linestyle=look.line,
+        marker=look.marker,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+    )
+
+
+def shown(name: str) -> str:
+    """A name as a figure has room for; matplotlib leaves a label out that begins with "_"."""
+    return textwrap.shorten(name.lstrip("_") or "unnamed", 36, placeholder="…")

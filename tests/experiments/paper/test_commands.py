@@ -1,0 +1,84 @@
+"""`gradshare paper table` and `figures`: what they print, write and refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gradshare.cli import cli
+from gradshare.errors import RunError
+from gradshare.experiments.results import FILENAME, save_results
+from tests.experiments.paper.synthetic_cells import finished
+
+RUN = "maml/batch-5/shot-5/rate-1x"
+TRAITS: dict[str, dict[str, Any]] = {
+    f"grid/cub/{RUN}/original": {},
+    f"grid/cub/{RUN}/gradient-sharing": {"gain": 0.3},
+}
+
+
+def gradshare(*words: str) -> Result:
+    return CliRunner().invoke(cli, ["paper", *words])
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder with two finished cells, and of each no more than its results."""
+    for cell, results in finished(TRAITS).items():
+        save_results(results, tmp_path / "cells" / cell.name / FILENAME)
+    return tmp_path / "cells"
+
+
+def test_the_table_is_printed_and_written(home: Path) -> None:
+    result = gradshare("table", "--out", str(home))
+    assert result.exception is None
+    row = next(line for line in result.output.splitlines() if "MAML/5" in line)
+    assert [word.strip() for word in row.strip("| ").split("|")] == [
+        "MAML/5",
+        "83.2 ± 1.4 %",
+        "47.1 ± 0.9 %",
+        "83.4 ± 1.4 %",
+        "48.9 ± 0.9 %",
+        "66 %",
+        "0 %",
+        "25 %",
+    ]
+    assert "2 of 144 cells finished, one seed each." in result.output
+    for ending in ("md", "tex", "csv"):
+        path = home / f"table1.{ending}"
+        assert f"Written: {path}" in result.output
+        assert path.stat().st_size > 1000
+
+
+def test_the_figures_with_data_are_drawn(home: Path) -> None:
+    result = gradshare("figures", "--out", str(home))
+    assert result.exception is None
+    names = ["figure-4.png", "figure-4.svg", "figure-5.png", "figure-5.svg"]
+    assert sorted(path.name for path in (home / "figures").iterdir()) == names
+    assert result.output.splitlines() == [f"Written: {home / 'figures' / name}" for name in names]
+
+
+@pytest.mark.parametrize("command", ["table", "figures"])
+def test_without_results_it_says_what_to_run(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = gradshare(command).exception
+    assert isinstance(error, RunError)
+    assert str(error) == (
+        "results/paper holds no finished cell; train some with `gradshare paper run "
+        "--scale paper`, or name another folder with --out"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(home: Path) -> None:
+    (home / "figures").touch()
+    error = gradshare("figures", "--out", str(home)).exception
+    assert isinstance(error, RunError)
+    assert str(error) == (
+        f"{home / 'figures'}: the folder cannot be made: File exists; choose another output folder"
+    )
