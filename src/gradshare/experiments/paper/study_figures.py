@@ -43,10 +43,8 @@ def draw_study(name: str, study: Study, conditions: Sequence[Condition]) -> list
         study: what it is.
         conditions: its finished comparisons.
     """
-    if study.sweep is not None:
-        return [_draw_sweep(name, study, conditions)]
-    drawings = []
-    for condition in conditions:
+    drawings = [] if study.sweep is None else [_draw_sweep(name, study, conditions)]
+    for condition in conditions if study.curves else ():
         prefix = "-".join((name, *condition.labels.values()))
         if len(condition.arms) >= MANY_ARMS:
             drawings.append(_draw_arms(prefix, study, condition))
