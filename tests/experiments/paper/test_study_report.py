@@ -14,7 +14,7 @@ from gradshare.errors import RunError
 from gradshare.experiments.drawing import save_all
 from gradshare.experiments.paper.conditions import Condition, conditions
 from gradshare.experiments.paper.formats import latex, markdown
-from gradshare.experiments.paper.plan import Study
+from gradshare.experiments.paper.plan import Study, load_plan
 from gradshare.experiments.paper.study_figures import draw_study
 from gradshare.experiments.paper.study_report import draw_studies, write_study_tables
 from gradshare.experiments.paper.study_tables import (
@@ -115,7 +115,7 @@ def test_each_arm_is_compared_at_the_rate_that_validation_chose() -> None:
 
 def test_a_sweep_is_drawn_against_its_setting() -> None:
     found = conditions(PLAN, RATES, "rates")
-    (drawing,) = draw_study("rates", PLAN.studies["rates"], found)
+    (drawing,) = draw_study("rates", PLAN.studies["rates"], found, RATES)
     (axes,) = drawing.figure.axes
     assert axes.get_xscale() == "log"
     assert axes.get_xlabel() == "inner rate"
@@ -138,7 +138,9 @@ def test_few_arms_are_drawn_as_curves() -> None:
     more = results_with(
         {f"controls/seed-{s}/{name}": arm(SHARING, seed=s) for s in (0, 1) for name in TWO}
     )
-    drawn = draw_study("controls", PLAN.studies["controls"], conditions(PLAN, more, "controls"))
+    drawn = draw_study(
+        "controls", PLAN.studies["controls"], conditions(PLAN, more, "controls"), more
+    )
     assert [drawing.name for drawing in drawn] == [
         "controls-validation",
         "controls-sharing",
@@ -155,7 +157,7 @@ def test_many_arms_are_put_beside_each_other() -> None:
         comparison([arm(name, seed=seed, test_shift=0.05 * (name == "two")) for name in names])
         for seed in (0, 1)
     )
-    (drawing,) = draw_study("many", study, [Condition("many", {}, results)])
+    (drawing,) = draw_study("many", study, [Condition("many", {}, results)], {})
     left, right = drawing.figure.axes
     assert [text.get_text() for text in left.get_yticklabels()] == list(names)
     assert [axes.get_title(loc="left") for axes in (left, right)] == [
@@ -170,6 +172,25 @@ def test_many_arms_are_put_beside_each_other() -> None:
     assert len(places) == len(names) - 1
     assert places.index(max(places)) == 2
     assert "Which? Means over 2 seeds" in drawing.note.get_text()
+
+
+def test_many_comparisons_are_panels_of_one_figure() -> None:
+    plan = load_plan("cpu")
+    results = {
+        cell: comparison(
+            [arm(cell.config.arm, epochs=12)], config=cell.config.model_dump(mode="json")
+        )
+        for cell in plan.cells()
+        if cell.study == "early"
+        and (cell.labels["rate"] == "rate-1x" or "/maml/batch-5/" in cell.name)
+    }
+    found = conditions(plan, results, "early")
+    drawn = draw_study("early", plan.studies["early"], found, results)
+    assert [drawing.name for drawing in drawn] == ["early-validation", "early-sharing"]
+    for drawing in drawn:
+        assert len(drawing.figure.axes) == 3 * 4
+    titles = [axes.get_title() for axes in drawn[0].figure.axes[:3]]
+    assert titles == ["MAML", "Meta-SGD", "MAML++"]
 
 
 def test_what_is_finished_is_written_and_what_is_not_is_said(tmp_path: Path) -> None:

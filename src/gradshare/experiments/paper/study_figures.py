@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -23,11 +24,20 @@ from gradshare.experiments.drawing import (
     style,
 )
 from gradshare.experiments.figures import draw_all
-from gradshare.experiments.paper.conditions import Condition
+from gradshare.experiments.paper.conditions import ARM, SEED, Condition
 from gradshare.experiments.paper.evidence import difference, differences, mean_test_accuracy
-from gradshare.experiments.paper.plan import Study
+from gradshare.experiments.paper.panels import (
+    Heading,
+    Panels,
+    draw_sharing_panels,
+    draw_validation_panels,
+)
+from gradshare.experiments.paper.plan import Cell, Study
 from gradshare.experiments.paper.study_tables import YARDSTICKS
-from gradshare.experiments.results import Arm
+from gradshare.experiments.results import ORIGINAL, Arm, Results
+
+MANY_CONDITIONS: Final = 4
+"""With more comparisons than so many, their curves are panels of one figure."""
 
 MANY_ARMS: Final = 6
 """From so many arms on their curves would hide each other, and they are put beside each other."""
@@ -35,14 +45,22 @@ MANY_ARMS: Final = 6
 SETTINGS: Final = {"inner_lr": "inner rate", "task_batch": "tasks in a batch (T)"}
 
 
-def draw_study(name: str, study: Study, conditions: Sequence[Condition]) -> list[Drawing]:
+def draw_study(
+    name: str,
+    study: Study,
+    conditions: Sequence[Condition],
+    results: Mapping[Cell, Results],
+) -> list[Drawing]:
     """Every figure of a study.
 
     Args:
         name: of the study; it begins the figures' names.
         study: what it is.
         conditions: its finished comparisons.
+        results: of its finished cells.
     """
+    if len(conditions) > MANY_CONDITIONS and study.curves:
+        return _draw_panels(name, study, conditions[0].arms, results)
     drawings = [] if study.sweep is None else [_draw_sweep(name, study, conditions)]
     for condition in conditions if study.curves else ():
         prefix = "-".join((name, *condition.labels.values()))
@@ -53,6 +71,31 @@ def draw_study(name: str, study: Study, conditions: Sequence[Condition]) -> list
                 Drawing(f"{prefix}-{d.name}", d.figure, d.description, d.note)
                 for d in draw_all(condition.results)
             ]
+    return drawings
+
+
+def _draw_panels(
+    name: str, study: Study, arms: Sequence[str], results: Mapping[Cell, Results]
+) -> list[Drawing]:
+    """A column for each label of the study's first axis, a row for each combination of the others,
+    as in the paper's Figures 6 and 7.
+    """
+    first, *others = (axis for axis in study.axes if axis not in (ARM, SEED))
+    columns = [Heading(wording.method(label), frozenset({label})) for label in study.axes[first]]
+    rows = [
+        Heading(", ".join(labels), frozenset(labels))
+        for labels in itertools.product(*(study.axes[axis] for axis in others))
+    ]
+    drawings = []
+    for draw, what in (
+        (draw_validation_panels, "validation"),
+        (draw_sharing_panels, "sharing"),
+    ):
+        learning = [arm for arm in arms if what == "validation" or arm != ORIGINAL]
+        title = textwrap.fill(_sentence(study), 76)
+        panels = Panels(f"{name}-{what}", title, results, rows, columns, learning)
+        if any(run.sharing or what == "validation" for runs in panels.all_runs() for run in runs):
+            drawings.append(draw(panels))
     return drawings
 
 
@@ -223,6 +266,6 @@ def _bars(counts: Sequence[int]) -> str:
         return "One seed; bars: 95 % intervals over test tasks."
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return (
-        f"Means over {seeds} seeds; bars: 95 % intervals over seeds and test tasks; small: the "
-        "seeds."
+        f"Means over {seeds} seeds; bars: 95 % intervals over seeds and test tasks; small "
+        "marks: the seeds."
     )

@@ -80,7 +80,9 @@ def draw_studies(plan: Plan, results: Mapping[Cell, Results]) -> list[Drawing]:
     return [
         drawing
         for name, study, found in studies_of(plan, results)
-        for drawing in draw_study(name, study, found)
+        for drawing in draw_study(
+            name, study, found, {cell: one for cell, one in results.items() if cell.study == name}
+        )
     ]
 
 
