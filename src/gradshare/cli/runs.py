@@ -28,7 +28,7 @@ from gradshare.experiments.seeds import seeds_of
 from gradshare.experiments.table import arm_rows, comparison_rows
 from gradshare.experiments.verdict import verdict
 from gradshare.experiments.wording import accuracy, counted, method
-from gradshare.training.config import RunConfig
+from gradshare.training.config import ARM_FIELDS, RunConfig
 from gradshare.training.dry_run import Estimate
 from gradshare.training.dry_run import dry_run as estimate_run
 from gradshare.training.evaluation import measure_test
@@ -39,8 +39,6 @@ from gradshare.training.preflight import amount
 from gradshare.training.run import train
 from gradshare.training.setup import choose_device, set_up
 from gradshare.training.statistics import confidence95
-
-ARM_FIELDS = ("sharing", "sharing_control", "fixed_lambda", "fixed_m")
 
 
 def out_option(*, required: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:

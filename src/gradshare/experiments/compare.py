@@ -16,7 +16,7 @@ from gradshare.experiments.executors.job import Finished, Job
 from gradshare.experiments.executors.loop import Executor, WatchAll, run_all
 from gradshare.experiments.results import FILENAME, Results, save_results
 from gradshare.experiments.speedup import results_of
-from gradshare.training.config import RunConfig
+from gradshare.training.config import ARM_FIELDS, RunConfig
 from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.preflight import require_memory
 from gradshare.training.setup import set_up
@@ -94,7 +94,7 @@ def compare(
 def results_of_runs(runs: Sequence[Finished], command: str) -> Results:
     """What the runs of one seed came to, side by side."""
     config = runs[0].result.config
-    shared = config.model_dump(mode="json", exclude={"sharing", "sharing_control"})
+    shared = config.model_dump(mode="json", exclude=set(ARM_FIELDS))
     return results_of(
         [arm_of(run.result) for run in runs],
         dataset=config.dataset,

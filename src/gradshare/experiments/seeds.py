@@ -9,6 +9,8 @@ from typing import Final
 from gradshare.errors import RunError
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Results
 from gradshare.experiments.speedup import results_of
+from gradshare.training.config import ARM_FIELDS
+from gradshare.training.folder import MACHINE_FIELDS
 from gradshare.training.statistics import Z95, Interval, confidence95
 
 # The 97.5 % quantile of Student's t for 1, 2, … 30 degrees of freedom.
@@ -19,9 +21,7 @@ STUDENT: Final = (
 )
 
 # Settings that tell the runs of one comparison apart, or that change no result.
-MAY_DIFFER: Final = frozenset(
-    {"seed", "sharing", "sharing_control", "device", "threads", "workers", "data_root"}
-)
+MAY_DIFFER: Final = frozenset({"seed", *ARM_FIELDS, *MACHINE_FIELDS})
 
 
 def student975(freedom: int) -> float:
@@ -60,10 +60,15 @@ def one_a_seed(results: Sequence[Results]) -> tuple[Results, ...]:
     by_seed: dict[int, list[Results]] = {}
     for one in results:
         by_seed.setdefault(one.arms[0].seed, []).append(one)
-    return tuple(_together(by_seed[seed]) for seed in sorted(by_seed))
+    return tuple(together(by_seed[seed]) for seed in sorted(by_seed))
 
 
-def _together(parts: Sequence[Results]) -> Results:
+def together(parts: Sequence[Results]) -> Results:
+    """Results of one seed that were trained apart, as if one command had trained them.
+
+    Raises:
+        ValidationError: two of them have an arm of the same name.
+    """
     first = parts[0]
     if len(parts) == 1:
         return first

@@ -27,6 +27,9 @@ Method = Literal["maml", "meta-sgd", "maml++"]
 Order = Literal["second", "first"]
 MAX_CONFIG_BYTES = 64 << 10
 
+# What tells the arms of a comparison apart.
+ARM_FIELDS = ("sharing", "sharing_control", "fixed_lambda", "fixed_m")
+
 PixelScaling = Literal["dataset", "imagenet", "unit"]
 SharingControl = Literal[
     "rate-control", "learned-rates", "own-gradient", "unnormalized", "detached", "forgotten"
@@ -292,10 +295,12 @@ class RunConfig(BaseModel):
 
     @property
     def arm(self) -> str:
-        """What the run is called in a comparison."""
+        """What the run is called in a comparison, by its `ARM_FIELDS`."""
         if not self.sharing:
             return "original"
-        return self.sharing_control or "gradient-sharing"
+        held = {"lambda": self.fixed_lambda, "m": self.fixed_m}
+        gates = (f"{name}-{gate:g}" for name, gate in held.items() if gate is not None)
+        return "-".join((self.sharing_control or "gradient-sharing", *gates))
 
     @property
     def iterations(self) -> int:

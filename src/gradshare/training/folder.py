@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter
@@ -190,14 +190,13 @@ class RunFolder:
         Raises:
             RunError: a setting differs from the stored one.
         """
-        stored = self.config()
-        for name in RunConfig.model_fields:
-            old, new = getattr(stored, name), getattr(config, name)
-            if name not in CHANGEABLE_FIELDS and old != new:
-                raise RunError(
-                    f"{self.path} holds a run with {name} {old!r}, this one has {new!r}; continue "
-                    "it with its own settings, or choose another folder with --out"
-                )
+        difference = first_difference(self.config(), config)
+        if difference is not None:
+            name, old, new = difference
+            raise RunError(
+                f"{self.path} holds a run with {name} {old!r}, this one has {new!r}; continue it "
+                "with its own settings, or choose another folder with --out"
+            )
 
     def history(self) -> list[EpochRecord]:
         """The records of the completed epochs.
@@ -286,6 +285,15 @@ class RunFolder:
 
     def _epoch(self, epoch: int) -> Path:
         return self._checkpoints / f"epoch-{epoch:06d}.safetensors"
+
+
+def first_difference(stored: RunConfig, config: RunConfig) -> tuple[str, Any, Any] | None:
+    """The name and both values of the first setting that makes two runs different ones."""
+    for name in RunConfig.model_fields:
+        old, new = getattr(stored, name), getattr(config, name)
+        if name not in CHANGEABLE_FIELDS and old != new:
+            return name, old, new
+    return None
 
 
 def _load(path: Path, like: Model) -> Checkpoint:

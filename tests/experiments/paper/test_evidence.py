@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from gradshare.experiments.paper.conditions import Condition, conditions
 from gradshare.experiments.paper.evidence import (
     difference,
+    differences,
+    fits,
     flattened,
     mean_test_accuracy,
-    over_fitting,
+    over_seeds_and_tasks,
     paces,
     papers_speedups,
+    seconds_an_epoch,
     smoothed,
 )
 from gradshare.experiments.results import (
@@ -51,8 +55,7 @@ def test_cells_that_differ_in_arm_and_seed_alone_are_one_comparison() -> None:
         for name in (ORIGINAL, SHARING)
     }
     low, high = conditions(PLAN, results_with(runs), "rates")
-    assert (low.name, high.name) == ("rates rate-0.1", "rates rate-1")
-    assert low.labels == {"rate": "rate-0.1"}
+    assert (low.labels, high.labels) == ({"rate": "rate-0.1"}, {"rate": "rate-1"})
     assert [one.arms[0].seed for one in low.results] == [0, 2]
     assert low.arms == (ORIGINAL, SHARING)
     assert low.results[0].pair(SHARING, ORIGINAL) is not None
@@ -77,21 +80,41 @@ def test_borrowed_cells_stand_in_under_the_labels_of_the_borrower() -> None:
     assert (five.labels, single.labels) == ({"batch": "batch-5"}, {"batch": "batch-1"})
 
 
-def test_a_difference_over_seeds_has_students_interval_and_says_what_it_could_have_shown() -> None:
+def test_an_interval_covers_other_seeds_and_other_tasks() -> None:
+    seeds = np.array([0.1, 0.2, 0.3])[:, None]
+    tasks = np.tile([-0.1, 0.1], 50)[None]
+    interval = over_seeds_and_tasks(list(0.5 + seeds + tasks))
+    assert interval.mean == pytest.approx(0.7)
+    assert interval.n == 3
+    of_seeds = 4.3027 * 0.1 / math.sqrt(3)
+    of_tasks = 1.96 * tasks.std(ddof=1) / math.sqrt(100)
+    assert interval.ci95 == pytest.approx(math.hypot(of_seeds, of_tasks), rel=1e-4)
+    # Seeds that agree by luck leave the tasks' share.
+    same = over_seeds_and_tasks([0.5 + tasks[0], 0.5 + tasks[0]])
+    assert same.ci95 == pytest.approx(of_tasks)
+    alone = over_seeds_and_tasks([0.5 + tasks[0]])
+    assert alone.ci95 == pytest.approx(of_tasks)
+    assert alone.n == 100
+
+
+def test_a_difference_over_seeds_says_what_it_could_have_shown() -> None:
     seeds = [
         comparison([arm(SHARING, seed=s, test_shift=shift), arm(ORIGINAL, seed=s)])
         for s, shift in ((0, 0.02), (1, 0.04), (2, 0.06))
     ]
-    found = difference(Condition("toy", {}, tuple(seeds)), SHARING, ORIGINAL)
+    condition = Condition("toy", {}, tuple(seeds))
+    found = difference(condition, SHARING, ORIGINAL)
     assert found is not None
-    each = [pair.difference for s in seeds if (pair := s.pair(SHARING, ORIGINAL))]
-    mean = math.fsum(each) / 3
-    error = math.sqrt(sum((x - mean) ** 2 for x in each) / 2 / 3)
+    each = differences(condition, SHARING, ORIGINAL)
     assert found.seeds == 3
-    assert found.interval.mean == pytest.approx(mean)
-    assert found.interval.ci95 == pytest.approx(4.3027 * error, rel=1e-4)
-    assert found.detectable == pytest.approx((4.3027 + 1.0607) * error, rel=1e-4)
-    assert found.decided == (mean > 4.3027 * error)
+    assert found.interval.mean == pytest.approx(math.fsum(e.mean for e in each) / 3)
+    assert [e.mean for e in each] == pytest.approx(
+        [pair.difference for one in seeds if (pair := one.pair(SHARING, ORIGINAL))]
+    )
+    assert found.interval.ci95 is not None
+    assert found.detectable == pytest.approx(
+        found.interval.ci95 * (4.3027 + 1.0607) / 4.3027, rel=1e-4
+    )
 
 
 def test_a_difference_of_one_seed_is_over_tasks() -> None:
@@ -103,7 +126,6 @@ def test_a_difference_of_one_seed_is_over_tasks() -> None:
     assert expected.ci95 is not None
     assert found.interval == expected.interval
     assert found.detectable == pytest.approx((1.96 + 0.8416) / 1.96 * expected.ci95)
-    assert found.decided
     assert difference(Condition("toy", {}, (pair,)), SHARING, RATE_CONTROL) is None
 
 
@@ -115,45 +137,63 @@ def test_a_run_that_diverged_at_once_guesses() -> None:
     assert interval is not None
     assert interval.mean == pytest.approx((CHANCE + sound.test.accuracy) / 2)
     assert mean_test_accuracy([lost]) is None
-    assert mean_test_accuracy([sound]) == sound.test.interval
+    sharing = arm(SHARING, seed=1)
+    assert sharing.test is not None
+    found = difference(one(lost, sharing), SHARING, ORIGINAL)
+    assert found is not None
+    assert found.interval.mean == pytest.approx(sharing.test.accuracy - CHANCE)
 
 
 def test_smoothing_is_centred_and_moves_the_best_epoch_with_it() -> None:
-    curve = smoothed(rising(0.2, 0.5, 0.5, 0.8, 0.5, 0.5))
-    means = [0.2, 0.4, 0.6, 0.6, 0.6, 0.5]
-    assert [v.accuracy for v in curve.validation] == pytest.approx(means)
-    assert curve.best_epoch == 3
+    curve = smoothed(rising(0.2, 0.5, 0.5, 0.8, 0.5, 0.9))
+    assert [v.accuracy for v in curve.validation] == pytest.approx([0.2, 0.4, 0.6, 0.6, 2.2 / 3])
+    assert curve.best_epoch == 5
     assert smoothed(arm(ORIGINAL, epochs=0, outcome="diverged")).best_epoch is None
+    assert [v.accuracy for v in smoothed(rising(0.3)).validation] == [0.3]
 
 
 def test_pace_is_in_iterations_and_in_seconds() -> None:
     # Smoothed: the original reaches 80 % of 0.2 → 0.6 at 0.52 in epoch 5, sharing in epoch 3.
-    original = rising(0.2, 0.3, 0.4, 0.5, 0.6, 0.6, 0.6, seconds=10)
-    sharing = rising(0.2, 0.4, 0.6, 0.6, 0.6, 0.6, 0.6, seconds=15, name=SHARING)
+    original = rising(0.2, 0.3, 0.4, 0.5, 0.6, 0.6, 0.6, 0.6, seconds=10)
+    sharing = rising(0.2, 0.4, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, seconds=15, name=SHARING)
     eighty, ninety, most = paces(one(original, sharing), SHARING)
     assert (eighty.share, ninety.share, most.share) == ("80", "90", "95")
-    assert eighty.iterations == (150,)
-    assert eighty.speedup is not None
-    assert eighty.wall is not None
-    assert eighty.speedup.mean == pytest.approx((5 - 3) / 3)
-    assert eighty.wall.mean == pytest.approx((50 - 45) / 45)
-    never = rising(0.2, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, name=SHARING)
+    assert (eighty.iterations, eighty.at_once) == ((150,), (False,))
+    assert list(eighty.ratios) == pytest.approx([5 / 3])
+    assert list(eighty.seconds) == pytest.approx([50 / 45])
+    never = rising(0.2, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, name=SHARING)
     last = paces(one(original, never), SHARING)[2]
-    assert (last.iterations, last.speedup, last.wall) == ((None,), None, None)
+    assert (last.iterations, last.ratios, last.seconds) == ((None,), (), ())
+    quick = rising(*[0.7] * 8, name=SHARING)
+    assert paces(one(original, quick), SHARING)[0].at_once == (True,)
 
 
-def test_the_papers_speed_up_needs_flat_curves() -> None:
-    flat = rising(0.2, 0.4, 0.6, 0.61, 0.6, 0.6, 0.6, 0.6)
-    climbing = rising(0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55)
+def test_where_the_original_did_not_train_there_is_no_share_of_its_gain() -> None:
+    flat = arm(ORIGINAL, gain=0.0, noise=0.0)
+    for pace in paces(one(flat, arm(SHARING)), SHARING):
+        assert (pace.iterations, pace.ratios) == ((None,), ())
+
+
+def test_the_cost_of_an_epoch_is_the_least_that_any_took() -> None:
+    calm, busy = rising(*[0.5] * 4, seconds=10), rising(*[0.5] * 4, seconds=30)
+    assert seconds_an_epoch([busy, calm]) == 10
+    assert seconds_an_epoch([arm(ORIGINAL)]) is None
+
+
+def test_the_papers_speed_up_needs_long_flat_and_steady_curves() -> None:
+    flat = rising(0.2, 0.4, 0.6, 0.7, *[0.6] * 16)
     assert flattened(flat)
-    assert not flattened(climbing)
-    assert not flattened(rising(0.6, 0.6, 0.6))
-    quick = rising(0.5, 0.61, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, name=SHARING)
+    assert not flattened(rising(0.2, 0.4, 0.6, 0.7, *[0.6] * 6))  # too short
+    assert not flattened(rising(*np.linspace(0.2, 0.6, 20)))  # rises
+    assert not flattened(rising(*[0.6] * 15, *[0.4] * 5))  # collapses
+    assert not flattened(rising(*[0.6] * 18, 0.63, 0.63))  # is best at its end
+    quick = rising(0.5, 0.7, *[0.6] * 18, name=SHARING)
     assert papers_speedups(one(flat, quick), SHARING) == [pytest.approx((4 - 2) / 2)]
+    climbing = rising(*np.linspace(0.2, 0.6, 20))
     assert papers_speedups(one(climbing, quick), SHARING) == [None]
 
 
-def test_over_fitting_is_support_above_query_early_and_late() -> None:
+def test_the_fit_after_adaptation_early_and_late() -> None:
     def point(epoch: int, support: float | None, query: float) -> InnerLoopPoint:
         others = dict.fromkeys(InnerLoopPoint.model_fields, 0.5)
         given = {"support_accuracy_after": support, "query_accuracy_after": query}
@@ -163,8 +203,9 @@ def test_over_fitting_is_support_above_query_early_and_late() -> None:
         point(epoch, support, 0.5)
         for epoch, support in enumerate((0.9, 0.8, 0.7, None, 0.7, 0.6, 0.6), start=1)
     )
-    found = over_fitting([arm(ORIGINAL).model_copy(update={"inner_loop": points})])
+    found = fits([arm(ORIGINAL).model_copy(update={"inner_loop": points})])
     assert found is not None
-    assert found.early.mean == pytest.approx((0.4 + 0.3) / 2)
-    assert found.late.mean == pytest.approx((0.1 + 0.1) / 2)
-    assert over_fitting([arm(ORIGINAL, epochs=0, outcome="diverged")]) is None
+    early, late = found
+    assert (early.support, early.query, early.gap) == pytest.approx((0.85, 0.5, 0.35))
+    assert (late.support, late.query, late.gap) == pytest.approx((0.6, 0.5, 0.1))
+    assert fits([arm(ORIGINAL, epochs=0, outcome="diverged")]) is None

@@ -10,9 +10,10 @@ import pytest
 
 from gradshare.errors import DataError, GradshareError, RunError
 from gradshare.experiments.executors.local import LocalExecutor
-from gradshare.experiments.paper.grid import FAILURE, run_cells, standing
+from gradshare.experiments.paper.grid import FAILURE, Standing, run_cells, standing, unfinished
 from gradshare.experiments.paper.plan import Cell, Plan
 from gradshare.experiments.paper.status import progress
+from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.run import Progress, train
 from tests.conftest import TINY_SIZE
@@ -34,6 +35,11 @@ def ignore(name: str, progress: Progress) -> None:
     pass
 
 
+def run(cells: list[Cell], out: Path, executor: CountingExecutor) -> list[Standing]:
+    """What `gradshare paper run` does."""
+    return run_cells(unfinished([standing(c, out) for c in cells]), "cpu", out, executor, ignore)
+
+
 @pytest.fixture
 def cells(tiny: dict[str, Any]) -> list[Cell]:
     arms = {"original": {"sharing": False}, "gradient-sharing": {"sharing": True}}
@@ -46,20 +52,21 @@ def test_cells_are_trained_once_and_finished_by_their_results_alone(
     cells: list[Cell], tmp_path: Path
 ) -> None:
     first = CountingExecutor()
-    done = run_cells(cells[:1], "cpu", tmp_path, first, ignore)
+    done = run(cells[:1], tmp_path, first)
     assert [(one.cell.name, one.state) for one in done] == [("toy/original", "done")]
     results = done[0].results
     assert results is not None
     assert results.command == "gradshare paper run --scale cpu --only toy/original"
     assert results.arms[0].name == "original"
+    assert not {"data_root", "device", "threads"} & results.config.keys()
 
     shutil.rmtree(tmp_path / "toy/original/checkpoints")
     (tmp_path / "toy/original/config.yaml").unlink()
     again = CountingExecutor()
-    both = run_cells(cells, "cpu", tmp_path, again, ignore)
+    (other,) = run(cells, tmp_path, again)
     assert again.started == ["toy/gradient-sharing"]
-    assert [one.state for one in both] == ["done", "done"]
-    assert both[0].results == results
+    assert other.state == "done"
+    assert standing(cells[0], tmp_path).results == results
 
 
 def test_a_cell_that_fails_is_noted_and_tried_again_the_next_time(
@@ -68,16 +75,16 @@ def test_a_cell_that_fails_is_noted_and_tried_again_the_next_time(
     stray = tmp_path / "toy/original/thesis.txt"
     stray.parent.mkdir(parents=True)
     stray.write_text("years", encoding="utf-8")
-    failed, done = run_cells(cells, "cpu", tmp_path, CountingExecutor(), ignore)
+    failed, done = run(cells, tmp_path, CountingExecutor())
     assert (failed.state, done.state) == ("failed", "done")
-    assert failed.failure == (
+    assert failed.fault == (
         f"the output folder {stray.parent} already holds 'thesis.txt'; choose another with --out, "
         "continue it with --resume auto, or delete it if you no longer need it"
     )
-    assert (stray.parent / FAILURE).read_text(encoding="utf-8") == f"{failed.failure}\n"
+    assert (stray.parent / FAILURE).read_text(encoding="utf-8") == f"{failed.fault}\n"
     stray.unlink()
     again = CountingExecutor()
-    assert [s.state for s in run_cells(cells, "cpu", tmp_path, again, ignore)] == ["done", "done"]
+    assert [one.state for one in run(cells, tmp_path, again)] == ["done"]
     assert again.started == ["toy/original"]
     assert not (stray.parent / FAILURE).exists()
 
@@ -85,16 +92,68 @@ def test_a_cell_that_fails_is_noted_and_tried_again_the_next_time(
 def test_a_folder_with_another_run_is_refused_before_anything_is_begun(
     cells: list[Cell], tmp_path: Path
 ) -> None:
-    run_cells(cells[:1], "cpu", tmp_path, CountingExecutor(), ignore)
+    run(cells[:1], tmp_path, CountingExecutor())
     shutil.move(tmp_path / "toy/original", tmp_path / "toy/gradient-sharing")
     executor = CountingExecutor()
     with pytest.raises(RunError) as error:
-        run_cells(cells, "cpu", tmp_path, executor, ignore)
+        run(cells, tmp_path, executor)
+    folder = tmp_path / "toy/gradient-sharing"
     assert str(error.value) == (
-        f"{tmp_path / 'toy/gradient-sharing'} holds a run with sharing False, the plan has True; "
-        "use another --out, or move that folder away"
+        f"cell toy/gradient-sharing: {folder} holds a run with sharing False, the plan has True. "
+        "Move its folder away, or leave it out with --only"
     )
     assert executor.started == []
+    # The others can be looked at, and trained.
+    assert [standing(cell, tmp_path).state for cell in cells] == ["left", "unreadable"]
+    assert [one.state for one in run(cells[:1], tmp_path, executor)] == ["done"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "fault"),
+    [
+        ("results.json", "{", "results.json: not valid JSON at line 1"),
+        ("config.yaml", "sharing: perhaps", "holds a run with settings that are none: --sharing "),
+        ("config.yaml", "novel: 1", "unknown setting 'novel'"),
+    ],
+)
+def test_a_damaged_cell_is_named_and_hides_no_other(
+    cells: list[Cell], tmp_path: Path, file: str, content: str, fault: str
+) -> None:
+    folder = tmp_path / "toy/original"
+    folder.mkdir(parents=True)
+    (folder / file).write_text(content, encoding="utf-8")
+    damaged, left = (standing(cell, tmp_path) for cell in cells)
+    assert (damaged.state, left.state) == ("unreadable", "left")
+    assert damaged.fault is not None
+    assert fault in damaged.fault
+    assert str(folder) in damaged.fault
+
+
+def test_a_cell_that_another_process_trains_is_left_to_it(
+    cells: list[Cell], tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "toy/original")
+    with folder.locked():
+        found = [standing(cell, tmp_path) for cell in cells]
+        assert [one.state for one in found] == ["running", "left"]
+        assert [cell.name for cell in unfinished(found)] == ["toy/gradient-sharing"]
+    assert standing(cells[0], tmp_path).state == "left"
+
+
+def test_a_result_that_cannot_be_written_fails_its_own_cell_alone(
+    cells: list[Cell], tmp_path: Path
+) -> None:
+    # A folder in the place of the file, which even a superuser cannot write.
+    executor = CountingExecutor()
+
+    def block(name: str, progress: Progress) -> None:
+        if name == "toy/original":
+            (tmp_path / name / "results.json").mkdir(exist_ok=True)
+
+    found = run_cells(cells, "cpu", tmp_path, executor, block)
+    assert [one.state for one in found] == ["unreadable", "done"]
+    failure = (tmp_path / "toy/original" / FAILURE).read_text(encoding="utf-8")
+    assert failure.startswith(f"{tmp_path / 'toy/original/results.json'} cannot be written: ")
 
 
 def test_missing_data_is_named_before_anything_is_begun(

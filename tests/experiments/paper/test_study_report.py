@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
 
 from gradshare.errors import RunError
 from gradshare.experiments.drawing import save_all
-from gradshare.experiments.paper.conditions import conditions
-from gradshare.experiments.paper.formats import comma_separated, latex, markdown
+from gradshare.experiments.paper.conditions import Condition, conditions
+from gradshare.experiments.paper.formats import latex, markdown
+from gradshare.experiments.paper.plan import Study, load_plan
 from gradshare.experiments.paper.study_figures import draw_study
 from gradshare.experiments.paper.study_report import draw_studies, write_study_tables
-from gradshare.experiments.paper.study_tables import accuracy_rows, mechanism_rows, pace_rows
+from gradshare.experiments.paper.study_tables import (
+    accuracy_rows,
+    best_rows,
+    mechanism_rows,
+    pace_rows,
+)
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING
-from tests.experiments.paper.toy import PLAN, results_with
-from tests.experiments.synthetic_results import arm
+from tests.experiments.paper.toy import PLAN, SEEDS, results_with
+from tests.experiments.synthetic_results import arm, comparison
 
 ROWS = [{"what": "a|b & 50 %", "σ(λ)": "−1.2 ± 0.3"}, {"what": "", "σ(λ)": "–"}]
+
+TWO = ("held", "half")
 
 RATES = results_with(
     {
@@ -37,7 +48,7 @@ RATES = results_with(
 )
 
 
-def test_rows_as_markdown_latex_and_csv() -> None:
+def test_rows_as_markdown_and_latex() -> None:
     assert markdown(ROWS) == (
         "| what | σ(λ) |\n| --- | --- |\n| a\\|b & 50 % | −1.2 ± 0.3 |\n|  | – |\n"
     )
@@ -50,7 +61,6 @@ def test_rows_as_markdown_latex_and_csv() -> None:
         r"    a|b \& 50\,\% & $-$1.2 $\pm$ 0.3 \\",
         r"     & -- \\",
     ]
-    assert list(csv.DictReader(comma_separated(ROWS).splitlines())) == ROWS
 
 
 def test_a_row_for_every_arm_of_every_condition() -> None:
@@ -68,21 +78,44 @@ def test_a_row_for_every_arm_of_every_condition() -> None:
         assert [(row["rate"], row["arm"]) for row in rows] == heads
     assert {row["seeds"] for row in accuracy} == {"3"}
     assert accuracy[0]["− original"] == "–"
-    assert accuracy[1]["− original"] == "+3.2 ± 2.8 points (3.5)"
+    assert accuracy[1]["− original"] == "+3.2 ± 3.1 points (3.9)"
     assert accuracy[3]["outcome"] == "not trained"
     assert accuracy[3]["− rate-control"] == "–"
     # Where the original did not train there is no gain to have a share of.
     assert pace[4]["iterations to 80 / 90 / 95 %"] == "– / – / –"
     assert pace[0]["sooner, in iterations"] == "–"
-    assert pace[1]["paper’s speed-up"] != "–"
+    assert pace[1]["paper’s speed-up"] == "not flat"
+    assert pace[1]["sooner, in iterations"].count(" / ") == 2
     assert mechanism[0]["σ(λ) at the end"] == "–"
     assert mechanism[2]["σ(m) at the end"] == "–"
-    assert mechanism[1]["over-fitting, first third"].startswith("+")
+    assert re.fullmatch(r"\d+\.\d / \d+\.\d, gap \d+\.\d %", mechanism[1]["first third"])
+
+
+def test_each_arm_is_compared_at_the_rate_that_validation_chose() -> None:
+    rows = best_rows(conditions(PLAN, RATES, "rates"))
+    assert [(row["arm"], row["at"]) for row in rows] == [
+        (ORIGINAL, "rate-0.1"),
+        (SHARING, "rate-0.1"),
+        (RATE_CONTROL, "rate-0.1"),
+    ]
+    high = {
+        cell: found
+        for cell, found in RATES.items()
+        if cell.labels["arm"] != SHARING or cell.labels["rate"] == "rate-1"
+    }
+    by_arm = {row["arm"]: row for row in best_rows(conditions(PLAN, high, "rates"))}
+    assert {name: row["at"] for name, row in by_arm.items()} == {
+        ORIGINAL: "rate-0.1",
+        SHARING: "rate-1",
+        RATE_CONTROL: "rate-0.1",
+    }
+    assert by_arm[SHARING]["− original"].startswith("−")
+    assert {row["seeds"] for row in by_arm.values()} == {"3"}
 
 
 def test_a_sweep_is_drawn_against_its_setting() -> None:
     found = conditions(PLAN, RATES, "rates")
-    (drawing,) = draw_study("rates", PLAN.studies["rates"], found)
+    (drawing,) = draw_study("rates", PLAN.studies["rates"], found, RATES)
     (axes,) = drawing.figure.axes
     assert axes.get_xscale() == "log"
     assert axes.get_xlabel() == "inner rate"
@@ -94,41 +127,87 @@ def test_a_sweep_is_drawn_against_its_setting() -> None:
         "chance",
         "a run that did not train",
     ]
-    assert "3 seeds" in drawing.note.get_text()
+    assert "Means over 3 seeds" in drawing.note.get_text()
+    crosses = [np.asarray(line.get_xdata()) for line in axes.lines if line.get_marker() == "x"]
+    assert [len(places) for places in crosses if len(places)] == [3]
     assert drawing.description.startswith("Test accuracy against inner rate: original: ")
     assert " at 0.1, " in drawing.description
 
 
-def test_many_arms_are_put_beside_each_other() -> None:
-    names = ("held", "half")
+def test_few_arms_are_drawn_as_curves() -> None:
     more = results_with(
-        {
-            f"controls/seed-{seed}/{name}": arm(SHARING, seed=seed)
-            for seed in (0, 1)
-            for name in names
-        }
+        {f"controls/seed-{s}/{name}": arm(SHARING, seed=s) for s in (0, 1) for name in TWO}
     )
-    study = PLAN.studies["controls"]
-    few = draw_study("controls", study, conditions(PLAN, more, "controls"))
-    assert [d.name for d in few] == [
+    drawn = draw_study(
+        "controls", PLAN.studies["controls"], conditions(PLAN, more, "controls"), more
+    )
+    assert [drawing.name for drawing in drawn] == [
         "controls-validation",
         "controls-sharing",
         "controls-inner_loop",
     ]
 
 
+def test_many_arms_are_put_beside_each_other() -> None:
+    names = (ORIGINAL, RATE_CONTROL, "one", "two", "three", "four")
+    study = Study.model_validate(
+        {"title": "Which?", "axes": {"seed": SEEDS, "arm": {name: {} for name in names}}}
+    )
+    results = tuple(
+        comparison([arm(name, seed=seed, test_shift=0.05 * (name == "two")) for name in names])
+        for seed in (0, 1)
+    )
+    (drawing,) = draw_study("many", study, [Condition("many", {}, results)], {})
+    left, right = drawing.figure.axes
+    assert [text.get_text() for text in left.get_yticklabels()] == list(names)
+    assert [axes.get_title(loc="left") for axes in (left, right)] == [
+        "against original",
+        "against rate-control",
+    ]
+    places = [
+        float(np.asarray(container.lines[0].get_xdata())[0])
+        for container in left.containers
+        if isinstance(container, ErrorbarContainer)
+    ]
+    assert len(places) == len(names) - 1
+    assert places.index(max(places)) == 2
+    assert "Which? Means over 2 seeds" in drawing.note.get_text()
+
+
+def test_many_comparisons_are_panels_of_one_figure() -> None:
+    plan = load_plan("cpu")
+    results = {
+        cell: comparison(
+            [arm(cell.config.arm, epochs=12)], config=cell.config.model_dump(mode="json")
+        )
+        for cell in plan.cells()
+        if cell.study == "early"
+        and (cell.labels["rate"] == "rate-1x" or "/maml/batch-5/" in cell.name)
+    }
+    found = conditions(plan, results, "early")
+    drawn = draw_study("early", plan.studies["early"], found, results)
+    assert [drawing.name for drawing in drawn] == ["early-validation", "early-sharing"]
+    for drawing in drawn:
+        assert len(drawing.figure.axes) == 3 * 4
+    titles = [axes.get_title() for axes in drawn[0].figure.axes[:3]]
+    assert titles == ["MAML", "Meta-SGD", "MAML++"]
+
+
 def test_what_is_finished_is_written_and_what_is_not_is_said(tmp_path: Path) -> None:
-    results = RATES | results_with({"controls/seed-0/held": arm(SHARING, seed=0)})
+    results = RATES | results_with({"controls/seed-0/held": arm(SHARING, seed=0, tasks=40)})
     paths = write_study_tables(PLAN, results, tmp_path)
     assert {path.relative_to(tmp_path).as_posix() for path in paths} == {
         "tables.md",
         "tables.tex",
-        *(
-            f"tables/{study}-{table}.csv"
-            for study in ("rates", "controls")
-            for table in ("accuracy", "pace", "mechanism")
-        ),
+        "cells.csv",
     }
+    rows = list(csv.DictReader((tmp_path / "cells.csv").read_text("utf-8").splitlines()))
+    assert len(rows) == 16
+    held = next(row for row in rows if row["cell"] == "controls/seed-0/held")
+    assert held["arm"] == "gradient-sharing-lambda-0.5"
+    test = results[next(c for c in results if c.name == held["cell"])].arms[0].test
+    assert test is not None
+    assert float(held["test_accuracy"]) == test.accuracy
     text = (tmp_path / "tables.md").read_text(encoding="utf-8")
     assert (
         "## Accuracy against the rate\n\nStudy `rates`. So far 15 of 18 runs are finished." in text

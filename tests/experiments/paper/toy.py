@@ -21,6 +21,7 @@ PLAN = Plan.model_validate(
             "rates": {
                 "title": "accuracy against the rate",
                 "sweep": "inner_lr",
+                "curves": False,
                 "axes": {
                     "seed": SEEDS,
                     "rate": {"rate-0.1": {"inner_lr": 0.1}, "rate-1": {"inner_lr": 1.0}},

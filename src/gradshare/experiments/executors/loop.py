@@ -197,8 +197,12 @@ class _Runs:
             return
         self._running.discard(name)
         if isinstance(news, Finished):
-            self.finished[name] = news
-            self._record(name, news)
+            try:
+                self._record(name, news)
+            except GradshareError as error:  # a full disk, perhaps: the others can still be saved
+                self._fail(name, error)
+            else:
+                self.finished[name] = news
         elif not isinstance(news, RunStoppedError | LostError):
             self._fail(name, _described(name, self._jobs[name], news))
         elif not self._ending:  # somebody else than us ended it

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from gradshare.experiments.paper.plan import Cell, Plan
 from gradshare.experiments.results import Arm, Results
-from gradshare.experiments.speedup import results_of
+from gradshare.experiments.seeds import together
 
 ARM: Final = "arm"
 SEED: Final = "seed"
@@ -28,11 +29,6 @@ class Condition:
     labels: Mapping[str, str]
     results: tuple[Results, ...]
 
-    @property
-    def name(self) -> str:
-        """The study and what the cells have in common, as words."""
-        return " ".join((self.study, *self.labels.values()))
-
     def runs(self, arm: str) -> tuple[Arm, ...]:
         """The runs of an arm, one for each seed that has it."""
         return tuple(found for one in self.results if (found := one.arm(arm)) is not None)
@@ -51,15 +47,55 @@ def conditions(plan: Plan, results: Mapping[Cell, Results], study: str) -> list[
         results: what all finished cells came to.
         study: its name.
     """
-    grouped: dict[tuple[tuple[str, str], ...], dict[int, list[tuple[str, Results]]]] = {}
+    grouped: dict[tuple[tuple[str, str], ...], dict[int, list[Results]]] = {}
     for labels, found in _members(plan, results, study):
         common = tuple((axis, label) for axis, label in labels.items() if axis not in (ARM, SEED))
-        seed = found.arms[0].seed
-        grouped.setdefault(common, {}).setdefault(seed, []).append((labels[ARM], found))
+        (run,) = found.arms
+        named = found.model_copy(
+            update={"arms": (run.model_copy(update={"name": labels[ARM]}),), "paired": ()}
+        )
+        grouped.setdefault(common, {}).setdefault(run.seed, []).append(named)
     return [
-        Condition(study, dict(common), tuple(_together(seeds[seed]) for seed in sorted(seeds)))
+        Condition(study, dict(common), tuple(together(seeds[seed]) for seed in sorted(seeds)))
         for common, seeds in grouped.items()
     ]
+
+
+def each_at_its_best(swept: Sequence[Condition]) -> tuple[Condition, dict[str, Condition]]:
+    """A sweep as one comparison, of every arm at the setting that is best for it.
+
+    The setting is chosen by validation accuracy, the mean over seeds of each run's best; its test
+    accuracy is then an honest one.
+
+    Args:
+        swept: the conditions of a sweep, which differ in one setting.
+
+    Returns:
+        The comparison, and by the arm's name the condition that it was taken from.
+    """
+    arms = dict.fromkeys(arm for condition in swept for arm in condition.arms)
+    chosen = {
+        arm: max(
+            (condition for condition in swept if condition.runs(arm)),
+            key=lambda condition: _validated(condition.runs(arm)),
+        )
+        for arm in arms
+    }
+    seeds: dict[int, list[Results]] = {}
+    for arm, condition in chosen.items():
+        for one in condition.results:
+            found = one.arm(arm)
+            if found is not None:
+                part = one.model_copy(update={"arms": (found,), "paired": ()})
+                seeds.setdefault(found.seed, []).append(part)
+    results = tuple(together(seeds[seed]) for seed in sorted(seeds))
+    return Condition(swept[0].study, {}, results), chosen
+
+
+def _validated(runs: Sequence[Arm]) -> float:
+    """The mean over runs of the best validation accuracy; chance for one without any."""
+    best = [run.chance if run.best is None else run.best.accuracy for run in runs]
+    return math.fsum(best) / len(best)
 
 
 def _members(
@@ -74,16 +110,3 @@ def _members(
     for cell, found in results.items():
         if cell.study == study:
             yield cell.labels, found
-
-
-def _together(found: list[tuple[str, Results]]) -> Results:
-    """The runs of one seed side by side."""
-    first = found[0][1]
-    return results_of(
-        [one.arms[0].model_copy(update={"name": label}) for label, one in found],
-        dataset=first.dataset,
-        method=first.method,
-        config=first.config,
-        environment=first.environment,
-        command="\n".join(one.command for _, one in found),
-    )

@@ -1,7 +1,8 @@
 """What a comparison of arms shows, and what it could not have shown.
 
-Test accuracies are compared task by task: all arms see the same test tasks. Intervals are over
-seeds where there are several, and over test tasks where there is one.
+Test accuracies are compared task by task: all arms see the same test tasks, in every seed. Where
+there are several seeds, an interval covers both that other seeds would give other numbers and that
+other tasks would.
 """
 
 from __future__ import annotations
@@ -9,26 +10,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 from gradshare.experiments.paper.conditions import Condition
 from gradshare.experiments.results import ORIGINAL, Arm, Share
 from gradshare.experiments.seeds import over_seeds, student975
-from gradshare.experiments.speedup import (
-    SHARES,
-    first_epoch,
-    level,
-    paired_difference,
-    paper_speedup,
-)
-from gradshare.training.statistics import Z95, Interval, best_epoch
+from gradshare.experiments.speedup import SHARES, first_epoch, level, paper_speedup
+from gradshare.training.statistics import Z95, Interval, best_epoch, confidence95
 
 SMOOTHED_OVER: Final = 3
 """Validations that a smoothed curve takes together."""
 
 FLAT: Final = 0.05
-"""A curve has flattened when its last quarter lies at most this share of the whole gain over chance
-above the quarter before."""
+"""A curve has flattened when its last quarter is, on average, within this share of the whole gain
+over chance of the quarter before."""
+
+LONG: Final = 20
+"""With fewer validations nobody can say that a curve has flattened."""
 
 # The 80 % quantile of Student's t for 1, 2, … 10 degrees of freedom, and of the normal.
 STUDENT80: Final = (1.3764, 1.0607, 0.9785, 0.9410, 0.9195, 0.9057, 0.8960, 0.8889, 0.8834, 0.8791)
@@ -40,70 +42,75 @@ class Difference:
     """One arm's test accuracy less another's.
 
     Attributes:
-        interval: the mean difference over seeds, or over tasks where there is one seed.
+        interval: the mean difference over seeds and tasks.
         seeds: how many seeds have both arms.
-        detectable: the smallest true difference that so many seeds, or tasks, that differ so much
-            would show to be other than zero four times in five; None from a single value.
+        detectable: the smallest true difference that so many seeds and tasks, if they differ as
+            much as these, would show to be other than zero about four times in five; None from a
+            single value.
     """
 
     interval: Interval
     seeds: int
     detectable: float | None
 
-    @property
-    def decided(self) -> bool:
-        """Whether the interval excludes zero."""
-        ci95 = self.interval.ci95
-        return ci95 is not None and abs(self.interval.mean) > ci95
-
 
 def differences(condition: Condition, first: str, second: str) -> list[Interval]:
     """Test accuracy of first - second for each seed that has both, over the test tasks."""
-    pairs = []
-    for one in condition.results:
-        mine, theirs = one.arm(first), one.arm(second)
-        if mine is not None and theirs is not None:
-            paired = paired_difference(mine, theirs)
-            if paired is not None:
-                pairs.append(paired.interval)
-    return pairs
+    return [confidence95(row.tolist()) for row in _by_task(condition, first, second)]
 
 
 def difference(condition: Condition, first: str, second: str) -> Difference | None:
     """Test accuracy of first - second; None where no seed has both."""
-    pairs = differences(condition, first, second)
-    if not pairs:
+    table = _by_task(condition, first, second)
+    if not table:
         return None
-    if len(pairs) == 1:
-        (interval,) = pairs
-        factor = (Z95 + NORMAL80) / Z95
-    else:
-        interval = over_seeds([pair.mean for pair in pairs])
-        freedom = len(pairs) - 1
-        factor = (student975(freedom) + _student80(freedom)) / student975(freedom)
+    interval = over_seeds_and_tasks(table)
+    freedom = len(table) - 1
+    quantile = student975(freedom) if freedom else Z95
+    factor = (quantile + (_student80(freedom) if freedom else NORMAL80)) / quantile
     detectable = None if interval.ci95 is None else factor * interval.ci95
-    return Difference(interval, len(pairs), detectable)
+    return Difference(interval, len(table), detectable)
 
 
 def mean_test_accuracy(runs: Sequence[Arm]) -> Interval | None:
-    """Mean over seeds of the test accuracies, or the one of a single seed with its own interval.
+    """The mean test accuracy of an arm's runs, one a seed.
 
     A run that diverged before it was ever validated has learned nothing and guesses.
     """
-    if len(runs) == 1:
-        return runs[0].test.interval if runs[0].test else None
-    values = [run.chance if run.test is None else run.test.accuracy for run in runs]
-    return over_seeds(values) if values else None
+    known = [run for run in runs if run.test_accuracies is not None]
+    if not known:
+        return None
+    tasks = len(known[0].test_accuracies or ())
+    return over_seeds_and_tasks([_accuracies(run, tasks) for run in runs])
+
+
+def over_seeds_and_tasks(table: Sequence[npt.NDArray[np.float64]]) -> Interval:
+    """The mean of values (tasks,), one row for each seed, the tasks the same in every seed.
+
+    The variance over seeds of their means and that over tasks of theirs are added up. What is left
+    of a seed's and a task's meeting is in both, so that the interval errs on the wide side. A
+    single seed says nothing about others: the interval is then over tasks.
+    """
+    values = np.stack(table)
+    by_task = confidence95(values.mean(0).tolist())
+    if len(values) == 1:
+        return by_task
+    by_seed = over_seeds(values.mean(1).tolist())
+    parts = [interval.ci95 for interval in (by_task, by_seed) if interval.ci95 is not None]
+    return Interval(by_seed.mean, math.hypot(*parts), len(values))
 
 
 def smoothed(arm: Arm) -> Arm:
-    """The arm with a validation curve that is a centred running mean; the first and last values
-    have neighbours on one side only and keep their own.
+    """The arm with a validation curve that is a centred running mean.
+
+    The first values, which have no neighbours before them, keep their own: the curve is steep
+    there. The last, which have none behind them, are left out: the highest of noisy values is no
+    level.
     """
     curve = arm.validation
     half = SMOOTHED_OVER // 2
     points = []
-    for place, point in enumerate(curve):
+    for place, point in enumerate(curve[: max(1, len(curve) - half)]):
         reach = min(half, place, len(curve) - 1 - place)
         near = curve[place - reach : place + reach + 1]
         mean = math.fsum(v.accuracy for v in near) / len(near)
@@ -113,14 +120,16 @@ def smoothed(arm: Arm) -> Arm:
 
 
 def flattened(arm: Arm) -> bool:
-    """Whether a run was long enough for its best epoch to mean something."""
+    """Whether a run was long enough, and steady enough, for its best epoch to mean something."""
     accuracies = [point.accuracy for point in arm.validation]
-    quarter = len(accuracies) // 4
-    if quarter == 0 or not arm.trained:
+    if len(accuracies) < LONG or not arm.trained:
         return False
+    quarter = len(accuracies) // 4
     last = math.fsum(accuracies[-quarter:]) / quarter
     before = math.fsum(accuracies[-2 * quarter : -quarter]) / quarter
-    return last - before <= FLAT * (max(accuracies) - arm.chance)
+    steady = abs(last - before) <= FLAT * (max(accuracies) - arm.chance)
+    best = smoothed(arm).best_epoch
+    return steady and best is not None and best <= arm.validation[-quarter - 1].epoch
 
 
 @dataclass(frozen=True)
@@ -129,50 +138,62 @@ class Pace:
 
     Attributes:
         share: of the gain, in percent.
-        iterations: for each seed; None where it never did.
-        speedup: (original - arm) / arm in iterations, over the seeds in which both did.
-        wall: the same in seconds.
+        iterations: for each seed; None where it never did, or where the original did not train.
+        at_once: for each seed, whether that was at the first validation, so that it may have been
+            sooner.
+        ratios: original / arm in iterations, for each seed in which both arrived.
+        seconds: the same in seconds of an undisturbed machine.
     """
 
     share: Share
     iterations: tuple[int | None, ...]
-    speedup: Interval | None
-    wall: Interval | None
+    at_once: tuple[bool, ...]
+    ratios: tuple[float, ...]
+    seconds: tuple[float, ...]
 
 
 def paces(condition: Condition, arm: str) -> list[Pace]:
     """For each share, on smoothed curves, how soon an arm was there, and beside the original."""
+    cost, original_cost = (seconds_an_epoch(condition.runs(name)) for name in (arm, ORIGINAL))
     found = []
     for share in SHARES:
         iterations: list[int | None] = []
+        at_once: list[bool] = []
         ratios: list[float] = []
-        walls: list[float] = []
+        seconds: list[float] = []
         for one in condition.results:
             mine, original = one.arm(arm), one.arm(ORIGINAL)
             if mine is None or original is None:
                 continue
             mine, original = smoothed(mine), smoothed(original)
             accuracy = level(original, share)
-            if accuracy is None:
-                continue
-            here, there = first_epoch(mine, accuracy), first_epoch(original, accuracy)
+            here = None if accuracy is None else first_epoch(mine, accuracy)
+            there = None if accuracy is None else first_epoch(original, accuracy)
             an_epoch = one.config["iterations_per_epoch"]
             assert isinstance(an_epoch, int)
             iterations.append(None if here is None else here * an_epoch)
+            at_once.append(here == 1)
             if here is not None and there is not None:
-                ratios.append((there - here) / here)
-                fast, slow = _seconds_at(mine, here), _seconds_at(original, there)
-                if fast and slow:
-                    walls.append((slow - fast) / fast)
-        found.append(
-            Pace(
-                share,
-                tuple(iterations),
-                over_seeds(ratios) if ratios else None,
-                over_seeds(walls) if walls else None,
-            )
-        )
+                ratios.append(there / here)
+                if cost and original_cost:
+                    seconds.append(there * original_cost / (here * cost))
+        found.append(Pace(share, tuple(iterations), tuple(at_once), tuple(ratios), tuple(seconds)))
     return found
+
+
+def seconds_an_epoch(runs: Sequence[Arm]) -> float | None:
+    """What an epoch of an arm takes, its validation included; None where it was not recorded.
+
+    The least over all epochs of all runs: runs go side by side, on a machine that does other things
+    too, and what they wait for is no cost of theirs.
+    """
+    least = [
+        later.seconds - earlier.seconds
+        for run in runs
+        for earlier, later in pairwise(run.validation)
+        if earlier.seconds is not None and later.seconds is not None
+    ]
+    return min(least, default=None)
 
 
 def papers_speedups(condition: Condition, arm: str) -> list[float | None]:
@@ -188,43 +209,65 @@ def papers_speedups(condition: Condition, arm: str) -> list[float | None]:
 
 
 @dataclass(frozen=True)
-class OverFitting:
-    """Support less query accuracy after adaptation, on the validation tasks.
+class Fit:
+    """Accuracies after adaptation on validation tasks, means over a part of the epochs and seeds.
 
     Attributes:
-        early: mean over the first third of the epochs.
-        late: over the last third.
+        support: on the images that were adapted to.
+        query: on the others.
     """
 
-    early: Interval
-    late: Interval
+    support: float
+    query: float
+
+    @property
+    def gap(self) -> float:
+        """The inner loop's over-fitting."""
+        return self.support - self.query
 
 
-def over_fitting(runs: Sequence[Arm]) -> OverFitting | None:
-    """Of an arm's runs; None where none was ever validated."""
-    gaps = [
+def fits(runs: Sequence[Arm]) -> tuple[Fit, Fit] | None:
+    """Of the first and the last third of the epochs; None where no run was ever validated."""
+    curves = [
         [
-            point.support_accuracy_after - point.query_accuracy_after
+            (point.support_accuracy_after, point.query_accuracy_after)
             for point in run.inner_loop
             if point.support_accuracy_after is not None and point.query_accuracy_after is not None
         ]
         for run in runs
     ]
-    gaps = [gap for gap in gaps if gap]
-    if not gaps:
+    curves = [curve for curve in curves if curve]
+    if not curves:
         return None
 
-    def mean(part: Callable[[list[float]], list[float]]) -> Interval:
-        return over_seeds([math.fsum(part(gap)) / len(part(gap)) for gap in gaps])
+    def mean(part: Callable[[list[tuple[float, float]]], list[tuple[float, float]]]) -> Fit:
+        support, query = np.mean([np.mean(part(curve), axis=0) for curve in curves], axis=0)
+        return Fit(float(support), float(query))
 
-    return OverFitting(
-        early=mean(lambda gap: gap[: math.ceil(len(gap) / 3)]),
-        late=mean(lambda gap: gap[-math.ceil(len(gap) / 3) :]),
-    )
+    first = mean(lambda curve: curve[: math.ceil(len(curve) / 3)])
+    last = mean(lambda curve: curve[-math.ceil(len(curve) / 3) :])
+    return first, last
 
 
-def _seconds_at(arm: Arm, epoch: int) -> float | None:
-    return next((point.seconds for point in arm.validation if point.epoch == epoch), None)
+def _by_task(condition: Condition, first: str, second: str) -> list[npt.NDArray[np.float64]]:
+    """For each seed that has both arms, first - second on each test task (tasks,)."""
+    table = []
+    for one in condition.results:
+        mine, theirs = one.arm(first), one.arm(second)
+        if mine is None or theirs is None:
+            continue
+        counts = {len(run.test_accuracies) for run in (mine, theirs) if run.test_accuracies}
+        if len(counts) == 1:  # of other numbers of tasks no task is the other's
+            (tasks,) = counts
+            table.append(_accuracies(mine, tasks) - _accuracies(theirs, tasks))
+    return table
+
+
+def _accuracies(run: Arm, tasks: int) -> npt.NDArray[np.float64]:
+    """Of each test task; chance where a run diverged before it had learned anything."""
+    if run.test_accuracies is None:
+        return np.full(tasks, run.chance)
+    return np.asarray(run.test_accuracies)
 
 
 def _student80(freedom: int) -> float:

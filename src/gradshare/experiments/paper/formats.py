@@ -1,10 +1,10 @@
-"""Rows of text as Markdown, LaTeX and CSV."""
+"""Rows as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from gradshare.experiments.table import Row
@@ -65,8 +65,8 @@ def latex_text(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text).replace(r" \%", r"\,\%")
 
 
-def comma_separated(rows: Sequence[Row]) -> str:
-    """CSV with a header, in the words of the other formats."""
+def comma_separated(rows: Sequence[Mapping[str, object]]) -> str:
+    """CSV with a header; None is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -6,27 +6,32 @@ finished, whatever else is kept of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from gradshare.errors import DataError, GradshareError, RunError
+from gradshare.errors import ConfigError, DataError, GradshareError, RunError
 from gradshare.experiments.compare import results_of_runs
 from gradshare.experiments.executors.job import Finished, Job
 from gradshare.experiments.executors.loop import ERROR, Executor, WatchAll, run_all
 from gradshare.experiments.paper.plan import Cell, Scale
 from gradshare.experiments.results import FILENAME, Results, load_results, save_results
 from gradshare.training.config import RunConfig
-from gradshare.training.files import write_atomically
-from gradshare.training.folder import MACHINE_FIELDS, RunFolder
+from gradshare.training.files import make_folder, write_atomically
+from gradshare.training.folder import MACHINE_FIELDS, RunFolder, first_difference
 from gradshare.training.preflight import require_memory
 from gradshare.training.setup import set_up
 
+log = logging.getLogger(__name__)
+
 FAILURE = "failure.txt"
 
-State = Literal["done", "running", "begun", "failed", "left"]
-"""Of a cell. Begun: it was interrupted, and goes on where it was saved last."""
+State = Literal["done", "running", "begun", "failed", "unreadable", "left"]
+"""Of a cell. Begun: it was interrupted, and goes on where it was saved last. Unreadable: its folder
+holds another run, or something damaged."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Standing:
         results: what it came to; None unless it is done.
         iterations: how many it has completed, by its last validation.
         seconds: how long those took; None where no epoch is complete.
-        failure: why it failed; None if it did not.
+        fault: why it failed, or cannot be read; None if neither.
     """
 
     cell: Cell
@@ -47,7 +52,7 @@ class Standing:
     results: Results | None = None
     iterations: int = 0
     seconds: float | None = None
-    failure: str | None = None
+    fault: str | None = None
 
 
 def command_of(scale: Scale, cell: Cell) -> str:
@@ -56,31 +61,17 @@ def command_of(scale: Scale, cell: Cell) -> str:
 
 
 def standing(cell: Cell, out: Path) -> Standing:
-    """How far a cell is.
-
-    Raises:
-        RunError: its folder holds another run than the plan has, or cannot be read.
-    """
+    """How far a cell is."""
     folder = out / cell.name
-    if (folder / FILENAME).exists():
-        results = load_results(folder)
-        _require_same(cell, RunConfig(**results.config), folder)
-        return Standing(cell, "done", results, cell.config.iterations, results.arms[0].seconds)
-    run = RunFolder(folder)
-    if not run.started:
-        return _not_running(Standing(cell, "left"), folder)
-    _require_same(cell, run.config(), folder)
-    iterations, seconds = 0, None
-    if (folder / "metrics.jsonl").exists():
-        try:
-            last = run.history()[-1]
-        except RunError:  # none is complete
-            pass
-        else:
-            iterations, seconds = last.iterations, last.seconds
-    state: State = "running" if run.in_use else "begun"
-    found = Standing(cell, state, iterations=iterations, seconds=seconds)
-    return found if state == "running" else _not_running(found, folder)
+    try:
+        if (folder / FILENAME).exists():
+            return _finished(cell, folder)
+        return _unfinished(cell, RunFolder(folder))
+    except GradshareError as error:
+        return Standing(cell, "unreadable", fault=str(error))
+    except OSError as error:
+        fault = f"{folder} cannot be read: {error.strerror or error}; check its permissions"
+        return Standing(cell, "unreadable", fault=fault)
 
 
 def run_cells(
@@ -90,7 +81,7 @@ def run_cells(
     executor: Executor,
     watch: WatchAll,
 ) -> list[Standing]:
-    """Train the cells that are not finished.
+    """Train cells that are not finished; see `unfinished`.
 
     Those that were interrupted go on; one that fails is noted in its folder, and tried again the
     next time. The others go on without it.
@@ -106,30 +97,55 @@ def run_cells(
         How far each is at the end.
 
     Raises:
-        GradshareError: a dataset is missing, or memory, or a folder holds another run; nothing
+        GradshareError: a dataset is missing, or memory, or the folder cannot be written; nothing
             was begun.
         RunStoppedError: Ctrl-C or SIGTERM; every cell has saved what it had.
     """
-    todo = [cell for cell in cells if standing(cell, out).state != "done"]
-    require_data(todo, executor)
-    jobs = {cell.name: Job(cell.config, out / cell.name) for cell in todo}
-    by_name = {cell.name: cell for cell in todo}
+    require_data(cells, executor)
+    make_folder(out)
+    jobs = {cell.name: Job(cell.config, out / cell.name) for cell in cells}
+    by_name = {cell.name: cell for cell in cells}
+    for job in jobs.values():  # what an earlier attempt failed of is to be tried again
+        _forget_failure(job.folder)
 
     def record(name: str, run: Finished) -> None:
         results = results_of_runs([run], command_of(scale, by_name[name]))
+        # Where it ran is no setting of what ran, and a path means nothing elsewhere.
+        config = {key: v for key, v in results.config.items() if key not in MACHINE_FIELDS}
+        results = results.model_copy(update={"config": config})
         save_results(results, jobs[name].folder / FILENAME)
 
     def failed(name: str, error: GradshareError) -> None:
-        folder = jobs[name].folder
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / FAILURE, f"{error}\n".encode())
+        log.warning("%s failed: %s", name, error)
+        try:
+            make_folder(jobs[name].folder)
+            write_atomically(jobs[name].folder / FAILURE, f"{error}\n".encode())
+        except RunError as unwritable:
+            log.warning("%s", unwritable)
 
-    for job in jobs.values():  # what an earlier attempt failed of is to be tried again
-        for name in (FAILURE, ERROR):
-            (job.folder / name).unlink(missing_ok=True)
     if jobs:
         run_all(jobs, executor, watch, record, resume=True, failed=failed)
     return [standing(cell, out) for cell in cells]
+
+
+def unfinished(found: Sequence[Standing]) -> list[Cell]:
+    """The cells that are to be trained: not those that are done, or that another process trains.
+
+    Raises:
+        RunError: one cannot be read, so that training it could lose something.
+    """
+    for one in found:
+        if one.state == "unreadable":
+            raise RunError(
+                f"cell {one.cell.name}: {one.fault}. Move its folder away, or leave it out with "
+                "--only"
+            )
+    return [one.cell for one in found if one.state not in ("done", "running")]
+
+
+def results_by_cell(found: Sequence[Standing]) -> Mapping[Cell, Results]:
+    """What the finished cells came to."""
+    return {one.cell: one.results for one in found if one.results is not None}
 
 
 def require_data(cells: Sequence[Cell], executor: Executor) -> None:
@@ -163,16 +179,49 @@ def _work(config: RunConfig) -> int:
     return config.task_batch * config.ways * (config.shots * config.inner_steps + config.queries)
 
 
-def _not_running(found: Standing, folder: Path) -> Standing:
-    """What is known of a cell that nobody trains: perhaps why it failed."""
-    path = folder / FAILURE
-    if not path.exists():
-        return found
+def _finished(cell: Cell, folder: Path) -> Standing:
+    results = load_results(folder)
+    with _settings_of(folder):
+        stored = RunConfig(**results.config)
+    _require_same(cell, stored, folder)
+    if len(results.arms) != 1:
+        raise RunError(f"{folder / FILENAME} holds a comparison, not one run")
+    (run,) = results.arms
+    return Standing(
+        cell, "done", results, run.epochs * cell.config.iterations_per_epoch, run.seconds
+    )
+
+
+def _unfinished(cell: Cell, run: RunFolder) -> Standing:
+    iterations, seconds, fault = 0, None, None
+    if run.started:
+        with _settings_of(run.path):
+            stored = run.config()
+        _require_same(cell, stored, run.path)
+        with contextlib.suppress(RunError):  # no epoch is complete
+            last = run.history()[-1]
+            iterations, seconds = last.iterations, last.seconds
+    state: State = "begun" if run.started else "left"
+    found = Standing(cell, state, iterations=iterations, seconds=seconds)
+    if run.in_use:
+        return replace(found, state="running")
+    if (run.path / FAILURE).exists():
+        fault = (run.path / FAILURE).read_text("utf-8", errors="replace").strip()
+        return replace(found, state="failed", fault=fault)
+    return found
+
+
+@contextlib.contextmanager
+def _settings_of(folder: Path) -> Iterator[None]:
+    """Say whose settings are wrong.
+
+    Raises:
+        RunError: they are.
+    """
     try:
-        failure = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        failure = f"{path} cannot be read: {error}"
-    return Standing(found.cell, "failed", None, found.iterations, found.seconds, failure)
+        yield
+    except ConfigError as error:
+        raise RunError(f"{folder} holds a run with settings that are none: {error}") from error
 
 
 def _require_same(cell: Cell, stored: RunConfig, folder: Path) -> None:
@@ -181,16 +230,17 @@ def _require_same(cell: Cell, stored: RunConfig, folder: Path) -> None:
     Raises:
         RunError: names the first setting that differs.
     """
-    for name in RunConfig.model_fields:
-        old, new = getattr(stored, name), getattr(cell.config, name)
-        if name not in MACHINE_FIELDS and old != new:
+    difference = first_difference(stored, cell.config)
+    if difference is not None:
+        name, old, new = difference
+        raise RunError(f"{folder} holds a run with {name} {old!r}, the plan has {new!r}")
+
+
+def _forget_failure(folder: Path) -> None:
+    for name in (FAILURE, ERROR):
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
             raise RunError(
-                f"{folder} holds a run with {name} {old!r}, the plan has {new!r}; use another "
-                "--out, or move that folder away"
-            )
-
-
-def results_by_cell(cells: Sequence[Cell], out: Path) -> Mapping[Cell, Results]:
-    """What the finished cells came to."""
-    found = (standing(cell, out) for cell in cells)
-    return {one.cell: one.results for one in found if one.results is not None}
+                f"{folder / name} cannot be removed: {error.strerror or error}; move {folder} away"
+            ) from error

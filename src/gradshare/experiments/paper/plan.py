@@ -66,8 +66,10 @@ class Study(BaseModel):
         settings: of all its cells.
         axes: by the axis's name, the settings of each of its labels.
         also: settings of combinations of labels.
+        leave_out: combinations of labels that there are no cells of.
         borrows: cells of another study.
-        sweep: the setting that its accuracies are drawn against; None to draw its curves.
+        sweep: the setting that its accuracies are drawn against, if there is one.
+        curves: whether curves are drawn of its comparisons.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,8 +79,15 @@ class Study(BaseModel):
     settings: Settings = {}
     axes: dict[str, dict[str, Settings]] = Field(min_length=1)
     also: list[Combination] = []
+    leave_out: list[list[str]] = []
     borrows: Loan | None = None
     sweep: str | None = None
+    curves: bool = True
+
+    @property
+    def heading(self) -> str:
+        """The title, as the beginning of a sentence."""
+        return f"{self.title[0].upper()}{self.title[1:]}"
 
     def settings_of(self, labels: Collection[str]) -> Settings:
         """What some labels, of all axes or of some, say of a run."""
@@ -139,6 +148,8 @@ class Plan(BaseModel):
         cells = []
         for name, study in self.studies.items():
             for labels in itertools.product(*study.axes.values()):
+                if any(set(absent) <= set(labels) for absent in study.leave_out):
+                    continue
                 settings = {**self.settings, **study.settings_of(labels), **(machine or {})}
                 of_axes = dict(zip(study.axes, labels, strict=True))
                 cells.append(Cell(name, of_axes, RunConfig(**settings)))

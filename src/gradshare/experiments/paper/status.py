@@ -58,7 +58,7 @@ def _seconds_left(one: Standing, measured: Sequence[Standing]) -> float | None:
         paces = [
             other.seconds / _passes(other.cell.config, _share(other))
             for other in measured
-            if other.seconds and kind(other) == kind(one)
+            if other.seconds and _share(other) and kind(other) == kind(one)
         ]
         if paces:
             whole, done = _passes(one.cell.config, 1.0), _passes(one.cell.config, _share(one))
@@ -84,8 +84,8 @@ def _of_device(one: Standing) -> Hashable:
 
 
 def _share(one: Standing) -> float:
-    """How much of its training is done; more than 1 once it is tested."""
-    return 1.0 if one.state == "done" else one.iterations / one.cell.config.iterations
+    """How much of its training is done. A run that diverged has stopped short of its end."""
+    return one.iterations / one.cell.config.iterations
 
 
 def _passes(config: RunConfig, share: float) -> float:

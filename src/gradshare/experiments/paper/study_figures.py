@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -23,11 +24,20 @@ from gradshare.experiments.drawing import (
     style,
 )
 from gradshare.experiments.figures import draw_all
-from gradshare.experiments.paper.conditions import Condition
+from gradshare.experiments.paper.conditions import ARM, SEED, Condition
 from gradshare.experiments.paper.evidence import difference, differences, mean_test_accuracy
-from gradshare.experiments.paper.plan import Study
+from gradshare.experiments.paper.panels import (
+    Heading,
+    Panels,
+    draw_sharing_panels,
+    draw_validation_panels,
+)
+from gradshare.experiments.paper.plan import Cell, Study
 from gradshare.experiments.paper.study_tables import YARDSTICKS
-from gradshare.experiments.results import Arm
+from gradshare.experiments.results import ORIGINAL, Arm, Results
+
+MANY_CONDITIONS: Final = 4
+"""With more comparisons than so many, their curves are panels of one figure."""
 
 MANY_ARMS: Final = 6
 """From so many arms on their curves would hide each other, and they are put beside each other."""
@@ -35,18 +45,24 @@ MANY_ARMS: Final = 6
 SETTINGS: Final = {"inner_lr": "inner rate", "task_batch": "tasks in a batch (T)"}
 
 
-def draw_study(name: str, study: Study, conditions: Sequence[Condition]) -> list[Drawing]:
+def draw_study(
+    name: str,
+    study: Study,
+    conditions: Sequence[Condition],
+    results: Mapping[Cell, Results],
+) -> list[Drawing]:
     """Every figure of a study.
 
     Args:
         name: of the study; it begins the figures' names.
         study: what it is.
         conditions: its finished comparisons.
+        results: of its finished cells.
     """
-    if study.sweep is not None:
-        return [_draw_sweep(name, study, conditions)]
-    drawings = []
-    for condition in conditions:
+    if len(conditions) > MANY_CONDITIONS and study.curves:
+        return _draw_panels(name, study, conditions[0].arms, results)
+    drawings = [] if study.sweep is None else [_draw_sweep(name, study, conditions)]
+    for condition in conditions if study.curves else ():
         prefix = "-".join((name, *condition.labels.values()))
         if len(condition.arms) >= MANY_ARMS:
             drawings.append(_draw_arms(prefix, study, condition))
@@ -55,6 +71,31 @@ def draw_study(name: str, study: Study, conditions: Sequence[Condition]) -> list
                 Drawing(f"{prefix}-{d.name}", d.figure, d.description, d.note)
                 for d in draw_all(condition.results)
             ]
+    return drawings
+
+
+def _draw_panels(
+    name: str, study: Study, arms: Sequence[str], results: Mapping[Cell, Results]
+) -> list[Drawing]:
+    """A column for each label of the study's first axis, a row for each combination of the others,
+    as in the paper's Figures 6 and 7.
+    """
+    first, *others = (axis for axis in study.axes if axis not in (ARM, SEED))
+    columns = [Heading(wording.method(label), frozenset({label})) for label in study.axes[first]]
+    rows = [
+        Heading(", ".join(labels), frozenset(labels))
+        for labels in itertools.product(*(study.axes[axis] for axis in others))
+    ]
+    drawings = []
+    for draw, what in (
+        (draw_validation_panels, "validation"),
+        (draw_sharing_panels, "sharing"),
+    ):
+        learning = [arm for arm in arms if what == "validation" or arm != ORIGINAL]
+        title = textwrap.fill(_sentence(study), 76)
+        panels = Panels(f"{name}-{what}", title, results, rows, columns, learning)
+        if any(run.sharing or what == "validation" for runs in panels.all_runs() for run in runs):
+            drawings.append(draw(panels))
     return drawings
 
 
@@ -83,22 +124,14 @@ def _draw_sweep(name: str, study: Study, conditions: Sequence[Condition]) -> Dra
         axes.set_ylabel("test accuracy (%)")
         handles = [sample(styles[arm]) for arm in arms]
         handles.append(Line2D([], [], **LEVEL_LINE))
-        handles.append(Line2D([], [], linestyle="none", marker="x", color=PALE, markersize=5))
-        figure.legend(
-            handles,
-            [*arms, "chance", "a run that did not train"],
-            loc="outside upper left",
-            ncols=3,
-        )
-        seeds = max(len(condition.results) for condition in ordered)
-        bars = (
-            f"Means over {wording.counted(seeds, 'seed')}, bars: 95 % intervals over seeds "
-            "(Student’s t); small: the seeds."
-            if seeds > 1
-            else "One seed; bars: 95 % intervals over test tasks."
-        )
+        names = [*arms, "chance"]
+        if any(not run.trained for c in ordered for arm in arms for run in c.runs(arm)):
+            handles.append(Line2D([], [], linestyle="none", marker="x", color=PALE, markersize=5))
+            names.append("a run that did not train")
+        figure.legend(handles, names, loc="outside upper left", ncols=3)
+        counts = sorted({len(c.runs(arm)) for c in ordered for arm in c.arms})
         note = figure.supxlabel(
-            textwrap.fill(" ".join((f"{_sentence(study)}", bars)), 110), fontsize=7.5, color=PALE
+            textwrap.fill(f"{_sentence(study)} {_bars(counts)}", 110), fontsize=7.5, color=PALE
         )
     said = "; ".join(
         f"{arm}: "
@@ -131,19 +164,22 @@ def _draw_line(
             continue
         x = apart * _value(condition, setting)
         points.append((x, 100 * accuracy.mean, 100 * (accuracy.ci95 or 0.0)))
-        if len(runs) > 1:
-            for trained, marker in ((True, look.marker), (False, "x")):
-                shown = [100 * _accuracy(run) for run in runs if run.trained == trained]
-                axes.plot(
-                    [x] * len(shown),
-                    shown,
-                    linestyle="none",
-                    marker=marker,
-                    markersize=2.5 if trained else 4,
-                    color=look.color,
-                    alpha=0.6,
-                    zorder=2,
-                )
+        trained = [100 * _accuracy(run) for run in runs if run.trained and len(runs) > 1]
+        untrained = [100 * _accuracy(run) for run in runs if not run.trained]
+        for shown, marker, size, order in (
+            (trained, look.marker, 2.5, 2),
+            (untrained, "x", 5.0, 5),  # over the mean, which may lie on it
+        ):
+            axes.plot(
+                [x] * len(shown),
+                shown,
+                linestyle="none",
+                marker=marker,
+                markersize=size,
+                color=look.color if marker != "x" else PALE,
+                alpha=0.8,
+                zorder=order,
+            )
     xs, ys, halves = np.asarray(points).reshape(-1, 3).T
     axes.errorbar(
         xs,
@@ -192,15 +228,9 @@ def _draw_arms(name: str, study: Study, condition: Condition) -> Drawing:
             axes.set_xlabel("difference in test accuracy (points)")
         panels[0].set_yticks(range(len(arms)), arms)
         panels[0].invert_yaxis()
-        seeds = len(condition.results)
-        bars = (
-            f"Means over {wording.counted(seeds, 'seed')} with 95 % intervals (Student’s t); "
-            "strokes: the seeds."
-            if seeds > 1
-            else "One seed, with 95 % intervals over test tasks."
-        )
+        counts = sorted({len(condition.runs(arm)) for arm in arms})
         note = figure.supxlabel(
-            textwrap.fill(f"{_sentence(study)} {bars}", 110), fontsize=7.5, color=PALE
+            textwrap.fill(f"{_sentence(study)} {_bars(counts)}", 110), fontsize=7.5, color=PALE
         )
     said = "; ".join(
         f"{arm} {wording.points(found.interval)}"
@@ -222,4 +252,20 @@ def _accuracy(run: Arm) -> float:
 
 
 def _sentence(study: Study) -> str:
-    return f"{study.title[0].upper()}{study.title[1:]}{f' ({study.note})' if study.note else ''}."
+    text = f"{study.heading}{f' ({study.note})' if study.note else ''}"
+    return text if text.endswith("?") else f"{text}."
+
+
+def _bars(counts: Sequence[int]) -> str:
+    """What the points are means over and the bars intervals of.
+
+    Args:
+        counts: how many seeds the arms have, ascending, each once.
+    """
+    if counts == [1]:
+        return "One seed; bars: 95 % intervals over test tasks."
+    seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return (
+        f"Means over {seeds} seeds; bars: 95 % intervals over seeds and test tasks; small "
+        "marks: the seeds."
+    )

@@ -7,44 +7,76 @@ from collections.abc import Sequence
 from typing import Final
 
 from gradshare.experiments import wording
-from gradshare.experiments.paper.conditions import Condition
+from gradshare.experiments.paper.conditions import Condition, each_at_its_best
 from gradshare.experiments.paper.evidence import (
     Difference,
     difference,
+    fits,
     mean_test_accuracy,
-    over_fitting,
     paces,
     papers_speedups,
 )
+from gradshare.experiments.paper.plan import Study
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, Arm
 from gradshare.experiments.seeds import over_seeds
 from gradshare.experiments.table import Row
-from gradshare.training.statistics import Interval
 
 YARDSTICKS: Final = (ORIGINAL, RATE_CONTROL)
 """What every arm is compared with: the method without sharing, and with all of it but that."""
 
 
-def accuracy_rows(conditions: Sequence[Condition]) -> list[Row]:
-    """Test accuracy of every arm, and its differences, task by task, to the original and to the
-    control; in brackets the smallest difference that could have been seen.
+def tables_of(study: Study, conditions: Sequence[Condition]) -> list[tuple[str, list[Row]]]:
+    """Every table of a study: what it shows, and its rows.
+
+    Args:
+        study: what it is.
+        conditions: its finished comparisons.
     """
-    rows = []
-    for condition in conditions:
-        for arm in condition.arms:
-            runs = condition.runs(arm)
-            accuracy = mean_test_accuracy(runs)
-            row = _head(condition, arm)
-            row["seeds"] = str(len(runs))
-            row["outcome"] = _outcome(runs)
-            row["test accuracy"] = (
-                wording.NOTHING if accuracy is None else wording.accuracy(accuracy)
+    tables = [
+        (
+            "Test accuracy, and differences task by task; in brackets the smallest difference that "
+            "would have been seen about four times in five",
+            accuracy_rows(conditions),
+        )
+    ]
+    if study.sweep is not None:
+        tables.append(
+            (
+                "The same of each arm at the setting that is best for it by validation accuracy",
+                best_rows(conditions),
             )
-            for yardstick in YARDSTICKS:
-                found = None if arm == yardstick else difference(condition, arm, yardstick)
-                row[f"− {yardstick}"] = wording.NOTHING if found is None else _difference(found)
-            rows.append(row)
-    return rows
+        )
+    return [
+        *tables,
+        (
+            "Iterations to shares of the original’s gain over chance, on smoothed validation "
+            "curves, and how much sooner than the original",
+            pace_rows(conditions),
+        ),
+        (
+            "Accuracy on support / query images after adaptation, on validation tasks, and the gap "
+            "between them: the inner loop’s over-fitting; and where the gates ended",
+            mechanism_rows(conditions),
+        ),
+    ]
+
+
+def accuracy_rows(conditions: Sequence[Condition]) -> list[Row]:
+    """Test accuracy of every arm, and its differences to the original and to the control."""
+    return [
+        {**condition.labels, "arm": arm, **_accuracy(condition, arm)}
+        for condition in conditions
+        for arm in condition.arms
+    ]
+
+
+def best_rows(conditions: Sequence[Condition]) -> list[Row]:
+    """The same where every arm is at the setting of a sweep that is best for it."""
+    best, taken = each_at_its_best(conditions)
+    return [
+        {"arm": arm, "at": " ".join(taken[arm].labels.values()), **_accuracy(best, arm)}
+        for arm in best.arms
+    ]
 
 
 def pace_rows(conditions: Sequence[Condition]) -> list[Row]:
@@ -52,19 +84,23 @@ def pace_rows(conditions: Sequence[Condition]) -> list[Row]:
     rows = []
     for condition in conditions:
         for arm in condition.arms:
-            row = _head(condition, arm)
             found = paces(condition, arm)
+            row = {**condition.labels, "arm": arm}
             row["iterations to 80 / 90 / 95 %"] = " / ".join(
-                _mean_iterations(p.iterations) for p in found
+                _iterations(pace.iterations, pace.at_once) for pace in found
             )
-            own = arm == ORIGINAL
-            row["sooner, in iterations"] = (
-                wording.NOTHING if own else " / ".join(_ratio(p.speedup) for p in found)
+            for unit, ratios in (
+                ("iterations", [pace.ratios for pace in found]),
+                ("seconds", [pace.seconds for pace in found]),
+            ):
+                row[f"sooner, in {unit}"] = (
+                    wording.NOTHING
+                    if arm == ORIGINAL
+                    else " / ".join(_sooner(of, len(condition.results)) for of in ratios)
+                )
+            row["paper’s speed-up"] = (
+                wording.NOTHING if arm == ORIGINAL else _papers(condition, arm)
             )
-            row["sooner, in seconds"] = (
-                wording.NOTHING if own else " / ".join(_ratio(p.wall) for p in found)
-            )
-            row["paper’s speed-up"] = wording.NOTHING if own else _papers(condition, arm)
             rows.append(row)
     return rows
 
@@ -75,61 +111,78 @@ def mechanism_rows(conditions: Sequence[Condition]) -> list[Row]:
     for condition in conditions:
         for arm in condition.arms:
             runs = condition.runs(arm)
-            fit = over_fitting(runs)
-            row = _head(condition, arm)
-            row["over-fitting, first third"] = (
-                wording.NOTHING if fit is None else wording.points(fit.early)
-            )
-            row["over-fitting, last third"] = (
-                wording.NOTHING if fit is None else wording.points(fit.late)
-            )
+            row = {**condition.labels, "arm": arm}
+            for when, fit in zip(("first", "last"), fits(runs) or (None, None), strict=True):
+                row[f"{when} third"] = (
+                    wording.NOTHING
+                    if fit is None
+                    else f"{100 * fit.support:.1f} / {100 * fit.query:.1f}, "
+                    f"gap {100 * fit.gap:.1f} %"
+                )
             row["σ(m) at the end"] = _gate(runs, "m")
             row["σ(λ) at the end"] = _gate(runs, "lambda_")
             rows.append(row)
     return rows
 
 
-def _head(condition: Condition, arm: str) -> Row:
-    return {**condition.labels, "arm": arm}
+def _accuracy(condition: Condition, arm: str) -> Row:
+    runs = condition.runs(arm)
+    accuracy = mean_test_accuracy(runs)
+    row = {
+        "seeds": str(len(runs)),
+        "outcome": _outcome(runs),
+        "test accuracy": wording.NOTHING if accuracy is None else wording.accuracy(accuracy),
+    }
+    for yardstick in YARDSTICKS:
+        found = None if arm == yardstick else difference(condition, arm, yardstick)
+        row[f"− {yardstick}"] = wording.NOTHING if found is None else _difference(found, len(runs))
+    last = [100 * run.validation[-1].accuracy for run in runs if run.validation]
+    row["last validation"] = f"{math.fsum(last) / len(last):.1f} %" if last else wording.NOTHING
+    return row
 
 
 def _outcome(runs: Sequence[Arm]) -> str:
-    """Such as "trained", or "trained in 2 of 3, diverged in 1"."""
-    kinds = {
-        kind: sum(run.outcome == kind for run in runs)
-        for kind in ("trained", "not trained", "diverged")
-    }
-    found = {kind: count for kind, count in kinds.items() if count}
+    """Such as "trained", or "trained in 2, diverged in 1"."""
+    kinds = ("trained", "not trained", "diverged")
+    found = {kind: sum(run.outcome == kind for run in runs) for kind in kinds}
+    found = {kind: count for kind, count in found.items() if count}
     if len(found) == 1:
         return next(iter(found))
     return ", ".join(f"{kind} in {count}" for kind, count in found.items())
 
 
-def _difference(found: Difference) -> str:
+def _difference(found: Difference, seeds: int) -> str:
     text = wording.points(found.interval)
-    if found.detectable is None:
-        return text
-    return f"{text} ({100 * found.detectable:.1f})"
+    if found.detectable is not None:
+        text += f" ({100 * found.detectable:.1f})"
+    return text if found.seeds == seeds else f"{text}, {wording.counted(found.seeds, 'seed')}"
 
 
-def _mean_iterations(iterations: Sequence[int | None]) -> str:
-    """The mean over the seeds that got there, and how many did if not all."""
+def _iterations(iterations: Sequence[int | None], at_once: Sequence[bool]) -> str:
+    """The mean over the seeds that got there, and how many did if not all; "≤" where one was there
+    at its first validation.
+    """
     known = [count for count in iterations if count is not None]
     if not known:
         return wording.NOTHING
-    text = f"{round(math.fsum(known) / len(known)):,}"
+    text = f"{'≤ ' if any(at_once) else ''}{round(math.fsum(known) / len(known)):,}"
     return text if len(known) == len(iterations) else f"{text} ({len(known)} of {len(iterations)})"
 
 
-def _ratio(found: Interval | None) -> str:
-    return wording.NOTHING if found is None else wording.mean_speedup(found)
+def _sooner(ratios: Sequence[float], seeds: int) -> str:
+    """(original - arm) / arm of the geometric mean, and over how many seeds if not all."""
+    if not ratios:
+        return wording.NOTHING
+    mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+    text = wording.speedup(mean - 1)
+    return text if len(ratios) == seeds else f"{text} ({len(ratios)} of {seeds})"
 
 
 def _papers(condition: Condition, arm: str) -> str:
     ratios = papers_speedups(condition, arm)
     known = [ratio for ratio in ratios if ratio is not None]
     if not known:
-        return "not flat"
+        return "not flat" if ratios else wording.NOTHING
     text = wording.mean_speedup(over_seeds(known))
     return text if len(known) == len(ratios) else f"{text} ({len(known)} of {len(ratios)})"
 

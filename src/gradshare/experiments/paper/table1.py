@@ -360,12 +360,7 @@ def csv_text(cells: Sequence[Cell], results: Mapping[Cell, Results]) -> str:
             if original is not None and run.name != ORIGINAL:
                 row |= _beside_original(run, original)
         rows.append(row)
-    return comma_separated(
-        [
-            {name: "" if row.get(name) is None else str(row[name]) for name in CSV_COLUMNS}
-            for row in rows
-        ]
-    )
+    return comma_separated([{name: row.get(name) for name in CSV_COLUMNS} for row in rows])
 
 
 CSV_COLUMNS: Final = (
