@@ -30,6 +30,7 @@ def toy(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 "rates": {
                     "title": "rates",
                     "sweep": "inner_lr",
+                    "curves": False,
                     "axes": {
                         "rate": {"rate-0.1": {"inner_lr": 0.1}, "rate-0.5": {"inner_lr": 0.5}},
                         "arm": {"original": {"sharing": False}, "gradient-sharing": {}},
