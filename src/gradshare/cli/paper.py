@@ -41,7 +41,14 @@ from gradshare.experiments.paper.study_report import (
     tables_as_markdown,
     write_study_tables,
 )
-from gradshare.experiments.paper.table1 import notes, page, table1, write_table1
+from gradshare.experiments.paper.table1 import (
+    PAPERS_IMAGES,
+    notes,
+    on_the_papers_images,
+    page,
+    table1,
+    write_table1,
+)
 from gradshare.experiments.results import Results
 from gradshare.experiments.wording import NOTHING, accuracy, counted, duration
 
@@ -196,6 +203,17 @@ def _finished(
     found = [standing(cell, home) for cell in cells]
     _say_faults(console, [one for one in found if one.state == "unreadable"])
     results = results_by_cell(found)
+    if scale == "paper":
+        whole = on_the_papers_images(results)
+        for cell in results.keys() - whole.keys():
+            images = results[cell].environment["images"]
+            whole_of = PAPERS_IMAGES[cell.config.dataset]
+            _print(
+                console,
+                f"left out: {cell.name}: trained on {images:,} images, {cell.config.dataset} has "
+                f"{whole_of:,}",
+            )
+        results = whole
     if not results:
         raise RunError(
             f"{home} holds no finished cell; train some with `gradshare paper run --scale {scale}`"

@@ -19,7 +19,7 @@ from gradshare.cli.progress import RunBars
 from gradshare.errors import ConfigError
 from gradshare.experiments.compare import compare, results_of_runs
 from gradshare.experiments.executors.choice import NAMES, Choice, Name
-from gradshare.experiments.executors.job import Finished
+from gradshare.experiments.executors.job import Finished, environment_of
 from gradshare.experiments.executors.local import default_threads
 from gradshare.experiments.executors.loop import Executor
 from gradshare.experiments.report import write_report
@@ -34,10 +34,10 @@ from gradshare.training.dry_run import dry_run as estimate_run
 from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
 from gradshare.training.launch import is_first, torchrun_size
-from gradshare.training.machine import environment, keep_freed_memory
+from gradshare.training.machine import keep_freed_memory
 from gradshare.training.preflight import amount
 from gradshare.training.run import train
-from gradshare.training.setup import choose_device, set_up
+from gradshare.training.setup import set_up
 from gradshare.training.statistics import confidence95
 
 
@@ -152,7 +152,7 @@ def train_command(
             config, out, lambda progress: bars(config.arm, progress), resume=resume == "auto"
         )
     if is_first():
-        run = Finished(result, environment(choose_device(config.device), result.layout.describe()))
+        run = Finished(result, environment_of(result))
         results = results_of_runs([run], _command_line())
         save_results(results, out / FILENAME)
         _report([results], out, console)

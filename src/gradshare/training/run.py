@@ -98,6 +98,7 @@ class RunResult:
         test: None for a run that diverged before its first validation.
         seconds: wall time of training, validation and test.
         layout: how the work was laid out.
+        images: how many the dataset had, in all splits.
     """
 
     config: RunConfig
@@ -106,6 +107,7 @@ class RunResult:
     test: TestAccuracies | None
     seconds: float
     layout: Layout
+    images: int
 
 
 class _Progress(BaseModel):
@@ -346,7 +348,13 @@ def train_in(
             setup = compile_if_right(config, setup)
             _continue(config, setup, home, moment, watch if processes.rank == 0 else ignore)
     return RunResult(
-        config, moment.history, moment.diverged, moment.test, moment.seconds, setup.layout
+        config,
+        moment.history,
+        moment.diverged,
+        moment.test,
+        moment.seconds,
+        setup.layout,
+        setup.images,
     )
 
 

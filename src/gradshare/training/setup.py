@@ -62,6 +62,11 @@ class Setup:
     layout: Layout
     processes: OneProcess = field(default_factory=OneProcess)
 
+    @property
+    def images(self) -> int:
+        """How many the dataset has, in all splits."""
+        return sum(int(s.split.counts.sum()) for s in (self.train, self.val, self.test))
+
 
 def set_up(config: RunConfig, processes: OneProcess | None = None) -> Setup:
     """Open the data and build the learner, initialised from the seed.

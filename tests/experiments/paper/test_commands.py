@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from gradshare.cli import cli
 from gradshare.errors import RunError
-from gradshare.experiments.results import FILENAME, save_results
+from gradshare.experiments.results import FILENAME, load_results, save_results
 from tests.experiments.paper.synthetic_cells import finished
 
 RUN = "maml/batch-5/shot-5/rate-1x"
@@ -82,3 +82,14 @@ def test_a_folder_that_cannot_be_made_is_named(home: Path) -> None:
     assert str(error) == (
         f"{home / 'figures'}: the folder cannot be made: File exists; choose another output folder"
     )
+
+
+def test_a_part_of_a_dataset_is_another_one(home: Path) -> None:
+    (path, *_) = sorted(home.rglob(FILENAME))
+    results = load_results(path)
+    half = results.model_copy(update={"environment": {**results.environment, "images": 5894}})
+    save_results(half, path)
+    result = gradshare("table", "--out", str(home))
+    name = path.parent.relative_to(home).as_posix()
+    assert f"left out: {name}: trained on 5,894 images, cub has 11,788" in result.output
+    assert "1 of 144 cells finished" in result.output

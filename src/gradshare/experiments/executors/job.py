@@ -66,6 +66,12 @@ Outcome = Finished | GradshareError
 """What became of a run. Errors are values here, since they have to travel between processes."""
 
 
+def environment_of(result: RunResult) -> dict[str, Any]:
+    """Of this process, in which a run was trained, and how many images it had."""
+    device = choose_device(result.config.device)
+    return {**environment(device, result.layout.describe()), "images": result.images}
+
+
 def run_job(job: Job, threads: int, watch: Watch) -> Outcome:
     """Train a run in a process of its own, from where its folder was saved last.
 
@@ -78,9 +84,7 @@ def run_job(job: Job, threads: int, watch: Watch) -> Outcome:
     torch.set_num_threads(threads)
     try:
         result = train(job.config, job.folder, watch, resume=True)
-        return Finished(
-            result, environment(choose_device(job.config.device), result.layout.describe())
-        )
+        return Finished(result, environment_of(result))
     except LostRankError as error:
         return LostError(str(error))
     except GradshareError as error:

@@ -112,6 +112,22 @@ def printed(labels: Mapping[str, str]) -> Printed | None:
     return next((row for row in table.rows if (row.dataset, row.method, row.batch) == here), None)
 
 
+PAPERS_IMAGES: Final = {"cub": 11_788, "mini-imagenet": 60_000}
+"""How many images the paper's datasets have."""
+
+
+def on_the_papers_images(results: Mapping[Cell, Results]) -> dict[Cell, Results]:
+    """Those that were trained on the whole of the paper's datasets, as far as they say.
+
+    A part of a dataset is another one, whose figures do not stand beside the paper's.
+    """
+    return {
+        cell: one
+        for cell, one in results.items()
+        if one.environment.get("images") in (None, PAPERS_IMAGES[cell.config.dataset])
+    }
+
+
 # The table ----------------------------------------------------------------------------------------
 
 
