@@ -13,7 +13,8 @@ What is compared with what:
   meta-step ends with the meta-gradient in hand; images are there beforehand and Adam's step is left
   out, the same for all.
 - *As it comes* and *with our allocator settings*: whether a process has called
-  `gradshare.training.machine.keep_freed_memory`. Training with gradshare always does.
+  `gradshare.training.machine.keep_freed_memory` and was started with its `TUNABLES`, as what
+  `gradshare` trains in always has.
 - *Memory*: the peak of a fresh process of one thread over what it holds before the first iteration;
   an iteration draws uint8 images, normalises them and takes the meta-gradient. The leanest peer is
   the leanest with or without our allocator settings; ours runs with them, as in training.

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from benchmarks.contenders import Contender
 from benchmarks.problems import Problem
 from gradshare.errors import RunError
+from gradshare.training.machine import TUNABLES
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,12 +56,14 @@ class Worker:
 
     def __init__(self, *, threads: int, kept_memory: bool) -> None:
         command = [sys.executable, "-m", "benchmarks.worker", "--threads", str(threads)]
+        variables = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if kept_memory:
             command.append("--keep-freed-memory")
+            variables |= [TUNABLES]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env=variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from gradshare.inner_loop import Tensors
-from gradshare.models import ConvBlock
+from gradshare.models import ConvBlock, conv_block
 
 SLOPES = pytest.mark.parametrize("slope", [0.0, 0.01])
 LAYOUTS = pytest.mark.parametrize("channels_last", [False, True])
@@ -77,6 +77,23 @@ def test_it_equals_its_definition(slope: float, channels_last: bool) -> None:
     inputs = [x, *block.parameters()]
     ours, theirs = block(x), definition(block, dict(block.named_parameters()), x)
     assert torch.allclose(ours, theirs, rtol=1e-12)
+    pairs = zip(second_derivatives(ours, inputs), second_derivatives(theirs, inputs), strict=True)
+    for mine, other in pairs:
+        assert (mine - other).norm() <= 1e-10 * other.norm()
+
+
+@LAYOUTS
+@pytest.mark.parametrize("images_at_a_time", [1, 2, 5])
+def test_a_first_layer_computed_in_pieces_equals_its_definition(
+    images_at_a_time: int, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, x = problem(0.01, channels_last=channels_last)
+    images = torch.cat([x, x * 2 + 1, x[:1] * 3]).detach()
+    bytes_of_an_image = 8 * block(images)[0].numel() * 5 * 5 // (2 * 2)
+    monkeypatch.setattr(conv_block, "CACHED_BYTES", images_at_a_time * bytes_of_an_image)
+    inputs: list[Tensor] = list(block.parameters())
+    ours = block(images)
+    theirs = definition(block, dict(block.named_parameters()), images)
     pairs = zip(second_derivatives(ours, inputs), second_derivatives(theirs, inputs), strict=True)
     for mine, other in pairs:
         assert (mine - other).norm() <= 1e-10 * other.norm()

@@ -15,6 +15,7 @@ from gradshare.errors import ConfigError, GradshareError
 from gradshare.training.distributed import OtherRankError
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.launch import speaks_for_machine, torchrun_size
+from gradshare.training.machine import join_freed_memory
 
 FAILED = 1
 SIGNAL_STATUS = 128  # a shell's status for a program that a signal ended is 128 + its number
@@ -38,6 +39,14 @@ def cli(context: click.Context) -> None:
 
 for command in (compare_command, train_command, evaluate_command, report_command, paper, data):
     cli.add_command(command)
+
+
+def program() -> None:
+    """The program as a shell starts it. What trains must have its allocator's settings from its
+    start on: the processes that `compare` and others start, and this one where it trains itself.
+    """
+    join_freed_memory(start_again=sys.argv[1:2] == [train_command.name])
+    main()
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 """`python -m gradshare.cli`, the same program as `gradshare`."""
 
-from gradshare.cli import main
+from gradshare.cli import program
 
-main()
+program()

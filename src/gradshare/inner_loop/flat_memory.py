@@ -107,74 +107,91 @@ class _Inputs:
         )
 
 
+# What outlives a pass, its gradients, has its place before the pass begins. Made among the pass's
+# activations it would part the memory that these leave, and what is left would be too small for
+# those of the next pass. For the same reason each pass is a function, whose variables are gone when
+# the next one begins. With K = 20 instead of 1, a step takes 7 % more in this way instead of 16 %.
+
+
 class _RecomputedGradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: _Inputs, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.inputs = inputs
         ctx.save_for_backward(*tensors)
         ctx.random_state = _random_state(tensors[0].device)
-        chunks = []
-        for chunk in inputs.chunks:
+        gradients = _empty_like(tensors[: len(inputs.params)])
+
+        def support_pass(chunk: slice) -> None:
             params, shared = inputs.leaves(tensors, chunk)
             with torch.enable_grad():
                 losses = inputs.losses(params, shared, chunk)
                 if chunk == inputs.chunks[0]:
                     _require_no_other_leaves(losses, [*params.values(), *shared.values()])
-                chunks.append(gradients_of_chunk(losses, params, create_graph=False))
-        return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
+                _put(gradients, chunk, gradients_of_chunk(losses, params, create_graph=False))
+
+        for chunk in inputs.chunks:
+            support_pass(chunk)
+        return tuple(gradients)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         inputs, tensors = ctx.inputs, ctx.saved_tensors
-        chunks = []
+        by_task = _empty_like(tensors[: len(inputs.params)])
+        by_all = {
+            name: torch.zeros_like(t)
+            for name, t in zip(inputs.shared, tensors[len(by_task) :], strict=True)
+            if t.requires_grad
+        }
+
+        def support_pass(chunk: slice) -> None:
+            params, shared = inputs.leaves(tensors, chunk)
+            losses = inputs.losses(params, shared, chunk)
+            gradients = gradients_of_chunk(losses, params, create_graph=True)
+            product = sum((g * v[chunk]).sum() for g, v in zip(gradients, cotangents, strict=True))
+            wanted = {**params, **{name: shared[name] for name in by_all}}
+            found = _gradients_or_zero(product, wanted)
+            _put(by_task, chunk, [found[name] for name in params])
+            for name in by_all:
+                by_all[name] += found[name]
+
         # Dropout, or whatever else is drawn, is drawn as it was.
         with torch.enable_grad(), _replayed(ctx.random_state, tensors[0].device):
             for chunk in inputs.chunks:
-                params, shared = inputs.leaves(tensors, chunk)
-                losses = inputs.losses(params, shared, chunk)
-                gradients = gradients_of_chunk(losses, params, create_graph=True)
-                product = sum(
-                    (g * v[chunk]).sum() for g, v in zip(gradients, cotangents, strict=True)
-                )
-                wanted = {**params, **{n: t for n, t in shared.items() if t.requires_grad}}
-                chunks.append(_gradients_or_zero(product, wanted))
-        by_task = [torch.cat([part[name] for part in chunks]) for name in inputs.params]
-        by_all = [
-            torch.stack([part[name] for part in chunks]).sum(0) if name in chunks[0] else None
-            for name in inputs.shared
-        ]
-        return None, *by_task, *by_all
+                support_pass(chunk)
+        return None, *by_task, *(by_all.get(name) for name in inputs.shared)
 
 
 class _LossesWithGradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: _Inputs, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        losses, outputs, chunks = [], [], []
-        for chunk in inputs.chunks:
+        of_tasks = tensors[: len(inputs.params)]
+        # One copy of a shared tensor for each task, whose losses may be weighted differently.
+        copies = {
+            name: t.detach().expand(len(of_tasks[0]), *t.shape)
+            for name, t in zip(inputs.shared, tensors[len(of_tasks) :], strict=True)
+            if t.requires_grad
+        }
+        gradients = _empty_like([*of_tasks, *copies.values()])
+
+        def query_pass(chunk: slice) -> tuple[Tensor, Tensor]:
             params, shared = inputs.leaves(tensors, chunk)
-            count = len(next(iter(params.values())))
-            # One copy of a shared tensor for each task, whose losses may be weighted differently.
-            copies = {
-                name: t.detach().expand(count, *t.shape).requires_grad_()
-                for name, t in shared.items()
-                if t.requires_grad
-            }
+            wanted = {**params, **{n: t[chunk].requires_grad_() for n, t in copies.items()}}
             rest = {name: t for name, t in shared.items() if name not in copies}
-            wanted = {**params, **copies}
             with torch.enable_grad():
-                chunk_losses, chunk_outputs = inputs.losses(wanted, rest, chunk)
+                losses, outputs = inputs.losses(wanted, rest, chunk)
                 if chunk == inputs.chunks[0]:
-                    _require_no_other_leaves(chunk_losses, list(wanted.values()))
-                chunks.append(gradients_of_chunk(chunk_losses, wanted, create_graph=False))
-            losses.append(chunk_losses.detach())
-            outputs.append(chunk_outputs.detach())
-        ctx.save_for_backward(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
-        ctx.names = list(wanted)
+                    _require_no_other_leaves(losses, list(wanted.values()))
+                _put(gradients, chunk, gradients_of_chunk(losses, wanted, create_graph=False))
+            return losses.detach().clone(), outputs.detach().clone()
+
+        passes = [query_pass(chunk) for chunk in inputs.chunks]
+        ctx.save_for_backward(*gradients)
+        ctx.names = [*inputs.params, *copies]
         ctx.inputs = inputs
-        every_output = torch.cat(outputs)
-        ctx.mark_non_differentiable(every_output)
-        return torch.cat(losses), every_output
+        losses, outputs = (torch.cat(parts) for parts in zip(*passes, strict=True))
+        ctx.mark_non_differentiable(outputs)
+        return losses, outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -189,6 +206,16 @@ class _LossesWithGradients(torch.autograd.Function):
             for name in ctx.inputs.shared
         ]
         return None, *by_task, *by_all
+
+
+def _empty_like(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Room for values of these shapes, each at a place of its own whatever is expanded."""
+    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors]
+
+
+def _put(rooms: Sequence[Tensor], chunk: slice, values: Sequence[Tensor]) -> None:
+    for room, value in zip(rooms, values, strict=True):
+        room[chunk] = value
 
 
 def _gradients_or_zero(value: Tensor | int, tensors: Tensors) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ between convolutions are not what takes the time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from torch._C._functorch import TransformType
 from torch.nn import functional as F
 
 from gradshare.models.batch_norm import BatchNorm2d
+
+# Of one tensor that is computed a few images at a time.
+CACHED_BYTES = 7_000_000
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
 _statistics = torch.ops.aten.batch_norm_update_stats.default
@@ -197,16 +201,25 @@ class _BlockBackward(torch.autograd.Function):
                 g + more for g, more in zip((gp, g_mean, g_rstd), of_p_mean_rstd, strict=True)
             )
         tilt = -g_rstd * rstd.pow(3) / n
-        gz = _put_back(gp, z, where).addcmul_(z, _per_channel(tilt))
-        gz.add_(_per_channel(g_mean / n - tilt * mean))
-        if more_gz is not None:
-            gz.add_(more_gz)
-        gz = gz.to(x.dtype)
-        gx, gW = _through_convolution(gz, x, W, groups, needs_gx)
-        kept = gz if needs_gx else None
-        ctx.save_for_backward(
-            g, x, W, gamma, z, pooled, mean, rstd, where, y, g_gamma, g_beta, kept
-        )
+        shift = g_mean / n - tilt * mean
+
+        def gz_of(images: slice) -> Tensor:
+            gz = _put_back(gp[images], z[images], where[images])
+            gz.addcmul_(z[images], _per_channel(tilt)).add_(_per_channel(shift))
+            if more_gz is not None:
+                gz.add_(more_gz[images])
+            return gz.to(x.dtype)
+
+        gz = gx = None
+        if needs_gx:
+            gz = gz_of(slice(None))
+            gx, gW = _through_convolution(gz, x, W, groups, True)
+        else:
+            # The first layer. Its gz is the largest tensor there is, and of use for gW alone.
+            gW = torch.zeros_like(W)
+            for images in _within_cache(z):
+                gW += _through_convolution(gz_of(images), x[images], W, groups, False)[1]
+        ctx.save_for_backward(g, x, W, gamma, z, pooled, mean, rstd, where, y, g_gamma, g_beta, gz)
         ctx.slope, ctx.groups = slope, groups
         ctx.set_materialize_grads(False)
         return gx, gW, g_gamma, g_beta
@@ -269,6 +282,16 @@ def _through_convolution(
     return gx, gW
 
 
+def _within_cache(z: Tensor) -> Iterator[slice]:
+    """Some images after the other, so many that what is computed of them is still in the cache
+    when it is used: gz and from it gW, of 75 images of 84×84, take 19 ms in this way and 31 ms
+    all at once (4 MB to 11 MB at a time are alike).
+    """
+    count = max(1, CACHED_BYTES // (z[0].numel() * z.element_size()))
+    for start in range(0, len(z), count):
+        yield slice(start, start + count)
+
+
 def _sums(g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """Σ g and Σ g r (z - mean) of each channel: the native backward pass without its output."""
     _, product, plain = _norm_backward(
@@ -287,12 +310,10 @@ def _at_maxima(v: Tensor, where: Tensor) -> Tensor:
     """The adjoint of `_put_back`: the values of v where the maxima of z were."""
     if not _is_channels_last(v):
         return v.flatten(2).gather(2, where.flatten(2)).view_as(where)
-    N, C, H, W = v.shape
-    # One flat selection in the order of the memory is three times as fast as `gather`.
-    first = torch.arange(N).view(-1, 1, 1, 1) * (H * W * C) + torch.arange(C).view(-1, 1, 1)
-    positions = torch.add(first, where, alpha=C).permute(0, 2, 3, 1).reshape(-1)
-    chosen = v.permute(0, 2, 3, 1).reshape(-1).index_select(0, positions)
-    return chosen.view(N, *where.shape[2:], C).permute(0, 3, 1, 2)
+    # In the order of the memory, (N, H, W, C).
+    v, last = v.permute(0, 2, 3, 1), where.permute(0, 2, 3, 1)
+    chosen = v.flatten(1, 2).gather(1, last.flatten(1, 2))
+    return chosen.view_as(last).permute(0, 3, 1, 2)
 
 
 def _like(g: Tensor, y: Tensor) -> Tensor:

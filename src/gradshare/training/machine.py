@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,23 @@ import torch
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
+TUNABLES = ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
+"""An environment variable that has glibc join freed memory to larger pieces, and its value. It is
+read when a process starts, and never again.
+
+glibc keeps small pieces that are freed in a cache where they count as in use, also those that it
+cuts off each tensor to align it (32 to 96 bytes). They lie between the large ones, which then are
+not joined, and so what an inner step frees is no room for the next one.
+"""
+
 
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory instead of giving it back to the kernel.
 
     By default it returns every large tensor, and the next one costs page faults again: over half
     of the time of a meta-step at 84×84. This changes the whole process, so programs call it when
-    they start and the library never does by itself.
+    they start and the library never does by itself. What is kept should be joined, too: see
+    `join_freed_memory`.
 
     Returns:
         Whether the C library took it: False on another one than glibc.
@@ -30,6 +41,21 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def join_freed_memory(*, start_again: bool) -> None:
+    """Give `TUNABLES` to the processes that this one starts, and to this one itself by starting it
+    again, if so asked. Where the environment already has glibc's tunables, they stand.
+
+    Args:
+        start_again: run the same command line once more, in this process.
+    """
+    name, value = TUNABLES
+    if name in os.environ or platform.libc_ver()[0] != "glibc":
+        return
+    os.environ[name] = value
+    if start_again:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def cores() -> int:
