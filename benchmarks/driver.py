@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,18 +135,26 @@ class Race:
         start: starts a process.
         threads: of each.
         entries: who takes part; their order is the order of their turns.
+        together: all in one process, for differences that are as small as those between two
+            processes of one contender; all must have our allocator settings then.
     """
 
-    def __init__(self, start: Start, threads: int, entries: list[Entry]) -> None:
+    def __init__(
+        self, start: Start, threads: int, entries: list[Entry], *, together: bool = False
+    ) -> None:
         self.start = start
         self.threads = threads
         self.entries = entries
+        self.together = together
         self.stack = ExitStack()
         self.workers: dict[Entry, Asked] = {}
 
     def __enter__(self) -> Race:
         with ExitStack() as stack:
             for entry in self.entries:
+                if self.together and self.workers:
+                    self.workers[entry] = self.workers[self.entries[0]]
+                    continue
                 worker = self.start(threads=self.threads, kept_memory=entry.kept_memory)
                 self.workers[entry] = stack.enter_context(worker)
             self.stack = stack.pop_all()
@@ -178,28 +186,35 @@ class Race:
                 problem=asdict(problem),
                 purpose=entry.purpose,
                 tasks=tasks,
+                slot=slot,
             )["layout"]
-            for entry, worker in self.workers.items()
+            for slot, (entry, worker) in enumerate(self.workers.items())
         }
 
     def warm_up(self, folder: Path) -> dict[Entry, Path]:
         """Let everyone run once, in turn, and write what comes out (the floor has nothing)."""
         paths = {}
-        for index, (entry, worker) in enumerate(self.workers.items()):
-            path = folder / f"{index}.safetensors"
-            worker.ask("save", path=str(path))
+        for slot, (entry, worker) in enumerate(self.workers.items()):
+            path = folder / f"{slot}.safetensors"
+            worker.ask("save", path=str(path), slot=slot)
             if entry.contender.kind != "floor":
                 paths[entry] = path
         return paths
 
-    def run(self, repetitions: int) -> Seconds:
+    def run(self, repetitions: int, fewer: Mapping[Entry, int] | None = None) -> Seconds:
         """Everyone in turn, again and again, so that what slows the machine for a while slows all
         alike.
+
+        Args:
+            repetitions: how many turns there are.
+            fewer: who takes part in the first few alone.
         """
+        turns = dict.fromkeys(self.entries, repetitions) | dict(fewer or {})
         seconds: Seconds = {entry: [] for entry in self.entries}
-        for _ in range(repetitions):
-            for entry, worker in self.workers.items():
-                seconds[entry].append(worker.ask("run")["seconds"])
+        for turn in range(repetitions):
+            for slot, (entry, worker) in enumerate(self.workers.items()):
+                if turn < turns[entry]:
+                    seconds[entry].append(worker.ask("run", slot=slot)["seconds"])
         return seconds
 
 

@@ -49,7 +49,7 @@ class Session:
     """What the process was told to prepare, and the operations on it."""
 
     def __init__(self) -> None:
-        self.measured: Callable[[], Tensors]
+        self.measured: dict[int, Callable[[], Tensors]] = {}
 
     def answer(self, request: dict[str, Any]) -> Answer:
         """Do what a request says."""
@@ -61,7 +61,9 @@ class Session:
             return {"error": str(error)}
         return answer
 
-    def prepare(self, contender: Answer, problem: Answer, purpose: str, tasks: int) -> Answer:
+    def prepare(
+        self, contender: Answer, problem: Answer, purpose: str, tasks: int, slot: int = 0
+    ) -> Answer:
         """Build a contender with its images, and keep what `run` is to time.
 
         Args:
@@ -70,6 +72,7 @@ class Session:
             purpose: "step" (a meta-gradient), "predictions" (of each task by itself) or "query
                 pass" (see `Ours.query_pass`).
             tasks: how many.
+            slot: where it is kept, if this process has several contenders.
         """
         who, work = Contender.of(contender), Problem(**problem)
         if who.kind == "floor":
@@ -79,24 +82,24 @@ class Session:
                 floor.run()
                 return {}
 
-            self.measured = convolutions
+            self.measured[slot] = convolutions
             return {"layout": "the fastest of each call"}
         layout = _fastest_layout(who, work, purpose)
         runner = _build(who, work, layout)
         given = runner.as_given(draw_tasks(work, tasks, work.seed))
-        self.measured = lambda: _purpose(runner, purpose)(given)
+        self.measured[slot] = lambda: _purpose(runner, purpose)(given)
         return {"layout": layout}
 
-    def run(self) -> Answer:
+    def run(self, slot: int = 0) -> Answer:
         """Time what was prepared, once; what its graphs leave behind is cleared beforehand."""
         gc.collect()
         start = time.perf_counter()
-        self.measured()
+        self.measured[slot]()
         return {"seconds": time.perf_counter() - start}
 
-    def save(self, path: str) -> Answer:
+    def save(self, path: str, slot: int = 0) -> Answer:
         """Run what was prepared, and write the tensors that come out."""
-        result = self.measured()
+        result = self.measured[slot]()
         save_file({name: t.detach().clone().contiguous() for name, t in result.items()}, path)
         return {}
 
