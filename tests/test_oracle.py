@@ -15,7 +15,8 @@ SETTINGS = [
     oracle.Setting("maml", "rate-control", 2, 0.4),
     oracle.Setting("maml", "learned-rates", 2, 0.4),
     oracle.Setting("maml", "own-gradient", 2, 0.4),
-    oracle.Setting("maml", "unnormalized", 2, 0.4),
+    # At 0.4 a maximum of the pooling changes its place within the difference.
+    oracle.Setting("maml", "unnormalized", 2, 0.3),
     oracle.Setting("maml", "sharing", 2, 0.4, fixed_lambda=0.25),
     oracle.Setting("maml", "sharing", 2, 0.4, fixed_m=0.02),
     oracle.Setting("maml", "sharing", 2, 0.4, inductive=True),
