@@ -169,14 +169,14 @@ def test_the_estimate_is_near_what_is_measured(
 def test_a_run_that_cannot_fit_is_refused_before_it_begins(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "available", lambda device: 30_000_000)
+    monkeypatch.setattr(preflight, "available", lambda device: 20_000_000)
     config = RunConfig(**tiny)
     setup = set_up(config)
     need = estimate(config, setup.learner, setup.image_shape)
     with pytest.raises(RunError) as error:
         train(config, tmp_path / "run")
     assert str(error.value) == (
-        f"the run needs about {amount(need)} of memory, 30.0 MB are available; lower --task-batch "
+        f"the run needs about {amount(need)} of memory, 20.0 MB are available; lower --task-batch "
         "2, --queries 4, --filters 4, --inner-steps 2 or --image-size, or use --memory recompute "
         "or --order first"
     )

@@ -8,31 +8,32 @@ one value for each entry of the four convolutions' outputs and of the input,
 and the peak of a meta-step with T tasks, K steps and Q query passes a task (K with the multi-step
 loss, else 1) is taken to be
 
-    50 MiB + T K (2.35 U(support) + c P) + 1.9 T Q U(queries)
-           + t (1.35 max(U(support), U(queries)) + 7 P) + 4 P' + S,
+    30 MiB + T K (2.35 U(support) + c P) + 1.9 T Q U(queries)
+           + t (0.75 max(U(support), U(queries)) + 7 P) + 4 P' + S,
 
 where P are the model's parameters, P' all outer parameters and S the rules' state, in bytes, c is
 2.4, with sharing 2.4 more, with learned rates 2 more, and t is T with vmap, else 1. The first-order
 step keeps no inner step's activations. The recomputing one keeps none at all, and of the t tasks it
-holds max(5.2 U(support), 3.4 U(queries)). Queries count twice in the inductive mode, with the
+holds max(4.7 U(support), 2.65 U(queries)). Queries count twice in the inductive mode, with the
 support set. An evaluation adapts 10 tasks without the graph of the outer gradient: 3 K P for each,
-and max(3.7 U(support), 1.7 U(queries)), with vmap for each as well.
+and max(2.7 U(support), 1.7 U(queries)), with vmap for each as well.
 
 Calibrated on the peak resident memory over that of the idle process (VmHWM of two meta-steps, or of
-two evaluations of 10 tasks, glibc's freed memory kept, torch 2.13.0 CPU, one thread, Python 3.11.7,
-2026-11-24) at 14 settings from 16×16 to 84×84 pixels: 1, 5 and 20 shots, 1 to 8 tasks, 2 to 10
-steps, 48 to 512 filters, all three methods, both orders, both batch norms. Where the phase that the
-estimate takes for the larger one was measured, it was off by
+two evaluations of 10 tasks; freed memory kept and joined as in `gradshare.training.machine`, glibc
+2.36, torch 2.13.0 CPU, one thread, Python 3.11.7, 2026-11-24). Of meta-steps there were 15 settings
+at 28×28 and 84×84: 1, 5 and 20 shots, 1 to 8 tasks, 2 to 10 steps, 48 filters, all three methods,
+both orders; and 4 with 128 filters, two of them inductive, that the constants were not fitted to.
+The estimate was off by
 
-    graphs kept, vmap    8 settings    5 % less to 12 % more
-    graphs kept, loop   11 settings   11 % less to  6 % more
-    recomputed, loop    12 settings    9 % less to 20 % more
-    recomputed, vmap     1 setting                 9 % more
+    graphs kept, vmap    7 settings   5 % less to  5 % more
+    graphs kept, loop    4 settings   1 % less to  4 % more
+    recomputed, loop     7 settings   3 % less to  9 % more, once 22 % more
+    recomputed, vmap     1 setting                 7 % more
 
-At 84×84 and 5 shots that is one setting with graphs kept, T = 1 (1,070 MB), and two with none, T =
-1 and 5 (526 and 587 MB). Evaluations were measured up to 28×28 only: 2.4 GB for ten tasks at 84×84
-with vmap is an extrapolation, and so are those with 256 filters and more, at 4 of the settings. A
-GPU, where the layers are PyTorch's own, is not measured.
+The same setting differs by 7 % from process to process. Evaluations, measured at 8 settings, leave
+out the images of the 10 tasks (106 MB at 84×84 and 5 shots): there 2.58 GB were measured with vmap,
+6 % more than estimated, and 429 MB one task at a time, where the meta-step takes as much. More than
+128 filters and a GPU, where the layers are PyTorch's own, are not measured.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ from gradshare.training.config import RunConfig
 CHUNK = 10
 
 FLOAT_BYTES = 4
-SCRATCH_BYTES = 50 << 20
+SCRATCH_BYTES = 30 << 20
 
 # Units of activations: what the graphs of an inner step and of a query pass keep, and what a pass
 # holds besides; what each holds in all where its graph is built again; and where there is no graph.
-STEP_GRAPH, QUERY_GRAPH, TRANSIENT = 2.35, 1.9, 1.35
-RECOMPUTED_STEP, RECOMPUTED_QUERY = 5.2, 3.4
-STEP_ALONE, QUERY_ALONE = 3.7, 1.7
+STEP_GRAPH, QUERY_GRAPH, TRANSIENT = 2.35, 1.9, 0.75
+RECOMPUTED_STEP, RECOMPUTED_QUERY = 4.7, 2.65
+STEP_ALONE, QUERY_ALONE = 2.7, 1.7
 # Where the support set supplies the statistics, the layers of a query pass are PyTorch's own.
 INDUCTIVE = 2
 # Copies of the adapted parameters that an inner step leaves: θ_k, gradients and updates; Δ and what
