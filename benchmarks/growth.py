@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    NullLocator,
+    ScalarFormatter,
+)
 
 from benchmarks.bench import FLAT, KEPT, MEGA, context
 from benchmarks.contenders import Contender, ours
@@ -201,8 +207,9 @@ def figures(plan: Plan, measured: Mapping[Problem, Point]) -> Iterator[tuple[str
             axes.xaxis.set_major_locator(FixedLocator([float(value) for value in values]))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(ScalarFormatter())
-            axes.yaxis.set_major_formatter(ScalarFormatter())
-            axes.yaxis.set_minor_formatter(ScalarFormatter())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         figure.legend(loc="outside upper center", ncols=2)
         yield f"growth-{field.replace('_', '-')}", figure
 
