@@ -30,36 +30,6 @@ started = dict(v.split("=", 1) for v in Path("/proc/self/environ").read_text().s
 print(started.get("{NAME}"), os.environ["{NAME}"], sys.argv[1:])
 """
 
-# Steps of large tensors that come and go beside small ones that stay, and after each step one large
-# tensor that needs what they left in one piece; by how much that makes the heap grow after the
-# first step, in MB.
-STEPS = """
-import ctypes, torch
-from gradshare.training.machine import keep_freed_memory
-
-class Info(ctypes.Structure):
-    _fields_ = [(f"field{i}", ctypes.c_size_t) for i in range(10)]
-
-mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
-mallinfo2.restype = Info
-assert keep_freed_memory()
-
-def megabytes(count):
-    return torch.empty(count << 18)
-
-stay, heap = [], []
-for step in range(20):
-    temporary = []
-    for index in range(20):
-        temporary.append(megabytes(1 + index % 3))
-        if index % 5 == 0:
-            stay.append(torch.empty(()))
-    temporary.clear()
-    megabytes(35)
-    heap.append(mallinfo2().field0)
-print((heap[-1] - heap[0]) >> 20)
-"""
-
 
 def run(code: str, *arguments: str, tunables: str | None = None) -> str:
     """What a process prints that starts with glibc's tunables, or without."""
@@ -83,7 +53,3 @@ def test_what_only_starts_others_hands_it_on() -> None:
 def test_the_users_own_tunables_stand() -> None:
     own = "glibc.malloc.check=0"
     assert run(START, "again", tunables=own) == f"{own} {own} ['again']"
-
-
-def test_what_a_step_frees_is_room_for_the_next_one() -> None:
-    assert int(run(STEPS, tunables=VALUE)) <= 1
