@@ -36,21 +36,15 @@ from gradshare.experiments.paper.grid import (
 )
 from gradshare.experiments.paper.plan import SCALES, Cell, Scale, load_plan, pick
 from gradshare.experiments.paper.status import progress
-from gradshare.experiments.paper.study_report import (
-    draw_studies,
-    tables_as_markdown,
-    write_study_tables,
-)
+from gradshare.experiments.paper.study_report import draw_studies, study_pages
 from gradshare.experiments.paper.table1 import (
     PAPERS_IMAGES,
-    notes,
     on_the_papers_images,
-    page,
-    table1,
-    write_table1,
+    table1_pages,
 )
 from gradshare.experiments.results import Results
 from gradshare.experiments.wording import NOTHING, accuracy, counted, duration
+from gradshare.training.files import write_pages
 
 
 def grid_options(command: Command) -> Command:
@@ -157,12 +151,11 @@ def table_command(scale: Scale, out: Path | None) -> None:
     home = home_of(scale, out)
     cells, results = _finished(scale, home, console)
     if scale == "paper":
-        _show(console, page(table1(cells, results), notes(cells, results)))
-        _say_written(console, write_table1(cells, results, home))
+        pages = table1_pages(cells, results)
     else:
-        plan = load_plan(scale)
-        _show(console, tables_as_markdown(plan, results))
-        _say_written(console, write_study_tables(plan, results, home))
+        pages = study_pages(load_plan(scale), results)
+    _show(console, next(text for name, text in pages.items() if name.endswith(".md")))
+    _say_written(console, write_pages(home, pages))
 
 
 @paper.command(name="figures")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,13 +57,18 @@ def one_a_seed(results: Sequence[Results]) -> tuple[Results, ...]:
             one seed is there twice, which would make the interval over seeds too small.
     """
     _require_one_comparison(results)
-    by_seed: dict[int, list[Results]] = {}
+    return by_seed(results)
+
+
+def by_seed(results: Iterable[Results]) -> tuple[Results, ...]:
+    """Those of one seed put together, in the order of the seeds, whatever they are of."""
+    found: dict[int, list[Results]] = {}
     for one in results:
-        by_seed.setdefault(one.arms[0].seed, []).append(one)
-    return tuple(together(by_seed[seed]) for seed in sorted(by_seed))
+        found.setdefault(one.arms[0].seed, []).append(one)
+    return tuple(_together(found[seed]) for seed in sorted(found))
 
 
-def together(parts: Sequence[Results]) -> Results:
+def _together(parts: Sequence[Results]) -> Results:
     """Results of one seed that were trained apart, as if one command had trained them.
 
     Raises:

@@ -8,6 +8,7 @@ what they return.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 
@@ -15,12 +16,8 @@ from gradshare.inner_loop.rule import SumOverTasks, Tensors, UpdateRule
 from gradshare.inner_loop.sharing import GradientSharing, Norm, interpolate, normalized
 
 
-class RateControl:
-    """The control for gradient sharing: the same learned gate with ĝ ≡ 0, Δ = (1 - σ(λ_k)) ∇.
-
-    It changes everything that sharing changes except sharing: with λ started at 0 it halves the
-    task's own gradient, and learning λ learns one rate for each step. What sharing gains over the
-    original, but not over this, is not owed to sharing.
+class _Gated(ABC):
+    """A learned gate between each task's gradient and something that is made of that task alone.
 
     Learned: `lambda` (K,), started at 0. No state.
 
@@ -30,6 +27,10 @@ class RateControl:
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
+
+    @abstractmethod
+    def in_the_place_of_g_hat(self, gradients: Tensors) -> Tensors:
+        """What Eq. 4 interpolates towards, broadcast over the (T, …) gradients."""
 
     def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
         """λ = 0."""
@@ -43,10 +44,28 @@ class RateControl:
         step: int,
         sum_over_tasks: SumOverTasks | None,
     ) -> tuple[Tensors, Tensors]:
-        """Scale every task's gradient by 1 - σ(λ_k)."""
+        """Eq. 4, with something else in the place of ĝ_k."""
         gate = torch.sigmoid(learned["lambda"][..., step])
-        nothing = next(iter(gradients.values())).new_zeros(())
-        return {name: interpolate(own, nothing, gate) for name, own in gradients.items()}, state
+        end = self.in_the_place_of_g_hat(gradients)
+        return {n: interpolate(own, end[n], gate) for n, own in gradients.items()}, state
+
+
+class RateControl(_Gated):
+    """The control for gradient sharing: the same learned gate with ĝ ≡ 0, Δ = (1 - σ(λ_k)) ∇.
+
+    It changes everything that sharing changes except sharing: with λ started at 0 it halves the
+    task's own gradient, and learning λ learns one rate for each step. What sharing gains over the
+    original, but not over this, is not owed to sharing.
+
+    Learned: `lambda` (K,), started at 0. No state.
+
+    Args:
+        steps: K, the number of inner steps.
+    """
+
+    def in_the_place_of_g_hat(self, gradients: Tensors) -> Tensors:
+        """Nothing: every task's gradient is scaled by 1 - σ(λ_k)."""
+        return dict.fromkeys(gradients, next(iter(gradients.values())).new_zeros(()))
 
 
 class LearnedRates:
@@ -79,7 +98,7 @@ class LearnedRates:
         return {name: learned["rate"][step] * own for name, own in gradients.items()}, state
 
 
-class OwnGradient:
+class OwnGradient(_Gated):
     """Sharing without anybody to share with: in the place of ĝ_k stands the task's own gradient,
     normalised as Eq. 1 normalises the sum.
 
@@ -93,26 +112,12 @@ class OwnGradient:
     """
 
     def __init__(self, steps: int, *, norm: Norm = "global") -> None:
-        self.steps = steps
+        super().__init__(steps)
         self.norm = norm
 
-    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
-        """λ = 0."""
-        return {"lambda": next(iter(params.values())).new_zeros(self.steps)}, {}
-
-    def update(
-        self,
-        gradients: Tensors,
-        learned: Tensors,
-        state: Tensors,
-        step: int,
-        sum_over_tasks: SumOverTasks | None,
-    ) -> tuple[Tensors, Tensors]:
-        """Interpolate every task's gradient towards its own direction."""
-        gate = torch.sigmoid(learned["lambda"][..., step])
-        directions = torch.vmap(lambda own: normalized(own, self.norm))(dict(gradients))
-        deltas = {name: interpolate(own, directions[name], gate) for name, own in gradients.items()}
-        return deltas, state
+    def in_the_place_of_g_hat(self, gradients: Tensors) -> Tensors:
+        """Each task's own direction."""
+        return torch.vmap(lambda own: normalized(own, self.norm))(dict(gradients))
 
 
 class UnnormalizedSharing(GradientSharing):

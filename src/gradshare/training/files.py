@@ -58,6 +58,21 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
+def write_pages(folder: Path, pages: Mapping[str, str]) -> list[Path]:
+    """Write texts under their names into a folder, which is made if it is not there.
+
+    Returns:
+        What was written.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    make_folder(folder)
+    for name, text in pages.items():
+        write_atomically(folder / name, text.encode())
+    return [folder / name for name in pages]
+
+
 def null_where_not_finite(value: Any) -> Any:
     """The same JSON value with null, which JSON has, for NaN and infinity, which it has not."""
     if isinstance(value, Mapping):

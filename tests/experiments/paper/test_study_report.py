@@ -16,7 +16,7 @@ from gradshare.experiments.paper.conditions import Condition, conditions
 from gradshare.experiments.paper.formats import latex, markdown
 from gradshare.experiments.paper.plan import Study, load_plan
 from gradshare.experiments.paper.study_figures import draw_study
-from gradshare.experiments.paper.study_report import draw_studies, write_study_tables
+from gradshare.experiments.paper.study_report import draw_studies, study_pages
 from gradshare.experiments.paper.study_tables import (
     accuracy_rows,
     best_rows,
@@ -24,6 +24,7 @@ from gradshare.experiments.paper.study_tables import (
     pace_rows,
 )
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING
+from gradshare.training.files import write_pages
 from tests.experiments.paper.toy import PLAN, SEEDS, results_with
 from tests.experiments.synthetic_results import arm, comparison
 
@@ -195,7 +196,7 @@ def test_many_comparisons_are_panels_of_one_figure() -> None:
 
 def test_what_is_finished_is_written_and_what_is_not_is_said(tmp_path: Path) -> None:
     results = RATES | results_with({"controls/seed-0/held": arm(SHARING, seed=0, tasks=40)})
-    paths = write_study_tables(PLAN, results, tmp_path)
+    paths = write_pages(tmp_path, study_pages(PLAN, results))
     assert {path.relative_to(tmp_path).as_posix() for path in paths} == {
         "tables.md",
         "tables.tex",

@@ -22,10 +22,11 @@ from gradshare.experiments.paper.table1 import (
     printed,
     printed_table,
     table1,
-    write_table1,
+    table1_pages,
 )
 from gradshare.experiments.results import ORIGINAL, SHARING, save_results
 from gradshare.experiments.speedup import paired_difference
+from gradshare.training.files import write_pages
 from tests.experiments.paper.synthetic_cells import finished, paper_cell, paper_cells, result_of
 
 CELLS = pick(paper_cells(), ["cub", "maml"])
@@ -234,7 +235,7 @@ def test_the_notes_say_what_the_numbers_are() -> None:
 
 
 def test_the_files_are_what_is_printed(tmp_path: Path) -> None:
-    paths = write_table1(CELLS, RESULTS, tmp_path)
+    paths = write_pages(tmp_path, table1_pages(CELLS, RESULTS))
     assert [path.name for path in paths] == ["table1.md", "table1.tex", "table1.csv"]
     said = notes(CELLS, RESULTS)
     tables = table1(CELLS, RESULTS)

@@ -9,7 +9,7 @@ from typing import Final
 
 from gradshare.experiments.paper.plan import Cell, Plan
 from gradshare.experiments.results import Arm, Results
-from gradshare.experiments.seeds import together
+from gradshare.experiments.seeds import by_seed
 
 ARM: Final = "arm"
 SEED: Final = "seed"
@@ -47,18 +47,12 @@ def conditions(plan: Plan, results: Mapping[Cell, Results], study: str) -> list[
         results: what all finished cells came to.
         study: its name.
     """
-    grouped: dict[tuple[tuple[str, str], ...], dict[int, list[Results]]] = {}
+    grouped: dict[tuple[tuple[str, str], ...], list[Results]] = {}
     for labels, found in _members(plan, results, study):
         common = tuple((axis, label) for axis, label in labels.items() if axis not in (ARM, SEED))
         (run,) = found.arms
-        named = found.model_copy(
-            update={"arms": (run.model_copy(update={"name": labels[ARM]}),), "paired": ()}
-        )
-        grouped.setdefault(common, {}).setdefault(run.seed, []).append(named)
-    return [
-        Condition(study, dict(common), tuple(together(seeds[seed]) for seed in sorted(seeds)))
-        for common, seeds in grouped.items()
-    ]
+        grouped.setdefault(common, []).append(_alone(found, run, labels[ARM]))
+    return [Condition(study, dict(common), by_seed(parts)) for common, parts in grouped.items()]
 
 
 def each_at_its_best(swept: Sequence[Condition]) -> tuple[Condition, dict[str, Condition]]:
@@ -81,15 +75,20 @@ def each_at_its_best(swept: Sequence[Condition]) -> tuple[Condition, dict[str, C
         )
         for arm in arms
     }
-    seeds: dict[int, list[Results]] = {}
-    for arm, condition in chosen.items():
-        for one in condition.results:
-            found = one.arm(arm)
-            if found is not None:
-                part = one.model_copy(update={"arms": (found,), "paired": ()})
-                seeds.setdefault(found.seed, []).append(part)
-    results = tuple(together(seeds[seed]) for seed in sorted(seeds))
-    return Condition(swept[0].study, {}, results), chosen
+    parts = [
+        _alone(one, run, arm)
+        for arm, condition in chosen.items()
+        for one in condition.results
+        if (run := one.arm(arm)) is not None
+    ]
+    return Condition(swept[0].study, {}, by_seed(parts)), chosen
+
+
+def _alone(results: Results, run: Arm, name: str) -> Results:
+    """The results with one of their runs only, under a name."""
+    return results.model_copy(
+        update={"arms": (run.model_copy(update={"name": name}),), "paired": ()}
+    )
 
 
 def _validated(runs: Sequence[Arm]) -> float:

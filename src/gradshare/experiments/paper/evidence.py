@@ -155,21 +155,21 @@ class Pace:
 def paces(condition: Condition, arm: str) -> list[Pace]:
     """For each share, on smoothed curves, how soon an arm was there, and beside the original."""
     cost, original_cost = (seconds_an_epoch(condition.runs(name)) for name in (arm, ORIGINAL))
+    pairs = [
+        (smoothed(mine), smoothed(original), one.config["iterations_per_epoch"])
+        for one in condition.results
+        if (mine := one.arm(arm)) is not None and (original := one.arm(ORIGINAL)) is not None
+    ]
     found = []
     for share in SHARES:
         iterations: list[int | None] = []
         at_once: list[bool] = []
         ratios: list[float] = []
         seconds: list[float] = []
-        for one in condition.results:
-            mine, original = one.arm(arm), one.arm(ORIGINAL)
-            if mine is None or original is None:
-                continue
-            mine, original = smoothed(mine), smoothed(original)
+        for mine, original, an_epoch in pairs:
             accuracy = level(original, share)
             here = None if accuracy is None else first_epoch(mine, accuracy)
             there = None if accuracy is None else first_epoch(original, accuracy)
-            an_epoch = one.config["iterations_per_epoch"]
             assert isinstance(an_epoch, int)
             iterations.append(None if here is None else here * an_epoch)
             at_once.append(here == 1)

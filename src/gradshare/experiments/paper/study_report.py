@@ -1,9 +1,9 @@
-"""What the finished cells of a plan's studies say, written into files."""
+"""What the finished cells of a plan's studies say, as pages and drawings."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Final
 
 from gradshare.experiments.drawing import Drawing
@@ -13,7 +13,6 @@ from gradshare.experiments.paper.plan import Cell, Plan, Study
 from gradshare.experiments.paper.study_figures import draw_study
 from gradshare.experiments.paper.study_tables import tables_of
 from gradshare.experiments.results import Results
-from gradshare.training.files import make_folder, write_atomically
 
 LEGEND: Final = (
     "± is a 95 % confidence interval: over seeds (Student’s t) and test tasks together where there "
@@ -38,41 +37,23 @@ def studies_of(
             yield name, study, conditions(plan, results, name)
 
 
-def tables_as_markdown(plan: Plan, results: Mapping[Cell, Results]) -> str:
-    """Every table of every study, on one page."""
-    page = f"# Results at CPU scale\n\n{LEGEND}\n"
+def study_pages(plan: Plan, results: Mapping[Cell, Results]) -> dict[str, str]:
+    """Every table of every study by the names of files: Markdown, LaTeX, and the numbers of every
+    run as CSV.
+    """
+    planned = Counter(cell.study for cell in plan.cells())
+    finished = Counter(cell.study for cell in results)
+    page, tex = f"# Results at CPU scale\n\n{LEGEND}\n", ""
     for name, study, found in studies_of(plan, results):
-        page += f"\n## {study.heading}\n\nStudy `{name}`.{_caveats(plan, name, results)}\n"
+        caveats = f" {study.note[0].upper()}{study.note[1:]}." if study.note else ""
+        if finished[name] < planned[name]:
+            caveats += f" So far {finished[name]} of {planned[name]} runs are finished."
+        page += f"\n## {study.heading}\n\nStudy `{name}`.{caveats}\n"
         for caption, rows in tables_of(study, found):
             page += f"\n{caption}:\n\n{markdown(rows)}"
-    return page
-
-
-def write_study_tables(plan: Plan, results: Mapping[Cell, Results], out: Path) -> list[Path]:
-    """Write `tables.md`, `tables.tex`, and `cells.csv` with the numbers of every run.
-
-    Returns:
-        What was written.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    tex = "".join(
-        latex(rows, f"{study.heading}. {caption}.{_caveats(plan, name, results)}") + "\n"
-        for name, study, found in studies_of(plan, results)
-        for caption, rows in tables_of(study, found)
-    )
-    pages = {
-        out / "tables.md": tables_as_markdown(plan, results),
-        out / "tables.tex": tex,
-        out / "cells.csv": comma_separated(
-            [_numbers(cell, found) for cell, found in results.items()]
-        ),
-    }
-    make_folder(out)
-    for path, text in pages.items():
-        write_atomically(path, text.encode())
-    return list(pages)
+            tex += latex(rows, f"{study.heading}. {caption}.{caveats}") + "\n"
+    numbers = [_numbers(cell, found) for cell, found in results.items()]
+    return {"tables.md": page, "tables.tex": tex, "cells.csv": comma_separated(numbers)}
 
 
 def draw_studies(plan: Plan, results: Mapping[Cell, Results]) -> list[Drawing]:
@@ -84,15 +65,6 @@ def draw_studies(plan: Plan, results: Mapping[Cell, Results]) -> list[Drawing]:
             name, study, found, {cell: one for cell, one in results.items() if cell.study == name}
         )
     ]
-
-
-def _caveats(plan: Plan, name: str, results: Mapping[Cell, Results]) -> str:
-    """What has to be said of a study, as further sentences."""
-    note = plan.studies[name].note
-    text = f" {note[0].upper()}{note[1:]}." if note else ""
-    done = sum(cell.study == name for cell in results)
-    whole = sum(cell.study == name for cell in plan.cells())
-    return text if done == whole else f"{text} So far {done} of {whole} runs are finished."
 
 
 def _numbers(cell: Cell, found: Results) -> dict[str, object]:

@@ -166,7 +166,7 @@ def _iterations(iterations: Sequence[int | None], at_once: Sequence[bool]) -> st
     if not known:
         return wording.NOTHING
     text = f"{'≤ ' if any(at_once) else ''}{round(math.fsum(known) / len(known)):,}"
-    return text if len(known) == len(iterations) else f"{text} ({len(known)} of {len(iterations)})"
+    return _of_seeds(text, len(known), len(iterations))
 
 
 def _sooner(ratios: Sequence[float], seeds: int) -> str:
@@ -175,7 +175,7 @@ def _sooner(ratios: Sequence[float], seeds: int) -> str:
         return wording.NOTHING
     mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
     text = wording.speedup(mean - 1)
-    return text if len(ratios) == seeds else f"{text} ({len(ratios)} of {seeds})"
+    return _of_seeds(text, len(ratios), seeds)
 
 
 def _papers(condition: Condition, arm: str) -> str:
@@ -184,7 +184,12 @@ def _papers(condition: Condition, arm: str) -> str:
     if not known:
         return "not flat" if ratios else wording.NOTHING
     text = wording.mean_speedup(over_seeds(known))
-    return text if len(known) == len(ratios) else f"{text} ({len(known)} of {len(ratios)})"
+    return _of_seeds(text, len(known), len(ratios))
+
+
+def _of_seeds(text: str, count: int, seeds: int) -> str:
+    """How many seeds a mean is over, if not all."""
+    return text if count == seeds else f"{text} ({count} of {seeds})"
 
 
 def _gate(runs: Sequence[Arm], field: str) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -29,7 +28,6 @@ from gradshare.experiments.speedup import (
 )
 from gradshare.experiments.table import BATCH_NORM, tested
 from gradshare.training.config import RunConfig
-from gradshare.training.files import write_atomically
 from gradshare.training.statistics import Interval
 
 PAPER: Final = "paper"
@@ -333,26 +331,14 @@ def _latex_heads(columns: Sequence[Column]) -> tuple[str, str]:
     return " & ".join(heads), "".join(rules)
 
 
-def write_table1(
-    cells: Sequence[Cell], results: Mapping[Cell, Results], folder: Path
-) -> list[Path]:
-    """Write `table1.md`, `table1.tex` and `table1.csv` into an existing folder.
-
-    Returns:
-        What was written.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
-    tables, said = table1(cells, results), notes(cells, results)
-    texts = {
-        "md": page(tables, said),
-        "tex": latex(tables, said),
-        "csv": csv_text(cells, results),
+def table1_pages(cells: Sequence[Cell], results: Mapping[Cell, Results]) -> dict[str, str]:
+    """Table 1 by the names of files: Markdown, LaTeX and CSV."""
+    tables, words = table1(cells, results), notes(cells, results)
+    return {
+        "table1.md": page(tables, words),
+        "table1.tex": latex(tables, words),
+        "table1.csv": csv_text(cells, results),
     }
-    for ending, text in texts.items():
-        write_atomically(folder / f"table1.{ending}", text.encode())
-    return [folder / f"table1.{ending}" for ending in texts]
 
 
 def csv_text(cells: Sequence[Cell], results: Mapping[Cell, Results]) -> str:
