@@ -43,6 +43,12 @@ def points(interval: Interval) -> str:
     return f"{'+' if positive else ''}{text} points"
 
 
+def difference(interval: Interval, detectable: float | None) -> str:
+    """The same, and how small a difference could have been seen: "+1.1 ± 0.9 points (1.3)"."""
+    text = points(interval)
+    return text if detectable is None else f"{text} ({100 * detectable:.1f})"
+
+
 def speedup(ratio: float | None) -> str:
     """0.664 as "66 %", as in the paper's Table 1; a dash for None."""
     return NOTHING if ratio is None else f"{_digits(100 * ratio, 0)} %"

@@ -106,7 +106,7 @@ def test_a_difference_over_seeds_says_what_it_could_have_shown() -> None:
     found = difference(condition, SHARING, ORIGINAL)
     assert found is not None
     each = differences(condition, SHARING, ORIGINAL)
-    assert found.seeds == 3
+    assert found.count == 3
     assert found.interval.mean == pytest.approx(math.fsum(e.mean for e in each) / 3)
     assert [e.mean for e in each] == pytest.approx(
         [pair.difference for one in seeds if (pair := one.pair(SHARING, ORIGINAL))]

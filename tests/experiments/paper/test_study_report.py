@@ -217,7 +217,12 @@ def test_what_is_finished_is_written_and_what_is_not_is_said(tmp_path: Path) -> 
     assert "none of these figures belongs in a column of the paper’s Table 1" in text
     assert "batches" not in text
     figures = save_all(draw_studies(PLAN, RATES), tmp_path / "figures")
-    assert [path.name for path in figures] == ["rates.png", "rates.svg"]
+    assert [path.name for path in figures] == [
+        "contrast.png",
+        "contrast.svg",
+        "rates.png",
+        "rates.svg",
+    ]
     assert all(path.stat().st_size for path in figures)
 
 

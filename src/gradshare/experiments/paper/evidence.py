@@ -42,15 +42,15 @@ class Difference:
     """One arm's test accuracy less another's.
 
     Attributes:
-        interval: the mean difference over seeds and tasks.
-        seeds: how many seeds have both arms.
-        detectable: the smallest true difference that so many seeds and tasks, if they differ as
-            much as these, would show to be other than zero about four times in five; None from a
-            single value.
+        interval: the mean difference, over seeds and tasks of one condition, or over conditions.
+        count: how many seeds have both arms, or how many conditions there are.
+        detectable: the smallest true difference that so many values, if they differ as much as
+            these, would show to be other than zero about four times in five; None from a single
+            value.
     """
 
     interval: Interval
-    seeds: int
+    count: int
     detectable: float | None
 
 
@@ -62,14 +62,12 @@ def differences(condition: Condition, first: str, second: str) -> list[Interval]
 def difference(condition: Condition, first: str, second: str) -> Difference | None:
     """Test accuracy of first - second; None where no seed has both."""
     table = _by_task(condition, first, second)
-    if not table:
-        return None
-    interval = over_seeds_and_tasks(table)
-    freedom = len(table) - 1
-    quantile = student975(freedom) if freedom else Z95
-    factor = (quantile + (_student80(freedom) if freedom else NORMAL80)) / quantile
-    detectable = None if interval.ci95 is None else factor * interval.ci95
-    return Difference(interval, len(table), detectable)
+    return _judged(over_seeds_and_tasks(table), len(table)) if table else None
+
+
+def mean_difference(of: Sequence[float]) -> Difference:
+    """The mean of differences of several conditions, each counted once; at least one is given."""
+    return _judged(over_seeds(of), len(of))
 
 
 def mean_test_accuracy(runs: Sequence[Arm]) -> Interval | None:
@@ -261,6 +259,14 @@ def _by_task(condition: Condition, first: str, second: str) -> list[npt.NDArray[
             (tasks,) = counts
             table.append(_accuracies(mine, tasks) - _accuracies(theirs, tasks))
     return table
+
+
+def _judged(interval: Interval, count: int) -> Difference:
+    """A mean of so many values, of one over test tasks, and what it could have shown."""
+    freedom = count - 1
+    quantile = student975(freedom) if freedom else Z95
+    factor = (quantile + (_student80(freedom) if freedom else NORMAL80)) / quantile
+    return Difference(interval, count, None if interval.ci95 is None else factor * interval.ci95)
 
 
 def _accuracies(run: Arm, tasks: int) -> npt.NDArray[np.float64]:

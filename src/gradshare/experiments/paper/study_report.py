@@ -8,6 +8,12 @@ from typing import Final
 
 from gradshare.experiments.drawing import Drawing
 from gradshare.experiments.paper.conditions import Condition, conditions
+from gradshare.experiments.paper.contrast import (
+    CAPTION,
+    contrast_rows,
+    contrasts,
+    draw_contrasts,
+)
 from gradshare.experiments.paper.formats import comma_separated, latex, markdown
 from gradshare.experiments.paper.plan import Cell, Plan, Study
 from gradshare.experiments.paper.study_figures import draw_study
@@ -44,6 +50,10 @@ def study_pages(plan: Plan, results: Mapping[Cell, Results]) -> dict[str, str]:
     planned = Counter(cell.study for cell in plan.cells())
     finished = Counter(cell.study for cell in results)
     page, tex = f"# Results at CPU scale\n\n{LEGEND}\n", ""
+    if both := contrasts(plan, results):
+        rows = contrast_rows(both)
+        page += f"\n## What sharing adds to its control\n\n{CAPTION}:\n\n{markdown(rows)}"
+        tex += latex(rows, f"{CAPTION}.") + "\n"
     for name, study, found in studies_of(plan, results):
         caveats = f" {study.note[0].upper()}{study.note[1:]}." if study.note else ""
         if finished[name] < planned[name]:
@@ -57,8 +67,10 @@ def study_pages(plan: Plan, results: Mapping[Cell, Results]) -> dict[str, str]:
 
 
 def draw_studies(plan: Plan, results: Mapping[Cell, Results]) -> list[Drawing]:
-    """Every figure of every study."""
-    return [
+    """Every figure of every study, after that of what sharing adds to its control."""
+    both = contrasts(plan, results)
+    first = [draw_contrasts(both)] if both else []
+    return first + [
         drawing
         for name, study, found in studies_of(plan, results)
         for drawing in draw_study(

@@ -152,10 +152,8 @@ def _outcome(runs: Sequence[Arm]) -> str:
 
 
 def _difference(found: Difference, seeds: int) -> str:
-    text = wording.points(found.interval)
-    if found.detectable is not None:
-        text += f" ({100 * found.detectable:.1f})"
-    return text if found.seeds == seeds else f"{text}, {wording.counted(found.seeds, 'seed')}"
+    text = wording.difference(found.interval, found.detectable)
+    return text if found.count == seeds else f"{text}, {wording.counted(found.count, 'seed')}"
 
 
 def _iterations(iterations: Sequence[int | None], at_once: Sequence[bool]) -> str:
