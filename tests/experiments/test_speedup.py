@@ -122,6 +122,11 @@ def test_starting_later_never_speeds_up(slow: list[float], fast: list[float], de
     [
         ((0.2, 0.30), 0.05, "trained"),
         ((0.2, 0.24), 0.05, "not trained"),
+        # The best of many is the luckiest of them.
+        ((0.255,), 0.05, "trained"),
+        ((0.2, 0.255), 0.05, "not trained"),
+        ((*[0.2] * 999, 0.29), 0.05, "not trained"),
+        ((*[0.2] * 999, 0.31), 0.05, "trained"),
         ((0.1, 0.12), 0.01, "not trained"),
         ((0.9,), None, "not trained"),
         ((), 0.01, "not trained"),

@@ -64,13 +64,22 @@ def grid_options(command: Command) -> Command:
     )(command)
 
 
-only_option = click.option(
-    "--only",
-    multiple=True,
-    metavar="WORD[,WORD…]",
-    help="Only the cells of this study, or with this label, or whose names begin so; several words "
-    "joined by commas: one of them. Repeat to narrow it down.",
-)
+def filter_options(command: Command) -> Command:
+    """Give a command the options that pick cells."""
+    command = click.option(
+        "--except",
+        "without",
+        multiple=True,
+        metavar="WORD[,WORD…]",
+        help="Not the cells that any of these words fits.",
+    )(command)
+    return click.option(
+        "--only",
+        multiple=True,
+        metavar="WORD[,WORD…]",
+        help="Only the cells of this study, or with this label, or whose names begin so; several "
+        "words joined by commas: one of them. Repeat to narrow it down.",
+    )(command)
 
 
 @click.group()
@@ -80,17 +89,22 @@ def paper() -> None:
 
 @paper.command(name="run", cls=GroupedCommand)
 @grid_options
-@only_option
+@filter_options
 @executor_options
 @machine_options
 def run_command(
-    scale: Scale, only: tuple[str, ...], out: Path | None, where: Choice, **machine: Any
+    scale: Scale,
+    only: tuple[str, ...],
+    without: tuple[str, ...],
+    out: Path | None,
+    where: Choice,
+    **machine: Any,
 ) -> None:
     """Train the cells that are not finished; interrupted ones go on where they were."""
     console = Console()
     given = {name: value for name, value in machine.items() if value is not None}
     home = home_of(scale, out)
-    before = [standing(cell, home) for cell in pick(cells_of(scale, given), only)]
+    before = [standing(cell, home) for cell in pick(cells_of(scale, given), only, without)]
     todo = unfinished(before)
     states = Counter[str](one.state for one in before)
     for state, what in (("done", "already finished"), ("running", "trained by another process")):
@@ -114,14 +128,16 @@ def run_command(
 
 @paper.command(name="status")
 @grid_options
-@only_option
+@filter_options
 @click.option("--cells", is_flag=True, help="List every cell.")
-def status_command(scale: Scale, only: tuple[str, ...], out: Path | None, cells: bool) -> None:
+def status_command(
+    scale: Scale, only: tuple[str, ...], without: tuple[str, ...], out: Path | None, cells: bool
+) -> None:
     """Show which cells are done, running and left, and about how long the rest takes."""
     console = Console()
     home, plan = home_of(scale, out), load_plan(scale)
     everything = [standing(cell, home) for cell in cells_of(scale, {})]
-    picked = {cell.name for cell in pick([one.cell for one in everything], only)}
+    picked = {cell.name for cell in pick([one.cell for one in everything], only, without)}
     found = [one for one in everything if one.cell.name in picked]
     if cells:
         listed = Table("cell", "state", "iterations", "time", "test accuracy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from statistics import NormalDist
 from typing import Final, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from gradshare.experiments.results import (
     Share,
     Validation,
 )
-from gradshare.training.statistics import Interval, confidence95
+from gradshare.training.statistics import Z95, Interval, confidence95
 
 SHARES: Final[tuple[Share, ...]] = ("80", "90", "95")
 
@@ -27,12 +28,16 @@ def judge(validation: Sequence[Validation], chance: float) -> Literal["trained",
     """Whether a run that did not diverge has learned anything.
 
     It has not if the 95 % interval of its best validation accuracy reaches down to chance, and
-    not if there was no validation, or one on a single task only.
+    not if there was no validation, or one on a single task only. The best of many is the luckiest
+    of them, so that its interval is widened by their number (Bonferroni's correction).
     """
     if not validation:
         return "not trained"
     best = max(validation, key=lambda point: point.accuracy)
-    learned = Interval(best.accuracy, best.ci95, 0).above(chance)
+    if best.ci95 is None:
+        return "not trained"
+    surer = NormalDist().inv_cdf(1 - 0.025 / len(validation)) / Z95
+    learned = Interval(best.accuracy, surer * best.ci95, 0).above(chance)
     return "trained" if learned else "not trained"
 
 

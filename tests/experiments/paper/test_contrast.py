@@ -38,36 +38,42 @@ def test_every_condition_counts_once_where_something_was_learned() -> None:
     several = found[0]
     assert several.found.interval.mean == pytest.approx(math.fsum(several.by_seed) / 3)
     assert several.found.interval.mean == pytest.approx(0.05, abs=0.02)
+    assert [row["seeds"] for row in contrast_rows(found)] == ["3", "1"]
+    # One seed does not say what it could have shown.
+    assert [row["sharing − rate-control"].count("(") for row in contrast_rows(found)] == [1, 0]
 
 
-def test_the_mean_is_over_conditions_with_a_t_interval() -> None:
-    found = contrasts(PLAN, RESULTS)
-    rows = contrast_rows(found)
-    assert [row["condition"] for row in rows] == [
-        "rates, rate-0.1",
-        "batches, batch-1",
-        "mean of 2 conditions",
-    ]
-    assert [row["seeds"] for row in rows] == ["3", "1", ""]
-    first, second = (100 * one.found.interval.mean for one in found)
-    mean, half = (first + second) / 2, 12.7062 * abs(first - second) / 2
-    seen = half * (12.7062 + 1.3764) / 12.7062
-    assert rows[-1]["sharing − rate-control"] == f"+{mean:.1f} ± {half:.1f} points ({seen:.1f})"
-    assert len(contrast_rows(found[:1])) == 1  # no mean of one
+@pytest.mark.parametrize(("gain", "counted"), [(0.14, False), (0.25, True)])
+def test_a_mean_is_over_the_conditions_that_gained_half_of_the_best(
+    gain: float, counted: bool
+) -> None:
+    high = results_with(
+        {
+            f"rates/seed-{seed}/rate-1/{name}": arm(
+                name, seed=seed, gain=gain, noise=0.001, tasks=40, test_shift=shift
+            )
+            for seed in (0, 1, 2)
+            for name, shift in ((SHARING, 0.0), (RATE_CONTROL, 0.02))
+        }
+    )
+    found = {one.place: one for one in contrasts(PLAN, RESULTS | high)}
+    assert list(found)[:2] == ["rates, rate-0.1", "rates, rate-1"]
+    assert ("rates, mean of 2" in found) == counted
+    if counted:
+        mean = found["rates, mean of 2"].found
+        parts = [found[f"rates, {rate}"].found.interval.mean for rate in ("rate-0.1", "rate-1")]
+        assert mean.interval.mean == pytest.approx(math.fsum(parts) / 2)
+        assert mean.count == 3
 
 
-def test_conditions_are_drawn_above_their_mean() -> None:
+def test_conditions_are_drawn_hollow_where_there_is_one_seed() -> None:
     drawing = draw_contrasts(contrasts(PLAN, RESULTS))
     (axes,) = drawing.figure.axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "rates, rate-0.1",
-        "batches, batch-1",
-        "mean of all conditions",
-    ]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["rates, rate-0.1", "batches, batch-1"]
     bars = [one for one in axes.containers if isinstance(one, ErrorbarContainer)]
-    faces = [one.lines[0].get_markerfacecolor() for one in bars]
-    assert [face == "white" for face in faces] == [False, True, False]  # hollow: one seed
-    assert "mean of 2 conditions" in drawing.description
+    assert [one.lines[0].get_markerfacecolor() == "white" for one in bars] == [False, True]
+    assert "batches, batch-1" in drawing.description
 
 
 def test_the_page_begins_with_it_where_a_control_was_run() -> None:

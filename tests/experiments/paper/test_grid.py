@@ -100,7 +100,7 @@ def test_a_folder_with_another_run_is_refused_before_anything_is_begun(
     folder = tmp_path / "toy/gradient-sharing"
     assert str(error.value) == (
         f"cell toy/gradient-sharing: {folder} holds a run with sharing False, the plan has True. "
-        "Move its folder away, or leave it out with --only"
+        "Move its folder away, or leave it out with --except toy/gradient-sharing"
     )
     assert executor.started == []
     # The others can be looked at, and trained.
@@ -166,7 +166,7 @@ def test_missing_data_is_named_before_anything_is_begun(
     with pytest.raises(DataError) as error:
         run_cells([cells[0], missing], "cpu", tmp_path / "out", executor, ignore)
     assert str(error.value).startswith("cells of omniglot cannot be run: ")
-    assert str(error.value).endswith("; or leave them out with --only")
+    assert str(error.value).endswith("; or leave them out with --except toy")
     assert executor.started == []
     assert not (tmp_path / "out").exists()
 

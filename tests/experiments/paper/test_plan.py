@@ -136,3 +136,20 @@ def test_every_control_of_the_cpu_plan_is_what_its_label_says() -> None:
         "unnormalized": ("unnormalized", 1),
         "forgotten": ("forgotten", 1),
     }
+
+
+def test_cells_are_left_out() -> None:
+    cells = TOY.cells()
+    without = pick(cells, [], ["first"])
+    assert {cell.study for cell in without} == {cell.study for cell in cells} - {"first"}
+    assert pick(cells, ["first"], ["original"]) == [
+        cell for cell in pick(cells, ["first"]) if cell.labels["arm"] != "original"
+    ]
+    with pytest.raises(ConfigError) as error:
+        pick(cells, [], ["frist"])
+    assert str(error.value).startswith("--except 'frist' fits no cell; did you mean 'first'? ")
+    with pytest.raises(ConfigError) as error:
+        pick(cells, ["first"], ["first"])
+    assert str(error.value) == (
+        "no cell fits --only first --except first together; leave one of them out"
+    )

@@ -85,7 +85,7 @@ def test_a_row_for_every_arm_of_every_condition() -> None:
     # Where the original did not train there is no gain to have a share of.
     assert pace[4]["iterations to 80 / 90 / 95 %"] == "– / – / –"
     assert pace[0]["sooner, in iterations"] == "–"
-    assert pace[1]["paper’s speed-up"] == "not flat"
+    assert pace[1]["paper’s speed-up"] == "too short"
     assert pace[1]["sooner, in iterations"].count(" / ") == 2
     assert mechanism[0]["σ(λ) at the end"] == "–"
     assert mechanism[2]["σ(m) at the end"] == "–"
@@ -210,6 +210,9 @@ def test_what_is_finished_is_written_and_what_is_not_is_said(tmp_path: Path) -> 
     assert test is not None
     assert float(held["test_accuracy"]) == test.accuracy
     text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    tex = (tmp_path / "tables.tex").read_text(encoding="utf-8")
+    assert tex.isascii()
+    assert tex.startswith("% To be read into a document that has \\usepackage{booktabs}.\n")
     assert (
         "## Accuracy against the rate\n\nStudy `rates`. So far 15 of 18 runs are finished." in text
     )

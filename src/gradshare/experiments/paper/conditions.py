@@ -59,7 +59,8 @@ def each_at_its_best(swept: Sequence[Condition]) -> tuple[Condition, dict[str, C
     """A sweep as one comparison, of every arm at the setting that is best for it.
 
     The setting is chosen by validation accuracy, the mean over seeds of each run's best; its test
-    accuracy is then an honest one.
+    accuracy is then an honest one. Seeds are of different luck: settings are compared by those that
+    the arm has at all of them, or by all where there is none.
 
     Args:
         swept: the conditions of a sweep, which differ in one setting.
@@ -68,13 +69,7 @@ def each_at_its_best(swept: Sequence[Condition]) -> tuple[Condition, dict[str, C
         The comparison, and by the arm's name the condition that it was taken from.
     """
     arms = dict.fromkeys(arm for condition in swept for arm in condition.arms)
-    chosen = {
-        arm: max(
-            (condition for condition in swept if condition.runs(arm)),
-            key=lambda condition: _validated(condition.runs(arm)),
-        )
-        for arm in arms
-    }
+    chosen = {arm: _best(swept, arm) for arm in arms}
     parts = [
         _alone(one, run, arm)
         for arm, condition in chosen.items()
@@ -89,6 +84,17 @@ def _alone(results: Results, run: Arm, name: str) -> Results:
     return results.model_copy(
         update={"arms": (run.model_copy(update={"name": name}),), "paired": ()}
     )
+
+
+def _best(swept: Sequence[Condition], arm: str) -> Condition:
+    """The condition of a sweep in which an arm has the highest validation accuracy."""
+    having = [(condition, condition.runs(arm)) for condition in swept if condition.runs(arm)]
+    seeds = set[int].intersection(*({run.seed for run in runs} for _, runs in having))
+    compared = [
+        (_validated([run for run in runs if not seeds or run.seed in seeds]), condition)
+        for condition, runs in having
+    ]
+    return max(compared, key=lambda one: one[0])[1]
 
 
 def _validated(runs: Sequence[Arm]) -> float:

@@ -21,53 +21,66 @@ from gradshare.experiments.paper.evidence import (
     difference,
     differences,
     mean_difference,
+    mean_test_accuracy,
 )
 from gradshare.experiments.paper.plan import Cell, Plan
 from gradshare.experiments.results import RATE_CONTROL, SHARING, Results
 from gradshare.experiments.table import Row
 
+WORTHWHILE: Final = 0.5
+"""A study's mean is over the conditions in which one of both gained at least this share, over
+chance, of what was gained in the study's best: near the floor no difference can show."""
+
 CAPTION: Final = (
     "Test accuracy of sharing less that of its rate-control, task by task, wherever both were run "
     "and one of them learned something; in brackets the smallest difference that would have been "
-    "seen about four times in five. The mean is over conditions, each counted once, and its "
-    "interval too (Student’s t)"
+    "seen about four times in five. The interval of a single seed is over test tasks alone: with "
+    "other rounding the same run comes out a point or two higher or lower. The mean of a study is "
+    "over those of its conditions in which one of both gained at least half of what was gained in "
+    "the best, each counted once, by the seeds that are in all of them"
 )
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Sharing and its control in one condition.
+    """Sharing and its control in one condition, or on average over those of a study.
 
     Attributes:
-        place: the study and the condition, as "batches, batch-1".
+        place: the study and the condition, as "batches, batch-1", or "batches, mean of 4".
         found: sharing's test accuracy less the control's.
-        by_seed: the same of each seed.
+        by_seed: the same of each seed; empty of a mean.
     """
 
     place: str
     found: Difference
-    by_seed: tuple[float, ...]
+    by_seed: tuple[float, ...] = ()
 
 
 def contrasts(plan: Plan, results: Mapping[Cell, Results]) -> list[Contrast]:
-    """Every condition in which sharing and its control were run, and at least one run learned.
+    """Every condition in which sharing and its control were run, and at least one run learned;
+    after those of a study their mean, where it is of several.
 
     A condition that a study borrows stands under the study that lends it alone.
     """
     found = []
     for study in plan.studies:
         own = {cell: one for cell, one in results.items() if cell.study == study}
-        for condition in conditions(plan, own, study):
-            if _learned(condition) and (both := difference(condition, SHARING, RATE_CONTROL)):
+        learned = [c for c in conditions(plan, own, study) if _gain(c) > 0]
+        for condition in learned:
+            if both := difference(condition, SHARING, RATE_CONTROL):
                 by_seed = tuple(d.mean for d in differences(condition, SHARING, RATE_CONTROL))
                 place = ", ".join((study, *condition.labels.values()))
                 found.append(Contrast(place, both, by_seed))
+        most = max(map(_gain, learned), default=0.0)
+        worthwhile = [c for c in learned if _gain(c) >= WORTHWHILE * most]
+        if len(worthwhile) > 1 and (mean := mean_difference(worthwhile, SHARING, RATE_CONTROL)):
+            found.append(Contrast(f"{study}, mean of {len(worthwhile)}", mean))
     return found
 
 
 def contrast_rows(found: Sequence[Contrast]) -> list[Row]:
-    """A row for every condition; with several of them, their mean last."""
-    rows = [
+    """A row for every condition and every mean."""
+    return [
         {
             "condition": one.place,
             "seeds": str(one.found.count),
@@ -75,72 +88,51 @@ def contrast_rows(found: Sequence[Contrast]) -> list[Row]:
         }
         for one in found
     ]
-    if mean := _mean(found):
-        rows.append(
-            {
-                "condition": f"mean of {len(found)} conditions",
-                "seeds": "",
-                "sharing − rate-control": wording.difference(mean.interval, mean.detectable),
-            }
-        )
-    return rows
 
 
 def draw_contrasts(found: Sequence[Contrast]) -> Drawing:
-    """Every condition's difference with its interval and its seeds, their mean below."""
-    mean = _mean(found)
-    look = STYLES[SHARING]
+    """Every condition's difference with its interval and its seeds, and the means of studies."""
+    shared = STYLES[SHARING]
     with style():
-        lines = len(found) + (mean is not None)
-        figure = Figure(figsize=(6.8, 1.4 + 0.27 * lines), layout="constrained")
+        figure = Figure(figsize=(6.8, 1.4 + 0.27 * len(found)), layout="constrained")
         axes = figure.add_subplot()
         for place, one in enumerate(found):
-            several = len(one.by_seed) > 1
+            color, marker = (shared.color, shared.marker) if one.by_seed else (INK, "D")
             axes.errorbar(
                 100 * one.found.interval.mean,
                 place,
                 xerr=100 * (one.found.interval.ci95 or 0.0),
-                color=look.color,
-                marker=look.marker,
+                color=color,
+                marker=marker,
                 # Hollow: the interval of one seed says nothing about another seed.
-                markerfacecolor=look.color if several else "white",
+                markerfacecolor=color if one.found.count > 1 else "white",
                 elinewidth=1.3,
                 capsize=3,
                 zorder=3,
             )
-            if several:
+            if one.found.count > 1:
                 each = [100 * value for value in one.by_seed]
-                axes.plot(each, [place] * len(each), "|", color=look.color, markersize=7)
-        names = [one.place for one in found]
-        if mean is not None:
-            names.append("mean of all conditions")
-            axes.errorbar(
-                100 * mean.interval.mean,
-                len(found),
-                xerr=100 * (mean.interval.ci95 or 0.0),
-                color=INK,
-                marker="D",
-                elinewidth=2.0,
-                capsize=4,
-                zorder=3,
-            )
+                axes.plot(each, [place] * len(each), "|", color=color, markersize=7)
         axes.axvline(0, **LEVEL_LINE)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(found)), [one.place for one in found])
         axes.invert_yaxis()
         axes.set_xlabel("test accuracy, sharing − rate-control (points)")
         text = (
-            "Bars: 95 % intervals, over seeds and test tasks where there are several seeds (small "
-            "marks), over test tasks where there is one (hollow), and over conditions for the mean."
+            "Bars: 95 % intervals, over seeds (small marks) and test tasks; hollow: one seed, over "
+            "test tasks alone. Diamonds: means over a study’s conditions, without those near the "
+            "floor."
         )
         note = figure.supxlabel(textwrap.fill(text, 110), fontsize=7.5, color=PALE)
     said = "; ".join(f"{row['condition']} {row[list(row)[-1]]}" for row in contrast_rows(found))
     return Drawing("contrast", figure, f"What sharing adds to its control: {said}.", note)
 
 
-def _mean(found: Sequence[Contrast]) -> Difference | None:
-    """Over conditions; None of fewer than two."""
-    return mean_difference([one.found.interval.mean for one in found]) if len(found) > 1 else None
-
-
-def _learned(condition: Condition) -> bool:
-    return any(run.trained for arm in (SHARING, RATE_CONTROL) for run in condition.runs(arm))
+def _gain(condition: Condition) -> float:
+    """What the better of both gained over chance, in test accuracy; 0 where neither learned or one
+    was not run.
+    """
+    both = [condition.runs(arm) for arm in (SHARING, RATE_CONTROL)]
+    if not all(both) or not any(run.trained for runs in both for run in runs):
+        return 0.0
+    means = [mean for runs in both if (mean := mean_test_accuracy(runs)) is not None]
+    return max((mean.mean for mean in means), default=0.0) - both[0][0].chance

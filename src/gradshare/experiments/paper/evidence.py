@@ -11,16 +11,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
 
 from gradshare.experiments.paper.conditions import Condition
 from gradshare.experiments.results import ORIGINAL, Arm, Share
 from gradshare.experiments.seeds import over_seeds, student975
 from gradshare.experiments.speedup import SHARES, first_epoch, level, paper_speedup
-from gradshare.training.statistics import Z95, Interval, best_epoch, confidence95
+from gradshare.training.statistics import Interval, best_epoch, confidence95
 
 SMOOTHED_OVER: Final = 3
 """Validations that a smoothed curve takes together."""
@@ -42,11 +43,11 @@ class Difference:
     """One arm's test accuracy less another's.
 
     Attributes:
-        interval: the mean difference, over seeds and tasks of one condition, or over conditions.
-        count: how many seeds have both arms, or how many conditions there are.
+        interval: the mean difference, over seeds and tasks.
+        count: how many seeds have both arms.
         detectable: the smallest true difference that so many values, if they differ as much as
             these, would show to be other than zero about four times in five; None from a single
-            value.
+            seed, which does not say how much seeds differ.
     """
 
     interval: Interval
@@ -56,18 +57,34 @@ class Difference:
 
 def differences(condition: Condition, first: str, second: str) -> list[Interval]:
     """Test accuracy of first - second for each seed that has both, over the test tasks."""
-    return [confidence95(row.tolist()) for row in _by_task(condition, first, second)]
+    return [confidence95(row.tolist()) for row in _by_task(condition, first, second).values()]
 
 
 def difference(condition: Condition, first: str, second: str) -> Difference | None:
     """Test accuracy of first - second; None where no seed has both."""
-    table = _by_task(condition, first, second)
-    return _judged(over_seeds_and_tasks(table), len(table)) if table else None
+    return mean_difference([condition], first, second)
 
 
-def mean_difference(of: Sequence[float]) -> Difference:
-    """The mean of differences of several conditions, each counted once; at least one is given."""
-    return _judged(over_seeds(of), len(of))
+def mean_difference(conditions: Sequence[Condition], first: str, second: str) -> Difference | None:
+    """Test accuracy of first - second, the mean over conditions with the same test tasks.
+
+    Conditions share their seeds and tasks, so that they are no independent values: each seed's
+    differences are averaged task by task first, and the interval is over seeds and tasks.
+
+    Returns:
+        None unless there is a seed that has both arms in every condition.
+    """
+    tables = [_by_task(condition, first, second) for condition in conditions]
+    seeds = set[int].intersection(*(set(table) for table in tables))
+    rows = [np.mean([table[seed] for table in tables], axis=0) for seed in sorted(seeds)]
+    if not rows:
+        return None
+    interval, detectable = over_seeds_and_tasks(rows), None
+    if len(rows) > 1 and interval.ci95 is not None:
+        freedom = len(rows) - 1
+        factor = (student975(freedom) + _student80(freedom)) / student975(freedom)
+        detectable = factor * interval.ci95
+    return Difference(interval, len(rows), detectable)
 
 
 def mean_test_accuracy(runs: Sequence[Arm]) -> Interval | None:
@@ -126,8 +143,10 @@ def flattened(arm: Arm) -> bool:
     last = math.fsum(accuracies[-quarter:]) / quarter
     before = math.fsum(accuracies[-2 * quarter : -quarter]) / quarter
     steady = abs(last - before) <= FLAT * (max(accuracies) - arm.chance)
-    best = smoothed(arm).best_epoch
-    return steady and best is not None and best <= arm.validation[-quarter - 1].epoch
+    # The formula takes the one of the curve as it is; that of the smoothed one is no luck.
+    best = [arm.best_epoch, smoothed(arm).best_epoch]
+    latest = arm.validation[-quarter - 1].epoch
+    return steady and all(epoch is not None and epoch <= latest for epoch in best)
 
 
 @dataclass(frozen=True)
@@ -136,11 +155,15 @@ class Pace:
 
     Attributes:
         share: of the gain, in percent.
-        iterations: for each seed; None where it never did, or where the original did not train.
+        iterations: for each seed; None where it never did, or where the original has no gain whose
+            shares could be told apart.
         at_once: for each seed, whether that was at the first validation, so that it may have been
             sooner.
-        ratios: original / arm in iterations, for each seed in which both arrived.
+        ratios: original / arm in iterations, for each seed in which both arrived, but not both at
+            once, of which nothing is known.
         seconds: the same in seconds of an undisturbed machine.
+        bound: "≥" where the ratios are at least so large, since the arm was there at once in some;
+            "≤" where at most, since the original was; "" where they are what they are.
     """
 
     share: Share
@@ -148,11 +171,18 @@ class Pace:
     at_once: tuple[bool, ...]
     ratios: tuple[float, ...]
     seconds: tuple[float, ...]
+    bound: Literal["", "≥", "≤"]
 
 
-def paces(condition: Condition, arm: str) -> list[Pace]:
-    """For each share, on smoothed curves, how soon an arm was there, and beside the original."""
-    cost, original_cost = (seconds_an_epoch(condition.runs(name)) for name in (arm, ORIGINAL))
+def paces(condition: Condition, arm: str, study: Sequence[Condition]) -> list[Pace]:
+    """For each share, on smoothed curves, how soon an arm was there, and beside the original.
+
+    Args:
+        condition: in which.
+        arm: its name.
+        study: all conditions of the study, from which the time of an epoch is told.
+    """
+    cost, original_cost = (_seconds_like(condition, name, study) for name in (arm, ORIGINAL))
     pairs = [
         (smoothed(mine), smoothed(original), one.config["iterations_per_epoch"])
         for one in condition.results
@@ -163,20 +193,58 @@ def paces(condition: Condition, arm: str) -> list[Pace]:
         iterations: list[int | None] = []
         at_once: list[bool] = []
         ratios: list[float] = []
-        seconds: list[float] = []
+        bounds: set[Literal["≥", "≤"]] = set()
         for mine, original, an_epoch in pairs:
-            accuracy = level(original, share)
+            accuracy = level(original, share) if _distinct(original) else None
             here = None if accuracy is None else first_epoch(mine, accuracy)
             there = None if accuracy is None else first_epoch(original, accuracy)
             assert isinstance(an_epoch, int)
             iterations.append(None if here is None else here * an_epoch)
             at_once.append(here == 1)
-            if here is not None and there is not None:
+            if here is not None and there is not None and (here, there) != (1, 1):
                 ratios.append(there / here)
-                if cost and original_cost:
-                    seconds.append(there * original_cost / (here * cost))
-        found.append(Pace(share, tuple(iterations), tuple(at_once), tuple(ratios), tuple(seconds)))
+                bounds |= {"≥"} if here == 1 else {"≤"} if there == 1 else set()
+        if len(bounds) > 1:  # at least and at most: nothing is known of their mean
+            ratios.clear()
+            bounds.clear()
+        seconds = [r * original_cost / cost for r in ratios] if cost and original_cost else []
+        found.append(
+            Pace(
+                share,
+                tuple(iterations),
+                tuple(at_once),
+                tuple(ratios),
+                tuple(seconds),
+                bounds.pop() if bounds else "",
+            )
+        )
     return found
+
+
+def _distinct(original: Arm) -> bool:
+    """Whether the first and the last share of its gain are further apart than a validation errs."""
+    best = original.best
+    if best is None or best.ci95 is None:
+        return False
+    apart = (100 - int(SHARES[0])) / 100
+    return apart * (best.accuracy - original.chance) > best.ci95
+
+
+WORK: Final = (
+    *("dataset", "image_size", "method", "ways", "shots", "queries", "task_batch", "inner_steps"),
+    *("filters", "order", "iterations_per_epoch", "val_tasks"),
+)
+"""Settings that an epoch's time hangs on. The inner rate is none of them."""
+
+
+def _seconds_like(condition: Condition, arm: str, study: Sequence[Condition]) -> float | None:
+    """What an epoch of an arm takes, by all conditions in which it has the same work."""
+
+    def work(of: Condition) -> list[JsonValue]:
+        return [of.results[0].config.get(name) for name in WORK]
+
+    alike = [run for of in study if work(of) == work(condition) for run in of.runs(arm)]
+    return seconds_an_epoch(alike)
 
 
 def seconds_an_epoch(runs: Sequence[Arm]) -> float | None:
@@ -247,26 +315,26 @@ def fits(runs: Sequence[Arm]) -> tuple[Fit, Fit] | None:
     return first, last
 
 
-def _by_task(condition: Condition, first: str, second: str) -> list[npt.NDArray[np.float64]]:
+def _by_task(condition: Condition, first: str, second: str) -> dict[int, npt.NDArray[np.float64]]:
     """For each seed that has both arms, first - second on each test task (tasks,)."""
-    table = []
-    for one in condition.results:
-        mine, theirs = one.arm(first), one.arm(second)
-        if mine is None or theirs is None:
-            continue
-        counts = {len(run.test_accuracies) for run in (mine, theirs) if run.test_accuracies}
-        if len(counts) == 1:  # of other numbers of tasks no task is the other's
-            (tasks,) = counts
-            table.append(_accuracies(mine, tasks) - _accuracies(theirs, tasks))
-    return table
-
-
-def _judged(interval: Interval, count: int) -> Difference:
-    """A mean of so many values, of one over test tasks, and what it could have shown."""
-    freedom = count - 1
-    quantile = student975(freedom) if freedom else Z95
-    factor = (quantile + (_student80(freedom) if freedom else NORMAL80)) / quantile
-    return Difference(interval, count, None if interval.ci95 is None else factor * interval.ci95)
+    pairs = {
+        mine.seed: (mine, theirs)
+        for one in condition.results
+        if (mine := one.arm(first)) is not None and (theirs := one.arm(second)) is not None
+    }
+    counts = {
+        len(run.test_accuracies)
+        for pair in pairs.values()
+        for run in pair
+        if run.test_accuracies is not None
+    }
+    if len(counts) != 1:  # nothing was tested; or of other numbers of tasks no task is the other's
+        return {}
+    (tasks,) = counts
+    return {
+        seed: _accuracies(mine, tasks) - _accuracies(theirs, tasks)
+        for seed, (mine, theirs) in pairs.items()
+    }
 
 
 def _accuracies(run: Arm, tasks: int) -> npt.NDArray[np.float64]:

@@ -28,7 +28,13 @@ LATEX: Final = {
     "σ": r"$\sigma$",
     "λ": r"$\lambda$",
     "ĝ": r"$\hat{g}$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "√": r"$\surd$",
+    "·": r"$\cdot$",
 }
+
+LATEX_HEAD: Final = "% To be read into a document that has \\usepackage{booktabs}."
 
 
 def markdown(rows: Sequence[Row]) -> str:

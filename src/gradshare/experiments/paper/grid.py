@@ -138,7 +138,7 @@ def unfinished(found: Sequence[Standing]) -> list[Cell]:
         if one.state == "unreadable":
             raise RunError(
                 f"cell {one.cell.name}: {one.fault}. Move its folder away, or leave it out with "
-                "--only"
+                f"--except {one.cell.name}"
             )
     return [one.cell for one in found if one.state not in ("done", "running")]
 
@@ -167,8 +167,11 @@ def require_data(cells: Sequence[Cell], executor: Executor) -> None:
         try:
             setup = set_up(config)
         except DataError as error:
+            same = [one for one in cells if one.config.dataset == config.dataset]
+            studies = dict.fromkeys(one.study for one in same)
             raise DataError(
-                f"cells of {config.dataset} cannot be run: {error}; or leave them out with --only"
+                f"cells of {config.dataset} cannot be run: {error}; or leave them out with "
+                f"--except {','.join(studies)}"
             ) from error
         if executor.here:
             require_memory(config, setup, at_a_time=executor.at_a_time)

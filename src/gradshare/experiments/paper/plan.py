@@ -162,34 +162,50 @@ def load_plan(scale: Scale) -> Plan:
     return Plan.model_validate(yaml.safe_load(text))
 
 
-def pick(cells: Sequence[Cell], only: Iterable[str]) -> list[Cell]:
-    """The cells that each filter picks.
+def pick(cells: Sequence[Cell], only: Iterable[str], without: Iterable[str] = ()) -> list[Cell]:
+    """The cells that each of some filters picks, less those that any of others picks.
 
     Args:
         cells: to choose among.
         only: each a study, a label, or a name or its beginning, or several of them joined by
             commas, of which one must fit.
+        without: the same, of what is left out.
 
     Raises:
         ConfigError: a word fits no cell, or together they leave none.
     """
     chosen = list(cells)
     for alternatives in only:
-        words = [word.strip().strip("/") for word in alternatives.split(",")]
-        for word in words:
-            if not any(cell.is_called(word) for cell in cells):
-                known = dict.fromkeys(w for c in cells for w in (c.study, *c.labels.values()))
-                near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
-                raise ConfigError(
-                    f"--only {word!r} fits no cell; did you mean {near[0]!r}? Studies and labels: "
-                    f"{', '.join(known)}"
-                )
+        words = _words(cells, "--only", alternatives)
         chosen = [cell for cell in chosen if any(cell.is_called(word) for word in words)]
+    for alternatives in without:
+        words = _words(cells, "--except", alternatives)
+        chosen = [cell for cell in chosen if not any(cell.is_called(word) for word in words)]
     if not chosen:
-        raise ConfigError(
-            f"no cell fits --only {' --only '.join(only)} together; leave one of them out"
-        )
+        given = [
+            *(f"--only {words}" for words in only),
+            *(f"--except {words}" for words in without),
+        ]
+        raise ConfigError(f"no cell fits {' '.join(given)} together; leave one of them out")
     return chosen
+
+
+def _words(cells: Sequence[Cell], option: str, alternatives: str) -> list[str]:
+    """The words of an option's value.
+
+    Raises:
+        ConfigError: one fits no cell.
+    """
+    words = [word.strip().strip("/") for word in alternatives.split(",")]
+    for word in words:
+        if not any(cell.is_called(word) for cell in cells):
+            known = dict.fromkeys(w for c in cells for w in (c.study, *c.labels.values()))
+            near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+            raise ConfigError(
+                f"{option} {word!r} fits no cell; did you mean {near[0]!r}? Studies and labels: "
+                f"{', '.join(known)}"
+            )
+    return words
 
 
 def paper_settings(dataset: str, task_batch: int, method: str) -> Settings:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -59,12 +60,14 @@ def draw_study(
         conditions: its finished comparisons.
         results: of its finished cells.
     """
-    if len(conditions) > MANY_CONDITIONS and study.curves:
-        return _draw_panels(name, study, conditions[0].arms, results)
+    if _planned(study, without={ARM, SEED}) > MANY_CONDITIONS and study.curves:
+        finished = {arm for condition in conditions for arm in condition.arms}
+        arms = [arm for arm in study.axes.get(ARM, {}) if arm in finished]
+        return _draw_panels(name, study, arms, results)
     drawings = [] if study.sweep is None else [_draw_sweep(name, study, conditions)]
     for condition in conditions if study.curves else ():
         prefix = "-".join((name, *condition.labels.values()))
-        if len(condition.arms) >= MANY_ARMS:
+        if len(study.axes.get(ARM, {})) >= MANY_ARMS:
             drawings.append(_draw_arms(prefix, study, condition))
         else:
             drawings += [
@@ -72,6 +75,14 @@ def draw_study(
                 for d in draw_all(condition.results)
             ]
     return drawings
+
+
+def _planned(study: Study, without: Collection[str]) -> int:
+    """How many combinations there are of the labels of a study's other axes.
+
+    What is drawn hangs on what is planned: while a study runs its figures keep their names.
+    """
+    return math.prod(len(axis) for name, axis in study.axes.items() if name not in without)
 
 
 def _draw_panels(
@@ -156,7 +167,7 @@ def _draw_line(
     apart: float,
 ) -> None:
     """One arm of a sweep."""
-    points = []
+    points, alone = [], []
     for condition in conditions:
         runs = condition.runs(arm)
         accuracy = mean_test_accuracy(runs)
@@ -164,6 +175,7 @@ def _draw_line(
             continue
         x = apart * _value(condition, setting)
         points.append((x, 100 * accuracy.mean, 100 * (accuracy.ci95 or 0.0)))
+        alone += [points[-1][:2]] * (len(runs) == 1)
         trained = [100 * _accuracy(run) for run in runs if run.trained and len(runs) > 1]
         untrained = [100 * _accuracy(run) for run in runs if not run.trained]
         for shown, marker, size, order in (
@@ -194,6 +206,17 @@ def _draw_line(
         capsize=2.5,
         zorder=3,
     )
+    # Hollow: the interval of one seed says nothing about another seed.
+    hollow_x, hollow_y = np.asarray(alone).reshape(-1, 2).T
+    axes.plot(
+        hollow_x,
+        hollow_y,
+        linestyle="none",
+        marker=look.marker,
+        color=look.color,
+        markerfacecolor="white",
+        zorder=4,
+    )
 
 
 def _draw_arms(name: str, study: Study, condition: Condition) -> Drawing:
@@ -215,6 +238,7 @@ def _draw_arms(name: str, study: Study, condition: Condition) -> Drawing:
                     xerr=100 * (found.interval.ci95 or 0.0),
                     color=look.color,
                     marker=look.marker,
+                    markerfacecolor=look.color if found.count > 1 else "white",
                     markersize=6,
                     elinewidth=1.3,
                     capsize=3,
@@ -263,9 +287,10 @@ def _bars(counts: Sequence[int]) -> str:
         counts: how many seeds the arms have, ascending, each once.
     """
     if counts == [1]:
-        return "One seed; bars: 95 % intervals over test tasks."
+        return "One seed; bars: 95 % intervals over test tasks alone."
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    of_one = "; of one seed (hollow) over test tasks alone" if counts[0] == 1 else ""
     return (
-        f"Means over {seeds} seeds; bars: 95 % intervals over seeds and test tasks; small "
+        f"Means over {seeds} seeds; bars: 95 % intervals over seeds and test tasks{of_one}; small "
         "marks: the seeds."
     )

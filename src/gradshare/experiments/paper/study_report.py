@@ -14,7 +14,13 @@ from gradshare.experiments.paper.contrast import (
     contrasts,
     draw_contrasts,
 )
-from gradshare.experiments.paper.formats import comma_separated, latex, markdown
+from gradshare.experiments.paper.formats import (
+    LATEX_HEAD,
+    comma_separated,
+    latex,
+    latex_text,
+    markdown,
+)
 from gradshare.experiments.paper.plan import Cell, Plan, Study
 from gradshare.experiments.paper.study_figures import draw_study
 from gradshare.experiments.paper.study_tables import tables_of
@@ -49,7 +55,8 @@ def study_pages(plan: Plan, results: Mapping[Cell, Results]) -> dict[str, str]:
     """
     planned = Counter(cell.study for cell in plan.cells())
     finished = Counter(cell.study for cell in results)
-    page, tex = f"# Results at CPU scale\n\n{LEGEND}\n", ""
+    page, tex = f"# Results at CPU scale\n\n{LEGEND}\n", f"{LATEX_HEAD}\n"
+    tex += f"\\noindent\n{latex_text(LEGEND)}\n\n"
     if both := contrasts(plan, results):
         rows = contrast_rows(both)
         page += f"\n## What sharing adds to its control\n\n{CAPTION}:\n\n{markdown(rows)}"

@@ -9,7 +9,9 @@ from typing import Final
 from gradshare.experiments import wording
 from gradshare.experiments.paper.conditions import Condition, each_at_its_best
 from gradshare.experiments.paper.evidence import (
+    LONG,
     Difference,
+    Pace,
     difference,
     fits,
     mean_test_accuracy,
@@ -39,7 +41,7 @@ def tables_of(study: Study, conditions: Sequence[Condition]) -> list[tuple[str, 
             accuracy_rows(conditions),
         )
     ]
-    if study.sweep is not None:
+    if study.sweep == "inner_lr":  # of a larger task batch an arm sees more, which is no choice
         tables.append(
             (
                 "The same of each arm at the setting that is best for it by validation accuracy",
@@ -84,7 +86,7 @@ def pace_rows(conditions: Sequence[Condition]) -> list[Row]:
     rows = []
     for condition in conditions:
         for arm in condition.arms:
-            found = paces(condition, arm)
+            found = paces(condition, arm, conditions)
             row = {**condition.labels, "arm": arm}
             row["iterations to 80 / 90 / 95 %"] = " / ".join(
                 _iterations(pace.iterations, pace.at_once) for pace in found
@@ -96,7 +98,9 @@ def pace_rows(conditions: Sequence[Condition]) -> list[Row]:
                 row[f"sooner, in {unit}"] = (
                     wording.NOTHING
                     if arm == ORIGINAL
-                    else " / ".join(_sooner(of, len(condition.results)) for of in ratios)
+                    else " / ".join(
+                        _sooner(of, pace) for of, pace in zip(ratios, found, strict=True)
+                    )
                 )
             row["paper’s speed-up"] = (
                 wording.NOTHING if arm == ORIGINAL else _papers(condition, arm)
@@ -167,20 +171,23 @@ def _iterations(iterations: Sequence[int | None], at_once: Sequence[bool]) -> st
     return _of_seeds(text, len(known), len(iterations))
 
 
-def _sooner(ratios: Sequence[float], seeds: int) -> str:
+def _sooner(ratios: Sequence[float], pace: Pace) -> str:
     """(original - arm) / arm of the geometric mean, and over how many seeds if not all."""
     if not ratios:
         return wording.NOTHING
     mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
-    text = wording.speedup(mean - 1)
-    return _of_seeds(text, len(ratios), seeds)
+    text = f"{pace.bound} {wording.speedup(mean - 1)}".lstrip()
+    return _of_seeds(text, len(ratios), len(pace.iterations))
 
 
 def _papers(condition: Condition, arm: str) -> str:
     ratios = papers_speedups(condition, arm)
     known = [ratio for ratio in ratios if ratio is not None]
+    if not ratios:
+        return wording.NOTHING
     if not known:
-        return "not flat" if ratios else wording.NOTHING
+        longest = max(len(run.validation) for run in condition.runs(arm))
+        return "too short" if longest < LONG else "not flat"
     text = wording.mean_speedup(over_seeds(known))
     return _of_seeds(text, len(known), len(ratios))
 

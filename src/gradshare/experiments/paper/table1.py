@@ -17,7 +17,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from gradshare.experiments import wording
-from gradshare.experiments.paper.formats import comma_separated, latex_text, markdown
+from gradshare.experiments.paper.formats import (
+    LATEX_HEAD,
+    comma_separated,
+    latex_text,
+    markdown,
+)
 from gradshare.experiments.paper.plan import Cell
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Results
 from gradshare.experiments.speedup import (
@@ -294,7 +299,7 @@ def latex(tables: Iterable[Table], notes: Iterable[str]) -> str:
     The notes are the caption of the first.
     """
     caption = " ".join(notes)
-    lines = ["% To be read into a document that has \\usepackage{booktabs}."]
+    lines = [LATEX_HEAD]
     for table in tables:
         count = len(table.columns)
         above, rules = _latex_heads(table.columns)
