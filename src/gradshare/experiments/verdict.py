@@ -67,7 +67,9 @@ def verdict(results: Sequence[Results]) -> Verdict:
     results = one_a_seed(results)
     arms = runs_by_arm(results)
     original, sharing = arms.get(ORIGINAL, ()), arms.get(SHARING, ())
-    decides = len(seeds_of(results)) >= ENOUGH_SEEDS or not _weaknesses(results)
+    # A seed in which one of them did not train adds nothing to their comparison.
+    both = [one for one in results if _both_trained(one)]
+    decides = len(seeds_of(both or results)) >= ENOUGH_SEEDS or not _weaknesses(results)
     if original and sharing:
         headline, sentences = _compare(results, decides)
         if not decides and _trained(original + sharing):
@@ -75,6 +77,11 @@ def verdict(results: Sequence[Results]) -> Verdict:
     else:
         headline, sentences = _describe(results)
     return Verdict(headline, tuple(sentences), tuple(_caveats(results, decides)))
+
+
+def _both_trained(one: Results) -> bool:
+    arms = [one.arm(name) for name in (SHARING, ORIGINAL)]
+    return all(arm is not None and arm.trained for arm in arms)
 
 
 # One arm against another --------------------------------------------------------------------------
@@ -210,7 +217,7 @@ def _compare(results: Sequence[Results], decides: bool) -> tuple[str, list[str]]
         as_good = [rival for rival in controls if rival.standing != "better"]
         if as_good:
             headline += f", but so did {_called(as_good[0].second)}, which shares nothing"
-            headline += ": what was gained is not sharing" if decides else ""
+            headline += ": sharing is not shown to be why" if decides else ""
         headline += "."
     elif _trained(original):
         headline = f"Sharing {_failure(sharing)}; the original trained."
@@ -250,14 +257,15 @@ def _credit(results: Sequence[Results], controls: Sequence[Contrast], decides: b
         return f", and better than {control}"
     if rival.standing == "mixed":
         return f"; against {control}, it was {rival.difference}"
-    did = "did better still" if rival.standing == "worse" else "did as well"
-    if not decides:
-        return f", but {control}, {did}"
-    if rival.standing == "worse" or contrast(results, rival.second, ORIGINAL).standing == "better":
-        return f", but what was gained is not sharing: {control}, {did}"
-    return (
-        f", but not distinguishably better than {control}: the gain cannot be credited to sharing"
-    )
+    not_sharing = "but what was gained is not sharing:" if decides else "but"
+    if rival.standing == "worse":
+        return f", {not_sharing} {control}, did better still"
+    if decides and contrast(results, rival.second, ORIGINAL).standing != "better":
+        credit = "the gain cannot be credited to sharing"
+        return f", but not distinguishably better than {control}: {credit}"
+    # An equal is no proof: the interval may leave room for a share that was not seen.
+    unshown = ": sharing is not shown to be why" if decides else ""
+    return f", but {control}, did as well{unshown}"
 
 
 def _pace(results: Sequence[Results], main: Contrast) -> str:
