@@ -14,6 +14,7 @@ import pytest
 
 from gradshare.cli import main
 from gradshare.cli.options import read_config
+from tests.conftest import prepare_tiny
 
 Program = Callable[..., tuple[int, str, str]]
 
@@ -65,6 +66,20 @@ def test_train_evaluate_and_report(program: Program, tiny: dict[str, Any], tmp_p
     status, out, err = program("report", str(run))
     assert (status, err) == (0, "")
     assert (run / "report.html").exists()
+
+
+def test_a_run_is_not_evaluated_on_other_images(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert program("train", "--out", str(run), *options(tiny))[0] == 0
+    prepare_tiny(tmp_path / "other", train_classes=11)
+    status, out, err = program("evaluate", str(run), "--data-root", str(tmp_path / "other"))
+    assert (status, out) == (1, "")
+    assert err.startswith(f"error: the run in {run} was started with images of SHA-256 ")
+    assert err.endswith("or start another run\n")
+    environment = json.loads((run / "results.json").read_text(encoding="utf-8"))["environment"]
+    assert err.split("SHA-256 ")[1][:12] == environment["images_sha256"][:12]
 
 
 def test_compare_with_control_over_two_seeds(

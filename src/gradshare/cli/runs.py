@@ -223,6 +223,7 @@ def evaluate_command(run: Path, **options: Any) -> None:
     keep_freed_memory()
     torch.set_num_threads(default_threads(config, 1))
     setup = set_up(config)
+    folder.require_same_images(setup.images_sha256)
     models = folder.best_models(folder.history(), config.ensemble, setup.learner.init())
     with console.status(f"testing on {config.test_tasks} tasks"):
         result = measure_test(setup, models, config.test_tasks, lambda _: None)

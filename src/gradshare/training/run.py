@@ -99,6 +99,7 @@ class RunResult:
         seconds: wall time of training, validation and test.
         layout: how the work was laid out.
         images: how many the dataset had, in all splits.
+        images_sha256: of all of them.
     """
 
     config: RunConfig
@@ -108,6 +109,7 @@ class RunResult:
     seconds: float
     layout: Layout
     images: int
+    images_sha256: str
 
 
 class _Progress(BaseModel):
@@ -292,9 +294,9 @@ def train(
 
     Raises:
         DataError, ConfigError: the configuration cannot be run; nothing was written.
-        RunError: the folder cannot be used, or holds another run; or an iteration was refused that
-            the configuration says to stop at, with everything before it saved; or another process
-            of the run failed.
+        RunError: the folder cannot be used, or holds another run, or one on other images; or an
+            iteration was refused that the configuration says to stop at, with everything before it
+            saved; or another process of the run failed.
         RunStoppedError: Ctrl-C or SIGTERM; everything so far is saved.
     """
     with processes_of(config) as processes:
@@ -322,6 +324,8 @@ def train_in(
     with ExitStack() as stack:
         stack.enter_context(memory_errors(config))
         setup = processes.agree(lambda: set_up(config, processes))
+        images = processes.from_first(lambda: setup.images_sha256)
+        processes.agree(lambda: _require_same_images(setup, images))
         learned, state = setup.learner.init()
         moment = _Moment(learned, state, make_optimizer(learned, config.outer_lr))
         processes.agree(lambda: require_memory(config, setup))
@@ -331,9 +335,10 @@ def train_in(
             stack.enter_context(home.locked())
             if resume and home.started:
                 home.require_same(config)
+                home.require_same_images(setup.images_sha256)
                 return home.load_latest((on_device(learned, CPU), on_device(state, CPU)))
             mean, std = list(setup.normalization.mean), list(setup.normalization.std)
-            home.start(config, Inputs(setup.image_shape, mean, std))
+            home.start(config, Inputs(setup.image_shape, mean, std, setup.images_sha256))
             return None
 
         def store_changes() -> None:
@@ -355,6 +360,7 @@ def train_in(
         moment.seconds,
         setup.layout,
         setup.images,
+        setup.images_sha256,
     )
 
 
@@ -367,6 +373,16 @@ def _require_started_alike(config: RunConfig, first: RunConfig) -> None:
                 f"{option_name(name)} is {ours!r} here and {theirs!r} in the first process; start "
                 "all processes of a run with the same settings"
             )
+
+
+def _require_same_images(setup: Setup, first: str) -> None:
+    """Refuse to take part in a run whose first process has other images."""
+    if setup.images_sha256 != first:
+        raise ConfigError(
+            f"the prepared dataset has images of SHA-256 {setup.images_sha256[:12]}… here and of "
+            f"{first[:12]}… in the first process; prepare it alike on all machines of a run, or "
+            "copy it from one to the others"
+        )
 
 
 @contextmanager

@@ -48,6 +48,7 @@ class Setup:
         test: sampler of test tasks.
         device: where it all runs.
         image_shape: (C, H, W).
+        images_sha256: of all the dataset's images.
         layout: how the work is laid out there.
         processes: that the run is shared by.
     """
@@ -59,6 +60,7 @@ class Setup:
     test: EpisodeSampler
     device: torch.device
     image_shape: tuple[int, int, int]
+    images_sha256: str
     layout: Layout
     processes: OneProcess = field(default_factory=OneProcess)
 
@@ -103,6 +105,7 @@ def set_up(config: RunConfig, processes: OneProcess | None = None) -> Setup:
         test=sampler("test", EVALUATION_SEED),
         device=device,
         image_shape=store.image_shape,
+        images_sha256=store.sha256,
         processes=processes,
         layout=layout,
     )
