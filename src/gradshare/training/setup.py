@@ -73,6 +73,8 @@ class Setup:
 def set_up(config: RunConfig, processes: OneProcess | None = None) -> Setup:
     """Open the data and build the learner, initialised from the seed.
 
+    On a GPU this turns TF32 off, for the whole process.
+
     Args:
         config: of the run.
         processes: that the run is shared by; None for one alone.
@@ -82,7 +84,7 @@ def set_up(config: RunConfig, processes: OneProcess | None = None) -> Setup:
         ConfigError: the device or the pixel scaling cannot be used.
     """
     processes = processes or OneProcess()
-    device = _own_device(choose_device(config.device), processes)
+    device = _device_of_run(config.device, processes)
     store = open_dataset(config.dataset, config.data_root, config.image_size, config.resize)
 
     def sampler(split: str, seed: int) -> EpisodeSampler:
@@ -173,6 +175,17 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(
             f"--device {name!r} cannot be used here ({reason}); use another"
         ) from error
+    return device
+
+
+def _device_of_run(name: str, processes: OneProcess) -> torch.device:
+    """The device that a process of a run computes on, made ready."""
+    device = _own_device(choose_device(name), processes)
+    if device.type == "cuda":
+        # On newer GPUs PyTorch lets cuDNN round float32 to TF32, with 10 bits after the point, in
+        # convolutions: that would be another precision than the one that the configuration names.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     return device
 
 
