@@ -324,8 +324,8 @@ def train_in(
     with ExitStack() as stack:
         stack.enter_context(memory_errors(config))
         setup = processes.agree(lambda: set_up(config, processes))
-        images = processes.from_first(lambda: setup.images_sha256)
-        processes.agree(lambda: _require_same_images(setup, images))
+        kind, images = processes.from_first(lambda: (setup.device.type, setup.images_sha256))
+        processes.agree(lambda: _require_set_up_alike(setup, kind, images))
         learned, state = setup.learner.init()
         moment = _Moment(learned, state, make_optimizer(learned, config.outer_lr))
         processes.agree(lambda: require_memory(config, setup))
@@ -375,12 +375,19 @@ def _require_started_alike(config: RunConfig, first: RunConfig) -> None:
             )
 
 
-def _require_same_images(setup: Setup, first: str) -> None:
-    """Refuse to take part in a run whose first process has other images."""
-    if setup.images_sha256 != first:
+def _require_set_up_alike(setup: Setup, kind: str, images: str) -> None:
+    """Refuse to take part in a run whose first process has another kind of device, with which there
+    is nothing to exchange tensors by, or other images.
+    """
+    if setup.device.type != kind:
+        raise ConfigError(
+            f"the device is {setup.device.type} here and {kind} in the first process; give every "
+            "process of a run a GPU, or --device cpu"
+        )
+    if setup.images_sha256 != images:
         raise ConfigError(
             f"the prepared dataset has images of SHA-256 {setup.images_sha256[:12]}… here and of "
-            f"{first[:12]}… in the first process; prepare it alike on all machines of a run, or "
+            f"{images[:12]}… in the first process; prepare it alike on all machines of a run, or "
             "copy it from one to the others"
         )
 
