@@ -7,8 +7,31 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from gradshare.models import Conv4
+from gradshare.training.config import RunConfig
 from gradshare.training.distributed import OneProcess
-from gradshare.training.setup import _device_of_run
+from gradshare.training.setup import _device_of_run, build_learner
+
+CPU = torch.device("cpu")
+
+
+def test_building_a_learner_leaves_the_callers_generators_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(seed: int) -> None:
+        raise AssertionError(seed)
+
+    config, shape = RunConfig(seed=3, filters=4), (1, 16, 16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        expected = dict(Conv4(ways=5, image_size=16, channels=1, filters=4).named_parameters())
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    before = torch.get_rng_state()
+    learner, _ = build_learner(config, shape, CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, tensor in learner.model.named_parameters():
+        assert torch.equal(tensor, expected[name])
+
 
 TF32 = (torch.backends.cudnn, torch.backends.cuda.matmul)
 

@@ -121,8 +121,10 @@ def build_learner(
     Its model is on the CPU still.
     """
     channels, size, _ = image_shape
+    # The model's first parameters are drawn on the CPU. `torch.manual_seed` would seed every GPU's
+    # generator too, which `fork_rng` does not put back here.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         model = Conv4(
             ways=config.ways,
             image_size=size,
