@@ -322,7 +322,7 @@ def train_in(
 
     processes.from_first(may_begin)
     with ExitStack() as stack:
-        stack.enter_context(memory_errors(config))
+        stack.enter_context(memory_errors(less_memory(config)))
         setup = processes.agree(lambda: set_up(config, processes))
         kind, images = processes.from_first(lambda: (setup.device.type, setup.images_sha256))
         processes.agree(lambda: _require_set_up_alike(setup, kind, images))
@@ -393,8 +393,11 @@ def _require_set_up_alike(setup: Setup, kind: str, images: str) -> None:
 
 
 @contextmanager
-def memory_errors(config: RunConfig) -> Iterator[None]:
+def memory_errors(remedy: str) -> Iterator[None]:
     """Say what to do when memory runs out.
+
+    Args:
+        remedy: that; see `less_memory` for a run that trains.
 
     Raises:
         RunError: it did.
@@ -404,13 +407,17 @@ def memory_errors(config: RunConfig) -> Iterator[None]:
     except RuntimeError as error:
         words = str(error)
         if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in words:
-            raise RunError(
-                f"memory ran out ({words.splitlines()[0]}); start a new run with a lower "
-                f"--task-batch than {config.task_batch}, --queries than {config.queries}, "
-                f"--filters than {config.filters} or --image-size, or with --memory recompute or "
-                "--order first"
-            ) from error
+            raise RunError(f"memory ran out ({words.splitlines()[0]}); {remedy}") from error
         raise
+
+
+def less_memory(config: RunConfig) -> str:
+    """How a run can be made to take less memory."""
+    return (
+        f"start a new run with a lower --task-batch than {config.task_batch}, --queries than "
+        f"{config.queries}, --filters than {config.filters} or --image-size, or with --memory "
+        "recompute or --order first"
+    )
 
 
 def _continue(
