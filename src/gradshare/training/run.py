@@ -38,6 +38,7 @@ from gradshare.training.folder import MACHINE_FIELDS, Inputs, RunFolder, refuse_
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.launch import processes_of
 from gradshare.training.layout import Layout
+from gradshare.training.machine import commit
 from gradshare.training.outer_loop import cosine_annealed, make_optimizer, outer_iteration
 from gradshare.training.preflight import require_disk, require_memory
 from gradshare.training.records import (
@@ -299,6 +300,7 @@ def train(
             saved; or another process of the run failed.
         RunStoppedError: Ctrl-C or SIGTERM; everything so far is saved.
     """
+    commit()  # as it is now; see there
     with processes_of(config) as processes:
         return train_in(processes, config, folder, watch, resume=resume)
 
