@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_building_a_learner_leaves_the_callers_generators_as_they_are(
         assert torch.equal(tensor, expected[name])
 
 
-TF32 = (torch.backends.cudnn, torch.backends.cuda.matmul)
+TF32: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
 
 
 @pytest.fixture
