@@ -37,17 +37,23 @@ def tiny_classes(split: str, count: int, images: int = 10) -> list[ClassImages]:
     return classes
 
 
-@pytest.fixture(scope="session")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with one dataset, "tiny": 16×16, grey."""
-    root = tmp_path_factory.mktemp("data")
+def prepare_tiny(root: Path, train_classes: int = 12) -> None:
+    """Prepare the dataset "tiny" in a data root."""
+    classes = [*tiny_classes("train", train_classes), *tiny_classes("val", 5)]
     write_store(
         root / "tiny" / str(TINY_SIZE),
-        [*tiny_classes("train", 12), *tiny_classes("val", 5), *tiny_classes("test", 5)],
+        [*classes, *tiny_classes("test", 5)],
         name="tiny",
         rotate_classes=False,
         source={},
     )
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with one dataset, "tiny": 16×16, grey."""
+    root = tmp_path_factory.mktemp("data")
+    prepare_tiny(root)
     return root
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from gradshare.cli import main
+from gradshare.cli import main, runs
 from gradshare.cli.options import read_config
+from tests.conftest import prepare_tiny
 
 Program = Callable[..., tuple[int, str, str]]
 
@@ -65,6 +67,37 @@ def test_train_evaluate_and_report(program: Program, tiny: dict[str, Any], tmp_p
     status, out, err = program("report", str(run))
     assert (status, err) == (0, "")
     assert (run / "report.html").exists()
+
+
+def test_a_run_is_not_evaluated_on_other_images(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert program("train", "--out", str(run), *options(tiny))[0] == 0
+    prepare_tiny(tmp_path / "other", train_classes=11)
+    status, out, err = program("evaluate", str(run), "--data-root", str(tmp_path / "other"))
+    assert (status, out) == (1, "")
+    assert err.startswith(f"error: the run in {run} was started with images of SHA-256 ")
+    assert err.endswith("or start another run\n")
+    environment = json.loads((run / "results.json").read_text(encoding="utf-8"))["environment"]
+    assert err.split("SHA-256 ")[1][:12] == environment["images_sha256"][:12]
+
+
+def test_an_evaluation_that_runs_out_of_memory_says_what_to_do(
+    program: Program, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*args: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    run = tmp_path / "run"
+    assert program("train", "--out", str(run), *options(tiny))[0] == 0
+    monkeypatch.setattr(runs, "measure_test", exhausted)
+    status, out, err = program("evaluate", str(run))
+    assert (status, out) == (1, "")
+    assert err == (
+        "error: memory ran out (CUDA out of memory. Tried to allocate 9 GiB); stop other programs "
+        "that hold some, or evaluate on another machine or --device\n"
+    )
 
 
 def test_compare_with_control_over_two_seeds(

@@ -68,7 +68,7 @@ def test_the_index_has_the_digest_of_the_images(tmp_path: Path) -> None:
     store = random_store(tmp_path / "4", COUNTS)
     images = np.ascontiguousarray(store.splits["train"].images)
     index = json.loads((tmp_path / "4" / "index.json").read_text(encoding="utf-8"))
-    assert index["sha256"] == hashlib.sha256(images.tobytes()).hexdigest()
+    assert store.sha256 == index["sha256"] == hashlib.sha256(images.tobytes()).hexdigest()
 
 
 def test_a_constant_channel_is_not_divided_by_zero(tmp_path: Path) -> None:
@@ -179,7 +179,9 @@ def test_a_damaged_index_is_named(stored: Path, text: str) -> None:
     assert f"the prepared dataset in {stored} is damaged" in refused(stored)
 
 
-@pytest.mark.parametrize("key", ["format_version", "name", "shape", "mean", "std", "splits"])
+@pytest.mark.parametrize(
+    "key", ["format_version", "name", "shape", "mean", "std", "sha256", "splits"]
+)
 def test_an_index_without_an_entry_is_damaged(stored: Path, key: str) -> None:
     index = json.loads((stored / "index.json").read_text(encoding="utf-8"))
     del index[key]
@@ -226,6 +228,7 @@ def test_a_pickle_in_the_place_of_the_array_is_not_loaded(stored: Path) -> None:
         ({"std": [float("nan")]}, "std.0: Input should be"),
         ({"source": []}, "source: Input should be a valid dictionary"),
         ({"name": 7}, "name: Input should be a valid string"),
+        ({"sha256": "A" * 64}, "sha256: String should match pattern"),
         (
             {
                 "splits": {

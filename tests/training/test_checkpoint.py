@@ -37,6 +37,18 @@ def test_what_was_saved_is_loaded(path: Path) -> None:
     assert checkpoint.progress == {"iteration": 4}
 
 
+def test_adams_count_of_steps_stays_on_the_cpu(path: Path) -> None:
+    meta = torch.device("meta")  # stands for a GPU
+    checkpoint = load_checkpoint(path, CPU)
+    checkpoint.optimizer["model.weight/exp_avg"] = torch.zeros(3, 2)
+    for moved in (checkpoint.to(meta), load_checkpoint(path, meta)):
+        assert moved.optimizer["model.weight/step"].device == CPU
+        assert moved.optimizer["model.weight/step"].item() == 4
+        assert moved.learned["model.weight"].device == meta
+        assert moved.state["sharing.seen"].device == meta
+    assert checkpoint.to(meta).optimizer["model.weight/exp_avg"].device == meta
+
+
 def test_a_flipped_bit_is_found(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-5] ^= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import time
@@ -22,7 +23,8 @@ from gradshare.training.evaluation import evaluate, measure_test
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.outer_loop import outer_iteration
 from gradshare.training.run import RunResult, train, train_in
-from gradshare.training.setup import set_up
+from gradshare.training.setup import Setup, set_up
+from tests.conftest import prepare_tiny
 from tests.training.killing import final, timeless
 from tests.training.ranks import Ranks, ranks
 
@@ -190,6 +192,60 @@ def test_processes_of_different_runs_do_not_mix(
         "the same settings"
     )
     results = three(start_differently, {**tiny, "task_batch": 3}, tmp_path / "run")
+    assert [(type(result), str(result)) for result in results] == [
+        (OtherRankError, f"rank 1 of 3 failed: {words}"),
+        (ConfigError, words),
+        (OtherRankError, f"rank 1 of 3 failed: {words}"),
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def compute_differently(group: ProcessGroup, settings: dict[str, Any], folder: Path) -> object:
+    def without_gpu_on_rank_1(config: RunConfig, processes: OneProcess) -> Setup:
+        kind = "cpu" if group.rank == 1 else "cuda"
+        return dataclasses.replace(set_up(config, processes), device=torch.device(kind))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "set_up", without_gpu_on_rank_1)
+        return train_in(group, RunConfig(**settings), folder, ignore, resume=False)
+
+
+def test_processes_on_different_kinds_of_device_do_not_mix(
+    three: Ranks, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    words = (
+        "the device is cpu here and cuda in the first process; give every process of a run a GPU, "
+        "or --device cpu"
+    )
+    results = three(compute_differently, {**tiny, "task_batch": 3}, tmp_path / "run")
+    assert [(type(result), str(result)) for result in results] == [
+        (OtherRankError, f"rank 1 of 3 failed: {words}"),
+        (ConfigError, words),
+        (OtherRankError, f"rank 1 of 3 failed: {words}"),
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def prepare_differently(group: ProcessGroup, settings: dict[str, Any], folder: Path) -> object:
+    if group.rank == 1:
+        prepare_tiny(folder / "other", train_classes=11)
+        settings = {**settings, "data_root": folder / "other"}
+    return train_in(group, RunConfig(**settings), folder / "run", ignore, resume=False)
+
+
+def test_processes_with_different_images_do_not_mix(
+    three: Ranks, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**tiny, "task_batch": 3}
+    results = three(prepare_differently, settings, tmp_path)
+    here, first = (
+        set_up(RunConfig(**{**settings, "data_root": root})).images_sha256[:12]
+        for root in (tmp_path / "other", tiny["data_root"])
+    )
+    words = (
+        f"the prepared dataset has images of SHA-256 {here}… here and of {first}… in the first "
+        "process; prepare it alike on all machines of a run, or copy it from one to the others"
+    )
     assert [(type(result), str(result)) for result in results] == [
         (OtherRankError, f"rank 1 of 3 failed: {words}"),
         (ConfigError, words),

@@ -80,6 +80,9 @@ def test_all_arms_of_a_comparison_have_one_layout(monkeypatch: pytest.MonkeyPatc
         {},
         {"sharing": False},
         {"sharing_control": "rate-control"},
+        {"sharing_control": "rate-control", "fixed_lambda": 0.0},
+        {"sharing_control": "detached"},
+        {"fixed_m": 1.0},
     )
     for arm in arms:
         assert chosen(SMALL, filters=256, **arm) == ("loop", "recompute")

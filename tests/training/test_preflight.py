@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from gradshare.errors import RunError
+from gradshare.models import Conv4
 from gradshare.training import memory, preflight
 from gradshare.training.config import RunConfig
 from gradshare.training.memory import available, estimate
@@ -107,6 +108,34 @@ def estimated(**settings: Any) -> int:
 )
 def test_more_work_needs_more_memory(more: dict[str, Any]) -> None:
     assert estimated(**more) > estimated()
+
+
+@pytest.mark.parametrize(
+    ("arm", "shares"),
+    [
+        ({"sharing": False}, False),
+        ({"sharing_control": "rate-control"}, False),
+        ({"sharing_control": "rate-control", "fixed_lambda": 0.5}, False),
+        ({"sharing_control": "learned-rates"}, False),
+        ({"sharing_control": "own-gradient"}, True),
+        ({"sharing_control": "unnormalized"}, True),
+        ({"sharing_control": "detached"}, True),
+        ({"sharing_control": "forgotten"}, True),
+        ({"fixed_lambda": 0.5}, True),
+        ({"fixed_m": 1.0}, True),
+    ],
+)
+def test_whatever_mixes_another_gradient_in_is_estimated_as_sharing(
+    arm: dict[str, Any], shares: bool
+) -> None:
+    model = Conv4(ways=5, image_size=32, channels=3, filters=48)
+
+    def graphs(**settings: Any) -> int:
+        config = RunConfig(**settings)
+        return memory.peak_of_graphs(config, model, (3, 32, 32), vmap=True, recompute=False)
+
+    assert graphs(**arm) == graphs(sharing=shares)
+    assert graphs(sharing=True) > graphs(sharing=False)
 
 
 def test_first_order_and_recomputing_need_less() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.run import Progress, train
 from gradshare.training.setup import set_up
+from tests.conftest import prepare_tiny
 from tests.training.killing import REFUSED, kill_often, require_same_end, some_refused, timeless
 
 CPU = torch.device("cpu")
@@ -121,6 +124,38 @@ def test_another_configuration_does_not_continue_a_run(
         "its own settings, or choose another folder with --out"
     )
     train(RunConfig(**{**tiny, "threads": 2}), tmp_path / "run", resume=True)
+
+
+def test_a_run_is_not_continued_with_other_images(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config, folder = RunConfig(**tiny), tmp_path / "run"
+    train(config, folder)
+    stored = RunFolder(folder).inputs().sha256
+    prepare_tiny(tmp_path / "other", train_classes=11)
+    other = RunConfig(**{**tiny, "data_root": tmp_path / "other"})
+    now = set_up(other).images_sha256
+    assert stored == set_up(config).images_sha256 != now
+    with pytest.raises(RunError) as error:
+        train(other, folder, resume=True)
+    assert str(error.value) == (
+        f"the run in {folder} was started with images of SHA-256 {stored[:12]}…, the prepared "
+        f"dataset now has {now[:12]}…; prepare the dataset as it was, name the folder that still "
+        "holds it with --data-root, or start another run"
+    )
+    shutil.copytree(tiny["data_root"], tmp_path / "moved")
+    train(RunConfig(**{**tiny, "data_root": tmp_path / "moved"}), folder, resume=True)
+
+
+def test_a_run_of_an_earlier_version_is_continued_without_a_digest(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    config = RunConfig(**tiny)
+    whole = train(config, tmp_path / "run")
+    path = tmp_path / "run" / "inputs.json"
+    inputs = json.loads(path.read_bytes())
+    del inputs["sha256"]
+    path.write_text(json.dumps(inputs), encoding="utf-8")
+    assert RunFolder(tmp_path / "run").inputs().sha256 is None
+    assert train(config, tmp_path / "run", resume=True).test == whole.test
 
 
 def test_a_folder_that_vanishes_ends_the_run_with_a_message(

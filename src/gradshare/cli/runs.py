@@ -36,7 +36,7 @@ from gradshare.training.folder import RunFolder
 from gradshare.training.launch import is_first, torchrun_size
 from gradshare.training.machine import keep_freed_memory
 from gradshare.training.preflight import amount
-from gradshare.training.run import train
+from gradshare.training.run import memory_errors, train
 from gradshare.training.setup import set_up
 from gradshare.training.statistics import confidence95
 
@@ -222,10 +222,14 @@ def evaluate_command(run: Path, **options: Any) -> None:
     config = RunConfig(**{**config.model_dump(), **given})
     keep_freed_memory()
     torch.set_num_threads(default_threads(config, 1))
-    setup = set_up(config)
-    models = folder.best_models(folder.history(), config.ensemble, setup.learner.init())
-    with console.status(f"testing on {config.test_tasks} tasks"):
-        result = measure_test(setup, models, config.test_tasks, lambda _: None)
+    # What an evaluation takes is settled by the run, and by nothing that can be given here.
+    remedy = "stop other programs that hold some, or evaluate on another machine or --device"
+    with memory_errors(remedy):
+        setup = set_up(config)
+        folder.require_same_images(setup.images_sha256)
+        models = folder.best_models(folder.history(), config.ensemble, setup.learner.init())
+        with console.status(f"testing on {config.test_tasks} tasks"):
+            result = measure_test(setup, models, config.test_tasks, lambda _: None)
     table = Table("model", "checkpoints", "test accuracy", "tasks", "batch norm")
     for name, members, values in (
         ("ensemble", result.members, result.ensemble),

@@ -82,6 +82,7 @@ class ImageStore:
         rotate_classes: whether training episodes turn each class by a random multiple of 90°,
             as the field does with Omniglot.
         source: where the images came from and how they were prepared, for the record.
+        sha256: of the bytes of all images, as they were written; it is not computed again.
     """
 
     name: str
@@ -91,6 +92,7 @@ class ImageStore:
     std: tuple[float, ...]
     rotate_classes: bool
     source: Mapping[str, Any]
+    sha256: str
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -141,6 +143,7 @@ class ImageStore:
                 std=tuple(index.std),
                 rotate_classes=index.rotate_classes,
                 source=index.source,
+                sha256=index.sha256,
             )
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             cause = _first_mistake(error) if isinstance(error, ValidationError) else error
@@ -152,6 +155,7 @@ class ImageStore:
 # Beyond any number of images, and safe to add.
 _Row = Annotated[int, Field(ge=-(2**53), le=2**53)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Class(BaseModel):
@@ -175,6 +179,7 @@ class _Index(BaseModel):
     std: list[_Positive]
     rotate_classes: bool
     source: dict[str, Any]
+    sha256: Sha256
     splits: _Splits
 
 

@@ -51,7 +51,12 @@ class Checkpoint:
         return Checkpoint(
             on_device(self.learned, device),
             on_device(self.state, device),
-            on_device(self.optimizer, device),
+            # Adam counts its steps on the CPU, wherever its other tensors are: it reads the number
+            # at every step, and would wait for a GPU each time.
+            {
+                name: tensor if name.endswith("/step") else tensor.to(device)
+                for name, tensor in self.optimizer.items()
+            },
             self.progress,
         )
 
@@ -110,12 +115,12 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
         parts: dict[str, dict[str, Tensor]] = {"learned": {}, "state": {}, "optimizer": {}}
         for full_name, tensor in tensors.items():
             part, _, name = full_name.partition("/")
-            parts[part][name] = tensor.to(device)
+            parts[part][name] = tensor
     except OSError as error:
         raise RunError(f"{path} cannot be read as a checkpoint: {error}") from error
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read as a checkpoint: {error}") from error
-    return Checkpoint(**parts, progress=progress)
+    return Checkpoint(**parts, progress=progress).to(device)
 
 
 def require_fit(path: Path, checkpoint: Checkpoint, learned: Tensors, state: Tensors) -> None:

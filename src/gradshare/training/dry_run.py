@@ -16,7 +16,7 @@ from gradshare.training.layout import Layout
 from gradshare.training.memory import CHUNK, PeakMemory, estimate
 from gradshare.training.outer_loop import make_optimizer, outer_iteration
 from gradshare.training.preflight import disk_bytes, require_disk, require_memory
-from gradshare.training.run import memory_errors
+from gradshare.training.run import less_memory, memory_errors
 from gradshare.training.setup import Setup, set_up
 
 # The first of its kind is slower, and is not counted.
@@ -93,7 +93,7 @@ def dry_run(config: RunConfig, folder: Path | None) -> Estimate:
     """
     if folder is not None:
         refuse_if_occupied(folder, resume=False)
-    with memory_errors(config):
+    with memory_errors(less_memory(config)):
         setup = set_up(config)
         learned, state = setup.learner.init()
         require_memory(config, setup)

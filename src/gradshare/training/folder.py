@@ -1,7 +1,7 @@
 """The folder that a run lives in.
 
 - `config.yaml`: the configuration, which reproduces it;
-- `inputs.json`: the shape and the pixel statistics of the images that it takes;
+- `inputs.json`: the shape and the pixel statistics of the images that it takes, and their digest;
 - `metrics.jsonl`, `tensorboard/`: one record for each epoch;
 - `checkpoints/epoch-N.safetensors`: the best epochs by validation accuracy, for the ensemble;
 - `checkpoints/latest-N.safetensors`: the last two moments from which the run can be continued;
@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from gradshare.episodes.datasets import IMAGE_SIZES
+from gradshare.episodes.store import Sha256
 from gradshare.errors import RunError
 from gradshare.training.checkpoint import (
     Checkpoint,
@@ -62,6 +63,8 @@ class Inputs:
         image_shape: (C, H, W) of the images.
         mean: see `Normalization`.
         std: see `Normalization`.
+        sha256: of all the dataset's images, by which a run knows them again; None in the folder of
+            a run that an earlier version of gradshare has started.
     """
 
     __pydantic_config__ = ConfigDict(allow_inf_nan=False)
@@ -69,6 +72,7 @@ class Inputs:
     image_shape: tuple[_Channels, _Side, _Side]
     mean: list[float]
     std: list[Annotated[float, Field(gt=0)]]
+    sha256: Sha256 | None = None
 
     def __post_init__(self) -> None:
         channels, height, width = self.image_shape
@@ -196,6 +200,24 @@ class RunFolder:
             raise RunError(
                 f"{self.path} holds a run with {name} {old!r}, this one has {new!r}; continue it "
                 "with its own settings, or choose another folder with --out"
+            )
+
+    def require_same_images(self, sha256: str) -> None:
+        """Refuse to go on with other images than those that the run was started with.
+
+        Args:
+            sha256: of all the dataset's images, as it is now.
+
+        Raises:
+            RunError: they are others, or the run's inputs cannot be read.
+        """
+        stored = self.inputs().sha256
+        # Earlier versions stored no digest; then there is nothing to compare with.
+        if stored is not None and stored != sha256:
+            raise RunError(
+                f"the run in {self.path} was started with images of SHA-256 {stored[:12]}…, the "
+                f"prepared dataset now has {sha256[:12]}…; prepare the dataset as it was, name the "
+                "folder that still holds it with --data-root, or start another run"
             )
 
     def history(self) -> list[EpochRecord]:

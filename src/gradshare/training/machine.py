@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -78,9 +80,42 @@ def environment(device: torch.device, layout: str) -> dict[str, Any]:
         "device": str(device),
         "layout": layout,
     }
+    if (checked_out := commit()) is not None:
+        described["commit"] = checked_out
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
     return described
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit that the package runs from, with a "+" if a file of the package differs from it;
+    None where it is not run from a git checkout.
+
+    Found when it is first asked for: a run asks as it starts, since by its end the checkout may
+    have moved on.
+    """
+    package = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["git", "--no-optional-locks", *arguments],
+            cwd=package,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+
+    try:
+        # Installed below somebody else's checkout it is no file of theirs.
+        if git("ls-files", "--error-unmatch", __file__).returncode != 0:
+            return None
+        head = git("rev-parse", "HEAD").stdout.strip()
+        same = git("diff", "--quiet", "HEAD", "--", ".").returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("" if same else "+") if head else None
 
 
 def _processor() -> str:

@@ -12,10 +12,11 @@ loss, else 1) is taken to be
            + t (0.75 max(U(support), U(queries)) + 7 P) + 4 P' + S,
 
 where P are the model's parameters, P' all outer parameters and S the rules' state, in bytes, c is
-2.4, with sharing 2.4 more, with learned rates 2 more, and t is T with vmap, else 1. The first-order
-step keeps no inner step's activations. The recomputing one keeps none at all, and of the t tasks it
-holds max(4.7 U(support), 2.65 U(queries)). Queries count twice in the inductive mode, with the
-support set. An evaluation adapts 10 tasks without the graph of the outer gradient: 3 K P for each,
+2.4, with sharing (or a control that mixes another gradient in, which was not measured) 2.4 more,
+with learned rates 2 more, and t is T with vmap, else 1. The first-order step keeps no inner step's
+activations. The recomputing one keeps none at all, and of the t tasks it holds
+max(4.7 U(support), 2.65 U(queries)). Queries count twice in the inductive mode, with the support
+set. An evaluation adapts 10 tasks without the graph of the outer gradient: 3 K P for each,
 and max(2.7 U(support), 1.7 U(queries)), with vmap for each as well.
 
 Calibrated on the peak resident memory over that of the idle process (VmHWM of two meta-steps, or of
@@ -65,6 +66,8 @@ INDUCTIVE = 2
 # Copies of the adapted parameters that an inner step leaves: θ_k, gradients and updates; Δ and what
 # it is made of; the products with learned rates.
 COPIES_A_STEP, COPIES_FOR_SHARING, COPIES_FOR_RATES = 2.4, 2.4, 2
+# The controls that only scale a task's gradient, where sharing and the others mix another into it.
+WITHOUT_ANOTHER_GRADIENT = ("rate-control", "learned-rates")
 # What an inner step of an evaluation leaves, and what convolutions bring them into another form in.
 COPIES_IN_EVALUATION, COPIES_IN_A_PASS = 3, 7
 # Of every outer parameter: itself, its gradient, Adam's two moments.
@@ -119,9 +122,10 @@ def peak_of_graphs(
 
     T, K = config.task_batch, config.inner_steps
     passes = K if config.method == "maml++" and config.span(config.multi_step_loss) else 1
+    mixes = config.sharing and config.sharing_control not in WITHOUT_ANOTHER_GRADIENT
     copies = (
         COPIES_A_STEP
-        + (COPIES_FOR_SHARING if config.arm == "gradient-sharing" else 0)
+        + (COPIES_FOR_SHARING if mixes else 0)
         + (COPIES_FOR_RATES if config.method != "maml" else 0)
     )
     kept, in_a_pass = T * K * copies * parameters, TRANSIENT * max(support, queries)

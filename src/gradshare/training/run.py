@@ -38,6 +38,7 @@ from gradshare.training.folder import MACHINE_FIELDS, Inputs, RunFolder, refuse_
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.launch import processes_of
 from gradshare.training.layout import Layout
+from gradshare.training.machine import commit
 from gradshare.training.outer_loop import cosine_annealed, make_optimizer, outer_iteration
 from gradshare.training.preflight import require_disk, require_memory
 from gradshare.training.records import (
@@ -99,6 +100,7 @@ class RunResult:
         seconds: wall time of training, validation and test.
         layout: how the work was laid out.
         images: how many the dataset had, in all splits.
+        images_sha256: of all of them.
     """
 
     config: RunConfig
@@ -108,6 +110,7 @@ class RunResult:
     seconds: float
     layout: Layout
     images: int
+    images_sha256: str
 
 
 class _Progress(BaseModel):
@@ -292,11 +295,12 @@ def train(
 
     Raises:
         DataError, ConfigError: the configuration cannot be run; nothing was written.
-        RunError: the folder cannot be used, or holds another run; or an iteration was refused that
-            the configuration says to stop at, with everything before it saved; or another process
-            of the run failed.
+        RunError: the folder cannot be used, or holds another run, or one on other images; or an
+            iteration was refused that the configuration says to stop at, with everything before it
+            saved; or another process of the run failed.
         RunStoppedError: Ctrl-C or SIGTERM; everything so far is saved.
     """
+    commit()  # as it is now; see there
     with processes_of(config) as processes:
         return train_in(processes, config, folder, watch, resume=resume)
 
@@ -320,8 +324,10 @@ def train_in(
 
     processes.from_first(may_begin)
     with ExitStack() as stack:
-        stack.enter_context(memory_errors(config))
+        stack.enter_context(memory_errors(less_memory(config)))
         setup = processes.agree(lambda: set_up(config, processes))
+        kind, images = processes.from_first(lambda: (setup.device.type, setup.images_sha256))
+        processes.agree(lambda: _require_set_up_alike(setup, kind, images))
         learned, state = setup.learner.init()
         moment = _Moment(learned, state, make_optimizer(learned, config.outer_lr))
         processes.agree(lambda: require_memory(config, setup))
@@ -331,9 +337,10 @@ def train_in(
             stack.enter_context(home.locked())
             if resume and home.started:
                 home.require_same(config)
+                home.require_same_images(setup.images_sha256)
                 return home.load_latest((on_device(learned, CPU), on_device(state, CPU)))
             mean, std = list(setup.normalization.mean), list(setup.normalization.std)
-            home.start(config, Inputs(setup.image_shape, mean, std))
+            home.start(config, Inputs(setup.image_shape, mean, std, setup.images_sha256))
             return None
 
         def store_changes() -> None:
@@ -355,6 +362,7 @@ def train_in(
         moment.seconds,
         setup.layout,
         setup.images,
+        setup.images_sha256,
     )
 
 
@@ -369,9 +377,29 @@ def _require_started_alike(config: RunConfig, first: RunConfig) -> None:
             )
 
 
+def _require_set_up_alike(setup: Setup, kind: str, images: str) -> None:
+    """Refuse to take part in a run whose first process has another kind of device, with which there
+    is nothing to exchange tensors by, or other images.
+    """
+    if setup.device.type != kind:
+        raise ConfigError(
+            f"the device is {setup.device.type} here and {kind} in the first process; give every "
+            "process of a run a GPU, or --device cpu"
+        )
+    if setup.images_sha256 != images:
+        raise ConfigError(
+            f"the prepared dataset has images of SHA-256 {setup.images_sha256[:12]}… here and of "
+            f"{images[:12]}… in the first process; prepare it alike on all machines of a run, or "
+            "copy it from one to the others"
+        )
+
+
 @contextmanager
-def memory_errors(config: RunConfig) -> Iterator[None]:
+def memory_errors(remedy: str) -> Iterator[None]:
     """Say what to do when memory runs out.
+
+    Args:
+        remedy: that; see `less_memory` for a run that trains.
 
     Raises:
         RunError: it did.
@@ -381,13 +409,17 @@ def memory_errors(config: RunConfig) -> Iterator[None]:
     except RuntimeError as error:
         words = str(error)
         if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in words:
-            raise RunError(
-                f"memory ran out ({words.splitlines()[0]}); start a new run with a lower "
-                f"--task-batch than {config.task_batch}, --queries than {config.queries}, "
-                f"--filters than {config.filters} or --image-size, or with --memory recompute or "
-                "--order first"
-            ) from error
+            raise RunError(f"memory ran out ({words.splitlines()[0]}); {remedy}") from error
         raise
+
+
+def less_memory(config: RunConfig) -> str:
+    """How a run can be made to take less memory."""
+    return (
+        f"start a new run with a lower --task-batch than {config.task_batch}, --queries than "
+        f"{config.queries}, --filters than {config.filters} or --image-size, or with --memory "
+        "recompute or --order first"
+    )
 
 
 def _continue(

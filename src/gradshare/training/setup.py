@@ -48,6 +48,7 @@ class Setup:
         test: sampler of test tasks.
         device: where it all runs.
         image_shape: (C, H, W).
+        images_sha256: of all the dataset's images.
         layout: how the work is laid out there.
         processes: that the run is shared by.
     """
@@ -59,6 +60,7 @@ class Setup:
     test: EpisodeSampler
     device: torch.device
     image_shape: tuple[int, int, int]
+    images_sha256: str
     layout: Layout
     processes: OneProcess = field(default_factory=OneProcess)
 
@@ -71,6 +73,8 @@ class Setup:
 def set_up(config: RunConfig, processes: OneProcess | None = None) -> Setup:
     """Open the data and build the learner, initialised from the seed.
 
+    On a GPU this turns TF32 off, for the whole process.
+
     Args:
         config: of the run.
         processes: that the run is shared by; None for one alone.
@@ -80,7 +84,7 @@ def set_up(config: RunConfig, processes: OneProcess | None = None) -> Setup:
         ConfigError: the device or the pixel scaling cannot be used.
     """
     processes = processes or OneProcess()
-    device = _own_device(choose_device(config.device), processes)
+    device = _device_of_run(config.device, processes)
     store = open_dataset(config.dataset, config.data_root, config.image_size, config.resize)
 
     def sampler(split: str, seed: int) -> EpisodeSampler:
@@ -103,6 +107,7 @@ def set_up(config: RunConfig, processes: OneProcess | None = None) -> Setup:
         test=sampler("test", EVALUATION_SEED),
         device=device,
         image_shape=store.image_shape,
+        images_sha256=store.sha256,
         processes=processes,
         layout=layout,
     )
@@ -116,8 +121,10 @@ def build_learner(
     Its model is on the CPU still.
     """
     channels, size, _ = image_shape
+    # The model's first parameters are drawn on the CPU. `torch.manual_seed` would seed every GPU's
+    # generator too, which `fork_rng` does not put back here.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         model = Conv4(
             ways=config.ways,
             image_size=size,
@@ -170,6 +177,17 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(
             f"--device {name!r} cannot be used here ({reason}); use another"
         ) from error
+    return device
+
+
+def _device_of_run(name: str, processes: OneProcess) -> torch.device:
+    """The device that a process of a run computes on, made ready."""
+    device = _own_device(choose_device(name), processes)
+    if device.type == "cuda":
+        # On newer GPUs PyTorch lets cuDNN round float32 to TF32, with 10 bits after the point, in
+        # convolutions: that would be another precision than the one that the configuration names.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
     return device
 
 

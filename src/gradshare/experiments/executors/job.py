@@ -67,9 +67,13 @@ Outcome = Finished | GradshareError
 
 
 def environment_of(result: RunResult) -> dict[str, Any]:
-    """Of this process, in which a run was trained, and how many images it had."""
+    """Of this process, in which a run was trained, and which images it had."""
     device = choose_device(result.config.device)
-    return {**environment(device, result.layout.describe()), "images": result.images}
+    return {
+        **environment(device, result.layout.describe()),
+        "images": result.images,
+        "images_sha256": result.images_sha256,
+    }
 
 
 def run_job(job: Job, threads: int, watch: Watch) -> Outcome:
