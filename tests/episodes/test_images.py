@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gradshare.episodes.images import MAX_PIXELS, ImageFormat, read_image
-from gradshare.errors import DataError
+from gradshare.errors import ConfigError, DataError
 
 GREY, RGB = ImageFormat(8, 1), ImageFormat(8, 3)
 
@@ -97,6 +97,12 @@ def test_a_centre_crop_is_the_middle_of_the_image_at_its_own_shape() -> None:
     assert result.shape == (8, 8)
     assert result[4, 4] == 255
     assert result[4, 0] < 64  # a resized edge, not white
+
+
+def test_an_unknown_resize_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        ImageFormat(8, 1, "centre-crop")  # type: ignore[arg-type]
+    assert str(error.value) == "resize 'centre-crop' is unknown; use 'stretch' or 'center-crop'"
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", encoded(Image.new("L", (99, 99)))[:60]])

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gradshare.episodes.store import Images
-from gradshare.errors import DataError
+from gradshare.errors import DataError, require_choice
 
 # A photograph of 100 megapixels is plausible; what claims more is a decompression bomb.
 MAX_PIXELS = 100_000_000
@@ -37,11 +37,17 @@ class ImageFormat:
         resize: "stretch" resizes straight to the square, as the reference MAML++ loader does;
             "center-crop" resizes the shorter side to 1.5 · size and cuts out the middle, as
             torchmeta's CUB pipeline does.
+
+    Raises:
+        ConfigError: another `resize`.
     """
 
     size: int
     channels: int
     resize: Resize = "stretch"
+
+    def __post_init__(self) -> None:
+        require_choice("resize", self.resize, Resize)
 
 
 def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
