@@ -9,7 +9,7 @@ import gradshare as gs
 
 if __name__ == "__main__":
     config = gs.RunConfig(dataset="glyphs", method="maml", epochs=4, iterations_per_epoch=30)
-    gs.train(config, Path("runs/quick-start"))
+    gs.train(config, Path("runs/quick-start"), resume=True)  # what is trained is not trained again
 
     # A new task: five letters of scripts that were never trained on, one example of each.
     letters = gs.open_dataset("glyphs", Path("data")).splits["test"]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from gradshare import EpisodeSampler, FewShotClassifier, RunConfig, TaskBatch, open_dataset, train
-from gradshare.errors import DataError, RunError
+from gradshare.episodes.images import ImageFormat, Resize, read_image
+from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
 from gradshare.training.setup import set_up
@@ -100,6 +105,94 @@ def test_what_does_not_fit_is_named(run: Path, data_root: Path) -> None:
     assert str(error.value) == (
         "images are torch.float32 (6, 1, 16, 16); this run takes torch.uint8 (n, 1, 16, 16)"
     )
+
+
+def photographs(folder: Path) -> list[Path]:
+    """Two for each of three classes: in colour, oblong, and of none of the run's sizes."""
+    paths = []
+    for name, seed in (("crow", 1), ("lark", 2), ("owl", 3), ("crow", 4), ("lark", 5), ("owl", 6)):
+        pixels = np.random.default_rng(seed).integers(0, 256, (20, 50, 3), dtype=np.uint8)
+        paths.append(folder / f"{name}-{seed}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    return paths
+
+
+@pytest.mark.parametrize("resize", ["stretch", "center-crop"])
+def test_files_are_read_as_the_runs_dataset_was(run: Path, tmp_path: Path, resize: Resize) -> None:
+    own = shutil.copytree(run, tmp_path / "run")
+    config = RunFolder(own).config()
+    RunFolder(own).store(config.model_copy(update={"resize": resize}))
+    paths = photographs(tmp_path)
+    labels = [path.name.split("-")[0] for path in paths]
+    form = ImageFormat(16, 1, resize)
+    pixels = np.stack([read_image(path, str(path), form) for path in paths])
+    of_arrays = FewShotClassifier.from_run(own).fit(pixels, labels)
+    of_files = FewShotClassifier.from_run(own).fit(paths, labels)
+    expected = of_arrays.predict_proba(pixels)
+    assert len({tuple(row) for row in expected}) == len(paths)
+    texts = [str(path) for path in paths]
+    for given in (paths, texts, tuple(texts), np.array(texts), np.array(paths)):
+        assert np.array_equal(of_files.predict_proba(given), expected)
+    assert of_files.predict(paths[:1]).tolist() == of_arrays.predict(pixels[:1]).tolist()
+
+
+def test_a_file_that_is_missing_or_damaged_is_named(run: Path, tmp_path: Path) -> None:
+    classifier = FewShotClassifier.from_run(run)
+    paths = photographs(tmp_path)
+    missing = tmp_path / "wren.png"
+    with pytest.raises(DataError) as error:
+        classifier.fit([*paths[:5], missing], [0, 1, 2, 0, 1, 2])
+    assert str(error.value) == (
+        f"{missing} cannot be read (No such file or directory); correct the path, or give yourself "
+        "permission to read it"
+    )
+    classifier.fit(paths, [0, 1, 2, 0, 1, 2])
+    missing.write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"wren\.png is not a readable image"):
+        classifier.predict([missing])
+
+
+def test_one_path_and_what_is_no_array_are_told_from_images(run: Path) -> None:
+    classifier = FewShotClassifier.from_run(run)
+    path: Any
+    for path in ("owl.png", Path("owl.png")):
+        with pytest.raises(DataError) as error:
+            classifier.fit(path, [0])
+        assert str(error.value) == "images is one path, 'owl.png'; give a list of paths"
+    images: Any
+    for images in (["owl.png", 3], [np.zeros((1, 16, 16)), np.zeros((1, 8, 8))]):
+        with pytest.raises(DataError, match=r"^images are no array \(.*\); give uint8 images of"):
+            classifier.fit(images, [0, 1])
+    with pytest.raises(DataError, match=r"images are torch\.float64 \(0,\); this run takes"):
+        classifier.fit([], [])
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that numpy cannot read where it is, as one on a GPU."""
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self) -> torch.Tensor:  # type: ignore[override]
+        return self.as_subclass(torch.Tensor)
+
+
+def test_labels_may_be_a_tensor_on_another_device(run: Path, data_root: Path) -> None:
+    batch = task(data_root)
+    labels = batch.support_y[0].as_subclass(Elsewhere)
+    classifier = FewShotClassifier.from_run(run).fit(batch.support_x[0], labels)
+    assert classifier.classes_.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("ensemble", [-1, 0, 2])
+def test_an_ensemble_that_the_run_does_not_have_is_refused(run: Path, ensemble: int) -> None:
+    with pytest.raises(ConfigError) as error:
+        FewShotClassifier.from_run(run, ensemble=ensemble)
+    assert str(error.value) == (
+        f"ensemble is {ensemble}, but must be from 1 to 1, the number of checkpoints that {run} "
+        "kept; leave it out to average all of them"
+    )
+    assert len(FewShotClassifier.from_run(run, ensemble=1).models) == 1
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

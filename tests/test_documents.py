@@ -6,12 +6,14 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import gradshare as gs
 from gradshare.inner_loop.rule import sum_over_local_tasks
+from tests.episodes.builders import make_image
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +30,7 @@ def test_the_readmes_quick_start_is_the_example_and_short() -> None:
     assert len([line for line in quick_start.splitlines() if line.strip()]) <= 20
 
 
-def test_the_quick_start_runs(
+def test_the_quick_start_runs_and_runs_again(
     tiny: dict[str, object], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = python_blocks("README.md")[0]
@@ -41,7 +43,29 @@ def test_the_quick_start_runs(
         assert old in code
         code = code.replace(old, new)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {"__name__": "__main__", "tiny": tiny})
+    for _ in range(2):
+        exec(compile(code, "README.md", "exec"), {"__name__": "__main__", "tiny": tiny})
+
+
+def test_the_readmes_photographs_are_classified(
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["crow", "lark", "owl"]
+    for path in [f"new-birds/{name}/{n}.jpg" for name in names for n in (1, 2)]:
+        make_image(Path(path), shade=len(path))
+    for path in ("garden.jpg", "pond.jpg"):
+        make_image(Path(path))
+    gs.train(gs.RunConfig(**tiny), Path("runs/birds/gradient-sharing"))
+    capsys.readouterr()
+    code = "from pathlib import Path\nimport gradshare as gs\n" + python_blocks("README.md")[1]
+    exec(compile(code, "README.md", "exec"), {})
+    predicted = capsys.readouterr().out.strip("[]\n").replace("'", "").split()
+    assert len(predicted) == 2
+    assert set(predicted) <= set(names)
 
 
 def test_the_sinusoid_example_learns(

@@ -13,13 +13,20 @@ import torch
 from torch import Tensor
 
 from gradshare.episodes import Normalization, TaskBatch
-from gradshare.errors import DataError
+from gradshare.episodes.images import ImageFormat, read_image
+from gradshare.errors import ConfigError, DataError
 from gradshare.methods import MetaLearner
 from gradshare.training.evaluation import Model, mean_of_finite
 from gradshare.training.folder import RunFolder
+from gradshare.training.records import kept_epochs
 from gradshare.training.setup import build_learner, choose_device
 
 Labels = npt.NDArray[Any]
+
+ImagesOrPaths = npt.ArrayLike | Tensor | Sequence[str | Path]
+"""uint8 images (n, C, H, W), or the paths of n image files, which are read as the images of the
+run's dataset were when it was prepared.
+"""
 
 # So many images are predicted at once where that changes no prediction.
 INDUCTIVE_CHUNK = 200
@@ -37,7 +44,7 @@ class FewShotClassifier:
         models: the checkpoints whose predictions are averaged.
         normalization: of the images.
         ways: how many classes there must be.
-        image_shape: (C, H, W) of every image.
+        form: what every image is, and every image file is turned into.
         device: where it runs.
     """
 
@@ -48,14 +55,15 @@ class FewShotClassifier:
         normalization: Normalization,
         *,
         ways: int,
-        image_shape: tuple[int, int, int],
+        form: ImageFormat,
         device: torch.device,
     ) -> None:
         self.learner = learner
         self.models = models
         self.normalization = normalization
         self.ways = ways
-        self.image_shape = image_shape
+        self.form = form
+        self.image_shape = (form.channels, form.size, form.size)
         self.device = device
         self.batch_norm = "inductive" if learner.inductive else "transductive"
 
@@ -72,35 +80,45 @@ class FewShotClassifier:
 
         Raises:
             RunError: there is no such run, or no checkpoint of it can be read.
-            ConfigError: no such device here.
+            ConfigError: no such device here, or `ensemble` is less than one or more than it kept.
         """
         run = RunFolder(Path(folder))
-        config, inputs = run.config(), run.inputs()
+        config, inputs, history = run.config(), run.inputs(), run.history()
+        kept = len(kept_epochs(history, config.ensemble))
+        count = kept if ensemble is None else ensemble
+        if not 1 <= count <= kept:
+            raise ConfigError(
+                f"ensemble is {ensemble}, but must be from 1 to {kept}, the number of checkpoints "
+                f"that {folder} kept; leave it out to average all of them"
+            )
         place = choose_device(device)
         learner, _ = build_learner(config, inputs.image_shape, place)
         learner.model.to(place)
-        count = config.ensemble if ensemble is None else ensemble
+        channels, size, _ = inputs.image_shape
         return cls(
             learner,
-            run.best_models(run.history(), count, learner.init()),
+            run.best_models(history, count, learner.init()),
             Normalization(inputs.mean, inputs.std),
             ways=config.ways,
-            image_shape=inputs.image_shape,
+            form=ImageFormat(size, channels, config.resize),
             device=place,
         )
 
-    def fit(self, images: npt.ArrayLike | Tensor, labels: npt.ArrayLike) -> FewShotClassifier:
+    def fit(self, images: ImagesOrPaths, labels: npt.ArrayLike | Tensor) -> FewShotClassifier:
         """Adapt every checkpoint to a support set.
 
         Args:
-            images: uint8 (n, C, H, W), in any order.
-            labels: (n,) of exactly `ways` classes, of any type that numpy sorts.
+            images: uint8 (n, C, H, W), or n paths of image files, in any order.
+            labels: (n,) of exactly `ways` classes, of any type that numpy sorts, or a tensor on any
+                device.
 
         Raises:
-            DataError: images of another shape or type, or another number of classes or labels.
+            DataError: images of another shape or type, a file that cannot be read, or another
+                number of classes or labels.
         """
         support = self._images(images)
-        names, codes = np.unique(np.asarray(labels), return_inverse=True)
+        given = labels.cpu() if isinstance(labels, Tensor) else labels
+        names, codes = np.unique(np.asarray(given), return_inverse=True)
         if len(codes) != len(support):
             raise DataError(f"{len(support)} images, but {len(codes)} labels; give one for each")
         if len(names) != self.ways:
@@ -115,11 +133,15 @@ class FewShotClassifier:
         ]
         return self
 
-    def predict_proba(self, images: npt.ArrayLike | Tensor) -> npt.NDArray[np.float32]:
-        """The probability of each of `classes_`, (n, ways), for uint8 images (n, C, H, W).
+    def predict_proba(self, images: ImagesOrPaths) -> npt.NDArray[np.float32]:
+        """The probability of each of `classes_`, (n, ways).
+
+        Args:
+            images: uint8 (n, C, H, W), or n paths of image files.
 
         Raises:
-            DataError: `fit` was not called, or images of another shape or type.
+            DataError: `fit` was not called, images of another shape or type, or a file that cannot
+                be read.
         """
         if not hasattr(self, "_adapted"):
             raise DataError("call fit with a support set before asking for predictions")
@@ -130,8 +152,8 @@ class FewShotClassifier:
         probabilities: npt.NDArray[np.float32] = torch.cat(chunks).cpu().numpy()
         return probabilities
 
-    def predict(self, images: npt.ArrayLike | Tensor) -> Labels:
-        """The class of each image, as one of the labels that `fit` was given."""
+    def predict(self, images: ImagesOrPaths) -> Labels:
+        """Of each image the likeliest class, as `fit` was given it; see `predict_proba`."""
         best = self.predict_proba(images).argmax(-1)
         chosen: Labels = self.classes_[best]
         return chosen
@@ -152,11 +174,31 @@ class FewShotClassifier:
         task = TaskBatch(support[None], codes.to(torch.int64)[None], support[None, :0], no_queries)
         return self.normalization.batch(task.to(self.device))
 
-    def _images(self, images: npt.ArrayLike | Tensor) -> Tensor:
-        tensor = torch.as_tensor(images if isinstance(images, Tensor) else np.asarray(images))
+    def _images(self, images: ImagesOrPaths) -> Tensor:
+        if isinstance(images, str | Path):
+            raise DataError(f"images is one path, {str(images)!r}; give a list of paths")
+        if paths := _paths(images):
+            return torch.from_numpy(
+                np.stack([read_image(path, str(path), self.form) for path in paths])
+            )
+        try:
+            tensor = torch.as_tensor(images if isinstance(images, Tensor) else np.asarray(images))
+        except (TypeError, ValueError) as error:  # of what has no numbers, or no shape
+            raise DataError(
+                f"images are no array ({error}); give uint8 images of one shape, or a list of paths"
+            ) from error
         if tensor.dtype != torch.uint8 or tensor.shape[1:] != self.image_shape or len(tensor) == 0:
             raise DataError(
                 f"images are {tensor.dtype} {tuple(tensor.shape)}; this run takes torch.uint8 "
                 f"(n, {', '.join(map(str, self.image_shape))})"
             )
         return tensor
+
+
+def _paths(images: Any) -> list[Path]:
+    """The images as paths; none if that is not what they are."""
+    if isinstance(images, np.ndarray) and images.dtype.kind in "UO":
+        images = images.tolist()
+    if isinstance(images, Sequence) and all(isinstance(image, str | Path) for image in images):
+        return [Path(image) for image in images]
+    return []

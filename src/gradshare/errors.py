@@ -4,6 +4,8 @@ Each message names the cause, the value that caused it, and the remedy. The comm
 the message alone; a traceback that reaches a user is a defect.
 """
 
+from typing import get_args
+
 
 class GradshareError(Exception):
     """Base of every error that a user can mend."""
@@ -19,3 +21,21 @@ class ConfigError(GradshareError):
 
 class RunError(GradshareError):
     """A run's folder, checkpoint or results file that cannot be used as it is."""
+
+
+def require_choice(name: str, value: str, choices: object) -> None:
+    """Refuse a value that is none of a setting's.
+
+    A misspelt one would otherwise be taken for whichever choice nobody asks for by name.
+
+    Args:
+        name: the setting's.
+        value: what it was given.
+        choices: a `typing.Literal`.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    known = get_args(choices)
+    if value not in known:
+        raise ConfigError(f"{name} {value!r} is unknown; use {' or '.join(map(repr, known))}")

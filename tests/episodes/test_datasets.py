@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from gradshare.episodes.datasets import (
     store_path,
 )
 from gradshare.episodes.images import ImageFormat
+from gradshare.episodes.spool import ImageSpool
 from gradshare.episodes.store import ClassImages
 from gradshare.errors import DataError
 from tests.episodes.builders import make_classes, random_classes
@@ -372,17 +374,67 @@ def test_too_little_room_is_noticed_before_writing(
     assert not root.exists()
 
 
-def test_a_disk_that_fills_up_is_named(root: Path, archive: Path) -> None:
-    def full(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
-        yield from random_classes({"train": [5]}, size=form.size)
-        raise OSError(errno.ENOSPC, "No space left on device")
+def test_a_disk_that_fills_up_is_named(
+    root: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, classes: Iterable[ClassImages], **_: object) -> None:
+        for _item in classes:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-    DATASETS["noise"] = noise(full)
+    monkeypatch.setattr(datasets, "write_store", full)
     assert message_of(lambda: prepare_dataset("noise", root, path=archive)) == (
         f"cannot prepare 'noise' in {root / 'noise' / '12'} ([Errno 28] No space left on device); "
         "free space there, or choose a folder you may write to with --data-root"
     )
     assert list((root / "noise").iterdir()) == []
+
+
+def test_a_source_that_fails_is_named_and_not_the_store(root: Path, archive: Path) -> None:
+    def failing(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
+        yield from random_classes({"train": [5]}, size=form.size)
+        raise OSError(errno.EIO, "Input/output error")
+
+    DATASETS["noise"] = noise(failing)
+    assert message_of(lambda: prepare_dataset("noise", root, path=archive)) == (
+        f"{archive} cannot be read (Input/output error); mend its permissions, or give a copy that "
+        "can be read"
+    )
+    assert list((root / "noise").iterdir()) == []
+
+
+@pytest.mark.parametrize("closed", [".", "owl"])
+def test_a_folder_that_may_not_be_read_is_named(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    # Not by its permissions: they do not bind an administrator, who may run the tests.
+    birds = make_classes(tmp_path / "birds", ["crow", "lark", "owl"])
+    iterdir = Path.iterdir
+
+    def guarded(path: Path) -> Iterator[Path]:
+        if path == birds / closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", guarded)
+    assert message_of(lambda: prepare_dataset("my-birds", root, path=birds, folder=True)) == (
+        f"{birds / closed} cannot be read (Permission denied); mend its permissions, or give a "
+        "copy that can be read"
+    )
+
+
+@pytest.mark.parametrize("folder", [None, "/tmp"])
+def test_a_temporary_folder_that_cannot_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, folder: str | None
+) -> None:
+    def refuse() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    assert message_of(lambda: ImageSpool(ImageFormat(8, 1))) == (
+        f"cannot write to the temporary folder{f' {folder}' if folder else ''} (No space left on "
+        "device); make room there, or set TMPDIR to another folder"
+    )
 
 
 def test_a_data_root_that_is_a_file_is_named(root: Path, archive: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from gradshare.episodes import folder
 from gradshare.episodes.folder import find_classes, is_grey, read_classes
@@ -301,6 +302,15 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> N
 def test_whether_a_folder_is_grey(tmp_path: Path, mode: str, grey: bool) -> None:
     make_classes(tmp_path, ["crow", "lark", "owl"], mode=mode)
     assert is_grey(find_classes(tmp_path)) is grey
+
+
+def test_a_folder_of_sixteen_bit_grey_is_grey(tmp_path: Path) -> None:
+    make_classes(tmp_path, ["crow", "lark", "owl"], mode="L")
+    (tmp_path / "owl" / "deep.pgm").write_bytes(b"P5 1 1 65535\n" + b"\x80\0")
+    for byte_order in "<>":
+        path = tmp_path / "owl" / f"deep{ord(byte_order)}.tif"
+        Image.fromarray(np.full((8, 8), 256, dtype=f"{byte_order}u2")).save(path)
+    assert is_grey(find_classes(tmp_path))
 
 
 def test_one_image_in_colour_makes_a_folder_coloured(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from gradshare.episodes.images import MAX_PIXELS, ImageFormat, read_image
-from gradshare.errors import DataError
+from gradshare.errors import ConfigError, DataError
 
 GREY, RGB = ImageFormat(8, 1), ImageFormat(8, 3)
 
@@ -32,6 +34,43 @@ def test_grey_and_colour_come_out_channels_first() -> None:
 def test_sixteen_bit_grey_keeps_its_brightness() -> None:
     image = Image.fromarray(np.full((8, 8), 100 * 256, dtype=np.uint16))
     assert read_image(encoded(image), "a.png", GREY).mean() == 100
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_a_portable_greymap_of_more_than_eight_bits_keeps_its_brightness(bits: int) -> None:
+    most = 2**bits - 1
+    ramp = np.linspace(0, most, 64).round().astype(">u2")
+    data = b"P5\n8 8\n%d\n" % most + ramp.tobytes()
+    pixels = read_image(data, "a.pgm", GREY).reshape(-1).astype(int)
+    assert np.abs(pixels - np.linspace(0, 255, 64)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mode", "holds"),
+    [
+        (np.full((8, 8), 70_000, dtype=np.int32), "I", "32-bit or signed integers"),
+        (np.full((8, 8), 0.5, dtype=np.float32), "F", "floating-point numbers"),
+    ],
+)
+def test_grey_without_a_fixed_black_and_white_is_refused(
+    pixels: npt.NDArray[Any], mode: str, holds: str
+) -> None:
+    with pytest.raises(DataError) as error:
+        read_image(encoded(Image.fromarray(pixels), "TIFF"), "crows/7.tif", GREY)
+    assert str(error.value) == (
+        f"crows/7.tif holds {holds} (Pillow's mode {mode!r}), which have no fixed black and "
+        "white; convert it to 8 or 16 bits a channel, or remove it"
+    )
+
+
+def test_a_file_that_cannot_be_opened_is_named_with_its_reason(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "7.png", "No such file or directory"), (tmp_path, "Is a")):
+        with pytest.raises(DataError) as error:
+            read_image(path, str(path), GREY)
+        assert str(error.value).startswith(f"{path} cannot be read ({reason}")
+        assert str(error.value).endswith(
+            "; correct the path, or give yourself permission to read it"
+        )
 
 
 def test_a_photograph_is_turned_the_way_its_camera_says() -> None:
@@ -58,6 +97,12 @@ def test_a_centre_crop_is_the_middle_of_the_image_at_its_own_shape() -> None:
     assert result.shape == (8, 8)
     assert result[4, 4] == 255
     assert result[4, 0] < 64  # a resized edge, not white
+
+
+def test_an_unknown_resize_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        ImageFormat(8, 1, "centre-crop")  # type: ignore[arg-type]
+    assert str(error.value) == "resize 'centre-crop' is unknown; use 'stretch' or 'center-crop'"
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", encoded(Image.new("L", (99, 99)))[:60]])

@@ -40,12 +40,17 @@ class TaskBatch:
         )
 
     def to(self, device: torch.device | str) -> TaskBatch:
-        """The same tasks on another device."""
+        """The same tasks on another device.
+
+        Towards CUDA the host does not wait for the copy: what uses it there waits its turn. Back on
+        the CPU nothing would, and one could read what has not arrived yet.
+        """
+        non_blocking = torch.device(device).type == "cuda"
         return TaskBatch(
-            self.support_x.to(device, non_blocking=True),
-            self.support_y.to(device, non_blocking=True),
-            self.query_x.to(device, non_blocking=True),
-            self.query_y.to(device, non_blocking=True),
+            self.support_x.to(device, non_blocking=non_blocking),
+            self.support_y.to(device, non_blocking=non_blocking),
+            self.query_x.to(device, non_blocking=non_blocking),
+            self.query_y.to(device, non_blocking=non_blocking),
         )
 
 

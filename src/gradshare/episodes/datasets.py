@@ -279,7 +279,8 @@ def _drawn(path: Path | None, image_size: int, resize: Resize, seed: int | None)
 
 
 def _found(path: Path, image_size: int, resize: Resize, seed: int | None) -> _Images:
-    found = find_classes(path, seed)
+    with _reading(path):
+        found = find_classes(path, seed)
     form = ImageFormat(image_size, 1 if is_grey(found) else 3, resize)
     return _Images(
         classes=read_classes(found, form),
@@ -299,7 +300,9 @@ def _read(
             f"the splits of {dataset.name!r} are fixed, so seed {seed} would change nothing; "
             "leave out --seed"
         )
-    if not path.exists():
+    with _reading(path):
+        there = path.exists()
+    if not there:
         raise DataError(f"there is no {path}; give the archive or folder of {dataset.name!r}")
     if dataset.read is None:  # only glyphs has no reader
         raise ValueError(f"dataset {dataset.name!r} has no reader")
@@ -348,10 +351,23 @@ def _write(
 
 
 def _reported(images: _Images, progress: Progress | None) -> Iterator[ClassImages]:
-    for done, item in enumerate(images.classes, start=1):
-        yield item
-        if progress is not None:
-            progress(done, images.class_count)
+    with _reading(images.source.get("from", "a font")):
+        for done, item in enumerate(images.classes, start=1):
+            yield item
+            if progress is not None:
+                progress(done, images.class_count)
+
+
+@contextlib.contextmanager
+def _reading(source: object) -> Iterator[None]:
+    """Blame what fails in here on what is read, or the store's place would be blamed for it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or source} cannot be read ({error.strerror or error}); mend its "
+            "permissions, or give a copy that can be read"
+        ) from error
 
 
 def _check_place(target: Path) -> None:

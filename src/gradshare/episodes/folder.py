@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from gradshare.episodes.images import FORMATS, ImageFormat, read_image
+from gradshare.episodes.images import ImageFormat, open_image, read_image
 from gradshare.episodes.store import SPLITS, ClassImages
 from gradshare.errors import DataError
 
@@ -52,7 +51,7 @@ SPLIT_OF_FOLDER = {
 VAL_SHARE = 0.16
 TEST_SHARE = 0.20
 
-GREY_MODES = ("1", "L", "LA", "I;16", "I", "F")
+GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I")
 
 
 @dataclass(frozen=True)
@@ -169,14 +168,8 @@ def _images(folder: Path) -> tuple[Path, ...]:
 
 
 def _mode(path: Path) -> str:
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.mode
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged input
-        raise DataError(
-            f"{path} is not a readable image ({type(error).__name__}: {error}); "
-            "replace or remove it"
-        ) from error
+    with open_image(path, str(path)) as image:
+        return image.mode
 
 
 def _splits_from_folders(root: Path, folders: Sequence[Path]) -> Mapping[str, list[Path]]:

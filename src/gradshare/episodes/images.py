@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,13 +14,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gradshare.episodes.store import Images
-from gradshare.errors import DataError
+from gradshare.errors import DataError, require_choice
 
 # A photograph of 100 megapixels is plausible; what claims more is a decompression bomb.
 MAX_PIXELS = 100_000_000
 
 # Pillow knows dozens of formats more, some of which hand the file to another program (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Those whose deepest grey has 16 bits, which Pillow may read into a mode of 32.
+SIXTEEN_BITS = ("PNG", "PPM")
 
 Resize = Literal["stretch", "center-crop"]
 
@@ -33,11 +37,17 @@ class ImageFormat:
         resize: "stretch" resizes straight to the square, as the reference MAML++ loader does;
             "center-crop" resizes the shorter side to 1.5 · size and cuts out the middle, as
             torchmeta's CUB pipeline does.
+
+    Raises:
+        ConfigError: another `resize`.
     """
 
     size: int
     channels: int
     resize: Resize = "stretch"
+
+    def __post_init__(self) -> None:
+        require_choice("resize", self.resize, Resize)
 
 
 def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
@@ -52,7 +62,25 @@ def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
         uint8 (C, H, W).
 
     Raises:
-        DataError: not an image, truncated, or larger than `MAX_PIXELS`.
+        DataError: no such file, not an image, truncated, larger than `MAX_PIXELS`, or of more than
+            16 bits a channel.
+    """
+    with open_image(data, where) as image:
+        check_size(image.size, where, form)
+        return to_array(image, form)
+
+
+@contextmanager
+def open_image(data: Path | bytes, where: str) -> Iterator[Image.Image]:
+    """Open an image file, or the bytes of one, of which only the header is read at first.
+
+    Args:
+        data: see `read_image`.
+        where: see `read_image`.
+
+    Raises:
+        DataError: no such file, not an image, or of more than 16 bits a channel; or what Pillow
+            raises while the image is in use.
     """
     try:
         with warnings.catch_warnings():
@@ -60,15 +88,30 @@ def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
             with Image.open(
                 io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS
             ) as image:
-                check_size(image.size, where, form)
-                return to_array(image, form)
+                _check_depth(image, where)
+                yield image
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged input
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(
+                f"{where} cannot be read ({error.strerror}); correct the path, or give yourself "
+                "permission to read it"
+            ) from error
         raise DataError(
             f"{where} is not a readable image ({type(error).__name__}: {error}); "
             "replace or remove it"
         ) from error
+
+
+def _check_depth(image: Image.Image, where: str) -> None:
+    """Refuse grey of more than 16 bits: nothing says which of its values are black and white."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BITS):
+        kind = "floating-point numbers" if image.mode == "F" else "32-bit or signed integers"
+        raise DataError(
+            f"{where} holds {kind} (Pillow's mode {image.mode!r}), which have no fixed black and "
+            "white; convert it to 8 or 16 bits a channel, or remove it"
+        )
 
 
 def check_size(size: tuple[int, int], where: str, form: ImageFormat) -> None:
@@ -93,8 +136,8 @@ def check_size(size: tuple[int, int], where: str, form: ImageFormat) -> None:
 def to_array(image: Image.Image, form: ImageFormat) -> Images:
     """Bring a decoded image to a store's size and channels: uint8 (C, H, W)."""
     image = ImageOps.exif_transpose(image)  # telephones store photographs sideways and say so
-    if image.mode.startswith("I;16"):
-        # Pillow clips 16-bit grey to 255 instead of scaling it.
+    if image.mode.startswith("I"):
+        # Pillow clips 16-bit grey to 255 instead of scaling it. (It scales a PGM's to 65535.)
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         on_white = Image.new("RGBA", image.size, "white")

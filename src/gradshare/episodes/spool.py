@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Self
@@ -26,12 +27,16 @@ class ImageSpool:
 
     Args:
         form: what every image is turned into.
+
+    Raises:
+        DataError: there is no temporary folder to write to.
     """
 
     def __init__(self, form: ImageFormat) -> None:
         self._form = form
         self._shape = (form.channels, form.size, form.size)
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+        with _writing():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self._rows: dict[str, dict[PurePosixPath, int]] = {}
         self._count = 0
 
@@ -53,13 +58,8 @@ class ImageSpool:
             DataError: it is no image, or the temporary folder is full.
         """
         image = read_image(member.data, member.where, self._form)
-        try:
+        with _writing():
             self._file.write(image.tobytes())
-        except OSError as error:
-            raise DataError(
-                f"cannot write to the temporary folder {tempfile.gettempdir()} "
-                f"({error.strerror}); make room there, or set TMPDIR to another folder"
-            ) from error
         self._rows.setdefault(class_name, {})[member.name] = self._count
         self._count += 1
 
@@ -72,11 +72,28 @@ class ImageSpool:
 
         Args:
             split_of: the split of each class.
+
+        Raises:
+            DataError: the temporary folder is full.
         """
         if not self._count:
             return
-        self._file.flush()
+        with _writing():
+            self._file.flush()
         images = np.memmap(self._file, np.uint8, "r", shape=(self._count, *self._shape))
         for name in sorted(self._rows, key=lambda name: (SPLITS.index(split_of[name]), name)):
             rows = self._rows[name]
             yield ClassImages(split_of[name], name, images[[rows[file] for file in sorted(rows)]])
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # None where no folder can be written to; the error then lists those that were tried.
+        folder = f" {tempfile.tempdir}" if tempfile.tempdir else ""
+        raise DataError(
+            f"cannot write to the temporary folder{folder} ({error.strerror}); make room there, or "
+            "set TMPDIR to another folder"
+        ) from error

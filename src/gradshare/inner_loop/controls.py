@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from gradshare.errors import require_choice
 from gradshare.inner_loop.rule import SumOverTasks, Tensors, UpdateRule
 from gradshare.inner_loop.sharing import GradientSharing, Norm, interpolate, normalized
 
@@ -109,9 +110,13 @@ class OwnGradient(_Gated):
     Args:
         steps: K, the number of inner steps.
         norm: see `GradientSharing`.
+
+    Raises:
+        ConfigError: another norm.
     """
 
     def __init__(self, steps: int, *, norm: Norm = "global") -> None:
+        require_choice("norm", norm, Norm)
         super().__init__(steps)
         self.norm = norm
 
@@ -177,6 +182,7 @@ class Held:
 
     def __init__(self, rule: UpdateRule, **gates: float) -> None:
         self.rule = rule
+        self.parts = (rule,)
         self.gates = gates
 
     def init(self, params: Tensors) -> tuple[Tensors, Tensors]:

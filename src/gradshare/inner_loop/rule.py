@@ -17,6 +17,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from gradshare.errors import ConfigError
+
 Tensors = Mapping[str, Tensor]
 """Named tensors. A task batch's parameters or gradients have the tasks as leading dimension."""
 
@@ -30,7 +32,11 @@ def sum_over_local_tasks(tensors: Tensors) -> Tensors:
 
 
 class UpdateRule(Protocol):
-    """Turns the task gradients of inner step k into parameter updates."""
+    """Turns the task gradients of inner step k into parameter updates.
+
+    A rule that is made for a number of inner steps has it as `steps`, and one that is made of rules
+    has them as `parts`, so that `require_steps` can tell what does not fit.
+    """
 
     def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
         """The rule's tensors for parameters like these, without a task dimension.
@@ -103,6 +109,7 @@ class Chain:
 
     def __init__(self, **rules: UpdateRule | None) -> None:
         self.rules = {name: rule for name, rule in rules.items() if rule is not None}
+        self.parts = tuple(self.rules.values())
 
     def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
         """The tensors of all rules, each under its rule's name."""
@@ -130,6 +137,26 @@ class Chain:
             )
             new_state |= with_prefix(name, rule_state)
         return gradients, new_state
+
+
+def require_steps(part: object, steps: int) -> None:
+    """Refuse a rule, or another part of a learner, that is made for other inner steps.
+
+    Args:
+        part: may have `steps` or `parts`; see `UpdateRule`.
+        steps: K, the inner steps that are taken.
+
+    Raises:
+        ConfigError: the part, or one of its own, is made for more or fewer.
+    """
+    for inner in getattr(part, "parts", ()):
+        require_steps(inner, steps)
+    own = getattr(part, "steps", steps)
+    if own != steps:
+        raise ConfigError(
+            f"{type(part).__name__} is made for {own} inner steps, the learner takes {steps}; give "
+            "both the same number"
+        )
 
 
 def with_prefix(prefix: str, tensors: Tensors) -> dict[str, Tensor]:

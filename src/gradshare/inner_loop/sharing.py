@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gradshare.errors import require_choice
 from gradshare.inner_loop.rule import SumOverTasks, Tensors
 
 Norm = Literal["global", "per-tensor"]
@@ -32,9 +33,13 @@ class GradientSharing:
         steps: K, the number of inner steps.
         norm: of Eq. 1, over all adapted tensors together ("global", as the paper's vector
             notation reads) or for each tensor by itself ("per-tensor").
+
+    Raises:
+        ConfigError: another norm.
     """
 
     def __init__(self, steps: int, *, norm: Norm = "global") -> None:
+        require_choice("norm", norm, Norm)
         self.steps = steps
         self.norm = norm
 

@@ -16,10 +16,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from gradshare.episodes import TaskBatch
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, require_choice
 from gradshare.inner_loop import Adaptation, SumOverTasks, Tensors, UpdateRule, adapt
 from gradshare.inner_loop.flat_memory import losses_with_gradients
-from gradshare.inner_loop.rule import sum_over_local_tasks, under, with_prefix
+from gradshare.inner_loop.rule import require_steps, sum_over_local_tasks, under, with_prefix
 from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.models import BatchNorm2d, BatchNormMode
 
@@ -85,7 +85,8 @@ class MetaLearner:
 
     Raises:
         ConfigError: the model keeps running batch-norm statistics, or has nothing to adapt, or
-            cannot do the inductive mode.
+            cannot do the inductive mode; the rule or the multi-step loss is made for another number
+            of inner steps; or an option has a value that it does not take.
     """
 
     def __init__(
@@ -105,6 +106,16 @@ class MetaLearner:
         recompute: bool = False,
         precision: Precision = "float32",
     ) -> None:
+        require_choice("batch_norm", batch_norm, BatchNormMode)
+        require_choice("precision", precision, Precision)
+        if steps < 1:
+            raise ConfigError(f"steps is {steps}; take at least 1")
+        if tasks_at_a_time is not None and tasks_at_a_time < 1:
+            raise ConfigError(
+                f"tasks_at_a_time is {tasks_at_a_time}; give at least 1, or None for all"
+            )
+        for part in (rule, multi_step_loss):
+            require_steps(part, steps)
         norms = _batch_norms(model)
         norm_parameters = {
             f"{prefix}.{name}" if prefix else name
