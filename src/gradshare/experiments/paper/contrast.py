@@ -118,9 +118,9 @@ def draw_contrasts(found: Sequence[Contrast]) -> Drawing:
         axes.invert_yaxis()
         axes.set_xlabel("test accuracy, sharing − rate-control (points)")
         text = (
-            "Bars: 95 % intervals, over seeds (small marks) and test tasks; hollow: one seed, over "
-            "test tasks alone. Diamonds: means over a study’s conditions, without those near the "
-            "floor."
+            "Bars: 95\u00a0% intervals, over seeds (small marks) and test tasks; hollow: one seed, "
+            "over test tasks alone. Diamonds: means over a study’s conditions, without those near "
+            "the floor."
         )
         note = figure.supxlabel(textwrap.fill(text, 110), fontsize=7.5, color=PALE)
     said = "; ".join(f"{row['condition']} {row[list(row)[-1]]}" for row in contrast_rows(found))

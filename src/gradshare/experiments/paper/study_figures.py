@@ -287,10 +287,10 @@ def _bars(counts: Sequence[int]) -> str:
         counts: how many seeds the arms have, ascending, each once.
     """
     if counts == [1]:
-        return "One seed; bars: 95 % intervals over test tasks alone."
+        return "One seed; bars: 95\u00a0% intervals over test tasks alone."
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     of_one = "; of one seed (hollow) over test tasks alone" if counts[0] == 1 else ""
     return (
-        f"Means over {seeds} seeds; bars: 95 % intervals over seeds and test tasks{of_one}; small "
-        "marks: the seeds."
+        f"Means over {seeds} seeds; bars: 95\u00a0% intervals over seeds and test tasks{of_one}; "
+        "small marks: the seeds."
     )
