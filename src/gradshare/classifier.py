@@ -63,9 +63,13 @@ class FewShotClassifier:
         self.normalization = normalization
         self.ways = ways
         self.form = form
-        self.image_shape = (form.channels, form.size, form.size)
         self.device = device
         self.batch_norm = "inductive" if learner.inductive else "transductive"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.form.shape
 
     @classmethod
     def from_run(

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,16 @@ def test_evaluation_is_shared_out_and_comes_to_the_same(
     assert three(measure, settings) == [alone] * 3
 
 
+def assert_refused_by_rank_1(results: Sequence[object], words: str, folder: Path) -> None:
+    """Rank 1 says why, the others that it was rank 1, and nothing was written."""
+    assert [(type(result), str(result)) for result in results] == [
+        (OtherRankError, f"rank 1 of 3 failed: {words}"),
+        (ConfigError, words),
+        (OtherRankError, f"rank 1 of 3 failed: {words}"),
+    ]
+    assert not folder.exists()
+
+
 def start_differently(group: ProcessGroup, settings: dict[str, Any], folder: Path) -> object:
     lr = 0.2 if group.rank == 1 else 0.1
     config = RunConfig(**{**settings, "inner_lr": lr, "threads": 1 + group.rank})
@@ -192,12 +202,7 @@ def test_processes_of_different_runs_do_not_mix(
         "the same settings"
     )
     results = three(start_differently, {**tiny, "task_batch": 3}, tmp_path / "run")
-    assert [(type(result), str(result)) for result in results] == [
-        (OtherRankError, f"rank 1 of 3 failed: {words}"),
-        (ConfigError, words),
-        (OtherRankError, f"rank 1 of 3 failed: {words}"),
-    ]
-    assert not (tmp_path / "run").exists()
+    assert_refused_by_rank_1(results, words, tmp_path / "run")
 
 
 def compute_differently(group: ProcessGroup, settings: dict[str, Any], folder: Path) -> object:
@@ -218,12 +223,7 @@ def test_processes_on_different_kinds_of_device_do_not_mix(
         "or --device cpu"
     )
     results = three(compute_differently, {**tiny, "task_batch": 3}, tmp_path / "run")
-    assert [(type(result), str(result)) for result in results] == [
-        (OtherRankError, f"rank 1 of 3 failed: {words}"),
-        (ConfigError, words),
-        (OtherRankError, f"rank 1 of 3 failed: {words}"),
-    ]
-    assert not (tmp_path / "run").exists()
+    assert_refused_by_rank_1(results, words, tmp_path / "run")
 
 
 def prepare_differently(group: ProcessGroup, settings: dict[str, Any], folder: Path) -> object:
@@ -246,12 +246,7 @@ def test_processes_with_different_images_do_not_mix(
         f"the prepared dataset has images of SHA-256 {here}… here and of {first}… in the first "
         "process; prepare it alike on all machines of a run, or copy it from one to the others"
     )
-    assert [(type(result), str(result)) for result in results] == [
-        (OtherRankError, f"rank 1 of 3 failed: {words}"),
-        (ConfigError, words),
-        (OtherRankError, f"rank 1 of 3 failed: {words}"),
-    ]
-    assert not (tmp_path / "run").exists()
+    assert_refused_by_rank_1(results, words, tmp_path / "run")
 
 
 def take_part(

@@ -49,6 +49,11 @@ class ImageFormat:
     def __post_init__(self) -> None:
         require_choice("resize", self.resize, Resize)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.size, self.size
+
 
 def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
     """Decode an image file, or the bytes of one.

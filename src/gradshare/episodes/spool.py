@@ -34,7 +34,6 @@ class ImageSpool:
 
     def __init__(self, form: ImageFormat) -> None:
         self._form = form
-        self._shape = (form.channels, form.size, form.size)
         with _writing():
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self._rows: dict[str, dict[PurePosixPath, int]] = {}
@@ -80,7 +79,7 @@ class ImageSpool:
             return
         with _writing():
             self._file.flush()
-        images = np.memmap(self._file, np.uint8, "r", shape=(self._count, *self._shape))
+        images = np.memmap(self._file, np.uint8, "r", shape=(self._count, *self._form.shape))
         for name in sorted(self._rows, key=lambda name: (SPLITS.index(split_of[name]), name)):
             rows = self._rows[name]
             yield ClassImages(split_of[name], name, images[[rows[file] for file in sorted(rows)]])

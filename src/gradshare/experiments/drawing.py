@@ -34,6 +34,7 @@ from gradshare.experiments.curves import (
 )
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm
 from gradshare.training.files import make_folder
+from gradshare.training.statistics import Interval
 
 INK: Final = "#1f2328"
 PALE: Final = "#6e7781"
@@ -115,6 +116,44 @@ FURTHER_STYLES: Final = (
     ArmStyle("#E69F00", (0, (8.0, 2.0)), "v"),
     ArmStyle("#56B4E9", (0, (2.0, 1.0)), "P"),
 )
+
+
+def draw_difference(
+    axes: Axes,
+    place: float,
+    difference: Interval,
+    by_seed: Sequence[float],
+    *,
+    color: str,
+    marker: str,
+    hollow: bool,
+) -> None:
+    """A difference of accuracies as a row of a figure, in points, with its interval and its seeds.
+
+    Args:
+        axes: to draw on.
+        place: of the row.
+        difference: its mean and interval, as fractions.
+        by_seed: that of each seed, drawn as small marks.
+        color: as #rrggbb.
+        marker: matplotlib's marker.
+        hollow: the interval is of one seed, and says nothing about another.
+    """
+    axes.errorbar(
+        100 * difference.mean,
+        place,
+        xerr=100 * (difference.ci95 or 0.0),
+        color=color,
+        marker=marker,
+        markerfacecolor="white" if hollow else color,
+        markersize=6,
+        elinewidth=1.3,
+        capsize=3,
+        linestyle="none",
+        zorder=3,
+    )
+    seeds = [100 * value for value in by_seed]
+    axes.plot(seeds, [place] * len(seeds), "|", color=color, alpha=0.7, markersize=7)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def verdict(results: Sequence[Results]) -> Verdict:
     arms = runs_by_arm(results)
     original, sharing = arms.get(ORIGINAL, ()), arms.get(SHARING, ())
     # A seed in which one of them did not train adds nothing to their comparison.
-    both = [one for one in results if _both_trained(one)]
+    both = [one for one in results if _trained_pair(one, SHARING, ORIGINAL) is not None]
     decides = len(seeds_of(both or results)) >= ENOUGH_SEEDS or not _weaknesses(results)
     if original and sharing:
         headline, sentences = _compare(results, decides)
@@ -77,11 +77,6 @@ def verdict(results: Sequence[Results]) -> Verdict:
     else:
         headline, sentences = _describe(results)
     return Verdict(headline, tuple(sentences), tuple(_caveats(results, decides)))
-
-
-def _both_trained(one: Results) -> bool:
-    arms = [one.arm(name) for name in (SHARING, ORIGINAL)]
-    return all(arm is not None and arm.trained for arm in arms)
 
 
 # One arm against another --------------------------------------------------------------------------
@@ -147,9 +142,10 @@ def contrast(results: Sequence[Results], first: str, second: str) -> Contrast:
     sooner: list[int] = []
     reached: list[tuple[int | None, int | None]] = []
     for one in results:
-        mine, theirs, original = one.arm(first), one.arm(second), one.arm(ORIGINAL)
-        if mine is None or theirs is None or not (mine.trained and theirs.trained):
+        pair = _trained_pair(one, first, second)
+        if pair is None:
             continue
+        (mine, theirs), original = pair, one.arm(ORIGINAL)
         paired = one.pair(first, second) or paired_difference(mine, theirs)
         if paired is not None:
             differences.append(paired.interval)
@@ -164,6 +160,14 @@ def contrast(results: Sequence[Results], first: str, second: str) -> Contrast:
         accuracy = over_seeds([difference.mean for difference in differences])
     over = "tasks" if len(differences) == 1 else "seeds"
     return Contrast(first, second, accuracy, over, tuple(sooner), tuple(reached))
+
+
+def _trained_pair(one: Results, first: str, second: str) -> tuple[Arm, Arm] | None:
+    """The arms of these names; None unless both were run and trained."""
+    mine, theirs = one.arm(first), one.arm(second)
+    if mine is None or theirs is None or not (mine.trained and theirs.trained):
+        return None
+    return mine, theirs
 
 
 def _epochs_to_reach(original: Arm, mine: Arm, theirs: Arm) -> list[tuple[int | None, int | None]]:

@@ -14,7 +14,15 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from gradshare.experiments import wording
-from gradshare.experiments.drawing import INK, LEVEL_LINE, PALE, STYLES, Drawing, style
+from gradshare.experiments.drawing import (
+    INK,
+    LEVEL_LINE,
+    PALE,
+    STYLES,
+    Drawing,
+    draw_difference,
+    style,
+)
 from gradshare.experiments.paper.conditions import Condition, conditions
 from gradshare.experiments.paper.evidence import (
     Difference,
@@ -65,14 +73,15 @@ def contrasts(plan: Plan, results: Mapping[Cell, Results]) -> list[Contrast]:
     found = []
     for study in plan.studies:
         own = {cell: one for cell, one in results.items() if cell.study == study}
-        learned = [c for c in conditions(plan, own, study) if _gain(c) > 0]
-        for condition in learned:
+        gains = [(condition, _gain(condition)) for condition in conditions(plan, own, study)]
+        learned = [(condition, gain) for condition, gain in gains if gain > 0]
+        for condition, _ in learned:
             if both := difference(condition, SHARING, RATE_CONTROL):
                 by_seed = tuple(d.mean for d in differences(condition, SHARING, RATE_CONTROL))
                 place = ", ".join((study, *condition.labels.values()))
                 found.append(Contrast(place, both, by_seed))
-        most = max(map(_gain, learned), default=0.0)
-        worthwhile = [c for c in learned if _gain(c) >= WORTHWHILE * most]
+        most = max((gain for _, gain in learned), default=0.0)
+        worthwhile = [condition for condition, gain in learned if gain >= WORTHWHILE * most]
         if len(worthwhile) > 1 and (mean := mean_difference(worthwhile, SHARING, RATE_CONTROL)):
             found.append(Contrast(f"{study}, mean of {len(worthwhile)}", mean))
     return found
@@ -84,7 +93,7 @@ def contrast_rows(found: Sequence[Contrast]) -> list[Row]:
         {
             "condition": one.place,
             "seeds": str(one.found.count),
-            "sharing − rate-control": wording.difference(one.found.interval, one.found.detectable),
+            "sharing − rate-control": _in_words(one),
         }
         for one in found
     ]
@@ -98,21 +107,16 @@ def draw_contrasts(found: Sequence[Contrast]) -> Drawing:
         axes = figure.add_subplot()
         for place, one in enumerate(found):
             color, marker = (shared.color, shared.marker) if one.by_seed else (INK, "D")
-            axes.errorbar(
-                100 * one.found.interval.mean,
+            several = one.found.count > 1
+            draw_difference(
+                axes,
                 place,
-                xerr=100 * (one.found.interval.ci95 or 0.0),
+                one.found.interval,
+                one.by_seed if several else (),
                 color=color,
                 marker=marker,
-                # Hollow: the interval of one seed says nothing about another seed.
-                markerfacecolor=color if one.found.count > 1 else "white",
-                elinewidth=1.3,
-                capsize=3,
-                zorder=3,
+                hollow=not several,
             )
-            if one.found.count > 1:
-                each = [100 * value for value in one.by_seed]
-                axes.plot(each, [place] * len(each), "|", color=color, markersize=7)
         axes.axvline(0, **LEVEL_LINE)
         axes.set_yticks(range(len(found)), [one.place for one in found])
         axes.invert_yaxis()
@@ -123,8 +127,12 @@ def draw_contrasts(found: Sequence[Contrast]) -> Drawing:
             "the floor."
         )
         note = figure.supxlabel(textwrap.fill(text, 110), fontsize=7.5, color=PALE)
-    said = "; ".join(f"{row['condition']} {row[list(row)[-1]]}" for row in contrast_rows(found))
+    said = "; ".join(f"{one.place} {_in_words(one)}" for one in found)
     return Drawing("contrast", figure, f"What sharing adds to its control: {said}.", note)
+
+
+def _in_words(one: Contrast) -> str:
+    return wording.difference(one.found.interval, one.found.detectable)
 
 
 def _gain(condition: Condition) -> float:

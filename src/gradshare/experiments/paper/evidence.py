@@ -203,7 +203,10 @@ def paces(condition: Condition, arm: str, study: Sequence[Condition]) -> list[Pa
             at_once.append(here == 1)
             if here is not None and there is not None and (here, there) != (1, 1):
                 ratios.append(there / here)
-                bounds |= {"≥"} if here == 1 else {"≤"} if there == 1 else set()
+                if here == 1:
+                    bounds.add("≥")
+                elif there == 1:
+                    bounds.add("≤")
         if len(bounds) > 1:  # at least and at most: nothing is known of their mean
             ratios.clear()
             bounds.clear()
@@ -215,7 +218,7 @@ def paces(condition: Condition, arm: str, study: Sequence[Condition]) -> list[Pa
                 tuple(at_once),
                 tuple(ratios),
                 tuple(seconds),
-                bounds.pop() if bounds else "",
+                next(iter(bounds), ""),
             )
         )
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -21,6 +21,7 @@ from gradshare.experiments.drawing import (
     ArmStyle,
     Drawing,
     arm_styles,
+    draw_difference,
     sample,
     style,
 )
@@ -60,7 +61,7 @@ def draw_study(
         conditions: its finished comparisons.
         results: of its finished cells.
     """
-    if _planned(study, without={ARM, SEED}) > MANY_CONDITIONS and study.curves:
+    if _planned_conditions(study) > MANY_CONDITIONS and study.curves:
         finished = {arm for condition in conditions for arm in condition.arms}
         arms = [arm for arm in study.axes.get(ARM, {}) if arm in finished]
         return _draw_panels(name, study, arms, results)
@@ -77,12 +78,12 @@ def draw_study(
     return drawings
 
 
-def _planned(study: Study, without: Collection[str]) -> int:
-    """How many combinations there are of the labels of a study's other axes.
+def _planned_conditions(study: Study) -> int:
+    """How many comparisons a study has when it is finished.
 
     What is drawn hangs on what is planned: while a study runs its figures keep their names.
     """
-    return math.prod(len(axis) for name, axis in study.axes.items() if name not in without)
+    return math.prod(len(axis) for name, axis in study.axes.items() if name not in (ARM, SEED))
 
 
 def _draw_panels(
@@ -232,21 +233,15 @@ def _draw_arms(name: str, study: Study, condition: Condition) -> Drawing:
                 if arm == yardstick or found is None:
                     continue
                 look = styles[arm]
-                axes.errorbar(
-                    100 * found.interval.mean,
+                draw_difference(
+                    axes,
                     place,
-                    xerr=100 * (found.interval.ci95 or 0.0),
+                    found.interval,
+                    [pair.mean for pair in differences(condition, arm, yardstick)],
                     color=look.color,
                     marker=look.marker,
-                    markerfacecolor=look.color if found.count > 1 else "white",
-                    markersize=6,
-                    elinewidth=1.3,
-                    capsize=3,
-                    linestyle="none",
-                    zorder=3,
+                    hollow=found.count == 1,
                 )
-                each = [100 * pair.mean for pair in differences(condition, arm, yardstick)]
-                axes.plot(each, [place] * len(each), "|", color=look.color, alpha=0.7, markersize=7)
             axes.axvline(0, **LEVEL_LINE)
             axes.set_title(f"against {yardstick}")
             axes.set_xlabel("difference in test accuracy (points)")

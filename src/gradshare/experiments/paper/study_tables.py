@@ -91,16 +91,13 @@ def pace_rows(conditions: Sequence[Condition]) -> list[Row]:
             row["iterations to 80 / 90 / 95 %"] = " / ".join(
                 _iterations(pace.iterations, pace.at_once) for pace in found
             )
-            for unit, ratios in (
-                ("iterations", [pace.ratios for pace in found]),
-                ("seconds", [pace.seconds for pace in found]),
-            ):
+            sooner = {
+                "iterations": [_sooner(pace.ratios, pace) for pace in found],
+                "seconds": [_sooner(pace.seconds, pace) for pace in found],
+            }
+            for unit, shares in sooner.items():
                 row[f"sooner, in {unit}"] = (
-                    wording.NOTHING
-                    if arm == ORIGINAL
-                    else " / ".join(
-                        _sooner(of, pace) for of, pace in zip(ratios, found, strict=True)
-                    )
+                    wording.NOTHING if arm == ORIGINAL else " / ".join(shares)
                 )
             row["paper’s speed-up"] = (
                 wording.NOTHING if arm == ORIGINAL else _papers(condition, arm)
