@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -81,6 +82,37 @@ def test_a_run_is_not_evaluated_on_other_images(
     assert err.endswith("or start another run\n")
     environment = json.loads((run / "results.json").read_text(encoding="utf-8"))["environment"]
     assert err.split("SHA-256 ")[1][:12] == environment["images_sha256"][:12]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--data-root", "{}", "--out", "run"),
+        ("data", "show", "glyphs", "--data-root", "{}"),
+        ("evaluate", "{}"),
+        ("report", "{}"),
+    ],
+)
+def test_a_folder_that_may_not_be_looked_into_is_named(
+    program: Program, command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "closed"
+    look = Path.stat
+
+    def stat(path: Path, **options: Any) -> Any:  # root may look into everything
+        if path.is_relative_to(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.chdir(tmp_path)
+    status, out, err = program(*(word.format(closed) for word in command))
+    assert (status, out) == (1, "")
+    assert re.fullmatch(
+        rf"error: {re.escape(str(closed))}\S* cannot be used: Permission denied; give yourself "
+        "permission to it and to the folders that it is in, or name another\n",
+        err,
+    )
 
 
 def test_an_evaluation_that_runs_out_of_memory_says_what_to_do(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,22 @@ def test_grey_and_colour_come_out_channels_first() -> None:
 def test_sixteen_bit_grey_keeps_its_brightness() -> None:
     image = Image.fromarray(np.full((8, 8), 100 * 256, dtype=np.uint16))
     assert read_image(encoded(image), "a.png", GREY).mean() == 100
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_a_grey_tiff_of_a_camera_keeps_its_brightness(bits: int) -> None:
+    rows, columns = 4, 8
+    white = (1 << bits) - 1
+    strip = (100 * white // 255).to_bytes(2, "little") * rows * columns
+    if bits == 12:  # two values in three bytes
+        value = 100 * white // 255
+        strip = (value << 12 | value).to_bytes(3, "big") * (rows * columns // 2)
+    tags = {256: columns, 257: rows, 258: bits, 259: 1, 262: 1, 273: 8, 278: rows, 279: len(strip)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    entries = entries.replace(struct.pack("<HH", 258, 4), struct.pack("<HH", 258, 3))
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    tiff = struct.pack("<2sHI", b"II", 42, 8 + len(strip)) + strip + directory
+    assert abs(int(read_image(tiff, "scan.tif", ImageFormat(4, 1))[0, 0, 0]) - 100) <= 1
 
 
 @pytest.mark.parametrize("bits", [10, 12, 16])

@@ -68,3 +68,9 @@ def test_an_image_too_small_to_be_halved_four_times() -> None:
     assert str(error.value) == (
         "image size 15 is too small: the backbone halves it 4 times; use at least 16"
     )
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        Conv4(ways=5, image_size=28, channels=1, activation="gelu")  # type: ignore[arg-type]
+    assert str(error.value) == "activation 'gelu' is unknown; use 'leaky_relu' or 'relu'"

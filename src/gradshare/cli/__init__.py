@@ -61,6 +61,15 @@ def main() -> None:
         if speaks_for_machine() or not isinstance(error, OtherRankError):
             click.echo(f"error: {error}", err=True)
         sys.exit(FAILED)
+    except PermissionError as error:
+        # The least question about a path in a folder that is closed raises this, wherever asked.
+        where = error.filename or "a file"
+        click.echo(
+            f"error: {where} cannot be used: {error.strerror}; give yourself permission to it and "
+            "to the folders that it is in, or name another",
+            err=True,
+        )
+        sys.exit(FAILED)
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -23,6 +23,7 @@ MAX_PIXELS = 100_000_000
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Those whose deepest grey has 16 bits, which Pillow may read into a mode of 32.
 SIXTEEN_BITS = ("PNG", "PPM")
+BITS_PER_SAMPLE = 258  # the tag of a TIFF
 
 Resize = Literal["stretch", "center-crop"]
 
@@ -138,12 +139,22 @@ def check_size(size: tuple[int, int], where: str, form: ImageFormat) -> None:
         )
 
 
+def _bits_of_grey(image: Image.Image) -> int:
+    """How many bits a value of an opened image has: more than 8 only where it is grey."""
+    if not image.mode.startswith("I"):
+        return 8
+    # A camera's TIFF of 12 bits comes in the mode of 16, its values as they are in the file.
+    (bits,) = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))
+    return int(bits)
+
+
 def to_array(image: Image.Image, form: ImageFormat) -> Images:
     """Bring a decoded image to a store's size and channels: uint8 (C, H, W)."""
+    bits = _bits_of_grey(image)
     image = ImageOps.exif_transpose(image)  # telephones store photographs sideways and say so
-    if image.mode.startswith("I"):
-        # Pillow clips 16-bit grey to 255 instead of scaling it. (It scales a PGM's to 65535.)
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if bits > 8:
+        # Pillow clips deep grey to 255 instead of scaling it. (It scales a PGM's to 65535.)
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
     if image.has_transparency_data:
         on_white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(on_white, image.convert("RGBA"))

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, require_choice
 from gradshare.models.conv_block import ConvBlock
 
 Activation = Literal["leaky_relu", "relu"]
@@ -32,7 +32,7 @@ class Conv4(nn.Module):
             rounding; it is of use only to load the reference code's weights.
 
     Raises:
-        ConfigError: the image is too small to be halved four times.
+        ConfigError: the image is too small to be halved four times, or another activation.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Conv4(nn.Module):
                 f"image size {image_size} is too small: the backbone halves it {LAYERS} times; "
                 f"use at least {SMALLEST_IMAGE}"
             )
+        require_choice("activation", activation, Activation)
         negative_slope = {"leaky_relu": 0.01, "relu": 0.0}[activation]
         self.blocks = nn.ModuleList(
             ConvBlock(

@@ -96,11 +96,15 @@ def _backward(
     """Whose outer gradient is not finite, and in which inner step it ceases to be."""
     watched = copy.copy(learner)
     watched.rule = _Watched(learner.rule)
+    losses = watched.outer_step(learned, state, tasks, iteration=iteration).losses
     for task in range(len(tasks)):
         watched.rule.reached.clear()
-        losses = watched.outer_step(learned, state, tasks, iteration=iteration).losses
         gradients = torch.autograd.grad(
-            losses[task], list(learned.values()), allow_unused=True, materialize_grads=True
+            losses[task],
+            list(learned.values()),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
         )
         name = not_finite(dict(zip(learned, gradients, strict=True)))
         if name is None:
