@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gradshare.errors import ConfigError, DataError, RunError
+from gradshare.errors import ConfigError, DataError, GradshareError, RunError
 from gradshare.experiments.executors import slurm_array
 from gradshare.experiments.executors.job import Finished, run_job
 from gradshare.experiments.executors.loop import run_all
@@ -156,6 +156,27 @@ def test_a_stop_saves_what_runs(tiny: dict[str, Any], tmp_path: Path) -> None:
     latest = sorted((out / "run" / "checkpoints").glob("latest-*"))
     assert latest
     assert RunFolder(out / "run").history()
+    assert list((out / "slurm").glob("*_log.err"))
+
+
+def test_the_logs_of_a_grid_are_kept_where_a_run_failed(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    work = {
+        "good": job(tiny, out / "good"),
+        "bad": job({**tiny, "data_root": tmp_path / "empty"}, out / "bad"),
+    }
+    failures: dict[str, GradshareError] = {}
+    finished = run_all(
+        work,
+        executor(tiny, out),
+        ignore,
+        ignore,
+        resume=False,
+        failed=failures.__setitem__,
+    )
+    assert (set(finished), set(failures)) == ({"good"}, {"bad"})
     assert list((out / "slurm").glob("*_log.err"))
 
 

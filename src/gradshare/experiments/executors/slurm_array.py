@@ -222,6 +222,7 @@ class SlurmExecutor:
         self._submitted: dict[str, submitit.Job[Outcome]] = {}
         self._earlier: dict[str, str] = {}
         self._stopping = False
+        self._unfinished: set[str] = set()
         self._states: dict[str, str] = {}
         self._queue_read_at = self._metrics_read_at = float("-inf")
         self._over_since: dict[str, float] = {}
@@ -257,8 +258,8 @@ class SlurmExecutor:
     ) -> None:
         if self._submitted:
             self.stop(self._submitted)
-        # Where something went wrong, the logs say what.
-        if error is None and not self._stopping:
+        # Where something went wrong, the logs say what. A grid's failed run raises nothing here.
+        if error is None and not self._stopping and not self._unfinished:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def describe(self) -> str:
@@ -317,6 +318,10 @@ class SlurmExecutor:
             yield from self._progress(name)
             del self._submitted[name]
             self._over_since.pop(name, None)
+            if isinstance(outcome, Finished):
+                self._unfinished.discard(name)
+            else:
+                self._unfinished.add(name)
             yield name, outcome
         if not over:
             time.sleep(POLL_SECONDS)
