@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,11 +17,13 @@ from gradshare.experiments.results import (
     Validation,
 )
 from gradshare.experiments.speedup import (
+    RatioInterval,
     first_epoch,
     judge,
     level,
     paired_difference,
     paper_speedup,
+    ratio_interval,
     speedup_to_reach,
 )
 from gradshare.training.statistics import best_epoch
@@ -137,6 +140,43 @@ def test_training_is_judged_against_chance(
 ) -> None:
     validation = curve(ORIGINAL, accuracies, "not trained", ci95).validation
     assert judge(validation, CHANCE) == expected
+
+
+def test_the_mean_of_ratios_by_hand() -> None:
+    # Logarithms 0, ln 2 and ln 4: their mean is ln 2, their deviation ln 2.
+    found = ratio_interval([1.0, 2.0, 4.0])
+    half = 4.3027 * math.log(2) / math.sqrt(3)
+    assert found.ratio == pytest.approx(2)
+    assert found.low == pytest.approx(2 * math.exp(-half))
+    assert found.high == pytest.approx(2 * math.exp(half))
+
+
+def test_a_tie_of_ratios_is_no_speed_up() -> None:
+    # Best epochs (20, 10, 5) against (5, 10, 20): the mean of (a - b) / b would be 75 %.
+    found = ratio_interval([20 / 5, 10 / 10, 5 / 20])
+    assert found.ratio == pytest.approx(1)
+    assert found.low is not None
+    assert found.high == pytest.approx(1 / found.low)
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=10))
+def test_turning_ratios_over_turns_their_interval_over(ratios: list[float]) -> None:
+    there, back = ratio_interval(ratios), ratio_interval([1 / ratio for ratio in ratios])
+    assert there.ratio == pytest.approx(1 / back.ratio)
+    assert there.low is not None
+    assert there.high is not None
+    assert there.low <= there.ratio <= there.high
+    assert back.high == pytest.approx(1 / there.low)
+
+
+def test_one_ratio_has_no_interval() -> None:
+    assert ratio_interval([1.0]) == RatioInterval(1.0, None, None)
+
+
+@pytest.mark.parametrize("ratios", [[], [1.0, 0.0], [-1.0]])
+def test_ratios_are_above_zero(ratios: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"at least one value, got none|must be above 0, got"):
+        ratio_interval(ratios)
 
 
 def with_accuracies(name: str, accuracies: Sequence[float]) -> Arm:

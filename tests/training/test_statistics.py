@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshare.training.statistics import Interval, best_epoch, confidence95
+from gradshare.training.statistics import Interval, best_epoch, confidence95, student975
 
 accuracies = st.lists(st.floats(0, 1), min_size=2, max_size=50)
 
@@ -35,6 +35,15 @@ def test_four_times_as_many_tasks_halve_the_interval(values: list[float]) -> Non
     # ddof = 1 makes it slightly less than half.
     n = len(values)
     assert four == pytest.approx(once / 2 * math.sqrt(4 * (n - 1) / (4 * n - 1)), abs=1e-12)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 5, 10, 29, 30, 31, 60, 500])
+def test_student_quantiles_leave_975_of_1000_below(freedom: int) -> None:
+    # The area from 0 to the quantile is 0.475; substituting t = √ν·tan u makes it finite.
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    angles = np.linspace(0, math.atan(student975(freedom) / math.sqrt(freedom)), 20_001)
+    area = scale * np.trapezoid(np.cos(angles) ** (freedom - 1), angles)
+    assert area == pytest.approx(0.475, abs=1e-5)
 
 
 def test_one_task_has_no_interval() -> None:

@@ -11,27 +11,10 @@ from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, 
 from gradshare.experiments.speedup import results_of
 from gradshare.training.config import ARM_FIELDS
 from gradshare.training.folder import MACHINE_FIELDS
-from gradshare.training.statistics import Z95, Interval, confidence95
-
-# The 97.5 % quantile of Student's t for 1, 2, … 30 degrees of freedom.
-STUDENT: Final = (
-    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
-    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
-    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
-)
+from gradshare.training.statistics import Interval, student95
 
 # Settings that tell the runs of one comparison apart, or that change no result.
 MAY_DIFFER: Final = frozenset({"seed", *ARM_FIELDS, *MACHINE_FIELDS})
-
-
-def student975(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t-distribution with that many degrees of freedom."""
-    if freedom <= len(STUDENT):
-        return STUDENT[freedom - 1]
-    # The first terms of the Cornish–Fisher expansion: beyond 30 it is right to four digits.
-    z = 1.959964
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / freedom + second / freedom**2
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
@@ -40,10 +23,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
     Raises:
         ValueError: there are no values.
     """
-    normal = confidence95(values)
-    if normal.ci95 is None:
-        return normal
-    return normal._replace(ci95=normal.ci95 / Z95 * student975(normal.n - 1))
+    return student95(values)
 
 
 def one_a_seed(results: Sequence[Results]) -> tuple[Results, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from statistics import NormalDist
 from typing import Final, Literal
@@ -19,7 +21,7 @@ from gradshare.experiments.results import (
     Share,
     Validation,
 )
-from gradshare.training.statistics import Z95, Interval, confidence95
+from gradshare.training.statistics import Z95, Interval, confidence95, student95
 
 SHARES: Final[tuple[Share, ...]] = ("80", "90", "95")
 
@@ -90,6 +92,43 @@ def speedup_to_reach(original: Arm, sharing: Arm) -> dict[Share, float | None]:
         if slow is not None and fast is not None:
             ratios[share] = (slow - fast) / fast
     return ratios
+
+
+@dataclass(frozen=True)
+class RatioInterval:
+    """The geometric mean of ratios with its 95 % confidence interval.
+
+    Attributes:
+        ratio: the mean; 1.66 is a speed-up of 66 %.
+        low: the interval's lower end; None for a single ratio, which does not say how much ratios
+            differ.
+        high: its upper end; None for a single ratio.
+    """
+
+    ratio: float
+    low: float | None
+    high: float | None
+
+
+def ratio_interval(ratios: Sequence[float]) -> RatioInterval:
+    """The geometric mean of ratios, one a seed, with Student's t interval of their logarithms.
+
+    Half as fast and twice as fast make as fast, which they do not in the arithmetic mean; and the
+    interval's ends, unlike mean ± half a width, are ratios too.
+
+    Args:
+        ratios: such as epochs of the original / epochs of sharing: speed-ups + 1.
+
+    Raises:
+        ValueError: there are no ratios, or one is not above 0.
+    """
+    if any(ratio <= 0 for ratio in ratios):
+        raise ValueError(f"a ratio must be above 0, got {min(ratios):g}")
+    logs = student95([math.log(ratio) for ratio in ratios])
+    ratio = math.exp(logs.mean)
+    if logs.ci95 is None:
+        return RatioInterval(ratio, None, None)
+    return RatioInterval(ratio, math.exp(logs.mean - logs.ci95), math.exp(logs.mean + logs.ci95))
 
 
 def paired_difference(first: Arm, second: Arm) -> Paired | None:

@@ -19,9 +19,9 @@ from pydantic import JsonValue
 
 from gradshare.experiments.paper.conditions import Condition
 from gradshare.experiments.results import ORIGINAL, Arm, Share
-from gradshare.experiments.seeds import over_seeds, student975
+from gradshare.experiments.seeds import over_seeds
 from gradshare.experiments.speedup import SHARES, first_epoch, level, paper_speedup
-from gradshare.training.statistics import Interval, best_epoch, confidence95
+from gradshare.training.statistics import Interval, best_epoch, confidence95, student975
 
 SMOOTHED_OVER: Final = 3
 """Validations that a smoothed curve takes together."""
