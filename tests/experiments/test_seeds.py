@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from gradshare.errors import RunError
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.seeds import (
+    mean_difference,
     one_a_seed,
     over_seeds,
+    over_seeds_and_tasks,
     runs_by_arm,
     seeds_of,
 )
@@ -24,6 +27,62 @@ def test_interval_over_three_seeds_by_hand() -> None:
 
 def test_one_seed_has_no_interval() -> None:
     assert over_seeds([0.4]).ci95 is None
+
+
+def test_an_interval_covers_other_seeds_and_other_tasks() -> None:
+    seeds = np.array([0.1, 0.2, 0.3])[:, None]
+    tasks = np.tile([-0.1, 0.1], 50)[None]
+    interval = over_seeds_and_tasks(list(0.5 + seeds + tasks))
+    assert interval.mean == pytest.approx(0.7)
+    assert interval.n == 3
+    of_seeds = 4.3027 * 0.1 / math.sqrt(3)
+    of_tasks = 1.96 * tasks.std(ddof=1) / math.sqrt(100)
+    assert interval.ci95 == pytest.approx(math.hypot(of_seeds, of_tasks), rel=1e-4)
+    # Seeds that agree by luck leave the tasks' share.
+    same = over_seeds_and_tasks([0.5 + tasks[0], 0.5 + tasks[0]])
+    assert same.ci95 == pytest.approx(of_tasks)
+    alone = over_seeds_and_tasks([0.5 + tasks[0]])
+    assert alone.ci95 == pytest.approx(of_tasks)
+    assert alone.n == 100
+
+
+def test_the_mean_difference_is_of_the_seeds_in_which_both_trained() -> None:
+    seeds = [
+        comparison([arm(SHARING, seed=s, test_shift=shift), arm(ORIGINAL, seed=s)])
+        for s, shift in ((0, 0.02), (1, 0.04))
+    ]
+    failed = arm(ORIGINAL, seed=2, outcome="not trained")
+    seeds.append(comparison([arm(SHARING, seed=2, test_shift=0.5), failed]))
+    each = [one.pair(SHARING, ORIGINAL) for one in seeds]
+    found = mean_difference(seeds, SHARING, ORIGINAL)
+    assert found is not None
+    interval, count = found
+    assert count == interval.n == 2
+    assert each[0] is not None
+    assert each[1] is not None
+    assert interval.mean == pytest.approx((each[0].difference + each[1].difference) / 2)
+    assert mean_difference(seeds[:1], SHARING, ORIGINAL) == (each[0].interval, 1)
+    assert mean_difference(seeds[2:], SHARING, ORIGINAL) is None
+
+
+def test_without_accuracies_by_task_the_tasks_still_widen_the_interval() -> None:
+    seeds = [comparison([arm(SHARING, seed=s), arm(ORIGINAL, seed=s)]) for s in (0, 1, 2)]
+    slim = [
+        one.model_copy(
+            update={"arms": tuple(a.model_copy(update={"test_accuracies": None}) for a in one.arms)}
+        )
+        for one in seeds
+    ]
+    full, stored = (mean_difference(known, SHARING, ORIGINAL) for known in (seeds, slim))
+    assert full is not None
+    assert stored is not None
+    assert stored[1] == 3
+    assert stored[0].mean == pytest.approx(full[0].mean)
+    alone = over_seeds([pair.difference for one in seeds for pair in one.paired])
+    assert alone.ci95 is not None
+    assert full[0].ci95 is not None
+    assert stored[0].ci95 is not None
+    assert alone.ci95 < full[0].ci95 <= stored[0].ci95
 
 
 def test_seeds_are_put_in_order() -> None:

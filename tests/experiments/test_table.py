@@ -25,8 +25,18 @@ def test_several_seeds_end_in_a_row_of_means() -> None:
     assert [row["seed"] for row in rows] == ["1", "2", "3", "mean of 3"]
     assert len({tuple(row) for row in rows}) == 1
     assert rows[-1]["original"] == "45.1 ± 1.5 %"
-    assert rows[-1]["difference"] == "+4.1 ± 0.3 points"
+    assert rows[-1]["difference"] == "+4.1 ± 0.5 points"  # over seeds alone it would be ± 0.3
     assert rows[-1]["speed-up"] == "35 ± 70 %"
+
+
+def test_the_mean_difference_leaves_out_the_seeds_in_which_one_did_not_train() -> None:
+    failed = comparison([arm(ORIGINAL, seed=3, gain=0, noise=0), arm(SHARING, seed=3)])
+    rows = comparison_rows([usual(1), usual(2), failed])
+    assert rows[2]["original"].startswith("not trained")
+    assert rows[2]["difference"] == "–"
+    assert rows[-1]["original"].endswith("(2 of 3)")
+    two = comparison_rows([usual(1), usual(2)])[-1]["difference"]
+    assert rows[-1]["difference"] == f"{two} (2 of 3)"
 
 
 def test_failed_arms_say_so() -> None:
@@ -47,7 +57,7 @@ def test_means_say_how_many_seeds_they_are_of() -> None:
     rows = comparison_rows([whole, broken])
     assert rows[-1]["original"].endswith("% (1 of 2)")
     assert rows[-1]["speed-up"].endswith("(1 of 2)")
-    assert rows[-1]["difference"] == rows[0]["difference"].split(" ±")[0] + " points"
+    assert rows[-1]["difference"] == rows[0]["difference"].split(" ±")[0] + " points (1 of 2)"
 
 
 def test_a_single_arm_has_no_speedup() -> None:

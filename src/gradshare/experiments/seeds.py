@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from gradshare.errors import RunError
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Results
-from gradshare.experiments.speedup import results_of
+from gradshare.experiments.speedup import differences_by_task, paired_difference, results_of
 from gradshare.training.config import ARM_FIELDS
 from gradshare.training.folder import MACHINE_FIELDS
-from gradshare.training.statistics import Interval, student95
+from gradshare.training.statistics import Interval, confidence95, student95
 
 # Settings that tell the runs of one comparison apart, or that change no result.
 MAY_DIFFER: Final = frozenset({"seed", *ARM_FIELDS, *MACHINE_FIELDS})
@@ -24,6 +28,68 @@ def over_seeds(values: Sequence[float]) -> Interval:
         ValueError: there are no values.
     """
     return student95(values)
+
+
+def over_seeds_and_tasks(table: Sequence[npt.NDArray[np.float64]]) -> Interval:
+    """The mean of values (tasks,), one row for each seed, the tasks the same in every seed.
+
+    The variance over seeds of their means and that over tasks of theirs are added up. What is left
+    of a seed's and a task's meeting is in both, so that the interval errs on the wide side. A
+    single seed says nothing about others: the interval is then over tasks.
+    """
+    values = np.stack(table)
+    by_task = confidence95(values.mean(0).tolist())
+    if len(values) == 1:
+        return by_task
+    by_seed = over_seeds(values.mean(1).tolist())
+    parts = [interval.ci95 for interval in (by_task, by_seed) if interval.ci95 is not None]
+    return Interval(by_seed.mean, math.hypot(*parts), len(values))
+
+
+def mean_difference(
+    results: Sequence[Results], first: str, second: str
+) -> tuple[Interval, int] | None:
+    """Test accuracy of first - second over the seeds in which both arms trained.
+
+    Args:
+        results: one a seed.
+        first: an arm's name.
+        second: another's.
+
+    Returns:
+        the mean, and of how many seeds it is; its interval is over test tasks for a single one,
+        over seeds and test tasks for several. None where no seed has both arms trained and tested.
+    """
+    pairs, rows = [], []
+    for one in results:
+        arms = trained_pair(one, first, second)
+        paired = arms and (one.pair(first, second) or paired_difference(*arms))
+        if arms is None or paired is None:
+            continue
+        pairs.append(paired.interval)
+        by_task = differences_by_task(*arms)
+        if by_task is not None:
+            rows.append(by_task)
+    if not pairs:
+        return None
+    if len(pairs) == 1:
+        return pairs[0], 1
+    if len(rows) == len(pairs) and len({len(row) for row in rows}) == 1:
+        return over_seeds_and_tasks(rows), len(pairs)
+    # Of the tasks only each seed's interval is known. Were every task as hard for every seed, that
+    # of the means would be as wide as theirs; it is never wider.
+    of_tasks = [pair.ci95 for pair in pairs if pair.ci95 is not None]
+    by_seed = over_seeds([pair.mean for pair in pairs])
+    half = math.hypot(by_seed.ci95 or 0.0, math.fsum(of_tasks) / len(pairs))
+    return by_seed._replace(ci95=half), len(pairs)
+
+
+def trained_pair(one: Results, first: str, second: str) -> tuple[Arm, Arm] | None:
+    """The arms of these names; None unless both were run and trained."""
+    mine, theirs = one.arm(first), one.arm(second)
+    if mine is None or theirs is None or not (mine.trained and theirs.trained):
+        return None
+    return mine, theirs
 
 
 def one_a_seed(results: Sequence[Results]) -> tuple[Results, ...]:

@@ -10,6 +10,7 @@ from statistics import NormalDist
 from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import JsonValue
 
 from gradshare.experiments.results import (
@@ -131,8 +132,8 @@ def ratio_interval(ratios: Sequence[float]) -> RatioInterval:
     return RatioInterval(ratio, math.exp(logs.mean - logs.ci95), math.exp(logs.mean + logs.ci95))
 
 
-def paired_difference(first: Arm, second: Arm) -> Paired | None:
-    """first - second, task by task: tasks differ far more in difficulty than arms do in skill.
+def differences_by_task(first: Arm, second: Arm) -> npt.NDArray[np.float64] | None:
+    """first - second on each test task (tasks,).
 
     Returns:
         None if an arm has no accuracies by task, or not for as many tasks as the other.
@@ -142,7 +143,20 @@ def paired_difference(first: Arm, second: Arm) -> Paired | None:
     one, two = np.asarray(first.test_accuracies), np.asarray(second.test_accuracies)
     if len(one) != len(two) or len(one) == 0:
         return None
-    difference = confidence95((one - two).tolist())
+    difference: npt.NDArray[np.float64] = one - two
+    return difference
+
+
+def paired_difference(first: Arm, second: Arm) -> Paired | None:
+    """first - second, task by task: tasks differ far more in difficulty than arms do in skill.
+
+    Returns:
+        None if an arm has no accuracies by task, or not for as many tasks as the other.
+    """
+    by_task = differences_by_task(first, second)
+    if by_task is None:
+        return None
+    difference = confidence95(by_task.tolist())
     return Paired(
         first=first.name,
         second=second.name,

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from gradshare.experiments import wording
 from gradshare.experiments.results import ORIGINAL, SHARING, Arm, Results
-from gradshare.experiments.seeds import one_a_seed, over_seeds, runs_by_arm
+from gradshare.experiments.seeds import mean_difference, one_a_seed, over_seeds, runs_by_arm
 from gradshare.experiments.speedup import SHARES, first_epoch, level
 from gradshare.training.statistics import Interval
 
@@ -31,7 +31,8 @@ def comparison_rows(results: Sequence[Results]) -> list[Row]:
     """Table 1: test accuracy of every arm and the speed-ups, a row a seed and one of means.
 
     Accuracies are those of the ensembles, ± their 95 % interval over test tasks; in the row of
-    means it is the interval over seeds.
+    means it is the interval over seeds. Differences and speed-ups are of seeds in which both arms
+    trained; the interval of the mean difference is over seeds and test tasks.
 
     Raises:
         RunError: the results are not of one comparison.
@@ -51,8 +52,7 @@ def _comparison_row(one: Results, names: Sequence[str]) -> Row:
         arm = one.arm(name)
         row[name] = wording.NOTHING if arm is None else tested(arm)
     if ORIGINAL in names and SHARING in names:
-        pair = one.pair(SHARING, ORIGINAL)
-        row["difference"] = wording.points(pair.interval) if pair else wording.NOTHING
+        row["difference"] = _difference([one])
         row["speed-up"] = wording.speedup(one.speedup)
         row["speed-up to 95 %"] = wording.speedup(one.speedup_to_reach.get("95"))
     row["batch norm"] = batch_norm(one)
@@ -68,11 +68,9 @@ def _comparison_means(results: Sequence[Results]) -> Row:
     for name, runs in arms.items():
         tests = [run.test.accuracy for run in runs if run.trained and run.test is not None]
         row[name] = wording.accuracy(over_seeds(tests)) if tests else wording.NOTHING
-        if tests and len(tests) < len(results):
-            row[name] += f" ({len(tests)} of {len(results)})"
+        row[name] = _of_seeds(row[name], len(tests), len(results))
     if ORIGINAL in arms and SHARING in arms:
-        pairs = [pair.difference for one in results if (pair := one.pair(SHARING, ORIGINAL))]
-        row["difference"] = wording.points(over_seeds(pairs)) if pairs else wording.NOTHING
+        row["difference"] = _difference(results)
         row["speed-up"] = _mean_speedup([one.speedup for one in results])
         row["speed-up to 95 %"] = _mean_speedup([one.speedup_to_reach.get("95") for one in results])
     row["batch norm"] = batch_norm(results[0])
@@ -163,4 +161,20 @@ def _mean_speedup(ratios: Sequence[float | None]) -> str:
     if not known:
         return wording.NOTHING
     text = wording.mean_speedup(over_seeds(known))
-    return text if len(known) == len(ratios) else f"{text} ({len(known)} of {len(ratios)})"
+    return _of_seeds(text, len(known), len(ratios))
+
+
+def _difference(results: Sequence[Results]) -> str:
+    """Of sharing and the original, in the seeds in which both trained."""
+    mean, count = mean_difference(results, SHARING, ORIGINAL) or (None, 0)
+    if mean is None:
+        return wording.NOTHING
+    if count == 1 < len(results):
+        # An interval over tasks would not be what the other cells of the row have.
+        mean = mean._replace(ci95=None)
+    return _of_seeds(wording.points(mean), count, len(results))
+
+
+def _of_seeds(text: str, count: int, seeds: int) -> str:
+    """A mean, and over how many seeds it is if not over all; a dash is over none."""
+    return text if count in (0, seeds) else f"{text} ({count} of {seeds})"

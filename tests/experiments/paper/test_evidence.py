@@ -16,7 +16,6 @@ from gradshare.experiments.paper.evidence import (
     flattened,
     mean_difference,
     mean_test_accuracy,
-    over_seeds_and_tasks,
     paces,
     papers_speedups,
     seconds_an_epoch,
@@ -85,23 +84,6 @@ def test_borrowed_cells_stand_in_under_the_labels_of_the_borrower() -> None:
     assert controls.arms == (ORIGINAL, "held")
     five, single = conditions(PLAN, results, "batches")
     assert (five.labels, single.labels) == ({"batch": "batch-5"}, {"batch": "batch-1"})
-
-
-def test_an_interval_covers_other_seeds_and_other_tasks() -> None:
-    seeds = np.array([0.1, 0.2, 0.3])[:, None]
-    tasks = np.tile([-0.1, 0.1], 50)[None]
-    interval = over_seeds_and_tasks(list(0.5 + seeds + tasks))
-    assert interval.mean == pytest.approx(0.7)
-    assert interval.n == 3
-    of_seeds = 4.3027 * 0.1 / math.sqrt(3)
-    of_tasks = 1.96 * tasks.std(ddof=1) / math.sqrt(100)
-    assert interval.ci95 == pytest.approx(math.hypot(of_seeds, of_tasks), rel=1e-4)
-    # Seeds that agree by luck leave the tasks' share.
-    same = over_seeds_and_tasks([0.5 + tasks[0], 0.5 + tasks[0]])
-    assert same.ci95 == pytest.approx(of_tasks)
-    alone = over_seeds_and_tasks([0.5 + tasks[0]])
-    assert alone.ci95 == pytest.approx(of_tasks)
-    assert alone.n == 100
 
 
 def test_a_difference_over_seeds_says_what_it_could_have_shown() -> None:

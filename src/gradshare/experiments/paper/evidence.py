@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from gradshare.experiments.paper.conditions import Condition
 from gradshare.experiments.results import ORIGINAL, Arm, Share
-from gradshare.experiments.seeds import over_seeds
+from gradshare.experiments.seeds import over_seeds_and_tasks
 from gradshare.experiments.speedup import SHARES, first_epoch, level, paper_speedup
 from gradshare.training.statistics import Interval, best_epoch, confidence95, student975
 
@@ -97,22 +97,6 @@ def mean_test_accuracy(runs: Sequence[Arm]) -> Interval | None:
         return None
     tasks = len(known[0].test_accuracies or ())
     return over_seeds_and_tasks([_accuracies(run, tasks) for run in runs])
-
-
-def over_seeds_and_tasks(table: Sequence[npt.NDArray[np.float64]]) -> Interval:
-    """The mean of values (tasks,), one row for each seed, the tasks the same in every seed.
-
-    The variance over seeds of their means and that over tasks of theirs are added up. What is left
-    of a seed's and a task's meeting is in both, so that the interval errs on the wide side. A
-    single seed says nothing about others: the interval is then over tasks.
-    """
-    values = np.stack(table)
-    by_task = confidence95(values.mean(0).tolist())
-    if len(values) == 1:
-        return by_task
-    by_seed = over_seeds(values.mean(1).tolist())
-    parts = [interval.ci95 for interval in (by_task, by_seed) if interval.ci95 is not None]
-    return Interval(by_seed.mean, math.hypot(*parts), len(values))
 
 
 def smoothed(arm: Arm) -> Arm:
