@@ -1,16 +1,27 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Final, get_args
+
 import pytest
 
 from gradshare.errors import RunError
-from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Results
-from gradshare.experiments.verdict import Verdict, contrast, verdict
+from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Outcome, Results
+from gradshare.experiments.verdict import SHARES_NOTHING, Verdict, contrast, is_control, verdict
+from gradshare.training.config import RunConfig, SharingControl
 from tests.experiments.synthetic_results import CONFIG, arm, comparison, usual
 
 ONE_SEED = (
     "One seed: the intervals say how far other test tasks would move these numbers, not how far "
     "another seed would. Repeat with other seeds before building on them."
 )
+
+
+UNTRAINED: Final[Outcome] = "not trained"
+DIVERGED: Final[Outcome] = "diverged"
+
+FEW_SEEDS = "Too few seeds to decide. So far: "
+NO_DIFFERENCE = "no difference between sharing and the original can be told from these numbers."
 
 
 def wins(seed: int = 1) -> Results:
@@ -23,6 +34,13 @@ def wins(seed: int = 1) -> Results:
     )
 
 
+def thrice(arms: Sequence[Arm]) -> list[Results]:
+    """The same arms as if three seeds had come to the same: enough to decide."""
+    return [
+        comparison([one.model_copy(update={"seed": seed}) for one in arms]) for seed in (1, 2, 3)
+    ]
+
+
 def all_text(said: Verdict) -> str:
     return " ".join((said.headline, *said.sentences, *said.caveats))
 
@@ -30,8 +48,8 @@ def all_text(said: Verdict) -> str:
 def test_sharing_wins_against_the_original_and_its_control() -> None:
     said = verdict([wins()])
     assert said.headline == (
-        "Sharing was sooner and more accurate than the original, and better than the "
-        "rate-control, which shares nothing."
+        "Too few seeds to decide. So far: sharing was sooner and more accurate than the "
+        "original, and better than the rate-control, which shares nothing."
     )
     assert said.sentences == (
         "Sharing reached 95 % of the original’s gain over chance in epoch 5, the original in "
@@ -51,17 +69,20 @@ def test_sharing_wins_against_the_original_and_its_control() -> None:
 
 
 def test_a_control_that_does_as_well_takes_the_credit() -> None:
-    said = verdict([usual()])
+    said = verdict(thrice(usual().arms))
     assert said.headline == (
         "Sharing was sooner and more accurate than the original, but the rate-control, which "
         "shares nothing, did as well: sharing is not shown to be why."
     )
-    assert "the difference is 0.0 ± 0.6 points, not distinguishable from zero" in said.sentences[2]
+    assert (
+        "the difference is 0.0 ± 0.6 points over 3 seeds, not distinguishable from zero"
+        in said.sentences[2]
+    )
 
 
 def test_a_control_that_does_better_takes_the_credit() -> None:
     arms = [arm(ORIGINAL, gain=0.24, pace=9), arm(SHARING, gain=0.26), arm(RATE_CONTROL, pace=2)]
-    assert verdict([comparison(arms)]).headline == (
+    assert verdict(thrice(arms)).headline == (
         "Sharing was sooner and more accurate than the original, but what was gained is not "
         "sharing: the rate-control, which shares nothing, did better still."
     )
@@ -72,7 +93,7 @@ def test_a_control_in_the_middle_leaves_the_credit_open() -> None:
         arm(name, noise=0, gain=0.25, test_shift=shift)
         for name, shift in ((ORIGINAL, 0.0), (SHARING, 0.012), (RATE_CONTROL, 0.007))
     ]
-    assert verdict([comparison(arms)]).headline == (
+    assert verdict(thrice(arms)).headline == (
         "Sharing was more accurate than the original, but not distinguishably better than the "
         "rate-control, which shares nothing: the gain cannot be credited to sharing."
     )
@@ -84,14 +105,14 @@ def test_a_control_with_other_strengths_is_told() -> None:
         arm(SHARING, gain=0.28, pace=3),
         arm(RATE_CONTROL, gain=0.28, pace=7, test_shift=0.05),
     ]
-    assert verdict([comparison(arms)]).headline == (
+    assert verdict(thrice(arms)).headline == (
         "Sharing was sooner and more accurate than the original; against the rate-control, which "
         "shares nothing, it was sooner but less accurate."
     )
 
 
 def test_without_a_control_it_stays_open() -> None:
-    said = verdict([comparison(list(wins().arms[:2]))])
+    said = verdict(thrice(wins().arms[:2]))
     assert said.headline == (
         "Sharing was sooner and more accurate than the original; without a control it stays open "
         "whether sharing is why."
@@ -102,9 +123,7 @@ def test_without_a_control_it_stays_open() -> None:
 def test_a_tie() -> None:
     arms = [arm(name, noise=0) for name in (ORIGINAL, SHARING, RATE_CONTROL)]
     said = verdict([comparison(arms)])
-    assert said.headline == (
-        "No difference between sharing and the original can be told from these numbers."
-    )
+    assert said.headline == FEW_SEEDS + NO_DIFFERENCE
     assert said.sentences[0].startswith(
         "Sharing and the original both reached 95 % of the original’s gain over chance in epoch 14."
     )
@@ -114,7 +133,7 @@ def test_a_tie() -> None:
 def test_sharing_loses() -> None:
     arms = [arm(ORIGINAL, pace=3), arm(SHARING, gain=0.24, pace=8), arm(RATE_CONTROL)]
     said = verdict([comparison(arms)])
-    assert said.headline == "Sharing was later and less accurate than the original."
+    assert said.headline == FEW_SEEDS + "sharing was later and less accurate than the original."
     assert said.sentences[0].startswith(
         "Sharing never reached 95 % of the original’s gain over chance; the original did in"
     )
@@ -123,7 +142,7 @@ def test_sharing_loses() -> None:
 
 def test_a_trade_is_called_one() -> None:
     arms = [arm(ORIGINAL, pace=8), arm(SHARING, pace=3, test_shift=-0.1)]
-    assert verdict([comparison(arms)]).headline == (
+    assert verdict(thrice(arms)).headline == (
         "Sharing was sooner but less accurate than the original."
     )
 
@@ -135,7 +154,7 @@ def test_sharing_trains_where_the_original_diverges() -> None:
         arm(RATE_CONTROL, gain=0, noise=0),
     ]
     said = verdict([comparison(arms)])
-    assert said.headline == "Sharing trained where the original diverged."
+    assert said.headline == FEW_SEEDS + "sharing trained where the original diverged."
     assert said.sentences == (
         "The original diverged after epoch 4 (loss nan in iteration 1,234).",
         "The rate-control did not train: its best validation accuracy, 20.0 ± 1.1 %, is not "
@@ -146,15 +165,15 @@ def test_sharing_trains_where_the_original_diverges() -> None:
 def test_the_control_trains_too_where_the_original_does_not() -> None:
     arms = [arm(ORIGINAL, gain=0, noise=0), arm(SHARING), arm(RATE_CONTROL)]
     assert verdict([comparison(arms)]).headline == (
-        "Sharing trained where the original did not, but so did the rate-control, which shares "
-        "nothing: sharing is not shown to be why."
+        FEW_SEEDS + "sharing trained where the original did not, but so did the rate-control, "
+        "which shares nothing."
     )
 
 
 def test_sharing_diverges() -> None:
     arms = [arm(ORIGINAL), arm(SHARING, epochs=0, outcome="diverged"), arm(RATE_CONTROL)]
     said = verdict([comparison(arms)])
-    assert said.headline == "Sharing diverged; the original trained."
+    assert said.headline == FEW_SEEDS + "sharing diverged; the original trained."
     assert said.sentences == ("Sharing diverged in its first epoch.",)
 
 
@@ -173,7 +192,7 @@ def test_a_control_that_fails_is_no_rival() -> None:
         arm(SHARING, gain=0.29, pace=3),
         arm(RATE_CONTROL, epochs=2, outcome="diverged"),
     ]
-    assert verdict([comparison(arms)]).headline == (
+    assert verdict(thrice(arms)).headline == (
         "Sharing was sooner and more accurate than the original; the rate-control diverged."
     )
 
@@ -216,7 +235,83 @@ def test_seeds_in_which_one_did_not_train_decide_nothing() -> None:
         )
         for seed in (1, 2, 3)
     ]
-    assert verdict(seeds).headline.startswith("Too small a run to decide. So far: ")
+    said = verdict(seeds)
+    assert said.headline == (
+        "Sharing trained in 3 of 3 seeds, the original in 1 of 3. Where both trained, too small a "
+        "run to decide. So far: sharing was sooner and more accurate than the original; without a "
+        "control it stays open whether sharing is why."
+    )
+    assert said.caveats[0].startswith(
+        "This decides little: 5,000 outer iterations and one seed in which both trained."
+    )
+
+
+def failing(*outcomes: Sequence[Outcome | None]) -> list[Results]:
+    """A seed for each triple of outcomes, of the original, sharing and the rate-control."""
+    traits: list[tuple[str, dict[str, Any]]] = [
+        (ORIGINAL, {"gain": 0.25, "pace": 9}),
+        (SHARING, {"gain": 0.29, "pace": 3}),
+        (RATE_CONTROL, {"gain": 0.26, "pace": 7}),
+    ]
+    return [
+        comparison(
+            [
+                arm(name, seed=seed, outcome=outcome, **trait)
+                for (name, trait), outcome in zip(traits, triple, strict=False)
+            ]
+        )
+        for seed, triple in enumerate(outcomes, start=1)
+    ]
+
+
+def test_a_headline_leads_with_the_seeds_that_failed() -> None:
+    original = verdict(failing((None, None), (DIVERGED, None), (DIVERGED, None)))
+    assert original.headline.startswith(
+        "Sharing trained in 3 of 3 seeds, the original in 1 of 3. Where both trained, too few "
+        "seeds to decide. So far: sharing was sooner and more accurate than the original; without"
+    )
+    assert original.caveats[0] == ONE_SEED.replace("One seed", "One seed in which both trained")
+    sharing = verdict(failing((None, None), (None, DIVERGED), (None, DIVERGED)))
+    assert sharing.headline.startswith(
+        "Sharing trained in 1 of 3 seeds, the original in 3 of 3. Where both trained, too few "
+        "seeds to decide. So far: sharing was sooner"
+    )
+    enough = verdict(failing(*[(None, None)] * 3, (DIVERGED, None)))
+    assert enough.headline.startswith(
+        "Sharing trained in 4 of 4 seeds, the original in 3 of 4. Where both trained, sharing was "
+        "sooner and more accurate than the original; without"
+    )
+
+
+def test_a_control_that_trains_where_the_original_fails_is_in_the_lead() -> None:
+    said = verdict(failing((None, None, None), *[(UNTRAINED, None, None)] * 2))
+    assert said.headline.startswith(
+        "Sharing trained in 3 of 3 seeds, the original in 1 of 3, but the rate-control, which "
+        "shares nothing, in 3 of 3: sharing is not shown to be why. Where both trained, too few"
+    )
+    never = verdict(failing(*[(UNTRAINED, None, DIVERGED)] * 3))
+    assert never.headline == "Sharing trained in 3 of 3 seeds, the original in 0 of 3."
+
+
+def test_too_few_seeds_with_a_control_leave_the_credit_open() -> None:
+    said = verdict(failing((None, None, None), *[(None, None, DIVERGED)] * 2))
+    assert said.headline == (
+        "Sharing was sooner and more accurate than the original; too few seeds have the "
+        "rate-control, which shares nothing, trained to tell whether sharing is why."
+    )
+
+
+def test_seeds_that_have_nothing_in_common_are_not_compared() -> None:
+    headline = "No seed has both sharing and the original trained: they cannot be compared."
+    crossed = verdict(failing((None, DIVERGED), (DIVERGED, None)))
+    apart = verdict([comparison([arm(ORIGINAL, seed=1)]), comparison([arm(SHARING, seed=2)])])
+    for said in (crossed, apart):
+        assert said.headline == headline
+        assert "0 of 0" not in all_text(said)
+    uneven = verdict(failing((None, DIVERGED), (DIVERGED, None), (None, DIVERGED)))
+    assert uneven.headline == (
+        f"Sharing trained in 1 of 3 seeds, the original in 2 of 3. {headline}"
+    )
 
 
 @pytest.mark.parametrize("name", [ORIGINAL, SHARING])
@@ -256,7 +351,8 @@ def test_several_seeds() -> None:
         "and later in 0. The mean speed-up to 95 % is "
     )
     assert said.sentences[1].startswith(
-        "Over 3 seeds the mean difference in test accuracy, sharing − original, is +6."
+        "Over 3 seeds and the test tasks that they share, the mean difference in test "
+        "accuracy, sharing − original, is +6."
     )
     assert "over 3 seeds, distinguishable from zero" in said.sentences[2]
     assert not any("seed" in caveat for caveat in said.caveats)
@@ -266,9 +362,8 @@ def test_seeds_that_disagree_are_no_gain() -> None:
     slow = comparison([arm(ORIGINAL, seed=2, pace=3), arm(SHARING, seed=2, gain=0.25, pace=9)])
     fast = comparison([arm(ORIGINAL, seed=1, gain=0.25, pace=9), arm(SHARING, seed=1, pace=3)])
     said = verdict([slow, fast])
-    assert said.headline == (
-        "No difference between sharing and the original can be told from these numbers."
-    )
+    assert said.headline == FEW_SEEDS + NO_DIFFERENCE
+    assert said.caveats[0] == "Two seeds: repeat with others before building on them."
     assert "sooner in 1 of 2 seeds and later in 1" in said.sentences[0]
     assert "(1 of 2 seeds reached it)" in said.sentences[0]
 
@@ -303,6 +398,37 @@ def test_another_arm_is_compared_but_is_no_control() -> None:
     said = verdict([comparison(arms)])
     assert "per-tensor-norm" not in said.headline
     assert any(sentence.startswith("Against the per-tensor-norm:") for sentence in said.sentences)
+
+
+@pytest.mark.parametrize("control", ["own-gradient", "learned-rates", "own-gradient-lambda-0.5"])
+def test_every_control_that_shares_nothing_takes_the_credit(control: str) -> None:
+    arms = [*wins().arms, wins().arms[1].model_copy(update={"name": control})]
+    said = verdict(thrice(arms))
+    assert said.headline == (
+        f"Sharing was sooner and more accurate than the original, but the {control} control, which "
+        "shares nothing, did as well: sharing is not shown to be why."
+    )
+    assert any(
+        sentence.startswith(f"Against the {control} control, which shares nothing: ")
+        for sentence in said.sentences
+    )
+    assert "No control was run" not in all_text(verdict([comparison([*arms[:2], arms[3]])]))
+
+
+@pytest.mark.parametrize("control", get_args(SharingControl))
+@pytest.mark.parametrize("held", [None, 0.5, 1e-05])
+def test_controls_are_known_by_the_names_that_runs_give_them(
+    control: SharingControl, held: float | None
+) -> None:
+    if held is not None and control == "learned-rates":
+        return
+    name = RunConfig(sharing_control=control, fixed_lambda=held).arm
+    assert is_control(name) is (control in SHARES_NOTHING)
+
+
+@pytest.mark.parametrize("name", [ORIGINAL, SHARING, "gradient-sharing-lambda-0.5", "my-control"])
+def test_other_arms_are_no_controls(name: str) -> None:
+    assert not is_control(name)
 
 
 def test_results_of_two_comparisons_have_no_verdict() -> None:

@@ -1,30 +1,37 @@
 """What a comparison says, in words that its numbers bear out.
 
 The same words stand at the head of the report and at the end of `gradshare compare`. What they
-claim rests on two questions, asked of sharing against the original and against every control:
+claim rests on two questions, asked of sharing against the original and against every control, in
+the seeds in which both trained:
 
 - Accuracy: does the paired interval of the test difference exclude zero? Over the test tasks for
-  one seed, over the seeds for several.
+  one seed, over the seeds and the test tasks, which they share, for several.
 - Pace: were 80, 90 and 95 % of the original's gain over chance reached in fewer epochs? Never
   later and at least twice sooner, and that in every seed.
+
+Fewer than three such seeds decide nothing, however long the runs: rounding alone, like another
+seed, moves a run by more than its interval over test tasks says.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from gradshare.experiments import wording
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Results
 from gradshare.experiments.seeds import (
+    mean_difference,
     one_a_seed,
     over_seeds,
     runs_by_arm,
-    seeds_of,
+    trained_pair,
 )
-from gradshare.experiments.speedup import SHARES, first_epoch, level, paired_difference
+from gradshare.experiments.speedup import SHARES, first_epoch, level
+from gradshare.training.config import SharingControl
 from gradshare.training.statistics import Interval
 
 FEW_ITERATIONS: Final = 10_000
@@ -38,7 +45,13 @@ FEW_TASKS: Final = 200
 """Below so many test tasks the interval is some ± 2 points or more; the paper tests on 600."""
 
 ENOUGH_SEEDS: Final = 3
-"""From so many seeds on, the interval over seeds says itself how much is decided."""
+"""From so many seeds on, the interval over seeds says itself how much is decided; with fewer
+nothing is."""
+
+SHARES_NOTHING: Final[frozenset[SharingControl]] = frozenset(
+    {RATE_CONTROL, "own-gradient", "learned-rates"}
+)
+"""The controls in which no task sees another. The others leave out a part of sharing."""
 
 Standing = Literal["better", "equal", "worse", "mixed"]
 
@@ -67,16 +80,28 @@ def verdict(results: Sequence[Results]) -> Verdict:
     results = one_a_seed(results)
     arms = runs_by_arm(results)
     original, sharing = arms.get(ORIGINAL, ()), arms.get(SHARING, ())
-    # A seed in which one of them did not train adds nothing to their comparison.
-    both = [one for one in results if _trained_pair(one, SHARING, ORIGINAL) is not None]
-    decides = len(seeds_of(both or results)) >= ENOUGH_SEEDS or not _weaknesses(results)
+    counted = _counted(results)
+    decides = len(counted) >= ENOUGH_SEEDS
     if original and sharing:
-        headline, sentences = _compare(results, decides)
-        if not decides and _trained(original + sharing):
-            headline = f"Too small a run to decide. So far: {headline[0].lower()}{headline[1:]}"
+        headline, sentences = _compare(results, counted)
     else:
         headline, sentences = _describe(results)
-    return Verdict(headline, tuple(sentences), tuple(_caveats(results, decides)))
+    return Verdict(headline, tuple(sentences), tuple(_caveats(results, counted, decides)))
+
+
+def _counted(results: Sequence[Results]) -> Sequence[Results]:
+    """Those of the seeds that the comparison of sharing and the original rests on.
+
+    A seed in which one of them did not train adds nothing to it, unless there is no other.
+    """
+    both = [one for one in results if trained_pair(one, SHARING, ORIGINAL) is not None]
+    return both or _ran(results) or results
+
+
+def _ran(results: Sequence[Results]) -> list[Results]:
+    """Those of the seeds in which both sharing and the original were run."""
+    names = (SHARING, ORIGINAL)
+    return [one for one in results if all(one.arm(name) is not None for name in names)]
 
 
 # One arm against another --------------------------------------------------------------------------
@@ -89,8 +114,9 @@ class Contrast:
     Attributes:
         first: an arm's name.
         second: another's.
+        seeds: in how many both trained.
         accuracy: the test accuracy of first - second; None without tests.
-        over: what the interval of `accuracy` is over, "tasks" or "seeds".
+        over: what the interval of `accuracy` is over: "tasks", or "seeds" and tasks.
         sooner: for each seed 1, 0 or -1: first was sooner than second, neither, later.
         reached: for each seed the epochs at which first and second reached 95 % of the original's
             gain over chance.
@@ -98,6 +124,7 @@ class Contrast:
 
     first: str
     second: str
+    seeds: int
     accuracy: Interval | None
     over: str
     sooner: tuple[int, ...]
@@ -138,36 +165,18 @@ class Contrast:
 
 def contrast(results: Sequence[Results], first: str, second: str) -> Contrast:
     """Put the arms of these names against each other."""
-    differences: list[Interval] = []
     sooner: list[int] = []
     reached: list[tuple[int | None, int | None]] = []
-    for one in results:
-        pair = _trained_pair(one, first, second)
-        if pair is None:
-            continue
-        (mine, theirs), original = pair, one.arm(ORIGINAL)
-        paired = one.pair(first, second) or paired_difference(mine, theirs)
-        if paired is not None:
-            differences.append(paired.interval)
+    pairs = [(one, pair) for one in results if (pair := trained_pair(one, first, second))]
+    for one, pair in pairs:
+        original = one.arm(ORIGINAL)
         if original is not None and original.trained:
-            epochs = _epochs_to_reach(original, mine, theirs)
+            epochs = _epochs_to_reach(original, *pair)
             sooner.append(_sooner(epochs))
             reached.append(epochs[-1])
-    accuracy: Interval | None = None
-    if len(differences) == 1:
-        accuracy = differences[0]
-    elif differences:
-        accuracy = over_seeds([difference.mean for difference in differences])
-    over = "tasks" if len(differences) == 1 else "seeds"
-    return Contrast(first, second, accuracy, over, tuple(sooner), tuple(reached))
-
-
-def _trained_pair(one: Results, first: str, second: str) -> tuple[Arm, Arm] | None:
-    """The arms of these names; None unless both were run and trained."""
-    mine, theirs = one.arm(first), one.arm(second)
-    if mine is None or theirs is None or not (mine.trained and theirs.trained):
-        return None
-    return mine, theirs
+    accuracy, tested = mean_difference(results, first, second) or (None, 0)
+    over = "seeds" if tested > 1 else "tasks"
+    return Contrast(first, second, len(pairs), accuracy, over, tuple(sooner), tuple(reached))
 
 
 def _epochs_to_reach(original: Arm, mine: Arm, theirs: Arm) -> list[tuple[int | None, int | None]]:
@@ -195,39 +204,40 @@ def _sooner(epochs: Sequence[tuple[int | None, int | None]]) -> int:
 # Sharing and the original were both run -----------------------------------------------------------
 
 
-def _compare(results: Sequence[Results], decides: bool) -> tuple[str, list[str]]:
+def _compare(results: Sequence[Results], counted: Sequence[Results]) -> tuple[str, list[str]]:
     """Headline and sentences where there are both sharing and the original.
 
     Args:
-        results: of one comparison.
-        decides: whether the run is large enough to say what was gained, and what was not.
+        results: of one comparison, one a seed.
+        counted: those of the seeds that it rests on.
     """
     arms = runs_by_arm(results)
-    original, sharing = arms[ORIGINAL], arms[SHARING]
+    decides = len(counted) >= ENOUGH_SEEDS
     rivals = [
         contrast(results, SHARING, name)
         for name in arms
         if name not in (ORIGINAL, SHARING) and _trained(arms[name])
     ]
     controls = [rival for rival in rivals if is_control(rival.second)]
-    sentences = _outcomes(arms)
-    if _trained(original) and _trained(sharing):
-        main = contrast(results, SHARING, ORIGINAL)
+    main = contrast(results, SHARING, ORIGINAL)
+    lead = _trained_counts(results)
+    if main.seeds:
         headline = _headline(results, main, controls, decides)
-        sentences += [_pace(results, main), _accuracy(results, main)]
-    elif _trained(sharing):
-        failed = "did not" if _failure(original) == "did not train" else _failure(original)
-        headline = f"Sharing trained where the original {failed}"
-        as_good = [rival for rival in controls if rival.standing != "better"]
-        if as_good:
-            headline += f", but so did {_called(as_good[0].second)}, which shares nothing"
-            headline += ": sharing is not shown to be why" if decides else ""
-        headline += "."
-    elif _trained(original):
-        headline = f"Sharing {_failure(sharing)}; the original trained."
-    else:
+        headline = headline if decides else _so_far(headline, counted)
+        if lead:
+            headline = f"{lead}. Where both trained, {_lowered(headline)}"
+    elif not _trained(arms[SHARING] + arms[ORIGINAL]):
         headline = "Neither sharing nor the original trained: nothing can be said about sharing."
-    if _trained(sharing):
+    elif _trained(arms[SHARING]) and _trained(arms[ORIGINAL]):
+        headline = "No seed has both sharing and the original trained: they cannot be compared."
+        headline = f"{lead}. {headline}" if lead else headline
+    else:
+        headline = f"{lead or _one_trained(arms, controls, decides)}."
+        headline = headline if decides else _so_far(headline, counted)
+    sentences = _outcomes(arms)
+    if main.seeds:
+        sentences += [_pace(results, main), _accuracy(results, main)]
+    if _trained(arms[SHARING]):
         sentences += [_rival(rival) for rival in rivals]
         if not any(is_control(name) for name in arms):
             sentences.append(
@@ -238,25 +248,72 @@ def _compare(results: Sequence[Results], decides: bool) -> tuple[str, list[str]]
     return headline, [sentence for sentence in sentences if sentence]
 
 
+def _so_far(headline: str, counted: Sequence[Results]) -> str:
+    """What a headline is worth that rests on too few seeds."""
+    too = "Too small a run" if _weaknesses(counted) else "Too few seeds"
+    return f"{too} to decide. So far: {_lowered(headline)}"
+
+
+def _trained_counts(results: Sequence[Results]) -> str:
+    """In how many seeds sharing and the original trained; empty where in as many, or of one seed.
+
+    What is then compared leaves out the seeds in which one of them failed.
+    """
+    ran = _ran(results)
+    arms = {name: _count(ran, name) for name in runs_by_arm(ran)} if ran else {}
+    if len(ran) < 2 or arms[SHARING] == arms[ORIGINAL]:
+        return ""
+    (mine, seeds), (theirs, _) = arms[SHARING], arms[ORIGINAL]
+    text = f"Sharing trained in {mine} of {seeds} seeds, the original in {theirs} of {seeds}"
+    for name, (trained, run) in arms.items():
+        if mine > theirs and is_control(name) and trained / run >= mine / seeds:
+            text += f", but {_called(name)}, which shares nothing, in {trained} of {run}"
+            text += ": sharing is not shown to be why" if run >= ENOUGH_SEEDS else ""
+            break
+    return text
+
+
+def _count(results: Sequence[Results], name: str) -> tuple[int, int]:
+    """In how many seeds an arm trained, and in how many it was run."""
+    runs = [run for one in results if (run := one.arm(name)) is not None]
+    return sum(run.trained for run in runs), len(runs)
+
+
+def _one_trained(
+    arms: Mapping[str, Sequence[Arm]], controls: Sequence[Contrast], decides: bool
+) -> str:
+    """Headline where sharing trained and the original did not, or the other way round."""
+    original, sharing = arms[ORIGINAL], arms[SHARING]
+    if not _trained(sharing):
+        return f"Sharing {_failure(sharing)}; the original trained"
+    failed = "did not" if _failure(original) == "did not train" else _failure(original)
+    headline = f"Sharing trained where the original {failed}"
+    as_good = [rival for rival in controls if rival.standing != "better"]
+    if as_good:
+        headline += f", but so did {_called(as_good[0].second)}, which shares nothing"
+        headline += ": sharing is not shown to be why" if decides else ""
+    return headline
+
+
 def _headline(
     results: Sequence[Results], main: Contrast, controls: Sequence[Contrast], decides: bool
 ) -> str:
     """Headline where sharing and the original both trained."""
     if main.standing == "equal":
         return "No difference between sharing and the original can be told from these numbers."
-    credit = _credit(results, controls, decides) if main.standing == "better" else ""
+    credit = ""
+    if main.standing == "better":
+        credit = _credit(results, controls, decides) if controls else _without_control(results)
     return f"Sharing was {main.difference} than the original{credit}."
 
 
 def _credit(results: Sequence[Results], controls: Sequence[Contrast], decides: bool) -> str:
     """Whether the controls, which share nothing, leave sharing the credit for what was gained."""
-    if not controls:
-        arms = runs_by_arm(results)
-        failed = [f"; {_called(name)} {_failure(arms[name])}" for name in arms if is_control(name)]
-        return failed[0] if failed else "; without a control it stays open whether sharing is why"
     strictness: tuple[Standing, ...] = ("worse", "equal", "mixed", "better")
     rival = min(controls, key=lambda control: strictness.index(control.standing))
     control = f"{_called(rival.second)}, which shares nothing"
+    if decides and rival.seeds < ENOUGH_SEEDS:
+        return f"; too few seeds have {control}, trained to tell whether sharing is why"
     if rival.standing == "better":
         return f", and better than {control}"
     if rival.standing == "mixed":
@@ -270,6 +327,13 @@ def _credit(results: Sequence[Results], controls: Sequence[Contrast], decides: b
     # An equal is no proof: the interval may leave room for a share that was not seen.
     unshown = ": sharing is not shown to be why" if decides else ""
     return f", but {control}, did as well{unshown}"
+
+
+def _without_control(results: Sequence[Results]) -> str:
+    """Why no control says whether sharing has the credit: it failed, or there is none."""
+    arms = runs_by_arm(results)
+    failed = [f"; {_called(name)} {_failure(arms[name])}" for name in arms if is_control(name)]
+    return failed[0] if failed else "; without a control it stays open whether sharing is why"
 
 
 def _pace(results: Sequence[Results], main: Contrast) -> str:
@@ -322,8 +386,9 @@ def _accuracy(results: Sequence[Results], main: Contrast) -> str:
         return "The arms were not tested on the same tasks, so their accuracies are not compared."
     if main.over == "seeds":
         return (
-            f"Over {main.accuracy.n} seeds the mean difference in test accuracy, sharing "
-            f"{wording.MINUS} original, is {wording.points(main.accuracy)}, {_zero(main)}."
+            f"Over {main.accuracy.n} seeds and the test tasks that they share, the mean difference "
+            f"in test accuracy, sharing {wording.MINUS} original, is "
+            f"{wording.points(main.accuracy)}, {_zero(main)}."
         )
     text = f"On {wording.counted(main.accuracy.n, 'test task')} "
     for one in results:
@@ -339,6 +404,8 @@ def _rival(rival: Contrast) -> str:
     text = f"Against {_called(rival.second)}"
     if rival.second == RATE_CONTROL:
         text += ", which learns the same gate λ but shares nothing"
+    elif is_control(rival.second):
+        text += ", which shares nothing"
     parts = []
     if rival.accuracy is not None:
         over = f" over {rival.accuracy.n} seeds" if rival.over == "seeds" else ""
@@ -440,7 +507,7 @@ def _failure(runs: Sequence[Arm]) -> str:
 
 
 def _weaknesses(results: Sequence[Results]) -> list[str]:
-    """Why a single run is too small to decide anything."""
+    """Why the runs are too small to decide anything, besides the number of their seeds."""
     runs = [run for one in results for run in one.arms]
     epochs = max(run.epochs for run in runs)
     tasks = [run.test.tasks for run in runs if run.test is not None]
@@ -451,26 +518,38 @@ def _weaknesses(results: Sequence[Results]) -> list[str]:
         weak.append(wording.counted(iterations, "outer iteration"))
     if tasks and min(tasks) < FEW_TASKS:
         weak.append(wording.counted(min(tasks), "test task"))
-    if weak and len(seeds_of(results)) == 1:
-        weak.append("one seed")
     return weak
 
 
-def _caveats(results: Sequence[Results], decides: bool) -> list[str]:
-    """What keeps the results from saying more."""
+def _caveats(results: Sequence[Results], counted: Sequence[Results], decides: bool) -> list[str]:
+    """What keeps the results from saying more.
+
+    Args:
+        results: of one comparison, one a seed.
+        counted: those of the seeds that the comparison of sharing and the original rests on.
+        decides: whether there are enough of them.
+    """
     caveats = []
-    weak = _weaknesses(results)
+    weak = _weaknesses(counted)
+    seeds = "" if decides else ("one seed", "two seeds")[len(counted) - 1]
+    if seeds and len(counted) < len(results):
+        trained = trained_pair(counted[0], SHARING, ORIGINAL) is not None
+        seeds += f" in which both {'trained' if trained else 'were run'}"
     if weak:
+        weak += [seeds] if seeds else []
         caveats.append(
             f"{'These are short runs' if decides else 'This decides little'}: "
             f"{wording.listing(weak)}. The paper trains for 150,000 iterations or more and tests "
             "on 600 tasks."
         )
-    elif len(seeds_of(results)) == 1:
+    elif len(counted) == 1:
         caveats.append(
-            "One seed: the intervals say how far other test tasks would move these numbers, not "
-            "how far another seed would. Repeat with other seeds before building on them."
+            f"{seeds.capitalize()}: the intervals say how far other test tasks would move these "
+            "numbers, not how far another seed would. Repeat with other seeds before building on "
+            "them."
         )
+    elif not decides:
+        caveats.append(f"{seeds.capitalize()}: repeat with others before building on them.")
     rising = [
         _called(name)
         for name, runs in runs_by_arm(results).items()
@@ -491,10 +570,21 @@ def _trained(runs: Sequence[Arm]) -> bool:
 
 
 def is_control(name: str) -> bool:
-    """Whether an arm does all that sharing does except sharing: its name ends in "control"."""
-    return name.endswith("control")
+    """Whether an arm shares nothing, and yet is not the original; its λ may be held.
+
+    Args:
+        name: as in `RunConfig.arm`: "rate-control", "own-gradient-lambda-0.5".
+    """
+    return re.sub(r"-lambda-[0-9.e+-]+$", "", name) in SHARES_NOTHING
 
 
 def _called(name: str) -> str:
     """An arm in the middle of a sentence."""
-    return "sharing" if name == SHARING else f"the {name}"
+    if name == SHARING:
+        return "sharing"
+    return f"the {name} control" if is_control(name) and "control" not in name else f"the {name}"
+
+
+def _lowered(sentence: str) -> str:
+    """A sentence after a colon or a comma."""
+    return f"{sentence[0].lower()}{sentence[1:]}"
