@@ -7,6 +7,7 @@ import pytest
 
 from gradshare.errors import RunError
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Outcome, Results
+from gradshare.experiments.table import comparison_rows
 from gradshare.experiments.verdict import SHARES_NOTHING, Verdict, contrast, is_control, verdict
 from gradshare.training.config import RunConfig, SharingControl
 from tests.experiments.synthetic_results import CONFIG, arm, comparison, usual
@@ -366,6 +367,22 @@ def test_seeds_that_disagree_are_no_gain() -> None:
     assert said.caveats[0] == "Two seeds: repeat with others before building on them."
     assert "sooner in 1 of 2 seeds and later in 1" in said.sentences[0]
     assert "(1 of 2 seeds reached it)" in said.sentences[0]
+
+
+def test_a_tie_over_seeds_is_no_mean_speed_up() -> None:
+    # Best epochs 20, 10 and 5 of the original against 5, 10 and 20 of sharing.
+    seeds = [
+        usual(seed).model_copy(
+            update={"speedup": slow / fast - 1, "speedup_to_reach": {"95": gain}}
+        )
+        for seed, slow, fast, gain in ((1, 20, 5, 1.0), (2, 10, 10, 0.0), (3, 5, 20, -0.5))
+    ]
+    pace = verdict(seeds).sentences[0]
+    assert "The mean speed-up to 95 % is 0 % (−82 to 460 %). By the paper’s measure" in pace
+    assert pace.endswith("the epoch of the best validation accuracy, it is 0 % (−97 to 3031 %).")
+    means = comparison_rows(seeds)[-1]
+    assert means["speed-up"] == "0 % (−97 to 3031 %)"
+    assert means["speed-up to 95 %"] == "0 % (−82 to 460 %)"
 
 
 def test_a_seed_that_diverges_is_told_and_left_out() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gradshare.experiments import wording
+from gradshare.experiments.speedup import RatioInterval
 from gradshare.training.statistics import Interval
 
 
@@ -48,6 +49,19 @@ def test_differences(interval: Interval, expected: str) -> None:
 )
 def test_speedups(ratio: float | None, expected: str) -> None:
     assert wording.speedup(ratio) == expected
+
+
+@pytest.mark.parametrize(
+    ("mean", "expected"),
+    [
+        (RatioInterval(1.41, 0.97, 2.05), "41 % (−3 to 105 %)"),
+        (RatioInterval(1.0, 0.04, 24.3), "0 % (−96 to 2330 %)"),
+        (RatioInterval(1.2, 1e-4, 4e7), "20 % (−100 to over 10,000 %)"),
+        (RatioInterval(1.664, None, None), "66 %"),
+    ],
+)
+def test_mean_speedups(mean: RatioInterval, expected: str) -> None:
+    assert wording.speedup_range(mean) == expected
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from gradshare.experiments import wording
 from gradshare.experiments.results import ORIGINAL, SHARING, Arm, Results
 from gradshare.experiments.seeds import mean_difference, one_a_seed, over_seeds, runs_by_arm
-from gradshare.experiments.speedup import SHARES, first_epoch, level
+from gradshare.experiments.speedup import SHARES, first_epoch, level, ratio_interval
 from gradshare.training.statistics import Interval
 
 Row = dict[str, str]
@@ -32,7 +32,8 @@ def comparison_rows(results: Sequence[Results]) -> list[Row]:
 
     Accuracies are those of the ensembles, ± their 95 % interval over test tasks; in the row of
     means it is the interval over seeds. Differences and speed-ups are of seeds in which both arms
-    trained; the interval of the mean difference is over seeds and test tasks.
+    trained; the interval of the mean difference is over seeds and test tasks. The mean speed-up
+    is that of the geometric mean of the ratios of epochs.
 
     Raises:
         RunError: the results are not of one comparison.
@@ -156,12 +157,12 @@ def tested(arm: Arm) -> str:
     return f"{arm.outcome} ({wording.accuracy(arm.test.interval)})"
 
 
-def _mean_speedup(ratios: Sequence[float | None]) -> str:
-    known = [ratio for ratio in ratios if ratio is not None]
+def _mean_speedup(speedups: Sequence[float | None]) -> str:
+    known = [speedup for speedup in speedups if speedup is not None]
     if not known:
         return wording.NOTHING
-    text = wording.mean_speedup(over_seeds(known))
-    return _of_seeds(text, len(known), len(ratios))
+    text = wording.speedup_range(ratio_interval([1 + speedup for speedup in known]))
+    return _of_seeds(text, len(known), len(speedups))
 
 
 def _difference(results: Sequence[Results]) -> str:

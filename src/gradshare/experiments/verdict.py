@@ -30,7 +30,7 @@ from gradshare.experiments.seeds import (
     runs_by_arm,
     trained_pair,
 )
-from gradshare.experiments.speedup import SHARES, first_epoch, level
+from gradshare.experiments.speedup import SHARES, first_epoch, level, ratio_interval
 from gradshare.training.config import SharingControl
 from gradshare.training.statistics import Interval
 
@@ -347,15 +347,15 @@ def _pace(results: Sequence[Results], main: Contrast) -> str:
         f"Sharing came to 80, 90 and 95 % of the original’s gain over chance sooner in {won} of "
         f"{seeds} seeds and later in {lost}"
     )
-    to_95 = [ratio for one in results if (ratio := one.speedup_to_reach.get("95")) is not None]
+    to_95 = [1 + gain for one in results if (gain := one.speedup_to_reach.get("95")) is not None]
     if to_95:
-        text += f". The mean speed-up to 95 % is {wording.mean_speedup(over_seeds(to_95))}"
+        text += f". The mean speed-up to 95 % is {wording.speedup_range(ratio_interval(to_95))}"
         text += f" ({len(to_95)} of {seeds} seeds reached it)" if len(to_95) < seeds else ""
-    ratios = [one.speedup for one in results if one.speedup is not None]
+    ratios = [1 + one.speedup for one in results if one.speedup is not None]
     if ratios:
         text += (
             ". By the paper’s measure, the epoch of the best validation accuracy, it is "
-            f"{wording.mean_speedup(over_seeds(ratios))}"
+            f"{wording.speedup_range(ratio_interval(ratios))}"
         )
     return f"{text}."
 

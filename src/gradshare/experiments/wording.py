@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from gradshare.experiments.speedup import RatioInterval
 from gradshare.training.statistics import Interval
 
 MINUS: Final = "\N{MINUS SIGN}"
 NOTHING: Final = "–"
+
+WIDE: Final = 10_000
+"""Percent: seeds that disagree leave a speed-up open by powers of ten, whose digits say nothing."""
 
 METHODS: Final = {"maml": "MAML", "meta-sgd": "Meta-SGD", "maml++": "MAML++"}
 DATASETS: Final = {"cub": "CUB", "mini-imagenet": "mini-ImageNet", "omniglot": "Omniglot"}
@@ -59,6 +63,16 @@ def mean_speedup(interval: Interval) -> str:
     if interval.ci95 is None:
         return speedup(interval.mean)
     return f"{_digits(100 * interval.mean, 0)} ± {_digits(100 * interval.ci95, 0)} %"
+
+
+def speedup_range(mean: RatioInterval) -> str:
+    """A mean speed-up over seeds, from ratios of epochs, as "41 % (−3 to 105 %)"."""
+    text = speedup(mean.ratio - 1)
+    if mean.low is None or mean.high is None:
+        return text
+    high = 100 * (mean.high - 1)
+    end = f"{_digits(high, 0)} %" if high < WIDE else f"over {WIDE:,} %"
+    return f"{text} ({_digits(100 * (mean.low - 1), 0)} to {end})"
 
 
 def duration(seconds: float) -> str:
