@@ -14,7 +14,14 @@ from matplotlib.lines import Line2D
 
 from gradshare.experiments.curves import Curve, running_mean, validation_curve
 from gradshare.experiments.drawing import FURTHER_STYLES, MARKED_EPOCHS, STYLES, arm_styles
-from gradshare.experiments.figures import draw_all, draw_inner_loop, draw_sharing, draw_validation
+from gradshare.experiments.figures import (
+    band_note,
+    draw_all,
+    draw_inner_loop,
+    draw_sharing,
+    draw_validation,
+    interval_note,
+)
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, SharingPoint
 from tests.experiments.synthetic_results import CHANCE, arm, comparison, usual
 
@@ -74,6 +81,64 @@ def test_several_seeds_are_thin_and_their_mean_is_thick() -> None:
     assert "of the mean over 3 seeds (Student’s t); thin lines" in " ".join(
         drawing.note.get_text().split()
     )
+
+
+def test_the_caption_says_what_each_band_is_over() -> None:
+    whole = [usual(seed) for seed in (1, 2)]
+    with_one = [comparison([*usual(3).arms, arm("detached", seed=3)]), *whole]
+    assert band_note(with_one) == (
+        "Bands: 95 % confidence interval of the mean over 3 seeds (Student’s t): original, "
+        "gradient-sharing and rate-control; over validation tasks where there is one seed: "
+        "detached; thin lines: the seeds."
+    )
+    broken = comparison([arm(ORIGINAL, seed=3), arm(SHARING, seed=3, epochs=4, outcome="diverged")])
+    pairs = [comparison(one.arms[:2]) for one in whole]
+    assert band_note([*pairs, broken]) == (
+        "Bands: 95 % confidence interval of the mean over 3 seeds (Student’s t): original; of the "
+        "mean over 2 seeds (Student’s t): gradient-sharing; thin lines: the seeds."
+    )
+    assert band_note([pairs[0], broken]) == (
+        "Bands: 95 % confidence interval of the mean over 2 seeds (Student’s t): original; no "
+        "bands where fewer than two seeds are left: gradient-sharing; thin lines: the seeds."
+    )
+    alone = comparison([arm(SHARING, seed=3, epochs=4, outcome="diverged")])
+    assert band_note([comparison([arm(SHARING)]), alone]) == (
+        "No bands where fewer than two seeds are left; thin lines: the seeds."
+    )
+
+
+def test_the_caption_has_thin_lines_only_where_there_are() -> None:
+    long = [comparison([arm(SHARING, seed=seed, epochs=200)]) for seed in (1, 2)]
+    assert band_note(long) == (
+        "Bands: 95 % confidence interval of the mean over 2 seeds (Student’s t). Running mean over "
+        "5 epochs."
+    )
+    points = [comparison([arm(SHARING, seed=seed, epochs=1)]) for seed in (1, 2)]
+    assert band_note(points) == (
+        "Bars: 95 % confidence interval of the mean over 2 seeds (Student’s t)."
+    )
+    nothing = comparison([arm(SHARING, epochs=0, outcome="diverged")])
+    assert band_note([nothing]) == ""
+
+
+def test_names_that_have_several_bands_are_not_told() -> None:
+    runs = [arm(SHARING, seed=seed) for seed in (1, 2, 3)]
+    assert interval_note([("GS", runs), ("GS", runs[:2]), ("OG", runs[:1])]) == (
+        "Bands: 95 % confidence interval of the mean over 3 seeds (Student’s t); of the mean over "
+        "2 seeds (Student’s t); over validation tasks where there is one seed; thin lines: the "
+        "seeds."
+    )
+    left = [runs[0], arm(SHARING, seed=2, epochs=4, outcome="diverged")]
+    assert interval_note([("GS", left), ("OG", runs[:1])]) == (
+        "Bands: 95 % confidence interval over validation tasks where there is one seed: OG; no "
+        "bands where fewer than two seeds are left: GS; thin lines: the seeds."
+    )
+
+
+def test_the_inner_loops_caption_counts_the_seeds_that_are_averaged() -> None:
+    broken = comparison([arm(ORIGINAL, seed=2), arm(SHARING, seed=2, epochs=4, outcome="diverged")])
+    note = draw_inner_loop([usual(1), broken]).note.get_text()
+    assert "Means over 1 to 2 seeds." in note
 
 
 def test_a_diverged_seed_is_shown_and_not_averaged() -> None:

@@ -239,6 +239,16 @@ def arm_styles(names: Iterable[str]) -> dict[str, ArmStyle]:
     return styles
 
 
+def sound_runs(runs: Sequence[Arm]) -> list[Arm]:
+    """Those of an arm's seeds that its mean is over: all that did not diverge."""
+    return [run for run in runs if run.outcome != "diverged"]
+
+
+def seeds_are_drawn(runs: Sequence[Arm]) -> bool:
+    """Whether an arm's seeds are drawn beside their mean: several, neither long nor mere points."""
+    return len(runs) > 1 and 1 < max(run.epochs for run in runs) < SMOOTHED_FROM
+
+
 def draw_runs(
     axes: Axes,
     runs: Sequence[Arm],
@@ -262,8 +272,8 @@ def draw_runs(
         last: the last epoch of the longest of them.
         noisy: whether a long curve is smoothed.
     """
-    sound = [run for run in runs if run.outcome != "diverged"]
-    if len(runs) > 1 and max(run.epochs for run in runs) < SMOOTHED_FROM:
+    sound = sound_runs(runs)
+    if seeds_are_drawn(runs):
         for run in runs:
             curve = curve_of(run)
             axes.plot(

@@ -38,7 +38,9 @@ from gradshare.experiments.drawing import (
     draw_runs,
     epoch_axis,
     sample,
+    seeds_are_drawn,
     shown,
+    sound_runs,
     style,
 )
 from gradshare.experiments.results import Arm, Results
@@ -95,22 +97,49 @@ def draw_validation(results: Sequence[Results]) -> Drawing:
 
 def band_note(results: Sequence[Results]) -> str:
     """What the bands of the curves are intervals over."""
-    arms = runs_by_arm(results).values()
-    longest = max(run.epochs for runs in arms for run in runs)
-    note = interval_note(max(len(runs) for runs in arms), longest)
+    arms = runs_by_arm(results)
+    longest = max(run.epochs for runs in arms.values() for run in runs)
+    note = interval_note([(shown(name), runs) for name, runs in arms.items()])
     window = smoothing_window(longest)
-    return note if window == 1 else f"{note} Running mean over {window} epochs."
+    return note if window == 1 else f"{note} Running mean over {window} epochs.".lstrip()
 
 
-def interval_note(seeds: int, epochs: int) -> str:
-    """What the bands are intervals over, of curves that many epochs long, of that many seeds."""
-    band = "Bars" if epochs <= 1 else "Bands"
-    if seeds == 1:
-        return f"{band}: 95 % confidence interval over validation tasks; one seed."
-    return (
-        f"{band}: 95 % confidence interval of the mean over {seeds} seeds (Student’s t); "
-        "thin lines: the seeds."
-    )
+def interval_note(arms: Sequence[tuple[str, Sequence[Arm]]]) -> str:
+    """What the bands, or bars, of curves are intervals over, as `draw_runs` draws them.
+
+    Args:
+        arms: the name and the runs, one a seed, of every curve. A name may be there again, of
+            another panel. Where bands differ it is told whose is which, unless a name has several.
+    """
+    drawn = [(name, runs) for name, runs in arms if any(run.epochs for run in runs)]
+    if not drawn:
+        return ""
+    longest = max(run.epochs for _, runs in drawn for run in runs)
+    band = "bars" if longest <= 1 else "bands"
+    if all(len(runs) == 1 for _, runs in drawn):
+        return f"{band.capitalize()}: 95 % confidence interval over validation tasks; one seed."
+    bandless = f"no {band} where fewer than two seeds are left"
+    groups: dict[str, list[str]] = {}
+    for name, runs in sorted(drawn, key=lambda arm: len(sound_runs(arm[1])), reverse=True):
+        sound = len(sound_runs(runs))
+        over = f"of the mean over {sound} seeds (Student’s t)" if sound > 1 else bandless
+        if len(runs) == 1:
+            over = "over validation tasks where there is one seed"
+        names = groups.setdefault(over, [])
+        names += [] if name in names else [name]
+    if bandless in groups:
+        groups[bandless] = groups.pop(bandless)  # the last
+    named = [name for names in groups.values() for name in names]
+    tell = len(groups) > 1 and len(set(named)) == len(named)
+    parts = [
+        f"{over}: {wording.listing(names)}" if tell else over for over, names in groups.items()
+    ]
+    if any(seeds_are_drawn(runs) for _, runs in drawn):
+        parts.append("thin lines: the seeds")
+    text = "; ".join(parts)
+    if next(iter(groups)) == bandless:
+        return f"N{text[1:]}."
+    return f"{band.capitalize()}: 95 % confidence interval {text}."
 
 
 def _note(figure: Figure, results: Sequence[Results], note: str) -> Text:
@@ -244,8 +273,9 @@ def draw_inner_loop(results: Sequence[Results]) -> Drawing:
             ncols=4 if len(arms) > 2 else 2,
             handler_map={tuple: HandlerTuple(ndivide=None)},
         )
-        most = max(len(runs) for runs in arms.values())
-        means = f"Means over {most} seeds." if most > 1 else ""
+        counts = sorted({len(sound_runs(runs) or runs) for runs in arms.values()})
+        seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+        means = f"Means over {seeds} seeds." if counts[-1] > 1 else ""
         window = smoothing_window(last)
         means += f" Running means over {window} epochs." if window > 1 else ""
         note = _note(figure, results, means.strip())
@@ -292,12 +322,12 @@ def _draw_gap(axes: Axes, runs: Sequence[Arm], quantity: str, color: str) -> Non
 
 def _inner_curve(runs: Sequence[Arm], field: str) -> Curve:
     scale = 100 if "accuracy" in field else 1
-    curves = []
-    for run in runs:
+
+    def curve(run: Arm) -> Curve:
         values = [(point.epoch, getattr(point, field)) for point in run.inner_loop]
-        curves.append(Curve.of((e, None if v is None else scale * v, None) for e, v in values))
-    sound = [c for run, c in zip(runs, curves, strict=True) if run.outcome != "diverged"]
-    return mean_curve(sound or curves)
+        return Curve.of((e, None if v is None else scale * v, None) for e, v in values)
+
+    return mean_curve([curve(run) for run in sound_runs(runs) or runs])
 
 
 def _limit_loss(axes: Axes, arms: Mapping[str, Sequence[Arm]]) -> None:

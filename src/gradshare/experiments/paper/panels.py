@@ -130,15 +130,20 @@ class Panels:
 
     def all_runs(self) -> list[Sequence[Arm]]:
         """Those of each panel's arms."""
+        return [runs for _, runs in self.curves()]
+
+    def curves(self) -> list[tuple[str, Sequence[Arm]]]:
+        """The same, with the arm as legends call it."""
         panels = itertools.product(self.rows, self.columns)
-        return [runs for panel in panels for runs in self.runs(*panel).values() if runs]
+        found = (arm for panel in panels for arm in self.runs(*panel).items())
+        return [(_short(arm), runs) for arm, runs in found if runs]
 
 
 def draw_validation_panels(panels: Panels) -> Drawing:
     """Validation accuracy over epochs with 95 % bands, as the paper's Figures 2, 4, 6, 8 and 10."""
-    drawn = panels.all_runs()
-    longest = max(run.epochs for runs in drawn for run in runs)
-    notes = [interval_note(max(map(len, drawn)), longest), "Dotted: chance."]
+    drawn = panels.curves()
+    longest = max(run.epochs for _, runs in drawn for run in runs)
+    notes = [note for note in (interval_note(drawn), "Dotted: chance.") if note]
     if longest >= SMOOTHED_FROM:
         notes.append(
             f"Curves of {SMOOTHED_FROM} and more epochs are running means over about a fiftieth "
