@@ -280,9 +280,22 @@ def test_an_arm_always_looks_the_same_and_like_no_other() -> None:
     assert styles[SHARING] == STYLES[SHARING]
     assert styles["one-control"] == FURTHER_STYLES[0]
     assert styles["two-control"] == FURTHER_STYLES[1]
-    everything = [*STYLES.values(), *FURTHER_STYLES]
+    few = [*STYLES.values(), *FURTHER_STYLES[:3]]
     for aspect in ("color", "line", "marker"):
-        assert len({getattr(style, aspect) for style in everything}) == len(everything)
+        assert len({getattr(style, aspect) for style in few}) == len(few)
+
+
+def test_twelve_further_arms_can_be_told_apart_in_grey() -> None:
+    names = [f"arm-{number}" for number in range(12)]
+    styles = arm_styles([*STYLES, *names])
+    assert len(styles) == 15
+    assert len({(style.line, style.marker) for style in styles.values()}) == 15
+    assert len({(style.color, style.marker) for style in styles.values()}) == 15
+    assert {name: styles[name] for name in STYLES} == STYLES
+    own = {style.color for style in STYLES.values()}
+    assert own.isdisjoint(styles[name].color for name in names)
+    # "X" and "x" mark what diverged or did not train.
+    assert not any(style.marker.lower() == "x" for style in styles.values())
 
 
 def test_files_are_written_and_reproducible(tmp_path: Path) -> None:

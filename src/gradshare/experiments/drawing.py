@@ -1,8 +1,8 @@
 """How everything is drawn: the arms' looks, their curves, axes and legends, and the files.
 
 An arm looks the same in every figure. It is told from the others by its colour (Okabe and Ito's,
-which the colour-blind can tell apart), by its line style and by its marker, so that a grey print
-loses nothing.
+which the colour-blind can tell apart, and beyond six arms a few more), by its line style and by its
+marker, so that a grey print loses nothing.
 """
 
 from __future__ import annotations
@@ -115,7 +115,18 @@ FURTHER_STYLES: Final = (
     ArmStyle("#CC79A7", (0, (3.0, 1.2, 1.2, 1.2, 1.2, 1.2)), "D"),
     ArmStyle("#E69F00", (0, (8.0, 2.0)), "v"),
     ArmStyle("#56B4E9", (0, (2.0, 1.0)), "P"),
+    ArmStyle(INK, (0, (4.0, 1.0, 1.0, 1.0)), "*"),
+    ArmStyle("#AA3377", (0, (10.0, 1.5, 1.2, 1.5)), "<"),
+    ArmStyle("#999933", (0, (1.2, 0.8)), ">"),
+    ArmStyle("#6A5ACD", (0, (5.0, 1.2, 5.0, 1.2, 1.2, 1.2)), "p"),
+    ArmStyle("#A6611A", (0, (3.0, 2.5)), "h"),
+    ArmStyle("#7F7F7F", (0, (12.0, 1.5)), "d"),
+    # Their colours are there before, at another line and marker.
+    ArmStyle("#CC79A7", (0, (8.0, 1.5, 2.5, 1.5)), "8"),
+    ArmStyle("#E69F00", (0, (1.2, 2.4)), "H"),
+    ArmStyle("#56B4E9", (0, (6.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)), "D"),
 )
+"""A grey print tells them by line and marker together, which no two of them share."""
 
 
 def draw_difference(
