@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from gradshare.experiments.results import (
     Validation,
 )
 from tests.experiments.paper.toy import PLAN, results_with
-from tests.experiments.synthetic_results import CHANCE, arm, comparison
+from tests.experiments.synthetic_results import CHANCE, ENVIRONMENT, arm, comparison
 
 
 def rising(*accuracies: float, seconds: float = 10.0, name: str = ORIGINAL) -> Arm:
@@ -171,15 +172,44 @@ def test_smoothing_is_centred_and_moves_the_best_epoch_with_it() -> None:
     assert [v.accuracy for v in smoothed(rising(0.3)).validation] == [0.3]
 
 
+SLOW = (0.2, 0.3, 0.4, 0.5, 0.6, 0.6, 0.6, 0.6)
+QUICK = (0.2, 0.4, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6)
+"""Smoothed, the slow one reaches 80 % of 0.2 → 0.6 at 0.52 in epoch 5, the quick one in epoch 3."""
+
+
+def of_seeds(
+    *pairs: tuple[Arm, Arm | None], environment: dict[str, Any] = ENVIRONMENT, **config: Any
+) -> Condition:
+    """Sharing and the original, or sharing alone, one pair a seed."""
+    parts = [
+        comparison(
+            [run.model_copy(update={"seed": seed}) for run in pair if run is not None],
+            config={"iterations_per_epoch": 50, **config},
+            environment=environment,
+        )
+        for seed, pair in enumerate(pairs)
+    ]
+    return Condition("toy", {}, tuple(parts))
+
+
+def timed(sharing: float, original: float = 10) -> tuple[Arm, Arm]:
+    """Both, with epochs of so many seconds."""
+    return (
+        rising(*QUICK, seconds=sharing, name=SHARING),
+        rising(*SLOW, seconds=original),
+    )
+
+
 def test_pace_is_in_iterations_and_in_seconds() -> None:
-    # Smoothed: the original reaches 80 % of 0.2 → 0.6 at 0.52 in epoch 5, sharing in epoch 3.
-    original = rising(0.2, 0.3, 0.4, 0.5, 0.6, 0.6, 0.6, 0.6, seconds=10)
-    sharing = rising(0.2, 0.4, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, seconds=15, name=SHARING)
+    original = rising(*SLOW, seconds=10)
+    sharing = rising(*QUICK, seconds=15, name=SHARING)
     eighty, ninety, most = paces_of(one(original, sharing))
     assert (eighty.share, ninety.share, most.share) == ("80", "90", "95")
     assert (eighty.iterations, eighty.at_once) == ((150,), (False,))
     assert list(eighty.ratios) == pytest.approx([5 / 3])
-    assert list(eighty.seconds) == pytest.approx([50 / 45])
+    assert eighty.seconds == ()  # of a single run nobody knows what disturbed it
+    three = paces_of(of_seeds(*[(sharing, original)] * 3))[0]
+    assert list(three.seconds) == pytest.approx([50 / 45] * 3)
     never = rising(0.2, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, name=SHARING)
     last = paces_of(one(original, never))[2]
     assert (last.iterations, last.ratios, last.seconds) == ((None,), (), ())
@@ -198,6 +228,28 @@ def test_what_was_there_at_its_first_validation_gives_a_bound() -> None:
     assert (pace.at_once, pace.ratios, pace.bound) == ((True,), (), "")  # nothing is known
 
 
+def test_a_mean_pace_is_of_every_seed_or_there_is_none() -> None:
+    sharing, original = timed(10)
+    poor = rising(*[0.3] * 8, name=SHARING)
+    pace = paces_of(of_seeds((sharing, original), (poor, original)))[0]
+    assert (pace.told, pace.iterations, pace.arrived) == ((True, True), (150, None), 1)
+    assert pace.ratios == ()  # that of the seed which got there would be none of both
+
+    # Where there is nothing to reach, nothing was missed.
+    pace = paces_of(of_seeds((sharing, original), (sharing, None)))[0]
+    assert (pace.told, pace.iterations, pace.arrived) == ((True, False), (150, None), 1)
+    assert list(pace.ratios) == pytest.approx([5 / 3])
+
+    both = rising(*[0.6] * 8, name=SHARING), rising(*[0.6] * 8)
+    pace = paces_of(of_seeds((sharing, original), both))[0]
+    assert (pace.arrived, pace.ratios) == (2, ())  # at once: as quick, or not, nobody knows
+
+    at_least, at_most = (both[0], original), (sharing, both[1])
+    assert paces_of(of_seeds((sharing, original), at_least))[0].bound == "≥"
+    pace = paces_of(of_seeds(at_least, at_most))[0]
+    assert (pace.arrived, pace.ratios, pace.bound) == (2, (), "")
+
+
 def test_a_gain_whose_shares_cannot_be_told_apart_has_no_pace() -> None:
     # 20 % of the gain are 0.8 points, and a validation errs by 1.
     poor = rising(0.2, 0.21, 0.22, 0.24, 0.24, 0.24)
@@ -206,16 +258,50 @@ def test_a_gain_whose_shares_cannot_be_told_apart_has_no_pace() -> None:
 
 
 def test_an_epoch_costs_the_least_of_all_conditions_with_the_same_work() -> None:
-    def at(rate: float, batch: int, seconds: float) -> Condition:
-        curve = (0.2, 0.3, 0.4, 0.5, 0.6, 0.6, 0.6, 0.6)
-        arms = (rising(*curve, seconds=10), rising(*curve, seconds=seconds, name=SHARING))
-        config = {"iterations_per_epoch": 50, "inner_lr": rate, "task_batch": batch}
-        return Condition("toy", {}, (comparison(arms, config=config),))
-
-    disturbed, quiet, smaller = at(0.1, 5, 40), at(1.0, 5, 20), at(0.1, 1, 5)
+    disturbed = of_seeds(timed(40), inner_lr=0.1)
+    quiet = of_seeds(timed(20), timed(20.5), inner_lr=1.0)
+    smaller = of_seeds(timed(5), task_batch=1)
     for condition in (disturbed, quiet):
         pace = paces(condition, SHARING, [disturbed, quiet, smaller])[0]
-        assert list(pace.seconds) == pytest.approx([10 / 20])
+        assert list(pace.seconds) == pytest.approx([5 / 3 * 10 / 20] * len(pace.ratios))
+    assert paces(smaller, SHARING, [disturbed, quiet, smaller])[0].seconds == ()
+    assert paces(quiet, SHARING, [quiet, smaller])[0].seconds == ()  # two runs alone
+
+
+def test_seconds_are_of_one_machine_and_of_as_many_runs_of_both() -> None:
+    here = of_seeds(timed(20), timed(20), inner_lr=0.1)
+    there = of_seeds(timed(2, 1), inner_lr=1.0, environment={**ENVIRONMENT, "processor": "other"})
+    for condition in (here, there):
+        assert paces(condition, SHARING, [here, there])[0].seconds == ()
+    more = of_seeds(timed(20), inner_lr=3.0)
+    pace = paces(there, SHARING, [here, there, more])[0]
+    assert list(pace.seconds) == pytest.approx([5 / 3 * 10 / 20])
+    # What else is known of the environment costs no time.
+    newer = of_seeds(timed(20), inner_lr=3.0, environment={**ENVIRONMENT, "gradshare": "0.2.0"})
+    assert paces(here, SHARING, [here, newer])[0].seconds != ()
+
+    # A third run of the original's had one more chance of a quiet moment.
+    quick = rising(*SLOW, seconds=1)
+    alone = Condition("toy", {}, (comparison([quick], config={"inner_lr": 9}),))
+    pace = paces(here, SHARING, [here, more, alone])[0]
+    assert list(pace.seconds) == pytest.approx([5 / 3 * 10 / 20] * 2)
+
+
+def test_arms_of_one_seed_that_ran_apart_keep_their_own_machines() -> None:
+    sharing, original = timed(10)
+    other = {**ENVIRONMENT, "torch": "1.0"}
+    parts = [
+        comparison(
+            [run.model_copy(update={"seed": seed})],
+            config={"iterations_per_epoch": 50},
+            environment=environment,
+        )
+        for seed in range(3)
+        for run, environment in ((sharing, ENVIRONMENT), (original, other))
+    ]
+    condition = Condition("toy", {}, tuple(parts))
+    assert [len(one.arms) for one in condition.results] == [2, 2, 2]
+    assert paces_of(condition)[0].seconds == ()
 
 
 def test_where_the_original_did_not_train_there_is_no_share_of_its_gain() -> None:
@@ -225,9 +311,13 @@ def test_where_the_original_did_not_train_there_is_no_share_of_its_gain() -> Non
 
 
 def test_the_cost_of_an_epoch_is_the_least_that_any_took() -> None:
-    calm, busy = rising(*[0.5] * 4, seconds=10), rising(*[0.5] * 4, seconds=30)
-    assert seconds_an_epoch([busy, calm]) == 10
-    assert seconds_an_epoch([arm(ORIGINAL)]) is None
+    def runs(*seconds: float) -> list[Arm]:
+        return [rising(*[0.5] * 4, seconds=each) for each in seconds]
+
+    assert seconds_an_epoch(runs(30, 10.4, 10)) == pytest.approx(10)
+    assert seconds_an_epoch(runs(30, 10.6, 10)) is None  # which of both was disturbed?
+    assert seconds_an_epoch(runs(10, 10)) is None
+    assert seconds_an_epoch([arm(ORIGINAL)] * 3) is None
 
 
 def test_the_papers_speed_up_needs_long_flat_and_steady_curves() -> None:

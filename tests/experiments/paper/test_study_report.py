@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from pathlib import Path
 
@@ -13,17 +14,17 @@ from matplotlib.container import ErrorbarContainer
 from gradshare.errors import RunError
 from gradshare.experiments.drawing import save_all
 from gradshare.experiments.paper.conditions import Condition, conditions
-from gradshare.experiments.paper.formats import latex, markdown
+from gradshare.experiments.paper.formats import latex, latex_text, markdown
 from gradshare.experiments.paper.plan import Study, load_plan
 from gradshare.experiments.paper.study_figures import draw_study
-from gradshare.experiments.paper.study_report import draw_studies, study_pages
+from gradshare.experiments.paper.study_report import LEGEND, draw_studies, study_pages
 from gradshare.experiments.paper.study_tables import (
     accuracy_rows,
     best_rows,
     mechanism_rows,
     pace_rows,
 )
-from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING
+from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm
 from gradshare.training.files import write_pages
 from tests.experiments.paper.toy import PLAN, SEEDS, results_with
 from tests.experiments.synthetic_results import arm, comparison
@@ -64,6 +65,10 @@ def test_rows_as_markdown_and_latex() -> None:
     ]
 
 
+def test_quotation_marks_are_those_of_latex() -> None:
+    assert latex_text("“Never”: ≥ 50 %") == r"``Never'': $\geq$ 50\,\%"
+
+
 def test_a_row_for_every_arm_of_every_condition() -> None:
     found = conditions(PLAN, RATES, "rates")
     accuracy, pace, mechanism = accuracy_rows(found), pace_rows(found), mechanism_rows(found)
@@ -90,6 +95,92 @@ def test_a_row_for_every_arm_of_every_condition() -> None:
     assert mechanism[0]["σ(λ) at the end"] == "–"
     assert mechanism[2]["σ(m) at the end"] == "–"
     assert re.fullmatch(r"\d+\.\d / \d+\.\d, gap \d+\.\d %", mechanism[1]["first third"])
+
+
+def steps(name: str, seed: int, *, at: int) -> Arm:
+    """A run that rises from 0.2 to 0.6 at once, at an epoch."""
+    run = arm(name, seed=seed, epochs=12)
+    points = tuple(
+        point.model_copy(update={"accuracy": 0.6 if point.epoch >= at else 0.2})
+        for point in run.validation
+    )
+    best = min(at, len(points))
+    return run.model_copy(update={"validation": points, "best_epoch": best})
+
+
+def sooner(*starts: tuple[int | None, int | None]) -> tuple[str, str]:
+    """Both columns, of 80 %, for the epochs at which sharing and the original rise.
+
+    Smoothed, each is there an epoch later. None: sharing never rises, the original was not run.
+    """
+    parts = []
+    for seed, (mine, theirs) in enumerate(starts):
+        runs = [steps(SHARING, seed, at=99 if mine is None else mine)]
+        runs += [] if theirs is None else [steps(ORIGINAL, seed, at=theirs)]
+        parts.append(comparison(runs, config={"iterations_per_epoch": 50}))
+    row = next(row for row in pace_rows([Condition("toy", {}, tuple(parts))]))
+    assert row["arm"] == SHARING
+    columns = ("iterations to 80 / 90 / 95 %", "sooner, in iterations")
+    first, second = (row[column].split(" / ")[0] for column in columns)
+    return first, second
+
+
+def test_how_much_sooner_stands_with_its_interval() -> None:
+    assert sooner((3, 5)) == ("200", "50 %")
+    # Ratios 6/4 and 9/3: √4.5, and on logarithms 12.7 times half their distance around it.
+    mean, half = math.log(4.5) / 2, 12.7062 * math.log(2) / 2
+    low, high = (round(100 * math.expm1(mean + sign * half)) for sign in (-1, 1))
+    assert low == -97
+    assert sooner((3, 5), (2, 8)) == ("175", f"112 % (−97 to {high})")
+    assert sooner((3, 5), (3, 5), (3, None)) == ("200 (2 of 3)", "50 % (50 to 50, 2 of 3)")
+    assert sooner((3, 5), (1, 5)) == ("≤ 125", "≥ 200 %")
+
+
+def test_a_dash_is_what_cannot_be_told_and_never_what_was_not_reached() -> None:
+    assert sooner((3, None)) == ("–", "–")
+    assert sooner((None, 5)) == ("never", "never")
+    assert sooner((None, 5), (None, None)) == ("never (1 of 2)", "never (1 of 2)")
+    assert sooner((None, 5), (3, 5)) == ("1 of 2 got there", "1 of 2 got there")
+    assert sooner((1, 1)) == ("≤ 50", "–")
+    assert sooner((1, 5), (5, 1)) == ("≤ 175", "–")
+
+
+def test_the_papers_speed_up_is_a_geometric_mean_with_its_interval() -> None:
+    def peak(name: str, seed: int, at: int) -> Arm:
+        run = steps(name, seed, at=2)
+        points = tuple(
+            run.validation[0].model_copy(
+                update={"epoch": epoch, "accuracy": 0.7 if abs(epoch - at) < 2 else 0.6}
+            )
+            for epoch in range(1, 41)
+        )
+        points = (points[0].model_copy(update={"accuracy": 0.2}), *points[1:])
+        return run.model_copy(update={"validation": points, "best_epoch": at - 1})
+
+    parts = [
+        comparison([peak(SHARING, seed, mine), peak(ORIGINAL, seed, theirs)])
+        for seed, (mine, theirs) in enumerate([(6, 11), (11, 6)])
+    ]
+    (row,) = (r for r in pace_rows([Condition("toy", {}, tuple(parts))]) if r["arm"] == SHARING)
+    high = round(100 * math.expm1(12.7062 * math.log(2)))
+    assert row["paper’s speed-up"] == f"0 % (−100 to {high})"  # the arithmetic mean has 25 %
+
+
+def test_the_last_validation_says_of_how_many_seeds() -> None:
+    lost = comparison([arm(SHARING, seed=1, epochs=0, outcome="diverged")])
+    sound = steps(SHARING, 2, at=3)
+    (row,) = accuracy_rows([Condition("toy", {}, (lost, comparison([sound])))])
+    assert row["last validation"] == "60.0 % (1 of 2)"
+
+
+def test_the_legend_says_what_the_marks_mean() -> None:
+    for words in (
+        "41 % sooner is 29 % fewer iterations and −25 % a third more",
+        "“Never”: the arm did not get there in any seed",
+        "“2 of 3 got there”: not in every seed, and then no mean is taken",
+        "at least three runs of the arm, and as many of the original",
+    ):
+        assert words in LEGEND
 
 
 def test_each_arm_is_compared_at_the_rate_that_validation_chose() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from gradshare.experiments.paper.plan import Cell, Plan
@@ -22,12 +23,17 @@ class Condition:
     Attributes:
         study: the name of the study.
         labels: what they have in common, by the axis's name.
-        results: one for each seed, in the order of the seeds, its arms under their labels.
+        parts: those cells, each with the environment of its own, its arms under their labels.
     """
 
     study: str
     labels: Mapping[str, str]
-    results: tuple[Results, ...]
+    parts: tuple[Results, ...]
+
+    @cached_property
+    def results(self) -> tuple[Results, ...]:
+        """The parts put together: one for each seed, in the order of the seeds."""
+        return by_seed(self.parts)
 
     def runs(self, arm: str) -> tuple[Arm, ...]:
         """The runs of an arm, one for each seed that has it."""
@@ -52,7 +58,7 @@ def conditions(plan: Plan, results: Mapping[Cell, Results], study: str) -> list[
         common = tuple((axis, label) for axis, label in labels.items() if axis not in (ARM, SEED))
         (run,) = found.arms
         grouped.setdefault(common, []).append(_alone(found, run, labels[ARM]))
-    return [Condition(study, dict(common), by_seed(parts)) for common, parts in grouped.items()]
+    return [Condition(study, dict(common), tuple(parts)) for common, parts in grouped.items()]
 
 
 def each_at_its_best(swept: Sequence[Condition]) -> tuple[Condition, dict[str, Condition]]:
@@ -76,7 +82,7 @@ def each_at_its_best(swept: Sequence[Condition]) -> tuple[Condition, dict[str, C
         for one in condition.results
         if (run := one.arm(arm)) is not None
     ]
-    return Condition(swept[0].study, {}, by_seed(parts)), chosen
+    return Condition(swept[0].study, {}, tuple(parts)), chosen
 
 
 def _alone(results: Results, run: Arm, name: str) -> Results:

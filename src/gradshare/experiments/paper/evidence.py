@@ -8,7 +8,7 @@ other tasks would.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal
@@ -139,23 +139,32 @@ class Pace:
 
     Attributes:
         share: of the gain, in percent.
-        iterations: for each seed; None where it never did, or where the original has no gain whose
-            shares could be told apart.
+        told: for each seed of the arm, whether the original has a gain there whose shares can be
+            told apart, so that there is something to reach.
+        iterations: for each seed; None where it never did, or where there is nothing to reach.
         at_once: for each seed, whether that was at the first validation, so that it may have been
             sooner.
-        ratios: original / arm in iterations, for each seed in which both arrived, but not both at
-            once, of which nothing is known.
-        seconds: the same in seconds of an undisturbed machine.
+        ratios: original / arm in iterations, for each seed in which there is something to reach.
+            None of them where the arm did not get there in each of these, where both were there at
+            once in one, of which nothing is known, or where some are at least and others at most
+            what they are: then nothing is known of their mean.
+        seconds: the same in seconds; none where the time of an epoch cannot be trusted.
         bound: "≥" where the ratios are at least so large, since the arm was there at once in some;
             "≤" where at most, since the original was; "" where they are what they are.
     """
 
     share: Share
+    told: tuple[bool, ...]
     iterations: tuple[int | None, ...]
     at_once: tuple[bool, ...]
     ratios: tuple[float, ...]
     seconds: tuple[float, ...]
     bound: Literal["", "≥", "≤"]
+
+    @property
+    def arrived(self) -> int:
+        """In how many seeds the arm got there."""
+        return sum(count is not None for count in self.iterations)
 
 
 def paces(condition: Condition, arm: str, study: Sequence[Condition]) -> list[Pace]:
@@ -166,55 +175,77 @@ def paces(condition: Condition, arm: str, study: Sequence[Condition]) -> list[Pa
         arm: its name.
         study: all conditions of the study, from which the time of an epoch is told.
     """
-    cost, original_cost = (_seconds_like(condition, name, study) for name in (arm, ORIGINAL))
+    dearer = _seconds_beside_the_original(condition, arm, study)
     pairs = [
-        (smoothed(mine), smoothed(original), one.config["iterations_per_epoch"])
-        for one in condition.results
-        if (mine := one.arm(arm)) is not None and (original := one.arm(ORIGINAL)) is not None
-    ]
-    found = []
-    for share in SHARES:
-        iterations: list[int | None] = []
-        at_once: list[bool] = []
-        ratios: list[float] = []
-        bounds: set[Literal["≥", "≤"]] = set()
-        for mine, original, an_epoch in pairs:
-            accuracy = level(original, share) if _distinct(original) else None
-            here = None if accuracy is None else first_epoch(mine, accuracy)
-            there = None if accuracy is None else first_epoch(original, accuracy)
-            assert isinstance(an_epoch, int)
-            iterations.append(None if here is None else here * an_epoch)
-            at_once.append(here == 1)
-            if here is not None and there is not None and (here, there) != (1, 1):
-                ratios.append(there / here)
-                if here == 1:
-                    bounds.add("≥")
-                elif there == 1:
-                    bounds.add("≤")
-        if len(bounds) > 1:  # at least and at most: nothing is known of their mean
-            ratios.clear()
-            bounds.clear()
-        seconds = [r * original_cost / cost for r in ratios] if cost and original_cost else []
-        found.append(
-            Pace(
-                share,
-                tuple(iterations),
-                tuple(at_once),
-                tuple(ratios),
-                tuple(seconds),
-                next(iter(bounds), ""),
-            )
+        (
+            smoothed(mine),
+            None if (original := one.arm(ORIGINAL)) is None else smoothed(original),
+            one.config["iterations_per_epoch"],
         )
-    return found
+        for one in condition.results
+        if (mine := one.arm(arm)) is not None
+    ]
+    return [_pace(pairs, share, dearer) for share in SHARES]
 
 
-def _distinct(original: Arm) -> bool:
-    """Whether the first and the last share of its gain are further apart than a validation errs."""
+def _pace(
+    pairs: Sequence[tuple[Arm, Arm | None, JsonValue]], share: Share, dearer: float | None
+) -> Pace:
+    """How soon an arm was there.
+
+    Args:
+        pairs: for each seed its run, the original's, both smoothed, and the iterations of an epoch.
+        share: of the original's gain.
+        dearer: its time for an epoch / the original's; None where that cannot be trusted.
+    """
+    told: list[bool] = []
+    iterations: list[int | None] = []
+    at_once: list[bool] = []
+    ratios: list[float | None] = []
+    bounds: set[Literal["≥", "≤"]] = set()
+    for mine, original, an_epoch in pairs:
+        accuracy = None if original is None else _level(original, share)
+        here = None if accuracy is None else first_epoch(mine, accuracy)
+        told.append(accuracy is not None)
+        assert isinstance(an_epoch, int)
+        iterations.append(None if here is None else here * an_epoch)
+        at_once.append(here == 1)
+        if original is None or accuracy is None:
+            continue
+        there = first_epoch(original, accuracy)
+        if here is None or there is None or here == there == 1:
+            ratios.append(None)
+            continue
+        ratios.append(there / here)
+        if here == 1:
+            bounds.add("≥")
+        elif there == 1:
+            bounds.add("≤")
+    sound = [ratio for ratio in ratios if ratio is not None]
+    if len(sound) < len(ratios) or len(bounds) > 1:
+        sound.clear()
+        bounds.clear()
+    return Pace(
+        share,
+        tuple(told),
+        tuple(iterations),
+        tuple(at_once),
+        tuple(sound),
+        () if dearer is None else tuple(ratio / dearer for ratio in sound),
+        next(iter(bounds), ""),
+    )
+
+
+def _level(original: Arm, share: Share) -> float | None:
+    """The accuracy at a share of its gain; None where the first and the last of `SHARES` are no
+    further apart than a validation errs.
+    """
     best = original.best
     if best is None or best.ci95 is None:
-        return False
+        return None
     apart = (100 - int(SHARES[0])) / 100
-    return apart * (best.accuracy - original.chance) > best.ci95
+    distinct = apart * (best.accuracy - original.chance) > best.ci95
+    return level(original, share) if distinct else None
 
 
 WORK: Final = (
@@ -223,30 +254,72 @@ WORK: Final = (
 )
 """Settings that an epoch's time hangs on. The inner rate is none of them."""
 
+MACHINE: Final = ("device", "gpu", "processor", "cores", "threads", "torch", "layout")
+"""What else it hangs on, of what is recorded of a run's environment."""
 
-def _seconds_like(condition: Condition, arm: str, study: Sequence[Condition]) -> float | None:
-    """What an epoch of an arm takes, by all conditions in which it has the same work."""
+TIMED_RUNS: Final = 3
+"""Of fewer runs nobody can say that one of them was undisturbed."""
 
-    def work(of: Condition) -> list[JsonValue]:
-        return [of.results[0].config.get(name) for name in WORK]
+SAME_TIME: Final = 0.05
+"""Two undisturbed runs differ by less than this share of the quicker one's time."""
 
-    alike = [run for of in study if work(of) == work(condition) for run in of.runs(arm)]
-    return seconds_an_epoch(alike)
+
+def _seconds_beside_the_original(
+    condition: Condition, arm: str, study: Sequence[Condition]
+) -> float | None:
+    """The time of an arm's epoch / that of the original's; None where one cannot be trusted.
+
+    By all conditions with the same work in which a seed has both on the same machine, so that both
+    had as many chances of a quiet moment. Where there are several machines it is the one with the
+    most of these.
+    """
+    alike: dict[str, list[tuple[Arm, Arm]]] = {}
+    for other in study:
+        if _work(other) != _work(condition):
+            continue
+        originals = dict(_with_machine(other, ORIGINAL))
+        for (seed, machine), mine in _with_machine(other, arm):
+            if (original := originals.get((seed, machine))) is not None:
+                alike.setdefault(machine, []).append((mine, original))
+    if not alike:
+        return None
+    mine_too, originals_too = zip(*max(alike.values(), key=len), strict=True)
+    cost, original_cost = seconds_an_epoch(mine_too), seconds_an_epoch(originals_too)
+    return cost / original_cost if cost and original_cost else None
+
+
+def _work(condition: Condition) -> list[JsonValue]:
+    return [condition.parts[0].config.get(name) for name in WORK]
+
+
+def _with_machine(condition: Condition, arm: str) -> Iterator[tuple[tuple[int, str], Arm]]:
+    """The runs of an arm, under their seed and what they ran on."""
+    for part in condition.parts:
+        if (run := part.arm(arm)) is not None:
+            machine = repr([part.environment.get(name) for name in MACHINE])
+            yield (run.seed, machine), run
 
 
 def seconds_an_epoch(runs: Sequence[Arm]) -> float | None:
-    """What an epoch of an arm takes, its validation included; None where it was not recorded.
+    """What an epoch of an arm takes, its validation included; None where that cannot be trusted.
 
     The least over all epochs of all runs: runs go side by side, on a machine that does other things
-    too, and what they wait for is no cost of theirs.
+    too, and what they wait for is no cost of theirs. That it is the time of an undisturbed epoch is
+    believed if there are `TIMED_RUNS` runs, of which two come to the same within `SAME_TIME`.
     """
-    least = [
+    least = sorted(min(times) for run in runs if (times := _epoch_times(run)))
+    if len(least) < TIMED_RUNS or least[1] > (1 + SAME_TIME) * least[0]:
+        return None
+    return least[0]
+
+
+def _epoch_times(run: Arm) -> list[float]:
+    """In seconds, of all epochs of which it was recorded."""
+    return [
         later.seconds - earlier.seconds
-        for run in runs
         for earlier, later in pairwise(run.validation)
         if earlier.seconds is not None and later.seconds is not None
     ]
-    return min(least, default=None)
 
 
 def papers_speedups(condition: Condition, arm: str) -> list[float | None]:

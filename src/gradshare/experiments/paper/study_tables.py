@@ -21,6 +21,7 @@ from gradshare.experiments.paper.evidence import (
 from gradshare.experiments.paper.plan import Study
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, Arm
 from gradshare.experiments.seeds import over_seeds
+from gradshare.experiments.speedup import ratio_interval
 from gradshare.experiments.table import Row
 
 YARDSTICKS: Final = (ORIGINAL, RATE_CONTROL)
@@ -88,9 +89,7 @@ def pace_rows(conditions: Sequence[Condition]) -> list[Row]:
         for arm in condition.arms:
             found = paces(condition, arm, conditions)
             row = {**condition.labels, "arm": arm}
-            row["iterations to 80 / 90 / 95 %"] = " / ".join(
-                _iterations(pace.iterations, pace.at_once) for pace in found
-            )
+            row["iterations to 80 / 90 / 95 %"] = " / ".join(_iterations(pace) for pace in found)
             sooner = {
                 "iterations": [_sooner(pace.ratios, pace) for pace in found],
                 "seconds": [_sooner(pace.seconds, pace) for pace in found],
@@ -137,8 +136,12 @@ def _accuracy(condition: Condition, arm: str) -> Row:
     for yardstick in YARDSTICKS:
         found = None if arm == yardstick else difference(condition, arm, yardstick)
         row[f"− {yardstick}"] = wording.NOTHING if found is None else _difference(found, len(runs))
-    last = [100 * run.validation[-1].accuracy for run in runs if run.validation]
-    row["last validation"] = f"{math.fsum(last) / len(last):.1f} %" if last else wording.NOTHING
+    last = [run.validation[-1].accuracy for run in runs if run.validation]
+    row["last validation"] = (
+        _bracketed(wording.percent(math.fsum(last) / len(last)), _of_seeds(len(last), len(runs)))
+        if last
+        else wording.NOTHING
+    )
     return row
 
 
@@ -157,41 +160,70 @@ def _difference(found: Difference, seeds: int) -> str:
     return text if found.count == seeds else f"{text}, {wording.counted(found.count, 'seed')}"
 
 
-def _iterations(iterations: Sequence[int | None], at_once: Sequence[bool]) -> str:
-    """The mean over the seeds that got there, and how many did if not all; "≤" where one was there
-    at its first validation.
-    """
-    known = [count for count in iterations if count is not None]
-    if not known:
-        return wording.NOTHING
-    text = f"{'≤ ' if any(at_once) else ''}{round(math.fsum(known) / len(known)):,}"
-    return _of_seeds(text, len(known), len(iterations))
+def _iterations(pace: Pace) -> str:
+    """The mean over the seeds; "≤" where one was there at its first validation."""
+    if (otherwise := _absent(pace)) is not None:
+        return otherwise
+    known = [count for count in pace.iterations if count is not None]
+    text = f"{'≤ ' if any(pace.at_once) else ''}{round(math.fsum(known) / len(known)):,}"
+    return _bracketed(text, _of_seeds(len(known), len(pace.told)))
 
 
 def _sooner(ratios: Sequence[float], pace: Pace) -> str:
-    """(original - arm) / arm of the geometric mean, and over how many seeds if not all."""
+    """(original - arm) / arm of the geometric mean, with its interval unless it is a bound."""
+    if (otherwise := _absent(pace)) is not None:
+        return otherwise
     if not ratios:
         return wording.NOTHING
-    mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
-    text = f"{pace.bound} {wording.speedup(mean - 1)}".lstrip()
-    return _of_seeds(text, len(ratios), len(pace.iterations))
+    return f"{pace.bound} {_mean_ratio(ratios, len(pace.told), bare=bool(pace.bound))}".lstrip()
+
+
+def _absent(pace: Pace) -> str | None:
+    """What stands in place of a figure where the arm did not get there in every seed."""
+    told = sum(pace.told)
+    if not told:
+        return wording.NOTHING
+    if not pace.arrived:
+        return _bracketed("never", _of_seeds(told, len(pace.told)))
+    return None if pace.arrived == told else f"{pace.arrived} of {told} got there"
 
 
 def _papers(condition: Condition, arm: str) -> str:
     ratios = papers_speedups(condition, arm)
-    known = [ratio for ratio in ratios if ratio is not None]
+    known = [1 + ratio for ratio in ratios if ratio is not None]
     if not ratios:
         return wording.NOTHING
     if not known:
         longest = max(len(run.validation) for run in condition.runs(arm))
         return "too short" if longest < LONG else "not flat"
-    text = wording.mean_speedup(over_seeds(known))
-    return _of_seeds(text, len(known), len(ratios))
+    return _mean_ratio(known, len(ratios))
 
 
-def _of_seeds(text: str, count: int, seeds: int) -> str:
-    """How many seeds a mean is over, if not all."""
-    return text if count == seeds else f"{text} ({count} of {seeds})"
+def _mean_ratio(ratios: Sequence[float], seeds: int, *, bare: bool = False) -> str:
+    """Their geometric mean less 1 as "41 % (−3 to 105)", or "41 % (−3 to 105, 2 of 3)".
+
+    Args:
+        ratios: original / arm, of one seed each.
+        seeds: how many there are.
+        bare: without the interval.
+    """
+    found = ratio_interval(ratios)
+    interval = ""
+    if not bare and found.low is not None and found.high is not None:
+        ends = [wording.speedup(end - 1).removesuffix(" %") for end in (found.low, found.high)]
+        interval = " to ".join(ends)
+    return _bracketed(wording.speedup(found.ratio - 1), interval, _of_seeds(len(ratios), seeds))
+
+
+def _bracketed(text: str, *words: str) -> str:
+    """A text with more in brackets, where there is more to say."""
+    said = ", ".join(filter(None, words))
+    return f"{text} ({said})" if said else text
+
+
+def _of_seeds(count: int, seeds: int) -> str:
+    """How many seeds something is of, if not of all."""
+    return "" if count == seeds else f"{count} of {seeds}"
 
 
 def _gate(runs: Sequence[Arm], field: str) -> str:
