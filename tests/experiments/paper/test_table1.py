@@ -211,6 +211,22 @@ def test_a_run_of_other_settings_stands_in_no_table(tmp_path: Path) -> None:
     assert results_by_cell([found]) == {}
 
 
+def test_a_run_with_other_test_tasks_stands_in_no_table(tmp_path: Path) -> None:
+    cell = paper_cell(f"grid/{USUAL}/original")
+    file = tmp_path / cell.name / "results.json"
+    results = result_of(cell, tasks=300)
+    (run,) = results.arms
+    for damaged in (run, run.model_copy(update={"test": None})):
+        save_results(results.model_copy(update={"arms": (damaged,)}), file)
+        found = standing(cell, tmp_path)
+        assert found.state == "unreadable"
+        assert found.fault == (
+            f"{file} holds a run with the accuracies of 300 test tasks, the plan has 600"
+        )
+    save_results(result_of(cell, epochs=0, outcome="diverged"), file)
+    assert standing(cell, tmp_path).state == "done"  # nothing was tested
+
+
 def test_finished_cells_are_found_in_their_folders(tmp_path: Path) -> None:
     for cell, results in RESULTS.items():
         save_results(results, tmp_path / cell.name / "results.json")

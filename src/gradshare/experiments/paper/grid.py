@@ -18,7 +18,7 @@ from gradshare.experiments.compare import results_of_runs
 from gradshare.experiments.executors.job import Finished, Job
 from gradshare.experiments.executors.loop import ERROR, Executor, WatchAll, run_all
 from gradshare.experiments.paper.plan import Cell, Scale
-from gradshare.experiments.results import FILENAME, Results, load_results, save_results
+from gradshare.experiments.results import FILENAME, Arm, Results, load_results, save_results
 from gradshare.training.config import RunConfig
 from gradshare.training.files import make_folder, write_atomically
 from gradshare.training.folder import MACHINE_FIELDS, RunFolder, first_difference
@@ -190,6 +190,7 @@ def _finished(cell: Cell, folder: Path) -> Standing:
     if len(results.arms) != 1:
         raise RunError(f"{folder / FILENAME} holds a comparison, not one run")
     (run,) = results.arms
+    _require_tested(cell, run, folder)
     return Standing(
         cell, "done", results, run.epochs * cell.config.iterations_per_epoch, run.seconds
     )
@@ -237,6 +238,22 @@ def _require_same(cell: Cell, stored: RunConfig, folder: Path) -> None:
     if difference is not None:
         name, old, new = difference
         raise RunError(f"{folder} holds a run with {name} {old!r}, the plan has {new!r}")
+
+
+def _require_tested(cell: Cell, run: Arm, folder: Path) -> None:
+    """Refuse a run that was tested on other tasks than the plan's.
+
+    Raises:
+        RunError: says on how many.
+    """
+    counts = [run.test.tasks] if run.test else []
+    counts += [] if run.test_accuracies is None else [len(run.test_accuracies)]
+    for count in counts:
+        if count != cell.config.test_tasks:
+            raise RunError(
+                f"{folder / FILENAME} holds a run with the accuracies of {count} test tasks, the "
+                f"plan has {cell.config.test_tasks}"
+            )
 
 
 def _forget_failure(folder: Path) -> None:
