@@ -184,25 +184,33 @@ def test_the_legend_says_what_the_marks_mean() -> None:
 
 
 def test_each_arm_is_compared_at_the_rate_that_validation_chose() -> None:
-    rows = best_rows(conditions(PLAN, RATES, "rates"))
+    rows = best_rows(PLAN.studies["rates"], conditions(PLAN, RATES, "rates"))
     assert [(row["arm"], row["at"]) for row in rows] == [
         (ORIGINAL, "rate-0.1"),
         (SHARING, "rate-0.1"),
-        (RATE_CONTROL, "rate-0.1"),
+        (RATE_CONTROL, "rate-0.1, best of 1 of 2 settings"),
     ]
     high = {
         cell: found
         for cell, found in RATES.items()
         if cell.labels["arm"] != SHARING or cell.labels["rate"] == "rate-1"
     }
-    by_arm = {row["arm"]: row for row in best_rows(conditions(PLAN, high, "rates"))}
+    by_arm = {
+        row["arm"]: row for row in best_rows(PLAN.studies["rates"], conditions(PLAN, high, "rates"))
+    }
     assert {name: row["at"] for name, row in by_arm.items()} == {
         ORIGINAL: "rate-0.1",
-        SHARING: "rate-1",
-        RATE_CONTROL: "rate-0.1",
+        SHARING: "rate-1, best of 1 of 2 settings",
+        RATE_CONTROL: "rate-0.1, best of 1 of 2 settings",
     }
     assert by_arm[SHARING]["− original"].startswith("−")
     assert {row["seeds"] for row in by_arm.values()} == {"3"}
+
+
+def test_a_setting_that_is_not_planned_for_an_arm_is_not_missed() -> None:
+    sweep = PLAN.studies["rates"].model_copy(update={"leave_out": [["rate-1", RATE_CONTROL]]})
+    rows = best_rows(sweep, conditions(PLAN, RATES, "rates"))
+    assert [row["at"] for row in rows] == ["rate-0.1"] * 3
 
 
 def test_a_sweep_is_drawn_against_its_setting() -> None:

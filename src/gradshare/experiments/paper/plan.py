@@ -89,6 +89,14 @@ class Study(BaseModel):
         """The title, as the beginning of a sentence."""
         return f"{self.title[0].upper()}{self.title[1:]}"
 
+    def combinations(self) -> list[dict[str, str]]:
+        """The labels of each of its own cells, by the axis's name, in the order of the axes."""
+        return [
+            dict(zip(self.axes, labels, strict=True))
+            for labels in itertools.product(*self.axes.values())
+            if not any(set(absent) <= set(labels) for absent in self.leave_out)
+        ]
+
     def settings_of(self, labels: Collection[str]) -> Settings:
         """What some labels, of all axes or of some, say of a run."""
         settings = dict(self.settings)
@@ -147,12 +155,10 @@ class Plan(BaseModel):
         """
         cells = []
         for name, study in self.studies.items():
-            for labels in itertools.product(*study.axes.values()):
-                if any(set(absent) <= set(labels) for absent in study.leave_out):
-                    continue
-                settings = {**self.settings, **study.settings_of(labels), **(machine or {})}
-                of_axes = dict(zip(study.axes, labels, strict=True))
-                cells.append(Cell(name, of_axes, RunConfig(**settings)))
+            for labels in study.combinations():
+                of_cell = study.settings_of(labels.values())
+                settings = {**self.settings, **of_cell, **(machine or {})}
+                cells.append(Cell(name, labels, RunConfig(**settings)))
         return cells
 
 

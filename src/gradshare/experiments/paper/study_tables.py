@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from gradshare.experiments import wording
-from gradshare.experiments.paper.conditions import Condition, each_at_its_best
+from gradshare.experiments.paper.conditions import ARM, SEED, Condition, each_at_its_best
 from gradshare.experiments.paper.evidence import (
     LONG,
     Difference,
@@ -46,7 +46,7 @@ def tables_of(study: Study, conditions: Sequence[Condition]) -> list[tuple[str, 
         tables.append(
             (
                 "The same of each arm at the setting that is best for it by validation accuracy",
-                best_rows(conditions),
+                best_rows(study, conditions),
             )
         )
     return [
@@ -73,13 +73,36 @@ def accuracy_rows(conditions: Sequence[Condition]) -> list[Row]:
     ]
 
 
-def best_rows(conditions: Sequence[Condition]) -> list[Row]:
-    """The same where every arm is at the setting of a sweep that is best for it."""
+def best_rows(study: Study, conditions: Sequence[Condition]) -> list[Row]:
+    """The same where every arm is at the setting of a sweep that is best for it; where not all that
+    are planned for it are finished, of how many.
+    """
     best, taken = each_at_its_best(conditions)
     return [
-        {"arm": arm, "at": " ".join(taken[arm].labels.values()), **_accuracy(best, arm)}
+        {
+            "arm": arm,
+            "at": ", ".join(filter(None, (_at(taken[arm]), _chosen_among(study, conditions, arm)))),
+            **_accuracy(best, arm),
+        }
         for arm in best.arms
     ]
+
+
+def _at(condition: Condition) -> str:
+    return " ".join(condition.labels.values())
+
+
+def _chosen_among(study: Study, conditions: Sequence[Condition], arm: str) -> str:
+    """Such as "best of 2 of 6 settings"; empty where the arm is finished at all of them."""
+    planned = {
+        " ".join(label for axis, label in labels.items() if axis not in (ARM, SEED))
+        for labels in study.combinations()
+        if labels.get(ARM) == arm
+    }
+    finished = {_at(condition) for condition in conditions if condition.runs(arm)}
+    if planned <= finished:
+        return ""
+    return f"best of {len(finished)} of {wording.counted(len(planned | finished), 'setting')}"
 
 
 def pace_rows(conditions: Sequence[Condition]) -> list[Row]:
