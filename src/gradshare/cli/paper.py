@@ -31,7 +31,7 @@ from gradshare.experiments.paper.grid import (
     State,
     results_by_cell,
     run_cells,
-    standing,
+    standings,
     unfinished,
 )
 from gradshare.experiments.paper.plan import SCALES, Cell, Scale, load_plan, pick
@@ -104,7 +104,7 @@ def run_command(
     console = Console()
     given = {name: value for name, value in machine.items() if value is not None}
     home = home_of(scale, out)
-    before = [standing(cell, home) for cell in pick(cells_of(scale, given), only, without)]
+    before = standings(pick(cells_of(scale, given), only, without), home)
     todo = unfinished(before)
     states = Counter[str](one.state for one in before)
     for state, what in (("done", "already finished"), ("running", "trained by another process")):
@@ -136,7 +136,7 @@ def status_command(
     """Show which cells are done, running and left, and about how long the rest takes."""
     console = Console()
     home, plan = home_of(scale, out), load_plan(scale)
-    everything = [standing(cell, home) for cell in cells_of(scale, {})]
+    everything = standings(cells_of(scale, {}), home)
     picked = {cell.name for cell in pick([one.cell for one in everything], only, without)}
     found = [one for one in everything if one.cell.name in picked]
     if cells:
@@ -209,7 +209,7 @@ def _finished(
         RunError: none is finished.
     """
     cells = cells_of(scale, {})
-    found = [standing(cell, home) for cell in cells]
+    found = standings(cells, home)
     _say_faults(console, [one for one in found if one.state == "unreadable"])
     results = results_by_cell(found)
     if scale == "paper":

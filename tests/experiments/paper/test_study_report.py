@@ -328,6 +328,28 @@ def test_what_is_finished_is_written_and_what_is_not_is_said(tmp_path: Path) -> 
     assert all(path.stat().st_size for path in figures)
 
 
+def test_a_part_of_a_dataset_is_said_wherever_its_results_stand() -> None:
+    plan = load_plan("cpu")
+    assert not any("images" in study.note for study in plan.studies.values())
+    cells = [cell for cell in plan.cells() if cell.study == "mini-1-shot"]
+
+    def page(images: int | None) -> str:
+        recorded = {} if images is None else {"images": images}
+        results = {
+            cell: comparison(
+                [arm(cell.config.arm, seed=cell.config.seed, epochs=12)],
+                config=cell.config.model_dump(mode="json"),
+                environment=recorded,
+            )
+            for cell in cells
+        }
+        return study_pages(plan, results)["tables.md"]
+
+    assert "Study `mini-1-shot`. 30,000 of the 60,000 images of mini-ImageNet.\n" in page(30_000)
+    for whole in (60_000, None):
+        assert "Study `mini-1-shot`.\n" in page(whole)
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "figures").write_text("", encoding="utf-8")
     with pytest.raises(RunError) as error:

@@ -8,7 +8,7 @@ import re
 from io import StringIO
 from pathlib import Path
 
-from gradshare.experiments.paper.grid import results_by_cell, standing
+from gradshare.experiments.paper.grid import results_by_cell, standing, standings
 from gradshare.experiments.paper.plan import pick
 from gradshare.experiments.paper.table1 import (
     PAPER,
@@ -227,10 +227,31 @@ def test_a_run_with_other_test_tasks_stands_in_no_table(tmp_path: Path) -> None:
     assert standing(cell, tmp_path).state == "done"  # nothing was tested
 
 
+def test_runs_of_other_images_are_not_read_beside_the_rest(tmp_path: Path) -> None:
+    digests = ("a" * 64, "b" * 64, None, "b" * 64)
+    cells = [cell for cell in CELLS if cell.config.dataset == "cub"][: len(digests)]
+    for cell, digest in zip(cells, digests, strict=True):
+        results = result_of(cell)
+        recorded = {} if digest is None else {"images_sha256": digest}
+        environment = {**results.environment, **recorded}
+        results = results.model_copy(update={"environment": environment})
+        save_results(results, tmp_path / cell.name / "results.json")
+    found = standings(cells, tmp_path)
+    assert [one.state for one in found] == ["unreadable", "done", "done", "done"]
+    assert found[0].fault == (
+        f"{tmp_path / cells[0].name / 'results.json'} is of other images of cub (SHA-256 "
+        f"aaaaaaaaaaaa…) than {cells[1].name} (bbbbbbbbbbbb…), and so of other test tasks"
+    )
+    assert set(results_by_cell(found)) == set(cells[1:])
+    # Of equally many the first are taken to be right, and each is sound alone.
+    assert [one.state for one in standings(cells[:2], tmp_path)] == ["done", "unreadable"]
+    assert standings(cells[:1], tmp_path)[0].state == "done"
+
+
 def test_finished_cells_are_found_in_their_folders(tmp_path: Path) -> None:
     for cell, results in RESULTS.items():
         save_results(results, tmp_path / cell.name / "results.json")
-    assert results_by_cell([standing(cell, tmp_path) for cell in CELLS]) == RESULTS
+    assert results_by_cell(standings(CELLS, tmp_path)) == RESULTS
 
 
 def test_the_papers_table_is_whole_and_has_its_extremes() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -31,7 +32,7 @@ FAILURE = "failure.txt"
 
 State = Literal["done", "running", "begun", "failed", "unreadable", "left"]
 """Of a cell. Begun: it was interrupted, and goes on where it was saved last. Unreadable: its folder
-holds another run, or something damaged."""
+holds another run, or something damaged, or one of other images than the rest; see `standings`."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,50 @@ def standing(cell: Cell, out: Path) -> Standing:
     except OSError as error:
         fault = f"{folder} cannot be read: {error.strerror or error}; check its permissions"
         return Standing(cell, "unreadable", fault=fault)
+
+
+def standings(cells: Sequence[Cell], out: Path) -> list[Standing]:
+    """How far some cells are.
+
+    The runs of one dataset are compared task by task, so that one on other images than most of them
+    cannot be read beside these. What older versions wrote does not say on which, and is taken as it
+    is.
+    """
+    found = [standing(cell, out) for cell in cells]
+    recorded: dict[Hashable, list[Standing]] = {}
+    for one in found:
+        if _images(one) is not None:
+            recorded.setdefault(_dataset(one.cell.config), []).append(one)
+    usual = {}
+    for kind, alike in recorded.items():
+        counts = Counter(_images(one) for one in alike)
+        usual[kind] = max(alike, key=lambda one: counts[_images(one)])  # of equally many the first
+    return [
+        one if _images(one) is None else _beside(one, usual[_dataset(one.cell.config)], out)
+        for one in found
+    ]
+
+
+def _beside(one: Standing, usual: Standing, out: Path) -> Standing:
+    """How far a finished cell is, beside one of the usual images."""
+    here, there = _images(one), _images(usual)
+    if here == there:
+        return one
+    fault = (
+        f"{out / one.cell.name / FILENAME} is of other images of {one.cell.config.dataset} "
+        f"(SHA-256 {here:.12}…) than {usual.cell.name} ({there:.12}…), and so of other test tasks"
+    )
+    return Standing(one.cell, "unreadable", fault=fault)
+
+
+def _images(one: Standing) -> str | None:
+    """The SHA-256 of what a finished cell was trained and tested on, as far as it says."""
+    recorded = None if one.results is None else one.results.environment.get("images_sha256")
+    return None if recorded is None else str(recorded)
+
+
+def _dataset(config: RunConfig) -> Hashable:
+    return config.dataset, config.image_size, config.resize
 
 
 def run_cells(
@@ -125,7 +170,7 @@ def run_cells(
 
     if jobs:
         run_all(jobs, executor, watch, record, resume=True, failed=failed)
-    return [standing(cell, out) for cell in cells]
+    return standings(cells, out)
 
 
 def unfinished(found: Sequence[Standing]) -> list[Cell]:
@@ -154,10 +199,10 @@ def require_data(cells: Sequence[Cell], executor: Executor) -> None:
     Raises:
         GradshareError: what is missing, and for which cells.
     """
-    largest: dict[tuple[object, ...], Cell] = {}
+    largest: dict[Hashable, Cell] = {}
     for cell in cells:
         config = cell.config
-        kind = (config.dataset, config.image_size, config.resize)
+        kind = _dataset(config)
         if kind not in largest or _work(config) > _work(largest[kind].config):
             largest[kind] = cell
     for cell in largest.values():

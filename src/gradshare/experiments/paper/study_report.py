@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from gradshare.experiments import wording
 from gradshare.experiments.drawing import Drawing
 from gradshare.experiments.paper.conditions import Condition, conditions
 from gradshare.experiments.paper.contrast import (
@@ -24,6 +25,7 @@ from gradshare.experiments.paper.formats import (
 from gradshare.experiments.paper.plan import Cell, Plan, Study
 from gradshare.experiments.paper.study_figures import draw_study
 from gradshare.experiments.paper.study_tables import tables_of
+from gradshare.experiments.paper.table1 import PAPERS_IMAGES
 from gradshare.experiments.results import Results
 
 LEGEND: Final = (
@@ -55,10 +57,28 @@ LEGEND: Final = (
 def studies_of(
     plan: Plan, results: Mapping[Cell, Results]
 ) -> Iterator[tuple[str, Study, list[Condition]]]:
-    """The studies with a finished cell of their own, and what was compared in them."""
+    """The studies with a finished cell of their own, and what was compared in them.
+
+    To their notes is added what part of a dataset their runs had, where they recorded it.
+    """
     for name, study in plan.studies.items():
-        if any(cell.study == name for cell in results):
-            yield name, study, conditions(plan, results, name)
+        own = {cell: one for cell, one in results.items() if cell.study == name}
+        if own:
+            note = "; ".join(filter(None, (study.note, *_parts_of_datasets(own))))
+            noted = study.model_copy(update={"note": note})
+            yield name, noted, conditions(plan, results, name)
+
+
+def _parts_of_datasets(results: Mapping[Cell, Results]) -> list[str]:
+    """Such as "30,000 of the 60,000 images of mini-ImageNet"."""
+    had = {(cell.config.dataset, one.environment.get("images")) for cell, one in results.items()}
+    return sorted(
+        f"{images:,} of the {whole:,} images of {wording.dataset(dataset)}"
+        for dataset, images in had
+        if isinstance(images, int)
+        and (whole := PAPERS_IMAGES.get(dataset)) is not None
+        and images != whole
+    )
 
 
 def study_pages(plan: Plan, results: Mapping[Cell, Results]) -> dict[str, str]:
