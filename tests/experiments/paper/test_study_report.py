@@ -246,6 +246,24 @@ def test_few_arms_are_drawn_as_curves() -> None:
         "controls-sharing",
         "controls-inner_loop",
     ]
+    for drawing in drawn:
+        said = " ".join(drawing.note.get_text().split())
+        assert said.startswith("Which part is it? (toy images). MAML on glyphs.")
+        assert max(map(len, drawing.note.get_text().splitlines())) <= 110
+        assert drawing.description.startswith("Which part is it? (toy images). ")
+    assert "over 2 seeds" in " ".join(drawn[0].note.get_text().split())
+
+
+def test_curves_of_a_study_say_of_which_condition() -> None:
+    results = results_with(
+        {f"batches/seed-0/batch-1/{name}": arm(name, seed=0) for name in (ORIGINAL, SHARING)}
+    )
+    drawn = draw_study(
+        "batches", PLAN.studies["batches"], conditions(PLAN, results, "batches"), results
+    )
+    assert drawn[0].name == "batches-batch-1-validation"
+    for drawing in drawn:
+        assert drawing.note.get_text().startswith("Other batches. batch-1. MAML on glyphs.")
 
 
 def test_many_arms_are_put_beside_each_other() -> None:

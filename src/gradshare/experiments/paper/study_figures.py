@@ -72,10 +72,18 @@ def draw_study(
             drawings.append(_draw_arms(prefix, study, condition))
         else:
             drawings += [
-                Drawing(f"{prefix}-{d.name}", d.figure, d.description, d.note)
-                for d in draw_all(condition.results)
+                _of_study(prefix, study, condition, drawing)
+                for drawing in draw_all(condition.results)
             ]
     return drawings
+
+
+def _of_study(prefix: str, study: Study, condition: Condition, drawing: Drawing) -> Drawing:
+    """The drawing of a comparison, which says itself what study and condition it is of."""
+    where = _where(study, condition)
+    drawing.note.set_text(_wrapped(f"{where} {drawing.note.get_text()}"))
+    description = f"{where} {drawing.description}"
+    return Drawing(f"{prefix}-{drawing.name}", drawing.figure, description, drawing.note)
 
 
 def _planned_conditions(study: Study) -> int:
@@ -143,7 +151,7 @@ def _draw_sweep(name: str, study: Study, conditions: Sequence[Condition]) -> Dra
         figure.legend(handles, names, loc="outside upper left", ncols=3)
         counts = sorted({len(c.runs(arm)) for c in ordered for arm in c.arms})
         note = figure.supxlabel(
-            textwrap.fill(f"{_sentence(study)} {_bars(counts)}", 110), fontsize=7.5, color=PALE
+            _wrapped(f"{_sentence(study)} {_bars(counts)}"), fontsize=7.5, color=PALE
         )
     said = "; ".join(
         f"{arm}: "
@@ -249,7 +257,7 @@ def _draw_arms(name: str, study: Study, condition: Condition) -> Drawing:
         panels[0].invert_yaxis()
         counts = sorted({len(condition.runs(arm)) for arm in arms})
         note = figure.supxlabel(
-            textwrap.fill(f"{_sentence(study)} {_bars(counts)}", 110), fontsize=7.5, color=PALE
+            _wrapped(f"{_where(study, condition)} {_bars(counts)}"), fontsize=7.5, color=PALE
         )
     said = "; ".join(
         f"{arm} {wording.points(found.interval)}"
@@ -273,6 +281,17 @@ def _accuracy(run: Arm) -> float:
 def _sentence(study: Study) -> str:
     text = f"{study.heading}{f' ({study.note})' if study.note else ''}"
     return text if text.endswith("?") else f"{text}."
+
+
+def _where(study: Study, condition: Condition) -> str:
+    """What study and which of its conditions, with what has to be said wherever it stands."""
+    place = ", ".join(condition.labels.values())
+    return f"{_sentence(study)} {place}." if place else _sentence(study)
+
+
+def _wrapped(note: str) -> str:
+    """In lines that fit below a figure."""
+    return textwrap.fill(note, 110)
 
 
 def _bars(counts: Sequence[int]) -> str:
