@@ -11,6 +11,7 @@ import pytest
 from gradshare.experiments.paper.conditions import Condition, conditions
 from gradshare.experiments.paper.evidence import (
     Pace,
+    detectable,
     difference,
     differences,
     fits,
@@ -101,10 +102,40 @@ def test_a_difference_over_seeds_says_what_it_could_have_shown() -> None:
     assert [e.mean for e in each] == pytest.approx(
         [pair.difference for one in seeds if (pair := one.pair(SHARING, ORIGINAL))]
     )
-    assert found.interval.ci95 is not None
-    assert found.detectable == pytest.approx(
-        found.interval.ci95 * (4.3027 + 1.0607) / 4.3027, rel=1e-4
+    # Seeds by the noncentral t of 2 degrees of freedom; what is left of the tasks adds little.
+    assert found.detectable == pytest.approx(5.66 * 0.02 / math.sqrt(3), rel=0.06)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("of_seed", "of_task", "of_both"),
+    [(0.03, 0.0, 0.01), (0.03, 0.1, 0.01), (0.002, 0.2, 0.01), (0.002, 0.01, 0.2), (0.0, 0.2, 0.2)],
+)
+def test_the_detectable_difference_is_seen_four_times_in_five(
+    seeds: int, of_seed: float, of_task: float, of_both: float
+) -> None:
+    tasks, times = 40, 2500
+    found = detectable(
+        math.sqrt((of_seed**2 + of_both**2 / tasks) / seeds),
+        math.sqrt((of_task**2 + of_both**2 / seeds) / tasks),
+        of_both / math.sqrt(seeds * tasks),
+        freedom=seeds - 1,
     )
+    random = np.random.default_rng(0)
+    seen = 0
+    for _ in range(times):
+        values = found + of_seed * random.standard_normal((seeds, 1))
+        values = values + of_task * random.standard_normal((1, tasks))
+        interval = over_seeds_and_tasks(
+            list(values + of_both * random.standard_normal((seeds, tasks)))
+        )
+        assert interval.ci95 is not None
+        seen += abs(interval.mean) > interval.ci95
+    assert seen / times == pytest.approx(0.8, abs=0.03)
+
+
+def test_what_never_differs_would_always_be_seen() -> None:
+    assert detectable(0.0, 0.0, 0.0, freedom=2) == 0
 
 
 def test_a_mean_over_conditions_is_of_the_seeds_that_are_in_all() -> None:

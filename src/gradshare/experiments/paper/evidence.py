@@ -21,7 +21,7 @@ from gradshare.experiments.paper.conditions import Condition
 from gradshare.experiments.results import ORIGINAL, Arm, Share
 from gradshare.experiments.seeds import over_seeds_and_tasks
 from gradshare.experiments.speedup import SHARES, first_epoch, level, paper_speedup
-from gradshare.training.statistics import Interval, best_epoch, confidence95, student975
+from gradshare.training.statistics import Z95, Interval, best_epoch, confidence95, student975
 
 SMOOTHED_OVER: Final = 3
 """Validations that a smoothed curve takes together."""
@@ -33,9 +33,11 @@ over chance of the quarter before."""
 LONG: Final = 20
 """With fewer validations nobody can say that a curve has flattened."""
 
-# The 80 % quantile of Student's t for 1, 2, … 10 degrees of freedom, and of the normal.
-STUDENT80: Final = (1.3764, 1.0607, 0.9785, 0.9410, 0.9195, 0.9057, 0.8960, 0.8889, 0.8834, 0.8791)
-NORMAL80: Final = 0.8416
+WIDTHS: Final = 200
+"""So many widths of an interval stand for all."""
+
+SEEN: Final = 0.8
+"""How often a difference that could have been seen would have been: about four times in five."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Difference:
         count: how many seeds have both arms.
         detectable: the smallest true difference that so many values, if they differ as much as
             these, would show to be other than zero about four times in five; None from a single
-            seed, which does not say how much seeds differ.
+            seed, which does not say how much seeds differ, or a single task.
     """
 
     interval: Interval
@@ -79,12 +81,60 @@ def mean_difference(conditions: Sequence[Condition], first: str, second: str) ->
     rows = [np.mean([table[seed] for table in tables], axis=0) for seed in sorted(seeds)]
     if not rows:
         return None
-    interval, detectable = over_seeds_and_tasks(rows), None
-    if len(rows) > 1 and interval.ci95 is not None:
-        freedom = len(rows) - 1
-        factor = (student975(freedom) + _student80(freedom)) / student975(freedom)
-        detectable = factor * interval.ci95
-    return Difference(interval, len(rows), detectable)
+    return Difference(over_seeds_and_tasks(rows), len(rows), _detectable(np.stack(rows)))
+
+
+def _detectable(values: npt.NDArray[np.float64]) -> float | None:
+    """The smallest true difference that values (seeds, tasks) like these would show to be one."""
+    seeds, tasks = values.shape
+    if min(seeds, tasks) < 2:
+        return None
+    by_seed, by_task = values.mean(1), values.mean(0)
+    rest = values - by_seed[:, None] - by_task + values.mean()
+    freedom = (seeds - 1) * (tasks - 1)
+    return detectable(
+        float(by_seed.std(ddof=1)) / math.sqrt(seeds),
+        float(by_task.std(ddof=1)) / math.sqrt(tasks),
+        math.sqrt(float(np.square(rest).sum()) / freedom / (seeds * tasks)),
+        freedom=seeds - 1,
+    )
+
+
+def detectable(by_seed: float, by_task: float, of_both: float, *, freedom: int) -> float:
+    """The smallest true difference that the interval of `over_seeds_and_tasks` would leave zero
+    out of in four cases of five.
+
+    Of so few seeds the interval is now much too wide and now too narrow, so that its usual width
+    does not say how often it leaves zero out: that is averaged over the widths that it would have.
+
+    Args:
+        by_seed: the standard error of the mean by the means of the seeds.
+        by_task: that by the means of the tasks.
+        of_both: that of what neither a seed nor a task explains, which is in both of these.
+        freedom: degrees of freedom of the first.
+    """
+    error = math.sqrt(max(by_seed**2 + by_task**2 - of_both**2, by_seed**2, by_task**2))
+    if error == 0:
+        return 0.0
+    # A standard deviation of few values, as a multiple of the true one, and how often it is that.
+    multiples = (np.arange(WIDTHS) + 0.5) / WIDTHS * (1 + 4 / math.sqrt(freedom))
+    logs = (freedom - 1) * np.log(multiples) - freedom * np.square(multiples) / 2
+    often = np.exp(logs - logs.max())
+    halves = np.hypot(student975(freedom) * by_seed * multiples, Z95 * by_task) / error
+    low, high = 0.0, float(halves[-1]) + 4
+    for _ in range(40):
+        true = (low + high) / 2
+        seen = [_normal(true - half) + _normal(-true - half) for half in halves]
+        if np.average(seen, weights=often) < SEEN:
+            low = true
+        else:
+            high = true
+    return high * error
+
+
+def _normal(z: float) -> float:
+    """The share of a standard normal distribution below z."""
+    return math.erfc(-z / math.sqrt(2)) / 2
 
 
 def mean_test_accuracy(runs: Sequence[Arm]) -> Interval | None:
@@ -402,7 +452,3 @@ def _accuracies(run: Arm, tasks: int) -> npt.NDArray[np.float64]:
     if run.test_accuracies is None:
         return np.full(tasks, run.chance)
     return np.asarray(run.test_accuracies)
-
-
-def _student80(freedom: int) -> float:
-    return STUDENT80[freedom - 1] if freedom <= len(STUDENT80) else NORMAL80
