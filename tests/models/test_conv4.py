@@ -74,3 +74,8 @@ def test_an_unknown_activation_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         Conv4(ways=5, image_size=28, channels=1, activation="gelu")  # type: ignore[arg-type]
     assert str(error.value) == "activation 'gelu' is unknown; use 'leaky_relu' or 'relu'"
+
+
+def test_it_says_its_shapes_without_computing() -> None:
+    model = Conv4(ways=5, image_size=28, channels=1).to("meta")
+    assert model(torch.empty(3, 1, 28, 28, device="meta")).shape == (3, 5)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from gradshare.errors import ConfigError
 from gradshare.inner_loop import Tensors
 from gradshare.models import ConvBlock, conv_block
 
@@ -130,6 +131,32 @@ def test_autocast_leaves_float64_as_it_leaves_it_everywhere() -> None:
     expected = block(x)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(block(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("images", "parameters", "autocast"),
+    [
+        (torch.uint8, torch.float32, False),
+        (torch.uint8, torch.float32, True),
+        (torch.float16, torch.float32, False),
+        (torch.float32, torch.float64, False),
+        (torch.float32, torch.float64, True),
+        (torch.float64, torch.float32, True),
+    ],
+)
+def test_images_of_another_type_than_the_parameters(
+    images: torch.dtype, parameters: torch.dtype, autocast: bool
+) -> None:
+    block, x = problem(0.01, channels_last=True)
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        pytest.raises(ConfigError) as error,
+    ):
+        block.to(parameters)(x.detach().to(images))
+    assert str(error.value) == (
+        f"the images are {images}, the model's parameters {parameters}; give both the same type: "
+        f"Normalization(mean, std).batch(tasks, {parameters}) makes it of uint8 images"
+    )
 
 
 def test_nothing_is_divided_by_gamma() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._C._functorch import TransformType
 from torch.nn import functional as F
 
+from gradshare.errors import ConfigError
 from gradshare.models.batch_norm import BatchNorm2d
 
 # Of one tensor that is computed a few images at a time.
@@ -56,7 +57,11 @@ class ConvBlock(nn.Module):
         Args:
             x: the input.
             statistics_from: see `BatchNorm2d`.
+
+        Raises:
+            ConfigError: x is of another type than the parameters.
         """
+        convolves_in = _convolves_in(x, self.conv.weight)
         transforms = torch._C._functorch.get_interpreter_stack() or []
         vmapped = [transform.key() for transform in transforms] == [TransformType.Vmap]
         if (transforms and not vmapped) or statistics_from is not None or x.device.type != "cpu":
@@ -68,8 +73,7 @@ class ConvBlock(nn.Module):
         # decreases either. The bias is left out: the norm takes it away again.
         sign = torch.where(self.norm.weight < 0, -1.0, 1.0).to(x.dtype)
         filters, gamma = self.conv.weight * sign[:, None, None, None], self.norm.weight * sign
-        narrow = _convolves_in(x)
-        tensors = (x.to(narrow), filters.to(narrow), gamma, self.norm.bias)
+        tensors = (x.to(convolves_in), filters.to(convolves_in), gamma, self.norm.bias)
         y: Tensor
         if vmapped:
             y = _Grouped.apply(  # type: ignore[no-untyped-call]
@@ -263,13 +267,23 @@ class _BlockBackward(torch.autograd.Function):
         )
 
 
-def _convolves_in(x: Tensor) -> torch.dtype:
-    """What the convolution computes in: as x is, or under `torch.autocast`, which leaves float64
-    alone, what that says.
+def _convolves_in(x: Tensor, filters: Tensor) -> torch.dtype:
+    """What the convolution computes in: as both are, or under `torch.autocast`, which leaves
+    float64 and whole numbers alone, what that says.
     """
     device = x.device.type
-    narrow = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if narrow else x.dtype
+    if (
+        torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+        and all(t.is_floating_point() and t.dtype != torch.float64 for t in (x, filters))
+    ):
+        return torch.get_autocast_dtype(device)
+    if x.dtype != filters.dtype:
+        raise ConfigError(
+            f"the images are {x.dtype}, the model's parameters {filters.dtype}; give both the same "
+            f"type: Normalization(mean, std).batch(tasks, {filters.dtype}) makes it of uint8 images"
+        )
+    return x.dtype
 
 
 def _through_convolution(
