@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -217,6 +217,51 @@ def test_other_transforms_of_torch_take_the_definition() -> None:
     expected = torch.autograd.grad(block(x).square().sum(), list(block.parameters()))
     for mine, other in zip(got.values(), expected, strict=True):
         assert torch.allclose(mine, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.Identity()])
+def test_another_norm_in_its_place_is_used(norm: nn.Module) -> None:
+    block, x = problem(0.01, channels_last=False)
+    block.norm = norm.double()  # type: ignore[assignment]
+    expected = F.max_pool2d(F.leaky_relu(norm(block.conv(x)), 0.01), 2)
+    assert torch.allclose(block(x), expected, rtol=1e-12)
+    assert torch.allclose(torch.vmap(block)(x[None])[0], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(3, 4, 3, padding=1, stride=2),
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(3, 4, 3, padding=2, dilation=2),
+        nn.Conv2d(3, 4, 3, padding=0),
+        nn.Conv2d(3, 4, 5, padding=1),
+        nn.Conv2d(3, 3, 3, padding=1, groups=3),
+    ],
+    ids=str,
+)
+def test_another_convolution_in_its_place_is_used(conv: nn.Conv2d) -> None:
+    block = ConvBlock(3, conv.out_channels, negative_slope=0.01, conv_bias=False).double()
+    block.conv = conv.double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    expected = F.max_pool2d(F.leaky_relu(block.norm(conv(x)), 0.01), 2)
+    assert torch.allclose(block(x), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("part", ["conv", "norm"])
+@pytest.mark.parametrize(
+    "kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+)
+def test_a_hook_on_a_part_is_called(kind: str, part: str) -> None:
+    block, x = problem(0.01, channels_last=True)
+    expected = block(x)
+    calls: list[str] = []
+    register = getattr(block.get_submodule(part), f"register_{kind}")
+    register(lambda *_: calls.append(part))
+    y = block(x)
+    torch.autograd.grad(y.sum(), [x, *block.parameters()])
+    assert torch.allclose(y, expected, rtol=1e-12)
+    assert calls == [part]
 
 
 def test_the_supports_statistics_make_queries_independent() -> None:

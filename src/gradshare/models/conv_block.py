@@ -1,6 +1,6 @@
 """One layer of the backbone: convolution, batch norm, activation and 2×2 max-pooling.
 
-The definition is four lines. On a CPU the same layer is computed by two functions with hand-written
+The definition is short. On a CPU the same layer is computed by two functions with hand-written
 derivatives, since PyTorch differentiates batch norm and pooling twice in some fifty passes over the
 activations, most of them full-sized; these need ten, and about as many over the pooled quarter.
 
@@ -64,11 +64,18 @@ class ConvBlock(nn.Module):
         convolves_in = _convolves_in(x, self.conv.weight)
         transforms = torch._C._functorch.get_interpreter_stack() or []
         vmapped = [transform.key() for transform in transforms] == [TransformType.Vmap]
-        if (transforms and not vmapped) or statistics_from is not None or x.device.type != "cpu":
-            x = self.norm(self.conv(x).to(x.dtype), statistics_from)
+        if (
+            (transforms and not vmapped)
+            or statistics_from is not None
+            or x.device.type != "cpu"
+            or not self._is_as_it_was_made()
+        ):
+            z = self.conv(x).to(x.dtype)
+            # Another norm in its place need not know of supports.
+            z = self.norm(z) if statistics_from is None else self.norm(z, statistics_from)
             # Pooling before the activation gives the same as after it, for an activation that
             # never decreases, and leaves it a quarter of the work.
-            return F.leaky_relu(F.max_pool2d(x, 2), self.negative_slope)
+            return F.leaky_relu(F.max_pool2d(z, 2), self.negative_slope)
         # A negative γ gives its sign to the filter, which changes nothing but that the norm never
         # decreases either. The bias is left out: the norm takes it away again.
         sign = torch.where(self.norm.weight < 0, -1.0, 1.0).to(x.dtype)
@@ -84,6 +91,22 @@ class ConvBlock(nn.Module):
                 *tensors, self.norm.eps, self.negative_slope, 1
             )
         return y
+
+    def _is_as_it_was_made(self) -> bool:
+        """Whether the convolution and the norm are still what the functions below compute, and
+        nobody listens to them.
+        """
+        conv, norm = self.conv, self.norm
+        return (
+            type(conv) is nn.Conv2d
+            and type(norm) is BatchNorm2d
+            and conv.kernel_size == (3, 3)
+            and conv.stride == conv.padding == conv.dilation == (1, 1)
+            and conv.groups == 1
+            and conv.padding_mode == "zeros"
+            and not _has_hooks(conv)
+            and not _has_hooks(norm)
+        )
 
 
 class _Grouped(torch.autograd.Function):
@@ -265,6 +288,15 @@ class _BlockBackward(torch.autograd.Function):
             gamma * A + (e * g_gamma - f * U) / rstd,
             *(None,) * 6,
         )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def _convolves_in(x: Tensor, filters: Tensor) -> torch.dtype:
