@@ -78,3 +78,26 @@ def test_a_rule_that_is_made_for_no_number_of_steps_takes_any() -> None:
             return gradients, {}
 
     assert MetaLearner(nn.Linear(2, 2), Plain(), steps=7).steps == 7
+
+
+@pytest.mark.parametrize(
+    ("norm", "remedy"),
+    [
+        (nn.InstanceNorm2d(2, track_running_stats=True), ""),
+        (
+            nn.BatchNorm2d(2),
+            ", or pass the model through torch.func.replace_all_batch_norm_modules_",
+        ),
+    ],
+)
+def test_running_statistics_that_would_leak_from_task_to_task(norm: nn.Module, remedy: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        maml(nn.Sequential(nn.Conv2d(2, 2, 3), norm))
+    assert str(error.value) == (
+        f"{type(norm).__name__} '1' of Sequential keeps running statistics, which would leak from "
+        f"task to task; build it with track_running_stats=False{remedy}"
+    )
+
+
+def test_instance_norm_without_running_statistics_is_taken() -> None:
+    assert maml(nn.Sequential(nn.Conv2d(2, 2, 3), nn.InstanceNorm2d(2))).steps == 5

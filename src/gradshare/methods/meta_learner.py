@@ -84,7 +84,7 @@ class MetaLearner:
             outer loop stay float32.
 
     Raises:
-        ConfigError: the model keeps running batch-norm statistics, or has nothing to adapt, or
+        ConfigError: the model keeps running statistics in a norm, or has nothing to adapt, or
             cannot do the inductive mode; the rule or the multi-step loss is made for another number
             of inner steps; or an option has a value that it does not take.
     """
@@ -357,11 +357,15 @@ def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
     """The batch-norm modules by name; refuses running statistics."""
     norms: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+        # Instance norm, which is no `_BatchNorm`, can keep them too.
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+            kind = type(module).__name__
+            remedy = "build it with track_running_stats=False"
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                remedy += ", or pass the model through torch.func.replace_all_batch_norm_modules_"
             raise ConfigError(
-                f"batch norm {name!r} of {type(model).__name__} keeps running statistics, which "
-                "would leak from task to task; build it with track_running_stats=False, or pass "
-                "the model through torch.func.replace_all_batch_norm_modules_"
+                f"{kind} {name!r} of {type(model).__name__} keeps running statistics, which would "
+                f"leak from task to task; {remedy}"
             )
         if isinstance(module, BatchNorm2d | nn.modules.batchnorm._BatchNorm):
             norms[name] = module
