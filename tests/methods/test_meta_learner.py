@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import (
@@ -18,6 +19,14 @@ from gradshare.inner_loop import (
 )
 from gradshare.methods import MetaLearner, maml
 from gradshare.methods.multi_step_loss import MultiStepLoss
+from tests.problems import WAYS, tasks
+
+LAYOUTS = pytest.mark.parametrize("layout", [{}, {"recompute": True}], ids=["keep", "recompute"])
+
+
+def linear() -> nn.Module:
+    """The smallest model of `tests.problems.tasks`."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(2 * 16 * 16, WAYS)).double()
 
 
 def refused(**options: Any) -> str:
@@ -101,3 +110,27 @@ def test_running_statistics_that_would_leak_from_task_to_task(norm: nn.Module, r
 
 def test_instance_norm_without_running_statistics_is_taken() -> None:
     assert maml(nn.Sequential(nn.Conv2d(2, 2, 3), nn.InstanceNorm2d(2))).steps == 5
+
+
+def one_for_each_image(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+@LAYOUTS
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [
+        (one_for_each_image, f"one_for_each_image returned ({2 * WAYS},)"),
+        (nn.CrossEntropyLoss(reduction="none"), f"CrossEntropyLoss returned ({2 * WAYS},)"),
+        (lambda outputs, targets: 0.0, "<lambda> returned float"),
+    ],
+)
+def test_a_loss_that_is_no_scalar(loss: Any, found: str, layout: dict[str, Any]) -> None:
+    learner = maml(linear(), loss=loss, **layout)
+    learned, state = learner.init()
+    with pytest.raises(ConfigError) as error:
+        learner.outer_step(learned, state, tasks(2, 1), iteration=0)
+    assert str(error.value) == (
+        f"the loss of a task must be a tensor of shape (), and {found}; give one that takes the "
+        "mean (reduction='mean')"
+    )

@@ -75,7 +75,17 @@ def gradients_of_chunk(losses: Tensor, params: Tensors, *, create_graph: bool) -
 
     Each task's loss depends on its own slice of `params` only, so the gradient of their sum is
     the stack of the tasks' gradients.
+
+    Raises:
+        ConfigError: there is not one loss for each task.
     """
+    expected = next(iter(params.values())).shape[:1]
+    if losses.shape != expected:
+        # The sum of any other would be another multiple of the gradients.
+        raise ConfigError(
+            f"the losses are of shape {tuple(losses.shape)}; give one for each task, "
+            f"{tuple(expected)}"
+        )
     gradients = torch.autograd.grad(
         losses.sum(),
         list(params.values()),

@@ -247,8 +247,24 @@ class MetaLearner:
         return self._in_chunks(outputs, params, tasks)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each task: (T, n, …) outputs and targets to (T,)."""
-        return torch.stack([self.loss(o, t) for o, t in zip(outputs, targets, strict=True)])
+        """The loss of each task: (T, n, …) outputs and targets to (T,).
+
+        Raises:
+            ConfigError: the loss of a task is no scalar.
+        """
+        return torch.stack([self._loss(o, t) for o, t in zip(outputs, targets, strict=True)])
+
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of one task."""
+        loss = self.loss(outputs, targets)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ConfigError(
+                "the loss of a task must be a tensor of shape (), and "
+                f"{getattr(self.loss, '__name__', type(self.loss).__name__)} returned {found}; "
+                "give one that takes the mean (reduction='mean')"
+            )
+        return loss
 
     def _adapt(
         self,
