@@ -6,6 +6,7 @@ MAML, Meta-SGD and MAML++ are three ways of putting one together (see the files 
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,6 +55,7 @@ class MetaLearner:
     The outer parameters are one flat dictionary: `model.NAME` for the model's parameters and
     `RULE.NAME` for those of each rule. Neither they nor the rules' state are kept here: both are
     passed and returned, so that a checkpoint, an optimiser or a test holds everything there is.
+    Several threads may use a learner at once: one of them at a time is in its model.
 
     Args:
         model: any module, in the mode it is in: dropout, if it has any, is the caller's to switch.
@@ -150,12 +152,23 @@ class MetaLearner:
         self.tasks_at_a_time = tasks_at_a_time
         self.recompute = recompute
         self.precision = precision
+        self._in_use = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the lock, which can be neither pickled nor copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "_in_use"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With a lock of its own."""
+        self.__dict__.update(state)
+        self._in_use = threading.RLock()
 
     def init(self) -> tuple[dict[str, Tensor], Tensors]:
         """The outer parameters, leaves that require gradients, and the rules' state, before any
         training. The model's own parameters are where they start and are never changed.
         """
-        parameters = dict(self.model.named_parameters())
+        with self._in_use:
+            parameters = dict(self.model.named_parameters())
         learned, state = self.rule.init({n: parameters[n].detach() for n in self.adapted})
         start = {name: parameters[name].detach() for name in (*self.adapted, *self.shared)}
         for name in self.per_step:
@@ -345,7 +358,10 @@ class MetaLearner:
         """
 
         def forward(params: Tensors, *images: Tensor) -> Tensor:
-            outputs: Tensor = functional_call(self.model, {**shared, **params}, images)
+            # While it runs the model holds a task's parameters, and another thread's forward pass
+            # would take them, and put them back as the model's own.
+            with self._in_use:
+                outputs: Tensor = functional_call(self.model, {**shared, **params}, images)
             return outputs
 
         if self.precision == "bfloat16":
