@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gradshare.inner_loop.attention import twice_differentiable
 from gradshare.inner_loop.flat_memory import (
     TaskLosses,
     gradients_of_chunk,
@@ -95,6 +96,8 @@ def task_gradients(
     Returns:
         The (T, …) gradients: differentiable if `second_order`, constants if not.
     """
+    if second_order:
+        losses = twice_differentiable(losses)
     if second_order and recompute:
         return recomputed_gradients(losses, params, shared, chunks)
     gradients = []

@@ -1,0 +1,116 @@
+"""Attention in a second-order inner loop."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradshare.inner_loop import Tensors
+from gradshare.inner_loop.attention import twice_differentiable
+from gradshare.methods import maml
+from tests.problems import WAYS, tasks
+
+
+class Attentive(nn.Module):
+    """Attention between the rows of an image, by PyTorch's function or by its formula."""
+
+    def __init__(self, *, by_formula: bool) -> None:
+        super().__init__()
+        self.by_formula = by_formula
+        self.into = nn.Linear(2 * 16, 12)
+        self.head = nn.Linear(4, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.into(x.transpose(1, 2).flatten(2)).chunk(3, -1)
+        if self.by_formula:
+            mixed = (query @ key.mT / 4**0.5).softmax(-1) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(*(t[:, None] for t in (query, key, value)))[:, 0]
+        y: Tensor = self.head(mixed.mean(1))
+        return y
+
+
+def fused() -> bool:
+    """Whether attention may be computed by the fused kernels."""
+    return bool(torch.backends.cuda.flash_sdp_enabled())  # type: ignore[no-untyped-call]
+
+
+def outer_gradients(model: nn.Module, **options: Any) -> list[Tensor]:
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    learner = maml(model.double(), steps=2, **options)
+    learned, state = learner.init()
+    losses = learner.outer_step(learned, state, tasks(2, 1), iteration=0).losses
+    return list(torch.autograd.grad(losses.mean(), list(learned.values())))
+
+
+# Of the query passes, which the fused kernels may compute.
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("tasks_at_a_time", [1, None])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("second_order", [True, False])
+def test_its_meta_gradients_are_those_of_its_formula(
+    second_order: bool, recompute: bool, tasks_at_a_time: int | None
+) -> None:
+    options = {
+        "second_order": second_order,
+        "recompute": recompute,
+        "tasks_at_a_time": tasks_at_a_time,
+    }
+    before = fused()
+    ours = outer_gradients(Attentive(by_formula=False), **options)
+    theirs = outer_gradients(Attentive(by_formula=True), **options)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine - other).norm() <= 1e-9 * other.norm() + 1e-13
+    assert fused() == before
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize(
+    "layout",
+    [{}, {"recompute": True}, {"tasks_at_a_time": None}],
+    ids=["keep", "recompute", "vmap"],
+)
+def test_the_layers_of_pytorch_learn(layout: dict[str, Any]) -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.TransformerEncoderLayer(32, 2, 8, dropout=0.0, batch_first=True)
+            self.head = nn.Linear(32, WAYS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.mix(x.transpose(1, 2).flatten(2)).mean(1))
+            return y
+
+    assert all(gradient.isfinite().all() for gradient in outer_gradients(Rows(), **layout))
+
+
+def test_of_two_threads_the_last_puts_the_kernels_back() -> None:
+    before = fused()
+    other_is_in, other_may_go = threading.Event(), threading.Event()
+
+    def waiting(*_: Any) -> Tensor:
+        other_is_in.set()
+        assert other_may_go.wait(60)
+        return torch.zeros(())
+
+    def looking(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
+        return torch.tensor(fused())
+
+    def call_waiting() -> None:
+        twice_differentiable(waiting)({}, {}, slice(None))
+
+    other = threading.Thread(target=call_waiting)
+    other.start()
+    assert other_is_in.wait(60)
+    assert not twice_differentiable(looking)({}, {}, slice(None))
+    assert not fused()  # the other one is in it still
+    other_may_go.set()
+    other.join()
+    assert fused() == before
