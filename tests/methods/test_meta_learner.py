@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +21,8 @@ from gradshare.inner_loop import (
 )
 from gradshare.methods import MetaLearner, maml
 from gradshare.methods.multi_step_loss import MultiStepLoss
-from tests.problems import WAYS, tasks
+from tests.oracle import Setting
+from tests.problems import WAYS, learner, tasks
 
 LAYOUTS = pytest.mark.parametrize("layout", [{}, {"recompute": True}], ids=["keep", "recompute"])
 
@@ -134,3 +137,68 @@ def test_a_loss_that_is_no_scalar(loss: Any, found: str, layout: dict[str, Any])
         f"the loss of a task must be a tensor of shape (), and {found}; give one that takes the "
         "mean (reduction='mean')"
     )
+
+
+def losses_and_gradients(
+    learner: MetaLearner, chosen: Callable[[str], bool]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Of the second of two outer steps, with what is not chosen frozen."""
+    learned, state = learner.init()
+    state = learner.outer_step(learned, state, tasks(2, 1), iteration=0).state
+    learned = {name: t if chosen(name) else t.detach() for name, t in learned.items()}
+    losses = learner.outer_step(learned, state, tasks(2, 2), iteration=1).losses
+    wanted = {name: t for name, t in learned.items() if t.requires_grad}
+    gradients = torch.autograd.grad(losses.mean(), list(wanted.values()), allow_unused=True)
+    return losses, {n: g for n, g in zip(wanted, gradients, strict=True) if g is not None}
+
+
+FROZEN: dict[str, Callable[[str], bool]] = {
+    "the model": lambda name: name.startswith("sharing."),
+    "what is adapted": lambda name: ".norm." in name or name.startswith("sharing."),
+    "a bias": lambda name: name != "model.linear.bias",
+    "what is shared": lambda name: ".norm." not in name,
+    "all but a filter": lambda name: name == "model.blocks.1.conv.weight",
+}
+
+
+@LAYOUTS
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_what_is_frozen_changes_no_other_gradient(frozen: str, layout: dict[str, Any]) -> None:
+    ours = learner(Setting("maml", "sharing", 2, 0.4), **layout)
+    expected_losses, expected = losses_and_gradients(ours, lambda _: True)
+    losses, gradients = losses_and_gradients(ours, FROZEN[frozen])
+    assert torch.allclose(losses, expected_losses, rtol=1e-12)
+    assert set(gradients) == {name for name in expected if FROZEN[frozen](name)}
+    for name, gradient in gradients.items():
+        assert (gradient - expected[name]).norm() <= 1e-9 * expected[name].norm() + 1e-13, name
+
+
+@LAYOUTS
+@pytest.mark.parametrize("how", ["no_grad", "nothing requires gradients"])
+def test_losses_alone_need_no_gradients(how: str, layout: dict[str, Any]) -> None:
+    ours = learner(Setting("maml", "sharing", 2, 0.4), **layout)
+    learned, state = ours.init()
+    expected = ours.outer_step(learned, state, tasks(2, 1), iteration=0).losses
+    if how != "no_grad":
+        learned = {name: t.detach() for name, t in learned.items()}
+    with torch.set_grad_enabled(how != "no_grad"):
+        losses = ours.outer_step(learned, state, tasks(2, 1), iteration=0).losses
+    assert torch.equal(losses, expected)
+    assert not losses.requires_grad  # so that learning nothing is an error, and not silent
+
+
+@LAYOUTS
+@pytest.mark.parametrize("second_order", [True, False])
+def test_inference_mode_is_named(second_order: bool, layout: dict[str, Any]) -> None:
+    ours = maml(linear(), second_order=second_order, **layout)
+    learned, state = ours.init()
+    for call in (
+        lambda: ours.outer_step(learned, state, tasks(2, 1), iteration=0),
+        lambda: ours.adapt(learned, state, tasks(2, 1)),
+    ):
+        with torch.inference_mode(), pytest.raises(ConfigError) as error:
+            call()
+        assert str(error.value) == (
+            "the inner loop takes gradients, which torch.inference_mode() does not allow; use "
+            "torch.no_grad()"
+        )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gradshare.errors import ConfigError
 from gradshare.inner_loop.attention import twice_differentiable
 from gradshare.inner_loop.flat_memory import (
     TaskLosses,
@@ -65,7 +66,15 @@ def adapt(
         chunks: which tasks are handed to `support_losses` together; by default all.
         recompute: let each step's graph go and build it again in the backward pass; see
             `gradshare.inner_loop.flat_memory`.
+
+    Raises:
+        ConfigError: under `torch.inference_mode`.
     """
+    if torch.is_inference_mode_enabled():
+        raise ConfigError(
+            "the inner loop takes gradients, which torch.inference_mode() does not allow; use "
+            "torch.no_grad()"
+        )
     trajectory = [params]
     for step in range(steps):
         gradients = task_gradients(
@@ -96,6 +105,7 @@ def task_gradients(
     Returns:
         The (T, …) gradients: differentiable if `second_order`, constants if not.
     """
+    second_order = second_order and torch.is_grad_enabled()
     if second_order:
         losses = twice_differentiable(losses)
     if second_order and recompute:
@@ -104,8 +114,11 @@ def task_gradients(
     with torch.enable_grad():
         for chunk in chunks:
             part = {name: tensor[chunk] for name, tensor in params.items()}
-            if not second_order:
-                part = {name: tensor.detach().requires_grad_() for name, tensor in part.items()}
+            # What the outer loop does not learn, such as a frozen layer, is adapted too.
+            part = {
+                name: t if second_order and t.requires_grad else t.detach().requires_grad_()
+                for name, t in part.items()
+            }
             values = losses(part, shared, chunk)
             gradients.append(gradients_of_chunk(values, part, create_graph=second_order))
     joined = (torch.cat(parts) for parts in zip(*gradients, strict=True))

@@ -186,7 +186,7 @@ class MetaLearner:
         sum_over_tasks: SumOverTasks = sum_over_local_tasks,
     ) -> OuterStep:
         """The outer losses of a task batch (the loops of Algorithm 1), differentiable in every
-        outer parameter.
+        outer parameter that requires gradients.
 
         Args:
             learned: the outer parameters.
@@ -196,6 +196,8 @@ class MetaLearner:
             sum_over_tasks: sums over the whole batch when `tasks` is only a share of it.
         """
         second_order = self.second_order and iteration >= self.first_order_iterations
+        # Where nothing is learned the losses are constants, and fail to be differentiated.
+        second_order = second_order and any(t.requires_grad for t in learned.values())
         adaptation = self._adapt(
             learned, state, tasks, second_order=second_order, sum_over_tasks=sum_over_tasks
         )
