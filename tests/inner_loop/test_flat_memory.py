@@ -93,6 +93,85 @@ def test_the_second_pass_draws_the_same_random_numbers(tasks_at_a_time: int | No
     assert torch.equal(results[0][1], results[1][1])  # and leaves the generator where it would be
 
 
+class Counting(nn.Module):
+    """A network whose passes differ: each one counts in a buffer, in place or by a new one."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2 * 16 * 16, WAYS)
+        self.in_place = in_place
+        self.count: Tensor
+        self.register_buffer("count", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_place:
+            self.count += 1
+        else:
+            self.count = self.count + 1
+        y: Tensor = self.linear(x.flatten(1)) * self.count.clone().sqrt()
+        return y.tanh()
+
+
+@pytest.mark.parametrize("tasks_at_a_time", [1, 2, None])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_the_second_pass_finds_the_buffers_as_the_first_did(
+    in_place: bool, tasks_at_a_time: int | None
+) -> None:
+    def gradients_and_count(*, recompute: bool) -> tuple[dict[str, Tensor], Tensor]:
+        torch.manual_seed(0)
+        model = Counting(in_place=in_place).double()
+        learner = maml(model, steps=3, tasks_at_a_time=tasks_at_a_time, recompute=recompute)
+        return outer_gradients(learner, 3), model.count
+
+    kept, count = gradients_and_count(recompute=False)
+    recomputed, same_count = gradients_and_count(recompute=True)
+    assert count > 1
+    assert torch.equal(count, same_count)  # the second passes count in copies
+    for name, gradient in kept.items():
+        assert torch.allclose(gradient, recomputed[name], rtol=1e-9), name
+
+
+def test_the_second_pass_of_a_graph_that_is_retained_finds_them_too() -> None:
+    model = Counting(in_place=True).double()
+    learner = maml(model, steps=2, recompute=True)
+    learned, state = learner.init()
+    loss = learner.outer_step(learned, state, tasks(2, 1), iteration=0).losses.mean()
+    first = torch.autograd.grad(loss, list(learned.values()), retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(loss, list(learned.values())), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_spectral_norm_learns_as_it_does_with_its_graphs_kept() -> None:
+    def gradients(*, recompute: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        linear = nn.Linear(2 * 16 * 16, WAYS).double()
+        model = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(linear))
+        return outer_gradients(maml(model, steps=3, recompute=recompute))
+
+    kept, recomputed = gradients(recompute=False), gradients(recompute=True)
+    for name, gradient in kept.items():
+        assert torch.allclose(gradient, recomputed[name], rtol=1e-9), name
+
+
+def test_the_second_pass_is_under_the_autocast_of_the_first() -> None:
+    def gradients(*, recompute: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(2 * 16 * 16, 8), nn.Tanh(), nn.Linear(8, WAYS)
+        )
+        learner = maml(model, steps=3, recompute=recompute)
+        learned, state = learner.init()
+        with torch.autocast("cpu", torch.bfloat16):
+            batch = tasks(2, 1, torch.float32)
+            losses = learner.outer_step(learned, state, batch, iteration=0).losses
+        found = torch.autograd.grad(losses.mean(), list(learned.values()))
+        return dict(zip(learned, found, strict=True))
+
+    kept, recomputed = gradients(recompute=False), gradients(recompute=True)
+    for name, gradient in kept.items():
+        assert (gradient - recomputed[name]).norm() <= 1e-5 * gradient.norm(), name
+
+
 def test_a_parameter_that_would_get_no_gradient_is_refused() -> None:
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
 

@@ -48,6 +48,7 @@ def adapt(
     shared: Callable[[int], Tensors] = lambda _: {},
     chunks: Sequence[slice] = (slice(None),),
     recompute: bool = False,
+    buffers: Callable[[], Tensors] = dict,
 ) -> Adaptation:
     """Adapt every task of a batch with `steps` updates of a rule (the loop over k of Algorithms
     1 and 2).
@@ -66,6 +67,8 @@ def adapt(
         chunks: which tasks are handed to `support_losses` together; by default all.
         recompute: let each step's graph go and build it again in the backward pass; see
             `gradshare.inner_loop.flat_memory`.
+        buffers: copies of what the losses may change in place, by the names under which they take
+            it, as it was, among what is shared; for `recompute` alone.
 
     Raises:
         ConfigError: under `torch.inference_mode`.
@@ -84,6 +87,7 @@ def adapt(
             chunks,
             second_order=second_order,
             recompute=recompute,
+            buffers=buffers,
         )
         updates, state = rule.update(gradients, learned, state, step, sum_over_tasks)
         params = {name: tensor - updates[name] for name, tensor in params.items()}
@@ -99,6 +103,7 @@ def task_gradients(
     *,
     second_order: bool,
     recompute: bool,
+    buffers: Callable[[], Tensors] = dict,
 ) -> Tensors:
     """∇_{θ_{t,k-1}} L_t^train(θ_{t,k-1}) for all tasks t at once. Arguments as of `adapt`.
 
@@ -109,7 +114,7 @@ def task_gradients(
     if second_order:
         losses = twice_differentiable(losses)
     if second_order and recompute:
-        return recomputed_gradients(losses, params, shared, chunks)
+        return recomputed_gradients(losses, params, shared, chunks, buffers)
     gradients = []
     with torch.enable_grad():
         for chunk in chunks:

@@ -10,6 +10,9 @@ query pass, is one function of autograd here, and its inside is computed again, 
   more and differentiates v·G, which gives the Hessian's part ∂(v·G)/∂θ and ∂(v·G)/∂φ alike; without
   the latter γ and β would learn, silently, from the query passes alone. It costs one more forward
   and backward pass a step.
+  It is what it was the first time: torch's own generators draw the same numbers, autocast is as it
+  was, and the losses are handed the buffers as they were. What else they remember is not replayed,
+  such as a `torch.Generator` of a model's own or a number in one of its attributes.
 - `losses_with_gradients`: the outer loss of a task enters the outer objective linearly, so its
   gradient is computed with it, kept in its place, and only scaled in the backward pass.
 """
@@ -17,7 +20,7 @@ query pass, is one function of autograd here, and its inside is computed again, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +39,11 @@ LossesAndOutputs = Callable[[Tensors, Tensors, slice], tuple[Tensor, Tensor]]
 
 
 def recomputed_gradients(
-    losses: TaskLosses, params: Tensors, shared: Tensors, chunks: Sequence[slice]
+    losses: TaskLosses,
+    params: Tensors,
+    shared: Tensors,
+    chunks: Sequence[slice],
+    buffers: Callable[[], Tensors],
 ) -> dict[str, Tensor]:
     """The (T, …) gradients of the tasks' losses, differentiable once more.
 
@@ -45,11 +52,13 @@ def recomputed_gradients(
         params: (T, …) what the gradients are taken of.
         shared: all else that the losses depend on.
         chunks: which tasks are computed together, one chunk after the other.
+        buffers: copies of what the losses may change in place. The second pass is handed them
+            among `shared`, to change those.
 
     Raises:
         ConfigError: the losses depend on another tensor that requires gradients.
     """
-    inputs = _Inputs(losses, tuple(params), tuple(shared), chunks)
+    inputs = _Inputs(losses, tuple(params), tuple(shared), chunks, buffers)
     gradients = _RecomputedGradients.apply(  # type: ignore[no-untyped-call]
         inputs, *params.values(), *shared.values()
     )
@@ -61,7 +70,7 @@ def losses_with_gradients(
 ) -> tuple[Tensor, Tensor]:
     """The (T,) losses, differentiable once, and the outputs (T, …), constants.
 
-    Arguments and errors as of `recomputed_gradients`.
+    Arguments and errors as of `recomputed_gradients`; there is no second pass.
     """
     inputs = _Inputs(losses, tuple(params), tuple(shared), chunks)
     values: tuple[Tensor, Tensor] = _LossesWithGradients.apply(  # type: ignore[no-untyped-call]
@@ -104,6 +113,7 @@ class _Inputs:
     params: tuple[str, ...]
     shared: tuple[str, ...]
     chunks: Sequence[slice]
+    buffers: Callable[[], Tensors] = dict
 
     def leaves(
         self, tensors: Sequence[Tensor], chunk: slice
@@ -129,10 +139,13 @@ class _RecomputedGradients(torch.autograd.Function):
         ctx.inputs = inputs
         ctx.save_for_backward(*tensors)
         ctx.random_state = _random_state(tensors[0].device)
+        ctx.autocast = _autocast_state(tensors[0].device)
+        ctx.buffers = []  # as each chunk finds them
         gradients = _empty_like(tensors[: len(inputs.params)])
 
         def support_pass(chunk: slice) -> None:
             params, shared = inputs.leaves(tensors, chunk)
+            ctx.buffers.append(inputs.buffers())
             with torch.enable_grad():
                 losses = inputs.losses(params, shared, chunk)
                 if chunk == inputs.chunks[0]:
@@ -154,10 +167,13 @@ class _RecomputedGradients(torch.autograd.Function):
             if t.requires_grad
         }
 
-        def support_pass(chunk: slice) -> None:
+        def support_pass(chunk: slice, buffers: Tensors) -> None:
             params, shared = inputs.leaves(tensors, chunk)
-            losses = inputs.losses(params, shared, chunk)
-            gradients = gradients_of_chunk(losses, params, create_graph=True)
+            # Copies, so that this can be done again if the graph is retained.
+            as_before = {**shared, **{name: t.clone() for name, t in buffers.items()}}
+            with _autocast_as(ctx.autocast):
+                losses = inputs.losses(params, as_before, chunk)
+                gradients = gradients_of_chunk(losses, params, create_graph=True)
             product = sum((g * v[chunk]).sum() for g, v in zip(gradients, cotangents, strict=True))
             wanted = {**params, **{name: shared[name] for name in by_all}}
             found = _gradients_or_zero(product, wanted)
@@ -165,10 +181,10 @@ class _RecomputedGradients(torch.autograd.Function):
             for name in by_all:
                 by_all[name] += found[name]
 
-        # Dropout, or whatever else is drawn, is drawn as it was.
+        # Dropout, or whatever else torch's own generators draw, is drawn as it was.
         with torch.enable_grad(), _replayed(ctx.random_state, tensors[0].device):
-            for chunk in inputs.chunks:
-                support_pass(chunk)
+            for chunk, buffers in zip(inputs.chunks, ctx.buffers, strict=True):
+                support_pass(chunk, buffers)
         return None, *by_task, *(by_all.get(name) for name in inputs.shared)
 
 
@@ -266,10 +282,32 @@ def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
 
 @contextmanager
 def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
-    """Draw random numbers as from a state on, and leave the generators as they are."""
+    """Draw torch's random numbers as from a state on, and leave the generators as they are."""
     on_cpu, on_device = state
     with torch.random.fork_rng(devices=[] if on_device is None else [device]):
         torch.set_rng_state(on_cpu)
         if on_device is not None:
             torch.cuda.set_rng_state(on_device, device)
+        yield
+
+
+def _autocast_state(device: torch.device) -> list[dict[str, Any]]:
+    """What `torch.autocast` was told for the CPU and the device, as its arguments."""
+    return [
+        {
+            "device_type": kind,
+            "enabled": torch.is_autocast_enabled(kind),
+            "dtype": torch.get_autocast_dtype(kind),
+            "cache_enabled": torch.is_autocast_cache_enabled(),
+        }
+        for kind in dict.fromkeys(("cpu", device.type))
+        if torch.amp.is_autocast_available(kind)
+    ]
+
+
+@contextmanager
+def _autocast_as(state: Sequence[dict[str, Any]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for arguments in state:
+            stack.enter_context(torch.autocast(**arguments))
         yield

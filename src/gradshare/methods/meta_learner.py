@@ -79,8 +79,9 @@ class MetaLearner:
             less to launch: a third less time on small images.
         recompute: keep no step's graph but build it again in the backward pass, so that memory
             does not grow with K nor with the number of chunks of `tasks_at_a_time` tasks. It
-            costs one more forward and backward pass a step; see
-            `gradshare.inner_loop.flat_memory`.
+            costs one more forward and backward pass a step, which finds the model's buffers,
+            autocast and torch's own random numbers as the first one did, but no `torch.Generator`
+            and no attributes of the model's own; see `gradshare.inner_loop.flat_memory`.
         precision: "bfloat16" is mixed precision: the model's convolutions and matrix products
             compute in bfloat16, by `torch.autocast`; parameters, gradients, rules, losses and the
             outer loop stay float32.
@@ -307,7 +308,13 @@ class MetaLearner:
             shared=lambda step: self._shared(learned, step),
             chunks=self.chunks(tasks),
             recompute=self.recompute,
+            buffers=self._buffers,
         )
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """Copies of the model's buffers, which a forward pass may change."""
+        with self._in_use:
+            return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
 
     def _query_losses(
         self, learned: Tensors, params: Tensors, tasks: TaskBatch, updates: int
