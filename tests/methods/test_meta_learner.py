@@ -202,3 +202,31 @@ def test_inference_mode_is_named(second_order: bool, layout: dict[str, Any]) -> 
             "the inner loop takes gradients, which torch.inference_mode() does not allow; use "
             "torch.no_grad()"
         )
+
+
+@LAYOUTS
+@pytest.mark.parametrize("tasks_at_a_time", [1, None])
+@pytest.mark.parametrize(
+    ("wrap", "kind"),
+    [
+        (lambda y: (y, y), "tuple"),
+        (lambda y: {"logits": y}, "dict"),
+        (lambda y: None, "NoneType"),
+    ],
+)
+def test_a_model_that_returns_no_tensor(
+    wrap: Callable[[Tensor], Any], kind: str, tasks_at_a_time: int | None, layout: dict[str, Any]
+) -> None:
+    class Wrapped(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            return wrap(super().forward(x.flatten(1)))
+
+    model = Wrapped(2 * 16 * 16, WAYS).double()
+    ours = maml(model, tasks_at_a_time=tasks_at_a_time, **layout)
+    learned, state = ours.init()
+    with pytest.raises(ConfigError) as error:
+        ours.outer_step(learned, state, tasks(2, 1), iteration=0)
+    assert str(error.value) == (
+        f"Wrapped.forward must return one tensor, but returns a {kind}; wrap it in a module that "
+        "returns its outputs alone"
+    )

@@ -58,9 +58,9 @@ class MetaLearner:
     Several threads may use a learner at once: one of them at a time is in its model.
 
     Args:
-        model: any module, in the mode it is in: dropout, if it has any, is the caller's to switch.
-            Its batch norm must use batch statistics. For the inductive mode its
-            `forward(x, support)` must take the images that supply them.
+        model: any module whose `forward` returns one tensor, in the mode it is in: dropout, if it
+            has any, is the caller's to switch. Its batch norm must use batch statistics. For the
+            inductive mode its `forward(x, support)` must take the images that supply them.
         rule: turns task gradients into updates.
         steps: K, the number of inner steps.
         loss: the inner and outer loss of one task.
@@ -370,7 +370,12 @@ class MetaLearner:
             # While it runs the model holds a task's parameters, and another thread's forward pass
             # would take them, and put them back as the model's own.
             with self._in_use:
-                outputs: Tensor = functional_call(self.model, {**shared, **params}, images)
+                outputs = functional_call(self.model, {**shared, **params}, images)
+            if not isinstance(outputs, Tensor):
+                raise ConfigError(
+                    f"{type(self.model).__name__}.forward must return one tensor, but returns a "
+                    f"{type(outputs).__name__}; wrap it in a module that returns its outputs alone"
+                )
             return outputs
 
         if self.precision == "bfloat16":
