@@ -56,6 +56,35 @@ def test_several_bad_settings_are_all_named() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sede": 3}, "unknown setting 'sede'; did you mean 'seed'?"),
+        ({"seed": -1}, "--seed -1: must be greater than or equal to 0"),
+        (
+            {"workers": 9},
+            "--workers 9 has no task for every process: a batch has 5; use at most as many workers "
+            "as --task-batch",
+        ),
+    ],
+)
+def test_a_changed_copy_is_checked_like_a_new_configuration(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        RunConfig().model_copy(update=changes)
+    assert str(error.value) == message
+
+
+def test_a_changed_copy_differs_in_what_was_changed_alone() -> None:
+    config = RunConfig(method="maml++", multi_step_loss="40%")
+    changed = config.model_copy(update={"seed": 3, "data_root": "elsewhere"})
+    assert changed == RunConfig(
+        method="maml++", multi_step_loss="40%", seed=3, data_root=Path("elsewhere")
+    )
+    assert config.model_copy() == config
+
+
 def test_a_stored_configuration_is_the_same_configuration(tmp_path: Path) -> None:
     config = RunConfig(
         **{"method": "maml++", "multi_step_loss": "40%", "seed": 3, "clamp_gradients": 10}

@@ -219,7 +219,7 @@ def evaluate_command(run: Path, **options: Any) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     folder = RunFolder(run)
     config = folder.config()
-    config = RunConfig(**{**config.model_dump(), **given})
+    config = config.model_copy(update=given)
     keep_freed_memory()
     torch.set_num_threads(default_threads(config, 1))
     # What an evaluation takes is settled by the run, and by nothing that can be given here.

@@ -11,7 +11,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -237,6 +237,18 @@ class RunConfig(BaseModel):
             super().__init__(**settings)
         except ValidationError as error:
             raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """This configuration with some settings changed, checked like a new one.
+
+        Args:
+            update: the settings that change.
+            deep: no difference, since nothing in a configuration can be changed.
+
+        Raises:
+            ConfigError: as when one is made.
+        """
+        return type(self)(**{**self.model_dump(), **(update or {})})
 
     @model_validator(mode="before")
     @classmethod

@@ -150,7 +150,7 @@ def _store(port: int, config: RunConfig, *, first: bool) -> TCPStore:
 def _workers(config: RunConfig) -> Iterator[OneProcess]:
     """Start all processes of a run but this one, and see that none outlives it."""
     threads = config.threads or max(1, torch.get_num_threads() // config.workers)
-    config = RunConfig(**{**config.model_dump(), "threads": threads})
+    config = config.model_copy(update={"threads": threads})
     store = _store(0, config, first=True)
     started: dict[int, subprocess.Popen[bytes]] = {}
     try:

@@ -48,7 +48,8 @@ def require_memory(config: RunConfig, setup: Setup, *, at_a_time: int = 1) -> No
         return
     size = max(setup.processes.size, config.workers)
     here = at_a_time * max(setup.processes.local_size, config.workers)
-    share = config.model_copy(update={"task_batch": math.ceil(config.task_batch / size)})
+    tasks = math.ceil(config.task_batch / size)
+    share = config.model_copy(update={"task_batch": tasks, "workers": 1})
     need = here * estimate(share, setup.learner, setup.image_shape)
     runs = "the run needs" if at_a_time == 1 else f"{at_a_time} runs at a time need"
     words = (
