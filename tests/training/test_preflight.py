@@ -216,6 +216,17 @@ def test_a_run_that_cannot_fit_is_refused_before_it_begins(
     assert str(error.value).endswith("or --order first, or lower --jobs")
 
 
+def test_a_run_over_as_many_workers_as_tasks_needs_a_task_for_each(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = set_up(RunConfig(**tiny))
+    one = estimate(RunConfig(**{**tiny, "task_batch": 1}), setup.learner, setup.image_shape)
+    monkeypatch.setattr(preflight, "available", lambda device: 20_000_000)
+    with pytest.raises(RunError) as error:
+        require_memory(RunConfig(**{**tiny, "workers": 2}), setup)
+    assert str(error.value).startswith(f"the run needs about {amount(2 * one)} of memory")
+
+
 @pytest.mark.parametrize(("share", "warns"), [(0.75, True), (1.0, True), (1.5, False)])
 def test_a_run_that_hardly_fits_is_warned_of(
     share: float,
