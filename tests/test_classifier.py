@@ -57,6 +57,28 @@ def test_new_classes_are_learned_under_their_own_names(run: Path, data_root: Pat
     assert set(classifier.predict(batch.query_x[0])) <= {"wren", "owl", "crow"}
 
 
+def test_a_device_is_named_or_given(run: Path, data_root: Path) -> None:
+    batch = task(data_root)
+    found = []
+    for device in ("cpu", torch.device("cpu")):
+        there = FewShotClassifier.from_run(run, device=device)
+        classifier = FewShotClassifier(
+            there.learner,
+            there.models,
+            there.normalization,
+            ways=there.ways,
+            form=there.form,
+            device=device,
+        )
+        assert there.device == classifier.device == torch.device("cpu")
+        classifier.fit(batch.support_x[0], batch.support_y[0])
+        found.append(classifier.predict_proba(batch.query_x[0]).tolist())
+    assert found[0] == found[1]
+    with pytest.raises(ConfigError) as error:
+        FewShotClassifier.from_run(run, device=torch.device("meta"))
+    assert str(error.value) == "--device 'meta' is unknown; use auto, cpu, cuda or cuda:N"
+
+
 def test_it_is_as_right_as_the_runs_own_test(run: Path) -> None:
     folder = RunFolder(run)
     config = folder.config()

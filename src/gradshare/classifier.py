@@ -45,7 +45,10 @@ class FewShotClassifier:
         normalization: of the images.
         ways: how many classes there must be.
         form: what every image is, and every image file is turned into.
-        device: where it runs.
+        device: where it runs, by its name too, as `RunConfig` has them.
+
+    Raises:
+        ConfigError: no such device here.
     """
 
     def __init__(
@@ -56,14 +59,14 @@ class FewShotClassifier:
         *,
         ways: int,
         form: ImageFormat,
-        device: torch.device,
+        device: torch.device | str,
     ) -> None:
         self.learner = learner
         self.models = models
         self.normalization = normalization
         self.ways = ways
         self.form = form
-        self.device = device
+        self.device = choose_device(str(device))
         self.batch_norm = "inductive" if learner.inductive else "transductive"
 
     @property
@@ -73,7 +76,11 @@ class FewShotClassifier:
 
     @classmethod
     def from_run(
-        cls, folder: str | Path, *, ensemble: int | None = None, device: str = "auto"
+        cls,
+        folder: str | Path,
+        *,
+        ensemble: int | None = None,
+        device: torch.device | str = "auto",
     ) -> FewShotClassifier:
         """The classifier of a training run's folder; it needs nothing else.
 
@@ -95,7 +102,7 @@ class FewShotClassifier:
                 f"ensemble is {ensemble}, but must be from 1 to {kept}, the number of checkpoints "
                 f"that {folder} kept; leave it out to average all of them"
             )
-        place = choose_device(device)
+        place = choose_device(str(device))
         learner, _ = build_learner(config, inputs.image_shape, place)
         learner.model.to(place)
         channels, size, _ = inputs.image_shape

@@ -118,6 +118,11 @@ def test_a_prepared_dataset_is_opened_at_its_usual_size(root: Path, archive: Pat
     assert store.source["resize"] == "stretch"
 
 
+def test_paths_may_be_text(root: Path, archive: Path) -> None:
+    written = prepare_dataset("noise", str(root), path=str(archive)).store
+    assert open_dataset("noise", str(root)).path == written.path == root / "noise" / "12"
+
+
 def test_an_unknown_name_is_answered_with_the_nearest(root: Path) -> None:
     own = "prepare images of your own with `gradshare data prepare NAME --format folder --from "
     assert message_of(lambda: open_dataset("omniglott", root)) == (

@@ -59,6 +59,13 @@ def test_every_class_comes_back_as_it_was_written(
         np.testing.assert_allclose(store.std, np.where(std > 0, std, 1), rtol=1e-7)
 
 
+def test_a_path_may_be_text(tmp_path: Path) -> None:
+    written = write_store(
+        str(tmp_path / "4"), random_classes(COUNTS), name="n", rotate_classes=False, source={}
+    )
+    assert written.path == ImageStore.open(str(tmp_path / "4")).path == tmp_path / "4"
+
+
 def test_the_images_are_not_read_on_opening(tmp_path: Path) -> None:
     store = random_store(tmp_path / "4", COUNTS)
     assert isinstance(store.splits["train"].images, np.memmap)

@@ -89,6 +89,11 @@ def test_the_same_seed_gives_the_same_run_and_another_another(
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_the_folder_may_be_text(tiny: dict[str, Any], tmp_path: Path) -> None:
+    train(RunConfig(**{**tiny, "epochs": 1}), str(tmp_path / "run"))
+    assert RunFolder(tmp_path / "run").started
+
+
 def test_arms_start_alike_and_see_the_same_tasks(tiny: dict[str, Any]) -> None:
     setups = [set_up(RunConfig(**{**tiny, "sharing": sharing})) for sharing in (True, False)]
     learned = [setup.learner.init()[0] for setup in setups]

@@ -71,7 +71,7 @@ def prepared(data_root: Path) -> dict[str, list[str]]:
 
 def open_dataset(
     name: str,
-    data_root: Path,
+    data_root: Path | str,
     image_size: int | None = None,
     resize: Resize = "stretch",
     progress: Progress | None = None,
@@ -90,6 +90,7 @@ def open_dataset(
         DataError: there is no dataset of the name, or it is not prepared in this form; the
             message has the command that prepares it. Or its store is damaged.
     """
+    data_root = Path(data_root)
     there = prepared(data_root).get(name, [])
     if name not in DATASETS and not there:
         raise _unknown(name, data_root)
@@ -113,9 +114,9 @@ def open_dataset(
 
 def prepare_dataset(
     name: str,
-    data_root: Path,
+    data_root: Path | str,
     *,
-    path: Path | None = None,
+    path: Path | str | None = None,
     folder: bool = False,
     image_size: int | None = None,
     resize: Resize = "stretch",
@@ -143,6 +144,8 @@ def prepare_dataset(
         DataError: a name, size or seed that does not fit, images that cannot be used, or no room
             or permission to write.
     """
+    data_root = Path(data_root)
+    path = None if path is None else Path(path)
     check_name(name, data_root, folder)
     if image_size is None:
         image_size = DATASETS[name].image_size if name in DATASETS else FOLDER_IMAGE_SIZE

@@ -101,12 +101,13 @@ class ImageStore:
         return channels, height, width
 
     @classmethod
-    def open(cls, path: Path) -> ImageStore:
+    def open(cls, path: Path | str) -> ImageStore:
         """Open the store in a folder.
 
         Raises:
             DataError: there is no store, or it is damaged or of another format version.
         """
+        path = Path(path)
         remedy = f"delete {path} and run `gradshare data prepare` again"
         if not (path / "index.json").is_file():
             raise DataError(f"no prepared dataset in {path}; run `gradshare data prepare` first")
@@ -212,7 +213,7 @@ def _split(name: str, images: Images, entries: list[_Class]) -> Split:
 
 
 def write_store(
-    path: Path,
+    path: Path | str,
     classes: Iterable[ClassImages],
     *,
     name: str,
@@ -233,6 +234,7 @@ def write_store(
         DataError: two classes of one name (overlapping splits), an unknown split, a class without
             images, images of differing shape, or a split without classes.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     # A temporary folder is its owner's alone; a store is for whoever shares the data root.

@@ -279,7 +279,7 @@ class _Safekeeping:
 
 
 def train(
-    config: RunConfig, folder: Path, watch: Watch = ignore, *, resume: bool = False
+    config: RunConfig, folder: Path | str, watch: Watch = ignore, *, resume: bool = False
 ) -> RunResult:
     """Run a configuration in a folder of its own (see `gradshare.training.folder`).
 
@@ -302,7 +302,7 @@ def train(
     """
     commit()  # as it is now; see there
     with processes_of(config) as processes:
-        return train_in(processes, config, folder, watch, resume=resume)
+        return train_in(processes, config, Path(folder), watch, resume=resume)
 
 
 def train_in(
