@@ -1,4 +1,4 @@
-"""Task batches on their way between devices."""
+"""Task batches: what they may hold, how they are cut, and on their way between devices."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradshare.episodes import TaskBatch
+from gradshare.errors import DataError
 
 
 @pytest.mark.parametrize(("device", "may_return_early"), [("cpu", False), ("cuda:1", True)])
@@ -26,3 +27,51 @@ def test_the_host_waits_for_what_it_may_read(
     for place in (device, torch.device(device)):
         TaskBatch(images, labels, images, labels).to(place)
     assert calls == 8 * [(torch.device(device), may_return_early)]
+
+
+def batch_of(support: int, query: int) -> TaskBatch:
+    """Tensors of so many tasks each, every entry the number of its task."""
+    images = (
+        torch.arange(count).reshape(-1, 1, 1, 1, 1).expand(-1, 2, 1, 4, 4)
+        for count in (support, query)
+    )
+    support_x, query_x = images
+    return TaskBatch(support_x, support_x[:, :, 0, 0, 0], query_x, query_x[:, :, 0, 0, 0])
+
+
+def test_a_slice_of_a_batch_is_a_batch_of_those_tasks() -> None:
+    part = batch_of(4, 4)[1:3]
+    assert len(part) == 2
+    for tensor in (part.support_x, part.support_y, part.query_x, part.query_y):
+        assert tensor.flatten(1)[:, 0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("index", [0, torch.tensor([0, 1])])
+def test_an_index_that_would_leave_the_tasks_out_is_refused(index: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        batch_of(3, 3)[index]
+    assert str(caught.value) == (
+        f"a task batch is cut by slices, not by {index!r}: batch[2:3] is a batch of the third task "
+        "alone"
+    )
+
+
+def test_tensors_of_differing_numbers_of_tasks_and_of_none_are_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        batch_of(3, 2)
+    assert str(caught.value) == (
+        "the tensors of a task batch are support_x (3, 2, 1, 4, 4), support_y (3, 2), query_x "
+        "(2, 2, 1, 4, 4), query_y (2, 2); the first dimension must be the tasks, the same number "
+        "in each and at least one: give a single task as x[None]"
+    )
+    with pytest.raises(DataError, match=r"are support_x \(0, 2, 1, 4, 4\), .* at least one"):
+        batch_of(3, 3)[3:]
+    scalar = torch.zeros(())
+    with pytest.raises(DataError, match=r"are support_x \(\), support_y \(\)"):
+        TaskBatch(scalar, scalar, scalar, scalar)
+
+
+def test_batches_can_be_compared_and_be_keys() -> None:
+    one, other = batch_of(2, 2), batch_of(2, 2)
+    assert one != other
+    assert len({one, other, one}) == 2

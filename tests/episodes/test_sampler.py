@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshare.episodes import EpisodeSampler, Split, TaskBatch
-from gradshare.errors import DataError
+from gradshare.errors import ConfigError, DataError
 from tests.episodes.builders import random_images
 
 SIZE = 6
@@ -204,3 +205,37 @@ def test_a_class_with_too_few_images_is_named() -> None:
         "class 'class 1' of split 'train' has 19 images, a task needs 20 (5 shots + 15 queries); "
         "lower --queries or --shots, or add images"
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ways": 0}, "ways is 0, but must be 1 or more"),
+        ({"shots": 0}, "shots is 0, but must be 1 or more"),
+        ({"shots": -1}, "shots is -1, but must be 1 or more"),
+        ({"queries": 0}, "queries is 0, but must be 1 or more"),
+        ({"seed": -1}, "seed is -1, but must be 0 or more"),
+    ],
+)
+def test_a_setting_out_of_bounds_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        EpisodeSampler(
+            make_split([9, 9]), **{"ways": 2, "shots": 1, "queries": 2, "seed": 0, **settings}
+        )
+    assert str(caught.value) == message
+
+
+def test_tasks_that_do_not_exist_are_named() -> None:
+    sampler = EpisodeSampler(make_split([9, 9]), ways=2, shots=1, queries=2, seed=0)
+    with pytest.raises(DataError) as caught:
+        sampler.batch([])
+    assert str(caught.value) == "a batch needs at least one task, and no index was given"
+    with pytest.raises(DataError) as caught:
+        sampler.batch([0, -1])
+    assert str(caught.value) == "there is no task -1; tasks are counted from 0"
+
+
+def test_splits_can_be_compared() -> None:
+    one, other = make_split([4]), make_split([4])
+    assert one == one  # noqa: PLR0124
+    assert one != other

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradshare.errors import DataError
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class TaskBatch:
     """T few-shot classification tasks (the paper's 𝓑).
 
@@ -22,6 +24,9 @@ class TaskBatch:
         support_y: (T, ways·shots) their labels.
         query_x: (T, ways·queries, C, H, W) images to be judged on after adaptation.
         query_y: (T, ways·queries) their labels.
+
+    Raises:
+        DataError: there are no tasks, or not as many of them in every tensor.
     """
 
     support_x: Tensor
@@ -29,12 +34,33 @@ class TaskBatch:
     query_x: Tensor
     query_y: Tensor
 
+    def __post_init__(self) -> None:
+        counts = {
+            name: getattr(self, name).shape[:1]
+            for name in ("support_x", "support_y", "query_x", "query_y")
+        }
+        if any(count != self.support_x.shape[:1] or not any(count) for count in counts.values()):
+            found = ", ".join(f"{name} {tuple(getattr(self, name).shape)}" for name in counts)
+            raise DataError(
+                f"the tensors of a task batch are {found}; the first dimension must be the tasks, "
+                "the same number in each and at least one: give a single task as x[None]"
+            )
+
     def __len__(self) -> int:
         """T, the number of tasks."""
         return self.support_x.shape[0]
 
     def __getitem__(self, tasks: slice) -> TaskBatch:
-        """Some of the tasks."""
+        """Some of the tasks, at least one.
+
+        Raises:
+            TypeError: an index that is no slice, which would leave the tasks' dimension out.
+        """
+        if not isinstance(tasks, slice):
+            raise TypeError(
+                f"a task batch is cut by slices, not by {tasks!r}: batch[2:3] is a batch of the "
+                "third task alone"
+            )
         return TaskBatch(
             self.support_x[tasks], self.support_y[tasks], self.query_x[tasks], self.query_y[tasks]
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradshare.episodes.batch import TaskBatch
 from gradshare.episodes.store import Split
-from gradshare.errors import DataError
+from gradshare.errors import ConfigError, DataError
 
 RIGHT_ANGLES = 4
 
@@ -35,6 +35,7 @@ class EpisodeSampler:
             train-time augmentation in the reference code).
 
     Raises:
+        ConfigError: ways, shots or queries below one, or a negative seed.
         DataError: more ways than classes, or a class with fewer than shots + queries images.
     """
 
@@ -48,6 +49,14 @@ class EpisodeSampler:
         seed: int,
         rotate_classes: bool = False,
     ) -> None:
+        for what, value, least in (
+            ("ways", ways, 1),
+            ("shots", shots, 1),
+            ("queries", queries, 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"{what} is {value}, but must be {least} or more")
         if ways > len(split.class_names):
             raise DataError(
                 f"{ways}-way tasks need {ways} classes, split {split.name!r} has "
@@ -73,7 +82,12 @@ class EpisodeSampler:
 
         Returns:
             rows (ways, shots + queries) of the store, and quarter turns (ways,) of each class.
+
+        Raises:
+            DataError: a negative index.
         """
+        if index < 0:
+            raise DataError(f"there is no task {index}; tasks are counted from 0")
         random = np.random.default_rng([self.seed, self._stream, index])
         classes = random.choice(len(self.split.starts), self.ways, replace=False)
         rows = np.empty((self.ways, self.shots + self.queries), dtype=np.int64)
@@ -86,8 +100,14 @@ class EpisodeSampler:
         return rows, turns
 
     def batch(self, indices: Iterable[int]) -> TaskBatch:
-        """The tasks of the given indices, as uint8 images."""
+        """The tasks of the given indices, as uint8 images.
+
+        Raises:
+            DataError: no index, or a negative one.
+        """
         tasks = [self.rows(index) for index in indices]
+        if not tasks:
+            raise DataError("a batch needs at least one task, and no index was given")
         rows = np.stack([rows for rows, _ in tasks])  # (T, ways, shots + queries)
         turns = np.stack([turns for _, turns in tasks])  # (T, ways)
         labels = torch.arange(self.ways).expand(len(tasks), self.ways)

@@ -35,7 +35,7 @@ SPLITS = ("train", "val", "test")
 Images = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassImages:
     """All images of one class, as a dataset reader hands them to `write_store`.
 
@@ -50,7 +50,7 @@ class ClassImages:
     images: Images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """The classes of one split.
 
@@ -69,7 +69,7 @@ class Split:
     counts: npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageStore:
     """An opened store.
 
