@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pickle
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradshare.episodes import EpisodeSampler
 from gradshare.episodes.store import SPLITS, ClassImages, ImageStore, write_store
 from gradshare.errors import DataError
 from tests.episodes.builders import random_classes, random_images, random_store
@@ -69,6 +73,57 @@ def test_a_path_may_be_text(tmp_path: Path) -> None:
 def test_the_images_are_not_read_on_opening(tmp_path: Path) -> None:
     store = random_store(tmp_path / "4", COUNTS)
     assert isinstance(store.splits["train"].images, np.memmap)
+
+
+def test_a_pickle_holds_no_images_and_reads_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random_store(Path("20"), {"train": [30, 30, 30], "val": [9], "test": [9]}, size=20)
+    store = ImageStore.open("20")
+    split = store.splits["train"]
+    sampler = EpisodeSampler(split, ways=2, shots=1, queries=3, seed=4)
+    pickles = [pickle.dumps(item) for item in (sampler, split, store)]
+    assert max(map(len, pickles)) < 2_000 < split.images.nbytes / 20
+    monkeypatch.chdir("/")
+    again = pickle.loads(pickles[0])
+    expected, found = sampler.batch(range(3)), again.batch(range(3))
+    for name in ("support_x", "support_y", "query_x", "query_y"):
+        assert torch.equal(getattr(expected, name), getattr(found, name))
+    assert isinstance(again.split.images, np.memmap)
+    np.testing.assert_array_equal(pickle.loads(pickles[1]).images, split.images)
+    opened = pickle.loads(pickles[2])
+    for name, of_store in opened.splits.items():
+        assert of_store.images is opened.splits["train"].images
+        assert of_store.class_names == store.splits[name].class_names
+        np.testing.assert_array_equal(of_store.starts, store.splits[name].starts)
+    assert (opened.mean, opened.source, opened.sha256) == (store.mean, store.source, store.sha256)
+
+
+def test_a_split_whose_images_are_not_the_stores_is_pickled_with_them(stored: Path) -> None:
+    split = ImageStore.open(stored).splits["train"]
+    inverted = dataclasses.replace(split, images=255 - split.images)
+    again = pickle.loads(pickle.dumps(inverted))
+    np.testing.assert_array_equal(again.images, 255 - split.images)
+    # What is cut out of the map is no more the whole of it.
+    part = dataclasses.replace(split, images=split.images[:4], starts=split.starts[:1])
+    again = pickle.loads(pickle.dumps(part))
+    np.testing.assert_array_equal(again.images, split.images[:4])
+    assert again.starts.tolist() == [0]
+
+
+def test_a_pickle_of_images_that_were_replaced_is_refused(stored: Path) -> None:
+    content = pickle.dumps(ImageStore.open(stored))
+    shutil.rmtree(stored)
+    with pytest.raises(DataError, match="no prepared dataset in"):
+        pickle.loads(content)
+    random_store(stored, {"train": [5], "val": [5], "test": [5]})
+    with pytest.raises(DataError) as caught:
+        pickle.loads(content)
+    assert str(caught.value) == (
+        f"the dataset in {stored} was prepared anew since the sampler, split or store that reads "
+        "it was pickled; open it again"
+    )
 
 
 def test_the_index_has_the_digest_of_the_images(tmp_path: Path) -> None:

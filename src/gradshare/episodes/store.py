@@ -51,8 +51,45 @@ class ClassImages:
 
 
 @dataclass(frozen=True, eq=False)
+class StoredImages:
+    """The images of an opened store. A pickle of it holds no image but where they are, so that
+    another process maps the same file.
+
+    Attributes:
+        path: the store's folder.
+        sha256: of the images, see `ImageStore`.
+        images: uint8 (N, C, H, W), memory-mapped.
+    """
+
+    path: Path
+    sha256: str
+    images: Images
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.path.absolute(), self.sha256)
+
+
+def _reopened(path: Path, sha256: str) -> StoredImages:
+    """The images that a pickle names.
+
+    Raises:
+        DataError: they are not there, or are others by now.
+    """
+    store = ImageStore.open(path)
+    stored = store.splits["train"].stored
+    if stored is None or store.sha256 != sha256:
+        raise DataError(
+            f"the dataset in {path} was prepared anew since the sampler, split or store that reads "
+            "it was pickled; open it again"
+        )
+    return stored
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
     """The classes of one split.
+
+    A pickle of a store's split holds where its images are, and not the images.
 
     Attributes:
         name: "train", "val" or "test".
@@ -60,6 +97,7 @@ class Split:
         class_names: one name a class.
         starts: (classes,) the first row of each class.
         counts: (classes,) how many rows each class has.
+        stored: what `images` are, of an opened store; None where they are in memory alone.
     """
 
     name: str
@@ -67,6 +105,20 @@ class Split:
     class_names: tuple[str, ...]
     starts: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
+    stored: StoredImages | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.stored is not None and self.images is self.stored.images:
+            del state["images"]
+        else:
+            state["stored"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["stored"] is not None:
+            state = {**state, "images": state["stored"].images}
+        self.__dict__.update(state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,13 +184,14 @@ class ImageStore:
                     f"says uint8 {index.shape} with {len(index.mean)} means and {len(index.std)} "
                     f"standard deviations; {remedy}"
                 )
+            stored = StoredImages(path, index.sha256, images)
             return cls(
                 name=index.name,
                 path=path,
                 splits={
-                    "train": _split("train", images, index.splits.train),
-                    "val": _split("val", images, index.splits.val),
-                    "test": _split("test", images, index.splits.test),
+                    "train": _split("train", stored, index.splits.train),
+                    "val": _split("val", stored, index.splits.val),
+                    "test": _split("test", stored, index.splits.test),
                 },
                 mean=tuple(index.mean),
                 std=tuple(index.std),
@@ -204,12 +257,13 @@ def _memory_map(path: Path) -> npt.NDArray[Any]:
         raise ValueError(f"{path.name} has no proper header: {error}") from error
 
 
-def _split(name: str, images: Images, entries: list[_Class]) -> Split:
+def _split(name: str, stored: StoredImages, entries: list[_Class]) -> Split:
     starts = np.array([entry.start for entry in entries], dtype=np.int64)
     counts = np.array([entry.count for entry in entries], dtype=np.int64)
-    if (starts < 0).any() or (counts < 1).any() or (starts + counts > len(images)).any():
-        raise ValueError(f"split {name!r} names rows outside the {len(images)} images")
-    return Split(name, images, tuple(entry.name for entry in entries), starts, counts)
+    if (starts < 0).any() or (counts < 1).any() or (starts + counts > len(stored.images)).any():
+        raise ValueError(f"split {name!r} names rows outside the {len(stored.images)} images")
+    names = tuple(entry.name for entry in entries)
+    return Split(name, stored.images, names, starts, counts, stored)
 
 
 def write_store(
