@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -297,3 +299,54 @@ def test_names_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -
 def test_a_folder_in_the_way_is_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.zip").mkdir()
     assert f"{tmp_path / 'a.zip'} is in the way" in refusal(server.archive(), tmp_path)
+
+
+@pytest.mark.parametrize("md5", [MD5, None])
+def test_of_two_at_once_one_fetches_and_the_other_waits(
+    server: Server, tmp_path: Path, md5: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    under_way, second_waits = threading.Event(), threading.Event()
+
+    class Notice(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            second_waits.set()
+
+    def halt(done: int, total: int | None) -> None:
+        under_way.set()
+        assert second_waits.wait(30)
+
+    notice = Notice()
+    module.log.addHandler(notice)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(download, server.archive(md5), tmp_path, halt)
+            assert under_way.wait(30)
+            second = pool.submit(download, server.archive(md5), tmp_path)
+            paths = [first.result(60), second.result(60)]
+    finally:
+        module.log.removeHandler(notice)
+    assert paths == [tmp_path / "a.zip"] * 2
+    assert paths[0].read_bytes() == DATA
+    assert server.requests == [None]
+    assert left(tmp_path) == ["a.zip"]
+    assert caplog.messages == [f"another process is downloading {paths[0]}; waiting for it"]
+
+
+def test_one_that_waited_for_a_download_that_failed_goes_on(server: Server, tmp_path: Path) -> None:
+    under_way, may_fail = threading.Event(), threading.Event()
+
+    def fail(done: int, total: int | None) -> None:
+        if done > 100_000:
+            under_way.set()
+            assert may_fail.wait(30)
+            raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(download, server.archive(), tmp_path, fail)
+        assert under_way.wait(30)
+        second = pool.submit(download, server.archive(), tmp_path)
+        may_fail.set()
+        with pytest.raises(KeyboardInterrupt):
+            first.result(60)
+        assert second.result(60).read_bytes() == DATA
+    assert left(tmp_path) == ["a.zip"]

@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import logging
 import re
 import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from gradshare.episodes.dataset import Archive
 from gradshare.episodes.web_page import is_web_page
 from gradshare.errors import DataError
+
+log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 16
 TIMEOUT_SECONDS = 30.0  # without a single byte
@@ -35,7 +41,8 @@ def download(archive: Archive, folder: Path, progress: Progress | None = None) -
     The bytes go to `<filename>.part` beside the target, which takes its name only when it is
     complete and its checksum is right. An interrupted download resumes where it stopped, in this
     call (a dropped connection, a timeout, a busy server) or the next (Ctrl-C, a crash), as long as
-    the server still has the same file; otherwise it starts over.
+    the server still has the same file; otherwise it starts over. Of several processes that fetch
+    the same archive into a folder at once, one does and the others wait for it.
 
     Args:
         archive: what to fetch.
@@ -52,31 +59,56 @@ def download(archive: Archive, folder: Path, progress: Progress | None = None) -
     target = folder / archive.filename
     if target.exists():
         return _verified(target, archive)
-    part = _Part(folder / (archive.filename + ".part"))
+    part_path = folder / (archive.filename + ".part")
     report = progress or (lambda _done, _total: None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _fetch(archive, part, report)
-        found = md5(part.path)
-        if archive.md5 and found != archive.md5 and part.from_earlier_call:
-            part.discard()  # what was there before was the beginning of another file
-            _fetch(archive, part, report)
-            found = md5(part.path)
-        if archive.md5 and found != archive.md5:
-            part.discard()
-            raise _failed(
-                archive,
-                f"its md5 is {found} and not the published {archive.md5}, so it was changed or "
-                "damaged on its way",
-            )
-        part.path.replace(target)
-        part.note.unlink(missing_ok=True)
+        with _alone(folder / (archive.filename + ".lock"), target):
+            fetched_by_another = target.exists()
+            if not fetched_by_another:
+                part = _Part(part_path)
+                _complete(part, archive, report)
+                part.path.replace(target)
+                part.note.unlink(missing_ok=True)
     except OSError as error:  # the network's errors are DataErrors by now
         raise DataError(
-            f"cannot write {part.path} ({error.strerror or error}); "
+            f"cannot write {part_path} ({error.strerror or error}); "
             "make room on the disk or choose another folder"
         ) from error
-    return target
+    return _verified(target, archive) if fetched_by_another else target
+
+
+@contextmanager
+def _alone(path: Path, target: Path) -> Iterator[None]:
+    """Be the only process that fetches a target, waiting for one that does."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("another process is downloading %s; waiting for it", target)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: who waits for it looks for it anew
+        lock.release()
+
+
+def _complete(part: _Part, archive: Archive, report: Progress) -> None:
+    """Fetch what is missing of an archive, and check it."""
+    _fetch(archive, part, report)
+    found = md5(part.path)
+    if archive.md5 and found != archive.md5 and part.from_earlier_call:
+        part.discard()  # what was there before was the beginning of another file
+        _fetch(archive, part, report)
+        found = md5(part.path)
+    if archive.md5 and found != archive.md5:
+        part.discard()
+        raise _failed(
+            archive,
+            f"its md5 is {found} and not the published {archive.md5}, so it was changed or "
+            "damaged on its way",
+        )
 
 
 def md5(path: Path) -> str:
