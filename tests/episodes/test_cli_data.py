@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from gradshare.cli.data import data
 from gradshare.episodes import datasets, glyphs
 from gradshare.episodes.contact_sheet import contact_sheet
 from gradshare.episodes.dataset import Archive
-from gradshare.episodes.datasets import Progress, open_dataset
+from gradshare.episodes.datasets import DATASETS, Progress, open_dataset
 from gradshare.errors import DataError, GradshareError
 from tests.episodes.builders import make_classes, random_store
+from tests.episodes.download_server import Server
 
 BIRDS = ["crow", "finch", "heron", "lark", "owl"]
 
@@ -159,6 +161,26 @@ def test_download_asks_for_the_datasets_archive(monkeypatch: pytest.MonkeyPatch)
     assert error("prepare", "cub", "--download") == (
         "CUB_200_2011.tgz was asked for in data/cub/archives"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "there"),
+    [((), "84"), (("--image-size", "28", "--resize", "center-crop"), "28-center-crop")],
+)
+def test_nothing_is_downloaded_for_what_is_prepared(
+    server: Server, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], there: str
+) -> None:
+    published = dataclasses.replace(DATASETS["cub"], archives=(server.archive(),))
+    monkeypatch.setitem(DATASETS, "cub", published)
+    random_store(Path("data") / "cub" / there, {"train": [2], "val": [2], "test": [2]})
+    assert output("prepare", "cub", "--download", *options) == (
+        f"data/cub/{there} is prepared already; replace it with --force\n"
+    )
+    assert server.requests == []
+    # What cannot be an archive of CUB, since the download is what is looked for.
+    assert "a.zip" in error("prepare", "cub", "--download", *options, "--force")
+    assert "a.zip" in error("prepare", "cub", "--download", "--image-size", "32")
+    assert server.requests == [None]
 
 
 def test_a_sheet_that_cannot_be_written_is_named() -> None:

@@ -30,6 +30,7 @@ from gradshare.episodes.datasets import (
     Progress,
     check_name,
     download_dataset,
+    is_prepared,
     open_dataset,
     prepare_dataset,
 )
@@ -121,7 +122,8 @@ def prepare(
         )
     if form is not None and path is None:
         raise click.UsageError(f"--format {form} needs --from FOLDER")
-    if download:
+    # What is prepared already is not read again, and so its archives need not be there.
+    if download and (force or not is_prepared(name, data_root, image_size, resize)):
         with _progress_bar(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
             path = download_dataset(name, data_root, _reporter(bar, f"Downloading {name}"))
     with _class_bar() as bar:

@@ -69,6 +69,21 @@ def prepared(data_root: Path) -> dict[str, list[str]]:
     return found
 
 
+def is_prepared(
+    name: str,
+    data_root: Path,
+    image_size: int | None = None,
+    resize: Resize = "stretch",
+) -> bool:
+    """Whether the store is there that `prepare_dataset` would write with the same arguments.
+
+    Raises:
+        DataError: a size out of range.
+    """
+    size = _size_to_prepare(name, image_size)
+    return _is_store(store_path(data_root, name, size, resize))
+
+
 def open_dataset(
     name: str,
     data_root: Path | str,
@@ -147,13 +162,7 @@ def prepare_dataset(
     data_root = Path(data_root)
     path = None if path is None else Path(path)
     check_name(name, data_root, folder)
-    if image_size is None:
-        image_size = DATASETS[name].image_size if name in DATASETS else FOLDER_IMAGE_SIZE
-    if image_size not in IMAGE_SIZES:
-        raise DataError(
-            f"image size {image_size} is out of range; use {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]} "
-            "pixels"
-        )
+    image_size = _size_to_prepare(name, image_size)
     target = store_path(data_root, name, image_size, resize)
     if _is_store(target) and not force:
         return Prepared(ImageStore.open(target), written=False)
@@ -417,6 +426,21 @@ def _usual_size(name: str, data_root: Path, there: Sequence[str], resize: Resize
             "with --image-size and --resize"
         )
     return int(sizes[0])
+
+
+def _size_to_prepare(name: str, asked: int | None) -> int:
+    """The size that a dataset is prepared at.
+
+    Raises:
+        DataError: the one asked for is out of range.
+    """
+    if asked is None:
+        return DATASETS[name].image_size if name in DATASETS else FOLDER_IMAGE_SIZE
+    if asked not in IMAGE_SIZES:
+        raise DataError(
+            f"image size {asked} is out of range; use {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]} pixels"
+        )
+    return asked
 
 
 def _suffix(resize: Resize) -> str:
