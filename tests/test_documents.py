@@ -85,11 +85,29 @@ def test_the_sinusoid_example_learns(
     assert all(after < before for before, after in zip(*errors, strict=True))
 
 
-def test_the_documented_rule_clips_each_task_and_learns_its_length() -> None:
-    names: dict[str, object] = {}
+@pytest.fixture
+def extensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the code of docs/extending.md defines, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
     for block in python_blocks("docs/extending.md"):
         exec(compile(block, "docs/extending.md", "exec"), names)
-    rule = names["LearnedClipping"](2, start=0.5)  # type: ignore[operator]
+    return names
+
+
+def test_the_documented_dataset_is_found_by_its_name_and_trained_on(
+    extensions: dict[str, Any], tiny: dict[str, Any]
+) -> None:
+    assert extensions["store"].path == Path("data/mine/32")
+    assert extensions["tasks"].query_x.shape == (4, 75, 1, 32, 32)
+    own = {**tiny, "dataset": "mine", "data_root": "data", "epochs": 1}
+    assert gs.train(gs.RunConfig(**own), "runs/mine").history
+
+
+def test_the_documented_rule_clips_each_task_and_learns_its_length(
+    extensions: dict[str, Any],
+) -> None:
+    rule = extensions["LearnedClipping"](2, start=0.5)
     learned, state = rule.init({"w": torch.zeros(3)})
     gradients = {"w": torch.tensor([[3.0, 4.0, 0.0], [0.1, 0.0, 0.0]])}
     learned["length"].requires_grad_()
@@ -98,7 +116,7 @@ def test_the_documented_rule_clips_each_task_and_learns_its_length() -> None:
     (gradient,) = torch.autograd.grad(updates["w"].sum(), [learned["length"]])
     assert gradient[0] == 0
     assert gradient[1] != 0
-    learner = names["learner"]
+    learner = extensions["learner"]
     assert isinstance(learner, gs.MetaLearner)
     assert learner.adapted == ("linear.weight", "linear.bias")
 

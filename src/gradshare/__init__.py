@@ -1,8 +1,9 @@
 """gradshare: gradient-based meta-learning with gradient sharing."""
 
 from gradshare.classifier import FewShotClassifier
-from gradshare.episodes import EpisodeSampler, ImageStore, TaskBatch
-from gradshare.episodes.datasets import open_dataset
+from gradshare.episodes import EpisodeSampler, ImageStore, Normalization, TaskBatch
+from gradshare.episodes.datasets import open_dataset, prepare_dataset
+from gradshare.episodes.store import ClassImages, write_store
 from gradshare.errors import ConfigError, DataError, GradshareError, RunError
 from gradshare.inner_loop import (
     LSLR,
@@ -27,6 +28,7 @@ __all__ = [
     "SGD",
     "BatchNorm2d",
     "Chain",
+    "ClassImages",
     "ConfigError",
     "Conv4",
     "DataError",
@@ -37,6 +39,7 @@ __all__ = [
     "ImageStore",
     "MetaLearner",
     "MetaSGD",
+    "Normalization",
     "RateControl",
     "RunConfig",
     "RunError",
@@ -47,6 +50,8 @@ __all__ = [
     "maml_plus_plus",
     "meta_sgd",
     "open_dataset",
+    "prepare_dataset",
     "sum_over_local_tasks",
     "train",
+    "write_store",
 ]

@@ -153,8 +153,17 @@ def test_a_reader_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_store_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     random_store(tmp_path / "4", COUNTS)
     before = (tmp_path / "4" / "images.npy").read_bytes()
-    with pytest.raises(OSError, match="4"):
-        random_store(tmp_path / "4", {"train": [9], "val": [9], "test": [9]})
+
+    def unexpected() -> Iterator[ClassImages]:
+        pytest.fail("the classes were read for nothing")
+        yield
+
+    with pytest.raises(DataError) as caught:
+        write_store(tmp_path / "4", unexpected(), name="n", rotate_classes=False, source={})
+    assert str(caught.value) == (
+        f"{tmp_path / '4'} is there already and is not overwritten; delete it, or write to another "
+        "path"
+    )
     assert (tmp_path / "4" / "images.npy").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["4"]
 

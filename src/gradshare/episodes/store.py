@@ -285,10 +285,14 @@ def write_store(
         source: see `ImageStore`; must be JSON.
 
     Raises:
-        DataError: two classes of one name (overlapping splits), an unknown split, a class without
-            images, images of differing shape, or a split without classes.
+        DataError: the path is taken, two classes of one name (overlapping splits), an unknown
+            split, a class without images, images of differing shape, or a split without classes.
     """
     path = Path(path)
+    if path.exists():
+        raise DataError(
+            f"{path} is there already and is not overwritten; delete it, or write to another path"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     # A temporary folder is its owner's alone; a store is for whoever shares the data root.
