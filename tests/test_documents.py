@@ -121,6 +121,24 @@ def test_the_documented_rule_clips_each_task_and_learns_its_length(
     assert learner.adapted == ("linear.weight", "linear.bias")
 
 
+def test_the_documented_rule_bears_zero_gradients_and_parameters_without_dimensions(
+    extensions: dict[str, Any],
+) -> None:
+    rule = extensions["LearnedClipping"](1, start=0.5)
+    learned, state = rule.init({"w": torch.zeros(2), "scale": torch.tensor(1.0)})
+    learned["length"].requires_grad_()
+    gradients = {
+        "w": torch.tensor([[0.0, 0.0], [3.0, 0.0]], requires_grad=True),
+        "scale": torch.tensor([0.0, 4.0], requires_grad=True),
+    }
+    updates, _ = rule.update(gradients, learned, state, 0, sum_over_local_tasks)
+    assert torch.allclose(updates["w"], torch.tensor([[0.0, 0.0], [0.3, 0.0]]))
+    assert torch.allclose(updates["scale"], torch.tensor([0.0, 0.4]))
+    total = updates["w"].sum() + updates["scale"].sum()
+    for gradient in torch.autograd.grad(total, [learned["length"], *gradients.values()]):
+        assert gradient.isfinite().all()
+
+
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
