@@ -57,6 +57,26 @@ def test_new_classes_are_learned_under_their_own_names(run: Path, data_root: Pat
     assert set(classifier.predict(batch.query_x[0])) <= {"wren", "owl", "crow"}
 
 
+def test_the_score_is_the_share_that_is_right(run: Path, data_root: Path) -> None:
+    batch = task(data_root)
+    names = np.array(["wren", "owl", "crow"])
+    classifier = FewShotClassifier.from_run(run)
+    with pytest.raises(DataError, match="call fit with a support set before asking"):
+        classifier.score(batch.query_x[0], batch.query_y[0])
+    classifier.fit(batch.support_x[0], names[batch.support_y[0].numpy()])
+    predicted = classifier.predict(batch.query_x[0])
+    assert classifier.score(batch.query_x[0], predicted) == 1
+    others = predicted.copy()
+    others[:6] = "heron"
+    assert classifier.score(batch.query_x[0], others.tolist()) == 9 / 15
+    with pytest.raises(DataError) as error:
+        classifier.score(batch.query_x[0], predicted[:5])
+    assert str(error.value) == "15 images, but 5 labels; give one for each"
+    classifier.fit(batch.support_x[0], batch.support_y[0])
+    numbers = torch.from_numpy(classifier.predict(batch.query_x[0]))
+    assert classifier.score(batch.query_x[0], numbers) == 1
+
+
 def test_a_device_is_named_or_given(run: Path, data_root: Path) -> None:
     batch = task(data_root)
     found = []

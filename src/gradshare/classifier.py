@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ INDUCTIVE_CHUNK = 200
 class FewShotClassifier:
     """Learns new classes from a few images of each, with the best checkpoints of a trained run.
 
-    The estimator's interface is scikit-learn's: `fit`, `predict`, `predict_proba`, `classes_`. With
-    transductive batch norm, which is what the paper trains with, the images of one `predict` call
-    influence each other's predictions; `batch_norm` says which mode the run has.
+    The estimator's interface is scikit-learn's: `fit`, `predict`, `predict_proba`, `score`,
+    `classes_`. With transductive batch norm, which is what the paper trains with, the images of one
+    `predict` call influence each other's predictions; `batch_norm` says which mode the run has.
 
     Args:
         learner: the method, as it was trained.
@@ -128,16 +128,13 @@ class FewShotClassifier:
                 number of classes or labels.
         """
         support = self._images(images)
-        given = labels.cpu() if isinstance(labels, Tensor) else labels
-        names, codes = np.unique(np.asarray(given), return_inverse=True)
-        if len(codes) != len(support):
-            raise DataError(f"{len(support)} images, but {len(codes)} labels; give one for each")
+        names, codes = np.unique(_one_for_each(support, labels), return_inverse=True)
         if len(names) != self.ways:
             raise DataError(
                 f"the labels name {len(names)} classes; this run was trained for {self.ways}"
             )
         self.classes_: Labels = names
-        self._task = self._support_task(support, torch.from_numpy(codes.reshape(-1)))
+        self._task = self._support_task(support, torch.from_numpy(codes))
         self._adapted = [
             self.learner.adapt(learned, state, self._task).params[-1]
             for learned, state in self.models
@@ -168,6 +165,19 @@ class FewShotClassifier:
         best = self.predict_proba(images).argmax(-1)
         chosen: Labels = self.classes_[best]
         return chosen
+
+    def score(self, images: ImagesOrPaths, labels: npt.ArrayLike | Tensor) -> float:
+        """The share of images that are predicted right, in [0, 1].
+
+        Args:
+            images: uint8 (n, C, H, W), or n paths of image files.
+            labels: (n,) the true classes, as `fit` was given them.
+
+        Raises:
+            DataError: as by `predict_proba`, or another number of labels.
+        """
+        predicted = self.predict(images)
+        return float((predicted == _one_for_each(predicted, labels)).mean())
 
     @torch.no_grad()
     def _probabilities(self, queries: Tensor) -> Tensor:
@@ -204,6 +214,18 @@ class FewShotClassifier:
                 f"(n, {', '.join(map(str, self.image_shape))})"
             )
         return tensor
+
+
+def _one_for_each(images: Sized, labels: npt.ArrayLike | Tensor) -> Labels:
+    """Labels (n,) of so many images.
+
+    Raises:
+        DataError: there is another number of them.
+    """
+    given: Labels = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels).reshape(-1)
+    if len(given) != len(images):
+        raise DataError(f"{len(images)} images, but {len(given)} labels; give one for each")
+    return given
 
 
 def _paths(images: Any) -> list[Path]:
