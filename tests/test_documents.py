@@ -99,9 +99,19 @@ def test_the_documented_dataset_is_found_by_its_name_and_trained_on(
     extensions: dict[str, Any], tiny: dict[str, Any]
 ) -> None:
     assert extensions["store"].path == Path("data/mine/32")
-    assert extensions["tasks"].query_x.shape == (4, 75, 1, 32, 32)
+    assert extensions["store"].image_shape == (1, 32, 32)
     own = {**tiny, "dataset": "mine", "data_root": "data", "epochs": 1}
     assert gs.train(gs.RunConfig(**own), "runs/mine").history
+
+
+def test_the_documented_outer_loop_trains_and_tests(extensions: dict[str, Any]) -> None:
+    assert extensions["state"]["sharing.seen"].all()
+    accuracy = extensions["accuracy"]
+    assert accuracy.n == 40
+    assert 0 < accuracy.mean < 1
+    before, _ = extensions["mine"].init()
+    changed = [not torch.equal(before[name], t) for name, t in extensions["learned"].items()]
+    assert all(changed)
 
 
 def test_the_documented_rule_clips_each_task_and_learns_its_length(

@@ -19,7 +19,9 @@ from gradshare.inner_loop import (
 from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
 from gradshare.models import BatchNorm2d, Conv4
 from gradshare.training.config import RunConfig
+from gradshare.training.evaluation import evaluate
 from gradshare.training.run import train
+from gradshare.training.statistics import Interval
 
 __version__ = "0.1.0"
 
@@ -37,6 +39,7 @@ __all__ = [
     "GradientSharing",
     "GradshareError",
     "ImageStore",
+    "Interval",
     "MetaLearner",
     "MetaSGD",
     "Normalization",
@@ -46,6 +49,7 @@ __all__ = [
     "TaskBatch",
     "UpdateRule",
     "adapt",
+    "evaluate",
     "maml",
     "maml_plus_plus",
     "meta_sgd",

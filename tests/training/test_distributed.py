@@ -19,7 +19,7 @@ from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.training import launch, run
 from gradshare.training.config import RunConfig
 from gradshare.training.distributed import OneProcess, OtherRankError, ProcessGroup
-from gradshare.training.evaluation import evaluate, measure_test
+from gradshare.training.evaluation import measure_test, validate
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.outer_loop import outer_iteration
 from gradshare.training.run import RunResult, train, train_in
@@ -164,7 +164,7 @@ def measure(group: ProcessGroup | None, settings: dict[str, Any]) -> object:
     setup = set_up(config, group)
     model = setup.learner.init()
     advanced: list[int] = []
-    accuracies, fit = evaluate(setup, model, config.val_tasks, advanced.append)
+    accuracies, fit = validate(setup, model, config.val_tasks, advanced.append)
     test = measure_test(setup, [model, model], config.test_tasks, advanced.append)
     return accuracies.tolist(), fit, test, sum(advanced)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gradshare.training.compilation import compile_if_right
 from gradshare.training.config import RunConfig
-from gradshare.training.evaluation import evaluate, measure_test
+from gradshare.training.evaluation import measure_test, validate
 from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.layout import Layout
 from gradshare.training.memory import CHUNK, PeakMemory, estimate
@@ -103,7 +103,7 @@ def dry_run(config: RunConfig, folder: Path | None) -> Estimate:
         setup = compile_if_right(config, setup)
         phases = _phases(config, setup)
         tasks = min(config.val_tasks, CHUNK)
-        validation = _seconds(lambda _: evaluate(setup, (learned, state), tasks, _ignore))
+        validation = _seconds(lambda _: validate(setup, (learned, state), tasks, _ignore))
         tested = min(config.test_tasks, CHUNK)
         test = _seconds(lambda _: measure_test(setup, [(learned, state)], tested, _ignore))
     return Estimate(

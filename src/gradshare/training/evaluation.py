@@ -1,8 +1,10 @@
-"""Validation and test: Algorithm 2 on a fixed list of tasks, shared out over a run's processes."""
+"""Algorithm 2: a learner on tasks of any kind, and a run's validation and test, on a fixed list of
+tasks that is shared out over the run's processes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,10 +12,13 @@ import torch
 from torch import Tensor
 
 from gradshare.episodes import EpisodeSampler, TaskBatch
+from gradshare.errors import DataError
 from gradshare.inner_loop import Tensors
+from gradshare.methods import MetaLearner
 from gradshare.training.memory import CHUNK
 from gradshare.training.outer_loop import accuracies
 from gradshare.training.setup import Setup
+from gradshare.training.statistics import Interval, confidence95
 
 Row = TypeVar("Row")
 
@@ -40,6 +45,33 @@ class InnerLoopFit:
 
 @torch.no_grad()
 def evaluate(
+    learner: MetaLearner, learned: Tensors, state: Tensors, batches: Iterable[TaskBatch]
+) -> Interval:
+    """The accuracy of a classifying learner on the queries of new tasks, after adaptation.
+
+    Args:
+        learner: the method.
+        learned: its outer parameters.
+        state: its rules' state, left as it is.
+        batches: of normalised images, on the device of `learned`. With transductive batch norm a
+            task's accuracy depends on its own queries, and in no mode on the other tasks.
+
+    Returns:
+        The mean over all tasks, in [0, 1], and its 95 % confidence interval.
+
+    Raises:
+        DataError: there are no batches.
+    """
+    found: list[float] = []
+    for tasks in batches:
+        found += accuracies(_logits(learner, (learned, state), tasks), tasks.query_y).tolist()
+    if not found:
+        raise DataError("an accuracy needs at least one batch of tasks, and there was none")
+    return confidence95(found)
+
+
+@torch.no_grad()
+def validate(
     setup: Setup,
     model: Model,
     count: int,
@@ -103,26 +135,25 @@ def measure_test(
 ) -> TestAccuracies:
     """The accuracy of several models on the test tasks, as one ensemble, and of the first alone.
 
-    Each adapts with its own ĝ and λ; all see the same tasks. Arguments as for `evaluate`.
+    Each adapts with its own ĝ and λ; all see the same tasks. Arguments as for `validate`.
     """
     learner = setup.learner
 
     def measure(tasks: TaskBatch) -> list[tuple[float, float]]:
-        logits = [
-            learner.predict(
-                learned,
-                learner.adapt(learned, state, tasks).params[-1],
-                tasks,
-                updates=learner.steps,
-            )
-            for learned, state in models
-        ]
+        logits = [_logits(learner, model, tasks) for model in models]
         ensemble = accuracies(mean_of_finite(torch.stack(logits)), tasks.query_y)
         single = accuracies(logits[0], tasks.query_y)
         return list(zip(ensemble.tolist(), single.tolist(), strict=True))
 
     rows = _on_all_tasks(setup, setup.test, count, advance, measure)
     return TestAccuracies([row[0] for row in rows], len(models), [row[1] for row in rows])
+
+
+def _logits(learner: MetaLearner, model: Model, tasks: TaskBatch) -> Tensor:
+    """The (T, n, ways) logits of the queries after adaptation."""
+    learned, state = model
+    adapted = learner.adapt(learned, state, tasks).params[-1]
+    return learner.predict(learned, adapted, tasks, updates=learner.steps)
 
 
 def mean_of_finite(logits: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from gradshare.training.compilation import compile_if_right
 from gradshare.training.config import RunConfig, option_name
 from gradshare.training.distributed import OneProcess, OtherRankError
 from gradshare.training.divergence import diagnose, not_finite
-from gradshare.training.evaluation import TestAccuracies, evaluate, measure_test
+from gradshare.training.evaluation import TestAccuracies, measure_test, validate
 from gradshare.training.folder import MACHINE_FIELDS, Inputs, RunFolder, refuse_if_occupied
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.launch import processes_of
@@ -606,7 +606,7 @@ def _validate(
 ) -> EpochRecord:
     """The record of the epoch that ends at a moment."""
     setup.processes.require_identical({**moment.learned, **moment.state})
-    accuracies, fit = evaluate(setup, (moment.learned, moment.state), config.val_tasks, advance)
+    accuracies, fit = validate(setup, (moment.learned, moment.state), config.val_tasks, advance)
     interval = confidence95(accuracies.tolist())
     taken = config.iterations_per_epoch - moment.skipped
     return EpochRecord(
