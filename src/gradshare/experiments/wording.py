@@ -58,13 +58,6 @@ def speedup(ratio: float | None) -> str:
     return NOTHING if ratio is None else f"{_digits(100 * ratio, 0)} %"
 
 
-def mean_speedup(interval: Interval) -> str:
-    """A mean speed-up over seeds as "66 ± 12 %"."""
-    if interval.ci95 is None:
-        return speedup(interval.mean)
-    return f"{_digits(100 * interval.mean, 0)} ± {_digits(100 * interval.ci95, 0)} %"
-
-
 def speedup_range(mean: RatioInterval) -> str:
     """A mean speed-up over seeds, from ratios of epochs, as "41 % (−3 to 105 %)"."""
     text = speedup(mean.ratio - 1)

@@ -31,6 +31,7 @@ from gradshare.experiments.results import (
     InnerLoopPoint,
     Validation,
 )
+from gradshare.experiments.seeds import over_seeds_and_tasks
 from tests.experiments.paper.toy import PLAN, results_with
 from tests.experiments.synthetic_results import CHANCE, ENVIRONMENT, arm, comparison
 
