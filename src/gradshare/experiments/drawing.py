@@ -40,6 +40,10 @@ INK: Final = "#1f2328"
 PALE: Final = "#6e7781"
 GRID: Final = "#e3e6ea"
 
+NOTE_SIZE: Final = 7.5
+NOTE_LETTERS: Final = 16.2
+"""The size of a note below a figure, in points, and so many letters of it to an inch."""
+
 MARKED_EPOCHS: Final = 10
 """So many markers on a curve at most: more would hide it."""
 
@@ -385,6 +389,16 @@ def sample(look: ArmStyle) -> Line2D:
         markeredgecolor="white",
         markeredgewidth=0.8,
     )
+
+
+def put_below(figure: Figure, text: str) -> Text:
+    """A note below a figure, in lines that fit its width."""
+    return figure.supxlabel(in_lines(figure, text), fontsize=NOTE_SIZE, color=PALE)
+
+
+def in_lines(figure: Figure, text: str) -> str:
+    """A note's text in lines that fit a figure's width."""
+    return textwrap.fill(text, round(NOTE_LETTERS * figure.get_figwidth()))
 
 
 def shown(name: str) -> str:

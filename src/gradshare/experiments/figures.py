@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -32,11 +31,11 @@ from gradshare.experiments.drawing import (
     DASHES,
     INK,
     LEVEL_LINE,
-    PALE,
     Drawing,
     arm_styles,
     draw_runs,
     epoch_axis,
+    put_below,
     sample,
     seeds_are_drawn,
     shown,
@@ -143,10 +142,9 @@ def interval_note(arms: Sequence[tuple[str, Sequence[Arm]]]) -> str:
 
 
 def _note(figure: Figure, results: Sequence[Results], note: str) -> Text:
-    """Below a figure: method and dataset, then the note, in lines that fit."""
+    """Below a figure: method and dataset, then the note."""
     subject = f"{wording.method(results[0].method)} on {shown(results[0].dataset)}."
-    text = textwrap.fill(f"{subject} {note}", 110)
-    return figure.supxlabel(text, fontsize=7.5, color=PALE)
+    return put_below(figure, f"{subject} {note}")
 
 
 def _achieved_words(runs: Sequence[Arm]) -> tuple[str, str, str]:

@@ -6,7 +6,6 @@ is the part of sharing's effect that is due to sharing.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -17,10 +16,10 @@ from gradshare.experiments import wording
 from gradshare.experiments.drawing import (
     INK,
     LEVEL_LINE,
-    PALE,
     STYLES,
     Drawing,
     draw_difference,
+    put_below,
     style,
 )
 from gradshare.experiments.paper.conditions import Condition, conditions
@@ -126,7 +125,7 @@ def draw_contrasts(found: Sequence[Contrast]) -> Drawing:
             "over test tasks alone. Diamonds: means over a study’s conditions, without those near "
             "the floor."
         )
-        note = figure.supxlabel(textwrap.fill(text, 110), fontsize=7.5, color=PALE)
+        note = put_below(figure, text)
     said = "; ".join(f"{one.place} {_in_words(one)}" for one in found)
     return Drawing("contrast", figure, f"What sharing adds to its control: {said}.", note)
 

@@ -22,6 +22,8 @@ from gradshare.experiments.drawing import (
     Drawing,
     arm_styles,
     draw_difference,
+    in_lines,
+    put_below,
     sample,
     style,
 )
@@ -81,7 +83,7 @@ def draw_study(
 def _of_study(prefix: str, study: Study, condition: Condition, drawing: Drawing) -> Drawing:
     """The drawing of a comparison, which says itself what study and condition it is of."""
     where = _where(study, condition)
-    drawing.note.set_text(_wrapped(f"{where} {drawing.note.get_text()}"))
+    drawing.note.set_text(in_lines(drawing.figure, f"{where} {drawing.note.get_text()}"))
     description = f"{where} {drawing.description}"
     return Drawing(f"{prefix}-{drawing.name}", drawing.figure, description, drawing.note)
 
@@ -150,9 +152,7 @@ def _draw_sweep(name: str, study: Study, conditions: Sequence[Condition]) -> Dra
             names.append("a run that did not train")
         figure.legend(handles, names, loc="outside upper left", ncols=3)
         counts = sorted({len(c.runs(arm)) for c in ordered for arm in c.arms})
-        note = figure.supxlabel(
-            _wrapped(f"{_sentence(study)} {_bars(counts)}"), fontsize=7.5, color=PALE
-        )
+        note = put_below(figure, f"{_sentence(study)} {_bars(counts)}")
     said = "; ".join(
         f"{arm}: "
         + ", ".join(
@@ -256,9 +256,7 @@ def _draw_arms(name: str, study: Study, condition: Condition) -> Drawing:
         panels[0].set_yticks(range(len(arms)), arms)
         panels[0].invert_yaxis()
         counts = sorted({len(condition.runs(arm)) for arm in arms})
-        note = figure.supxlabel(
-            _wrapped(f"{_where(study, condition)} {_bars(counts)}"), fontsize=7.5, color=PALE
-        )
+        note = put_below(figure, f"{_where(study, condition)} {_bars(counts)}")
     said = "; ".join(
         f"{arm} {wording.points(found.interval)}"
         for arm in arms
@@ -287,11 +285,6 @@ def _where(study: Study, condition: Condition) -> str:
     """What study and which of its conditions, with what has to be said wherever it stands."""
     place = ", ".join(condition.labels.values())
     return f"{_sentence(study)} {place}." if place else _sentence(study)
-
-
-def _wrapped(note: str) -> str:
-    """In lines that fit below a figure."""
-    return textwrap.fill(note, 110)
 
 
 def _bars(counts: Sequence[int]) -> str:
