@@ -73,7 +73,7 @@ def learner(s: Setting, *, conv_bias: bool = False, **layout: Any) -> MetaLearne
     gates = {"lambda": s.fixed_lambda, "m": s.fixed_m}
     held = {name: gate for name, gate in gates.items() if gate is not None}
     if rule is not None and held:
-        rule = Held(rule, **held)
+        rule = Held(rule, held)
     common: dict[str, Any] = {
         "steps": s.steps,
         "inner_lr": s.inner_lr,

@@ -72,7 +72,7 @@ def test_a_rule_made_for_another_number_of_steps(rule: Any, steps: int) -> None:
 
 
 def test_a_rule_inside_another_made_for_another_number_of_steps() -> None:
-    rule: UpdateRule = Held(GradientSharing(3), m=1.0)
+    rule: UpdateRule = Held(GradientSharing(3), {"m": 1.0})
     assert refused(steps=5, sharing=rule).startswith("GradientSharing is made for 3 inner steps")
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 
-from gradshare.errors import require_choice
+from gradshare.errors import ConfigError, require_choice
 from gradshare.inner_loop.rule import SumOverTasks, Tensors, UpdateRule
 from gradshare.inner_loop.sharing import GradientSharing, Norm, interpolate, normalized
 
@@ -176,18 +177,34 @@ class Held:
 
     Args:
         rule: the rule.
-        **gates: by the learned tensor's name, what its sigmoid is held at, from 0 to 1:
-            `Held(GradientSharing(5), m=1.0)` shares with concurrent tasks alone.
+        gates: by the learned tensor's name, what its sigmoid is held at, from 0 to 1:
+            `Held(GradientSharing(5), {"m": 1.0})` shares with concurrent tasks alone.
+
+    Raises:
+        ConfigError: a value outside [0, 1].
     """
 
-    def __init__(self, rule: UpdateRule, **gates: float) -> None:
+    def __init__(self, rule: UpdateRule, gates: Mapping[str, float]) -> None:
+        for name, gate in gates.items():
+            if not 0 <= gate <= 1:
+                raise ConfigError(f"the gate {name!r} is held at {gate}; give a value from 0 to 1")
         self.rule = rule
         self.parts = (rule,)
-        self.gates = gates
+        self.gates = dict(gates)
 
     def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
-        """The rule's, without what is held."""
+        """The rule's, without what is held.
+
+        Raises:
+            ConfigError: a gate that the rule does not learn.
+        """
         learned, state = self.rule.init(params)
+        for name in self.gates:
+            if name not in learned:
+                raise ConfigError(
+                    f"{type(self.rule).__name__} does not learn {name!r}, which is to be held; it "
+                    f"learns {' and '.join(map(repr, learned)) or 'nothing'}"
+                )
         return {name: t for name, t in learned.items() if name not in self.gates}, state
 
     def update(

@@ -221,7 +221,7 @@ def _sharing(config: RunConfig) -> UpdateRule | None:
     rule = rules[config.sharing_control]()
     gates = {"lambda": config.fixed_lambda, "m": config.fixed_m}
     held = {name: gate for name, gate in gates.items() if gate is not None}
-    return Held(rule, **held) if held else rule
+    return Held(rule, held) if held else rule
 
 
 def _normalization(config: RunConfig, store: ImageStore) -> Normalization:
