@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import SGD, Adaptation, Tensors, UpdateRule, adapt
+from gradshare.inner_loop import SGD, Adaptation, Chain, GradientSharing, Tensors, UpdateRule, adapt
 from gradshare.inner_loop.rule import sum_over_local_tasks
 
 TASKS = 3
@@ -51,4 +51,12 @@ def test_losses_that_are_not_one_for_each_task(
         adapted(of_another_shape, second_order=second_order, recompute=recompute)
     assert str(error.value) == (
         f"the losses are of shape {shape}; give one for each task, ({TASKS},)"
+    )
+
+
+def test_a_rule_made_for_another_number_of_steps() -> None:
+    with pytest.raises(ConfigError) as error:
+        adapted(rule=Chain(sharing=GradientSharing(5), sgd=SGD(0.1)), steps=7)
+    assert str(error.value) == (
+        "GradientSharing is made for 5 inner steps, the learner takes 7; give both the same number"
     )

@@ -140,6 +140,18 @@ def test_task_conditioned_parameters_need_no_change_to_the_rule() -> None:
             assert torch.allclose(together[name][task], expected[name][task], rtol=1e-12)
 
 
+def test_once_m_is_task_conditioned_a_batch_has_as_many_tasks() -> None:
+    rule = GradientSharing(STEPS)
+    learned, state = rule.init(like())
+    _, state = rule.update(gradients(1), learned, state, 0, sum_over_local_tasks)
+    conditioned = {**learned, "m": torch.zeros(4, STEPS, dtype=torch.float64)}
+    _, state = rule.update(gradients(2), conditioned, state, 0, sum_over_local_tasks)
+    assert state["g_hat.0.weight"].shape == (4, 3, 2)
+    rule.update(gradients(3), conditioned, state, 0, None)
+    with pytest.raises(RuntimeError):
+        rule.update(gradients(3, tasks=3), conditioned, state, 0, None)
+
+
 def test_rate_control_is_sharing_with_g_hat_zero() -> None:
     learned, state = RateControl(STEPS).init(like())
     assert list(learned) == ["lambda"]

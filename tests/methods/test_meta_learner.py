@@ -230,3 +230,56 @@ def test_a_model_that_returns_no_tensor(
         f"Wrapped.forward must return one tensor, but returns a {kind}; wrap it in a module that "
         "returns its outputs alone"
     )
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        (True, "True, which is no update rule: it has no `init` and `update`; give one, such as "),
+        (0.5, "0.5, which is no update rule: it has no `init` and `update`; give one, such as "),
+        (GradientSharing, "the class GradientSharing; give an object of it, "),
+    ],
+)
+def test_what_is_no_rule(rule: Any, found: str) -> None:
+    assert refused(sharing=rule).startswith(f"sharing is {found}GradientSharing(")
+    for make in (
+        lambda: MetaLearner(nn.Linear(2, 2), rule, steps=5),
+        lambda: Held(rule, {"lambda": 0.5}),
+    ):
+        with pytest.raises(ConfigError) as error:
+            make()
+        assert str(error.value).startswith(f"rule is {found}GradientSharing(")
+
+
+def test_the_tensors_of_another_learner() -> None:
+    with_sharing = learner(Setting("maml", "sharing", 2, 0.4))
+    without = learner(Setting("maml", "none", 2, 0.4))
+    remedy = (
+        "; give what this learner's `init` or `outer_step` returned, or a checkpoint of the same "
+        "method, rules and model"
+    )
+    (learned, state), (theta, _) = with_sharing.init(), without.init()
+    short = {name: t for name, t in state.items() if "g_hat.1" not in name}
+    for of_another, kept, message in (
+        (theta, state, "the outer parameter 'sharing.m' is missing (2 of 16 are)"),
+        (learned, {}, "the rules' state 'sharing.seen' is missing (13 of 13 are)"),
+        (
+            learned,
+            short,
+            "the rules' state 'sharing.g_hat.1.blocks.0.conv.weight' is missing (6 of 13 are)",
+        ),
+    ):
+        with pytest.raises(ConfigError) as error:
+            with_sharing.adapt(of_another, kept, tasks(2, 1))
+        assert str(error.value) == message + remedy
+        with pytest.raises(ConfigError):
+            with_sharing.outer_step(of_another, kept, tasks(2, 1), iteration=0)
+
+
+def test_more_outer_parameters_than_a_learner_has_are_the_callers_affair() -> None:
+    ours = maml(linear())
+    learned, state = ours.init()
+    more = {**learned, "scale": torch.ones(())}
+    expected = ours.outer_step(learned, state, tasks(2, 1), iteration=0).losses
+    losses = ours.outer_step(more, state, tasks(2, 1), iteration=0).losses
+    assert torch.equal(losses, expected)

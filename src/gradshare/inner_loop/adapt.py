@@ -19,7 +19,7 @@ from gradshare.inner_loop.flat_memory import (
     gradients_of_chunk,
     recomputed_gradients,
 )
-from gradshare.inner_loop.rule import SumOverTasks, Tensors, UpdateRule
+from gradshare.inner_loop.rule import SumOverTasks, Tensors, UpdateRule, require_steps
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ def adapt(
             it, as it was, among what is shared; for `recompute` alone.
 
     Raises:
-        ConfigError: under `torch.inference_mode`.
+        ConfigError: the rule is made for another number of steps; or under `torch.inference_mode`.
     """
+    require_steps(rule, steps)
     if torch.is_inference_mode_enabled():
         raise ConfigError(
             "the inner loop takes gradients, which torch.inference_mode() does not allow; use "

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 
 from gradshare.errors import ConfigError, require_choice
-from gradshare.inner_loop.rule import SumOverTasks, Tensors, UpdateRule
+from gradshare.inner_loop.rule import SumOverTasks, Tensors, UpdateRule, require_rule
 from gradshare.inner_loop.sharing import GradientSharing, Norm, interpolate, normalized
 
 
@@ -181,10 +181,11 @@ class Held:
             `Held(GradientSharing(5), {"m": 1.0})` shares with concurrent tasks alone.
 
     Raises:
-        ConfigError: a value outside [0, 1].
+        ConfigError: a value outside [0, 1], or no rule.
     """
 
     def __init__(self, rule: UpdateRule, gates: Mapping[str, float]) -> None:
+        require_rule("rule", rule)
         for name, gate in gates.items():
             if not 0 <= gate <= 1:
                 raise ConfigError(f"the gate {name!r} is held at {gate}; give a value from 0 to 1")

@@ -105,9 +105,15 @@ class Chain:
     Args:
         **rules: the rules by name, the first to see the task gradients first; None for one that
             is left out.
+
+    Raises:
+        ConfigError: one of them is no rule.
     """
 
     def __init__(self, **rules: UpdateRule | None) -> None:
+        for name, rule in rules.items():
+            if rule is not None:
+                require_rule(name, rule)
         self.rules = {name: rule for name, rule in rules.items() if rule is not None}
         self.parts = tuple(self.rules.values())
 
@@ -137,6 +143,27 @@ class Chain:
             )
             new_state |= with_prefix(name, rule_state)
         return gradients, new_state
+
+
+def require_rule(name: str, rule: object) -> None:
+    """Refuse what stands in a rule's place and is none.
+
+    Args:
+        name: of the place.
+        rule: what stands there.
+
+    Raises:
+        ConfigError: it has no `init` and `update`, or is a class instead of one of its objects.
+    """
+    if isinstance(rule, type):
+        raise ConfigError(
+            f"{name} is the class {rule.__name__}; give an object of it, {rule.__name__}(…)"
+        )
+    if not all(callable(getattr(rule, method, None)) for method in ("init", "update")):
+        raise ConfigError(
+            f"{name} is {rule!r}, which is no update rule: it has no `init` and `update`; give "
+            "one, such as GradientSharing(5)"
+        )
 
 
 def require_steps(part: object, steps: int) -> None:

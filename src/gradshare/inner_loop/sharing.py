@@ -22,7 +22,8 @@ class GradientSharing:
     follows it in the chain turns Δ into a step. It knows nothing of models, losses or images.
 
     Learned: `m` and `lambda`, both (K,), started at 0. Either may be given as (T, K) instead, the
-    task-conditioned variant that the paper names; everything below broadcasts.
+    task-conditioned variant that the paper names. With such an m there is a ĝ of each task, so that
+    every later batch must be of T tasks too, while training and testing.
 
     State: `g_hat.k.NAME` (1, …), ĝ_k for each inner step and parameter, one for all tasks ((T, …)
     once m is task-conditioned), and `seen` (K,), whether there is a ĝ_k yet. What is stored is

@@ -9,6 +9,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,13 @@ from gradshare.episodes import TaskBatch
 from gradshare.errors import ConfigError, require_choice
 from gradshare.inner_loop import Adaptation, SumOverTasks, Tensors, UpdateRule, adapt
 from gradshare.inner_loop.flat_memory import losses_with_gradients
-from gradshare.inner_loop.rule import require_steps, sum_over_local_tasks, under, with_prefix
+from gradshare.inner_loop.rule import (
+    require_rule,
+    require_steps,
+    sum_over_local_tasks,
+    under,
+    with_prefix,
+)
 from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.models import BatchNorm2d, BatchNormMode
 
@@ -88,8 +95,8 @@ class MetaLearner:
 
     Raises:
         ConfigError: the model keeps running statistics in a norm, or has nothing to adapt, or
-            cannot do the inductive mode; the rule or the multi-step loss is made for another number
-            of inner steps; or an option has a value that it does not take.
+            cannot do the inductive mode; the rule is none, or it or the multi-step loss is made for
+            another number of inner steps; or an option has a value that it does not take.
     """
 
     def __init__(
@@ -117,6 +124,7 @@ class MetaLearner:
             raise ConfigError(
                 f"tasks_at_a_time is {tasks_at_a_time}; give at least 1, or None for all"
             )
+        require_rule("rule", rule)
         for part in (rule, multi_step_loss):
             require_steps(part, steps)
         norms = _batch_norms(model)
@@ -195,6 +203,10 @@ class MetaLearner:
             tasks: normalised images, (T, …).
             iteration: how many outer steps were taken before this one, for the schedules.
             sum_over_tasks: sums over the whole batch when `tasks` is only a share of it.
+
+        Raises:
+            ConfigError: some of the outer parameters or of the state are missing; the loss of a
+                task or what the model returns is none; or under `torch.inference_mode`.
         """
         second_order = self.second_order and iteration >= self.first_order_iterations
         # Where nothing is learned the losses are constants, and fail to be differentiated.
@@ -295,6 +307,7 @@ class MetaLearner:
             outputs = self._outputs(params, shared, tasks.support_x[chunk])
             return self.losses(outputs, tasks.support_y[chunk])
 
+        self._require_own(learned, state)
         theta = under(MODEL, learned)
         return adapt(
             support_losses,
@@ -310,6 +323,24 @@ class MetaLearner:
             recompute=self.recompute,
             buffers=self._buffers,
         )
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        """Of the outer parameters and of the rules' state."""
+        with torch.random.fork_rng(devices=[]):  # a rule may draw where it starts
+            learned, state = self.init()
+        return {"outer parameter": list(learned), "rules' state": list(state)}
+
+    def _require_own(self, learned: Tensors, state: Tensors) -> None:
+        """Refuse tensors of another learner, which lack some of this one's."""
+        for (kind, names), given in zip(self._names.items(), (learned, state), strict=True):
+            missing = [name for name in names if name not in given]
+            if missing:
+                raise ConfigError(
+                    f"the {kind} {missing[0]!r} is missing ({len(missing)} of {len(names)} are); "
+                    "give what this learner's `init` or `outer_step` returned, or a checkpoint of "
+                    "the same method, rules and model"
+                )
 
     def _buffers(self) -> dict[str, Tensor]:
         """Copies of the model's buffers, which a forward pass may change."""
