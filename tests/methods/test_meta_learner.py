@@ -12,11 +12,15 @@ from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import (
+    SGD,
+    Chain,
     GradientSharing,
     Held,
     LearnedRates,
     OwnGradient,
     RateControl,
+    SumOverTasks,
+    Tensors,
     UpdateRule,
 )
 from gradshare.methods import MetaLearner, maml
@@ -283,3 +287,41 @@ def test_more_outer_parameters_than_a_learner_has_are_the_callers_affair() -> No
     expected = ours.outer_step(learned, state, tasks(2, 1), iteration=0).losses
     losses = ours.outer_step(more, state, tasks(2, 1), iteration=0).losses
     assert torch.equal(losses, expected)
+
+
+class Momentum:
+    """A rule as one would write it: what it keeps has its graph."""
+
+    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
+        like = next(iter(params.values()))
+        return {"mu": like.new_zeros(())}, {n: torch.zeros_like(p) for n, p in params.items()}
+
+    def update(
+        self,
+        gradients: Tensors,
+        learned: Tensors,
+        state: Tensors,
+        step: int,
+        sum_over_tasks: SumOverTasks | None,
+    ) -> tuple[Tensors, Tensors]:
+        updates = {n: learned["mu"].sigmoid() * state[n] + g for n, g in gradients.items()}
+        if sum_over_tasks is None:
+            return updates, state
+        return updates, {n: update.mean(0) for n, update in updates.items()}
+
+
+@LAYOUTS
+@pytest.mark.parametrize("second_order", [True, False])
+def test_a_rules_state_leaves_an_iteration_without_its_graph(
+    second_order: bool, layout: dict[str, Any]
+) -> None:
+    rule = Chain(momentum=Momentum(), sgd=SGD(0.1))
+    ours = MetaLearner(linear(), rule, steps=2, second_order=second_order, **layout)
+    learned, state = ours.init()
+    for iteration in range(3):
+        step = ours.outer_step(learned, state, tasks(2, iteration), iteration=iteration)
+        gradients = torch.autograd.grad(step.losses.mean(), list(learned.values()))
+        # Within an iteration it has one: the first update's share in the second learns μ.
+        assert gradients[list(learned).index("momentum.mu")] != 0
+        assert not any(t.requires_grad for t in step.state.values())
+        state = step.state

@@ -28,7 +28,7 @@ class Adaptation:
 
     Attributes:
         params: θ_{t,0}, …, θ_{t,K}: K + 1 trees of (T, …) tensors.
-        state: the rule's new state.
+        state: the rule's new state, detached: no later iteration's graph reaches into this one's.
     """
 
     params: list[Tensors]
@@ -93,6 +93,7 @@ def adapt(
         updates, state = rule.update(gradients, learned, state, step, sum_over_tasks)
         params = {name: tensor - updates[name] for name, tensor in params.items()}
         trajectory.append(params)
+    state = {name: t.detach() if t.requires_grad else t for name, t in state.items()}
     return Adaptation(trajectory, state)
 
 

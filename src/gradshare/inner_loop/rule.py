@@ -65,7 +65,8 @@ class UpdateRule(Protocol):
                 tasks must not see each other, and the state stays as it is.
 
         Returns:
-            The (T, …) updates, to be subtracted from the parameters, and the new state.
+            The (T, …) updates, to be subtracted from the parameters, and the new state. Within an
+            outer iteration it may have a graph; `adapt` detaches what is carried to the next one.
         """
         ...
 

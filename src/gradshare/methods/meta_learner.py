@@ -48,7 +48,7 @@ class OuterStep:
         losses: (T,) the outer loss of each task; their mean over all T is Eq. 5's objective.
         outputs: (T, queries, …) the model's outputs for the queries after the last inner step,
             detached.
-        state: the rules' new state, to be kept if the outer step is taken.
+        state: the rules' new state, detached, to be kept if the outer step is taken.
     """
 
     losses: Tensor
