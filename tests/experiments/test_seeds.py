@@ -10,23 +10,23 @@ from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.seeds import (
     mean_difference,
     one_a_seed,
-    over_seeds,
     over_seeds_and_tasks,
     runs_by_arm,
     seeds_of,
 )
+from gradshare.training.statistics import student95
 from tests.experiments.synthetic_results import CONFIG, arm, comparison, usual
 
 
 def test_interval_over_three_seeds_by_hand() -> None:
-    interval = over_seeds([0.40, 0.42, 0.44])
+    interval = student95([0.40, 0.42, 0.44])
     assert interval.mean == pytest.approx(0.42)
     assert interval.ci95 == pytest.approx(4.3027 * 0.02 / math.sqrt(3))
     assert interval.n == 3
 
 
 def test_one_seed_has_no_interval() -> None:
-    assert over_seeds([0.4]).ci95 is None
+    assert student95([0.4]).ci95 is None
 
 
 def test_an_interval_covers_other_seeds_and_other_tasks() -> None:
@@ -78,7 +78,7 @@ def test_without_accuracies_by_task_the_tasks_still_widen_the_interval() -> None
     assert stored is not None
     assert stored[1] == 3
     assert stored[0].mean == pytest.approx(full[0].mean)
-    alone = over_seeds([pair.difference for one in seeds for pair in one.paired])
+    alone = student95([pair.difference for one in seeds for pair in one.paired])
     assert alone.ci95 is not None
     assert full[0].ci95 is not None
     assert stored[0].ci95 is not None

@@ -62,7 +62,7 @@ def compare(
     if executor.here:
         require_memory(config, set_up(config), at_a_time=executor.at_a_time)
     else:
-        set_up(RunConfig(**{**config.model_dump(), "device": "cpu"}))
+        set_up(config.model_copy(update={"device": "cpu"}))
     if not resume:
         refuse_if_occupied(folder, resume=False)
     arms = ARMS if control else ARMS[:2]
@@ -73,7 +73,7 @@ def compare(
     jobs = {}
     for seed, home in homes.items():
         for arm in arms:
-            run = RunConfig(**{**config.model_dump(), **arm, "seed": seed})
+            run = config.model_copy(update={**arm, "seed": seed})
             name = run.arm if seeds == 1 else f"{run.arm} (seed {seed})"
             jobs[name] = Job(run, home / run.arm)
 

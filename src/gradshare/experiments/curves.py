@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshare.experiments.results import Arm
-from gradshare.experiments.seeds import over_seeds
+from gradshare.training.statistics import student95
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,7 +52,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
     shared = sorted(set(tables[0]).intersection(*tables[1:]))
     points = []
     for epoch in shared:
-        interval = over_seeds([table[epoch] for table in tables])
+        interval = student95([table[epoch] for table in tables])
         points.append((int(epoch), interval.mean, interval.ci95))
     return Curve.of(points)
 

@@ -21,15 +21,6 @@ from gradshare.training.statistics import Interval, confidence95, student95
 MAY_DIFFER: Final = frozenset({"seed", *ARM_FIELDS, *MACHINE_FIELDS})
 
 
-def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean ± t·s/√n over n seeds: so few values that 1.96 would promise too much.
-
-    Raises:
-        ValueError: there are no values.
-    """
-    return student95(values)
-
-
 def over_seeds_and_tasks(table: Sequence[npt.NDArray[np.float64]]) -> Interval:
     """The mean of values (tasks,), one row for each seed, the tasks the same in every seed.
 
@@ -41,7 +32,7 @@ def over_seeds_and_tasks(table: Sequence[npt.NDArray[np.float64]]) -> Interval:
     by_task = confidence95(values.mean(0).tolist())
     if len(values) == 1:
         return by_task
-    by_seed = over_seeds(values.mean(1).tolist())
+    by_seed = student95(values.mean(1).tolist())
     parts = [interval.ci95 for interval in (by_task, by_seed) if interval.ci95 is not None]
     return Interval(by_seed.mean, math.hypot(*parts), len(values))
 
@@ -79,7 +70,7 @@ def mean_difference(
     # Of the tasks only each seed's interval is known. Were every task as hard for every seed, that
     # of the means would be as wide as theirs; it is never wider.
     of_tasks = [pair.ci95 for pair in pairs if pair.ci95 is not None]
-    by_seed = over_seeds([pair.mean for pair in pairs])
+    by_seed = student95([pair.mean for pair in pairs])
     half = math.hypot(by_seed.ci95 or 0.0, math.fsum(of_tasks) / len(pairs))
     return by_seed._replace(ci95=half), len(pairs)
 
@@ -175,10 +166,10 @@ def achieved(runs: Sequence[Arm]) -> Achieved:
         reached = [point.epoch for point in best]
         first, last = min(reached), max(reached)
         epochs = str(first) if first == last else f"{first}–{last}"
-        validation = over_seeds([point.accuracy for point in best])
+        validation = student95([point.accuracy for point in best])
     if tests:
         several = len(runs) > 1
-        test = over_seeds([one.accuracy for one in tests]) if several else tests[0].interval
+        test = student95([one.accuracy for one in tests]) if several else tests[0].interval
     return Achieved(validation, epochs, test, tuple(_failures(runs)))
 
 

@@ -13,9 +13,9 @@ from pydantic import JsonValue
 
 from gradshare.experiments import wording
 from gradshare.experiments.results import ORIGINAL, SHARING, Arm, Results
-from gradshare.experiments.seeds import mean_difference, one_a_seed, over_seeds, runs_by_arm
+from gradshare.experiments.seeds import mean_difference, one_a_seed, runs_by_arm
 from gradshare.experiments.speedup import SHARES, first_epoch, level, ratio_interval
-from gradshare.training.statistics import Interval
+from gradshare.training.statistics import Interval, student95
 
 Row = dict[str, str]
 
@@ -68,7 +68,7 @@ def _comparison_means(results: Sequence[Results]) -> Row:
     }
     for name, runs in arms.items():
         tests = [run.test.accuracy for run in runs if run.trained and run.test is not None]
-        row[name] = wording.accuracy(over_seeds(tests)) if tests else wording.NOTHING
+        row[name] = wording.accuracy(student95(tests)) if tests else wording.NOTHING
         row[name] = _of_seeds(row[name], len(tests), len(results))
     if ORIGINAL in arms and SHARING in arms:
         row["difference"] = _difference(results)

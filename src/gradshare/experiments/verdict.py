@@ -26,13 +26,12 @@ from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, 
 from gradshare.experiments.seeds import (
     mean_difference,
     one_a_seed,
-    over_seeds,
     runs_by_arm,
     trained_pair,
 )
 from gradshare.experiments.speedup import SHARES, first_epoch, level, ratio_interval
 from gradshare.training.config import SharingControl
-from gradshare.training.statistics import Interval
+from gradshare.training.statistics import Interval, student95
 
 FEW_ITERATIONS: Final = 10_000
 """Below so many outer iterations a run shows early training alone; the paper's shortest has
@@ -444,7 +443,7 @@ def _describe(results: Sequence[Results]) -> tuple[str, list[str]]:
             tasks = wording.counted(tests[0].tasks, "test task")
             said.append(f"{_called(name)} has {wording.accuracy(tests[0].interval)} on {tasks}")
         elif tests:
-            mean = wording.accuracy(over_seeds([test.accuracy for test in tests]))
+            mean = wording.accuracy(student95([test.accuracy for test in tests]))
             said.append(f"{_called(name)} has {mean} on the test tasks, over {len(tests)} seeds")
         else:
             said.append(f"{_called(name)} trained and was not tested")

@@ -208,7 +208,7 @@ def require_data(cells: Sequence[Cell], executor: Executor) -> None:
     for cell in largest.values():
         config = cell.config
         if not executor.here:  # the devices and the memory of other machines are theirs to check
-            config = RunConfig(**{**config.model_dump(), "device": "cpu"})
+            config = config.model_copy(update={"device": "cpu"})
         try:
             setup = set_up(config)
         except DataError as error:

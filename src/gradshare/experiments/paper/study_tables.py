@@ -20,9 +20,9 @@ from gradshare.experiments.paper.evidence import (
 )
 from gradshare.experiments.paper.plan import Study
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, Arm
-from gradshare.experiments.seeds import over_seeds
 from gradshare.experiments.speedup import ratio_interval
 from gradshare.experiments.table import Row
+from gradshare.training.statistics import student95
 
 YARDSTICKS: Final = (ORIGINAL, RATE_CONTROL)
 """What every arm is compared with: the method without sharing, and with all of it but that."""
@@ -254,5 +254,5 @@ def _gate(runs: Sequence[Arm], field: str) -> str:
     known = [value for value in last if value is not None]
     if not known:
         return wording.NOTHING
-    mean = over_seeds(known)
+    mean = student95(known)
     return f"{mean.mean:.3f}" if mean.ci95 is None else f"{mean.mean:.3f} ± {mean.ci95:.3f}"
