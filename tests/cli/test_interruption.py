@@ -38,7 +38,7 @@ def test_it_stops_cleanly_with_everything_saved(
     options = [w for name, v in settings.items() for w in (f"--{name.replace('_', '-')}", str(v))]
     out = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "gradshare.cli", command, "--out", str(out), *options],
+        [sys.executable, "-m", "gradshare", command, "--out", str(out), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -66,7 +66,7 @@ def test_what_was_stopped_can_be_resumed(tiny: dict[str, Any], tmp_path: Path) -
     settings = {**tiny, "epochs": 40}
     options = [w for name, v in settings.items() for w in (f"--{name.replace('_', '-')}", str(v))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "gradshare.cli", "train", "--out", str(tmp_path / "run"), *options],
+        [sys.executable, "-m", "gradshare", "train", "--out", str(tmp_path / "run"), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

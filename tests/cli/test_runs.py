@@ -243,7 +243,7 @@ def test_help_explains_every_field_with_its_default(program: Program) -> None:
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    command = f"{sys.executable} -m gradshare.cli train --help | head -1"
+    command = f"{sys.executable} -m gradshare train --help | head -1"
     result = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False
     )

@@ -203,7 +203,7 @@ def test_a_run_with_workers_ends_as_one_and_leaves_no_process(
 ) -> None:
     out = tmp_path / "run"
     command = ["train", "--workers", "2", "--out", str(out), *options({**tiny, "epochs": LONG})]
-    with started("gradshare.cli", *command) as process:
+    with started("gradshare", *command) as process:
         wait_for_epochs([out], process)
         worker = worker_of(process.pid)
         if how == "Ctrl-C":
@@ -247,7 +247,7 @@ def torchrun(*arguments: str) -> list[str]:
 
 def train_in(folder: Path, settings: dict[str, Any]) -> list[str]:
     words = ["--out", str(folder), "--resume", "auto", *options(settings)]
-    return ["-m", "gradshare.cli", "train", *words]
+    return ["-m", "gradshare", "train", *words]
 
 
 def test_a_rank_that_is_killed_ends_the_run_and_the_same_command_continues_it(

@@ -125,7 +125,7 @@ def test_a_killed_process_can_be_retried(tiny: dict[str, Any], tmp_path: Path) -
 
 def test_runs_save_and_end_when_the_program_is_killed(tiny: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    program = [sys.executable, "-m", "gradshare.cli", "compare", "--out", str(out)]
+    program = [sys.executable, "-m", "gradshare", "compare", "--out", str(out)]
     process = subprocess.Popen(
         [*program, *options({**tiny, "epochs": 10_000})],
         stdout=subprocess.DEVNULL,

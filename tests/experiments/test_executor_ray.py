@@ -194,7 +194,7 @@ def test_ctrl_c_in_a_terminal_stops_the_command_and_its_cluster(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    program = [sys.executable, "-m", "gradshare.cli", "compare", "--executor", "ray"]
+    program = [sys.executable, "-m", "gradshare", "compare", "--executor", "ray"]
     process = subprocess.Popen(
         [*program, "--out", str(out), *options({**tiny, "epochs": 10_000})],
         stdout=subprocess.PIPE,

@@ -1,5 +1,0 @@
-"""`python -m gradshare.cli`, the same program as `gradshare`."""
-
-from gradshare.cli import program
-
-program()
