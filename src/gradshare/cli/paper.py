@@ -104,7 +104,8 @@ def run_command(
     console = Console()
     given = {name: value for name, value in machine.items() if value is not None}
     home = home_of(scale, out)
-    before = standings(pick(cells_of(scale, given), only, without), home)
+    everything = standings(cells_of(scale, given), home)
+    before = _picked(everything, only, without)
     todo = unfinished(before)
     states = Counter[str](one.state for one in before)
     for state, what in (("done", "already finished"), ("running", "trained by another process")):
@@ -118,7 +119,7 @@ def run_command(
         f"Training {counted(len(todo), 'cell')}, {executor.describe()}; everything goes to {home}.",
     )
     with RunBars(console) as bars:
-        after = run_cells(todo, scale, home, executor, bars)
+        after = run_cells(todo, everything, scale, home, executor, bars)
     done = sum(one.state == "done" for one in after)
     _print(console, f"{counted(done, 'cell')} finished, {len(after) - done} not.")
     _say_faults(console, after)
@@ -137,8 +138,7 @@ def status_command(
     console = Console()
     home, plan = home_of(scale, out), load_plan(scale)
     everything = standings(cells_of(scale, {}), home)
-    picked = {cell.name for cell in pick([one.cell for one in everything], only, without)}
-    found = [one for one in everything if one.cell.name in picked]
+    found = _picked(everything, only, without)
     if cells:
         listed = Table("cell", "state", "iterations", "time", "test accuracy")
         listed.columns[0].overflow = "fold"
@@ -198,6 +198,14 @@ def cells_of(scale: Scale, machine: Mapping[str, Any]) -> list[Cell]:
     if "data_root" not in machine and DATA_ROOT_VARIABLE in os.environ:
         machine = {**machine, "data_root": os.environ[DATA_ROOT_VARIABLE]}
     return load_plan(scale).cells(machine)
+
+
+def _picked(
+    everything: Sequence[Standing], only: Sequence[str], without: Sequence[str]
+) -> list[Standing]:
+    """Those that the filters leave."""
+    picked = {cell.name for cell in pick([one.cell for one in everything], only, without)}
+    return [one for one in everything if one.cell.name in picked]
 
 
 def _finished(

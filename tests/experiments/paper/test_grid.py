@@ -10,9 +10,17 @@ import pytest
 
 from gradshare.errors import DataError, GradshareError, RunError
 from gradshare.experiments.executors.local import LocalExecutor
-from gradshare.experiments.paper.grid import FAILURE, Standing, run_cells, standing, unfinished
+from gradshare.experiments.paper.grid import (
+    FAILURE,
+    Standing,
+    run_cells,
+    standing,
+    standings,
+    unfinished,
+)
 from gradshare.experiments.paper.plan import Cell, Plan
 from gradshare.experiments.paper.status import progress
+from gradshare.experiments.results import save_results
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.run import Progress, train
@@ -37,7 +45,8 @@ def ignore(name: str, progress: Progress) -> None:
 
 def run(cells: list[Cell], out: Path, executor: CountingExecutor) -> list[Standing]:
     """What `gradshare paper run` does."""
-    return run_cells(unfinished([standing(c, out) for c in cells]), "cpu", out, executor, ignore)
+    found = standings(cells, out)
+    return run_cells(unfinished(found), found, "cpu", out, executor, ignore)
 
 
 @pytest.fixture
@@ -150,7 +159,7 @@ def test_a_result_that_cannot_be_written_fails_its_own_cell_alone(
         if name == "toy/original":
             (tmp_path / name / "results.json").mkdir(exist_ok=True)
 
-    found = run_cells(cells, "cpu", tmp_path, executor, block)
+    found = run_cells(cells, [], "cpu", tmp_path, executor, block)
     assert [one.state for one in found] == ["unreadable", "done"]
     failure = (tmp_path / "toy/original" / FAILURE).read_text(encoding="utf-8")
     assert failure.startswith(f"{tmp_path / 'toy/original/results.json'} cannot be written: ")
@@ -164,11 +173,34 @@ def test_missing_data_is_named_before_anything_is_begun(
     missing = Cell("toy", {"arm": "missing"}, config)
     executor = CountingExecutor()
     with pytest.raises(DataError) as error:
-        run_cells([cells[0], missing], "cpu", tmp_path / "out", executor, ignore)
+        run_cells([cells[0], missing], [], "cpu", tmp_path / "out", executor, ignore)
     assert str(error.value).startswith("cells of omniglot cannot be run: ")
     assert str(error.value).endswith("; or leave them out with --except toy")
     assert executor.started == []
     assert not (tmp_path / "out").exists()
+
+
+def test_other_images_than_those_of_finished_cells_are_refused_before_anything_is_begun(
+    cells: list[Cell], tmp_path: Path
+) -> None:
+    (done,) = run(cells[:1], tmp_path, CountingExecutor())
+    assert done.results is not None
+    here = done.results.environment["images_sha256"]
+    elsewhere = {**done.results.environment, "images_sha256": "0" * 64}
+    save_results(
+        done.results.model_copy(update={"environment": elsewhere}),
+        tmp_path / "toy/original/results.json",
+    )
+    executor = CountingExecutor()
+    with pytest.raises(DataError) as error:
+        run(cells, tmp_path, executor)
+    assert str(error.value) == (
+        f"cells of {cells[0].config.dataset} cannot be run: it was prepared from other images "
+        f"(SHA-256 {here:.12}…) than those of the finished cell toy/original (000000000000…), so "
+        "that they would have other test tasks; prepare it from the same copy, or begin another "
+        "folder with --out; or leave them out with --except toy"
+    )
+    assert executor.started == []
 
 
 def test_an_interrupted_cell_is_begun_and_its_time_is_told_from_itself(

@@ -83,6 +83,15 @@ def standings(cells: Sequence[Cell], out: Path) -> list[Standing]:
     is.
     """
     found = [standing(cell, out) for cell in cells]
+    usual = _usual(found)
+    return [
+        one if _images(one) is None else _beside(one, usual[_dataset(one.cell.config)], out)
+        for one in found
+    ]
+
+
+def _usual(found: Sequence[Standing]) -> dict[Hashable, Standing]:
+    """Of each dataset a finished cell on the images that most of its cells say they are on."""
     recorded: dict[Hashable, list[Standing]] = {}
     for one in found:
         if _images(one) is not None:
@@ -91,10 +100,7 @@ def standings(cells: Sequence[Cell], out: Path) -> list[Standing]:
     for kind, alike in recorded.items():
         counts = Counter(_images(one) for one in alike)
         usual[kind] = max(alike, key=lambda one: counts[_images(one)])  # of equally many the first
-    return [
-        one if _images(one) is None else _beside(one, usual[_dataset(one.cell.config)], out)
-        for one in found
-    ]
+    return usual
 
 
 def _beside(one: Standing, usual: Standing, out: Path) -> Standing:
@@ -121,6 +127,7 @@ def _dataset(config: RunConfig) -> Hashable:
 
 def run_cells(
     cells: Sequence[Cell],
+    beside: Sequence[Standing],
     scale: Scale,
     out: Path,
     executor: Executor,
@@ -133,6 +140,8 @@ def run_cells(
 
     Args:
         cells: in the order in which they are begun.
+        beside: how far all cells of the plan are: those that are finished say which images theirs
+            are to be of.
         scale: of their plan.
         out: the folder of all results.
         executor: where they are trained.
@@ -142,11 +151,11 @@ def run_cells(
         How far each is at the end.
 
     Raises:
-        GradshareError: a dataset is missing, or memory, or the folder cannot be written; nothing
-            was begun.
+        GradshareError: a dataset is missing or another than that of the finished cells, or memory
+            is missing, or the folder cannot be written; nothing was begun.
         RunStoppedError: Ctrl-C or SIGTERM; every cell has saved what it had.
     """
-    require_data(cells, executor)
+    require_data(cells, beside, executor)
     make_folder(out)
     jobs = {cell.name: Job(cell.config, out / cell.name) for cell in cells}
     by_name = {cell.name: cell for cell in cells}
@@ -193,24 +202,28 @@ def results_by_cell(found: Sequence[Standing]) -> Mapping[Cell, Results]:
     return {one.cell: one.results for one in found if one.results is not None}
 
 
-def require_data(cells: Sequence[Cell], executor: Executor) -> None:
+def require_data(cells: Sequence[Cell], beside: Sequence[Standing], executor: Executor) -> None:
     """Refuse cells whose data or memory is missing, before any of them is begun.
 
     Raises:
-        GradshareError: what is missing, and for which cells.
+        GradshareError: what is missing, or is other images than the finished cells had, and for
+            which cells.
     """
+    usual = _usual(beside)
     largest: dict[Hashable, Cell] = {}
     for cell in cells:
         config = cell.config
         kind = _dataset(config)
         if kind not in largest or _work(config) > _work(largest[kind].config):
             largest[kind] = cell
-    for cell in largest.values():
+    for kind, cell in largest.items():
         config = cell.config
         if not executor.here:  # the devices and the memory of other machines are theirs to check
             config = config.model_copy(update={"device": "cpu"})
         try:
             setup = set_up(config)
+            if kind in usual:
+                _require_images(setup.images_sha256, usual[kind])
         except DataError as error:
             same = [one for one in cells if one.config.dataset == config.dataset]
             studies = dict.fromkeys(one.study for one in same)
@@ -220,6 +233,21 @@ def require_data(cells: Sequence[Cell], executor: Executor) -> None:
             ) from error
         if executor.here:
             require_memory(config, setup, at_a_time=executor.at_a_time)
+
+
+def _require_images(here: str, finished: Standing) -> None:
+    """Refuse images whose runs could not be compared, task by task, with what is finished.
+
+    Raises:
+        DataError: says what to do.
+    """
+    there = _images(finished)
+    if here != there:
+        raise DataError(
+            f"it was prepared from other images (SHA-256 {here:.12}…) than those of the finished "
+            f"cell {finished.cell.name} ({there:.12}…), so that they would have other test tasks; "
+            "prepare it from the same copy, or begin another folder with --out"
+        )
 
 
 def _work(config: RunConfig) -> int:
