@@ -9,6 +9,7 @@ from gradshare.errors import RunError
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.seeds import (
     mean_difference,
+    mean_test,
     one_a_seed,
     over_seeds_and_tasks,
     runs_by_arm,
@@ -63,6 +64,24 @@ def test_the_mean_difference_is_of_the_seeds_in_which_both_trained() -> None:
     assert interval.mean == pytest.approx((each[0].difference + each[1].difference) / 2)
     assert mean_difference(seeds[:1], SHARING, ORIGINAL) == (each[0].interval, 1)
     assert mean_difference(seeds[2:], SHARING, ORIGINAL) is None
+
+
+def test_a_mean_accuracy_covers_other_seeds_and_other_tasks() -> None:
+    runs = [arm(SHARING, seed=s, test_shift=0.01 * s) for s in (0, 1, 2)]
+    rows = [np.asarray(run.test_accuracies) for run in runs]
+    assert mean_test(runs) == over_seeds_and_tasks(rows)
+    # Of the tasks nothing is known, or not that they are the same.
+    alone = student95([row.mean() for row in rows])
+    slim = runs[2].model_copy(update={"test_accuracies": None})
+    short = runs[2].model_copy(update={"test_accuracies": runs[2].test_accuracies[:-1]})  # type: ignore[index]
+    for other in (slim, short):
+        found = mean_test([*runs[:2], other])
+        assert found is not None
+        assert found.mean == pytest.approx(alone.mean)
+        assert found.ci95 == pytest.approx(alone.ci95)
+    untested = runs[2].model_copy(update={"test": None, "test_accuracies": None})
+    assert mean_test([runs[0], untested]) == student95([rows[0].mean()])
+    assert mean_test([untested]) is None
 
 
 def test_without_accuracies_by_task_the_tasks_still_widen_the_interval() -> None:

@@ -75,6 +75,20 @@ def mean_difference(
     return by_seed._replace(ci95=half), len(pairs)
 
 
+def mean_test(runs: Iterable[Arm]) -> Interval | None:
+    """The mean test accuracy of those of an arm's runs, one a seed, that were tested.
+
+    Its interval is over seeds and test tasks, or over seeds alone where the runs' tasks are not
+    known to be the same. A single run has none, since it says nothing about other seeds.
+    """
+    tested = [run for run in runs if run.test is not None]
+    rows = [run.test_accuracies for run in tested if run.test_accuracies is not None]
+    if len(tested) > 1 and len(rows) == len(tested) and len({len(row) for row in rows}) == 1:
+        return over_seeds_and_tasks([np.asarray(row) for row in rows])
+    means = [run.test.accuracy for run in tested if run.test is not None]
+    return student95(means) if means else None
+
+
 def trained_pair(one: Results, first: str, second: str) -> tuple[Arm, Arm] | None:
     """The arms of these names; None unless both were run and trained."""
     mine, theirs = one.arm(first), one.arm(second)
@@ -146,7 +160,8 @@ class Achieved:
         validation: the highest validation accuracy of those that did not diverge, with its interval
             over seeds; None if there is none.
         epochs: at which it was reached, as "133", or "120–140" over seeds; empty if there is none.
-        test: accuracy, ± over test tasks for one run, over seeds for several; None without a test.
+        test: accuracy, ± over test tasks for one run, as `mean_test` for several; None without a
+            test.
         failures: such as "diverged after epoch 3"; of several seeds, "1 of 3 did not train".
     """
 
@@ -159,17 +174,16 @@ class Achieved:
 def achieved(runs: Sequence[Arm]) -> Achieved:
     """What the runs of an arm came to, one run a seed."""
     best = [run.best for run in runs if run.best is not None and run.outcome != "diverged"]
-    tests = [run.test for run in runs if run.test is not None]
-    validation = test = None
+    validation = None
     epochs = ""
     if best:
         reached = [point.epoch for point in best]
         first, last = min(reached), max(reached)
         epochs = str(first) if first == last else f"{first}–{last}"
         validation = student95([point.accuracy for point in best])
-    if tests:
-        several = len(runs) > 1
-        test = student95([one.accuracy for one in tests]) if several else tests[0].interval
+    test = mean_test(runs)
+    if len(runs) == 1 and runs[0].test is not None:
+        test = runs[0].test.interval
     return Achieved(validation, epochs, test, tuple(_failures(runs)))
 
 

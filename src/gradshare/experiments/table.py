@@ -13,9 +13,9 @@ from pydantic import JsonValue
 
 from gradshare.experiments import wording
 from gradshare.experiments.results import ORIGINAL, SHARING, Arm, Results
-from gradshare.experiments.seeds import mean_difference, one_a_seed, runs_by_arm
+from gradshare.experiments.seeds import mean_difference, mean_test, one_a_seed, runs_by_arm
 from gradshare.experiments.speedup import SHARES, first_epoch, level, ratio_interval
-from gradshare.training.statistics import Interval, student95
+from gradshare.training.statistics import Interval
 
 Row = dict[str, str]
 
@@ -31,9 +31,9 @@ def comparison_rows(results: Sequence[Results]) -> list[Row]:
     """Table 1: test accuracy of every arm and the speed-ups, a row a seed and one of means.
 
     Accuracies are those of the ensembles, ± their 95 % interval over test tasks; in the row of
-    means it is the interval over seeds. Differences and speed-ups are of seeds in which both arms
-    trained; the interval of the mean difference is over seeds and test tasks. The mean speed-up
-    is that of the geometric mean of the ratios of epochs.
+    means it is over seeds and test tasks, as that of the mean difference is. Differences and
+    speed-ups are of seeds in which both arms trained. The mean speed-up is that of the geometric
+    mean of the ratios of epochs.
 
     Raises:
         RunError: the results are not of one comparison.
@@ -67,9 +67,10 @@ def _comparison_means(results: Sequence[Results]) -> Row:
         "seed": f"mean of {len(results)}",
     }
     for name, runs in arms.items():
-        tests = [run.test.accuracy for run in runs if run.trained and run.test is not None]
-        row[name] = wording.accuracy(student95(tests)) if tests else wording.NOTHING
-        row[name] = _of_seeds(row[name], len(tests), len(results))
+        tested_runs = [run for run in runs if run.trained and run.test is not None]
+        mean = mean_test(tested_runs)
+        row[name] = wording.NOTHING if mean is None else wording.accuracy(mean)
+        row[name] = _of_seeds(row[name], len(tested_runs), len(results))
     if ORIGINAL in arms and SHARING in arms:
         row["difference"] = _difference(results)
         row["speed-up"] = _mean_speedup([one.speedup for one in results])

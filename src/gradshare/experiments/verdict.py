@@ -25,13 +25,14 @@ from gradshare.experiments import wording
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Results
 from gradshare.experiments.seeds import (
     mean_difference,
+    mean_test,
     one_a_seed,
     runs_by_arm,
     trained_pair,
 )
 from gradshare.experiments.speedup import SHARES, first_epoch, level, ratio_interval
 from gradshare.training.config import SharingControl
-from gradshare.training.statistics import Interval, student95
+from gradshare.training.statistics import Interval
 
 FEW_ITERATIONS: Final = 10_000
 """Below so many outer iterations a run shows early training alone; the paper's shortest has
@@ -437,14 +438,17 @@ def _describe(results: Sequence[Results]) -> tuple[str, list[str]]:
     said = []
     for name, runs in arms.items():
         tests = [run.test for run in runs if run.test is not None and run.trained]
+        mean = mean_test([run for run in runs if run.trained])
         if not _trained(runs):
             said.append(f"{_called(name)} {_failure(runs)}")
         elif len(tests) == 1:
             tasks = wording.counted(tests[0].tasks, "test task")
             said.append(f"{_called(name)} has {wording.accuracy(tests[0].interval)} on {tasks}")
-        elif tests:
-            mean = wording.accuracy(student95([test.accuracy for test in tests]))
-            said.append(f"{_called(name)} has {mean} on the test tasks, over {len(tests)} seeds")
+        elif mean is not None:
+            accuracy = wording.accuracy(mean)
+            said.append(
+                f"{_called(name)} has {accuracy} on the test tasks, over {len(tests)} seeds"
+            )
         else:
             said.append(f"{_called(name)} trained and was not tested")
     headline = "; ".join(said)

@@ -16,10 +16,10 @@ from gradshare.experiments.paper.evidence import (
     differences,
     fits,
     flattened,
-    mean_difference,
     mean_test_accuracy,
     paces,
     papers_speedups,
+    pooled_difference,
     seconds_an_epoch,
     smoothed,
 )
@@ -148,14 +148,14 @@ def test_a_mean_over_conditions_is_of_the_seeds_that_are_in_all() -> None:
         return Condition("toy", {}, tuple(parts))
 
     parts = [condition(0.02, (0, 1, 2)), condition(0.06, (1, 2))]
-    mean = mean_difference(parts, SHARING, ORIGINAL)
+    mean = pooled_difference(parts, SHARING, ORIGINAL)
     each = [differences(part, SHARING, ORIGINAL) for part in parts]
     assert mean is not None
     assert mean.count == 2
     expected = (each[0][1].mean + each[0][2].mean + each[1][0].mean + each[1][1].mean) / 4
     assert mean.interval.mean == pytest.approx(expected)
     apart = [condition(0.02, (0,)), condition(0.06, (1,))]
-    assert mean_difference(apart, SHARING, ORIGINAL) is None
+    assert pooled_difference(apart, SHARING, ORIGINAL) is None
 
 
 def test_a_seed_in_which_both_diverged_at_once_is_no_difference() -> None:

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 from gradshare.errors import GradshareError, RunError
 from gradshare.experiments.executors.job import Finished, Job, LostError, Outcome, UnexpectedError
 from gradshare.experiments.wording import counted
-from gradshare.training.files import write_atomically
+from gradshare.training.files import make_folder, write_atomically
 from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.interruption import RunStoppedError, StopRequests
 from gradshare.training.run import Progress
@@ -271,6 +271,6 @@ def _described(name: str, job: Job, error: GradshareError) -> GradshareError:
     """What to show for a run's error; the trace of a defect goes into its folder."""
     if not isinstance(error, UnexpectedError):
         return error
-    job.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(job.folder)
     write_atomically(job.folder / ERROR, error.trace.encode())
     return RunError(f"run {name!r} failed: {error}; please report this with {job.folder / ERROR}")

@@ -27,8 +27,8 @@ from gradshare.experiments.paper.evidence import (
     Difference,
     difference,
     differences,
-    mean_difference,
     mean_test_accuracy,
+    pooled_difference,
 )
 from gradshare.experiments.paper.plan import Cell, Plan
 from gradshare.experiments.results import RATE_CONTROL, SHARING, Results
@@ -81,7 +81,7 @@ def contrasts(plan: Plan, results: Mapping[Cell, Results]) -> list[Contrast]:
                 found.append(Contrast(place, both, by_seed))
         most = max((gain for _, gain in learned), default=0.0)
         worthwhile = [condition for condition, gain in learned if gain >= WORTHWHILE * most]
-        if len(worthwhile) > 1 and (mean := mean_difference(worthwhile, SHARING, RATE_CONTROL)):
+        if len(worthwhile) > 1 and (mean := pooled_difference(worthwhile, SHARING, RATE_CONTROL)):
             found.append(Contrast(f"{study}, mean of {len(worthwhile)}", mean))
     return found
 

@@ -64,10 +64,12 @@ def differences(condition: Condition, first: str, second: str) -> list[Interval]
 
 def difference(condition: Condition, first: str, second: str) -> Difference | None:
     """Test accuracy of first - second; None where no seed has both."""
-    return mean_difference([condition], first, second)
+    return pooled_difference([condition], first, second)
 
 
-def mean_difference(conditions: Sequence[Condition], first: str, second: str) -> Difference | None:
+def pooled_difference(
+    conditions: Sequence[Condition], first: str, second: str
+) -> Difference | None:
     """Test accuracy of first - second, the mean over conditions with the same test tasks.
 
     Conditions share their seeds and tasks, so that they are no independent values: each seed's
