@@ -16,6 +16,11 @@ import torch
 
 from gradshare.cli import main, runs
 from gradshare.cli.options import read_config
+from gradshare.experiments.wording import accuracy, points
+from gradshare.training.evaluation import measure_test
+from gradshare.training.folder import RunFolder
+from gradshare.training.setup import set_up
+from gradshare.training.statistics import confidence95
 from tests.conftest import prepare_tiny
 
 Program = Callable[..., tuple[int, str, str]]
@@ -63,11 +68,54 @@ def test_train_evaluate_and_report(program: Program, tiny: dict[str, Any], tmp_p
     assert (status, err) == (0, "")
     assert accuracy in out
     assert "transductive" in out
+    assert "0.0 ± 0.0 points" in out  # from its own test, which it is again
 
     (run / "report.html").unlink()
     status, out, err = program("report", str(run))
     assert (status, err) == (0, "")
     assert (run / "report.html").exists()
+
+
+def test_a_run_of_sharing_can_be_tested_without_what_was_shared(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    forget = ("--sharing-control", "forgotten")
+    shared, control = tmp_path / "shared", tmp_path / "control"
+    assert program("train", "--out", str(shared), *options(tiny))[0] == 0
+    status, out, err = program("evaluate", str(shared), *forget, "--test-tasks", "3")
+    assert (status, err) == (0, "")
+    here = own_gradient_alone(shared, 3)
+    own = json.loads((shared / "results.json").read_text(encoding="utf-8"))["arms"][0]
+    there = own["test_accuracies"][:3]
+    assert accuracy(confidence95(here)) in out
+    assert points(confidence95([a - b for a, b in zip(here, there, strict=True)])) in out
+
+    (shared / "results.json").unlink()
+    status, out, err = program("evaluate", str(shared), *forget)
+    assert (status, err) == (0, "")
+    assert " points" not in out  # there is nothing to compare with
+
+    command = ("train", "--sharing-control", "rate-control", "--out", str(control))
+    assert program(*command, *options(tiny))[0] == 0
+    status, out, err = program("evaluate", str(control), *forget)
+    assert (status, out) == (1, "")
+    assert err == (
+        f"error: --sharing-control forgotten takes ĝ away, which {control} (rate-control) has none "
+        "of; leave it out, or name a run with gradient sharing\n"
+    )
+
+
+def own_gradient_alone(run: Path, tasks: int) -> list[float]:
+    """Test accuracies of a run's ensemble when all of its ĝ is made zero by hand."""
+    folder = RunFolder(run)
+    config = folder.config()
+    setup = set_up(config)
+    models = folder.best_models(folder.history(), config.ensemble, setup.learner.init())
+    blank = [
+        (learned, {n: t if n.endswith("seen") else torch.zeros_like(t) for n, t in state.items()})
+        for learned, state in models
+    ]
+    return list(measure_test(setup, blank, tasks, lambda _: None).ensemble)
 
 
 def test_a_run_is_not_evaluated_on_other_images(

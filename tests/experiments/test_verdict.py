@@ -8,8 +8,8 @@ import pytest
 from gradshare.errors import RunError
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Outcome, Results
 from gradshare.experiments.table import comparison_rows
-from gradshare.experiments.verdict import SHARES_NOTHING, Verdict, contrast, is_control, verdict
-from gradshare.training.config import RunConfig, SharingControl
+from gradshare.experiments.verdict import Verdict, contrast, is_control, verdict
+from gradshare.training.config import SHARES_NOTHING, RunConfig, SharingControl
 from tests.experiments.synthetic_results import CONFIG, arm, comparison, usual
 
 ONE_SEED = (

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from gradshare.cli.options import GroupedCommand, read_config, run_options
 from gradshare.cli.progress import RunBars
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, RunError
 from gradshare.experiments.compare import compare, results_of_runs
 from gradshare.experiments.executors.choice import NAMES, Choice, Name
 from gradshare.experiments.executors.job import Finished, environment_of
@@ -27,7 +27,7 @@ from gradshare.experiments.results import FILENAME, Results, load_results, save_
 from gradshare.experiments.seeds import seeds_of
 from gradshare.experiments.table import arm_rows, comparison_rows
 from gradshare.experiments.verdict import verdict
-from gradshare.experiments.wording import accuracy, counted, method
+from gradshare.experiments.wording import NOTHING, accuracy, counted, method, points
 from gradshare.training.config import ARM_FIELDS, RunConfig
 from gradshare.training.dry_run import Estimate
 from gradshare.training.dry_run import dry_run as estimate_run
@@ -211,14 +211,27 @@ def compare_command(
     type=click.Choice(["transductive", "inductive"]),
     help="Mode of batch norm at test.  [default: the run's]",
 )
+@click.option(
+    "--sharing-control",
+    type=click.Choice(["forgotten"]),
+    help="forgotten: test with ĝ = 0, without what other tasks left behind.  [default: the run's]",
+)
 @click.option("--data-root", type=click.Path(path_type=Path), envvar="GRADSHARE_DATA_ROOT")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: the run's]")
 def evaluate_command(run: Path, **options: Any) -> None:
-    """Test the best checkpoints of a training RUN again, as one ensemble and the best alone."""
+    """Test the best checkpoints of a training RUN again, as one ensemble and the best alone.
+
+    The difference is that from the test at the end of the run, task by task.
+    """
     console = Console()
     given = {name: value for name, value in options.items() if value is not None}
     folder = RunFolder(run)
     config = folder.config()
+    if "sharing_control" in given and not config.shares:
+        raise ConfigError(
+            f"--sharing-control forgotten takes ĝ away, which {run} ({config.arm}) has none of; "
+            "leave it out, or name a run with gradient sharing"
+        )
     config = config.model_copy(update=given)
     keep_freed_memory()
     torch.set_num_threads(default_threads(config, 1))
@@ -230,14 +243,30 @@ def evaluate_command(run: Path, **options: Any) -> None:
         models = folder.best_models(folder.history(), config.ensemble, setup.learner.init())
         with console.status(f"testing on {config.test_tasks} tasks"):
             result = measure_test(setup, models, config.test_tasks, lambda _: None)
-    table = Table("model", "checkpoints", "test accuracy", "tasks", "batch norm")
-    for name, members, values in (
-        ("ensemble", result.members, result.ensemble),
-        ("single best", 1, result.single),
+    table = Table("model", "checkpoints", "test accuracy", "difference", "tasks", "batch norm")
+    for name, members, values, difference in (
+        ("ensemble", result.members, result.ensemble, _from_own_test(run, result.ensemble)),
+        ("single best", 1, result.single, NOTHING),
     ):
         shown = accuracy(confidence95(values))
-        table.add_row(name, str(members), shown, str(config.test_tasks), config.batch_norm)
+        tasks = str(config.test_tasks)
+        table.add_row(name, str(members), shown, difference, tasks, config.batch_norm)
     console.print(table)
+
+
+def _from_own_test(run: Path, accuracies: Sequence[float]) -> str:
+    """How test accuracies (tasks,) of a run's ensemble differ from those that it ended with.
+
+    Of the tasks that both have: the test tasks are the same for all, in the same order.
+    """
+    try:
+        arms = load_results(run).arms
+    except RunError:
+        return NOTHING
+    own = arms[0].test_accuracies if len(arms) == 1 else None
+    if not own:
+        return NOTHING
+    return points(confidence95([here - there for here, there in zip(accuracies, own)]))  # noqa: B905
 
 
 @click.command(name="report")

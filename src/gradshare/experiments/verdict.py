@@ -31,7 +31,7 @@ from gradshare.experiments.seeds import (
     trained_pair,
 )
 from gradshare.experiments.speedup import SHARES, first_epoch, level, ratio_interval
-from gradshare.training.config import SharingControl
+from gradshare.training.config import SHARES_NOTHING
 from gradshare.training.statistics import Interval
 
 FEW_ITERATIONS: Final = 10_000
@@ -47,11 +47,6 @@ FEW_TASKS: Final = 200
 ENOUGH_SEEDS: Final = 3
 """From so many seeds on, the interval over seeds says itself how much is decided; with fewer
 nothing is."""
-
-SHARES_NOTHING: Final[frozenset[SharingControl]] = frozenset(
-    {RATE_CONTROL, "own-gradient", "learned-rates"}
-)
-"""The controls in which no task sees another. The others leave out a part of sharing."""
 
 Standing = Literal["better", "equal", "worse", "mixed"]
 

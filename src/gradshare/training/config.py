@@ -34,6 +34,11 @@ PixelScaling = Literal["dataset", "imagenet", "unit"]
 SharingControl = Literal[
     "rate-control", "learned-rates", "own-gradient", "unnormalized", "detached", "forgotten"
 ]
+SHARES_NOTHING: frozenset[SharingControl] = frozenset(
+    {"rate-control", "own-gradient", "learned-rates"}
+)
+"""The controls in which no task sees another. The others leave out a part of sharing."""
+
 OnDivergence = Literal["stop", "skip", "record"]
 
 
@@ -272,7 +277,7 @@ class RunConfig(BaseModel):
     def _what_is_held_is_there(self) -> RunConfig:
         for name, value, without in (
             ("fixed_lambda", self.fixed_lambda, ("learned-rates",)),
-            ("fixed_m", self.fixed_m, ("learned-rates", "rate-control", "own-gradient")),
+            ("fixed_m", self.fixed_m, SHARES_NOTHING),
         ):
             if value is not None and (not self.sharing or self.sharing_control in without):
                 gate = name.removeprefix("fixed_").replace("lambda", "λ")
@@ -313,6 +318,11 @@ class RunConfig(BaseModel):
         held = {"lambda": self.fixed_lambda, "m": self.fixed_m}
         gates = (f"{name}-{gate:g}" for name, gate in held.items() if gate is not None)
         return "-".join((self.sharing_control or "gradient-sharing", *gates))
+
+    @property
+    def shares(self) -> bool:
+        """Whether anything of other tasks reaches a task: the arm has a ĝ."""
+        return self.sharing and self.sharing_control not in SHARES_NOTHING
 
     @property
     def iterations(self) -> int:
