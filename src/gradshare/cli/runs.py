@@ -243,14 +243,13 @@ def evaluate_command(run: Path, **options: Any) -> None:
         models = folder.best_models(folder.history(), config.ensemble, setup.learner.init())
         with console.status(f"testing on {config.test_tasks} tasks"):
             result = measure_test(setup, models, config.test_tasks, lambda _: None)
-    table = Table("model", "checkpoints", "test accuracy", "difference", "tasks", "batch norm")
-    for name, members, values, difference in (
-        ("ensemble", result.members, result.ensemble, _from_own_test(run, result.ensemble)),
-        ("single best", 1, result.single, NOTHING),
+    table = Table("model", "test accuracy", "difference", "tasks", "batch norm")
+    for name, values, difference in (
+        (f"ensemble of {result.members}", result.ensemble, _from_own_test(run, result.ensemble)),
+        ("single best", result.single, NOTHING),
     ):
         shown = accuracy(confidence95(values))
-        tasks = str(config.test_tasks)
-        table.add_row(name, str(members), shown, difference, tasks, config.batch_norm)
+        table.add_row(name, shown, difference, str(config.test_tasks), config.batch_norm)
     console.print(table)
 
 
