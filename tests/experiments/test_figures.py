@@ -50,6 +50,17 @@ def test_the_curves_are_the_validations() -> None:
     assert len(chance) == 1
 
 
+def test_chance_is_left_out_where_it_would_take_more_of_the_figure_than_the_curves() -> None:
+    runs = [
+        run.model_copy(update={"validation": run.validation[24:]}) for run in usual(epochs=40).arms
+    ]
+    drawing = draw_validation([comparison(runs)])
+    axes = drawing.figure.axes[0]
+    assert not [line for line in axes.lines if np.allclose(data(line)[1], 100 * CHANCE)]
+    assert axes.get_ylim()[0] > 100 * CHANCE + 5
+    assert "chance 20.0 % (below)" in drawing.description
+
+
 def test_the_band_is_the_interval_over_tasks() -> None:
     results = usual()
     drawing = draw_validation([results])
