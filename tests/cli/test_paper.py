@@ -81,6 +81,21 @@ def test_run_status_table_and_figures(program: Program, toy: list[str], tmp_path
     ]
 
 
+def test_cells_are_not_run_on_other_images_than_those_that_are_not_picked(
+    program: Program, toy: list[str], tmp_path: Path
+) -> None:
+    here = ["--scale", "cpu", "--out", str(tmp_path)]
+    done = "rates/rate-0.1/original"
+    assert program("paper", "run", *here, "--only", done, *toy)[0] == 0
+    path = tmp_path / done / "results.json"
+    text = re.sub(r'"images_sha256": "\w+"', f'"images_sha256": "{"0" * 64}"', path.read_text())
+    path.write_text(text, encoding="utf-8")
+    status, out, err = program("paper", "run", *here, "--only", "rate-0.5", *toy)
+    assert (status, out.count(": epoch")) == (1, 0)
+    assert f"than those of the finished cell {done} (000000000000…)" in err
+    assert not (tmp_path / "rates/rate-0.5").exists()
+
+
 @pytest.mark.parametrize("command", ["table", "figures"])
 def test_nothing_to_show_is_said(
     program: Program, toy: list[str], tmp_path: Path, command: str

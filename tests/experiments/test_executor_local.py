@@ -6,16 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
 
-from gradshare.errors import RunError
-from gradshare.experiments.executors.job import Finished, Job
+from gradshare.errors import GradshareError, RunError
+from gradshare.experiments.executors.job import Finished, Job, UnexpectedError
 from gradshare.experiments.executors.local import LocalExecutor
-from gradshare.experiments.executors.loop import run_all
+from gradshare.experiments.executors.loop import Event, run_all
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.run import Progress
@@ -139,3 +140,33 @@ def test_runs_save_and_end_when_the_program_is_killed(tiny: dict[str, Any], tmp_
         with FileLock(run / ".lock", timeout=PATIENCE):
             assert RunFolder(run).history()
     assert b"Traceback" not in process.communicate(timeout=PATIENCE)[1]
+
+
+class Defective(LocalExecutor):
+    """Every run of it meets a defect."""
+
+    def start(self, jobs: Mapping[str, Job]) -> None:
+        self.names = list(jobs)
+
+    def news(self) -> Iterator[Event]:
+        for name in self.names:
+            yield name, UnexpectedError("ValueError: unforeseen", "in fail, line 1")
+
+
+def test_a_defect_whose_trace_has_no_place_is_told_with_it_and_the_others_go_on(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    work = {name: job(tiny, tmp_path / "file" / name) for name in ("one", "two")}
+    told: list[str] = []
+
+    def failed(name: str, error: GradshareError) -> None:
+        told.append(str(error))
+
+    run_all(work, Defective(2, 1), ignore, ignore, resume=True, failed=failed)
+    assert len(told) == 2
+    assert told[0].startswith(
+        "run 'one' failed: ValueError: unforeseen; please report this with its trace, for which "
+        f"there is no place ({tmp_path / 'file' / 'one'}: the folder cannot be made: "
+    )
+    assert told[0].endswith("):\nin fail, line 1")

@@ -9,7 +9,7 @@ from gradshare.errors import RunError
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.seeds import (
     mean_difference,
-    mean_test,
+    mean_of_tested,
     one_a_seed,
     over_seeds_and_tasks,
     runs_by_arm,
@@ -69,19 +69,25 @@ def test_the_mean_difference_is_of_the_seeds_in_which_both_trained() -> None:
 def test_a_mean_accuracy_covers_other_seeds_and_other_tasks() -> None:
     runs = [arm(SHARING, seed=s, test_shift=0.01 * s) for s in (0, 1, 2)]
     rows = [np.asarray(run.test_accuracies) for run in runs]
-    assert mean_test(runs) == over_seeds_and_tasks(rows)
-    # Of the tasks nothing is known, or not that they are the same.
+    assert mean_of_tested(runs) == over_seeds_and_tasks(rows)
+    # Of the tasks the intervals alone are known, or not that they are the same.
     alone = student95([row.mean() for row in rows])
+    of_tasks = [run.test.ci95 or 0.0 for run in runs if run.test is not None]
+    assert alone.ci95 is not None
+    wide = math.hypot(alone.ci95, sum(of_tasks) / 3)
     slim = runs[2].model_copy(update={"test_accuracies": None})
     short = runs[2].model_copy(update={"test_accuracies": runs[2].test_accuracies[:-1]})  # type: ignore[index]
     for other in (slim, short):
-        found = mean_test([*runs[:2], other])
+        found = mean_of_tested([*runs[:2], other])
         assert found is not None
         assert found.mean == pytest.approx(alone.mean)
-        assert found.ci95 == pytest.approx(alone.ci95)
+        assert found.ci95 == pytest.approx(wide)
     untested = runs[2].model_copy(update={"test": None, "test_accuracies": None})
-    assert mean_test([runs[0], untested]) == student95([rows[0].mean()])
-    assert mean_test([untested]) is None
+    single = mean_of_tested([runs[0], untested])
+    assert single is not None
+    assert single.mean == pytest.approx(rows[0].mean())
+    assert single.ci95 is None
+    assert mean_of_tested([untested]) is None
 
 
 def test_without_accuracies_by_task_the_tasks_still_widen_the_interval() -> None:

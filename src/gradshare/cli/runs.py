@@ -233,6 +233,7 @@ def evaluate_command(run: Path, **options: Any) -> None:
             "leave it out, or name a run with gradient sharing"
         )
     config = config.model_copy(update=given)
+    own = _own_test(run, console)
     keep_freed_memory()
     torch.set_num_threads(default_threads(config, 1))
     # What an evaluation takes is settled by the run, and by nothing that can be given here.
@@ -245,7 +246,7 @@ def evaluate_command(run: Path, **options: Any) -> None:
             result = measure_test(setup, models, config.test_tasks, lambda _: None)
     table = Table("model", "test accuracy", "difference", "tasks", "batch norm")
     for name, values, difference in (
-        (f"ensemble of {result.members}", result.ensemble, _from_own_test(run, result.ensemble)),
+        (f"ensemble of {result.members}", result.ensemble, _from_own_test(result.ensemble, own)),
         ("single best", result.single, NOTHING),
     ):
         shown = accuracy(confidence95(values))
@@ -253,19 +254,28 @@ def evaluate_command(run: Path, **options: Any) -> None:
     console.print(table)
 
 
-def _from_own_test(run: Path, accuracies: Sequence[float]) -> str:
-    """How test accuracies (tasks,) of a run's ensemble differ from those that it ended with.
-
-    Of the tasks that both have: the test tasks are the same for all, in the same order.
-    """
+def _own_test(run: Path, console: Console) -> Sequence[float]:
+    """The test accuracies (tasks,) that a run's ensemble ended with; none if there are none."""
+    if not (run / FILENAME).exists():
+        return ()
     try:
         arms = load_results(run).arms
-    except RunError:
-        return NOTHING
-    own = arms[0].test_accuracies if len(arms) == 1 else None
+    except RunError as error:  # the checkpoints can be tested all the same
+        _print(console, f"No difference from the run's own test: {error}")
+        return ()
+    return (arms[0].test_accuracies or ()) if len(arms) == 1 else ()
+
+
+def _from_own_test(accuracies: Sequence[float], own: Sequence[float]) -> str:
+    """How test accuracies (tasks,) differ from others, on the tasks that both have: the test tasks
+    are the same for all, in the same order.
+    """
     if not own:
         return NOTHING
-    return points(confidence95([here - there for here, there in zip(accuracies, own)]))  # noqa: B905
+    both = min(len(accuracies), len(own))
+    differences = [accuracies[task] - own[task] for task in range(both)]
+    shown = points(confidence95(differences))
+    return shown if both == len(accuracies) else f"{shown} (first {both})"
 
 
 @click.command(name="report")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -94,7 +94,7 @@ def draw_validation(results: Sequence[Results]) -> Drawing:
         axes.set_ylabel("validation accuracy (%)")
         epoch_axis(axes, last)
         axes.add_artist(_legend_above(axes, entries))
-        note = _note(figure, results, band_note(results))
+        note = _note(figure, results, f"{band_note(results)} {test_note(arms.values())}".rstrip())
     legend = "; ".join(" ".join(filter(None, words)) for _, words in entries)
     return Drawing("validation", figure, f"Validation accuracy over epochs. {legend}.", note)
 
@@ -106,6 +106,16 @@ def band_note(results: Sequence[Results]) -> str:
     note = interval_note([(shown(name), runs) for name, runs in arms.items()])
     window = smoothing_window(longest)
     return note if window == 1 else f"{note} Running mean over {window} epochs.".lstrip()
+
+
+def test_note(arms: Iterable[Sequence[Arm]]) -> str:
+    """What the intervals of the test accuracies in a legend are over, where not over tasks alone.
+
+    Args:
+        arms: the runs of every arm, one a seed.
+    """
+    several = any(sum(run.test is not None for run in runs) > 1 for runs in arms)
+    return "Test accuracies: ± over seeds and test tasks." if several else ""
 
 
 def interval_note(arms: Sequence[tuple[str, Sequence[Arm]]]) -> str:

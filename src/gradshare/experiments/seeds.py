@@ -67,26 +67,37 @@ def mean_difference(
         return pairs[0], 1
     if len(rows) == len(pairs) and len({len(row) for row in rows}) == 1:
         return over_seeds_and_tasks(rows), len(pairs)
-    # Of the tasks only each seed's interval is known. Were every task as hard for every seed, that
-    # of the means would be as wide as theirs; it is never wider.
-    of_tasks = [pair.ci95 for pair in pairs if pair.ci95 is not None]
-    by_seed = student95([pair.mean for pair in pairs])
-    half = math.hypot(by_seed.ci95 or 0.0, math.fsum(of_tasks) / len(pairs))
-    return by_seed._replace(ci95=half), len(pairs)
+    return _over_seeds_and_unknown_tasks(pairs), len(pairs)
 
 
-def mean_test(runs: Iterable[Arm]) -> Interval | None:
+def mean_of_tested(runs: Iterable[Arm]) -> Interval | None:
     """The mean test accuracy of those of an arm's runs, one a seed, that were tested.
 
-    Its interval is over seeds and test tasks, or over seeds alone where the runs' tasks are not
-    known to be the same. A single run has none, since it says nothing about other seeds.
+    Its interval is over seeds and test tasks. A single run has none, since it says nothing about
+    other seeds.
     """
-    tested = [run for run in runs if run.test is not None]
-    rows = [run.test_accuracies for run in tested if run.test_accuracies is not None]
-    if len(tested) > 1 and len(rows) == len(tested) and len({len(row) for row in rows}) == 1:
+    runs = [run for run in runs if run.test is not None]
+    tests = [run.test.interval for run in runs if run.test is not None]
+    rows = [run.test_accuracies for run in runs if run.test_accuracies is not None]
+    if not tests:
+        return None
+    if len(tests) == 1:
+        return student95([tests[0].mean])
+    if len(rows) == len(tests) and len({len(row) for row in rows}) == 1:
         return over_seeds_and_tasks([np.asarray(row) for row in rows])
-    means = [run.test.accuracy for run in tested if run.test is not None]
-    return student95(means) if means else None
+    return _over_seeds_and_unknown_tasks(tests)
+
+
+def _over_seeds_and_unknown_tasks(each: Sequence[Interval]) -> Interval:
+    """The mean of several seeds' values, of whose tasks only these intervals over tasks are known.
+
+    Were every task as hard for every seed, that of the mean would be as wide as theirs; it is never
+    wider.
+    """
+    of_tasks = [one.ci95 for one in each if one.ci95 is not None]
+    by_seed = student95([one.mean for one in each])
+    half = math.hypot(by_seed.ci95 or 0.0, math.fsum(of_tasks) / len(each))
+    return by_seed._replace(ci95=half)
 
 
 def trained_pair(one: Results, first: str, second: str) -> tuple[Arm, Arm] | None:
@@ -160,8 +171,8 @@ class Achieved:
         validation: the highest validation accuracy of those that did not diverge, with its interval
             over seeds; None if there is none.
         epochs: at which it was reached, as "133", or "120–140" over seeds; empty if there is none.
-        test: accuracy, ± over test tasks for one run, as `mean_test` for several; None without a
-            test.
+        test: accuracy, ± over test tasks for one run, as `mean_of_tested` for several; None without
+            a test.
         failures: such as "diverged after epoch 3"; of several seeds, "1 of 3 did not train".
     """
 
@@ -181,7 +192,7 @@ def achieved(runs: Sequence[Arm]) -> Achieved:
         first, last = min(reached), max(reached)
         epochs = str(first) if first == last else f"{first}–{last}"
         validation = student95([point.accuracy for point in best])
-    test = mean_test(runs)
+    test = mean_of_tested(runs)
     if len(runs) == 1 and runs[0].test is not None:
         test = runs[0].test.interval
     return Achieved(validation, epochs, test, tuple(_failures(runs)))

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from gradshare.experiments import wording
 from gradshare.experiments.results import ORIGINAL, SHARING, Arm, Results
-from gradshare.experiments.seeds import mean_difference, mean_test, one_a_seed, runs_by_arm
+from gradshare.experiments.seeds import mean_difference, mean_of_tested, one_a_seed, runs_by_arm
 from gradshare.experiments.speedup import SHARES, first_epoch, level, ratio_interval
 from gradshare.training.statistics import Interval
 
@@ -68,7 +68,7 @@ def _comparison_means(results: Sequence[Results]) -> Row:
     }
     for name, runs in arms.items():
         tested_runs = [run for run in runs if run.trained and run.test is not None]
-        mean = mean_test(tested_runs)
+        mean = mean_of_tested(tested_runs)
         row[name] = wording.NOTHING if mean is None else wording.accuracy(mean)
         row[name] = _of_seeds(row[name], len(tested_runs), len(results))
     if ORIGINAL in arms and SHARING in arms:

@@ -25,7 +25,7 @@ from gradshare.experiments import wording
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Results
 from gradshare.experiments.seeds import (
     mean_difference,
-    mean_test,
+    mean_of_tested,
     one_a_seed,
     runs_by_arm,
     trained_pair,
@@ -433,7 +433,7 @@ def _describe(results: Sequence[Results]) -> tuple[str, list[str]]:
     said = []
     for name, runs in arms.items():
         tests = [run.test for run in runs if run.test is not None and run.trained]
-        mean = mean_test([run for run in runs if run.trained])
+        mean = mean_of_tested([run for run in runs if run.trained])
         if not _trained(runs):
             said.append(f"{_called(name)} {_failure(runs)}")
         elif len(tests) == 1:

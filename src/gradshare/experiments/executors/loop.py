@@ -271,6 +271,12 @@ def _described(name: str, job: Job, error: GradshareError) -> GradshareError:
     """What to show for a run's error; the trace of a defect goes into its folder."""
     if not isinstance(error, UnexpectedError):
         return error
-    make_folder(job.folder)
-    write_atomically(job.folder / ERROR, error.trace.encode())
-    return RunError(f"run {name!r} failed: {error}; please report this with {job.folder / ERROR}")
+    told = f"run {name!r} failed: {error}; please report this with"
+    try:
+        make_folder(job.folder)
+        write_atomically(job.folder / ERROR, error.trace.encode())
+    except RunError as unwritable:  # a full disk, perhaps: the others can still go on
+        return RunError(
+            f"{told} its trace, for which there is no place ({unwritable}):\n{error.trace}"
+        )
+    return RunError(f"{told} {job.folder / ERROR}")

@@ -40,7 +40,7 @@ from gradshare.experiments.drawing import (
     shown,
     style,
 )
-from gradshare.experiments.figures import START, ending, interval_note
+from gradshare.experiments.figures import START, ending, interval_note, test_note
 from gradshare.experiments.paper.plan import Cell
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Results
 from gradshare.experiments.seeds import achieved, runs_by_arm
@@ -143,7 +143,8 @@ def draw_validation_panels(panels: Panels) -> Drawing:
     """Validation accuracy over epochs with 95 % bands, as the paper's Figures 2, 4, 6, 8 and 10."""
     drawn = panels.curves()
     longest = max(run.epochs for _, runs in drawn for run in runs)
-    notes = [note for note in (interval_note(drawn), "Dotted: chance.") if note]
+    tested = test_note(runs for _, runs in drawn)
+    notes = [note for note in (interval_note(drawn), tested, "Dotted: chance.") if note]
     if longest >= SMOOTHED_FROM:
         notes.append(
             f"Curves of {SMOOTHED_FROM} and more epochs are running means over about a fiftieth "
