@@ -25,6 +25,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from gradshare.errors import RunError
+from gradshare.experiments import wording
 from gradshare.experiments.curves import (
     SMOOTHED_FROM,
     Curve,
@@ -367,6 +368,27 @@ def draw_curve(
         markevery=(min(order * every // arms, curve.epochs.size - 1), every),
         zorder=4 if look is STYLES[SHARING] else 3,
     )
+
+
+def draw_chance(axes: Axes, chances: Sequence[float]) -> tuple[Line2D, str]:
+    """Draw the accuracy of guessing below curves in percent, unless it is so far below that it
+    would take more of the figure than they.
+
+    Args:
+        axes: with the curves, which the limits fit.
+        chances: of the runs, ascending.
+
+    Returns:
+        A sample for a legend, and what follows "chance" there.
+    """
+    text = wording.listing([wording.percent(chance) for chance in chances])
+    low, high = axes.get_ylim()
+    if low - 100 * chances[0] > high - low:
+        return Line2D([], [], linestyle="none"), f"{text} (below)"
+    for chance in chances:
+        axes.axhline(100 * chance, **LEVEL_LINE)
+    axes.set_ylim(bottom=min(low, 100 * chances[0] - 1))
+    return Line2D([], [], **LEVEL_LINE), text
 
 
 def epoch_axis(axes: Axes, last: int, ticks: int = 8) -> None:

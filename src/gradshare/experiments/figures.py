@@ -33,6 +33,7 @@ from gradshare.experiments.drawing import (
     LEVEL_LINE,
     Drawing,
     arm_styles,
+    draw_chance,
     draw_runs,
     epoch_axis,
     put_below,
@@ -81,16 +82,8 @@ def draw_validation(results: Sequence[Results]) -> Drawing:
             )
             entries.append((sample(styles[name]), (shown(name), *_achieved_words(runs))))
         chances = sorted({run.chance for runs in arms.values() for run in runs})
-        chance_text = wording.listing([wording.percent(chance) for chance in chances])
-        low, high = axes.get_ylim()
-        # Farther below, chance would take more of the figure than the curves.
-        if low - 100 * chances[0] <= high - low:
-            for chance in chances:
-                axes.axhline(100 * chance, **LEVEL_LINE)
-            axes.set_ylim(bottom=min(low, 100 * chances[0] - 1))
-            entries.append((Line2D([], [], **LEVEL_LINE), ("chance", chance_text)))
-        else:
-            entries.append((Line2D([], [], linestyle="none"), ("chance", f"{chance_text} (below)")))
+        guessing, accuracy = draw_chance(axes, chances)
+        entries.append((guessing, ("chance", accuracy)))
         axes.set_ylabel("validation accuracy (%)")
         epoch_axis(axes, last)
         axes.add_artist(_legend_above(axes, entries))

@@ -224,7 +224,7 @@ def test_a_sweep_is_drawn_against_its_setting() -> None:
         ORIGINAL,
         SHARING,
         RATE_CONTROL,
-        "chance",
+        "chance 20.0 %",
         "a run that did not train",
     ]
     assert "Means over 3 seeds" in drawing.note.get_text()

@@ -21,6 +21,7 @@ from gradshare.experiments.drawing import (
     ArmStyle,
     Drawing,
     arm_styles,
+    draw_chance,
     draw_difference,
     in_lines,
     put_below,
@@ -137,7 +138,7 @@ def _draw_sweep(name: str, study: Study, conditions: Sequence[Condition]) -> Dra
             apart = 1.035 ** (place - (len(arms) - 1) / 2)
             _draw_line(axes, ordered, setting, arm, styles[arm], apart)
         chance = ordered[0].results[0].arms[0].chance
-        axes.axhline(100 * chance, **LEVEL_LINE)
+        guessing, level = draw_chance(axes, [chance])
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(values))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -145,8 +146,8 @@ def _draw_sweep(name: str, study: Study, conditions: Sequence[Condition]) -> Dra
         axes.set_xlabel(SETTINGS.get(setting, setting))
         axes.set_ylabel("test accuracy (%)")
         handles = [sample(styles[arm]) for arm in arms]
-        handles.append(Line2D([], [], **LEVEL_LINE))
-        names = [*arms, "chance"]
+        handles.append(guessing)
+        names = [*arms, f"chance {level}"]
         if any(not run.trained for c in ordered for arm in arms for run in c.runs(arm)):
             handles.append(Line2D([], [], linestyle="none", marker="x", color=PALE, markersize=5))
             names.append("a run that did not train")
