@@ -15,6 +15,7 @@ from gradshare.errors import ConfigError, GradshareError
 from gradshare.experiments.executors.choice import Choice
 from gradshare.experiments.executors.job import Job, LostError, run_job
 from gradshare.experiments.executors.mirror import Mirror, apply
+from gradshare.experiments.wording import counted
 from gradshare.training.config import RunConfig
 from gradshare.training.distributed import LostRankError
 from gradshare.training.machine import cores
@@ -67,8 +68,8 @@ def test_others_take_all_runs_and_retry_twice(tiny: dict[str, Any], tmp_path: Pa
         ),
         (
             ["--executor", "ray", "--threads", "999"],
-            f"--threads 999: this machine has {cores()} cores, so Ray would wait for ever; ask for "
-            "fewer, or for another cluster with --ray-address",
+            f"--threads 999: this machine has {counted(cores(), 'core')}, so Ray would wait for "
+            "ever; ask for fewer, or for another cluster with --ray-address",
         ),
         (
             ["--executor", "ray", "--ray-address", "127.0.0.1:1", "--queries", "4"],
