@@ -117,6 +117,16 @@ def draw_contrasts(found: Sequence[Contrast]) -> Drawing:
                 hollow=not several,
             )
         axes.axvline(0, **LEVEL_LINE)
+        cut = any(one.found.count == 2 for one in found)
+        if cut:
+            # Student's t makes the bar of two seeds so wide that no other could be read beside it.
+            reach = [abs(difference) for one in found for difference in one.by_seed]
+            reach += [
+                abs(one.found.interval.mean) + (one.found.interval.ci95 or 0.0)
+                for one in found
+                if one.found.count != 2
+            ]
+            axes.set_xlim(-105 * max(reach), 105 * max(reach))
         axes.set_yticks(range(len(found)), [one.place for one in found])
         axes.invert_yaxis()
         axes.set_xlabel("test accuracy, sharing − rate-control (points)")
@@ -125,6 +135,7 @@ def draw_contrasts(found: Sequence[Contrast]) -> Drawing:
             "over test tasks alone. Diamonds: means over a study’s conditions, without those near "
             "the floor."
         )
+        text += " Bars of two seeds may run out of the figure." if cut else ""
         note = put_below(figure, text)
     said = "; ".join(f"{one.place} {_in_words(one)}" for one in found)
     return Drawing("contrast", figure, f"What sharing adds to its control: {said}.", note)
