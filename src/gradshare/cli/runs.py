@@ -272,9 +272,9 @@ def _from_own_test(accuracies: Sequence[float], own: Sequence[float]) -> str:
     """
     if not own:
         return NOTHING
-    both = min(len(accuracies), len(own))
-    differences = [accuracies[task] - own[task] for task in range(both)]
+    differences = [here - there for here, there in zip(accuracies, own, strict=False)]
     shown = points(confidence95(differences))
+    both = len(differences)
     return shown if both == len(accuracies) else f"{shown} (first {both})"
 
 

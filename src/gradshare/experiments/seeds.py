@@ -65,9 +65,7 @@ def mean_difference(
         return None
     if len(pairs) == 1:
         return pairs[0], 1
-    if len(rows) == len(pairs) and len({len(row) for row in rows}) == 1:
-        return over_seeds_and_tasks(rows), len(pairs)
-    return _over_seeds_and_unknown_tasks(pairs), len(pairs)
+    return _over_seeds(pairs, rows), len(pairs)
 
 
 def mean_of_tested(runs: Iterable[Arm]) -> Interval | None:
@@ -83,17 +81,20 @@ def mean_of_tested(runs: Iterable[Arm]) -> Interval | None:
         return None
     if len(tests) == 1:
         return student95([tests[0].mean])
-    if len(rows) == len(tests) and len({len(row) for row in rows}) == 1:
-        return over_seeds_and_tasks([np.asarray(row) for row in rows])
-    return _over_seeds_and_unknown_tasks(tests)
+    return _over_seeds(tests, [np.asarray(row) for row in rows])
 
 
-def _over_seeds_and_unknown_tasks(each: Sequence[Interval]) -> Interval:
-    """The mean of several seeds' values, of whose tasks only these intervals over tasks are known.
+def _over_seeds(each: Sequence[Interval], rows: Sequence[npt.NDArray[np.float64]]) -> Interval:
+    """The mean of several seeds' values, over seeds and tasks.
 
-    Were every task as hard for every seed, that of the mean would be as wide as theirs; it is never
-    wider.
+    Args:
+        each: of every seed, with its interval over tasks.
+        rows: the values (tasks,) of the seeds of which they are known.
     """
+    if len(rows) == len(each) and len({len(row) for row in rows}) == 1:
+        return over_seeds_and_tasks(rows)
+    # Of the tasks only each seed's interval is known. Were every task as hard for every seed, that
+    # of the mean would be as wide as theirs; it is never wider.
     of_tasks = [one.ci95 for one in each if one.ci95 is not None]
     by_seed = student95([one.mean for one in each])
     half = math.hypot(by_seed.ci95 or 0.0, math.fsum(of_tasks) / len(each))
