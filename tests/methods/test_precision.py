@@ -29,7 +29,15 @@ def smooth_learner(**options: Any) -> MetaLearner:
     """A network without maxima or kinks, of which rounding changes no more than its own size."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(2, 4, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 7 * 7, WAYS)
+        nn.Conv2d(2, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(4, 4, 3, stride=2, bias=False),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(4 * 3 * 3, WAYS),
     )
     return maml(model, steps=3, inner_lr=0.1, sharing=GradientSharing(3), **options)
 
@@ -54,9 +62,9 @@ def test_gradients_of_a_smooth_network_are_within_bfloat16s_rounding(
         smooth_learner(precision="bfloat16", **layout), torch.float32
     ).items():
         assert gradient.dtype == torch.float32
-        # A number of 8 bits is off by up to 2⁻⁹, in some ten products one after the other.
+        # A number of 8 bits is off by up to 2⁻⁹, in some twenty products one after the other.
         difference = (gradient - exact[name]).norm()
-        assert difference <= 10 * 2**-9 * exact[name].norm() + 1e-4, name
+        assert difference <= 20 * 2**-9 * exact[name].norm() + 1e-4, name
         if exact[name].norm() > 1e-2:  # and it is not float32 under another name
             assert difference >= 2**-14 * exact[name].norm(), name
 
@@ -64,22 +72,24 @@ def test_gradients_of_a_smooth_network_are_within_bfloat16s_rounding(
 @EVERY_LAYOUT
 def test_the_backbone_is_near_the_float64_oracle(layout: dict[str, Any]) -> None:
     """A rounding by 2⁻⁹ makes another pixel the maximum, or another sign that of an activation,
-    at about one place in 2⁷, and that moves the whole gradient of these places: the root of it,
-    a tenth, for each of four layers in each pass, where float64 moves none.
+    at about one place in 2⁷, and that moves the whole gradient of these places, otherwise on
+    each machine: the cosine of three tasks' gradient after three steps is anything from 0.58 to
+    0.95. So the sum is taken over many tasks and after one step, where six seeds in four layouts
+    gave 0.945 to 0.971. The smooth network above holds bfloat16 to its rounding over three.
     """
-    s = oracle.Setting("maml", "sharing", 3, 0.1)
+    s = oracle.Setting("maml", "sharing", 1, 0.1)
     ours = learner(s, precision="bfloat16", **layout)
     outer = perturbed(ours.init()[0])
-    loss, _ = oracle.outer_loss(outer, None, as_oracle_batch(tasks(3, 1)), s)
+    loss, _ = oracle.outer_loss(outer, None, as_oracle_batch(tasks(24, 1)), s)
     exact = torch.cat([g.flatten() for g in torch.autograd.grad(loss, _model(outer))])
     ours.model.float()
     learned = {n: t.detach().float().requires_grad_() for n, t in outer.items()}
-    step = ours.outer_step(learned, ours.init()[1], tasks(3, 1, torch.float32), iteration=0)
+    step = ours.outer_step(learned, ours.init()[1], tasks(24, 1, torch.float32), iteration=0)
     assert abs(step.losses.mean() - loss) <= 0.02 * loss
     got = torch.cat(
         [g.flatten() for g in torch.autograd.grad(step.losses.mean(), _model(learned))]
     ).double()
-    assert torch.cosine_similarity(got, exact, dim=0) > 0.8
+    assert torch.cosine_similarity(got, exact, dim=0) > 0.92
 
 
 def _model(outer: Tensors) -> list[Tensor]:
