@@ -24,8 +24,9 @@ demo: $(INSTALLED)
 	@rm -rf runs/demo
 	$(BIN)/gradshare compare --control --out runs/demo --epochs 10 --iterations-per-epoch 16 --val-tasks 50 --test-tasks 150
 
+# The tests take one core each, and up to 2 GB.
 test: $(INSTALLED) lint types
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4
 
 # Runs of random settings, killed hundreds of times: make soak SOAK_MINUTES=20
 soak: $(INSTALLED)
