@@ -125,8 +125,9 @@ def test_a_failure_is_told_when_it_happens_and_at_the_end(
     assert (status, err) == (1, "")
     (told,) = caplog.messages
     assert told.startswith("rates/rate-0.1/original failed: the output folder ")
-    assert out.splitlines()[-2] == "1 cell finished, 1 not."
-    assert out.splitlines()[-1].startswith("failed: rates/rate-0.1/original: the output folder ")
+    assert out.splitlines()[-3] == "1 cell finished, 1 not."
+    assert out.splitlines()[-2].startswith("failed: rates/rate-0.1/original: the output folder ")
+    assert out.splitlines()[-1] == "To go on where these were saved, run the same command again."
 
 
 def test_a_folder_that_cannot_be_made_is_one_error(

@@ -75,6 +75,11 @@ def test_train_evaluate_and_report(program: Program, tiny: dict[str, Any], tmp_p
     assert (status, err) == (0, "")
     assert (run / "report.html").exists()
 
+    elsewhere = tmp_path / "out[lr=0.1][/b]"
+    status, out, err = program("report", str(run), "--out", str(elsewhere))
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == f"Report: {elsewhere / 'report.html'}"
+
 
 def test_a_run_of_sharing_can_be_tested_without_what_was_shared(
     program: Program, tiny: dict[str, Any], tmp_path: Path
@@ -224,6 +229,31 @@ def test_compare_with_control_over_two_seeds(
     status, _, err = program(*command)
     assert status == 1
     assert err.startswith(f"error: the output folder {folder} already holds ")
+
+
+def test_a_comparison_is_not_continued_with_its_runs_elsewhere(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    for there, seeds, message in (
+        (
+            "gradient-sharing",
+            "2",
+            "of one seed ('gradient-sharing'); choose another --out for --seeds 2, or continue it "
+            "without --seeds",
+        ),
+        (
+            "seed-0",
+            "1",
+            "of several seeds ('seed-0'); choose another --out, or continue it with its --seeds",
+        ),
+    ):
+        out = tmp_path / seeds
+        (out / there).mkdir(parents=True)
+        status, _, err = program(
+            *("compare", "--resume", "auto", "--seeds", seeds, "--out", str(out), *options(tiny))
+        )
+        assert (status, err) == (1, f"error: {out} holds a comparison {message}\n")
+        assert [path.name for path in out.iterdir()] == [there]
 
 
 def test_a_diverging_arm_is_a_result(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import signal
 import stat
 from collections.abc import Iterator
@@ -292,6 +293,27 @@ def test_a_job_that_outlived_the_program_is_found_again(
         "the Slurm job 7 of an earlier command trains run 'run' with other settings; end it with "
         "`scancel 7`, or continue with its settings"
     )
+
+
+def test_a_job_that_failed_of_itself_is_submitted_again(
+    tiny: dict[str, Any], tmp_path: Path, slurm: Path
+) -> None:
+    work = {"run": job(tiny, tmp_path / "run")}
+    (slurm / "states").write_text("7 FAILED\n", encoding="utf-8")
+    program(slurm, "scancel", "")
+    with executor(tiny, tmp_path, cluster="slurm") as first:
+        first.start(work)
+        result = first._submitted["run"].paths.result_pickle
+        first._submitted.clear()  # as if the program were killed
+        first._stopping = True
+    # What submitit leaves where a node cannot so much as import what is to be run.
+    result.write_bytes(pickle.dumps(("error", "ImportError: no module named 'gradshare'")))
+    with executor(tiny, tmp_path, cluster="slurm") as again:
+        again.start(work)
+        assert len(again._submitted) == 1
+        again._submitted.clear()
+        again._stopping = True
+    assert len((slurm / "sbatch.calls").read_text().splitlines()) == 2
 
 
 def test_a_refused_submission_leaves_nothing(

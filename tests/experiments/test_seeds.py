@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from gradshare.errors import RunError
 from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.seeds import (
+    achieved,
     mean_difference,
     mean_of_tested,
     one_a_seed,
@@ -156,6 +158,32 @@ def test_another_dataset_is_another_comparison() -> None:
     other = comparison([arm(ORIGINAL, seed=2, epochs=2)], dataset="cub")
     with pytest.raises(RunError, match="dataset is 'glyphs' in one and 'cub' in another"):
         one_a_seed([usual(1, 2), other])
+
+
+def test_runs_on_other_images_were_tested_on_other_tasks() -> None:
+    first, second, old = usual(1, 2), usual(2, 2), usual(3, 2)
+    here, there = (
+        one.model_copy(update={"environment": {**one.environment, "images_sha256": of}})
+        for one, of in ((first, "ab"), (second, "cd"))
+    )
+    with pytest.raises(RunError) as error:
+        one_a_seed([old, here, there])
+    assert str(error.value) == (
+        "these results are not of one comparison: the images' SHA-256 is 'ab' in one and 'cd' in "
+        "another; report them apart"
+    )
+    assert len(one_a_seed([here, old])) == 2  # of an earlier version, which does not say
+
+
+def test_what_an_arm_came_to_is_told_of_the_runs_that_trained() -> None:
+    good = [arm(SHARING, seed=s) for s in (0, 1)]
+    bad = arm(SHARING, seed=2, gain=0.05, test_shift=-0.3, outcome="diverged")
+    mixed = achieved([*good, bad])
+    assert mixed == replace(achieved(good), failures=("1 of 3 diverged",))
+    assert mixed.test == mean_of_tested(good)
+    flat = [arm(SHARING, seed=s, gain=0.0, outcome="not trained") for s in (0, 1)]
+    assert achieved(flat).test == mean_of_tested(flat)  # better than nothing to say
+    assert achieved([*good, flat[0]]).test == mean_of_tested(good)
 
 
 def test_a_file_given_twice_would_shrink_the_interval() -> None:

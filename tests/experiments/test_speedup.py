@@ -96,6 +96,8 @@ def test_speedup_to_fixed_shares() -> None:
 def test_no_speedup_to_shares_of_nothing(outcome: Outcome) -> None:
     ratios = speedup_to_reach(curve(ORIGINAL, ORIGINAL_CURVE, outcome), curve(SHARING, (0.6,)))
     assert ratios == {"80": None, "90": None, "95": None}
+    ratios = speedup_to_reach(curve(ORIGINAL, ORIGINAL_CURVE), curve(SHARING, (0.6,), outcome))
+    assert ratios == {"80": None, "90": None, "95": None}  # it was there, and then was not
 
 
 @given(st.lists(st.floats(0.25, 1), min_size=1, max_size=30))

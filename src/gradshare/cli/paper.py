@@ -34,7 +34,7 @@ from gradshare.experiments.paper.grid import (
     standings,
     unfinished,
 )
-from gradshare.experiments.paper.plan import SCALES, Cell, Scale, load_plan, pick
+from gradshare.experiments.paper.plan import SCALES, Cell, Scale, load_plan, on_machine, pick
 from gradshare.experiments.paper.status import progress
 from gradshare.experiments.paper.study_report import draw_studies, study_pages
 from gradshare.experiments.paper.table1 import (
@@ -103,10 +103,12 @@ def run_command(
     """Train the cells that are not finished; interrupted ones go on where they were."""
     console = Console()
     given = {name: value for name, value in machine.items() if value is not None}
+    if DATA_ROOT_VARIABLE in os.environ:
+        given.setdefault("data_root", os.environ[DATA_ROOT_VARIABLE])
     home = home_of(scale, out)
-    everything = standings(cells_of(scale, given), home)
+    everything = standings(load_plan(scale).cells(), home)
     before = _picked(everything, only, without)
-    todo = unfinished(before)
+    todo = on_machine(unfinished(before), given)
     states = Counter[str](one.state for one in before)
     for state, what in (("done", "already finished"), ("running", "trained by another process")):
         if states[state]:
@@ -124,6 +126,7 @@ def run_command(
     _print(console, f"{counted(done, 'cell')} finished, {len(after) - done} not.")
     _say_faults(console, after)
     if done < len(after):
+        _print(console, "To go on where these were saved, run the same command again.")
         sys.exit(1)
 
 
@@ -137,7 +140,7 @@ def status_command(
     """Show which cells are done, running and left, and about how long the rest takes."""
     console = Console()
     home, plan = home_of(scale, out), load_plan(scale)
-    everything = standings(cells_of(scale, {}), home)
+    everything = standings(plan.cells(), home)
     found = _picked(everything, only, without)
     if cells:
         listed = Table("cell", "state", "iterations", "time", "test accuracy")
@@ -193,13 +196,6 @@ def home_of(scale: Scale, out: Path | None) -> Path:
     return out or Path("results") / scale
 
 
-def cells_of(scale: Scale, machine: Mapping[str, Any]) -> list[Cell]:
-    """Every cell of a scale, with a command line's settings of the machine."""
-    if "data_root" not in machine and DATA_ROOT_VARIABLE in os.environ:
-        machine = {**machine, "data_root": os.environ[DATA_ROOT_VARIABLE]}
-    return load_plan(scale).cells(machine)
-
-
 def _picked(
     everything: Sequence[Standing], only: Sequence[str], without: Sequence[str]
 ) -> list[Standing]:
@@ -216,7 +212,7 @@ def _finished(
     Raises:
         RunError: none is finished.
     """
-    cells = cells_of(scale, {})
+    cells = load_plan(scale).cells()
     found = standings(cells, home)
     _say_faults(console, [one for one in found if one.state == "unreadable"])
     results = results_by_cell(found)

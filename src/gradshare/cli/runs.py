@@ -13,6 +13,7 @@ import click
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gradshare.cli.options import GroupedCommand, read_config, run_options
 from gradshare.cli.progress import RunBars
@@ -302,14 +303,13 @@ def _announce(
         " and its control, which shares nothing" if control else ""
     )
     shared = f", each run shared by {config.workers} processes" if config.workers > 1 else ""
-    console.print(
+    _print(
+        console,
         f"Training {method(config.method)} on {config.dataset} ({config.ways}-way "
         f"{config.shots}-shot, task batch {config.task_batch}, {config.inner_steps} inner steps at "
         f"rate {config.inner_lr * config.inner_lr_scale:g}) for {config.epochs} epochs of "
         f"{config.iterations_per_epoch} iterations: {arms}. {counted(runs, 'run')}, "
         f"{executor.describe()}{shared}; everything goes to {out}.",
-        soft_wrap=True,
-        highlight=False,
     )
 
 
@@ -361,10 +361,11 @@ def _report(results: Sequence[Results], folder: Path, console: Console) -> None:
             table.add_row(quantity, *(row[quantity] for row in rows))
         console.print(table)
     words = verdict(results)
-    console.print(f"\n[bold]{words.headline}[/bold]", soft_wrap=True, highlight=False)
+    console.print()
+    console.print(Text(words.headline, "bold"), soft_wrap=True)
     for sentence in (*words.sentences, *words.caveats):
-        console.print(sentence, soft_wrap=True, highlight=False)
-    console.print(f"\nReport: {write_report(results, folder)}", soft_wrap=True, highlight=False)
+        _print(console, sentence)
+    _print(console, f"\nReport: {write_report(results, folder)}")
 
 
 def _command_line() -> str:

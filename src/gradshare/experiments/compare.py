@@ -11,10 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gradshare.errors import RunError
 from gradshare.experiments.arms import arm_of
 from gradshare.experiments.executors.job import Finished, Job
 from gradshare.experiments.executors.loop import Executor, WatchAll, run_all
-from gradshare.experiments.results import FILENAME, Results, save_results
+from gradshare.experiments.results import (
+    FILENAME,
+    ORIGINAL,
+    RATE_CONTROL,
+    SHARING,
+    Results,
+    save_results,
+)
 from gradshare.experiments.speedup import results_of
 from gradshare.training.config import ARM_FIELDS, RunConfig
 from gradshare.training.folder import refuse_if_occupied
@@ -70,6 +78,7 @@ def compare(
         seed: folder / f"seed-{seed}" if seeds > 1 else folder
         for seed in range(config.seed, config.seed + seeds)
     }
+    _require_this_layout(folder, seeds)
     jobs = {}
     for seed, home in homes.items():
         for arm in arms:
@@ -89,6 +98,26 @@ def compare(
         save_results(results, home / FILENAME)
         comparison.append(results)
     return comparison
+
+
+def _require_this_layout(folder: Path, seeds: int) -> None:
+    """Refuse to train beside a comparison whose runs lie elsewhere in the folder.
+
+    Raises:
+        RunError: it has one seed and there are to be several, or the other way round.
+    """
+    several = sorted(path.name for path in folder.glob("seed-*"))
+    single = [name for name in (ORIGINAL, SHARING, RATE_CONTROL) if (folder / name).exists()]
+    if single and seeds > 1:
+        raise RunError(
+            f"{folder} holds a comparison of one seed ({single[0]!r}); choose another --out for "
+            f"--seeds {seeds}, or continue it without --seeds"
+        )
+    if several and seeds == 1:
+        raise RunError(
+            f"{folder} holds a comparison of several seeds ({several[0]!r}); choose another --out, "
+            "or continue it with its --seeds"
+        )
 
 
 def results_of_runs(runs: Sequence[Finished], command: str) -> Results:

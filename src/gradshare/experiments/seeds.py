@@ -168,9 +168,11 @@ def seeds_of(results: Sequence[Results]) -> tuple[int, ...]:
 class Achieved:
     """What the runs of an arm came to, as the legends of the paper's figures say it.
 
+    Where some trained, what they came to is told of these alone; else of all that did not diverge.
+
     Attributes:
-        validation: the highest validation accuracy of those that did not diverge, with its interval
-            over seeds; None if there is none.
+        validation: the highest validation accuracy, with its interval over seeds; None if there is
+            none.
         epochs: at which it was reached, as "133", or "120–140" over seeds; empty if there is none.
         test: accuracy, ± over test tasks for one run, as `mean_of_tested` for several; None without
             a test.
@@ -185,7 +187,8 @@ class Achieved:
 
 def achieved(runs: Sequence[Arm]) -> Achieved:
     """What the runs of an arm came to, one run a seed."""
-    best = [run.best for run in runs if run.best is not None and run.outcome != "diverged"]
+    told = [run for run in runs if run.trained] or [r for r in runs if r.outcome != "diverged"]
+    best = [run.best for run in told if run.best is not None]
     validation = None
     epochs = ""
     if best:
@@ -193,7 +196,7 @@ def achieved(runs: Sequence[Arm]) -> Achieved:
         first, last = min(reached), max(reached)
         epochs = str(first) if first == last else f"{first}–{last}"
         validation = student95([point.accuracy for point in best])
-    test = mean_of_tested(runs)
+    test = mean_of_tested(told)
     if len(runs) == 1 and runs[0].test is not None:
         test = runs[0].test.interval
     return Achieved(validation, epochs, test, tuple(_failures(runs)))
@@ -215,12 +218,12 @@ def _failures(runs: Sequence[Arm]) -> list[str]:
 def _require_one_comparison(results: Sequence[Results]) -> None:
     if not results:
         raise RunError("a report needs at least one results file, got none")
-    first = _what_is_compared(results[0])
-    for other in results[1:]:
-        for what, value in _what_is_compared(other).items():
-            if what in first and first[what] != value:
+    known: dict[str, object] = {}
+    for one in results:
+        for what, value in _what_is_compared(one).items():
+            if known.setdefault(what, value) != value:
                 raise RunError(
-                    f"these results are not of one comparison: {what} is {first[what]!r} in one "
+                    f"these results are not of one comparison: {what} is {known[what]!r} in one "
                     f"and {value!r} in another; report them apart"
                 )
     for name, runs in runs_by_arm(results).items():
@@ -236,4 +239,13 @@ def _require_one_comparison(results: Sequence[Results]) -> None:
 def _what_is_compared(one: Results) -> dict[str, object]:
     """What must not differ between the seeds of a comparison."""
     settings = {key: value for key, value in one.config.items() if key not in MAY_DIFFER}
-    return {**settings, "dataset": one.dataset, "method": one.method, "chance": one.arms[0].chance}
+    # Of other images other test tasks are drawn. Earlier versions did not say of which.
+    images = one.environment.get("images_sha256")
+    of = {} if images is None else {"the images' SHA-256": images}
+    return {
+        **settings,
+        **of,
+        "dataset": one.dataset,
+        "method": one.method,
+        "chance": one.arms[0].chance,
+    }

@@ -81,13 +81,13 @@ def speedup_to_reach(original: Arm, sharing: Arm) -> dict[Share, float | None]:
 
     Returns:
         for each share of the original's gain over chance; None where sharing never reaches it or
-        the original did not train.
+        one of both did not train.
     """
     ratios: dict[Share, float | None] = {}
     for share in SHARES:
         ratios[share] = None
         accuracy = level(original, share)
-        if accuracy is None:
+        if accuracy is None or not sharing.trained:
             continue
         slow, fast = first_epoch(original, accuracy), first_epoch(sharing, accuracy)
         if slow is not None and fast is not None:

@@ -283,10 +283,13 @@ def test_a_mean_pace_is_of_every_seed_or_there_is_none() -> None:
 
 
 def test_a_gain_whose_shares_cannot_be_told_apart_has_no_pace() -> None:
-    # 20 % of the gain are 0.8 points, and a validation errs by 1.
-    poor = rising(0.2, 0.21, 0.22, 0.24, 0.24, 0.24)
+    # From 80 to 95 % of the gain it is 0.9 points, and a validation errs by 1.
+    poor = rising(0.2, 0.21, 0.22, 0.26, 0.26, 0.26)
     for pace in paces_of(one(poor, rising(*[0.3] * 6, name=SHARING))):
         assert (pace.iterations, pace.ratios) == ((None,), ())
+    better = rising(0.2, 0.21, 0.22, 0.27, 0.27, 0.27)
+    for pace in paces_of(one(better, rising(*[0.3] * 6, name=SHARING))):
+        assert pace.iterations == (50,)
 
 
 def test_an_epoch_costs_the_least_of_all_conditions_with_the_same_work() -> None:

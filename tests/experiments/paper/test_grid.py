@@ -175,7 +175,14 @@ def test_missing_data_is_named_before_anything_is_begun(
     with pytest.raises(DataError) as error:
         run_cells([cells[0], missing], [], "cpu", tmp_path / "out", executor, ignore)
     assert str(error.value).startswith("cells of omniglot cannot be run: ")
-    assert str(error.value).endswith("; or leave them out with --except toy")
+    assert str(error.value).endswith("; or leave them out with --except missing")
+    alike = Cell("other", cells[0].labels, config)
+    with pytest.raises(DataError) as error:  # no label is its alone
+        run_cells([cells[0], alike], [], "cpu", tmp_path / "out", executor, ignore)
+    assert str(error.value).endswith("; or leave them out with --except other")
+    with pytest.raises(DataError) as error:
+        run_cells([missing], [], "cpu", tmp_path / "out", executor, ignore)
+    assert "leave them out" not in str(error.value)  # nothing would be left
     assert executor.started == []
     assert not (tmp_path / "out").exists()
 
@@ -198,7 +205,7 @@ def test_other_images_than_those_of_finished_cells_are_refused_before_anything_i
         f"cells of {cells[0].config.dataset} cannot be run: it was prepared from other images "
         f"(SHA-256 {here:.12}…) than those of the finished cell toy/original (000000000000…), so "
         "that they would have other test tasks; prepare it from the same copy, or begin another "
-        "folder with --out; or leave them out with --except toy"
+        "folder with --out"
     )
     assert executor.started == []
 

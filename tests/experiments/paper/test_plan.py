@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from gradshare.errors import ConfigError
-from gradshare.experiments.paper.plan import SCALES, Plan, Scale, load_plan, paper_settings, pick
+from gradshare.experiments.paper.plan import (
+    SCALES,
+    Plan,
+    Scale,
+    load_plan,
+    on_machine,
+    paper_settings,
+    pick,
+)
 
 TOY = Plan.model_validate(
     {
@@ -39,7 +47,7 @@ def test_a_cell_for_every_combination_of_labels_in_their_order() -> None:
 
 
 def test_settings_come_from_the_plan_the_study_the_labels_and_their_combinations() -> None:
-    cells = {cell.name: cell.config for cell in TOY.cells({"threads": 3})}
+    cells = {cell.name: cell.config for cell in on_machine(TOY.cells(), {"threads": 3})}
     assert [(c.epochs, c.inner_lr, c.task_batch, c.sharing) for c in cells.values()] == [
         (4, 0.1, 5, False),
         (4, 0.1, 5, True),
@@ -47,6 +55,18 @@ def test_settings_come_from_the_plan_the_study_the_labels_and_their_combinations
         (2, 0.1, 5, False),
     ]
     assert {(c.ways, c.threads) for c in cells.values()} == {(3, 3)}
+
+
+def test_settings_of_the_machine_have_to_fit_the_cells_they_are_for_and_no_others() -> None:
+    cells = TOY.cells()
+    fitting = pick(cells, ["first/batch-5"])
+    assert {cell.config.workers for cell in on_machine(fitting, {"workers": 2})} == {2}
+    with pytest.raises(ConfigError) as error:
+        on_machine(cells, {"workers": 2})
+    assert str(error.value) == (
+        "cell first/batch-1/original: --workers 2 has no task for every process: a batch has 1; "
+        "use at most as many workers as --task-batch; pick others with --only or --except"
+    )
 
 
 @pytest.mark.parametrize(

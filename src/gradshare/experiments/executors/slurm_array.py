@@ -351,7 +351,10 @@ class SlurmExecutor:
         earlier: submitit.Job[Outcome] = submitit.SlurmJob(self._folder, number)
         state = _queue([number]).get(number, GONE)
         if earlier.paths.result_pickle.exists():
-            alive = isinstance(earlier.result(), Finished)
+            try:
+                alive = isinstance(earlier.result(), Finished)
+            except UncompletedJobError:  # it failed before it could say how, as at an import
+                alive = False
         else:
             alive = state not in OVER and state != GONE
         if not alive:

@@ -295,7 +295,7 @@ def _level(original: Arm, share: Share) -> float | None:
     best = original.best
     if best is None or best.ci95 is None:
         return None
-    apart = (100 - int(SHARES[0])) / 100
+    apart = (int(SHARES[-1]) - int(SHARES[0])) / 100
     distinct = apart * (best.accuracy - original.chance) > best.ci95
     return level(original, share) if distinct else None
 

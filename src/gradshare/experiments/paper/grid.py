@@ -225,14 +225,25 @@ def require_data(cells: Sequence[Cell], beside: Sequence[Standing], executor: Ex
             if kind in usual:
                 _require_images(setup.images_sha256, usual[kind])
         except DataError as error:
-            same = [one for one in cells if one.config.dataset == config.dataset]
-            studies = dict.fromkeys(one.study for one in same)
             raise DataError(
-                f"cells of {config.dataset} cannot be run: {error}; or leave them out with "
-                f"--except {','.join(studies)}"
+                f"cells of {config.dataset} cannot be run: {error}{_without(config.dataset, cells)}"
             ) from error
         if executor.here:
             require_memory(config, setup, at_a_time=executor.at_a_time)
+
+
+def _without(dataset: str, cells: Sequence[Cell]) -> str:
+    """How to leave out a dataset's cells and no others; nothing where no others are to be run."""
+    its_own = [cell for cell in cells if cell.config.dataset == dataset]
+    others = [cell for cell in cells if cell.config.dataset != dataset]
+    labels = [
+        word
+        for word in its_own[0].labels.values()
+        if all(cell.is_called(word) for cell in its_own)
+        and not any(cell.is_called(word) for cell in others)
+    ]
+    words = labels[:1] or list(dict.fromkeys(cell.study for cell in its_own))
+    return f"; or leave them out with --except {','.join(words)}" if others else ""
 
 
 def _require_images(here: str, finished: Standing) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any, Literal, get_args
 
@@ -147,17 +147,12 @@ class Plan(BaseModel):
     settings: Settings
     studies: dict[str, Study]
 
-    def cells(self, machine: Mapping[str, Any] | None = None) -> list[Cell]:
-        """Every run, in the order in which they are to be trained.
-
-        Args:
-            machine: settings of where and how they run, which change no result.
-        """
+    def cells(self) -> list[Cell]:
+        """Every run, in the order in which they are to be trained."""
         cells = []
         for name, study in self.studies.items():
             for labels in study.combinations():
-                of_cell = study.settings_of(labels.values())
-                settings = {**self.settings, **of_cell, **(machine or {})}
+                settings = {**self.settings, **study.settings_of(labels.values())}
                 cells.append(Cell(name, labels, RunConfig(**settings)))
         return cells
 
@@ -166,6 +161,23 @@ def load_plan(scale: Scale) -> Plan:
     """The plan of a scale."""
     text = resources.files(__package__).joinpath(f"plans/{scale}.yaml").read_text("utf-8")
     return Plan.model_validate(yaml.safe_load(text))
+
+
+def on_machine(cells: Iterable[Cell], settings: Mapping[str, Any]) -> list[Cell]:
+    """The same cells with settings of where and how they run, which change no result.
+
+    Raises:
+        ConfigError: they do not fit one of them.
+    """
+    found = []
+    for cell in cells:
+        try:
+            found.append(replace(cell, config=cell.config.model_copy(update=settings)))
+        except ConfigError as error:
+            raise ConfigError(
+                f"cell {cell.name}: {error}; pick others with --only or --except"
+            ) from error
+    return found
 
 
 def pick(cells: Sequence[Cell], only: Iterable[str], without: Iterable[str] = ()) -> list[Cell]:
