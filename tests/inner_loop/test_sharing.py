@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from gradshare.episodes import TaskBatch
 from gradshare.inner_loop import SGD, Chain, GradientSharing, MetaSGD, RateControl, Tensors
 from gradshare.inner_loop.rule import sum_over_local_tasks
 from gradshare.inner_loop.sharing import normalized
+from gradshare.methods import maml
 
 STEPS = 3
 
@@ -192,6 +194,47 @@ def test_the_norm_forgets_the_length_and_keeps_the_direction(
             assert one[name].norm().item() == pytest.approx(1)
     if kind == "global":
         assert norm(one).item() == pytest.approx(1)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.floats(-30, 30), st.sampled_from(["global", "per-tensor"]))
+def test_in_float32_too_the_norm_and_its_derivative_are_right_at_every_length(
+    seed: int, exponent: float, kind: str
+) -> None:
+    """Those of a support set that is fitted well are so short that squares would vanish."""
+    tree = {name: 10**exponent * g[0] for name, g in gradients(seed).items()}
+    towards = gradients(seed + 1)
+
+    def of(dtype: torch.dtype) -> list[Tensor]:
+        leaves = {name: t.to(dtype).requires_grad_() for name, t in tree.items()}
+        units = normalized(leaves, kind)  # type: ignore[arg-type]
+        sums = [(units[name] * towards[name][0].to(dtype)).sum() for name in leaves]
+        back = torch.autograd.grad(torch.stack(sums).sum(), list(leaves.values()))
+        return [*units.values(), *back]
+
+    for single, double in zip(of(torch.float32), of(torch.float64), strict=True):
+        assert torch.allclose(
+            single.double(), double, rtol=1e-4, atol=1e-5 * double.abs().max().item()
+        )
+
+
+def test_a_support_set_that_is_fitted_well_has_finite_outer_gradients() -> None:
+    torch.manual_seed(0)
+    sharing = GradientSharing(5)
+    learner = maml(torch.nn.Linear(512, 5), steps=5, inner_lr=1.0, sharing=sharing)
+    images, labels = torch.randn(2, 5, 512), torch.arange(5).expand(2, 5)
+    learned, state = learner.init()
+    tasks = TaskBatch(images, labels, torch.randn(2, 5, 512), labels)
+    losses = learner.outer_step(learned, state, tasks, iteration=0).losses
+    for tensor in torch.autograd.grad(losses.mean(), list(learned.values()), allow_unused=True):
+        assert tensor is None or tensor.isfinite().all()
+
+
+def test_a_gradient_that_is_not_finite_stays_so() -> None:
+    for bad in (float("inf"), float("nan")):
+        tree = {"weight": torch.tensor([1.0, bad]), "bias": torch.tensor([1.0])}
+        for kind in ("global", "per-tensor"):
+            assert not normalized(tree, kind)["weight"].isfinite().all()
 
 
 def test_a_zero_gradient_stays_zero_and_passes_zero_back() -> None:

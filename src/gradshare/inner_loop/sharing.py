@@ -96,11 +96,24 @@ def normalized(gradient: Tensors, norm: Norm) -> dict[str, Tensor]:
         gradient: (…) tensors, without a task dimension.
         norm: see `GradientSharing`.
     """
+    units = {name: tensor.detach().abs().amax() for name, tensor in gradient.items()}
+    if norm == "global":
+        units = dict.fromkeys(units, torch.stack(list(units.values())).amax())
+    gradient = {name: tensor / _unit(units[name]) for name, tensor in gradient.items()}
     squares = {name: tensor.square().sum() for name, tensor in gradient.items()}
     if norm == "global":
-        total = torch.stack(list(squares.values())).sum()
-        squares = dict.fromkeys(squares, total)
+        squares = dict.fromkeys(squares, torch.stack(list(squares.values())).sum())
     return {name: tensor * _inverse_root(squares[name]) for name, tensor in gradient.items()}
+
+
+def _unit(largest: Tensor) -> Tensor:
+    """What to measure numbers by whose largest is this, so that in float32 neither their squares
+    nor the cubes in the norm's derivative vanish or overflow, as they do for the gradients of a
+    support set that is fitted well. It is 1 wherever they do not anyway: that rounds nothing.
+    """
+    small = (largest > 0) & (largest < 1e-6)
+    large = (largest > 1e6) & largest.isfinite()
+    return torch.where(small | large, largest, 1.0)
 
 
 def _inverse_root(square: Tensor) -> Tensor:
