@@ -57,6 +57,24 @@ def test_new_classes_are_learned_under_their_own_names(run: Path, data_root: Pat
     assert set(classifier.predict(batch.query_x[0])) <= {"wren", "owl", "crow"}
 
 
+def test_there_is_no_prediction_where_every_checkpoint_overflowed(
+    run: Path, data_root: Path
+) -> None:
+    batch = task(data_root)
+    classifier = FewShotClassifier.from_run(run)
+    classifier.fit(batch.support_x[0], batch.support_y[0])
+    classifier._adapted = [
+        {name: torch.full_like(tensor, torch.inf) for name, tensor in params.items()}
+        for params in classifier._adapted
+    ]
+    with pytest.raises(RunError) as error:
+        classifier.score(batch.query_x[0], batch.query_y[0])
+    assert str(error.value) == (
+        "there is no prediction: the inner steps overflowed on this support set, with every "
+        "checkpoint (1); the run's inner rate is too high for it"
+    )
+
+
 def test_the_score_is_the_share_that_is_right(run: Path, data_root: Path) -> None:
     batch = task(data_root)
     names = np.array(["wren", "owl", "crow"])

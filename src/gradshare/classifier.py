@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradshare.episodes import Normalization, TaskBatch
 from gradshare.episodes.images import ImageFormat, read_image
-from gradshare.errors import ConfigError, DataError
+from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.methods import MetaLearner
 from gradshare.training.evaluation import Model, mean_of_finite
 from gradshare.training.folder import RunFolder
@@ -93,7 +93,7 @@ class FewShotClassifier:
             RunError: there is no such run, or no checkpoint of it can be read.
             ConfigError: no such device here, or `ensemble` is less than one or more than it kept.
         """
-        run = RunFolder(Path(folder))
+        run = RunFolder(Path(folder).expanduser())
         config, inputs, history = run.config(), run.inputs(), run.history()
         kept = len(kept_epochs(history, config.ensemble))
         count = kept if ensemble is None else ensemble
@@ -150,6 +150,7 @@ class FewShotClassifier:
         Raises:
             DataError: `fit` was not called, images of another shape or type, or a file that cannot
                 be read.
+            RunError: the inner steps of every checkpoint overflowed on the support set.
         """
         if not hasattr(self, "_adapted"):
             raise DataError("call fit with a support set before asking for predictions")
@@ -188,7 +189,13 @@ class FewShotClassifier:
             self.learner.predict(learned, params, task, updates=self.learner.steps)[0]
             for (learned, _), params in zip(self.models, self._adapted, strict=True)
         ]
-        return mean_of_finite(torch.stack(logits)).softmax(-1)
+        probabilities = mean_of_finite(torch.stack(logits)).softmax(-1)
+        if not probabilities.isfinite().all():
+            raise RunError(
+                "there is no prediction: the inner steps overflowed on this support set, with "
+                f"every checkpoint ({len(self.models)}); the run's inner rate is too high for it"
+            )
+        return probabilities
 
     def _support_task(self, support: Tensor, codes: Tensor) -> TaskBatch:
         no_queries = torch.zeros(1, 0, dtype=torch.int64)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradshare.episodes import TaskBatch
+from gradshare.episodes import Normalization, TaskBatch
 from gradshare.errors import DataError
 
 
@@ -69,6 +69,18 @@ def test_tensors_of_differing_numbers_of_tasks_and_of_none_are_refused() -> None
     scalar = torch.zeros(())
     with pytest.raises(DataError, match=r"are support_x \(\), support_y \(\)"):
         TaskBatch(scalar, scalar, scalar, scalar)
+
+
+def test_images_that_are_scaled_already_are_not_scaled_again() -> None:
+    normalize = Normalization([0.5], [0.25])
+    once = normalize(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8))
+    assert torch.equal(once, torch.full((1, 1, 2, 2), 2.0))
+    with pytest.raises(DataError) as error:
+        normalize(once)
+    assert str(error.value) == (
+        "the images are torch.float32; Normalization takes torch.uint8 from 0 to 255, and scales "
+        "it itself"
+    )
 
 
 def test_batches_can_be_compared_and_be_keys() -> None:

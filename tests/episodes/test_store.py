@@ -186,11 +186,27 @@ def test_a_store_that_exists_is_not_overwritten(tmp_path: Path) -> None:
         ),
         (
             ClassImages("test", "a", random_images(2, size=5)),
-            "images of class 'a' are uint8 (1, 5, 5), those before it uint8 (1, 4, 4)",
+            "images of class 'a' are (1, 5, 5), those before it (1, 4, 4)",
         ),
         (
             ClassImages("test", "a", random_images(2).astype(np.float32)),
-            "images of class 'a' are float32 (1, 4, 4), those before it uint8 (1, 4, 4)",
+            "images of class 'a' are float32 (2, 1, 4, 4); give uint8 (n, C, H, W), the channels "
+            "first, with H = W and none of them above 4096",
+        ),
+        (  # as Pillow has them
+            ClassImages("test", "a", np.zeros((2, 4, 4, 3), np.uint8)),
+            "images of class 'a' are uint8 (2, 4, 4, 3); give uint8 (n, C, H, W), the channels "
+            "first, with H = W and none of them above 4096",
+        ),
+        (
+            ClassImages("test", "a", np.zeros((2, 4, 4), np.uint8)),
+            "images of class 'a' are uint8 (2, 4, 4); give uint8 (n, C, H, W), the channels "
+            "first, with H = W and none of them above 4096",
+        ),
+        (
+            ClassImages("test", "a", np.zeros((2, 5000, 4, 4), np.uint8)),
+            "images of class 'a' are uint8 (2, 5000, 4, 4); give uint8 (n, C, H, W), the channels "
+            "first, with H = W and none of them above 4096",
         ),
     ],
 )
@@ -201,6 +217,21 @@ def test_classes_that_do_not_fit_are_refused(
         write(tmp_path / "4", [*random_classes(COUNTS), extra])
     assert str(caught.value) == message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_may_be_tensors_and_a_source_has_to_be_json(tmp_path: Path) -> None:
+    classes = [
+        ClassImages(one.split, one.name, torch.from_numpy(one.images))  # type: ignore[arg-type]
+        for one in random_classes(COUNTS)
+    ]
+    store = write(tmp_path / "4", classes)
+    assert store.sha256 == write(tmp_path / "5", random_classes(COUNTS)).sha256
+    with pytest.raises(DataError) as caught:
+        write_store(
+            tmp_path / "6", (), name="x", rotate_classes=False, source={"from": Path("there")}
+        )
+    assert str(caught.value).startswith("source {'from': PosixPath('there')} is not JSON: ")
+    assert not (tmp_path / "6").exists()
 
 
 def test_every_split_needs_classes(tmp_path: Path) -> None:

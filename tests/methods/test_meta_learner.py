@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -111,8 +112,39 @@ def test_running_statistics_that_would_leak_from_task_to_task(norm: nn.Module, r
         maml(nn.Sequential(nn.Conv2d(2, 2, 3), norm))
     assert str(error.value) == (
         f"{type(norm).__name__} '1' of Sequential keeps running statistics, which would leak from "
-        f"task to task; build it with track_running_stats=False{remedy}"
+        "task to task; build it with track_running_stats=False, or put it into evaluation mode"
+        f"{remedy}"
     )
+
+
+def test_a_pretrained_norm_in_evaluation_mode_keeps_what_it_has() -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    backbone(torch.randn(8, 2, 16, 16))  # what it was trained on
+    backbone.eval().requires_grad_(False)
+    model = nn.Sequential(backbone, nn.Linear(4 * 14 * 14, WAYS))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    batch = tasks(3, 1, torch.float32)
+    learner = maml(model, steps=2, inner_lr=0.1, batch_norm="inductive", tasks_at_a_time=None)
+    assert learner.adapted == ("1.weight", "1.bias")
+    learned, state = learner.init()
+    losses = learner.outer_step(learned, state, batch, iteration=0).losses
+    # The same as the head alone on the features that the frozen part makes.
+    head = maml(nn.Sequential(nn.Flatten(), model[1]), steps=2, inner_lr=0.1)
+    with torch.no_grad():
+        features = [
+            backbone(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            for x in (batch.support_x, batch.query_x)
+        ]
+    alone = dataclasses.replace(batch, support_x=features[0], query_x=features[1])
+    own, own_state = head.init()
+    expected = head.outer_step(own, own_state, alone, iteration=0).losses
+    assert torch.allclose(losses, expected, rtol=1e-5)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name])
+    model.train()
+    with pytest.raises(ConfigError, match=r"BatchNorm2d '0\.1' of Sequential keeps running stat"):
+        learner.outer_step(learned, state, batch, iteration=0)
 
 
 def test_instance_norm_without_running_statistics_is_taken() -> None:

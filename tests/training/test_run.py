@@ -14,6 +14,7 @@ import pytest
 import torch
 from tensorboardX.proto.event_pb2 import Event
 
+from gradshare import FewShotClassifier, open_dataset
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.training import run
 from gradshare.training.checkpoint import load_checkpoint
@@ -92,6 +93,33 @@ def test_the_same_seed_gives_the_same_run_and_another_another(
 def test_the_folder_may_be_text(tiny: dict[str, Any], tmp_path: Path) -> None:
     train(RunConfig(**{**tiny, "epochs": 1}), str(tmp_path / "run"))
     assert RunFolder(tmp_path / "run").started
+
+
+def test_a_path_may_begin_at_home(
+    tiny: dict[str, Any], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(data_root)
+    config = RunConfig(**{**tiny, "epochs": 1, "data_root": "~/data"})
+    assert config.data_root == tmp_path / "data"
+    assert open_dataset("tiny", "~/data").name == "tiny"
+    train(config, "~/run")
+    assert FewShotClassifier.from_run("~/run").ways == config.ways
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_run_computes_with_the_threads_that_it_is_given(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+    seen = set[int]()
+    for threads, used in ((3, 3), (0, before)):
+        config = RunConfig(**{**tiny, "epochs": 1, "threads": threads})
+        train(config, tmp_path / str(threads), lambda _: seen.add(torch.get_num_threads()))
+        assert seen == {used}
+        assert torch.get_num_threads() == before
+        seen.clear()
 
 
 def test_arms_start_alike_and_see_the_same_tasks(tiny: dict[str, Any]) -> None:

@@ -83,10 +83,33 @@ def test_without_a_readable_checkpoint_it_says_so(tiny: dict[str, Any], tmp_path
         path.write_bytes(b"")
     with pytest.raises(RunError) as error:
         train(config, tmp_path / "run", resume=True)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    nothing = f"no checkpoint in {checkpoints} can be read; start again with another --out"
+    assert str(error.value) == nothing
+    # What it set aside does not make it a run that was never begun.
+    with pytest.raises(RunError) as error:
+        train(config, tmp_path / "run", resume=True)
+    assert str(error.value) == nothing
+    assert len(RunFolder(tmp_path / "run").history()) == config.epochs
+
+
+def test_a_run_whose_latest_checkpoints_are_gone_is_not_begun_again(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    config = RunConfig(**tiny)
+    train(config, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for path in checkpoints.glob("latest-*"):
+        path.unlink()
+    kept = sorted(checkpoints.iterdir())
+    with pytest.raises(RunError) as error:
+        train(config, tmp_path / "run", resume=True)
     assert str(error.value) == (
-        f"no checkpoint in {tmp_path / 'run' / 'checkpoints'} can be read; start again with "
-        "another --out"
+        f"{checkpoints} has models of completed epochs, but no latest-*.safetensors to continue "
+        "from; put these back, or start again with another --out"
     )
+    assert sorted(checkpoints.iterdir()) == kept
+    assert len(RunFolder(tmp_path / "run").history()) == config.epochs
 
 
 def test_a_damaged_member_is_left_out_of_the_ensemble(

@@ -97,7 +97,15 @@ class Normalization:
 
         The result has the channels last in memory: batch norm and max-pooling on a CPU are five to
         ten times faster on it, and a network keeps the layout it is given.
+
+        Raises:
+            DataError: they are of another type: scaled already, they would be scaled again.
         """
+        if images.dtype != torch.uint8:
+            raise DataError(
+                f"the images are {images.dtype}; Normalization takes torch.uint8 from 0 to 255, "
+                "and scales it itself"
+            )
         mean = torch.tensor(self.mean, dtype=dtype, device=images.device)
         std = torch.tensor(self.std, dtype=dtype, device=images.device)
         # A copy even where nothing moves: with one channel both layouts are the same in memory,

@@ -105,7 +105,7 @@ def open_dataset(
         DataError: there is no dataset of the name, or it is not prepared in this form; the
             message has the command that prepares it. Or its store is damaged.
     """
-    data_root = Path(data_root)
+    data_root = Path(data_root).expanduser()
     there = prepared(data_root).get(name, [])
     if name not in DATASETS and not there:
         raise _unknown(name, data_root)
@@ -159,8 +159,8 @@ def prepare_dataset(
         DataError: a name, size or seed that does not fit, images that cannot be used, or no room
             or permission to write.
     """
-    data_root = Path(data_root)
-    path = None if path is None else Path(path)
+    data_root = Path(data_root).expanduser()
+    path = None if path is None else Path(path).expanduser()
     check_name(name, data_root, folder)
     image_size = _size_to_prepare(name, image_size)
     target = store_path(data_root, name, image_size, resize)

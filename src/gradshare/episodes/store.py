@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ from gradshare.errors import DataError
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
+
+LONGEST: Final = 4096
+"""So many channels, and so many pixels a side, images have at the most."""
 
 Images = npt.NDArray[np.uint8]
 
@@ -286,8 +289,13 @@ def write_store(
 
     Raises:
         DataError: the path is taken, two classes of one name (overlapping splits), an unknown
-            split, a class without images, images of differing shape, or a split without classes.
+            split, a class without images, images that are not square, or of differing shape or
+            type, a split without classes, or a source that is not JSON.
     """
+    try:
+        json.dumps(dict(source))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"source {source!r} is not JSON: {error}") from error
     path = Path(path)
     if path.exists():
         raise DataError(
@@ -331,24 +339,25 @@ def _write(folder: Path, classes: Iterable[ClassImages]) -> dict[str, Any]:
                     f"class {item.name!r} stands twice, in {split_of[item.name]!r} and in "
                     f"{item.split!r}: splits must not overlap; give it to one of them"
                 )
-            if len(item.images) == 0:
+            images = np.asarray(item.images)
+            if len(images) == 0:
                 raise DataError(f"class {item.name!r} has no images; remove it or add some")
+            _require_square(item.name, images)
             if not shape:
-                shape = item.images.shape[1:]
+                shape = images.shape[1:]
                 _write_header(npy, 0, shape)
-            if item.images.dtype != np.uint8 or item.images.shape[1:] != shape:
+            if images.shape[1:] != shape:
                 raise DataError(
-                    f"images of class {item.name!r} are {item.images.dtype} "
-                    f"{item.images.shape[1:]}, those before it uint8 {shape}"
+                    f"images of class {item.name!r} are {images.shape[1:]}, those before it {shape}"
                 )
             split_of[item.name] = item.split
-            splits[item.split].append({"name": item.name, "start": rows, "count": len(item.images)})
-            rows += len(item.images)
-            data = np.ascontiguousarray(item.images).tobytes()
+            splits[item.split].append({"name": item.name, "start": rows, "count": len(images)})
+            rows += len(images)
+            data = np.ascontiguousarray(images).tobytes()
             digest.update(data)
             npy.write(data)
             if item.split == "train":
-                train.add(item.images)
+                train.add(images)
         if rows:
             _write_header(npy, rows, shape)
     empty = [split for split, entries in splits.items() if not entries]
@@ -362,6 +371,16 @@ def _write(folder: Path, classes: Iterable[ClassImages]) -> dict[str, Any]:
         "sha256": digest.hexdigest(),
         "splits": splits,
     }
+
+
+def _require_square(name: str, images: Images) -> None:
+    shape = images.shape
+    fits = len(shape) == 4 and shape[2] == shape[3] and max(shape[1:]) <= LONGEST
+    if images.dtype != np.uint8 or not fits:
+        raise DataError(
+            f"images of class {name!r} are {images.dtype} {shape}; give uint8 (n, C, H, W), the "
+            f"channels first, with H = W and none of them above {LONGEST}"
+        )
 
 
 def _write_header(npy: BinaryIO, rows: int, shape: tuple[int, ...]) -> None:

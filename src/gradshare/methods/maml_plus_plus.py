@@ -18,10 +18,10 @@ from gradshare.methods.multi_step_loss import MultiStepLoss
 def maml_plus_plus(
     model: nn.Module,
     *,
+    multi_step_iterations: int,
     steps: int = 5,
     inner_lr: float = 0.1,
     sharing: UpdateRule | None = None,
-    multi_step_iterations: int = 0,
     per_step_rates: bool = True,
     per_step_batch_norm: bool = True,
     **options: Any,
@@ -30,10 +30,11 @@ def maml_plus_plus(
 
     Args:
         model: see `MetaLearner`.
+        multi_step_iterations: how long the multi-step loss is annealed, which hangs on how long
+            the learner is trained (the reference: 7500 of 50000); 0 leaves it out.
         steps: K.
         inner_lr: where the inner rates start.
         sharing: see `maml`.
-        multi_step_iterations: how long the multi-step loss is annealed; 0 leaves it out.
         per_step_rates: learn one rate for each tensor and step (LSLR) instead of a fixed rate.
         per_step_batch_norm: learn one γ and β for each step.
         **options: of `MetaLearner`, derivative-order annealing (`first_order_iterations`) among

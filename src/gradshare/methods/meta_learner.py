@@ -66,8 +66,9 @@ class MetaLearner:
 
     Args:
         model: any module whose `forward` returns one tensor, in the mode it is in: dropout, if it
-            has any, is the caller's to switch. Its batch norm must use batch statistics. For the
-            inductive mode its `forward(x, support)` must take the images that supply them.
+            has any, is the caller's to switch. Its batch norm must use batch statistics, or be in
+            evaluation mode with those that it has, as in a pretrained backbone. For the inductive
+            mode its `forward(x, support)` must take the images that supply them.
         rule: turns task gradients into updates.
         steps: K, the number of inner steps.
         loss: the inner and outer loss of one task.
@@ -75,7 +76,8 @@ class MetaLearner:
         first_order_iterations: so many outer iterations are first-order whatever `second_order`
             says (MAML++'s derivative-order annealing).
         multi_step_loss: MAML++'s outer loss over every inner step; None for the last one only.
-        per_step_batch_norm: learn one γ and β for each inner step, (K, C) (MAML++).
+        per_step_batch_norm: learn one γ and β for each inner step, (K, C) (MAML++); of those that
+            the inner loop adapts there is one.
         batch_norm: where the queries' batch statistics come from; see
             `gradshare.models.batch_norm`.
         adapts: which named parameters the inner loop adapts. Default: all but batch norm's γ and
@@ -142,7 +144,8 @@ class MetaLearner:
                 f"{type(model).__name__} has no parameters to adapt; give it some that require "
                 "gradients, or let `adapts` choose at least one"
             )
-        if norms and batch_norm == "inductive" and not _takes_support(model):
+        of_a_batch = any(not _keeps_statistics(module) for module in norms.values())
+        if of_a_batch and batch_norm == "inductive" and not _takes_support(model):
             raise ConfigError(
                 f"inductive batch norm needs {type(model).__name__}.forward(x, support), where the "
                 "support images supply the statistics; use gradshare.models.BatchNorm2d and pass "
@@ -157,7 +160,7 @@ class MetaLearner:
         self.first_order_iterations = first_order_iterations
         self.multi_step_loss = multi_step_loss
         # Without batch norm a query's prediction depends on no other query anyway.
-        self.inductive = batch_norm == "inductive" and bool(norms)
+        self.inductive = batch_norm == "inductive" and of_a_batch
         self.tasks_at_a_time = tasks_at_a_time
         self.recompute = recompute
         self.precision = precision
@@ -332,7 +335,10 @@ class MetaLearner:
         return {"outer parameter": list(learned), "rules' state": list(state)}
 
     def _require_own(self, learned: Tensors, state: Tensors) -> None:
-        """Refuse tensors of another learner, which lack some of this one's."""
+        """Refuse tensors of another learner, which lack some of this one's, and a model whose mode
+        was changed to one that a learner does not take.
+        """
+        _batch_norms(self.model)
         for (kind, names), given in zip(self._names.items(), (learned, state), strict=True):
             missing = [name for name in names if name not in given]
             if missing:
@@ -431,13 +437,12 @@ def _narrow(forward: Callable[..., Tensor], device: torch.device) -> Callable[..
 
 
 def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
-    """The batch-norm modules by name; refuses running statistics."""
+    """The batch-norm modules by name; refuses to change running statistics."""
     norms: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        # Instance norm, which is no `_BatchNorm`, can keep them too.
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+        if _keeps_statistics(module) and module.training:
             kind = type(module).__name__
-            remedy = "build it with track_running_stats=False"
+            remedy = "build it with track_running_stats=False, or put it into evaluation mode"
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 remedy += ", or pass the model through torch.func.replace_all_batch_norm_modules_"
             raise ConfigError(
@@ -447,6 +452,11 @@ def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, BatchNorm2d | nn.modules.batchnorm._BatchNorm):
             norms[name] = module
     return norms
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    # Instance norm, which is no `_BatchNorm`, can keep them too.
+    return isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
 
 
 def _takes_support(model: nn.Module) -> bool:

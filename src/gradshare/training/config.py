@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from gradshare.episodes.images import Resize
 from gradshare.errors import ConfigError
@@ -61,6 +69,10 @@ Span = Annotated[str, BeforeValidator(_check_span)]
 """A stretch of the run from its start: a number of outer iterations, or a percentage of them."""
 
 
+HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""A path that may begin with ~: in a file and in Python no shell has replaced it."""
+
+
 def _field(default: Any, group: str, description: str, **constraints: Any) -> Any:
     return Field(
         default, description=description, json_schema_extra={"group": group}, **constraints
@@ -88,7 +100,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dataset: str = _field("glyphs", DATA, "dataset to learn from; see `gradshare data`")
-    data_root: Path = _field(Path("data"), DATA, "folder that holds the prepared datasets")
+    data_root: HomePath = _field(Path("data"), DATA, "folder that holds the prepared datasets")
     image_size: int | None = _field(
         None, DATA, "height and width of the images in pixels; by default the dataset's own", ge=16
     )

@@ -22,8 +22,7 @@ from typing import Annotated, Any
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from gradshare.episodes.datasets import IMAGE_SIZES
-from gradshare.episodes.store import Sha256
+from gradshare.episodes.store import LONGEST, Sha256
 from gradshare.errors import RunError
 from gradshare.training.checkpoint import (
     Checkpoint,
@@ -51,8 +50,7 @@ MACHINE_FIELDS = ("data_root", "device", "threads", "workers")
 CHANGEABLE_FIELDS = (*MACHINE_FIELDS, "on_divergence")
 
 
-_Channels = Annotated[int, Field(ge=1, le=4)]
-_Side = Annotated[int, Field(ge=IMAGE_SIZES[0], le=IMAGE_SIZES[-1])]
+_Length = Annotated[int, Field(ge=1, le=LONGEST)]
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Inputs:
 
     __pydantic_config__ = ConfigDict(allow_inf_nan=False)
 
-    image_shape: tuple[_Channels, _Side, _Side]
+    image_shape: tuple[_Length, _Length, _Length]
     mean: list[float]
     std: list[Annotated[float, Field(gt=0)]]
     sha256: Sha256 | None = None
@@ -243,14 +241,15 @@ class RunFolder:
             path.unlink()
 
     def load_latest(self, like: Model) -> Checkpoint | None:
-        """The newest moment that can be read; None where there never was one.
+        """The newest moment that can be read; None where there never was one, so that nothing is
+        lost by beginning.
 
         Args:
             like: outer parameters and state like those of the run, on its device.
 
         Raises:
-            RunError: there are some, and all are damaged; or the newest is of another format
-                version, or cannot be opened.
+            RunError: there are some, and all are damaged, or there were some; or the newest is of
+                another format version, or cannot be opened.
         """
         paths = self._latest()
         for path in reversed(paths):
@@ -261,9 +260,15 @@ class RunFolder:
                 # Under its name it would be among the last two for long.
                 with contextlib.suppress(OSError):
                     path.replace(path.with_name(f"damaged-{path.name}"))
-        if paths:
+        if paths or any(self._checkpoints.glob("damaged-latest-*")):
             raise RunError(
                 f"no checkpoint in {self._checkpoints} can be read; start again with another --out"
+            )
+        # A moment is saved before its epoch is validated.
+        if any(self._checkpoints.glob("epoch-*.safetensors")):
+            raise RunError(
+                f"{self._checkpoints} has models of completed epochs, but no latest-*.safetensors "
+                "to continue from; put these back, or start again with another --out"
             )
         return None
 

@@ -78,7 +78,8 @@ def processes_of(config: RunConfig) -> Iterator[OneProcess]:
         with _member(_torchrun_group(config), config) as group:
             yield group
     else:
-        yield OneProcess()
+        with _threads(config.threads or torch.get_num_threads()):
+            yield OneProcess()
 
 
 def torchrun_size() -> int | None:
@@ -203,18 +204,27 @@ def _await(store: Store, started: Mapping[int, subprocess.Popen[bytes]]) -> None
 @contextmanager
 def _member(group: ProcessGroup, config: RunConfig) -> Iterator[OneProcess]:
     """Be one of a run's processes, with its share of this machine's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads or max(1, threads // group.local_size))
+    with _threads(config.threads or max(1, torch.get_num_threads() // group.local_size)):
+        try:
+            yield group
+        except (OtherRankError, RunStoppedError):
+            raise
+        except BaseException as error:
+            group.tell(error)
+            raise
+        finally:
+            group.close()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with so many threads, and afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        yield group
-    except (OtherRankError, RunStoppedError):
-        raise
-    except BaseException as error:
-        group.tell(error)
-        raise
+        yield
     finally:
-        group.close()
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def _local_group(

@@ -302,7 +302,7 @@ def train(
     """
     commit()  # as it is now; see there
     with processes_of(config) as processes:
-        return train_in(processes, config, Path(folder), watch, resume=resume)
+        return train_in(processes, config, Path(folder).expanduser(), watch, resume=resume)
 
 
 def train_in(
