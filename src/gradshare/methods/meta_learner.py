@@ -129,6 +129,7 @@ class MetaLearner:
         require_rule("rule", rule)
         for part in (rule, multi_step_loss):
             require_steps(part, steps)
+        _require_fixed_statistics(model)
         norms = _batch_norms(model)
         norm_parameters = {
             f"{prefix}.{name}" if prefix else name
@@ -338,7 +339,7 @@ class MetaLearner:
         """Refuse tensors of another learner, which lack some of this one's, and a model whose mode
         was changed to one that a learner does not take.
         """
-        _batch_norms(self.model)
+        _require_fixed_statistics(self.model)
         for (kind, names), given in zip(self._names.items(), (learned, state), strict=True):
             missing = [name for name in names if name not in given]
             if missing:
@@ -436,9 +437,8 @@ def _narrow(forward: Callable[..., Tensor], device: torch.device) -> Callable[..
     return narrow
 
 
-def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
-    """The batch-norm modules by name; refuses to change running statistics."""
-    norms: dict[str, nn.Module] = {}
+def _require_fixed_statistics(model: nn.Module) -> None:
+    """Refuse a model that would change running statistics."""
     for name, module in model.named_modules():
         if _keeps_statistics(module) and module.training:
             kind = type(module).__name__
@@ -449,9 +449,12 @@ def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
                 f"{kind} {name!r} of {type(model).__name__} keeps running statistics, which would "
                 f"leak from task to task; {remedy}"
             )
-        if isinstance(module, BatchNorm2d | nn.modules.batchnorm._BatchNorm):
-            norms[name] = module
-    return norms
+
+
+def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """The batch-norm modules by name."""
+    kinds = BatchNorm2d | nn.modules.batchnorm._BatchNorm
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 def _keeps_statistics(module: nn.Module) -> bool:
