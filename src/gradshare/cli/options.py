@@ -74,6 +74,12 @@ def machine_options(command: Command) -> Command:
     return command
 
 
+def default_data_root(settings: dict[str, Any]) -> None:
+    """Take the data root from the environment where the settings have none."""
+    if DATA_ROOT_VARIABLE in os.environ:
+        settings.setdefault("data_root", os.environ[DATA_ROOT_VARIABLE])
+
+
 def read_config(config_file: Path | None, preset: str | None, options: dict[str, Any]) -> RunConfig:
     """The configuration that a command line asks for.
 
@@ -84,8 +90,7 @@ def read_config(config_file: Path | None, preset: str | None, options: dict[str,
     """
     settings = load_yaml(config_file) if config_file else {}
     settings |= {name: value for name, value in options.items() if value is not None}
-    if "data_root" not in settings and DATA_ROOT_VARIABLE in os.environ:
-        settings["data_root"] = os.environ[DATA_ROOT_VARIABLE]
+    default_data_root(settings)
     if preset == "paper":
         if "dataset" not in settings:
             raise ConfigError("--preset paper needs --dataset cub or mini-imagenet")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,9 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from gradshare.cli.options import (
-    DATA_ROOT_VARIABLE,
     Command,
     GroupedCommand,
+    default_data_root,
     machine_options,
 )
 from gradshare.cli.progress import RunBars
@@ -103,8 +102,7 @@ def run_command(
     """Train the cells that are not finished; interrupted ones go on where they were."""
     console = Console()
     given = {name: value for name, value in machine.items() if value is not None}
-    if DATA_ROOT_VARIABLE in os.environ:
-        given.setdefault("data_root", os.environ[DATA_ROOT_VARIABLE])
+    default_data_root(given)
     home = home_of(scale, out)
     everything = standings(load_plan(scale).cells(), home)
     before = _picked(everything, only, without)
