@@ -25,7 +25,6 @@ BIRDS = ["crow", "finch", "heron", "lark", "owl"]
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test runs in a folder of its own, with few glyphs, to be quick."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GRADSHARE_DATA_ROOT", raising=False)
     monkeypatch.setenv("COLUMNS", "100")
     few = glyphs.letters()[::100]
     monkeypatch.setattr(glyphs, "letters", lambda: few)

@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
+from gradshare.cli.options import DATA_ROOT_VARIABLE
 from gradshare.episodes.contact_sheet import contact_sheet
 from gradshare.episodes.datasets import (
     DATASETS,
@@ -46,7 +47,7 @@ data_root_option: Option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     default=DEFAULT_DATA_ROOT,
     show_default=True,
-    envvar="GRADSHARE_DATA_ROOT",
+    envvar=DATA_ROOT_VARIABLE,
     show_envvar=True,
     help="Folder of prepared datasets.",
 )

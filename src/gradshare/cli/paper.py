@@ -19,6 +19,7 @@ from gradshare.cli.options import (
     default_data_root,
     machine_options,
 )
+from gradshare.cli.printing import print_line
 from gradshare.cli.progress import RunBars
 from gradshare.cli.runs import executor_options
 from gradshare.errors import RunError
@@ -110,21 +111,21 @@ def run_command(
     states = Counter[str](one.state for one in before)
     for state, what in (("done", "already finished"), ("running", "trained by another process")):
         if states[state]:
-            _print(console, f"{counted(states[state], 'cell')} {what}.")
+            print_line(console, f"{counted(states[state], 'cell')} {what}.")
     if not todo:
         return
     executor = where.executor(todo[0].config, home, len(todo))
-    _print(
+    print_line(
         console,
         f"Training {counted(len(todo), 'cell')}, {executor.describe()}; everything goes to {home}.",
     )
     with RunBars(console) as bars:
         after = run_cells(todo, everything, scale, home, executor, bars)
     done = sum(one.state == "done" for one in after)
-    _print(console, f"{counted(done, 'cell')} finished, {len(after) - done} not.")
+    print_line(console, f"{counted(done, 'cell')} finished, {len(after) - done} not.")
     _say_faults(console, after)
     if done < len(after):
-        _print(console, "To go on where these were saved, run the same command again.")
+        print_line(console, "To go on where these were saved, run the same command again.")
         sys.exit(1)
 
 
@@ -149,11 +150,11 @@ def status_command(
     studies = list(dict.fromkeys(one.cell.study for one in found))
     of_study = [(study, [one for one in found if one.cell.study == study]) for study in studies]
     for study, of in of_study:
-        _print(console, f"{study}: {plan.studies[study].title}")
-        _print(console, f"  {_progress(of, everything)}")
+        print_line(console, f"{study}: {plan.studies[study].title}")
+        print_line(console, f"  {_progress(of, everything)}")
     if len(studies) > 1:
-        _print(console, f"all: {_progress(found, everything)}")
-    _print(console, "Times are of one process; with several jobs they go side by side.")
+        print_line(console, f"all: {_progress(found, everything)}")
+    print_line(console, "Times are of one process; with several jobs they go side by side.")
     _say_faults(console, found)
 
 
@@ -219,7 +220,7 @@ def _finished(
         for cell in results.keys() - whole.keys():
             images = results[cell].environment["images"]
             whole_of = PAPERS_IMAGES[cell.config.dataset]
-            _print(
+            print_line(
                 console,
                 f"left out: {cell.name}: trained on {images:,} images, {cell.config.dataset} has "
                 f"{whole_of:,}",
@@ -264,12 +265,12 @@ def _cell_row(one: Standing) -> tuple[str, ...]:
 def _say_faults(console: Console, found: Sequence[Standing]) -> None:
     for one in found:
         if one.fault is not None:
-            _print(console, f"{one.state}: {one.cell.name}: {one.fault}")
+            print_line(console, f"{one.state}: {one.cell.name}: {one.fault}")
 
 
 def _say_written(console: Console, paths: Sequence[Path]) -> None:
     for path in paths:
-        _print(console, f"Written: {path}")
+        print_line(console, f"Written: {path}")
 
 
 def _show(console: Console, page: str) -> None:
@@ -277,8 +278,4 @@ def _show(console: Console, page: str) -> None:
     if console.is_terminal:
         console.print(Markdown(page))
     else:
-        _print(console, page)
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+        print_line(console, page)

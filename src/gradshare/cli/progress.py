@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from gradshare.cli.printing import print_line
 from gradshare.training.run import Progress
 
 MOST_BARS = 8  # more would not fit on a screen
@@ -74,4 +75,4 @@ class RunBars:
             epoch = 0 if progress.phase == "test" else progress.epoch
             if self._epochs.get(name) != epoch:
                 self._epochs[name] = epoch
-                self._console.print(f"{name}: {phase}  {seen}", highlight=False, soft_wrap=True)
+                print_line(self._console, f"{name}: {phase}  {seen}")

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradshare.cli.options import GroupedCommand, read_config, run_options
+from gradshare.cli.options import DATA_ROOT_VARIABLE, GroupedCommand, read_config, run_options
+from gradshare.cli.printing import print_line
 from gradshare.cli.progress import RunBars
 from gradshare.errors import ConfigError, RunError
 from gradshare.experiments.compare import compare, results_of_runs
@@ -28,7 +29,7 @@ from gradshare.experiments.results import FILENAME, Results, load_results, save_
 from gradshare.experiments.seeds import seeds_of
 from gradshare.experiments.table import arm_rows, comparison_rows
 from gradshare.experiments.verdict import verdict
-from gradshare.experiments.wording import NOTHING, accuracy, counted, method, points
+from gradshare.experiments.wording import NOTHING, accuracy, counted, duration, method, points
 from gradshare.training.config import ARM_FIELDS, RunConfig
 from gradshare.training.dry_run import Estimate
 from gradshare.training.dry_run import dry_run as estimate_run
@@ -147,7 +148,7 @@ def train_command(
         _estimate(estimate_run(config, None if resume == "auto" else out), console)
         return
     if torchrun_size() is None:
-        _print(console, f"Layout: {set_up(config).layout.describe()}")
+        print_line(console, f"Layout: {set_up(config).layout.describe()}")
     with RunBars(console) as bars:
         result = train(
             config, out, lambda progress: bars(config.arm, progress), resume=resume == "auto"
@@ -189,7 +190,7 @@ def compare_command(
     executor = where.executor(config, out, runs)
     _announce(console, config, out, runs, executor, control=control)
     if executor.here:
-        _print(console, f"Layout of each run: {set_up(config).layout.describe()}")
+        print_line(console, f"Layout of each run: {set_up(config).layout.describe()}")
     with RunBars(console) as bars:
         comparison = compare(
             config,
@@ -217,7 +218,13 @@ def compare_command(
     type=click.Choice(["forgotten"]),
     help="forgotten: test with ĝ = 0, without what other tasks left behind.  [default: the run's]",
 )
-@click.option("--data-root", type=click.Path(path_type=Path), envvar="GRADSHARE_DATA_ROOT")
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    envvar=DATA_ROOT_VARIABLE,
+    show_envvar=True,
+    help="Folder of prepared datasets.  [default: the run's]",
+)
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: the run's]")
 def evaluate_command(run: Path, **options: Any) -> None:
     """Test the best checkpoints of a training RUN again, as one ensemble and the best alone.
@@ -262,7 +269,7 @@ def _own_test(run: Path, console: Console) -> Sequence[float]:
     try:
         arms = load_results(run).arms
     except RunError as error:  # the checkpoints can be tested all the same
-        _print(console, f"No difference from the run's own test: {error}")
+        print_line(console, f"No difference from the run's own test: {error}")
         return ()
     return (arms[0].test_accuracies or ()) if len(arms) == 1 else ()
 
@@ -303,7 +310,7 @@ def _announce(
         " and its control, which shares nothing" if control else ""
     )
     shared = f", each run shared by {config.workers} processes" if config.workers > 1 else ""
-    _print(
+    print_line(
         console,
         f"Training {method(config.method)} on {config.dataset} ({config.ways}-way "
         f"{config.shots}-shot, task batch {config.task_batch}, {config.inner_steps} inner steps at "
@@ -321,10 +328,10 @@ def _estimate(estimate: Estimate, console: Console) -> None:
         rows.append((which, f"{phase.seconds:.3f} s each"))
     measured = estimate.memory_measured
     rows += [
-        ("validation", f"{_duration(estimate.validation)} after each epoch"),
-        ("test", _duration(estimate.test)),
-        ("an epoch", f"{_duration(estimate.epoch)}, validation included"),
-        (f"all {estimate.epochs} epochs and the test", _duration(estimate.run)),
+        ("validation", f"{duration(estimate.validation)} after each epoch"),
+        ("test", duration(estimate.test)),
+        ("an epoch", f"{duration(estimate.epoch)}, validation included"),
+        (f"all {estimate.epochs} epochs and the test", duration(estimate.run)),
         (
             "peak memory",
             ("" if measured is None else f"{amount(measured)} measured, ")
@@ -334,19 +341,7 @@ def _estimate(estimate: Estimate, console: Console) -> None:
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        _print(console, f"{name:<{width}}  {value}")
-
-
-def _duration(seconds: float) -> str:
-    """A time in words."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+        print_line(console, f"{name:<{width}}  {value}")
 
 
 def _report(results: Sequence[Results], folder: Path, console: Console) -> None:
@@ -364,8 +359,8 @@ def _report(results: Sequence[Results], folder: Path, console: Console) -> None:
     console.print()
     console.print(Text(words.headline, "bold"), soft_wrap=True)
     for sentence in (*words.sentences, *words.caveats):
-        _print(console, sentence)
-    _print(console, f"\nReport: {write_report(results, folder)}")
+        print_line(console, sentence)
+    print_line(console, f"\nReport: {write_report(results, folder)}")
 
 
 def _command_line() -> str:
