@@ -46,13 +46,13 @@ def _test(accuracies: Sequence[float], ensemble: int) -> Test:
 
 
 def _sharing(history: Sequence[EpochRecord]) -> tuple[SharingPoint, ...]:
-    """Means over the inner steps, as in the paper's Figure 3; empty without λ."""
+    """Means over the inner steps, as in the paper's Figure 3; empty where neither is learned."""
     return tuple(
-        SharingPoint(
-            epoch=record.epoch,
-            m=None if record.m is None else math.fsum(record.m) / len(record.m),
-            lambda_=math.fsum(record.lambda_) / len(record.lambda_),
-        )
+        SharingPoint(epoch=record.epoch, m=_mean(record.m), lambda_=_mean(record.lambda_))
         for record in history
-        if record.lambda_ is not None
+        if record.m is not None or record.lambda_ is not None
     )
+
+
+def _mean(values: Sequence[float] | None) -> float | None:
+    return None if values is None else math.fsum(values) / len(values)
