@@ -152,7 +152,7 @@ def test_several_seeds_are_one_report(tmp_path: Path) -> None:
     page = Page(write_report(results, tmp_path))
     assert "seeds 1, 3" in page.text
     assert "mean of 2" in page.text
-    assert "over seeds (Student’s t)" in page.text
+    assert "in the row of means, over seeds and test tasks together" in page.text
     assert_rows_are_on(page, results)
 
 
