@@ -314,7 +314,7 @@ def _announce(
         console,
         f"Training {method(config.method)} on {config.dataset} ({config.ways}-way "
         f"{config.shots}-shot, task batch {config.task_batch}, {config.inner_steps} inner steps at "
-        f"rate {config.inner_lr * config.inner_lr_scale:g}) for {config.epochs} epochs of "
+        f"rate {config.inner_rate:g}) for {config.epochs} epochs of "
         f"{config.iterations_per_epoch} iterations: {arms}. {counted(runs, 'run')}, "
         f"{executor.describe()}{shared}; everything goes to {out}.",
     )

@@ -337,6 +337,11 @@ class RunConfig(BaseModel):
         return self.sharing and self.sharing_control not in SHARES_NOTHING
 
     @property
+    def inner_rate(self) -> float:
+        """The rate of the inner steps, or where learned ones start."""
+        return self.inner_lr * self.inner_lr_scale
+
+    @property
     def iterations(self) -> int:
         """Outer iterations of the whole run."""
         return self.epochs * self.iterations_per_epoch

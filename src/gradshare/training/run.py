@@ -274,7 +274,7 @@ class _Safekeeping:
             f"{fault}; {self._home.path} holds the run as it was after iteration "
             f"{self._saved_after}: continue it with --resume auto and --on-divergence skip or "
             "record, or start another with a lower --inner-lr than "
-            f"{config.inner_lr * config.inner_lr_scale:g} or --outer-lr than {config.outer_lr:g}"
+            f"{config.inner_rate:g} or --outer-lr than {config.outer_lr:g}"
         )
 
 

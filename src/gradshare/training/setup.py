@@ -136,7 +136,7 @@ def build_learner(
     layout = choose_layout(config, model, image_shape, device)
     options: dict[str, Any] = {
         "steps": config.inner_steps,
-        "inner_lr": config.inner_lr * config.inner_lr_scale,
+        "inner_lr": config.inner_rate,
         "sharing": _sharing(config),
         "second_order": config.order == "second",
         "first_order_iterations": config.span(config.first_order_for),

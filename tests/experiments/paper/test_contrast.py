@@ -66,6 +66,34 @@ def test_a_mean_is_over_the_conditions_that_gained_half_of_the_best(
         assert mean.count == 3
 
 
+@pytest.mark.parametrize(("seeds", "mean_of"), [((0,), None), ((0, 1), None), ((0, 1, 2), 2)])
+def test_a_mean_is_over_the_conditions_with_the_most_seeds(
+    seeds: tuple[int, ...], mean_of: int | None
+) -> None:
+    """Those of `rates` at 0.1 are three; beside fewer at 1 a mean of both would be of these few."""
+    partial = results_with(
+        {
+            f"rates/seed-{seed}/rate-1/{name}": arm(name, seed=seed, gain=0.3, tasks=40)
+            for seed in seeds
+            for name in (SHARING, RATE_CONTROL)
+        }
+    )
+    kept = {cell: one for cell, one in RESULTS.items() if cell.labels.get("rate") != "rate-1"}
+    means = [one.place for one in contrasts(PLAN, kept | partial) if not one.by_seed]
+    assert means == ([] if mean_of is None else [f"rates, mean of {mean_of}"])
+
+
+def test_of_single_seeds_there_is_no_mean() -> None:
+    single = results_with(
+        {
+            f"rates/seed-0/{rate}/{name}": arm(name, seed=0, gain=0.3, tasks=40)
+            for rate in ("rate-0.1", "rate-1")
+            for name in (SHARING, RATE_CONTROL)
+        }
+    )
+    assert [one.place for one in contrasts(PLAN, single)] == ["rates, rate-0.1", "rates, rate-1"]
+
+
 def test_conditions_are_drawn_hollow_where_there_is_one_seed() -> None:
     drawing = draw_contrasts(contrasts(PLAN, RESULTS))
     (axes,) = drawing.figure.axes

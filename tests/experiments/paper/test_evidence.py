@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gradshare.experiments.paper.conditions import Condition, conditions
+from gradshare.experiments.paper.conditions import Condition, conditions, swept_value
 from gradshare.experiments.paper.evidence import (
     Pace,
+    crossing,
     detectable,
     difference,
     differences,
@@ -23,6 +26,7 @@ from gradshare.experiments.paper.evidence import (
     seconds_an_epoch,
     smoothed,
 )
+from gradshare.experiments.paper.plan import Loan
 from gradshare.experiments.results import (
     ORIGINAL,
     RATE_CONTROL,
@@ -32,6 +36,7 @@ from gradshare.experiments.results import (
     Validation,
 )
 from gradshare.experiments.seeds import over_seeds_and_tasks
+from gradshare.experiments.speedup import first_epoch
 from tests.experiments.paper.toy import PLAN, results_with
 from tests.experiments.synthetic_results import CHANCE, ENVIRONMENT, arm, comparison
 
@@ -87,6 +92,23 @@ def test_borrowed_cells_stand_in_under_the_labels_of_the_borrower() -> None:
     assert controls.arms == (ORIGINAL, "held")
     five, single = conditions(PLAN, results, "batches")
     assert (five.labels, single.labels) == ({"batch": "batch-5"}, {"batch": "batch-1"})
+
+
+def test_a_sweep_stands_in_the_order_of_what_was_run_with_what_it_borrows() -> None:
+    results = results_with(
+        {
+            "rates/seed-0/rate-1/original": arm(ORIGINAL, seed=0),
+            "rates/seed-0/rate-0.1/original": arm(ORIGINAL, seed=0),
+            "controls/seed-0/half": arm(ORIGINAL, seed=0),
+        }
+    )
+    loan = Loan(of=["controls", "half"], labels={"rate": "rate-0.05", "arm": ORIGINAL})
+    rates = PLAN.studies["rates"].model_copy(update={"borrows": loan})
+    plan = PLAN.model_copy(update={"studies": {**PLAN.studies, "rates": rates}})
+    found = conditions(plan, results, "rates")
+    assert [one.labels["rate"] for one in found] == ["rate-0.05", "rate-0.1", "rate-1"]
+    assert [swept_value(one, "inner_lr") for one in found] == [0.05, 0.1, 1.0]
+    assert [one.arms for one in found] == [(ORIGINAL,)] * 3
 
 
 def test_a_difference_over_seeds_says_what_it_could_have_shown() -> None:
@@ -206,7 +228,8 @@ def test_smoothing_is_centred_and_moves_the_best_epoch_with_it() -> None:
 
 SLOW = (0.2, 0.3, 0.4, 0.5, 0.6, 0.6, 0.6, 0.6)
 QUICK = (0.2, 0.4, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6)
-"""Smoothed, the slow one reaches 80 % of 0.2 → 0.6 at 0.52 in epoch 5, the quick one in epoch 3."""
+"""Smoothed, the slow one goes from 0.5 to 0.567 in epoch 5, and has 80 % of 0.2 → 0.6, or 0.52,
+after 3/10 of it; the quick one goes from 0.4 to 0.533 in epoch 3, and has it after 9/10."""
 
 
 def of_seeds(
@@ -237,11 +260,12 @@ def test_pace_is_in_iterations_and_in_seconds() -> None:
     sharing = rising(*QUICK, seconds=15, name=SHARING)
     eighty, ninety, most = paces_of(one(original, sharing))
     assert (eighty.share, ninety.share, most.share) == ("80", "90", "95")
-    assert (eighty.iterations, eighty.at_once) == ((150,), (False,))
-    assert list(eighty.ratios) == pytest.approx([5 / 3])
+    assert eighty.iterations == pytest.approx((2.9 * 50,))
+    assert eighty.at_once == (False,)
+    assert list(eighty.ratios) == pytest.approx([4.3 / 2.9])
     assert eighty.seconds == ()  # of a single run nobody knows what disturbed it
     three = paces_of(of_seeds(*[(sharing, original)] * 3))[0]
-    assert list(three.seconds) == pytest.approx([50 / 45] * 3)
+    assert list(three.seconds) == pytest.approx([4.3 * 10 / (2.9 * 15)] * 3)
     never = rising(0.2, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, name=SHARING)
     last = paces_of(one(original, never))[2]
     assert (last.iterations, last.ratios, last.seconds) == ((None,), (), ())
@@ -251,26 +275,51 @@ def test_what_was_there_at_its_first_validation_gives_a_bound() -> None:
     slow = rising(0.2, 0.3, 0.4, 0.5, 0.6, 0.6, 0.6, 0.6)
     at_once = [rising(*[0.7] * 8, name=name) for name in (ORIGINAL, SHARING)]
     pace = paces_of(one(slow, at_once[1]))[0]
-    assert (pace.at_once, pace.ratios, pace.bound) == ((True,), (5,), "≥")
+    assert (pace.at_once, pace.bound) == ((True,), "≥")
+    assert list(pace.ratios) == pytest.approx([4.3])  # not 5: the slow one was there before that
     pace = paces_of(one(rising(*[0.9] * 8), slow.model_copy(update={"name": SHARING})))[0]
     assert (pace.at_once, pace.ratios, pace.bound) == ((False,), (), "")  # never that high
     pace = paces_of(one(rising(*[0.6] * 8), slow.model_copy(update={"name": SHARING})))[0]
-    assert (pace.ratios, pace.bound) == ((1 / 5,), "≤")
+    assert pace.bound == "≤"
+    assert list(pace.ratios) == pytest.approx([1 / 4.3])
     pace = paces_of(one(*at_once))[0]
     assert (pace.at_once, pace.ratios, pace.bound) == ((True,), (), "")  # nothing is known
+
+
+def test_a_level_is_crossed_between_two_validations() -> None:
+    curve = rising(0.2, 0.4, 0.3, 0.8)
+    assert crossing(curve, 0.1) == crossing(curve, 0.2) == 1
+    assert crossing(curve, 0.25) == pytest.approx(1.25)
+    assert crossing(curve, 0.4) == 2
+    assert crossing(curve, 0.5) == pytest.approx(3.4)
+    assert crossing(curve, 0.81) is None
+    assert crossing(arm(ORIGINAL, epochs=0, outcome="diverged"), 0.1) is None
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0, 1))
+def test_a_level_is_crossed_in_the_epoch_that_first_has_it(
+    accuracies: list[float], accuracy: float
+) -> None:
+    run = rising(*accuracies)
+    first, found = first_epoch(run, accuracy), crossing(run, accuracy)
+    assert (first is None) == (found is None)
+    if first is not None and found is not None:
+        assert max(1, first - 1) <= found <= first
 
 
 def test_a_mean_pace_is_of_every_seed_or_there_is_none() -> None:
     sharing, original = timed(10)
     poor = rising(*[0.3] * 8, name=SHARING)
     pace = paces_of(of_seeds((sharing, original), (poor, original)))[0]
-    assert (pace.told, pace.iterations, pace.arrived) == ((True, True), (150, None), 1)
+    assert (pace.told, pace.arrived) == ((True, True), 1)
+    assert list(pace.iterations) == [pytest.approx(2.9 * 50), None]
     assert pace.ratios == ()  # that of the seed which got there would be none of both
 
     # Where there is nothing to reach, nothing was missed.
     pace = paces_of(of_seeds((sharing, original), (sharing, None)))[0]
-    assert (pace.told, pace.iterations, pace.arrived) == ((True, False), (150, None), 1)
-    assert list(pace.ratios) == pytest.approx([5 / 3])
+    assert (pace.told, pace.arrived) == ((True, False), 1)
+    assert list(pace.iterations) == [pytest.approx(2.9 * 50), None]
+    assert list(pace.ratios) == pytest.approx([4.3 / 2.9])
 
     both = rising(*[0.6] * 8, name=SHARING), rising(*[0.6] * 8)
     pace = paces_of(of_seeds((sharing, original), both))[0]
@@ -298,28 +347,29 @@ def test_an_epoch_costs_the_least_of_all_conditions_with_the_same_work() -> None
     smaller = of_seeds(timed(5), task_batch=1)
     for condition in (disturbed, quiet):
         pace = paces(condition, SHARING, [disturbed, quiet, smaller])[0]
-        assert list(pace.seconds) == pytest.approx([5 / 3 * 10 / 20] * len(pace.ratios))
+        assert list(pace.seconds) == pytest.approx([4.3 / 2.9 * 10 / 20] * len(pace.ratios))
     assert paces(smaller, SHARING, [disturbed, quiet, smaller])[0].seconds == ()
     assert paces(quiet, SHARING, [quiet, smaller])[0].seconds == ()  # two runs alone
 
 
-def test_seconds_are_of_one_machine_and_of_as_many_runs_of_both() -> None:
+@pytest.mark.parametrize("what", ["processor", "torch", "commit"])
+def test_seconds_are_of_one_machine_and_of_as_many_runs_of_both(what: str) -> None:
     here = of_seeds(timed(20), timed(20), inner_lr=0.1)
-    there = of_seeds(timed(2, 1), inner_lr=1.0, environment={**ENVIRONMENT, "processor": "other"})
+    there = of_seeds(timed(2, 1), inner_lr=1.0, environment={**ENVIRONMENT, what: "other"})
     for condition in (here, there):
         assert paces(condition, SHARING, [here, there])[0].seconds == ()
     more = of_seeds(timed(20), inner_lr=3.0)
     pace = paces(there, SHARING, [here, there, more])[0]
-    assert list(pace.seconds) == pytest.approx([5 / 3 * 10 / 20])
+    assert list(pace.seconds) == pytest.approx([4.3 / 2.9 * 10 / 20])
     # What else is known of the environment costs no time.
-    newer = of_seeds(timed(20), inner_lr=3.0, environment={**ENVIRONMENT, "gradshare": "0.2.0"})
+    newer = of_seeds(timed(20), inner_lr=3.0, environment={**ENVIRONMENT, "images": 9})
     assert paces(here, SHARING, [here, newer])[0].seconds != ()
 
     # A third run of the original's had one more chance of a quiet moment.
     quick = rising(*SLOW, seconds=1)
     alone = Condition("toy", {}, (comparison([quick], config={"inner_lr": 9}),))
     pace = paces(here, SHARING, [here, more, alone])[0]
-    assert list(pace.seconds) == pytest.approx([5 / 3 * 10 / 20] * 2)
+    assert list(pace.seconds) == pytest.approx([4.3 / 2.9 * 10 / 20] * 2)
 
 
 def test_arms_of_one_seed_that_ran_apart_keep_their_own_machines() -> None:

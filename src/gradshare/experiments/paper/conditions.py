@@ -46,7 +46,7 @@ class Condition:
 
 
 def conditions(plan: Plan, results: Mapping[Cell, Results], study: str) -> list[Condition]:
-    """The comparisons of a study, in the order of the plan.
+    """The comparisons of a study, in the order of the plan, those of a sweep in that of its values.
 
     Args:
         plan: that the study is of.
@@ -58,7 +58,21 @@ def conditions(plan: Plan, results: Mapping[Cell, Results], study: str) -> list[
         common = tuple((axis, label) for axis, label in labels.items() if axis not in (ARM, SEED))
         (run,) = found.arms
         grouped.setdefault(common, []).append(_alone(found, run, labels[ARM]))
-    return [Condition(study, dict(common), tuple(parts)) for common, parts in grouped.items()]
+    every = [Condition(study, dict(common), tuple(parts)) for common, parts in grouped.items()]
+    sweep = plan.studies[study].sweep
+    return every if sweep is None else sorted(every, key=lambda one: swept_value(one, sweep))
+
+
+def swept_value(condition: Condition, setting: str) -> float:
+    """What a sweep's setting is in a condition; the inner rate is what the inner steps take."""
+    config = condition.parts[0].config
+    value = config[setting]
+    assert isinstance(value, int | float)
+    if setting == "inner_lr":
+        scale = config["inner_lr_scale"]
+        assert isinstance(scale, int | float)
+        return value * scale
+    return value
 
 
 def each_at_its_best(swept: Sequence[Condition]) -> tuple[Condition, dict[str, Condition]]:
@@ -117,7 +131,7 @@ def _members(
     for cell, found in results.items():
         if loan is not None and set(loan.of) <= {cell.study, *cell.labels.values()}:
             kept = {axis: cell.labels[axis] for axis in (ARM, SEED) if axis in cell.labels}
-            yield {**loan.labels, **kept}, found
+            yield {**kept, **loan.labels}, found
     for cell, found in results.items():
         if cell.study == study:
             yield cell.labels, found

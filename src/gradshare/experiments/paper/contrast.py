@@ -44,7 +44,8 @@ CAPTION: Final = (
     "seen about four times in five. The interval of a single seed is over test tasks alone: with "
     "other rounding the same run comes out a point or two higher or lower. The mean of a study is "
     "over those of its conditions in which one of both gained at least half of what was gained in "
-    "the best, each counted once, by the seeds that are in all of them"
+    "the best, each counted once; while a study runs, over those with the most seeds, of which "
+    "there must be two"
 )
 
 
@@ -81,9 +82,22 @@ def contrasts(plan: Plan, results: Mapping[Cell, Results]) -> list[Contrast]:
                 found.append(Contrast(place, both, by_seed))
         most = max((gain for _, gain in learned), default=0.0)
         worthwhile = [condition for condition, gain in learned if gain >= WORTHWHILE * most]
-        if len(worthwhile) > 1 and (mean := pooled_difference(worthwhile, SHARING, RATE_CONTROL)):
-            found.append(Contrast(f"{study}, mean of {len(worthwhile)}", mean))
+        if mean := _mean(study, worthwhile):
+            found.append(mean)
     return found
+
+
+def _mean(study: str, worthwhile: Sequence[Condition]) -> Contrast | None:
+    """Over the conditions with the most seeds: of a seed that one condition lacks, a mean over all
+    of them would know nothing. None of a single condition or seed, whose mean would say too much.
+    """
+    seeds = [len(differences(condition, SHARING, RATE_CONTROL)) for condition in worthwhile]
+    both = zip(worthwhile, seeds, strict=True)
+    whole = [condition for condition, count in both if count == max(seeds)]
+    mean = pooled_difference(whole, SHARING, RATE_CONTROL) if len(whole) > 1 else None
+    if mean is None or mean.count < 2:
+        return None
+    return Contrast(f"{study}, mean of {len(whole)}", mean)
 
 
 def contrast_rows(found: Sequence[Contrast]) -> list[Row]:

@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from gradshare.experiments.paper.conditions import Condition
 from gradshare.experiments.results import ORIGINAL, Arm, Share
 from gradshare.experiments.seeds import over_seeds_and_tasks
-from gradshare.experiments.speedup import SHARES, first_epoch, level, paper_speedup
+from gradshare.experiments.speedup import SHARES, level, paper_speedup
 from gradshare.training.statistics import Z95, Interval, best_epoch, confidence95, student975
 
 SMOOTHED_OVER: Final = 3
@@ -170,6 +170,25 @@ def smoothed(arm: Arm) -> Arm:
     return arm.model_copy(update={"validation": tuple(points), "best_epoch": best})
 
 
+def crossing(arm: Arm, accuracy: float) -> float | None:
+    """The epoch at which a validation curve, straight from point to point, first has an accuracy.
+
+    Whole epochs would be too coarse a measure: of a few, the ratio of two arms takes few values,
+    and three seeds that agree by chance would have an interval without width.
+
+    Returns:
+        None if it never has it; 1 if it had it at its first validation, or sooner.
+    """
+    curve = arm.validation
+    if curve and curve[0].accuracy >= accuracy:
+        return curve[0].epoch
+    for before, after in pairwise(curve):
+        if after.accuracy >= accuracy:
+            part = (accuracy - before.accuracy) / (after.accuracy - before.accuracy)
+            return before.epoch + part * (after.epoch - before.epoch)
+    return None
+
+
 def flattened(arm: Arm) -> bool:
     """Whether a run was long enough, and steady enough, for its best epoch to mean something."""
     accuracies = [point.accuracy for point in arm.validation]
@@ -193,7 +212,8 @@ class Pace:
         share: of the gain, in percent.
         told: for each seed of the arm, whether the original has a gain there whose shares can be
             told apart, so that there is something to reach.
-        iterations: for each seed; None where it never did, or where there is nothing to reach.
+        iterations: for each seed, between two validations by a straight line; None where it never
+            did, or where there is nothing to reach.
         at_once: for each seed, whether that was at the first validation, so that it may have been
             sooner.
         ratios: original / arm in iterations, for each seed in which there is something to reach.
@@ -207,7 +227,7 @@ class Pace:
 
     share: Share
     told: tuple[bool, ...]
-    iterations: tuple[int | None, ...]
+    iterations: tuple[float | None, ...]
     at_once: tuple[bool, ...]
     ratios: tuple[float, ...]
     seconds: tuple[float, ...]
@@ -251,20 +271,20 @@ def _pace(
         dearer: its time for an epoch / the original's; None where that cannot be trusted.
     """
     told: list[bool] = []
-    iterations: list[int | None] = []
+    iterations: list[float | None] = []
     at_once: list[bool] = []
     ratios: list[float | None] = []
     bounds: set[Literal["≥", "≤"]] = set()
     for mine, original, an_epoch in pairs:
         accuracy = None if original is None else _level(original, share)
-        here = None if accuracy is None else first_epoch(mine, accuracy)
+        here = None if accuracy is None else crossing(mine, accuracy)
         told.append(accuracy is not None)
         assert isinstance(an_epoch, int)
         iterations.append(None if here is None else here * an_epoch)
         at_once.append(here == 1)
         if original is None or accuracy is None:
             continue
-        there = first_epoch(original, accuracy)
+        there = crossing(original, accuracy)
         if here is None or there is None or here == there == 1:
             ratios.append(None)
             continue
@@ -306,8 +326,8 @@ WORK: Final = (
 )
 """Settings that an epoch's time hangs on. The inner rate is none of them."""
 
-MACHINE: Final = ("device", "gpu", "processor", "cores", "threads", "torch", "layout")
-"""What else it hangs on, of what is recorded of a run's environment."""
+MACHINE: Final = ("device", "gpu", "processor", "cores", "threads", "torch", "layout", "commit")
+"""What else it hangs on, of what is recorded of a run's environment; of commits one may be faster."""
 
 TIMED_RUNS: Final = 3
 """Of fewer runs nobody can say that one of them was undisturbed."""
@@ -321,7 +341,7 @@ def _seconds_beside_the_original(
 ) -> float | None:
     """The time of an arm's epoch / that of the original's; None where one cannot be trusted.
 
-    By all conditions with the same work in which a seed has both on the same machine, so that both
+    By all conditions with the same work in which a seed has both on one `MACHINE`, so that both
     had as many chances of a quiet moment. Where there are several machines it is the one with the
     most of these.
     """

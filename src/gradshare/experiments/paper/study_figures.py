@@ -29,7 +29,7 @@ from gradshare.experiments.drawing import (
     style,
 )
 from gradshare.experiments.figures import draw_all
-from gradshare.experiments.paper.conditions import ARM, SEED, Condition
+from gradshare.experiments.paper.conditions import ARM, SEED, Condition, swept_value
 from gradshare.experiments.paper.evidence import difference, differences, mean_test_accuracy
 from gradshare.experiments.paper.panels import (
     Heading,
@@ -126,18 +126,17 @@ def _draw_sweep(name: str, study: Study, conditions: Sequence[Condition]) -> Dra
     """Test accuracy of each arm against one setting: means over seeds, and the seeds."""
     setting = study.sweep
     assert setting is not None
-    ordered = sorted(conditions, key=lambda c: _value(c, setting))
-    arms = dict.fromkeys(arm for condition in ordered for arm in condition.arms)
+    arms = dict.fromkeys(arm for condition in conditions for arm in condition.arms)
     styles = arm_styles(arms)
-    values = [_value(condition, setting) for condition in ordered]
+    values = [swept_value(condition, setting) for condition in conditions]
     with style():
         figure = Figure(figsize=(6.8, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for place, arm in enumerate(arms):
             # A little apart, or the arms would cover each other.
             apart = 1.035 ** (place - (len(arms) - 1) / 2)
-            _draw_line(axes, ordered, setting, arm, styles[arm], apart)
-        chance = ordered[0].results[0].arms[0].chance
+            _draw_line(axes, conditions, setting, arm, styles[arm], apart)
+        chance = conditions[0].results[0].arms[0].chance
         guessing, level = draw_chance(axes, [chance])
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(values))
@@ -148,17 +147,17 @@ def _draw_sweep(name: str, study: Study, conditions: Sequence[Condition]) -> Dra
         handles = [sample(styles[arm]) for arm in arms]
         handles.append(guessing)
         names = [*arms, f"chance {level}"]
-        if any(not run.trained for c in ordered for arm in arms for run in c.runs(arm)):
+        if any(not run.trained for c in conditions for arm in arms for run in c.runs(arm)):
             handles.append(Line2D([], [], linestyle="none", marker="x", color=PALE, markersize=5))
             names.append("a run that did not train")
         figure.legend(handles, names, loc="outside upper left", ncols=3)
-        counts = sorted({len(c.runs(arm)) for c in ordered for arm in c.arms})
+        counts = sorted({len(c.runs(arm)) for c in conditions for arm in c.arms})
         note = put_below(figure, f"{_sentence(study)} {_bars(counts)}")
     said = "; ".join(
         f"{arm}: "
         + ", ".join(
-            f"{wording.accuracy(accuracy)} at {_value(condition, setting):g}"
-            for condition in ordered
+            f"{wording.accuracy(accuracy)} at {swept_value(condition, setting):g}"
+            for condition in conditions
             if (accuracy := mean_test_accuracy(condition.runs(arm))) is not None
         )
         for arm in arms
@@ -183,7 +182,7 @@ def _draw_line(
         accuracy = mean_test_accuracy(runs)
         if accuracy is None:
             continue
-        x = apart * _value(condition, setting)
+        x = apart * swept_value(condition, setting)
         points.append((x, 100 * accuracy.mean, 100 * (accuracy.ci95 or 0.0)))
         alone += [points[-1][:2]] * (len(runs) == 1)
         trained = [100 * _accuracy(run) for run in runs if run.trained and len(runs) > 1]
@@ -264,13 +263,6 @@ def _draw_arms(name: str, study: Study, condition: Condition) -> Drawing:
         if (found := difference(condition, arm, YARDSTICKS[0])) and arm != YARDSTICKS[0]
     )
     return Drawing(name, figure, f"Differences to the {YARDSTICKS[0]}: {said}.", note)
-
-
-def _value(condition: Condition, setting: str) -> float:
-    config = condition.results[0].config
-    value = config[setting]
-    assert isinstance(value, int | float)
-    return value
 
 
 def _accuracy(run: Arm) -> float:

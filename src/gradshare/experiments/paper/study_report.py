@@ -29,28 +29,28 @@ from gradshare.experiments.paper.table1 import PAPERS_IMAGES
 from gradshare.experiments.results import Results
 
 LEGEND: Final = (
-    "± is a 95 % confidence interval: over seeds (Student’s t) and test tasks together where there "
-    "are several seeds, else over the test tasks (1.96·s/√n). With three seeds it is itself "
+    "± is a 95 % confidence interval: over seeds (Student’s t) and test tasks together where "
+    "there are several seeds, else over the test tasks (1.96·s/√n). With three seeds it is itself "
     "uncertain, and of twenty intervals one misses by chance. A run that diverged before it was "
     "validated counts as guessing. Test accuracy is that of the best checkpoints by validation. "
     "Sooner: (original − arm) / arm of the iterations to the same level, the paper’s formula, so "
     "that 41 % sooner is 29 % fewer iterations and −25 % a third more; the geometric mean over "
-    "seeds, in brackets its 95 % interval over seeds (Student’s t on logarithms), which knows the "
-    "curves at their validations only. ≤ and ≥: at most and at least so much, since one of both "
-    "was there at its first validation; such a bound has no interval. “Never”: the arm did not get "
-    "there in any seed; “2 of 3 got there”: not in every seed, and then no mean is taken. A dash: "
-    "it cannot be told, since the original is missing, or did not train, or has a gain whose "
-    "shares are closer together than a validation errs; or, of what is sooner, since both were "
-    "there at their first validation, or some seeds give a lower bound and others an upper one. "
-    "“2 of 3” in brackets: of so many seeds, which are those in which it can be told. Seconds are "
-    "iterations times the least that an epoch of the arm took. The runs went side by side on a "
-    "machine that did other things too: there is a figure only where at least three runs of the "
-    "arm, and as many of the original in the same conditions and seeds, had the same work on the "
-    "same machine and PyTorch, and the two quickest of each came to the same within 5 %; elsewhere "
-    "a dash. "
-    "The paper’s speed-up stands only where both curves have flattened; elsewhere the epoch of the "
-    "best validation accuracy is that of the end of the run. These are runs at CPU scale: none of "
-    "these figures belongs in a column of the paper’s Table 1."
+    "seeds, in brackets its 95 % interval over seeds (Student’s t on logarithms). Curves are "
+    "straight from one validation to the next. ≤ and ≥: at most and at least so much, since one "
+    "of both was there at its first validation; such a bound has no interval. “Never”: the arm "
+    "did not get there in any seed; “2 of 3 got there”: not in every seed, and then no mean is "
+    "taken. A dash: it cannot be told, since the original is missing, or did not train, or has a "
+    "gain whose shares are closer together than a validation errs; or, of what is sooner, since "
+    "both were there at their first validation, or some seeds give a lower bound and others an "
+    "upper one. “2 of 3” in brackets: of so many seeds, which are those in which it can be told. "
+    "Seconds are iterations times the least that an epoch of the arm took. The runs went side by "
+    "side on a machine that did other things too: there is a figure only where at least three "
+    "runs of the arm, and as many of the original in the same conditions and seeds, had the same "
+    "work with the same machine, PyTorch and commit, and the two quickest of each came to the "
+    "same within 5 %; elsewhere a dash. The paper’s speed-up stands only where both curves have "
+    "flattened; elsewhere the epoch of the best validation accuracy is that of the end of the "
+    "run. These are runs at CPU scale: none of these figures belongs in a column of the paper’s "
+    "Table 1."
 )
 
 
@@ -129,7 +129,7 @@ def _numbers(cell: Cell, found: Results) -> dict[str, object]:
         "seed": config.seed,
         "shots": config.shots,
         "task_batch": config.task_batch,
-        "inner_rate": config.inner_lr * config.inner_lr_scale,
+        "inner_rate": config.inner_rate,
         "iterations": run.epochs * config.iterations_per_epoch,
         "outcome": run.outcome,
         "best_validation": run.best.accuracy if run.best else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from gradshare.experiments import wording
@@ -42,20 +42,25 @@ def tables_of(study: Study, conditions: Sequence[Condition]) -> list[tuple[str, 
             accuracy_rows(conditions),
         )
     ]
+    pace = (
+        "Iterations to shares of the original’s gain over chance, on smoothed validation curves, "
+        "and how much sooner than the original"
+    )
+    soon = [(pace, pace_rows(conditions, conditions))]
     if study.sweep == "inner_lr":  # of a larger task batch an arm sees more, which is no choice
+        best, taken = each_at_its_best(conditions)
         tables.append(
             (
                 "The same of each arm at the setting that is best for it by validation accuracy",
-                best_rows(study, conditions),
+                best_rows(study, conditions, best, taken),
             )
+        )
+        soon.append(
+            (f"{pace}, each at the setting that is best for it", pace_rows([best], conditions))
         )
     return [
         *tables,
-        (
-            "Iterations to shares of the original’s gain over chance, on smoothed validation "
-            "curves, and how much sooner than the original",
-            pace_rows(conditions),
-        ),
+        *soon,
         (
             "Accuracy on support / query images after adaptation, on validation tasks, and the gap "
             "between them: the inner loop’s over-fitting; and where the gates ended",
@@ -73,11 +78,18 @@ def accuracy_rows(conditions: Sequence[Condition]) -> list[Row]:
     ]
 
 
-def best_rows(study: Study, conditions: Sequence[Condition]) -> list[Row]:
+def best_rows(
+    study: Study, conditions: Sequence[Condition], best: Condition, taken: Mapping[str, Condition]
+) -> list[Row]:
     """The same where every arm is at the setting of a sweep that is best for it; where not all that
     are planned for it are finished, of how many.
+
+    Args:
+        study: the sweep.
+        conditions: its finished comparisons.
+        best: the comparison of each arm at its best.
+        taken: by the arm's name the condition that it was taken from.
     """
-    best, taken = each_at_its_best(conditions)
     return [
         {
             "arm": arm,
@@ -105,12 +117,17 @@ def _chosen_among(study: Study, conditions: Sequence[Condition], arm: str) -> st
     return f"best of {len(finished)} of {wording.counted(len(planned | finished), 'setting')}"
 
 
-def pace_rows(conditions: Sequence[Condition]) -> list[Row]:
-    """How soon every arm reached 80, 90 and 95 % of the original's gain over chance."""
+def pace_rows(conditions: Sequence[Condition], study: Sequence[Condition]) -> list[Row]:
+    """How soon every arm reached 80, 90 and 95 % of the original's gain over chance.
+
+    Args:
+        conditions: of which.
+        study: all conditions of their study, from which the time of an epoch is told.
+    """
     rows = []
     for condition in conditions:
         for arm in condition.arms:
-            found = paces(condition, arm, conditions)
+            found = paces(condition, arm, study)
             row = {**condition.labels, "arm": arm}
             row["iterations to 80 / 90 / 95 %"] = " / ".join(_iterations(pace) for pace in found)
             sooner = {
