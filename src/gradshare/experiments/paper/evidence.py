@@ -327,7 +327,7 @@ WORK: Final = (
 """Settings that an epoch's time hangs on. The inner rate is none of them."""
 
 MACHINE: Final = ("device", "gpu", "processor", "cores", "threads", "torch", "layout", "commit")
-"""What else it hangs on, of what is recorded of a run's environment; of commits one may be faster."""
+"""What else it hangs on, of what is recorded of a run's environment; one commit may be faster."""
 
 TIMED_RUNS: Final = 3
 """Of fewer runs nobody can say that one of them was undisturbed."""
