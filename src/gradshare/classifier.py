@@ -19,7 +19,7 @@ from gradshare.methods import MetaLearner
 from gradshare.training.evaluation import Model, mean_of_finite
 from gradshare.training.folder import RunFolder
 from gradshare.training.records import kept_epochs
-from gradshare.training.setup import build_learner, choose_device
+from gradshare.training.setup import build_learner, choose_device, keep_float32
 
 Labels = npt.NDArray[Any]
 
@@ -37,7 +37,8 @@ class FewShotClassifier:
 
     The estimator's interface is scikit-learn's: `fit`, `predict`, `predict_proba`, `score`,
     `classes_`. With transductive batch norm, which is what the paper trains with, the images of one
-    `predict` call influence each other's predictions; `batch_norm` says which mode the run has.
+    `predict` call influence each other's predictions; `batch_norm` says which mode the run has. On
+    a GPU it turns TF32 off, for the whole process, as training does.
 
     Args:
         learner: the method, as it was trained.
@@ -67,6 +68,7 @@ class FewShotClassifier:
         self.ways = ways
         self.form = form
         self.device = choose_device(str(device))
+        keep_float32(self.device)
         self.batch_norm = "inductive" if learner.inductive else "transductive"
 
     @property

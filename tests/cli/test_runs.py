@@ -17,6 +17,7 @@ import torch
 from gradshare.cli import main, runs
 from gradshare.cli.options import read_config
 from gradshare.experiments.wording import accuracy, points
+from gradshare.training.config import RunConfig
 from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
 from gradshare.training.setup import set_up
@@ -229,6 +230,20 @@ def test_compare_with_control_over_two_seeds(
     status, _, err = program(*command)
     assert status == 1
     assert err.startswith(f"error: the output folder {folder} already holds ")
+
+
+def test_a_comparison_has_its_own_arms_whatever_arm_its_settings_are_of(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of a stored run it takes all but the arm, one that holds λ too."""
+    stored = tmp_path / "config.yaml"
+    stored.write_text(RunConfig(**{**tiny, "epochs": 1, "fixed_lambda": 0.5}).to_yaml())
+    folder = tmp_path / "comparison"
+    status, _, err = program("compare", "--config", str(stored), "--out", str(folder))
+    assert (status, err) == (0, "")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert [arm["name"] for arm in results["arms"]] == ["original", "gradient-sharing"]
+    assert results["arms"][1]["sharing"][0]["lambda"] is not None
 
 
 def test_a_comparison_is_not_continued_with_its_runs_elsewhere(

@@ -168,3 +168,26 @@ def test_a_value_that_is_too_long_to_be_shown_is_cut() -> None:
     with pytest.raises(ConfigError) as error:
         RunConfig(**{"ways": [list(range(1000))] * 1000})
     assert len(str(error.value)) < 200
+
+
+def test_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        RunConfig(data_root="~nobody-here/data")
+    assert str(error.value) == (
+        "--data-root '~nobody-here/data': '~nobody-here/data' is in the home of a user that is not "
+        "known here"
+    )
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"sharing": False},
+        {"sharing_control": "rate-control"},
+        {"fixed_lambda": 0.5, "fixed_m": 0.1},
+    ],
+)
+def test_without_its_arm_a_configuration_shares(arm: dict[str, Any]) -> None:
+    config = RunConfig(ways=3, **arm)
+    assert config.without_arm() == RunConfig(ways=3)
+    assert config.without_arm().arm == "gradient-sharing"

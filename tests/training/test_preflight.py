@@ -17,9 +17,9 @@ import torch
 from gradshare.errors import RunError
 from gradshare.models import Conv4
 from gradshare.training import memory, preflight
-from gradshare.training.config import RunConfig
+from gradshare.training.config import Order, RunConfig
 from gradshare.training.memory import available, estimate
-from gradshare.training.preflight import amount, require_memory
+from gradshare.training.preflight import amount, less_memory, require_memory
 from gradshare.training.run import train
 from gradshare.training.setup import build_learner, set_up
 
@@ -283,3 +283,19 @@ def test_a_run_that_is_continued_needs_only_what_it_does_not_hold(
     train(config, tmp_path / "run", resume=True)
     with pytest.raises(RunError, match="of disk space"):
         train(config, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("order", "recomputes", "end"),
+    [
+        ("second", False, ", or use --memory recompute or --order first"),
+        ("second", True, ", or use --order first"),
+        ("first", False, ", or use --memory recompute"),
+        ("first", True, ""),
+    ],
+)
+def test_what_is_done_already_is_no_remedy(order: Order, recomputes: bool, end: str) -> None:
+    words = less_memory(RunConfig(order=order), recomputes=recomputes)
+    assert words == (
+        "lower --task-batch 5, --queries 15, --filters 48, --inner-steps 5 or --image-size" + end
+    )

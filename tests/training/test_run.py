@@ -435,8 +435,8 @@ def test_running_out_of_memory_says_what_to_lower(
     with pytest.raises(RunError) as error:
         train(RunConfig(**tiny), tmp_path / "run")
     assert str(error.value) == (
-        "memory ran out (CUDA out of memory. Tried to allocate 9 GiB); start a new run with a "
-        "lower --task-batch than 2, --queries than 4, --filters than 4 or --image-size, or with "
+        "memory ran out (CUDA out of memory. Tried to allocate 9 GiB); start a new run and "
+        "lower --task-batch 2, --queries 4, --filters 4, --inner-steps 2 or --image-size, or use "
         "--memory recompute or --order first"
     )
 

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
-from gradshare.cli.options import DATA_ROOT_VARIABLE
+from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
 from gradshare.episodes.contact_sheet import contact_sheet
 from gradshare.episodes.datasets import (
     DATASETS,
@@ -44,7 +44,7 @@ Option = Callable[[Callable[..., None]], Callable[..., None]]
 
 data_root_option: Option = click.option(
     "--data-root",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     default=DEFAULT_DATA_ROOT,
     show_default=True,
     envvar=DATA_ROOT_VARIABLE,
@@ -78,7 +78,7 @@ def data() -> None:
 @click.option(
     "--from",
     "path",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Read a local archive or folder.",
 )
 @click.option(
@@ -152,7 +152,7 @@ def prepare(
 @click.argument("name")
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False),
     help="Contact sheet to write.  [default: NAME-SIZE.png]",
 )
 @image_size_option

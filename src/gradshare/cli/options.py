@@ -14,12 +14,32 @@ from pydantic.fields import FieldInfo
 
 from gradshare.errors import ConfigError
 from gradshare.experiments.paper.plan import paper_settings
-from gradshare.training.config import RunConfig, load_yaml, option_name
+from gradshare.training.config import RunConfig, at_home, load_yaml, option_name
 from gradshare.training.folder import MACHINE_FIELDS
 
 Command = Callable[..., None]
 
 DATA_ROOT_VARIABLE = "GRADSHARE_DATA_ROOT"
+
+
+class UserPath(click.Path):
+    """A path that may begin with ~; see `gradshare.training.config.at_home`."""
+
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """The path, of this user's home where it begins so."""
+        try:
+            path = at_home(Path(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return super().convert(path, param, ctx)
 
 
 class GroupedCommand(click.Command):
@@ -60,7 +80,7 @@ def run_options(leave_out: Iterable[str] = ()) -> Callable[[Command], Command]:
         return click.option(
             "--config",
             "config_file",
-            type=click.Path(dir_okay=False, path_type=Path),
+            type=UserPath(dir_okay=False),
             help="Read settings from a YAML file; options override it.",
         )(command)
 
@@ -118,7 +138,7 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
     )
 
 
-_TYPES: dict[Any, Any] = {int: int, float: float, Path: click.Path(path_type=Path)}
+_TYPES: dict[Any, Any] = {int: int, float: float, Path: UserPath()}
 
 
 def _plain(annotation: Any) -> Any:

@@ -16,6 +16,7 @@ from rich.table import Table
 from gradshare.cli.options import (
     Command,
     GroupedCommand,
+    UserPath,
     default_data_root,
     machine_options,
 )
@@ -51,7 +52,7 @@ def grid_options(command: Command) -> Command:
     """`--scale` and `--out`."""
     command = click.option(
         "--out",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=UserPath(file_okay=False),
         help="Folder of all cells.  [default: results/SCALE]",
     )(command)
     return click.option(

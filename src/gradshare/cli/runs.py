@@ -15,7 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradshare.cli.options import DATA_ROOT_VARIABLE, GroupedCommand, read_config, run_options
+from gradshare.cli.options import (
+    DATA_ROOT_VARIABLE,
+    GroupedCommand,
+    UserPath,
+    read_config,
+    run_options,
+)
 from gradshare.cli.printing import print_line
 from gradshare.cli.progress import RunBars
 from gradshare.errors import ConfigError, RunError
@@ -37,8 +43,8 @@ from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
 from gradshare.training.launch import is_first, torchrun_size
 from gradshare.training.machine import keep_freed_memory
-from gradshare.training.preflight import amount
-from gradshare.training.run import memory_errors, train
+from gradshare.training.preflight import amount, memory_errors
+from gradshare.training.run import train
 from gradshare.training.setup import set_up
 from gradshare.training.statistics import confidence95
 
@@ -47,7 +53,7 @@ def out_option(*, required: bool) -> Callable[[Callable[..., None]], Callable[..
     """`--out`, which a dry run can do without."""
     return click.option(
         "--out",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=UserPath(file_okay=False),
         required=required,
         help="New folder for everything that comes out.",
     )
@@ -142,7 +148,9 @@ def train_command(
     keep_freed_memory()
     torch.set_num_threads(default_threads(config, 1))
     if out is None or dry_run:
-        if config.workers > 1 or torchrun_size() is not None:
+        if torchrun_size() is not None:
+            raise ConfigError("--dry-run measures a run in one process; start it without torchrun")
+        if config.workers > 1:
             raise ConfigError("--dry-run measures a run in one process; leave --workers out")
         # A run that is to be continued may have its folder.
         _estimate(estimate_run(config, None if resume == "auto" else out), console)
@@ -206,7 +214,7 @@ def compare_command(
 
 
 @click.command(name="evaluate")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=UserPath())
 @click.option("--test-tasks", type=click.IntRange(1), help="Test tasks.  [default: the run's]")
 @click.option(
     "--batch-norm",
@@ -220,7 +228,7 @@ def compare_command(
 )
 @click.option(
     "--data-root",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     envvar=DATA_ROOT_VARIABLE,
     show_envvar=True,
     help="Folder of prepared datasets.  [default: the run's]",
@@ -287,10 +295,10 @@ def _from_own_test(accuracies: Sequence[float], own: Sequence[float]) -> str:
 
 
 @click.command(name="report")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=UserPath())
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     help="Folder for the report.  [default: the run's own, if there is one only]",
 )
 def report_command(runs: tuple[Path, ...], out: Path | None) -> None:

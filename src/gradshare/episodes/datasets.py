@@ -227,7 +227,7 @@ def download_dataset(name: str, data_root: Path, progress: Progress | None = Non
         reason = "drawn, not downloaded" if name == GLYPHS.name else "not published for download"
         remedy = "leave out --download" if name == GLYPHS.name else "use --from PATH"
         raise DataError(f"dataset {name!r} is {reason}; {remedy}")
-    folder = data_root / name / "archives"
+    folder = Path(data_root).expanduser() / name / "archives"
     paths = [download(archive, folder, progress) for archive in dataset.archives]
     return paths[0] if len(paths) == 1 else folder
 

@@ -65,6 +65,7 @@ def compare(
     Raises:
         GradshareError: see `gradshare.training.run.train`.
     """
+    config = config.without_arm()
     # Whatever is wrong with the data or the settings shows before anything is done. The devices and
     # the memory of other machines are theirs to check.
     if executor.here:

@@ -69,8 +69,21 @@ Span = Annotated[str, BeforeValidator(_check_span)]
 """A stretch of the run from its start: a number of outer iterations, or a percentage of them."""
 
 
-HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
-"""A path that may begin with ~: in a file and in Python no shell has replaced it."""
+def at_home(path: Path) -> Path:
+    """A path that may begin with ~: in a file, in Python and after `--out=` no shell replaces it.
+
+    Raises:
+        ValueError: it is in the home of a user that is not known here.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{str(path)!r} is in the home of a user that is not known here"
+        ) from error
+
+
+HomePath = Annotated[Path, AfterValidator(at_home)]
 
 
 def _field(default: Any, group: str, description: str, **constraints: Any) -> Any:
@@ -321,6 +334,11 @@ class RunConfig(BaseModel):
                     f"{self.method} does not have; use --method maml++ or leave it out"
                 )
         return self
+
+    def without_arm(self) -> Self:
+        """The same with gradient sharing, whatever arm it is of."""
+        defaults = {name: type(self).model_fields[name].default for name in ARM_FIELDS}
+        return self.model_copy(update=defaults)
 
     @property
     def arm(self) -> str:

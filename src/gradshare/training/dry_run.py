@@ -15,8 +15,13 @@ from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.layout import Layout
 from gradshare.training.memory import CHUNK, PeakMemory, estimate
 from gradshare.training.outer_loop import make_optimizer, outer_iteration
-from gradshare.training.preflight import disk_bytes, require_disk, require_memory
-from gradshare.training.run import less_memory, memory_errors
+from gradshare.training.preflight import (
+    disk_bytes,
+    less_memory,
+    memory_errors,
+    require_disk,
+    require_memory,
+)
 from gradshare.training.setup import Setup, set_up
 
 # The first of its kind is slower, and is not counted.
@@ -93,7 +98,7 @@ def dry_run(config: RunConfig, folder: Path | None) -> Estimate:
     """
     if folder is not None:
         refuse_if_occupied(folder, resume=False)
-    with memory_errors(less_memory(config)):
+    with memory_errors(less_memory(config, recomputes=config.memory == "recompute")):
         setup = set_up(config)
         learned, state = setup.learner.init()
         require_memory(config, setup)

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from gradshare.training.config import ARM_FIELDS, RunConfig
+from gradshare.training.config import RunConfig
 from gradshare.training.memory import peak_of_graphs
 
 GIB = 1 << 30
@@ -88,8 +88,7 @@ def choose_layout(
     # the task batch, while on a GPU many small kernels would cost more than that saves.
     if config.memory == "auto":
         tasks = "vmap" if config.tasks == "auto" else config.tasks
-        defaults = {name: RunConfig.model_fields[name].default for name in ARM_FIELDS}
-        sharing = config.model_copy(update=defaults)
+        sharing = config.without_arm()
         kept = peak_of_graphs(sharing, model, image_shape, vmap=tasks == "vmap", recompute=False)
         memory: Literal["keep", "recompute"] = (
             "keep" if kept <= KEPT_UP_TO[device.type] else "recompute"

@@ -1,7 +1,8 @@
 """What is checked before a run's first step, besides what opening its data and its folder shows.
 
 A run that cannot end well should not begin: a full disk or a process killed for its memory would
-otherwise show after hours.
+otherwise show after hours. What memory does run out all the same is said here as well, with the
+same remedies.
 """
 
 from __future__ import annotations
@@ -9,7 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
@@ -27,6 +32,41 @@ CLOSE = 0.8  # of the available memory is a reason to warn
 # Of an epoch, as a line of JSON: in metrics.jsonl, in TensorBoard's file, and in every checkpoint
 # that a run can be continued from.
 RECORD_BYTES = 2000
+
+
+@contextmanager
+def memory_errors(remedy: str) -> Iterator[None]:
+    """Say what to do when memory runs out.
+
+    Args:
+        remedy: that; see `less_memory` for a run that trains.
+
+    Raises:
+        RunError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        words = str(error)
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in words:
+            raise RunError(f"memory ran out ({words.splitlines()[0]}); {remedy}") from error
+        raise
+
+
+def less_memory(config: RunConfig, *, recomputes: bool) -> str:
+    """How a run can be made to take less memory.
+
+    Args:
+        config: of the run.
+        recomputes: whether it keeps no graphs as it is.
+    """
+    lean = (("--memory recompute", recomputes), ("--order first", config.order == "first"))
+    left = " or ".join(option for option, taken in lean if not taken)
+    return (
+        f"lower --task-batch {config.task_batch}, --queries {config.queries}, --filters "
+        f"{config.filters}, --inner-steps {config.inner_steps} or --image-size"
+        f"{f', or use {left}' if left else ''}"
+    )
 
 
 def require_memory(config: RunConfig, setup: Setup, *, at_a_time: int = 1) -> None:
@@ -53,11 +93,8 @@ def require_memory(config: RunConfig, setup: Setup, *, at_a_time: int = 1) -> No
     need = here * estimate(share, setup.learner, setup.image_shape)
     runs = "the run needs" if at_a_time == 1 else f"{at_a_time} runs at a time need"
     words = (
-        f"{runs} about {amount(need)} of memory, {amount(there)} are available; lower "
-        f"--task-batch {config.task_batch}, --queries {config.queries}, --filters "
-        f"{config.filters}, --inner-steps {config.inner_steps} or --image-size, or use "
-        + ("" if setup.layout.recompute else "--memory recompute or ")
-        + "--order first"
+        f"{runs} about {amount(need)} of memory, {amount(there)} are available; "
+        + less_memory(config, recomputes=setup.layout.recompute)
         + (", or lower --jobs" if at_a_time > 1 else "")
     )
     if SURELY * need > there and setup.device.type == "cpu":

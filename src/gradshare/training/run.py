@@ -40,7 +40,12 @@ from gradshare.training.launch import processes_of
 from gradshare.training.layout import Layout
 from gradshare.training.machine import commit
 from gradshare.training.outer_loop import cosine_annealed, make_optimizer, outer_iteration
-from gradshare.training.preflight import require_disk, require_memory
+from gradshare.training.preflight import (
+    less_memory,
+    memory_errors,
+    require_disk,
+    require_memory,
+)
 from gradshare.training.records import (
     EpochRecord,
     MetricsWriter,
@@ -324,7 +329,8 @@ def train_in(
 
     processes.from_first(may_begin)
     with ExitStack() as stack:
-        stack.enter_context(memory_errors(less_memory(config)))
+        lighter = less_memory(config, recomputes=config.memory == "recompute")
+        stack.enter_context(memory_errors(f"start a new run and {lighter}"))
         setup = processes.agree(lambda: set_up(config, processes))
         kind, images = processes.from_first(lambda: (setup.device.type, setup.images_sha256))
         processes.agree(lambda: _require_set_up_alike(setup, kind, images))
@@ -392,34 +398,6 @@ def _require_set_up_alike(setup: Setup, kind: str, images: str) -> None:
             f"{images[:12]}… in the first process; prepare it alike on all machines of a run, or "
             "copy it from one to the others"
         )
-
-
-@contextmanager
-def memory_errors(remedy: str) -> Iterator[None]:
-    """Say what to do when memory runs out.
-
-    Args:
-        remedy: that; see `less_memory` for a run that trains.
-
-    Raises:
-        RunError: it did.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        words = str(error)
-        if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in words:
-            raise RunError(f"memory ran out ({words.splitlines()[0]}); {remedy}") from error
-        raise
-
-
-def less_memory(config: RunConfig) -> str:
-    """How a run can be made to take less memory."""
-    return (
-        f"start a new run with a lower --task-batch than {config.task_batch}, --queries than "
-        f"{config.queries}, --filters than {config.filters} or --image-size, or with --memory "
-        "recompute or --order first"
-    )
 
 
 def _continue(

@@ -183,12 +183,18 @@ def choose_device(name: str) -> torch.device:
 def _device_of_run(name: str, processes: OneProcess) -> torch.device:
     """The device that a process of a run computes on, made ready."""
     device = _own_device(choose_device(name), processes)
+    keep_float32(device)
+    return device
+
+
+def keep_float32(device: torch.device) -> None:
+    """Turn TF32 off, for the whole process: on newer GPUs PyTorch lets cuDNN round float32 to it,
+    with 10 bits after the point, in convolutions. That would be another precision than the one that
+    a configuration names.
+    """
     if device.type == "cuda":
-        # On newer GPUs PyTorch lets cuDNN round float32 to TF32, with 10 bits after the point, in
-        # convolutions: that would be another precision than the one that the configuration names.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-    return device
 
 
 def _own_device(device: torch.device, processes: OneProcess) -> torch.device:
