@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 
 from gradshare.experiments.results import (
-    ORIGINAL,
-    RATE_CONTROL,
-    SHARING,
     Arm,
     InnerLoopPoint,
     Outcome,
@@ -21,6 +18,7 @@ from gradshare.experiments.results import (
     Validation,
 )
 from gradshare.experiments.speedup import judge, results_of
+from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.training.statistics import best_epoch, confidence95
 
 CHANCE = 0.2

@@ -22,7 +22,8 @@ from gradshare.experiments.figures import (
     draw_validation,
     interval_note,
 )
-from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, SharingPoint
+from gradshare.experiments.results import SharingPoint
+from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from tests.experiments.synthetic_results import CHANCE, arm, comparison, usual
 
 

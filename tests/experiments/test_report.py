@@ -8,9 +8,10 @@ import pytest
 
 from gradshare.errors import RunError
 from gradshare.experiments.report import write_report
-from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Results
+from gradshare.experiments.results import Results
 from gradshare.experiments.table import arm_rows, comparison_rows
 from gradshare.experiments.verdict import verdict
+from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from tests.experiments.synthetic_results import COMMAND, CONFIG, ENVIRONMENT, arm, comparison, usual
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}

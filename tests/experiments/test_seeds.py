@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from gradshare.errors import RunError
-from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.seeds import (
     achieved,
     mean_difference,
@@ -17,6 +16,7 @@ from gradshare.experiments.seeds import (
     runs_by_arm,
     seeds_of,
 )
+from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.training.statistics import student95
 from tests.experiments.synthetic_results import CONFIG, arm, comparison, usual
 

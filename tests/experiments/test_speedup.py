@@ -8,14 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshare.experiments.results import (
-    ORIGINAL,
-    RATE_CONTROL,
-    SHARING,
-    Arm,
-    Outcome,
-    Validation,
-)
+from gradshare.experiments.results import Arm, Outcome, Validation
 from gradshare.experiments.speedup import (
     RatioInterval,
     first_epoch,
@@ -26,6 +19,7 @@ from gradshare.experiments.speedup import (
     ratio_interval,
     speedup_to_reach,
 )
+from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.training.statistics import best_epoch
 from tests.experiments.synthetic_results import CHANCE, arm, comparison
 

@@ -6,10 +6,18 @@ from typing import Any, Final, get_args
 import pytest
 
 from gradshare.errors import RunError
-from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Outcome, Results
+from gradshare.experiments.results import Arm, Outcome, Results
 from gradshare.experiments.table import comparison_rows
-from gradshare.experiments.verdict import Verdict, contrast, is_control, verdict
-from gradshare.training.config import SHARES_NOTHING, RunConfig, SharingControl
+from gradshare.experiments.verdict import Verdict, contrast, verdict
+from gradshare.training.config import (
+    ORIGINAL,
+    RATE_CONTROL,
+    SHARES_NOTHING,
+    SHARING,
+    RunConfig,
+    SharingControl,
+    is_control,
+)
 from tests.experiments.synthetic_results import CONFIG, arm, comparison, usual
 
 ONE_SEED = (

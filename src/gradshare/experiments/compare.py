@@ -15,16 +15,9 @@ from gradshare.errors import RunError
 from gradshare.experiments.arms import arm_of
 from gradshare.experiments.executors.job import Finished, Job
 from gradshare.experiments.executors.loop import Executor, WatchAll, run_all
-from gradshare.experiments.results import (
-    FILENAME,
-    ORIGINAL,
-    RATE_CONTROL,
-    SHARING,
-    Results,
-    save_results,
-)
+from gradshare.experiments.results import FILENAME, Results, save_results
 from gradshare.experiments.speedup import results_of
-from gradshare.training.config import ARM_FIELDS, RunConfig
+from gradshare.training.config import ARM_FIELDS, ORIGINAL, RATE_CONTROL, SHARING, RunConfig
 from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.preflight import require_memory
 from gradshare.training.setup import set_up

@@ -33,7 +33,8 @@ from gradshare.experiments.curves import (
     running_mean,
     smoothing_window,
 )
-from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm
+from gradshare.experiments.results import Arm
+from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.training.files import make_folder
 from gradshare.training.statistics import Interval
 

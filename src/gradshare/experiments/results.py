@@ -29,10 +29,6 @@ from gradshare.training.statistics import Interval
 FORMAT_VERSION: Final = 1
 FILENAME: Final = "results.json"
 
-ORIGINAL: Final = "original"
-SHARING: Final = "gradient-sharing"
-RATE_CONTROL: Final = "rate-control"
-
 Outcome = Literal["trained", "not trained", "diverged"]
 Share = Literal["80", "90", "95"]
 

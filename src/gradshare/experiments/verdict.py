@@ -16,13 +16,12 @@ seed, moves a run by more than its interval over test tasks says.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from gradshare.experiments import wording
-from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Results
+from gradshare.experiments.results import Arm, Results
 from gradshare.experiments.seeds import (
     mean_difference,
     mean_of_tested,
@@ -31,7 +30,7 @@ from gradshare.experiments.seeds import (
     trained_pair,
 )
 from gradshare.experiments.speedup import SHARES, first_epoch, level, ratio_interval
-from gradshare.training.config import SHARES_NOTHING
+from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING, is_control
 from gradshare.training.statistics import Interval
 
 FEW_ITERATIONS: Final = 10_000
@@ -565,15 +564,6 @@ def _caveats(results: Sequence[Results], counted: Sequence[Results], decides: bo
 def _trained(runs: Sequence[Arm]) -> bool:
     """Whether an arm trained in any seed."""
     return any(run.trained for run in runs)
-
-
-def is_control(name: str) -> bool:
-    """Whether an arm shares nothing, and yet is not the original; its λ may be held.
-
-    Args:
-        name: as in `RunConfig.arm`: "rate-control", "own-gradient-lambda-0.5".
-    """
-    return re.sub(r"-lambda-[0-9.e+-]+$", "", name) in SHARES_NOTHING
 
 
 def _called(name: str) -> str:

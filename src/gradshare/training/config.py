@@ -11,7 +11,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import (
@@ -35,9 +35,6 @@ Method = Literal["maml", "meta-sgd", "maml++"]
 Order = Literal["second", "first"]
 MAX_CONFIG_BYTES = 64 << 10
 
-# What tells the arms of a comparison apart.
-ARM_FIELDS = ("sharing", "sharing_control", "fixed_lambda", "fixed_m")
-
 PixelScaling = Literal["dataset", "imagenet", "unit"]
 SharingControl = Literal[
     "rate-control", "learned-rates", "own-gradient", "unnormalized", "detached", "forgotten"
@@ -46,6 +43,22 @@ SHARES_NOTHING: frozenset[SharingControl] = frozenset(
     {"rate-control", "own-gradient", "learned-rates"}
 )
 """The controls in which no task sees another. The others leave out a part of sharing."""
+
+# What tells the arms of a comparison apart, and their names; see `RunConfig.arm`.
+ARM_FIELDS = ("sharing", "sharing_control", "fixed_lambda", "fixed_m")
+ORIGINAL: Final = "original"
+SHARING: Final = "gradient-sharing"
+RATE_CONTROL: Final = "rate-control"
+
+
+def is_control(name: str) -> bool:
+    """Whether an arm shares nothing, and yet is not the original; its λ may be held.
+
+    Args:
+        name: as in `RunConfig.arm`: "rate-control", "own-gradient-lambda-0.5".
+    """
+    return any(name == bare or name.startswith(f"{bare}-lambda-") for bare in SHARES_NOTHING)
+
 
 OnDivergence = Literal["stop", "skip", "record"]
 
@@ -344,10 +357,10 @@ class RunConfig(BaseModel):
     def arm(self) -> str:
         """What the run is called in a comparison, by its `ARM_FIELDS`."""
         if not self.sharing:
-            return "original"
+            return ORIGINAL
         held = {"lambda": self.fixed_lambda, "m": self.fixed_m}
         gates = (f"{name}-{gate:g}" for name, gate in held.items() if gate is not None)
-        return "-".join((self.sharing_control or "gradient-sharing", *gates))
+        return "-".join((self.sharing_control or SHARING, *gates))
 
     @property
     def shares(self) -> bool:

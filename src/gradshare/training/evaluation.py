@@ -5,7 +5,7 @@ tasks that is shared out over the run's processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TypeVar
 
 import torch
@@ -90,23 +90,25 @@ def validate(
     """
     learner, (learned, state) = setup.learner, model
 
-    def measure(tasks: TaskBatch) -> list[list[float]]:
+    def measure(tasks: TaskBatch) -> list[InnerLoopFit]:
         adapted = learner.adapt(learned, state, tasks).params
-        columns = []
-        for predict, targets in (
-            (learner.predict_support, tasks.support_y),
-            (learner.predict, tasks.query_y),
+        columns = {}
+        for images, predict, targets in (
+            ("support", learner.predict_support, tasks.support_y),
+            ("query", learner.predict, tasks.query_y),
         ):
             before = predict(learned, adapted[0], tasks, updates=0)
             after = predict(learned, adapted[-1], tasks, updates=learner.steps)
-            columns += [accuracies(before, targets), accuracies(after, targets)]
-            columns += [learner.losses(before, targets), learner.losses(after, targets)]
-        rows: list[list[float]] = torch.stack([c.double() for c in columns], 1).tolist()
-        return rows
+            for when, logits in (("before", before), ("after", after)):
+                columns[f"{images}_accuracy_{when}"] = accuracies(logits, targets).tolist()
+                columns[f"{images}_loss_{when}"] = learner.losses(logits, targets).tolist()
+        each = zip(*columns.values(), strict=True)
+        return [InnerLoopFit(**dict(zip(columns, values, strict=True))) for values in each]
 
-    rows = _on_all_tasks(setup, setup.val, count, advance, measure)
-    table = torch.tensor(rows, dtype=torch.float64)  # (count, 8), as InnerLoopFit's fields
-    return table[:, 5], InnerLoopFit(*table.mean(0).tolist())
+    fits = _on_all_tasks(setup, setup.val, count, advance, measure)
+    table = torch.tensor([astuple(fit) for fit in fits], dtype=torch.float64)  # (count, 8)
+    queries = torch.tensor([fit.query_accuracy_after for fit in fits], dtype=torch.float64)
+    return queries, InnerLoopFit(*table.mean(0).tolist())
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class RunResult:
 
 
 class _Progress(BaseModel):
-    """What a checkpoint says besides its tensors."""
+    """What a checkpoint says besides its tensors: fields of `_Moment`, by the same names."""
 
     iteration: int
     loss_sum: float
@@ -174,18 +174,9 @@ class _Moment:
 
     def checkpoint(self) -> Checkpoint:
         """As it is saved."""
-        progress = {
-            "iteration": self.iteration,
-            "loss_sum": self.loss_sum,
-            "accuracy_sum": self.accuracy_sum,
-            "skipped": self.skipped,
-            "first_skipped": self.first_skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "seconds": self.seconds,
-            "diverged": self.diverged,
-            "test": None if self.test is None else asdict(self.test),
-            "history": [record.to_json() for record in self.history],
-        }
+        progress = {name: getattr(self, name) for name in _Progress.model_fields}
+        progress["test"] = None if self.test is None else asdict(self.test)
+        progress["history"] = [record.to_json() for record in self.history]
         return Checkpoint(
             self.learned,
             dict(self.state),
@@ -204,16 +195,8 @@ class _Moment:
             tensor.data.copy_(saved.learned[name])
         self.state = saved.state
         restore_optimizer(self.optimizer, self.learned, saved.optimizer)
-        self.iteration = progress.iteration
-        self.loss_sum = progress.loss_sum
-        self.accuracy_sum = progress.accuracy_sum
-        self.skipped = progress.skipped
-        self.first_skipped = progress.first_skipped
-        self.skipped_in_a_row = progress.skipped_in_a_row
-        self.seconds = progress.seconds
-        self.diverged = progress.diverged
-        self.test = progress.test
-        self.history = progress.history
+        for name in _Progress.model_fields:
+            setattr(self, name, getattr(progress, name))
 
     def pass_over(self, fault: str, *, skip: bool) -> None:
         """Leave a refused iteration behind, and end the run there unless it is to be skipped."""

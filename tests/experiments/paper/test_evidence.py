@@ -27,16 +27,10 @@ from gradshare.experiments.paper.evidence import (
     smoothed,
 )
 from gradshare.experiments.paper.plan import Loan
-from gradshare.experiments.results import (
-    ORIGINAL,
-    RATE_CONTROL,
-    SHARING,
-    Arm,
-    InnerLoopPoint,
-    Validation,
-)
+from gradshare.experiments.results import Arm, InnerLoopPoint, Validation
 from gradshare.experiments.seeds import over_seeds_and_tasks
 from gradshare.experiments.speedup import first_epoch
+from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from tests.experiments.paper.toy import PLAN, results_with
 from tests.experiments.synthetic_results import CHANCE, ENVIRONMENT, arm, comparison
 

@@ -25,8 +25,9 @@ from gradshare.experiments.paper.study_tables import (
     mechanism_rows,
     pace_rows,
 )
-from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Results
+from gradshare.experiments.results import Arm, Results
 from gradshare.experiments.table import Row
+from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.training.files import write_pages
 from tests.experiments.paper.toy import PLAN, SEEDS, results_with
 from tests.experiments.synthetic_results import arm, comparison

@@ -24,8 +24,9 @@ from gradshare.experiments.paper.table1 import (
     table1,
     table1_pages,
 )
-from gradshare.experiments.results import ORIGINAL, SHARING, save_results
+from gradshare.experiments.results import save_results
 from gradshare.experiments.speedup import paired_difference
+from gradshare.training.config import ORIGINAL, SHARING
 from gradshare.training.files import write_pages
 from tests.experiments.paper.synthetic_cells import finished, paper_cell, paper_cells, result_of
 

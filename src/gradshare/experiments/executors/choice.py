@@ -65,7 +65,7 @@ class Choice:
             ConfigError: it is not installed, or cannot do this.
         """
         if self.name == "local":
-            at_a_time = min(self.jobs or default_jobs(config, runs), runs)
+            at_a_time = min(self.jobs or default_jobs(config), runs)
             return LocalExecutor(at_a_time, default_threads(config, at_a_time), self.retries or 0)
         if config.workers > 1:
             raise ConfigError(

@@ -23,15 +23,15 @@ from gradshare.training.setup import choose_device
 POLL_SECONDS = 0.2
 
 
-def default_jobs(config: RunConfig, runs: int) -> int:
-    """How many runs go at a time: one on an accelerator, else up to one more than there are
+def default_jobs(config: RunConfig) -> int:
+    """How many runs go at a time at most: one on an accelerator, else one more than there are
     cores, so that a last odd run does not leave a core idle; fewer if each has several processes.
     """
     if choose_device(config.device).type != "cpu":
         return 1
     if config.workers > 1:
-        return max(1, min(runs, cores() // config.workers))
-    return min(runs, cores() + 1)
+        return max(1, cores() // config.workers)
+    return cores() + 1
 
 
 def default_threads(config: RunConfig, jobs: int) -> int:

@@ -31,8 +31,9 @@ from gradshare.experiments.paper.evidence import (
     pooled_difference,
 )
 from gradshare.experiments.paper.plan import Cell, Plan
-from gradshare.experiments.results import RATE_CONTROL, SHARING, Results
+from gradshare.experiments.results import Results
 from gradshare.experiments.table import Row
+from gradshare.training.config import RATE_CONTROL, SHARING
 
 WORTHWHILE: Final = 0.5
 """A study's mean is over the conditions in which one of both gained at least this share, over

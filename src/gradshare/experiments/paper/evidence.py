@@ -18,9 +18,10 @@ import numpy.typing as npt
 from pydantic import JsonValue
 
 from gradshare.experiments.paper.conditions import Condition
-from gradshare.experiments.results import ORIGINAL, Arm, Share
+from gradshare.experiments.results import Arm, Share
 from gradshare.experiments.seeds import over_seeds_and_tasks
 from gradshare.experiments.speedup import SHARES, level, paper_speedup
+from gradshare.training.config import ORIGINAL
 from gradshare.training.statistics import Z95, Interval, best_epoch, confidence95, student975
 
 SMOOTHED_OVER: Final = 3

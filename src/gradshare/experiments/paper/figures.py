@@ -14,7 +14,8 @@ from gradshare.experiments.paper.panels import (
     draw_validation_panels,
 )
 from gradshare.experiments.paper.plan import Cell
-from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Results
+from gradshare.experiments.results import Results
+from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 
 
 def _heading(title: str, *labels: str) -> Heading:

@@ -42,8 +42,9 @@ from gradshare.experiments.drawing import (
 )
 from gradshare.experiments.figures import START, ending, interval_note, test_note
 from gradshare.experiments.paper.plan import Cell
-from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Results
+from gradshare.experiments.results import Arm, Results
 from gradshare.experiments.seeds import achieved, runs_by_arm
+from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 
 WIDTH: Final = 7.2
 """Inches, of a page between its margins."""

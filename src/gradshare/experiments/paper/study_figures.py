@@ -39,7 +39,8 @@ from gradshare.experiments.paper.panels import (
 )
 from gradshare.experiments.paper.plan import Cell, Study
 from gradshare.experiments.paper.study_tables import YARDSTICKS
-from gradshare.experiments.results import ORIGINAL, Arm, Results
+from gradshare.experiments.results import Arm, Results
+from gradshare.training.config import ORIGINAL
 
 MANY_CONDITIONS: Final = 4
 """With more comparisons than so many, their curves are panels of one figure."""

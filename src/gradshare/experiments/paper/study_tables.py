@@ -19,9 +19,10 @@ from gradshare.experiments.paper.evidence import (
     papers_speedups,
 )
 from gradshare.experiments.paper.plan import Study
-from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, Arm
+from gradshare.experiments.results import Arm
 from gradshare.experiments.speedup import ratio_interval
 from gradshare.experiments.table import Row
+from gradshare.training.config import ORIGINAL, RATE_CONTROL
 from gradshare.training.statistics import student95
 
 YARDSTICKS: Final = (ORIGINAL, RATE_CONTROL)

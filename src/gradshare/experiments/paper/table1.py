@@ -24,7 +24,7 @@ from gradshare.experiments.paper.formats import (
     markdown,
 )
 from gradshare.experiments.paper.plan import Cell
-from gradshare.experiments.results import ORIGINAL, RATE_CONTROL, SHARING, Arm, Results
+from gradshare.experiments.results import Arm, Results
 from gradshare.experiments.speedup import (
     SHARES,
     paired_difference,
@@ -32,7 +32,7 @@ from gradshare.experiments.speedup import (
     speedup_to_reach,
 )
 from gradshare.experiments.table import BATCH_NORM, tested
-from gradshare.training.config import RunConfig
+from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING, RunConfig
 from gradshare.training.statistics import Interval
 
 PAPER: Final = "paper"
