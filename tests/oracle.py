@@ -111,6 +111,8 @@ def delta_of_control(outer: Tree, gradient: Tree, k: int, s: Setting) -> Tree:
     if s.sharing == "rate-control":
         return {n: (1 - sl) * g for n, g in gradient.items()}
     assert s.sharing == "own-gradient"
+    if s.per_tensor_norm:
+        return {n: sl * g / torch.sqrt((g**2).sum()) + (1 - sl) * g for n, g in gradient.items()}
     norm = torch.sqrt(sum(((g**2).sum() for g in gradient.values()), torch.zeros(())))
     return {n: sl * g / norm + (1 - sl) * g for n, g in gradient.items()}
 

@@ -64,10 +64,10 @@ def learner(s: Setting, *, conv_bias: bool = False, **layout: Any) -> MetaLearne
         "sharing": GradientSharing(s.steps, norm=norm),
         "rate-control": RateControl(s.steps),
         "learned-rates": LearnedRates(s.steps),
-        "own-gradient": OwnGradient(s.steps),
+        "own-gradient": OwnGradient(s.steps, norm=norm),
         "unnormalized": UnnormalizedSharing(s.steps),
-        "detached": DetachedSharing(s.steps),
-        "forgotten": ForgottenAtTest(s.steps),
+        "detached": DetachedSharing(s.steps, norm=norm),
+        "forgotten": ForgottenAtTest(s.steps, norm=norm),
     }
     rule = sharing[s.sharing]
     gates = {"lambda": s.fixed_lambda, "m": s.fixed_m}

@@ -118,6 +118,11 @@ VARIANTS = {
 CONTROLS = {
     "learned rates": oracle.Setting("maml", "learned-rates", 3, 0.4),
     "own gradient": oracle.Setting("maml", "own-gradient", 3, 0.4),
+    "own gradient, per-tensor norm": oracle.Setting(
+        "maml", "own-gradient", 3, 0.4, per_tensor_norm=True
+    ),
+    "detached, per-tensor norm": oracle.Setting("maml", "detached", 3, 0.4, per_tensor_norm=True),
+    "forgotten, per-tensor norm": oracle.Setting("maml", "forgotten", 3, 0.4, per_tensor_norm=True),
     "unnormalized": oracle.Setting("maml", "unnormalized", 3, 0.4),
     "detached": oracle.Setting("maml", "detached", 3, 0.4),
     "forgotten at test": oracle.Setting("maml", "forgotten", 3, 0.4),

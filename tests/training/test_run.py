@@ -239,6 +239,34 @@ def test_the_reference_clamp_spares_what_is_not_the_model(tiny: dict[str, Any]) 
     assert max(seen[name] for name in seen if name.startswith("meta_sgd.")) > 1e-6
 
 
+def test_the_clamp_and_the_annealed_rate_reach_the_optimiser(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(
+        **{**tiny, "epochs": 2, "iterations_per_epoch": 2, "cosine_annealing_to": 1e-5},
+        outer_lr=1e-3,
+        clamp_gradients=1e-6,
+    )
+    names = list(set_up(config).learner.init()[0])
+    rates, largest = [], []
+
+    class Watched(torch.optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            (group,) = self.param_groups
+            rates.append(group["lr"])
+            gradients = [parameter.grad.abs().max().item() for parameter in group["params"]]
+            largest.append(dict(zip(names, gradients, strict=True)))
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "Adam", Watched)
+    train(config, tmp_path / "run", ignore)
+    # 1e-5 + (1e-3 - 1e-5) (1 + cos(π i / 4)) / 2
+    assert rates == pytest.approx([1e-3, 8.550178566e-4, 5.05e-4, 1.549821434e-4], rel=1e-9)
+    for seen in largest:
+        assert max(seen[name] for name in seen if name.startswith("model.")) <= 1e-6
+        assert seen["sharing.lambda"] > 1e-6
+
+
 def test_a_folder_that_holds_something_is_refused_and_untouched(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
