@@ -19,8 +19,11 @@ from gradshare.training.folder import RunFolder
 from gradshare.training.setup import set_up
 
 
-@pytest.fixture(scope="module")
-def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["inductive", "transductive"])
+def run(
+    request: pytest.FixtureRequest, data_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a run that kept three checkpoints."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = RunConfig(
         dataset="tiny",
@@ -29,13 +32,16 @@ def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         queries=4,
         inner_steps=2,
         filters=4,
-        epochs=1,
+        epochs=3,
         task_batch=2,
-        iterations_per_epoch=10,
+        iterations_per_epoch=5,
+        outer_lr=0.05,  # so that the checkpoints differ
         val_tasks=4,
         test_tasks=8,
-        batch_norm="inductive",
+        ensemble=3,
+        batch_norm=request.param,
         device="cpu",
+        threads=1,
     )
     train(config, folder)
     return folder
@@ -71,7 +77,7 @@ def test_there_is_no_prediction_where_every_checkpoint_overflowed(
         classifier.score(batch.query_x[0], batch.query_y[0])
     assert str(error.value) == (
         "there is no prediction: the inner steps overflowed on this support set, with every "
-        "checkpoint (1); the run's inner rate is too high for it"
+        "checkpoint (3); the run's inner rate is too high for it"
     )
 
 
@@ -142,13 +148,42 @@ def test_the_order_of_the_support_set_does_not_matter(run: Path, data_root: Path
     assert np.allclose(one.predict_proba(queries), other.predict_proba(queries), atol=1e-4)
 
 
-def test_an_inductive_prediction_depends_on_no_other_query(run: Path, data_root: Path) -> None:
+def test_the_mode_says_whether_a_prediction_depends_on_the_other_queries(
+    run: Path, data_root: Path
+) -> None:
     batch = task(data_root)
     classifier = FewShotClassifier.from_run(run).fit(batch.support_x[0], batch.support_y[0])
-    assert classifier.batch_norm == "inductive"
+    assert classifier.batch_norm == RunFolder(run).config().batch_norm
     together = classifier.predict_proba(batch.query_x[0])
     alone = classifier.predict_proba(batch.query_x[0][4:5])
-    assert np.allclose(together[4], alone[0], atol=1e-5)
+    alike = np.allclose(together[4], alone[0], atol=1e-5)
+    assert alike == (classifier.batch_norm == "inductive")
+
+
+def test_probabilities_are_of_the_mean_logits_of_all_checkpoints(
+    run: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(run)
+    setup = set_up(folder.config())
+    learner = setup.learner
+    batch = task(data_root)
+    images = setup.normalization.batch(batch)
+    logits = []
+    for learned, state in folder.best_models(folder.history(), 3, learner.init()):
+        adapted = learner.adapt(learned, state, images).params[-1]
+        with torch.no_grad():
+            logits.append(learner.predict(learned, adapted, images, updates=learner.steps)[0])
+    expected = torch.stack(logits).mean(0).softmax(-1).numpy()
+    for one in logits:
+        assert np.abs(one.softmax(-1).numpy() - expected).max() > 0.01
+    # Where chunks change no prediction, the 15 queries are four of them.
+    monkeypatch.setattr("gradshare.classifier.INDUCTIVE_CHUNK", 4)
+    fitted = FewShotClassifier.from_run(run).fit(batch.support_x[0], batch.support_y[0])
+    assert np.allclose(fitted.predict_proba(batch.query_x[0]), expected, atol=1e-5)
+    best = FewShotClassifier.from_run(run, ensemble=1)
+    best.fit(batch.support_x[0], batch.support_y[0])
+    alone = logits[0].softmax(-1).numpy()
+    assert np.allclose(best.predict_proba(batch.query_x[0]), alone, atol=1e-5)
 
 
 def test_what_does_not_fit_is_named(run: Path, data_root: Path) -> None:
@@ -244,12 +279,12 @@ def test_labels_may_be_a_tensor_on_another_device(run: Path, data_root: Path) ->
     assert classifier.classes_.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("ensemble", [-1, 0, 2])
+@pytest.mark.parametrize("ensemble", [-1, 0, 4])
 def test_an_ensemble_that_the_run_does_not_have_is_refused(run: Path, ensemble: int) -> None:
     with pytest.raises(ConfigError) as error:
         FewShotClassifier.from_run(run, ensemble=ensemble)
     assert str(error.value) == (
-        f"ensemble is {ensemble}, but must be from 1 to 1, the number of checkpoints that {run} "
+        f"ensemble is {ensemble}, but must be from 1 to 3, the number of checkpoints that {run} "
         "kept; leave it out to average all of them"
     )
     assert len(FewShotClassifier.from_run(run, ensemble=1).models) == 1

@@ -174,6 +174,30 @@ def test_every_variant(variant: str) -> None:
     assert_parity(learner(s), s, 2)
 
 
+@pytest.mark.parametrize("layout", [{}, {"tasks_at_a_time": None}], ids=str)
+@pytest.mark.parametrize("per_step_batch_norm", [True, False])
+def test_the_support_set_is_predicted_as_the_step_that_begins_there_sees_it(
+    per_step_batch_norm: bool, layout: dict[str, Any]
+) -> None:
+    s = oracle.Setting("maml++", "sharing", 3, 0.4, per_step_batch_norm=per_step_batch_norm)
+    ours = learner(s, **layout)
+    learned, state = ours.init()
+    learned, batch = perturbed(learned), tasks(3, seed=1)
+    states = ours.adapt(learned, state, batch).params
+    for updates, params in enumerate(states):
+        with torch.no_grad():
+            found = ours.predict_support(learned, params, batch, updates=updates)
+        # After the last step there is none that begins.
+        index = min(updates, s.steps - 1)
+        for task, logits in enumerate(found):
+            theta = {name: tensor[task] for name, tensor in params.items()}
+            for name in ours.shared:
+                norm = learned[f"model.{name}"]
+                theta[name] = norm[index] if per_step_batch_norm else norm
+            expected = oracle.network(theta, batch.support_x[task], s.negative_slope, None)
+            assert_equal("support logits", logits, expected)
+
+
 def test_convolutions_with_the_reference_codes_bias() -> None:
     s = oracle.Setting("maml", "sharing", 3, 0.4)
     assert_parity(learner(s, conv_bias=True), s, 2)
