@@ -41,7 +41,8 @@ def toy(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     )
     # By its name: the package has a command of that name in the module's place.
     monkeypatch.setattr(import_module("gradshare.cli.paper"), "load_plan", lambda scale: plan)
-    return ["--data-root", str(tiny["data_root"]), "--device", "cpu", "--jobs", "2"]
+    here = {"data-root": tiny["data_root"], "device": "cpu", "threads": 1, "jobs": 2}
+    return [word for name, value in here.items() for word in (f"--{name}", str(value))]
 
 
 def test_run_status_table_and_figures(program: Program, toy: list[str], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -345,7 +346,7 @@ def test_help_explains_every_field_with_its_default(program: Program) -> None:
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    command = f"{sys.executable} -m gradshare train --help | head -1"
+    command = f"{shlex.quote(sys.executable)} -m gradshare train --help | head -1"
     result = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False
     )
