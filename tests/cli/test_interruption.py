@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gradshare.training.files import UNFINISHED
 from gradshare.training.folder import RunFolder
 from gradshare.training.run import train
 
@@ -59,7 +60,7 @@ def test_it_stops_cleanly_with_everything_saved(
         assert str(run) in err
         assert len(RunFolder(run).history()) >= 1
         assert list((run / "checkpoints").glob("latest-*"))
-        assert not list(run.rglob("*.tmp"))
+        assert not list(run.rglob(f"*{UNFINISHED}"))
 
 
 def test_what_was_stopped_can_be_resumed(tiny: dict[str, Any], tmp_path: Path) -> None:

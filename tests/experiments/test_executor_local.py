@@ -79,10 +79,14 @@ def test_one_runs_error_stops_the_others(tiny: dict[str, Any], tmp_path: Path) -
             refused.mkdir()
             (refused / "thesis.txt").write_text("years", encoding="utf-8")
 
-    work = jobs(tiny, tmp_path, short=1, long=10_000, refused=1)
+    # One epoch that does not end: only a run that is stopped saves anything of it.
+    long = job(tiny, tmp_path / "long", epochs=1, iterations_per_epoch=10_000)
+    first, last = (jobs(tiny, tmp_path, **{name: 1}) for name in ("short", "refused"))
+    work = {**first, "long": long, **last}
     with pytest.raises(RunError, match=r"already holds 'thesis\.txt'"):
         run_all(work, LocalExecutor(2, 1), occupy, ignore, resume=False)
-    assert (tmp_path / "long" / "config.yaml").exists() or not (tmp_path / "long").exists()
+    with FileLock(long.folder / ".lock", timeout=0):  # its process has ended
+        assert list((long.folder / "checkpoints").glob("latest-*"))
 
 
 def test_a_stop_after_one_run_is_done_keeps_its_result(

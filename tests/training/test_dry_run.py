@@ -67,7 +67,9 @@ def test_everything_is_measured_and_nothing_written(
     assert found.validation == 3  # chunks of ten tasks
     assert found.test == 2 * 4  # two models
     assert found.memory_estimated == estimate(config, setup.learner, setup.image_shape)
-    assert found.memory_measured is None or found.memory_measured > 0
+    if Path("/proc/self/status").exists():
+        assert found.memory_measured is not None
+        assert found.memory_measured > 0
     assert found.disk == preflight.disk_bytes(config, learned, state)
     assert list(tmp_path.iterdir()) == []
 

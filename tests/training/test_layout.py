@@ -133,4 +133,4 @@ def test_a_run_is_the_same_in_every_layout(
             assert (result.layout.memory, result.layout.tasks) == (memory, tasks)
             losses[memory, tasks] = [record.train_loss for record in result.history]
     for found in losses.values():
-        assert found == pytest.approx(losses["keep", "loop"], rel=1e-3)
+        assert found == pytest.approx(losses["keep", "loop"], rel=1e-5)
