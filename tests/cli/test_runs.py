@@ -196,6 +196,33 @@ def test_an_evaluation_that_runs_out_of_memory_says_what_to_do(
     )
 
 
+def test_a_run_is_evaluated_in_another_mode_of_batch_norm(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert program("train", "--out", str(run), *options(tiny))[0] == 0
+    found = {}
+    for mode in ("transductive", "inductive"):
+        config = RunFolder(run).config().model_copy(update={"batch_norm": mode})
+        setup = set_up(config)
+        models = RunFolder(run).best_models(
+            RunFolder(run).history(), config.ensemble, setup.learner.init()
+        )
+        found[mode] = measure_test(setup, models, 8, lambda _: None).ensemble
+        status, out, err = program("evaluate", str(run), "--batch-norm", mode)
+        assert (status, err) == (0, "")
+        (row,) = [line for line in out.splitlines() if "ensemble of 2" in line]
+        assert accuracy(confidence95(found[mode])) in row
+        assert mode in row
+    assert found["transductive"] != found["inductive"]
+
+
+def test_a_report_over_several_runs_needs_a_folder(program: Program, tmp_path: Path) -> None:
+    status, out, err = program("report", str(tmp_path / "one"), str(tmp_path / "other"))
+    assert (status, out) == (1, "")
+    assert err == "error: a report over several runs needs --out FOLDER to be written to\n"
+
+
 def test_compare_with_control_over_two_seeds(
     program: Program, tiny: dict[str, Any], tmp_path: Path
 ) -> None:

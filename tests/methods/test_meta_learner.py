@@ -97,6 +97,30 @@ def test_a_rule_that_is_made_for_no_number_of_steps_takes_any() -> None:
     assert MetaLearner(nn.Linear(2, 2), Plain(), steps=7).steps == 7
 
 
+def test_a_model_with_nothing_to_adapt_is_refused() -> None:
+    message = (
+        "Linear has no parameters to adapt; give it some that require gradients, or let `adapts` "
+        "choose at least one"
+    )
+    assert refused(adapts=lambda name: False) == message
+    with pytest.raises(ConfigError) as error:
+        maml(nn.Linear(2, 2).requires_grad_(False))
+    assert str(error.value) == message
+
+
+def test_the_inductive_mode_needs_a_model_that_takes_the_support_set() -> None:
+    with pytest.raises(ConfigError) as error:
+        maml(
+            nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)),
+            batch_norm="inductive",
+        )
+    assert str(error.value) == (
+        "inductive batch norm needs Sequential.forward(x, support), where the support images "
+        "supply the statistics; use gradshare.models.BatchNorm2d and pass it `statistics_from`, "
+        "or choose the transductive mode"
+    )
+
+
 @pytest.mark.parametrize(
     ("norm", "remedy"),
     [

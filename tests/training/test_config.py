@@ -34,6 +34,26 @@ from gradshare.training.config import RunConfig, load_yaml
             "sharing_control 'rate-control' replaces sharing, which is off; leave one of them out",
         ),
         (
+            {"sharing": False, "fixed_lambda": 0.5},
+            "--fixed-lambda 0.5 holds λ, which original does not have; leave it out",
+        ),
+        (
+            {"sharing_control": "learned-rates", "fixed_lambda": 0.5},
+            "--fixed-lambda 0.5 holds λ, which learned-rates-lambda-0.5 does not have; leave it "
+            "out",
+        ),
+        *(
+            (
+                {"sharing_control": control, "fixed_m": 1},
+                f"--fixed-m 1 holds m, which {control}-m-1 does not have; leave it out",
+            )
+            for control in ("rate-control", "own-gradient", "learned-rates")
+        ),
+        (
+            {"sharing": False, "fixed_m": 0.25},
+            "--fixed-m 0.25 holds m, which original does not have; leave it out",
+        ),
+        (
             {"per_step_rates": False},
             "--per-step-rates False is a part of MAML++ that --method maml does not have; use "
             "--method maml++ or leave it out",

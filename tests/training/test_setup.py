@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from gradshare.episodes.store import ClassImages, write_store
+from gradshare.errors import ConfigError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner
 from gradshare.models import Conv4
 from gradshare.training.config import RunConfig
 from gradshare.training.distributed import OneProcess
-from gradshare.training.setup import _device_of_run, build_learner, set_up
+from gradshare.training.setup import _device_of_run, build_learner, choose_device, set_up
 from tests.oracle import Setting
 from tests.problems import learner, perturbed, tasks
 
@@ -205,6 +206,18 @@ def test_building_a_learner_leaves_the_callers_generators_as_they_are(
     assert torch.equal(torch.get_rng_state(), before)
     for name, tensor in learner.model.named_parameters():
         assert torch.equal(tensor, expected[name])
+
+
+def test_a_device_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*size: int, device: torch.device) -> Tensor:
+        raise RuntimeError(f"no {device} here\nand a trace of where that was noticed")
+
+    monkeypatch.setattr(torch, "empty", missing)
+    with pytest.raises(ConfigError) as error:
+        choose_device("cuda:7")
+    assert str(error.value) == (
+        "--device 'cuda:7' cannot be used here (no cuda:7 here); use another"
+    )
 
 
 TF32: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)

@@ -20,11 +20,12 @@ from gradshare.experiments.paper.grid import (
 )
 from gradshare.experiments.paper.plan import Cell, Plan
 from gradshare.experiments.paper.status import progress
-from gradshare.experiments.results import save_results
+from gradshare.experiments.results import ORIGINAL, SHARING, save_results
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.run import Progress, train
 from tests.conftest import TINY_SIZE
+from tests.experiments.synthetic_results import arm, comparison
 
 
 class CountingExecutor(LocalExecutor):
@@ -96,6 +97,16 @@ def test_a_cell_that_fails_is_noted_and_tried_again_the_next_time(
     assert [one.state for one in run(cells, tmp_path, again)] == ["done"]
     assert again.started == ["toy/original"]
     assert not (stray.parent / FAILURE).exists()
+
+
+def test_a_comparison_in_the_place_of_a_run_is_refused(cells: list[Cell], tmp_path: Path) -> None:
+    path = tmp_path / "toy/original/results.json"
+    path.parent.mkdir(parents=True)
+    config = cells[0].config.model_dump(mode="json", exclude={"data_root", "device", "threads"})
+    save_results(comparison([arm(ORIGINAL), arm(SHARING)], config=config), path)
+    found = standing(cells[0], tmp_path)
+    assert found.state == "unreadable"
+    assert found.fault == f"{path} holds a comparison, not one run"
 
 
 def test_a_folder_with_another_run_is_refused_before_anything_is_begun(
