@@ -18,20 +18,34 @@ VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Collects a page's text, tags and attributes, and whether its tags are closed in order."""
+    """Collects a page's text, tags and attributes, its tables as rows of cells, the terms of its
+    lists with what they are, and whether its tags are closed in order.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
         self.open: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.terms: list[list[str]] = []
         self.feed(path.read_text(encoding="utf-8"))
-        self.text = " ".join(" ".join(self.words).replace("\N{NO-BREAK SPACE}", " ").split())
+        self.text = plain(" ".join(self.words))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+        elif tag == "dt":
+            self.terms.append([""])
+        elif tag == "dd":
+            self.terms[-1].append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -41,13 +55,32 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
+        if self.open and self.open[-1] in ("th", "td"):
+            self.tables[-1][-1][-1] += plain(data)
+        elif self.open and self.open[-1] in ("dt", "dd"):
+            self.terms[-1][-1] += plain(data)
+
+
+def plain(text: str) -> str:
+    """A text with spaces and hyphens that lines may break at."""
+    return " ".join(text.replace("\N{NON-BREAKING HYPHEN}", "-").split())
 
 
 def assert_rows_are_on(page: Page, results: list[Results]) -> None:
-    for row in (*comparison_rows(results), *arm_rows(results)):
-        for column, cell in row.items():
-            # A column that says "trained" in every row is left out.
-            assert cell in page.text or (column == "outcome" and cell == "trained")
+    """The tables of the page are these rows under these columns, none of which is elsewhere."""
+    expected = []
+    for rows, left_out in (
+        (comparison_rows(results), "batch norm"),
+        # A column that says "trained" in every row is left out.
+        (arm_rows(results), "outcome" if every_run_trained(results) else None),
+    ):
+        columns = [column for column in rows[0] if column != left_out]
+        expected.append([columns, *([row[column] for column in columns] for row in rows)])
+    assert page.tables == expected
+
+
+def every_run_trained(results: list[Results]) -> bool:
+    return all(run.outcome == "trained" for one in results for run in one.arms)
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +128,11 @@ def test_every_number_is_on_the_page(page: Page) -> None:
     for sentence in (said.headline, *said.sentences, *said.caveats):
         assert sentence.replace("`", "") in page.text
     assert_rows_are_on(page, [usual()])
-    for facts in (CONFIG, ENVIRONMENT):
-        for key, value in facts.items():
-            assert key in page.text
-            assert {True: "yes", None: "none"}.get(value, str(value)) in page.text
+    facts = [
+        [key, {"True": "yes", "None": "none"}.get(str(value), str(value))]
+        for key, value in (*CONFIG.items(), *ENVIRONMENT.items())
+    ]
+    assert sorted(page.terms) == sorted(facts)
     assert COMMAND in page.text
 
 
@@ -155,6 +189,13 @@ def test_several_seeds_are_one_report(tmp_path: Path) -> None:
     assert "mean of 2" in page.text
     assert "in the row of means, over seeds and test tasks together" in page.text
     assert_rows_are_on(page, results)
+
+
+def test_the_outcome_of_runs_is_told_where_it_is_not_the_same(tmp_path: Path) -> None:
+    results = [comparison([arm(ORIGINAL), arm(SHARING, epochs=4, outcome="diverged")])]
+    page = Page(write_report(results, tmp_path))
+    assert_rows_are_on(page, results)
+    assert "outcome" in page.tables[1][0]
 
 
 @pytest.mark.parametrize(
