@@ -37,6 +37,19 @@ def data(line: Line2D) -> tuple[Any, Any]:
     return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
 
 
+def band(axes: Axes, number: int, epoch: int) -> tuple[float, float]:
+    """From where to where a band reaches, by its arm's number."""
+    vertices = np.asarray(axes.collections[number].get_paths()[0].vertices)
+    heights = vertices[np.isclose(vertices[:, 0], epoch)][:, 1]
+    return heights.min(), heights.max()
+
+
+def over_seeds(values: list[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean over two or three seeds."""
+    half = {2: 12.7062047, 3: 4.3026527}[len(values)] * np.std(values, ddof=1) / len(values) ** 0.5
+    return np.mean(values) - half, np.mean(values) + half
+
+
 def test_the_curves_are_the_validations() -> None:
     results = usual()
     axes = draw_validation([results]).figure.axes[0]
@@ -69,10 +82,7 @@ def test_the_band_is_the_interval_over_tasks() -> None:
     first = results.arms[0].validation[0]
     half = first.ci95 or 0
     low, high = 100 * (first.accuracy - half), 100 * (first.accuracy + half)
-    vertices = np.asarray(axes.collections[0].get_paths()[0].vertices)
-    heights = vertices[np.isclose(vertices[:, 0], 1)][:, 1]
-    assert heights.min() == pytest.approx(low)
-    assert heights.max() == pytest.approx(high)
+    assert band(axes, 0, 1) == pytest.approx((low, high))
     assert drawing.note.get_text() == (
         "MAML on glyphs. Bands: 95 % confidence interval over validation tasks; one seed."
     )
@@ -93,6 +103,28 @@ def test_several_seeds_are_thin_and_their_mean_is_thick() -> None:
     assert "of the mean over 3 seeds (Student’s t); thin lines" in " ".join(
         drawing.note.get_text().split()
     )
+
+
+def test_the_band_of_several_seeds_is_the_interval_of_their_mean() -> None:
+    results = [usual(seed) for seed in (1, 2, 3)]
+    axes = draw_validation(results).figure.axes[0]
+    for number in range(3):
+        for epoch in (1, 12, 20):
+            values = [100 * one.arms[number].validation[epoch - 1].accuracy for one in results]
+            assert band(axes, number, epoch) == pytest.approx(over_seeds(values), rel=1e-6)
+    left, right = draw_sharing(results).figure.axes
+    points = [one.arms[1].sharing[7] for one in results]
+    assert band(left, 0, 8) == pytest.approx(over_seeds([p.m or 0 for p in points]), rel=1e-6)
+    gates = [p.lambda_ or 0 for p in points]
+    assert band(right, 0, 8) == pytest.approx(over_seeds(gates), rel=1e-6)
+
+
+def test_a_diverged_seed_is_in_no_band() -> None:
+    broken = comparison([arm(SHARING, seed=3, epochs=9, outcome="diverged")])
+    results = [comparison([arm(SHARING, seed=seed)]) for seed in (1, 2)]
+    axes = draw_validation([*results, broken]).figure.axes[0]
+    values = [100 * one.arms[0].validation[3].accuracy for one in results]
+    assert band(axes, 0, 4) == pytest.approx(over_seeds(values), rel=1e-6)
 
 
 def test_the_caption_says_what_each_band_is_over() -> None:
@@ -189,6 +221,23 @@ def test_a_single_epoch_is_bars() -> None:
     assert len(bars) == 3
     assert axes.get_xlim() == (0.5, 1.5)
     assert "Bars: 95 %" in drawing.note.get_text()
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_bars_are_the_same_intervals_as_bands(seeds: int) -> None:
+    results = [usual(seed, epochs=1) for seed in range(1, seeds + 1)]
+    axes = draw_validation(results).figure.axes[0]
+    bars = [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
+    for number, bar in enumerate(bars):
+        found = [one.arms[number].validation[0] for one in results]
+        (segment,) = bar.lines[2][0].get_segments()
+        if seeds == 1:
+            (alone,) = found
+            half = alone.ci95 or 0
+            expected = 100 * (alone.accuracy - half), 100 * (alone.accuracy + half)
+        else:
+            expected = over_seeds([100 * v.accuracy for v in found])
+        assert tuple(segment[:, 1]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_many_epochs_are_smoothed_and_stay_clear_of_markers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 
@@ -102,6 +103,23 @@ def test_conditions_are_drawn_hollow_where_there_is_one_seed() -> None:
     bars = [one for one in axes.containers if isinstance(one, ErrorbarContainer)]
     assert [one.lines[0].get_markerfacecolor() == "white" for one in bars] == [False, True]
     assert "batches, batch-1" in drawing.description
+
+
+def test_bars_are_the_intervals_and_small_marks_the_seeds() -> None:
+    found = contrasts(PLAN, RESULTS)
+    (axes,) = draw_contrasts(found).figure.axes
+    bars = [one for one in axes.containers if isinstance(one, ErrorbarContainer)]
+    marks = [line for line in axes.lines if line.get_marker() == "|" and line.get_alpha() == 0.7]
+    assert len(bars) == len(marks) == len(found) == 2
+    for row, (one, bar, seeds) in enumerate(zip(found, bars, marks, strict=True)):
+        mean, half, _ = one.found.interval
+        assert half
+        (segment,) = bar.lines[2][0].get_segments()
+        assert segment[:, 0] == pytest.approx([100 * (mean - half), 100 * (mean + half)])
+        assert segment[:, 1].tolist() == [row, row]
+        # A single seed is the mean.
+        by_seed = [100 * value for value in one.by_seed] if len(one.by_seed) > 1 else []
+        assert np.asarray(seeds.get_xdata()).tolist() == pytest.approx(by_seed)
 
 
 def test_the_page_begins_with_it_where_a_control_was_run() -> None:
