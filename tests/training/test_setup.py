@@ -99,12 +99,12 @@ ARRIVES: dict[str, tuple[dict[str, Any], Setting]] = {
 }
 
 
-def consequences(learner: MetaLearner, outer: Tensors) -> dict[str, Tensor]:
+def consequences(built: MetaLearner, outer: Tensors) -> dict[str, Tensor]:
     """Of some outer parameters: two outer iterations, and the logits of Algorithm 2 after them."""
     found: dict[str, Tensor] = {}
-    state = learner.init()[1]
+    state = built.init()[1]
     for iteration in range(2):
-        step = learner.outer_step(outer, state, tasks(3, seed=iteration), iteration=iteration)
+        step = built.outer_step(outer, state, tasks(3, seed=iteration), iteration=iteration)
         gradients = torch.autograd.grad(
             step.losses.mean(), list(outer.values()), allow_unused=True, materialize_grads=True
         )
@@ -116,8 +116,8 @@ def consequences(learner: MetaLearner, outer: Tensors) -> dict[str, Tensor]:
         }
         state = step.state
     new = tasks(2, seed=9)
-    adapted = learner.adapt(outer, state, new).params[-1]
-    logits = learner.predict(outer, adapted, new, updates=learner.steps)
+    adapted = built.adapt(outer, state, new).params[-1]
+    logits = built.predict(outer, adapted, new, updates=built.steps)
     return {**found, "logits": logits.detach()}
 
 
@@ -127,7 +127,7 @@ def assert_same(ours: Tensors, theirs: Tensors) -> None:
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-def built(settings: dict[str, Any]) -> MetaLearner:
+def as_a_run_builds_it(settings: dict[str, Any]) -> MetaLearner:
     found, _ = build_learner(RunConfig(**{**BASE, **settings}), (2, 16, 16), CPU)
     found.model.double()
     return found
@@ -137,15 +137,14 @@ def built(settings: dict[str, Any]) -> MetaLearner:
 def test_every_setting_arrives_at_the_learner(setting: str) -> None:
     settings, expected = ARRIVES[setting]
     theirs = learner(expected, conv_bias="conv_bias" in settings)
-    ours = built(settings)
+    ours = as_a_run_builds_it(settings)
     assert_same(ours.init()[0], theirs.init()[0])
     outer = perturbed(theirs.init()[0])
     expectation = consequences(theirs, outer)
     assert_same(consequences(ours, outer), expectation)
 
     # A setting that changed nothing here would not have to arrive.
-    without = dict(list(settings.items())[:-1])
-    default = built(without)
+    default = as_a_run_builds_it(dict(list(settings.items())[:-1]))
     with pytest.raises(AssertionError):
         assert_same(default.init()[0], theirs.init()[0])
         assert_same(consequences(default, outer), expectation)
