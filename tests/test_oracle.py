@@ -15,6 +15,7 @@ SETTINGS = [
     oracle.Setting("maml", "rate-control", 2, 0.4),
     oracle.Setting("maml", "learned-rates", 2, 0.4),
     oracle.Setting("maml", "own-gradient", 2, 0.4),
+    oracle.Setting("maml", "own-gradient", 2, 0.4, per_tensor_norm=True),
     # At 0.4 a maximum of the pooling changes its place within the difference.
     oracle.Setting("maml", "unnormalized", 2, 0.3),
     oracle.Setting("maml", "sharing", 2, 0.4, fixed_lambda=0.25),
