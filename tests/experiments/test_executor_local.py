@@ -62,7 +62,6 @@ def test_a_killed_process_is_named_and_the_others_keep_what_they_have(
             LocalExecutor(2, 1),
             kill,
             done.__setitem__,
-            resume=False,
         )
     assert str(error.value) == (
         "the process of run 'victim' ended without a result (exit status -9); a negative status "
@@ -84,7 +83,7 @@ def test_one_runs_error_stops_the_others(tiny: dict[str, Any], tmp_path: Path) -
     first, last = (jobs(tiny, tmp_path, **{name: 1}) for name in ("short", "refused"))
     work = {**first, "long": long, **last}
     with pytest.raises(RunError, match=r"already holds 'thesis\.txt'"):
-        run_all(work, LocalExecutor(2, 1), occupy, ignore, resume=False)
+        run_all(work, LocalExecutor(2, 1), occupy, ignore)
     with FileLock(long.folder / ".lock", timeout=0):  # its process has ended
         assert list((long.folder / "checkpoints").glob("latest-*"))
 
@@ -106,7 +105,6 @@ def test_a_stop_after_one_run_is_done_keeps_its_result(
             LocalExecutor(2, 1),
             stop,
             done.__setitem__,
-            resume=False,
         )
     assert str(error.value).startswith("stopped; everything so far is saved in ")
     assert list(done) == ["short"]
@@ -123,7 +121,7 @@ def test_a_killed_process_can_be_retried(tiny: dict[str, Any], tmp_path: Path) -
 
     work = job(tiny, tmp_path / "run", epochs=30)
     executor = LocalExecutor(1, 1, retries=1)
-    finished = run_all({"run": work}, executor, kill, ignore, resume=False)
+    finished = run_all({"run": work}, executor, kill, ignore)
     assert victim
     assert_as_if_trained_here(finished["run"], work, tmp_path / "here")
 
@@ -167,7 +165,7 @@ def test_a_defect_whose_trace_has_no_place_is_told_with_it_and_the_others_go_on(
     def failed(name: str, error: GradshareError) -> None:
         told.append(str(error))
 
-    run_all(work, Defective(2, 1), ignore, ignore, resume=True, failed=failed)
+    run_all(work, Defective(2, 1), ignore, ignore, failed=failed)
     assert len(told) == 2
     assert told[0].startswith(
         "run 'one' failed: ValueError: unforeseen; please report this with its trace, for which "

@@ -90,7 +90,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(
         monkeypatch.setattr(RayExecutor, "_place", on_another_disk)
     monkeypatch.setattr(ray_cluster, "_train", in_a_mortal_worker())
     work = job(tiny, tmp_path / "out" / "run", epochs=5)
-    finished = run_all({"run": work}, executor(tiny), ignore, ignore, resume=False)
+    finished = run_all({"run": work}, executor(tiny), ignore, ignore)
     (warning,) = (record.message for record in caplog.records if record.levelno >= logging.WARNING)
     assert warning.startswith("the worker of run 'run' was lost: WorkerCrashedError: ")
     assert warning.endswith("; it goes on from its last checkpoint (retry 1 of 2)")
@@ -107,9 +107,7 @@ def test_a_run_that_is_lost_again_and_again_is_given_up(
 
     monkeypatch.setattr(ray_cluster, "_train", die)
     with pytest.raises(RunError) as error:
-        run_all(
-            {"run": job(tiny, tmp_path / "run")}, executor(tiny, 1), ignore, ignore, resume=False
-        )
+        run_all({"run": job(tiny, tmp_path / "run")}, executor(tiny, 1), ignore, ignore)
     assert str(error.value).startswith("the worker of run 'run' was lost: WorkerCrashedError: ")
     assert str(error.value).endswith(
         "; it was retried 1 time without completing another epoch, and is saved to be continued "
@@ -122,7 +120,7 @@ def test_what_a_user_must_mend_is_not_retried(
 ) -> None:
     work = {"run": job({**tiny, "data_root": tmp_path / "empty"}, tmp_path / "run")}
     with pytest.raises(DataError, match="dataset 'tiny'"):
-        run_all(work, executor(tiny), ignore, ignore, resume=False)
+        run_all(work, executor(tiny), ignore, ignore)
     assert not caplog.records
 
 
@@ -135,7 +133,7 @@ def test_a_defect_is_one_message_and_its_trace_in_the_folder(
     monkeypatch.setattr(ray_cluster, "_train", fail)
     work = {"run": job(tiny, tmp_path / "run")}
     with pytest.raises(RunError) as error:
-        run_all(work, executor(tiny), ignore, ignore, resume=False)
+        run_all(work, executor(tiny), ignore, ignore)
     assert str(error.value) == (
         "run 'run' failed: on a worker of Ray, ValueError: unforeseen; please report this with "
         f"{tmp_path / 'run' / 'error.txt'}"
@@ -157,7 +155,7 @@ def test_a_stop_saves_what_runs_and_drops_what_waits(tiny: dict[str, Any], tmp_p
         **{f"long {n}": job(tiny, tmp_path / f"long-{n}", epochs=10_000) for n in range(2)},
     }
     with pytest.raises(RunStoppedError) as error:
-        run_all(work, executor(tiny), stop, done.__setitem__, resume=False)
+        run_all(work, executor(tiny), stop, done.__setitem__)
     assert str(error.value).startswith("stopped; everything so far is saved in ")
     assert list(done) == ["short"]
     assert RunFolder(work[asked[0]].folder).history()

@@ -75,9 +75,7 @@ def test_runs_are_as_if_trained_here(cluster: str, tiny: dict[str, Any], tmp_pat
     def watch(name: str, progress: Progress) -> None:
         told.append((name, progress.done))
 
-    finished = run_all(
-        work, executor(tiny, out, cluster=cluster), watch, done.__setitem__, resume=False
-    )
+    finished = run_all(work, executor(tiny, out, cluster=cluster), watch, done.__setitem__)
     assert finished == done
     assert sorted(path.name for path in out.iterdir()) == ["a", "b"]
     assert {("a", 9), ("b", 9)} <= set(told)
@@ -103,7 +101,7 @@ def test_a_killed_job_goes_on_from_its_checkpoint(
     monkeypatch.setattr(slurm_array, "_Task", with_run_job(mortal))
     out = tmp_path / "out"
     work = job(tiny, out / "run", epochs=5)
-    finished = run_all({"run": work}, executor(tiny, out), ignore, ignore, resume=False)
+    finished = run_all({"run": work}, executor(tiny, out), ignore, ignore)
     (warning,) = (record.message for record in caplog.records if record.levelno >= logging.WARNING)
     assert warning.startswith("the Slurm job ")
     assert " of run 'run' ended without a result (it is gone); its log is " in warning
@@ -136,7 +134,7 @@ def test_a_job_whose_time_is_up_queues_again_and_goes_on(
         nonlocal log
         log = "".join(path.read_text() for path in (out / "slurm").glob("*_log.err"))
 
-    finished = run_all({"run": work}, executor(tiny, out, retries=0), watch, ignore, resume=False)
+    finished = run_all({"run": work}, executor(tiny, out, retries=0), watch, ignore)
     assert "Caught signal SIGUSR2" in log
     assert not [record for record in caplog.records if record.name.startswith("gradshare")]
     assert_as_if_trained_here(finished["run"], work, tmp_path / "here")
@@ -150,7 +148,7 @@ def test_a_stop_saves_what_runs(tiny: dict[str, Any], tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(RunStoppedError) as error:
-        run_all(work, executor(tiny, out), stop, ignore, resume=False)
+        run_all(work, executor(tiny, out), stop, ignore)
     assert str(error.value) == f"stopped; everything so far is saved in {out / 'run'}"
     assert error.value.signal == signal.SIGTERM
     wait_until(lambda: not tasks())
@@ -174,7 +172,6 @@ def test_the_logs_of_a_grid_are_kept_where_a_run_failed(
         executor(tiny, out),
         ignore,
         ignore,
-        resume=False,
         failed=failures.__setitem__,
     )
     assert (set(finished), set(failures)) == ({"good"}, {"bad"})
@@ -186,7 +183,7 @@ def test_what_a_user_must_mend_is_not_retried(
 ) -> None:
     work = {"run": job({**tiny, "data_root": tmp_path / "empty"}, tmp_path / "run")}
     with pytest.raises(DataError, match="dataset 'tiny'"):
-        run_all(work, executor(tiny, tmp_path, cluster="debug"), ignore, ignore, resume=False)
+        run_all(work, executor(tiny, tmp_path, cluster="debug"), ignore, ignore)
     assert not [record for record in caplog.records if record.name.startswith("gradshare")]
 
 
@@ -222,7 +219,7 @@ def test_what_slurm_is_asked_for(tiny: dict[str, Any], tmp_path: Path, slurm: Pa
     work = {name: job({**tiny, "threads": 3}, out / name) for name in ("a", "b")}
     there = executor({**tiny, "threads": 3}, out, *pairs, cluster="slurm", retries=0)
     with pytest.raises(RunError, match="it is FAILED"):
-        run_all(work, there, ignore, ignore, resume=False)
+        run_all(work, there, ignore, ignore)
     batch = (slurm / "batch").read_text(encoding="utf-8").splitlines()
     for line in (
         "#SBATCH --array=0-1%2",
@@ -256,7 +253,7 @@ def test_how_a_job_ended_is_said(
     work = {"run": job(tiny, tmp_path / "run")}
     there = executor(tiny, tmp_path, cluster="slurm", retries=0)
     with pytest.raises(RunError) as error:
-        run_all(work, there, ignore, ignore, resume=False)
+        run_all(work, there, ignore, ignore)
     log = tmp_path / "slurm" / "7_0_log.err"
     assert str(error.value) == f"the Slurm job 7 of run 'run' {message.format(log=log)}"
     assert len((slurm / "sbatch.calls").read_text().splitlines()) == 1
@@ -327,7 +324,6 @@ def test_a_refused_submission_leaves_nothing(
             executor(tiny, out, cluster="slurm"),
             ignore,
             ignore,
-            resume=False,
         )
     assert str(error.value) == (
         "Slurm refused the jobs: sbatch: error: invalid partition specified: gpuu; change what you "

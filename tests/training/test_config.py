@@ -39,13 +39,12 @@ from gradshare.training.config import RunConfig, load_yaml
         ),
         (
             {"sharing_control": "learned-rates", "fixed_lambda": 0.5},
-            "--fixed-lambda 0.5 holds λ, which learned-rates-lambda-0.5 does not have; leave it "
-            "out",
+            "--fixed-lambda 0.5 holds λ, which learned-rates does not have; leave it out",
         ),
         *(
             (
                 {"sharing_control": control, "fixed_m": 1},
-                f"--fixed-m 1 holds m, which {control}-m-1 does not have; leave it out",
+                f"--fixed-m 1 holds m, which {control} does not have; leave it out",
             )
             for control in ("rate-control", "own-gradient", "learned-rates")
         ),

@@ -83,7 +83,7 @@ def compare(
     def record(name: str, run: Finished) -> None:
         save_results(results_of_runs([run], command), jobs[name].folder / FILENAME)
 
-    finished = run_all(jobs, executor, watch, record, resume=resume)
+    finished = run_all(jobs, executor, watch, record)
 
     comparison = []
     for seed, home in homes.items():

@@ -320,8 +320,8 @@ class RunConfig(BaseModel):
             if value is not None and (not self.sharing or self.sharing_control in without):
                 gate = name.removeprefix("fixed_").replace("lambda", "λ")
                 raise ValueError(
-                    f"{option_name(name)} {value:g} holds {gate}, which {self.arm} does not have; "
-                    "leave it out"
+                    f"{option_name(name)} {value:g} holds {gate}, which "
+                    f"{self.sharing_control or ORIGINAL} does not have; leave it out"
                 )
         return self
 

@@ -20,7 +20,8 @@ from gradshare.experiments.paper.grid import (
 )
 from gradshare.experiments.paper.plan import Cell, Plan
 from gradshare.experiments.paper.status import progress
-from gradshare.experiments.results import ORIGINAL, SHARING, save_results
+from gradshare.experiments.results import save_results
+from gradshare.training.config import ORIGINAL, SHARING
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.run import Progress, train

@@ -13,7 +13,6 @@ from gradshare.errors import GradshareError, RunError
 from gradshare.experiments.executors.job import Finished, Job, LostError, Outcome, UnexpectedError
 from gradshare.experiments.wording import counted
 from gradshare.training.files import make_folder, write_atomically
-from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.interruption import RunStoppedError, StopRequests
 from gradshare.training.run import Progress
 
@@ -96,17 +95,15 @@ def run_all(
     watch: WatchAll,
     record: Record,
     *,
-    resume: bool,
     failed: RecordFailure | None = None,
 ) -> dict[str, Finished]:
-    """Train every run; the result by the run's name.
+    """Train every run, from where its folder was saved last; the result by the run's name.
 
     Args:
         jobs: the runs by name.
         executor: where.
         watch: told where each is.
         record: given each result as soon as it is there, so that what comes after cannot lose it.
-        resume: continue the runs that the folders hold; see `gradshare.training.run.train`.
         failed: given what a run raised, after which the others go on; None: they do not.
 
     Raises:
@@ -114,9 +111,6 @@ def run_all(
             are stopped and keep what they have saved.
         RunStoppedError: Ctrl-C or SIGTERM; every run has saved what it had.
     """
-    if not resume:
-        for job in jobs.values():
-            refuse_if_occupied(job.folder, resume=False)
     with StopRequests() as stop, executor:
         runs = _Runs(jobs, executor, stop, watch, record, failed)
         while runs.unfinished:

@@ -178,7 +178,7 @@ def run_cells(
             log.warning("%s", unwritable)
 
     if jobs:
-        run_all(jobs, executor, watch, record, resume=True, failed=failed)
+        run_all(jobs, executor, watch, record, failed=failed)
     return standings(cells, out)
 
 
