@@ -456,6 +456,42 @@ def test_a_half_written_last_line_is_passed_over(tiny: dict[str, Any], tmp_path:
     assert RunFolder(tmp_path / "run").history() == result.history[:-1]
 
 
+def test_a_finished_run_keeps_the_environment_that_it_was_trained_in(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To ask for it again, on another machine or of another commit, trains nothing."""
+    config = RunConfig(**tiny)
+
+    def somewhere(device: torch.device, layout: str) -> dict[str, Any]:
+        return {"processor": where, "layout": layout}
+
+    monkeypatch.setattr(run, "environment", somewhere)
+    where = "here"
+    first = train(config, tmp_path / "run")
+    where = "there"
+    again = train(config, tmp_path / "run", resume=True)
+    assert again.environment == first.environment
+    assert first.environment == {"processor": "here", "layout": first.layout.describe()}
+
+
+def test_a_continued_run_has_the_environment_of_its_last_process(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = "here"
+    monkeypatch.setattr(run, "environment", lambda device, layout: {"processor": where})
+
+    def stop(progress: Progress) -> None:
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(RunConfig(**tiny), tmp_path / "run", stop)
+    where = "there"
+    assert train(RunConfig(**tiny), tmp_path / "run", resume=True).environment == {
+        "processor": "there"
+    }
+
+
 def test_running_out_of_memory_says_what_to_lower(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -38,7 +38,7 @@ from gradshare.training.folder import MACHINE_FIELDS, Inputs, RunFolder, refuse_
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.launch import processes_of
 from gradshare.training.layout import Layout
-from gradshare.training.machine import commit
+from gradshare.training.machine import commit, environment
 from gradshare.training.outer_loop import cosine_annealed, make_optimizer, outer_iteration
 from gradshare.training.preflight import (
     less_memory,
@@ -104,6 +104,8 @@ class RunResult:
         test: None for a run that diverged before its first validation.
         seconds: wall time of training, validation and test.
         layout: how the work was laid out.
+        environment: of the process that trained it, the last if there were several; see
+            `gradshare.training.machine.environment`.
         images: how many the dataset had, in all splits.
         images_sha256: of all of them.
     """
@@ -114,6 +116,7 @@ class RunResult:
     test: TestAccuracies | None
     seconds: float
     layout: Layout
+    environment: dict[str, Any]
     images: int
     images_sha256: str
 
@@ -131,6 +134,7 @@ class _Progress(BaseModel):
     diverged: str | None
     test: TestAccuracies | None
     history: list[EpochRecord]
+    environment: dict[str, Any] | None = None  # nor had later ones this
 
     @classmethod
     def read(cls, stored: object, iterations: int) -> _Progress:
@@ -171,6 +175,7 @@ class _Moment:
     diverged: str | None = None
     test: TestAccuracies | None = None
     history: list[EpochRecord] = field(default_factory=list)
+    environment: dict[str, Any] | None = None
 
     def checkpoint(self) -> Checkpoint:
         """As it is saved."""
@@ -342,6 +347,8 @@ def train_in(
                 processes.on_first(store_changes)
         if moment.test is None:
             setup = compile_if_right(config, setup)
+            if moment.diverged is None:
+                moment.environment = environment(setup.device, setup.layout.describe())
             _continue(config, setup, home, moment, watch if processes.rank == 0 else ignore)
     return RunResult(
         config,
@@ -350,6 +357,8 @@ def train_in(
         moment.test,
         moment.seconds,
         setup.layout,
+        # A run that was finished before is not of this process.
+        moment.environment or environment(setup.device, setup.layout.describe()),
         setup.images,
         setup.images_sha256,
     )

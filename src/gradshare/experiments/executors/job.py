@@ -12,9 +12,8 @@ import torch
 from gradshare.errors import GradshareError, RunError
 from gradshare.training.config import RunConfig
 from gradshare.training.distributed import LostRankError
-from gradshare.training.machine import environment, keep_freed_memory
+from gradshare.training.machine import keep_freed_memory
 from gradshare.training.run import RunResult, Watch, train
-from gradshare.training.setup import choose_device
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,9 @@ Outcome = Finished | GradshareError
 
 
 def environment_of(result: RunResult) -> dict[str, Any]:
-    """Of this process, in which a run was trained, and which images it had."""
-    device = choose_device(result.config.device)
+    """Of the process that trained a run, and which images it had."""
     return {
-        **environment(device, result.layout.describe()),
+        **result.environment,
         "images": result.images,
         "images_sha256": result.images_sha256,
     }
