@@ -22,6 +22,9 @@ from gradshare.experiments.figures import (
     draw_validation,
     interval_note,
 )
+from gradshare.experiments.figures import (
+    test_note as legend_note,  # by its own name pytest would call it
+)
 from gradshare.experiments.results import SharingPoint
 from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from tests.experiments.synthetic_results import CHANCE, arm, comparison, usual
@@ -384,3 +387,23 @@ def test_drawing_leaves_matplotlib_as_it_was() -> None:
     before = dict(mpl.rcParams)
     draw_validation([usual(epochs=2)]).svg()
     assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("seeds", "note"),
+    [
+        ((1, 1), ""),
+        ((3, 3), "Test accuracies: ± over seeds and test tasks."),
+        ((3, 0), "Test accuracies: ± over seeds and test tasks."),
+        (
+            (3, 1),
+            "Test accuracies: ± over seeds and test tasks, of one seed over test tasks alone.",
+        ),
+    ],
+)
+def test_the_legend_says_what_its_intervals_are_over(seeds: tuple[int, int], note: str) -> None:
+    runs = [
+        [arm(name, seed=seed) for seed in range(count)]
+        for name, count in zip((ORIGINAL, SHARING), seeds, strict=True)
+    ]
+    assert legend_note(runs) == note

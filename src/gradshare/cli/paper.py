@@ -35,7 +35,7 @@ from gradshare.experiments.paper.grid import (
     standings,
     unfinished,
 )
-from gradshare.experiments.paper.plan import SCALES, Cell, Scale, load_plan, on_machine, pick
+from gradshare.experiments.paper.plan import SCALES, Cell, Plan, Scale, load_plan, on_machine, pick
 from gradshare.experiments.paper.status import progress
 from gradshare.experiments.paper.study_report import draw_studies, study_pages
 from gradshare.experiments.paper.table1 import (
@@ -168,11 +168,9 @@ def table_command(scale: Scale, out: Path | None) -> None:
     """
     console = Console()
     home = home_of(scale, out)
-    cells, results = _finished(scale, home, console)
-    if scale == "paper":
-        pages = table1_pages(cells, results)
-    else:
-        pages = study_pages(load_plan(scale), results)
+    plan = load_plan(scale)
+    results = _finished(plan, scale, home, console)
+    pages = table1_pages(plan.cells(), results) if scale == "paper" else study_pages(plan, results)
     _show(console, next(text for name, text in pages.items() if name.endswith(".md")))
     _say_written(console, write_pages(home, pages))
 
@@ -186,8 +184,9 @@ def figures_command(scale: Scale, out: Path | None) -> None:
     """
     console = Console()
     home = home_of(scale, out)
-    _, results = _finished(scale, home, console)
-    drawn = draw_figures(results) if scale == "paper" else draw_studies(load_plan(scale), results)
+    plan = load_plan(scale)
+    results = _finished(plan, scale, home, console)
+    drawn = draw_figures(results) if scale == "paper" else draw_studies(plan, results)
     _say_written(console, save_all(drawn, home / "figures"))
 
 
@@ -204,16 +203,13 @@ def _picked(
     return [one for one in everything if one.cell.name in picked]
 
 
-def _finished(
-    scale: Scale, home: Path, console: Console
-) -> tuple[list[Cell], Mapping[Cell, Results]]:
-    """All cells, and what the finished ones came to; says which cannot be read.
+def _finished(plan: Plan, scale: Scale, home: Path, console: Console) -> Mapping[Cell, Results]:
+    """What the finished cells of a plan came to; says which cannot be read.
 
     Raises:
         RunError: none is finished.
     """
-    cells = load_plan(scale).cells()
-    found = standings(cells, home)
+    found = standings(plan.cells(), home)
     _say_faults(console, [one for one in found if one.state == "unreadable"])
     results = results_by_cell(found)
     if scale == "paper":
@@ -232,7 +228,7 @@ def _finished(
             f"{home} holds no finished cell; train some with `gradshare paper run --scale {scale}`"
             ", or name another folder with --out"
         )
-    return cells, results
+    return results
 
 
 def _progress(of: Sequence[Standing], measured: Sequence[Standing]) -> str:

@@ -13,7 +13,7 @@ from gradshare.training.run import Progress
 
 MOST_BARS = 8  # more would not fit on a screen
 
-PHASES = {"train": "training", "validate": "validating", "test": "testing"}
+PHASES = {"validate": "validating", "test": "testing"}
 
 
 class RunBars:
@@ -57,9 +57,7 @@ class RunBars:
             self._tasks[name] = self._bars.add_task(name, phase="")
         accuracy = progress.val_accuracy
         seen = "" if accuracy is None else f"validation {100 * accuracy:.1f} %"
-        phase = PHASES[progress.phase]
-        if progress.phase == "train":
-            phase = f"epoch {progress.epoch}"
+        phase = PHASES.get(progress.phase, f"epoch {progress.epoch}")
         self._bars.update(
             self._tasks[name],
             completed=progress.done,

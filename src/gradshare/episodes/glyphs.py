@@ -157,7 +157,7 @@ def generate(
         yield ClassImages(letter.split, letter.name, _images(letter, size, seed, samples))
 
 
-def source(seed: int, samples: int = SAMPLES) -> dict[str, Any]:
+def source(seed: int) -> dict[str, Any]:
     """What a store's record says of the letters in it."""
     scripts: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
     for letter in letters():
@@ -166,7 +166,7 @@ def source(seed: int, samples: int = SAMPLES) -> dict[str, Any]:
     return {
         "generator": "glyphs",
         "seed": seed,
-        "samples": samples,
+        "samples": SAMPLES,
         "pillow": PIL.__version__,
         "matplotlib": matplotlib.__version__,
         "numpy": np.__version__,

@@ -107,8 +107,11 @@ def test_note(arms: Iterable[Sequence[Arm]]) -> str:
     Args:
         arms: the runs of every arm, one a seed.
     """
-    several = any(sum(run.test is not None for run in runs) > 1 for runs in arms)
-    return "Test accuracies: ± over seeds and test tasks." if several else ""
+    counts = {sum(run.test is not None for run in runs) for runs in arms}
+    if not any(count > 1 for count in counts):
+        return ""
+    of_one = ", of one seed over test tasks alone" if 1 in counts else ""
+    return f"Test accuracies: ± over seeds and test tasks{of_one}."
 
 
 def interval_note(arms: Sequence[tuple[str, Sequence[Arm]]]) -> str:
