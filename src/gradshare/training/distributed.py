@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from gradshare.errors import GradshareError, RunError
 from gradshare.inner_loop import Tensors, sum_over_local_tasks
-from gradshare.training.interruption import StopRequests
+from gradshare.training.interruption import SIGNALS, StopRequests
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -38,7 +37,6 @@ Row = TypeVar("Row")
 TIMEOUT = timedelta(minutes=10)
 
 FAILURE = "failure"  # the store's key for why a process ended the run
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class OtherRankError(RunError):

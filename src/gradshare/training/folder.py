@@ -33,7 +33,7 @@ from gradshare.training.checkpoint import (
 )
 from gradshare.training.config import RunConfig, load_yaml
 from gradshare.training.evaluation import Model
-from gradshare.training.files import UNFINISHED, write_atomically
+from gradshare.training.files import UNFINISHED, make_folder, write_atomically
 from gradshare.training.records import EpochRecord, kept_epochs
 
 log = logging.getLogger(__name__)
@@ -142,10 +142,7 @@ class RunFolder:
         Raises:
             RunError: it cannot be written.
         """
-        try:
-            self._checkpoints.mkdir(exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{self._checkpoints} cannot be created: {error.strerror}") from error
+        make_folder(self._checkpoints)
         write_atomically(self.path / "inputs.json", json.dumps(asdict(inputs)).encode())
         self.store(config)
 

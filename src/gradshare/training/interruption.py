@@ -8,6 +8,13 @@ from types import FrameType, TracebackType
 
 from gradshare.errors import RunError
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Those that ask a run to save what it has and stop."""
+
+
+STATUS_MEANS = "a negative status is a signal, and -9 often means that memory ran out"
+"""What to make of the exit status of a process that ended without a word."""
+
 
 class RunStoppedError(RunError):
     """A run was asked to stop and did, with everything so far saved.
@@ -42,7 +49,7 @@ class StopRequests:
 
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 

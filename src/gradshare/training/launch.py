@@ -20,7 +20,7 @@ import torch.distributed as dist
 from gradshare.errors import ConfigError, RunError
 from gradshare.training.config import RunConfig
 from gradshare.training.distributed import TIMEOUT, OneProcess, OtherRankError, ProcessGroup
-from gradshare.training.interruption import RunStoppedError
+from gradshare.training.interruption import STATUS_MEANS, RunStoppedError
 
 if dist.is_available():  # not in every build of PyTorch
     from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
@@ -238,8 +238,7 @@ def _local_group(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return (
                     f"{_worker(other, config.workers)} ended without a word (exit status "
-                    f"{process.wait(FATE_SECONDS)}); a negative status is a signal, and -9 often "
-                    "means that memory ran out"
+                    f"{process.wait(FATE_SECONDS)}); {STATUS_MEANS}"
                 )
         return None
 

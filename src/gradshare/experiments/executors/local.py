@@ -16,6 +16,7 @@ from gradshare.experiments.executors.job import Job, LostError, run_job
 from gradshare.experiments.executors.loop import Event
 from gradshare.experiments.wording import counted
 from gradshare.training.config import RunConfig
+from gradshare.training.interruption import STATUS_MEANS
 from gradshare.training.machine import cores
 from gradshare.training.run import Progress
 from gradshare.training.setup import choose_device
@@ -110,8 +111,7 @@ class LocalExecutor:
                 message
                 or LostError(
                     f"the process of run {name!r} ended without a result (exit status "
-                    f"{running.process.exitcode}); a negative status is a signal, and -9 often "
-                    "means that memory ran out"
+                    f"{running.process.exitcode}); {STATUS_MEANS}"
                 ),
             )
 

@@ -35,7 +35,7 @@ from gradshare.experiments.executors.loop import Event
 from gradshare.experiments.executors.mirror import Bundle, Mirror, apply
 from gradshare.experiments.wording import counted
 from gradshare.training.config import RunConfig
-from gradshare.training.files import write_atomically
+from gradshare.training.files import make_folder, write_atomically
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.machine import cores
 from gradshare.training.run import Progress
@@ -202,13 +202,7 @@ class RayExecutor:
         """Leave a token beside a run's folder."""
         content = uuid.uuid4().hex
         token = job.folder.absolute().parent / f".ray-{content}"
-        try:
-            token.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"the output folder {token.parent} cannot be written: {error.strerror or error}; "
-                "choose another with --out"
-            ) from error
+        make_folder(token.parent)
         write_atomically(token, content.encode())
         self._leaving.callback(token.unlink, missing_ok=True)
         return _Place(Path.cwd(), token, content.encode())

@@ -30,7 +30,7 @@ from gradshare.experiments.executors.job import Finished, Job, LostError, Outcom
 from gradshare.experiments.executors.loop import Event
 from gradshare.experiments.wording import counted
 from gradshare.training.config import RunConfig
-from gradshare.training.files import write_atomically
+from gradshare.training.files import make_folder, write_atomically
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.run import Progress
@@ -229,13 +229,7 @@ class SlurmExecutor:
         self._epochs: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"the output folder {self._folder} cannot be written: {error.strerror or error}; "
-                "choose another with --out"
-            ) from error
+        make_folder(self._folder)
         # The cluster is named: by itself submitit would take the best that it finds.
         self._executor = submitit.AutoExecutor(
             self._folder,
