@@ -75,26 +75,32 @@ def contrasts(plan: Plan, results: Mapping[Cell, Results]) -> list[Contrast]:
     for study in plan.studies:
         own = {cell: one for cell, one in results.items() if cell.study == study}
         gains = [(condition, _gain(condition)) for condition in conditions(plan, own, study)]
-        learned = [(condition, gain) for condition, gain in gains if gain > 0]
-        for condition, _ in learned:
-            if both := difference(condition, SHARING, RATE_CONTROL):
-                by_seed = tuple(d.mean for d in differences(condition, SHARING, RATE_CONTROL))
-                place = ", ".join((study, *condition.labels.values()))
-                found.append(Contrast(place, both, by_seed))
-        most = max((gain for _, gain in learned), default=0.0)
-        worthwhile = [condition for condition, gain in learned if gain >= WORTHWHILE * most]
+        most = max((gain for _, gain in gains), default=0.0)
+        worthwhile = []
+        for condition, gain in gains:
+            both = difference(condition, SHARING, RATE_CONTROL) if gain > 0 else None
+            if both is None:
+                continue
+            by_seed = tuple(d.mean for d in differences(condition, SHARING, RATE_CONTROL))
+            place = ", ".join((study, *condition.labels.values()))
+            found.append(Contrast(place, both, by_seed))
+            if gain >= WORTHWHILE * most:
+                worthwhile.append((condition, both.count))
         if mean := _mean(study, worthwhile):
             found.append(mean)
     return found
 
 
-def _mean(study: str, worthwhile: Sequence[Condition]) -> Contrast | None:
+def _mean(study: str, worthwhile: Sequence[tuple[Condition, int]]) -> Contrast | None:
     """Over the conditions with the most seeds: of a seed that one condition lacks, a mean over all
     of them would know nothing. None of a single condition or seed, whose mean would say too much.
+
+    Args:
+        study: its name.
+        worthwhile: its conditions, each with its number of seeds.
     """
-    seeds = [len(differences(condition, SHARING, RATE_CONTROL)) for condition in worthwhile]
-    both = zip(worthwhile, seeds, strict=True)
-    whole = [condition for condition, count in both if count == max(seeds)]
+    most = max((seeds for _, seeds in worthwhile), default=0)
+    whole = [condition for condition, seeds in worthwhile if seeds == most]
     mean = pooled_difference(whole, SHARING, RATE_CONTROL) if len(whole) > 1 else None
     if mean is None or mean.count < 2:
         return None
