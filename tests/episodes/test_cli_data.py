@@ -13,7 +13,8 @@ from gradshare.cli.data import data
 from gradshare.episodes import datasets, glyphs
 from gradshare.episodes.contact_sheet import contact_sheet
 from gradshare.episodes.dataset import Archive
-from gradshare.episodes.datasets import DATASETS, Progress, open_dataset
+from gradshare.episodes.datasets import DATASETS, open_dataset
+from gradshare.episodes.download import OnProgress
 from gradshare.errors import DataError, GradshareError
 from tests.episodes.builders import make_classes, random_store
 from tests.episodes.download_server import Server
@@ -152,7 +153,7 @@ def test_the_command_of_an_error_can_be_run(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_download_asks_for_the_datasets_archive(monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(archive: Archive, folder: Path, progress: Progress) -> Path:
+    def download(archive: Archive, folder: Path, progress: OnProgress) -> Path:
         progress(5, 10)
         raise DataError(f"{archive.filename} was asked for in {folder}")
 

@@ -22,6 +22,7 @@ from gradshare.episodes.datasets import (
     prepared,
     store_path,
 )
+from gradshare.episodes.download import OnProgress
 from gradshare.episodes.images import ImageFormat
 from gradshare.episodes.spool import ImageSpool
 from gradshare.episodes.store import ClassImages
@@ -457,7 +458,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was downloaded, without a network."""
     urls: list[str] = []
 
-    def download(archive: Archive, folder: Path, progress: datasets.Progress | None) -> Path:
+    def download(archive: Archive, folder: Path, progress: OnProgress | None) -> Path:
         urls.append(archive.url)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / archive.filename).touch()

@@ -12,7 +12,7 @@ from gradshare.errors import RunError
 from gradshare.training import dry_run as module
 from gradshare.training import preflight
 from gradshare.training.config import RunConfig
-from gradshare.training.dry_run import Estimate, Phase, dry_run
+from gradshare.training.dry_run import Estimate, Stretch, dry_run
 from gradshare.training.layout import Layout
 from gradshare.training.memory import estimate
 from gradshare.training.setup import set_up
@@ -21,14 +21,14 @@ LAYOUT = Layout("cpu", "vmap", "keep", compile=False)
 
 
 def test_the_whole_is_the_sum_of_its_parts() -> None:
-    whole = Estimate(LAYOUT, (Phase(1, 10, 2.0), Phase(11, 40, 1.0)), 5.0, 7.0, 4, None, 1, 1)
+    whole = Estimate(LAYOUT, (Stretch(1, 10, 2.0), Stretch(11, 40, 1.0)), 5.0, 7.0, 4, None, 1, 1)
     assert whole.training == 50
     assert whole.epoch == 50 / 4 + 5
     assert whole.run == 50 + 4 * 5 + 7
 
 
 @pytest.mark.parametrize(
-    ("settings", "phases"),
+    ("settings", "stretches"),
     [
         ({}, [(1, 9)]),
         ({"method": "maml++", "multi_step_loss": "0"}, [(1, 9)]),
@@ -43,14 +43,14 @@ def test_the_whole_is_the_sum_of_its_parts() -> None:
 )
 def test_iterations_that_cost_the_same_are_timed_once(
     settings: dict[str, Any],
-    phases: list[tuple[int, int]],
+    stretches: list[tuple[int, int]],
     tiny: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "REPETITIONS", 1)
     found = dry_run(RunConfig(**{**tiny, **settings}), None)
-    assert [(phase.first, phase.last) for phase in found.phases] == phases
-    assert all(phase.seconds > 0 for phase in found.phases)
+    assert [(stretch.first, stretch.last) for stretch in found.stretches] == stretches
+    assert all(stretch.seconds > 0 for stretch in found.stretches)
 
 
 def test_everything_is_measured_and_nothing_written(
@@ -63,7 +63,7 @@ def test_everything_is_measured_and_nothing_written(
     setup = set_up(config)
     learned, state = setup.learner.init()
     assert found.layout == setup.layout
-    assert found.phases == (Phase(1, 9, 1.0),)
+    assert found.stretches == (Stretch(1, 9, 1.0),)
     assert found.validation == 3  # chunks of ten tasks
     assert found.test == 2 * 4  # two models
     assert found.memory_estimated == estimate(config, setup.learner, setup.image_shape)

@@ -28,13 +28,13 @@ from gradshare.episodes.datasets import (
     DATASETS,
     DEFAULT_DATA_ROOT,
     IMAGE_SIZES,
-    Progress,
     check_name,
     download_dataset,
     is_prepared,
     open_dataset,
     prepare_dataset,
 )
+from gradshare.episodes.download import OnProgress
 from gradshare.episodes.glyphs import GLYPHS
 from gradshare.episodes.images import Resize
 from gradshare.episodes.store import ImageStore
@@ -238,7 +238,7 @@ def _class_bar() -> contextlib.AbstractContextManager[ProgressBar]:
     return _progress_bar(MofNCompleteColumn(), TextColumn("classes"), TimeRemainingColumn())
 
 
-def _reporter(bar: ProgressBar, description: str) -> Progress:
+def _reporter(bar: ProgressBar, description: str) -> OnProgress:
     """A callback that shows progress; nothing appears before its first call."""
     task = bar.add_task(description, total=None, visible=False)
 

@@ -36,7 +36,7 @@ from gradshare.experiments.paper.grid import (
     unfinished,
 )
 from gradshare.experiments.paper.plan import SCALES, Cell, Plan, Scale, load_plan, on_machine, pick
-from gradshare.experiments.paper.status import progress
+from gradshare.experiments.paper.status import tally
 from gradshare.experiments.paper.study_report import draw_studies, study_pages
 from gradshare.experiments.paper.table1 import (
     PAPERS_IMAGES,
@@ -233,7 +233,7 @@ def _finished(plan: Plan, scale: Scale, home: Path, console: Console) -> Mapping
 
 def _progress(of: Sequence[Standing], measured: Sequence[Standing]) -> str:
     """Such as "3 of 54 done, 2 running, 49 left; 12 min so far, about 3 h 40 min left"."""
-    together = progress(of, measured)
+    together = tally(of, measured)
     states = together.states
     parts = [f"{states['done']} of {together.cells} done"]
     parts += [f"{states[state]} {state}" for state in get_args(State)[1:] if states[state]]

@@ -331,9 +331,9 @@ def _announce(
 def _estimate(estimate: Estimate, console: Console) -> None:
     """Print what a run would take."""
     rows = [("layout", estimate.layout.describe())]
-    for phase in estimate.phases:
-        which = f"iterations {phase.first:,} to {phase.last:,}"
-        rows.append((which, f"{phase.seconds:.3f} s each"))
+    for stretch in estimate.stretches:
+        which = f"iterations {stretch.first:,} to {stretch.last:,}"
+        rows.append((which, f"{stretch.seconds:.3f} s each"))
     measured = estimate.memory_measured
     rows += [
         ("validation", f"{duration(estimate.validation)} after each epoch"),

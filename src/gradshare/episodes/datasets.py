@@ -13,7 +13,7 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from gradshare.episodes import glyphs
 from gradshare.episodes.cub import CUB
 from gradshare.episodes.dataset import Dataset
-from gradshare.episodes.download import download
+from gradshare.episodes.download import OnProgress, download
 from gradshare.episodes.folder import find_classes, is_grey, read_classes
 from gradshare.episodes.glyphs import GLYPHS
 from gradshare.episodes.images import ImageFormat, Resize
@@ -39,9 +39,6 @@ DEFAULT_DATA_ROOT = Path("data")
 FOLDER_IMAGE_SIZE = 84  # of images of the user's own: the field's size for photographs
 IMAGE_SIZES = range(8, 1025)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-Progress = Callable[[int, int | None], None]
-"""Called with how much is done and how much there is in all, None where that is not known."""
 
 
 class Prepared(NamedTuple):
@@ -89,7 +86,7 @@ def open_dataset(
     data_root: Path | str,
     image_size: int | None = None,
     resize: Resize = "stretch",
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> ImageStore:
     """Open a dataset by its name. Glyphs are drawn now if they were not before.
 
@@ -137,7 +134,7 @@ def prepare_dataset(
     resize: Resize = "stretch",
     seed: int | None = None,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Prepared:
     """Read a dataset's images, or draw glyphs, and write them as a store.
 
@@ -206,7 +203,7 @@ def check_name(name: str, data_root: Path, folder: bool) -> None:
         )
 
 
-def download_dataset(name: str, data_root: Path, progress: Progress | None = None) -> Path:
+def download_dataset(name: str, data_root: Path, progress: OnProgress | None = None) -> Path:
     """Download a dataset's archives, as far as they are not there yet.
 
     Args:
@@ -329,7 +326,7 @@ def _read(
 
 
 def _write(
-    target: Path, name: str, images: _Images, force: bool, progress: Progress | None
+    target: Path, name: str, images: _Images, force: bool, progress: OnProgress | None
 ) -> Prepared:
     """Write a store beside its place and move it there, unless another process was first."""
     _check_place(target)
@@ -362,7 +359,7 @@ def _write(
     return Prepared(ImageStore.open(target), written=True)
 
 
-def _reported(images: _Images, progress: Progress | None) -> Iterator[ClassImages]:
+def _reported(images: _Images, progress: OnProgress | None) -> Iterator[ClassImages]:
     with _reading(images.source.get("from", "a font")):
         for done, item in enumerate(images.classes, start=1):
             yield item

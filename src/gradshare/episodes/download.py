@@ -32,10 +32,11 @@ _PASSING_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504))
 _RANGE_NOT_SATISFIABLE = 416
 _PARTIAL_CONTENT = 206
 
-Progress = Callable[[int, int | None], None]
+OnProgress = Callable[[int, int | None], None]
+"""Called with how much is done and how much there is in all, None where that is not known."""
 
 
-def download(archive: Archive, folder: Path, progress: Progress | None = None) -> Path:
+def download(archive: Archive, folder: Path, progress: OnProgress | None = None) -> Path:
     """Fetch an archive into a folder, unless it is there already.
 
     The bytes go to `<filename>.part` beside the target, which takes its name only when it is
@@ -94,7 +95,7 @@ def _alone(path: Path, target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _complete(part: _Part, archive: Archive, report: Progress) -> None:
+def _complete(part: _Part, archive: Archive, report: OnProgress) -> None:
     """Fetch what is missing of an archive, and check it."""
     _fetch(archive, part, report)
     found = md5(part.path)
@@ -186,7 +187,7 @@ class _PassingError(Exception):
     """What went wrong with one attempt and may go right with the next."""
 
 
-def _fetch(archive: Archive, part: _Part, report: Progress) -> None:
+def _fetch(archive: Archive, part: _Part, report: OnProgress) -> None:
     """Make the part complete, in as many attempts as bring it forward."""
     most = part.size()
     pauses = iter(PAUSES_SECONDS)
@@ -205,7 +206,7 @@ def _fetch(archive: Archive, part: _Part, report: Progress) -> None:
             return
 
 
-def _attempt(archive: Archive, part: _Part, report: Progress) -> None:
+def _attempt(archive: Archive, part: _Part, report: OnProgress) -> None:
     """One request, for what is missing of the part."""
     version = part.version(archive.url)
     if version is None and archive.md5 is None:
@@ -242,7 +243,7 @@ def _attempt(archive: Archive, part: _Part, report: Progress) -> None:
 
 
 def _receive(
-    response: http.client.HTTPResponse, archive: Archive, part: _Part, report: Progress
+    response: http.client.HTTPResponse, archive: Archive, part: _Part, report: OnProgress
 ) -> None:
     if response.headers.get_content_type() == "text/html":
         raise _web_page(archive)

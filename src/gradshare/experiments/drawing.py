@@ -24,7 +24,6 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from gradshare.errors import RunError
 from gradshare.experiments import wording
 from gradshare.experiments.curves import (
     SMOOTHED_FROM,
@@ -35,7 +34,7 @@ from gradshare.experiments.curves import (
 )
 from gradshare.experiments.results import Arm
 from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
-from gradshare.training.files import make_folder
+from gradshare.training.files import make_folder, writing
 from gradshare.training.statistics import Interval
 
 INK: Final = "#1f2328"
@@ -225,13 +224,8 @@ def save_all(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
         RunError: the folder cannot be written.
     """
     make_folder(folder)
-    try:
+    with writing(folder):
         return [path for drawing in drawings for path in drawing.save(folder)]
-    except OSError as error:
-        raise RunError(
-            f"{folder}: the figures cannot be written: {error.strerror or error}; free the space "
-            "or choose another folder"
-        ) from error
 
 
 @contextmanager

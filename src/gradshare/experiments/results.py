@@ -30,7 +30,7 @@ FORMAT_VERSION: Final = 1
 FILENAME: Final = "results.json"
 
 Outcome = Literal["trained", "not trained", "diverged"]
-Share = Literal["80", "90", "95"]
+ShareOfGain = Literal["80", "90", "95"]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 HalfWidth = Annotated[float, Field(ge=0)]
@@ -243,7 +243,7 @@ class Results(Record):
     command: str
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
     speedup: float | None
-    speedup_to_reach: dict[Share, float | None]
+    speedup_to_reach: dict[ShareOfGain, float | None]
     paired: tuple[Paired, ...]
 
     def arm(self, name: str) -> Arm | None:

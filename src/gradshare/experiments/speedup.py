@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from gradshare.experiments.results import Arm, Paired, Results, Share, Validation
+from gradshare.experiments.results import Arm, Paired, Results, ShareOfGain, Validation
 from gradshare.training.config import ORIGINAL, SHARING
 from gradshare.training.statistics import Z95, Interval, confidence95, student95
 
-SHARES: Final[tuple[Share, ...]] = ("80", "90", "95")
+SHARES: Final[tuple[ShareOfGain, ...]] = ("80", "90", "95")
 
 
 def judge(validation: Sequence[Validation], chance: float) -> Literal["trained", "not trained"]:
@@ -50,7 +50,7 @@ def paper_speedup(original: Arm, sharing: Arm) -> float | None:
     return (original.best_epoch - sharing.best_epoch) / sharing.best_epoch
 
 
-def level(original: Arm, share: Share) -> float | None:
+def level(original: Arm, share: ShareOfGain) -> float | None:
     """chance + share · (the original's best validation accuracy - chance).
 
     Returns:
@@ -66,7 +66,7 @@ def first_epoch(arm: Arm, accuracy: float) -> int | None:
     return next((v.epoch for v in arm.validation if v.accuracy >= accuracy), None)
 
 
-def speedup_to_reach(original: Arm, sharing: Arm) -> dict[Share, float | None]:
+def speedup_to_reach(original: Arm, sharing: Arm) -> dict[ShareOfGain, float | None]:
     """The paper's ratio for the first epochs at which both arms reach fixed levels.
 
     The epoch of a maximum hangs on the noise of a flat curve; the epoch at which a rising curve
@@ -76,7 +76,7 @@ def speedup_to_reach(original: Arm, sharing: Arm) -> dict[Share, float | None]:
         for each share of the original's gain over chance; None where sharing never reaches it or
         one of both did not train.
     """
-    ratios: dict[Share, float | None] = {}
+    ratios: dict[ShareOfGain, float | None] = {}
     for share in SHARES:
         ratios[share] = None
         accuracy = level(original, share)
@@ -172,7 +172,7 @@ def results_of(
     by_name = {arm.name: arm for arm in arms}
     original, sharing = by_name.get(ORIGINAL), by_name.get(SHARING)
     speedup: float | None = None
-    to_reach: dict[Share, float | None] = dict.fromkeys(SHARES)
+    to_reach: dict[ShareOfGain, float | None] = dict.fromkeys(SHARES)
     if original is not None and sharing is not None:
         speedup, to_reach = paper_speedup(original, sharing), speedup_to_reach(original, sharing)
     return Results(

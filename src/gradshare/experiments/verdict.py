@@ -47,7 +47,7 @@ ENOUGH_SEEDS: Final = 3
 """From so many seeds on, the interval over seeds says itself how much is decided; with fewer
 nothing is."""
 
-Standing = Literal["better", "equal", "worse", "mixed"]
+Judgement = Literal["better", "equal", "worse", "mixed"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _ran(results: Sequence[Results]) -> list[Results]:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Pairing:
     """One arm against another, over the seeds in which both trained.
 
     Attributes:
@@ -139,7 +139,7 @@ class Contrast:
         return self.sooner[0] if len(set(self.sooner)) == 1 else 0
 
     @property
-    def standing(self) -> Standing:
+    def judgement(self) -> Judgement:
         """Accuracy and pace together."""
         signs = {self.skill, self.pace} - {0}
         if len(signs) == 2:
@@ -153,11 +153,11 @@ class Contrast:
         """Such as "sooner and more accurate"; empty where there is none."""
         pace = {1: "sooner", 0: "", -1: "later"}[self.pace]
         skill = {1: "more accurate", 0: "", -1: "less accurate"}[self.skill]
-        joint = " but " if self.standing == "mixed" else " and "
+        joint = " but " if self.judgement == "mixed" else " and "
         return joint.join(filter(None, (pace, skill)))
 
 
-def contrast(results: Sequence[Results], first: str, second: str) -> Contrast:
+def contrast(results: Sequence[Results], first: str, second: str) -> Pairing:
     """Put the arms of these names against each other."""
     sooner: list[int] = []
     reached: list[tuple[int | None, int | None]] = []
@@ -170,7 +170,7 @@ def contrast(results: Sequence[Results], first: str, second: str) -> Contrast:
             reached.append(epochs[-1])
     accuracy, tested = mean_difference(results, first, second) or (None, 0)
     over = "seeds" if tested > 1 else "tasks"
-    return Contrast(first, second, len(pairs), accuracy, over, tuple(sooner), tuple(reached))
+    return Pairing(first, second, len(pairs), accuracy, over, tuple(sooner), tuple(reached))
 
 
 def _epochs_to_reach(original: Arm, mine: Arm, theirs: Arm) -> list[tuple[int | None, int | None]]:
@@ -274,7 +274,7 @@ def _count(results: Sequence[Results], name: str) -> tuple[int, int]:
 
 
 def _one_trained(
-    arms: Mapping[str, Sequence[Arm]], controls: Sequence[Contrast], decides: bool
+    arms: Mapping[str, Sequence[Arm]], controls: Sequence[Pairing], decides: bool
 ) -> str:
     """Headline where sharing trained and the original did not, or the other way round."""
     original, sharing = arms[ORIGINAL], arms[SHARING]
@@ -282,7 +282,7 @@ def _one_trained(
         return f"Sharing {_failure(sharing)}; the original trained"
     failed = "did not" if _failure(original) == "did not train" else _failure(original)
     headline = f"Sharing trained where the original {failed}"
-    as_good = [rival for rival in controls if rival.standing != "better"]
+    as_good = [rival for rival in controls if rival.judgement != "better"]
     if as_good:
         headline += f", but so did {_called(as_good[0].second)}, which shares nothing"
         headline += ": sharing is not shown to be why" if decides else ""
@@ -290,32 +290,32 @@ def _one_trained(
 
 
 def _headline(
-    results: Sequence[Results], main: Contrast, controls: Sequence[Contrast], decides: bool
+    results: Sequence[Results], main: Pairing, controls: Sequence[Pairing], decides: bool
 ) -> str:
     """Headline where sharing and the original both trained."""
-    if main.standing == "equal":
+    if main.judgement == "equal":
         return "No difference between sharing and the original can be told from these numbers."
     credit = ""
-    if main.standing == "better":
+    if main.judgement == "better":
         credit = _credit(results, controls, decides) if controls else _without_control(results)
     return f"Sharing was {main.difference} than the original{credit}."
 
 
-def _credit(results: Sequence[Results], controls: Sequence[Contrast], decides: bool) -> str:
+def _credit(results: Sequence[Results], controls: Sequence[Pairing], decides: bool) -> str:
     """Whether the controls, which share nothing, leave sharing the credit for what was gained."""
-    strictness: tuple[Standing, ...] = ("worse", "equal", "mixed", "better")
-    rival = min(controls, key=lambda control: strictness.index(control.standing))
+    strictness: tuple[Judgement, ...] = ("worse", "equal", "mixed", "better")
+    rival = min(controls, key=lambda control: strictness.index(control.judgement))
     control = f"{_called(rival.second)}, which shares nothing"
     if decides and rival.seeds < ENOUGH_SEEDS:
         return f"; too few seeds have {control}, trained to tell whether sharing is why"
-    if rival.standing == "better":
+    if rival.judgement == "better":
         return f", and better than {control}"
-    if rival.standing == "mixed":
+    if rival.judgement == "mixed":
         return f"; against {control}, it was {rival.difference}"
     not_sharing = "but what was gained is not sharing:" if decides else "but"
-    if rival.standing == "worse":
+    if rival.judgement == "worse":
         return f", {not_sharing} {control}, did better still"
-    if decides and contrast(results, rival.second, ORIGINAL).standing != "better":
+    if decides and contrast(results, rival.second, ORIGINAL).judgement != "better":
         credit = "the gain cannot be credited to sharing"
         return f", but not distinguishably better than {control}: {credit}"
     # An equal is no proof: the interval may leave room for a share that was not seen.
@@ -330,7 +330,7 @@ def _without_control(results: Sequence[Results]) -> str:
     return failed[0] if failed else "; without a control it stays open whether sharing is why"
 
 
-def _pace(results: Sequence[Results], main: Contrast) -> str:
+def _pace(results: Sequence[Results], main: Pairing) -> str:
     """How soon sharing and the original came to the same accuracy."""
     if len(main.reached) == 1:
         return _pace_of_one_seed(results, main)
@@ -354,7 +354,7 @@ def _pace(results: Sequence[Results], main: Contrast) -> str:
     return f"{text}."
 
 
-def _pace_of_one_seed(results: Sequence[Results], main: Contrast) -> str:
+def _pace_of_one_seed(results: Sequence[Results], main: Pairing) -> str:
     mine, theirs = main.reached[0]
     goal = "95 % of the original’s gain over chance"
     if mine is None:
@@ -374,7 +374,7 @@ def _pace_of_one_seed(results: Sequence[Results], main: Contrast) -> str:
     return text
 
 
-def _accuracy(results: Sequence[Results], main: Contrast) -> str:
+def _accuracy(results: Sequence[Results], main: Pairing) -> str:
     """The test accuracies and whether they differ."""
     if main.accuracy is None:
         return "The arms were not tested on the same tasks, so their accuracies are not compared."
@@ -393,7 +393,7 @@ def _accuracy(results: Sequence[Results], main: Contrast) -> str:
     return f"{text}the difference is {wording.points(main.accuracy)}, {_zero(main)}."
 
 
-def _rival(rival: Contrast) -> str:
+def _rival(rival: Pairing) -> str:
     """Sharing against an arm other than the original."""
     text = f"Against {_called(rival.second)}"
     if rival.second == RATE_CONTROL:
@@ -417,10 +417,10 @@ def _rival(rival: Contrast) -> str:
     return f"{text}: {'; '.join(parts)}." if parts else ""
 
 
-def _zero(contrasted: Contrast) -> str:
-    if contrasted.accuracy is None or contrasted.accuracy.ci95 is None:
-        return f"from a single one of its {contrasted.over}: it has no interval"
-    return f"{'' if contrasted.skill else 'not '}distinguishable from zero"
+def _zero(pairing: Pairing) -> str:
+    if pairing.accuracy is None or pairing.accuracy.ci95 is None:
+        return f"from a single one of its {pairing.over}: it has no interval"
+    return f"{'' if pairing.skill else 'not '}distinguishable from zero"
 
 
 # Everything else ----------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ ENOUGH_SECONDS = 20
 
 
 @dataclass(frozen=True)
-class Phase:
+class Stretch:
     """Iterations that cost the same: MAML++ has some of the first order, and some with a loss after
     every inner step.
 
@@ -51,7 +51,7 @@ class Estimate:
 
     Attributes:
         layout: how its work is laid out.
-        phases: of its training.
+        stretches: of its training.
         validation: seconds of the validation after each epoch.
         test: seconds of the test at the end.
         epochs: how many there are.
@@ -62,7 +62,7 @@ class Estimate:
     """
 
     layout: Layout
-    phases: tuple[Phase, ...]
+    stretches: tuple[Stretch, ...]
     validation: float
     test: float
     epochs: int
@@ -73,7 +73,9 @@ class Estimate:
     @property
     def training(self) -> float:
         """Seconds of all iterations."""
-        return sum(phase.seconds * (phase.last + 1 - phase.first) for phase in self.phases)
+        return sum(
+            stretch.seconds * (stretch.last + 1 - stretch.first) for stretch in self.stretches
+        )
 
     @property
     def epoch(self) -> float:
@@ -106,14 +108,14 @@ def dry_run(config: RunConfig, folder: Path | None) -> Estimate:
             require_disk(config, learned, state, folder)
         peak = PeakMemory(setup.device)
         setup = compile_if_right(config, setup)
-        phases = _phases(config, setup)
+        stretches = _stretches(config, setup)
         tasks = min(config.val_tasks, CHUNK)
         validation = _seconds(lambda _: validate(setup, (learned, state), tasks, _ignore))
         tested = min(config.test_tasks, CHUNK)
         test = _seconds(lambda _: measure_test(setup, [(learned, state)], tested, _ignore))
     return Estimate(
         layout=setup.layout,
-        phases=tuple(phases),
+        stretches=tuple(stretches),
         validation=validation / tasks * config.val_tasks,
         test=test / tested * config.test_tasks * min(config.ensemble, config.epochs),
         epochs=config.epochs,
@@ -123,7 +125,7 @@ def dry_run(config: RunConfig, folder: Path | None) -> Estimate:
     )
 
 
-def _phases(config: RunConfig, setup: Setup) -> list[Phase]:
+def _stretches(config: RunConfig, setup: Setup) -> list[Stretch]:
     learner = setup.learner
     schedule = learner.multi_step_loss
     changes = {
@@ -133,7 +135,7 @@ def _phases(config: RunConfig, setup: Setup) -> list[Phase]:
     starts = sorted({0, *(change for change in changes if change < config.iterations)})
     ends = [*starts[1:], config.iterations]
     return [
-        Phase(start + 1, end, _iteration_seconds(config, setup, start))
+        Stretch(start + 1, end, _iteration_seconds(config, setup, start))
         for start, end in zip(starts, ends, strict=True)
     ]
 

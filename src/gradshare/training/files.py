@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,22 @@ UNFINISHED = ".unfinished"
 """How the name of a file ends that is not whole yet."""
 
 
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Say of what fails in here that this file or folder cannot be written.
+
+    Raises:
+        RunError: for any `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{place} cannot be written: {error.strerror or error}; free the space or choose "
+            "another output folder"
+        ) from error
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file, durably: after a crash it has the old content or the new, never a part.
 
@@ -21,7 +38,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         RunError: it cannot be written; what was there before is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
-    try:
+    with writing(path):
         try:
             with temporary.open("wb") as file:
                 file.write(data)
@@ -36,11 +53,6 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
-        raise RunError(
-            f"{path} cannot be written: {error.strerror or error}; free the space or choose "
-            "another output folder"
-        ) from error
 
 
 def make_folder(folder: Path) -> None:

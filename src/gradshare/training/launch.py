@@ -38,7 +38,7 @@ LEAVE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Order:
+class Assignment:
     """What a worker of `--workers` is told, as a line of its standard input.
 
     Attributes:
@@ -102,11 +102,11 @@ def speaks_for_machine() -> bool:
 
 
 @contextmanager
-def worker(order: Order, config: RunConfig) -> Iterator[OneProcess]:
+def worker(assignment: Assignment, config: RunConfig) -> Iterator[OneProcess]:
     """The processes of a run, as one that `processes_of` has started in another."""
-    store = _store(order.port, config, first=False)
-    store.set(_here(order.rank), "")
-    with _member(_local_group(store, order.rank, config, {}), config) as group:
+    store = _store(assignment.port, config, first=False)
+    store.set(_here(assignment.rank), "")
+    with _member(_local_group(store, assignment.rank, config, {}), config) as group:
         yield group
 
 
@@ -156,7 +156,7 @@ def _workers(config: RunConfig) -> Iterator[OneProcess]:
     started: dict[int, subprocess.Popen[bytes]] = {}
     try:
         for rank in range(1, config.workers):
-            started[rank] = _start(Order(rank, store.port, config.model_dump_json()))
+            started[rank] = _start(Assignment(rank, store.port, config.model_dump_json()))
         _await(store, started)
         with _member(_local_group(store, 0, config, started), config) as group:
             yield group
@@ -171,7 +171,7 @@ def _workers(config: RunConfig) -> Iterator[OneProcess]:
                 process.stdin.close()
 
 
-def _start(order: Order) -> subprocess.Popen[bytes]:
+def _start(assignment: Assignment) -> subprocess.Popen[bytes]:
     # Its own session, so that a terminal's Ctrl-C reaches the first process alone, which tells the
     # others. It ends when its standard input does, that is, when the first process is gone.
     process = subprocess.Popen(
@@ -182,7 +182,7 @@ def _start(order: Order) -> subprocess.Popen[bytes]:
     )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # how it ended is looked at while awaiting it
-        process.stdin.write(json.dumps(asdict(order)).encode() + b"\n")
+        process.stdin.write(json.dumps(asdict(assignment)).encode() + b"\n")
         process.stdin.flush()
     return process
 

@@ -10,19 +10,19 @@ from pathlib import Path
 
 from gradshare.errors import GradshareError
 from gradshare.training.config import RunConfig
-from gradshare.training.launch import Order, worker
+from gradshare.training.launch import Assignment, worker
 from gradshare.training.machine import keep_freed_memory
 from gradshare.training.run import ignore, train_in
 
 
 def main() -> None:
     """Take part in a run; what goes wrong is for its first process to say."""
-    order = Order(**json.loads(sys.stdin.buffer.readline()))
-    config = RunConfig(**json.loads(order.config))
+    assignment = Assignment(**json.loads(sys.stdin.buffer.readline()))
+    config = RunConfig(**json.loads(assignment.config))
     threading.Thread(target=_end_with_the_first_process, daemon=True).start()
     keep_freed_memory()
     try:
-        with worker(order, config) as processes:
+        with worker(assignment, config) as processes:
             train_in(processes, config, Path(), ignore, resume=False)
     except GradshareError:
         sys.exit(1)

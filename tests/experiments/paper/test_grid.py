@@ -19,7 +19,7 @@ from gradshare.experiments.paper.grid import (
     unfinished,
 )
 from gradshare.experiments.paper.plan import Cell, Plan
-from gradshare.experiments.paper.status import progress
+from gradshare.experiments.paper.status import tally
 from gradshare.experiments.results import save_results
 from gradshare.training.config import ORIGINAL, SHARING
 from gradshare.training.folder import RunFolder
@@ -235,10 +235,10 @@ def test_an_interrupted_cell_is_begun_and_its_time_is_told_from_itself(
     assert (begun.state, left.state) == ("begun", "left")
     assert begun.iterations == cells[0].config.iterations_per_epoch
     assert begun.seconds is not None
-    together = progress([begun, left], [begun, left])
+    together = tally([begun, left], [begun, left])
     assert together.cells == 2
     assert dict(together.states) == {"begun": 1, "left": 1}
     assert together.spent == begun.seconds
     assert together.left is not None
     assert together.left > begun.seconds
-    assert progress([left], [left]).left is None
+    assert tally([left], [left]).left is None

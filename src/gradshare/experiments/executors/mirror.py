@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradshare.errors import RunError
-from gradshare.training.files import UNFINISHED, write_atomically
+from gradshare.training.files import UNFINISHED, write_atomically, writing
 from gradshare.training.folder import LOCK
 
 _Stamp = tuple[int, int, int]
@@ -55,7 +54,7 @@ def apply(bundle: Bundle, folder: Path) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    try:
+    with writing(folder):
         for name, content in bundle.written.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,11 +62,6 @@ def apply(bundle: Bundle, folder: Path) -> None:
         # Last, so that whenever this is cut short there is a moment to continue from.
         for name in bundle.removed:
             (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{folder} cannot be written: {error.strerror or error}; free the space or choose "
-            "another output folder"
-        ) from error
 
 
 def _stamp(path: Path) -> _Stamp:

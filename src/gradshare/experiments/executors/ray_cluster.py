@@ -18,7 +18,6 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 # Read when Ray is imported: nobody is told that it is used, and it does not hide the graphics
@@ -123,12 +122,7 @@ class RayExecutor:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for task in self._tasks.values():
             ray.cancel(task, force=True)
         self._leaving.close()
@@ -241,18 +235,18 @@ class _Board:
         self._stopping |= names
 
 
-NOTHING = Bundle({}, frozenset())
+NO_CHANGE = Bundle({}, frozenset())
 
 
 def _train(
     name: str, job: Job, place: _Place, saved: Bundle, threads: int, board: Any
 ) -> tuple[Outcome, Bundle]:
     """The body of one run's worker; what it came to, and what changed in a folder not shared."""
-    if ray.get(board.tell.remote(name, None, NOTHING)):
-        return RunStoppedError("stopped before it began", signal.SIGTERM), NOTHING
+    if ray.get(board.tell.remote(name, None, NO_CHANGE)):
+        return RunStoppedError("stopped before it began", signal.SIGTERM), NO_CHANGE
     if place.is_seen():
         os.chdir(place.working_directory)
-        return run_job(job, threads, _Reporter(name, board, None)), NOTHING
+        return run_job(job, threads, _Reporter(name, board, None)), NO_CHANGE
     with tempfile.TemporaryDirectory(prefix="gradshare-") as scratch:
         # A relative --data-root means the same as where the program runs, if that can be.
         os.chdir(place.working_directory if place.working_directory.is_dir() else scratch)
@@ -282,7 +276,7 @@ class _Reporter:
             self._tell(progress)
 
     def _tell(self, progress: Progress) -> None:
-        changes = self._mirror.changes() if self._mirror else NOTHING
+        changes = self._mirror.changes() if self._mirror else NO_CHANGE
         try:
             stop = ray.get(self._board.tell.remote(self._name, progress, changes))
         except RayError:

@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 import submitit
@@ -244,16 +243,11 @@ class SlurmExecutor:
             self._earlier = json.loads((self._folder / JOBS).read_text(encoding="utf-8"))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self._submitted:
             self.stop(self._submitted)
         # Where something went wrong, the logs say what. A grid's failed run raises nothing here.
-        if error is None and not self._stopping and not self._unfinished:
+        if not any(raised) and not self._stopping and not self._unfinished:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def describe(self) -> str:

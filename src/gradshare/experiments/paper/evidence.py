@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import JsonValue
 
 from gradshare.experiments.paper.conditions import Condition
-from gradshare.experiments.results import Arm, Share
+from gradshare.experiments.results import Arm, ShareOfGain
 from gradshare.experiments.seeds import over_seeds_and_tasks
 from gradshare.experiments.speedup import SHARES, level, paper_speedup
 from gradshare.training.config import ORIGINAL
@@ -226,7 +226,7 @@ class Pace:
             "≤" where at most, since the original was; "" where they are what they are.
     """
 
-    share: Share
+    share: ShareOfGain
     told: tuple[bool, ...]
     iterations: tuple[float | None, ...]
     at_once: tuple[bool, ...]
@@ -262,7 +262,7 @@ def paces(condition: Condition, arm: str, study: Sequence[Condition]) -> list[Pa
 
 
 def _pace(
-    pairs: Sequence[tuple[Arm, Arm | None, JsonValue]], share: Share, dearer: float | None
+    pairs: Sequence[tuple[Arm, Arm | None, JsonValue]], share: ShareOfGain, dearer: float | None
 ) -> Pace:
     """How soon an arm was there.
 
@@ -309,7 +309,7 @@ def _pace(
     )
 
 
-def _level(original: Arm, share: Share) -> float | None:
+def _level(original: Arm, share: ShareOfGain) -> float | None:
     """The accuracy at a share of its gain; None where the first and the last of `SHARES` are no
     further apart than a validation errs.
     """

@@ -13,7 +13,7 @@ from gradshare.training.config import RunConfig
 
 
 @dataclass(frozen=True)
-class Progress:
+class Tally:
     """How far some cells are together.
 
     Attributes:
@@ -29,7 +29,7 @@ class Progress:
     left: float | None
 
 
-def progress(of: Sequence[Standing], measured: Sequence[Standing]) -> Progress:
+def tally(of: Sequence[Standing], measured: Sequence[Standing]) -> Tally:
     """Add up how far some cells are.
 
     Args:
@@ -42,7 +42,7 @@ def progress(of: Sequence[Standing], measured: Sequence[Standing]) -> Progress:
     for one in of:
         seconds = _seconds_left(one, measured)
         left = None if left is None or seconds is None else left + seconds
-    return Progress(
+    return Tally(
         cells=len(of),
         states=Counter(one.state for one in of),
         spent=sum(one.seconds or 0.0 for one in of),
