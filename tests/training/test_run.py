@@ -471,7 +471,7 @@ def test_a_finished_run_keeps_the_environment_that_it_was_trained_in(
     where = "there"
     again = train(config, tmp_path / "run", resume=True)
     assert again.environment == first.environment
-    assert first.environment == {"processor": "here", "layout": first.layout.describe()}
+    assert first.environment == {"processor": "here", "layout": set_up(config).layout.describe()}
 
 
 def test_a_continued_run_has_the_environment_of_its_last_process(

@@ -37,7 +37,6 @@ from gradshare.training.evaluation import TestAccuracies, measure_test, validate
 from gradshare.training.folder import MACHINE_FIELDS, Inputs, RunFolder, refuse_if_occupied
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.launch import processes_of
-from gradshare.training.layout import Layout
 from gradshare.training.machine import commit, environment
 from gradshare.training.outer_loop import cosine_annealed, make_optimizer, outer_iteration
 from gradshare.training.preflight import (
@@ -103,9 +102,8 @@ class RunResult:
         diverged: where and how it became non-finite; None if it did not.
         test: None for a run that diverged before its first validation.
         seconds: wall time of training, validation and test.
-        layout: how the work was laid out.
-        environment: of the process that trained it, the last if there were several; see
-            `gradshare.training.machine.environment`.
+        environment: of the process that trained it, the last if there were several, with how its
+            work was laid out; see `gradshare.training.machine.environment`.
         images: how many the dataset had, in all splits.
         images_sha256: of all of them.
     """
@@ -115,7 +113,6 @@ class RunResult:
     diverged: str | None
     test: TestAccuracies | None
     seconds: float
-    layout: Layout
     environment: dict[str, Any]
     images: int
     images_sha256: str
@@ -356,7 +353,6 @@ def train_in(
         moment.diverged,
         moment.test,
         moment.seconds,
-        setup.layout,
         # A run that was finished before is not of this process.
         moment.environment or environment(setup.device, setup.layout.describe()),
         setup.images,
