@@ -8,7 +8,7 @@ import pytest
 from gradshare.errors import RunError
 from gradshare.experiments.results import Arm, Outcome, Results
 from gradshare.experiments.table import comparison_rows
-from gradshare.experiments.verdict import Verdict, contrast, verdict
+from gradshare.experiments.verdict import Verdict, pairing, verdict
 from gradshare.training.config import (
     ORIGINAL,
     RATE_CONTROL,
@@ -414,7 +414,7 @@ def test_stored_pairs_serve_where_accuracies_by_task_were_left_out() -> None:
     slim = full.model_copy(
         update={"arms": tuple(a.model_copy(update={"test_accuracies": None}) for a in full.arms)}
     )
-    assert contrast([slim], SHARING, ORIGINAL) == contrast([full], SHARING, ORIGINAL)
+    assert pairing([slim], SHARING, ORIGINAL) == pairing([full], SHARING, ORIGINAL)
     assert verdict([slim]) == verdict([full])
 
 

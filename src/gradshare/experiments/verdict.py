@@ -157,7 +157,7 @@ class Pairing:
         return joint.join(filter(None, (pace, skill)))
 
 
-def contrast(results: Sequence[Results], first: str, second: str) -> Pairing:
+def pairing(results: Sequence[Results], first: str, second: str) -> Pairing:
     """Put the arms of these names against each other."""
     sooner: list[int] = []
     reached: list[tuple[int | None, int | None]] = []
@@ -208,12 +208,12 @@ def _compare(results: Sequence[Results], counted: Sequence[Results]) -> tuple[st
     arms = runs_by_arm(results)
     decides = len(counted) >= ENOUGH_SEEDS
     rivals = [
-        contrast(results, SHARING, name)
+        pairing(results, SHARING, name)
         for name in arms
         if name not in (ORIGINAL, SHARING) and _trained(arms[name])
     ]
     controls = [rival for rival in rivals if is_control(rival.second)]
-    main = contrast(results, SHARING, ORIGINAL)
+    main = pairing(results, SHARING, ORIGINAL)
     lead = _trained_counts(results)
     if main.seeds:
         headline = _headline(results, main, controls, decides)
@@ -315,7 +315,7 @@ def _credit(results: Sequence[Results], controls: Sequence[Pairing], decides: bo
     not_sharing = "but what was gained is not sharing:" if decides else "but"
     if rival.judgement == "worse":
         return f", {not_sharing} {control}, did better still"
-    if decides and contrast(results, rival.second, ORIGINAL).judgement != "better":
+    if decides and pairing(results, rival.second, ORIGINAL).judgement != "better":
         credit = "the gain cannot be credited to sharing"
         return f", but not distinguishably better than {control}: {credit}"
     # An equal is no proof: the interval may leave room for a share that was not seen.
@@ -417,10 +417,10 @@ def _rival(rival: Pairing) -> str:
     return f"{text}: {'; '.join(parts)}." if parts else ""
 
 
-def _zero(pairing: Pairing) -> str:
-    if pairing.accuracy is None or pairing.accuracy.ci95 is None:
-        return f"from a single one of its {pairing.over}: it has no interval"
-    return f"{'' if pairing.skill else 'not '}distinguishable from zero"
+def _zero(found: Pairing) -> str:
+    if found.accuracy is None or found.accuracy.ci95 is None:
+        return f"from a single one of its {found.over}: it has no interval"
+    return f"{'' if found.skill else 'not '}distinguishable from zero"
 
 
 # Everything else ----------------------------------------------------------------------------------

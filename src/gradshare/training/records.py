@@ -132,7 +132,7 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Everything was flushed when it was written; what fails now must not hide `error`.
+        # Everything was flushed when it was written; what fails now must not hide what ends this.
         with contextlib.suppress(OSError):
             self._events.close()
 
