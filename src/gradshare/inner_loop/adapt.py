@@ -19,7 +19,13 @@ from gradshare.inner_loop.flat_memory import (
     gradients_of_chunk,
     recomputed_gradients,
 )
-from gradshare.inner_loop.rule import SumOverTasks, Tensors, UpdateRule, require_steps
+from gradshare.inner_loop.rule import (
+    SumOverTasks,
+    Tensors,
+    UpdateRule,
+    require_steps,
+    step_of,
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,8 @@ def adapt(
             it, as it was, among what is shared; for `recompute` alone.
 
     Raises:
-        ConfigError: the rule is made for another number of steps; or under `torch.inference_mode`.
+        ConfigError: the rule is made for another number of steps, or returns what does not fit the
+            gradients; or under `torch.inference_mode`.
     """
     require_steps(rule, steps)
     if torch.is_inference_mode_enabled():
@@ -90,7 +97,7 @@ def adapt(
             recompute=recompute,
             buffers=buffers,
         )
-        updates, state = rule.update(gradients, learned, state, step, sum_over_tasks)
+        updates, state = step_of(rule, gradients, learned, state, step, sum_over_tasks)
         params = {name: tensor - updates[name] for name, tensor in params.items()}
         trajectory.append(params)
     state = {name: t.detach() if t.requires_grad else t for name, t in state.items()}

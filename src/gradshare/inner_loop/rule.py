@@ -12,6 +12,7 @@ checkpoint, an optimiser and a test can name each tensor. The inner loop *subtra
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -123,7 +124,7 @@ class Chain:
         learned: dict[str, Tensor] = {}
         state: dict[str, Tensor] = {}
         for name, rule in self.rules.items():
-            rule_learned, rule_state = rule.init(params)
+            rule_learned, rule_state = start_of(rule, params)
             learned |= with_prefix(name, rule_learned)
             state |= with_prefix(name, rule_state)
         return learned, state
@@ -139,11 +140,69 @@ class Chain:
         """Pass the gradients through every rule."""
         new_state: dict[str, Tensor] = {}
         for name, rule in self.rules.items():
-            gradients, rule_state = rule.update(
-                gradients, under(name, learned), under(name, state), step, sum_over_tasks
+            gradients, rule_state = step_of(
+                rule, gradients, under(name, learned), under(name, state), step, sum_over_tasks
             )
             new_state |= with_prefix(name, rule_state)
         return gradients, new_state
+
+
+def start_of(rule: UpdateRule, params: Tensors) -> tuple[Tensors, Tensors]:
+    """`rule.init`, for whoever calls a rule that may be somebody's own.
+
+    Raises:
+        ConfigError: it returned something else than it is to.
+    """
+    return _two_trees(rule, "init", "what it learns and its state", rule.init(params))
+
+
+def step_of(
+    rule: UpdateRule,
+    gradients: Tensors,
+    learned: Tensors,
+    state: Tensors,
+    step: int,
+    sum_over_tasks: SumOverTasks | None,
+) -> tuple[Tensors, Tensors]:
+    """`rule.update`, likewise.
+
+    An update of another shape would be broadcast over the parameters where it can be, which makes
+    wrong steps and no error.
+
+    Raises:
+        ConfigError: it returned something else than it is to; or its updates are not those of the
+            gradients, by name and shape.
+    """
+    returned = rule.update(gradients, learned, state, step, sum_over_tasks)
+    updates, state = _two_trees(rule, "update", "the updates and its state", returned)
+    kind = type(rule).__name__
+    if odd := sorted(gradients.keys() ^ updates.keys()):
+        raise ConfigError(
+            f"{kind}.update returned "
+            + (f"no update of {odd[0]!r}" if odd[0] in gradients else f"one of {odd[0]!r} too")
+            + f"; it must return one of each of its gradients, {', '.join(map(repr, gradients))}"
+        )
+    for name, gradient in gradients.items():
+        if updates[name].shape != gradient.shape:
+            raise ConfigError(
+                f"{kind}.update returned an update of {name!r} of shape "
+                f"{tuple(updates[name].shape)}; it must have the gradient's, "
+                f"{tuple(gradient.shape)}, the tasks first"
+            )
+    return updates, state
+
+
+def _two_trees(
+    rule: UpdateRule, method: str, what: str, returned: object
+) -> tuple[Tensors, Tensors]:
+    """What a rule's method returned."""
+    match returned:
+        case (Mapping() as first, Mapping() as second):
+            return first, second
+    raise ConfigError(
+        f"{type(rule).__name__}.{method} returned {reprlib.repr(returned)}; it must return a "
+        f"pair of dictionaries: {what}"
+    )
 
 
 def require_rule(name: str, rule: object) -> None:

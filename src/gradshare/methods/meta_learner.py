@@ -24,6 +24,7 @@ from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.rule import (
     require_rule,
     require_steps,
+    start_of,
     sum_over_local_tasks,
     under,
     with_prefix,
@@ -179,10 +180,14 @@ class MetaLearner:
     def init(self) -> tuple[dict[str, Tensor], Tensors]:
         """The outer parameters, leaves that require gradients, and the rules' state, before any
         training. The model's own parameters are where they start and are never changed.
+
+        Raises:
+            ConfigError: the rule's `init` returns something else than it is to.
         """
         with self._in_use:
             parameters = dict(self.model.named_parameters())
-        learned, state = self.rule.init({n: parameters[n].detach() for n in self.adapted})
+        adapted = {name: parameters[name].detach() for name in self.adapted}
+        learned, state = start_of(self.rule, adapted)
         start = {name: parameters[name].detach() for name in (*self.adapted, *self.shared)}
         for name in self.per_step:
             start[name] = start[name].expand(self.steps, *start[name].shape)
