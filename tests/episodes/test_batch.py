@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -53,6 +54,15 @@ def test_an_index_that_would_leave_the_tasks_out_is_refused(index: Any) -> None:
     assert str(caught.value) == (
         f"a task batch is cut by slices, not by {index!r}: batch[2:3] is a batch of the third task "
         "alone"
+    )
+
+
+def test_an_array_in_the_place_of_a_tensor_is_refused() -> None:
+    batch = batch_of(2, 2)
+    with pytest.raises(DataError) as caught:
+        dataclasses.replace(batch, query_y=batch.query_y.numpy())  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "query_y of a task batch is a ndarray; give a tensor (torch.as_tensor)"
     )
 
 

@@ -25,9 +25,9 @@ from gradshare.episodes.datasets import (
 from gradshare.episodes.download import OnProgress
 from gradshare.episodes.images import ImageFormat
 from gradshare.episodes.spool import ImageSpool
-from gradshare.episodes.store import ClassImages
+from gradshare.episodes.store import SPLITS, ClassImages
 from gradshare.errors import DataError
-from tests.episodes.builders import make_classes, random_classes
+from tests.episodes.builders import make_classes, random_classes, random_store
 
 COUNTS = {"train": [3, 2], "val": [2], "test": [2]}
 
@@ -178,6 +178,14 @@ def test_a_dataset_prepared_otherwise_is_answered_with_what_there_is(
         f"is, or run `gradshare data prepare noise --download --image-size 12 --data-root {root}`"
     )
     assert open_dataset("noise", root, 9, "center-crop").image_shape == (1, 9, 9)
+
+
+def test_a_store_of_another_size_than_its_folders_name_is_refused(root: Path) -> None:
+    random_store(root / "mine" / "16", {split: [1] for split in SPLITS}, size=8)
+    assert message_of(lambda: open_dataset("mine", root)) == (
+        f"the images in {root / 'mine' / '16'} are of 8 pixels, not 16; name the folder by their "
+        f"size, {root / 'mine' / '8'}"
+    )
 
 
 def test_a_folder_dataset_is_opened_at_the_one_size_it_has(root: Path, birds: Path) -> None:

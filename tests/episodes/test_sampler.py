@@ -215,12 +215,23 @@ def test_a_class_with_too_few_images_is_named() -> None:
         ({"shots": -1}, "shots is -1, but must be 1 or more"),
         ({"queries": 0}, "queries is 0, but must be 1 or more"),
         ({"seed": -1}, "seed is -1, but must be 0 or more"),
+        (
+            {"split": "train"},
+            "split is a str; give one of a store's splits, such as store.splits['train']",
+        ),
     ],
 )
 def test_a_setting_out_of_bounds_is_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         EpisodeSampler(
-            make_split([9, 9]), **{"ways": 2, "shots": 1, "queries": 2, "seed": 0, **settings}
+            **{
+                "split": make_split([9, 9]),
+                "ways": 2,
+                "shots": 1,
+                "queries": 2,
+                "seed": 0,
+                **settings,
+            }
         )
     assert str(caught.value) == message
 

@@ -234,6 +234,33 @@ def test_images_may_be_tensors_and_a_source_has_to_be_json(tmp_path: Path) -> No
     assert not (tmp_path / "6").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": 7}, "name is 7; give a str"),
+        ({"rotate_classes": "yes"}, "rotate_classes is 'yes'; give a bool"),
+        ({"class_name": 3}, "a class has the name 3; give a str"),
+    ],
+)
+def test_what_would_not_open_again_is_not_written(
+    given: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    first = random_classes(COUNTS)[0]
+    named = dataclasses.replace(first, name=given.get("class_name", first.name))
+    options = {"name": "n", "rotate_classes": False, **given}
+    options.pop("class_name", None)
+    with pytest.raises(DataError) as caught:
+        write_store(tmp_path / "4", [named], source={}, **options)
+    assert str(caught.value) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stores_repr_fits_a_line_or_two(tmp_path: Path) -> None:
+    store = random_store(tmp_path / "4", {split: [1] * 50 for split in SPLITS})
+    assert len(repr(store)) < 400
+    assert store.name in repr(store)
+
+
 def test_every_split_needs_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         write(tmp_path / "4", random_classes({"train": [2], "test": [2]}))

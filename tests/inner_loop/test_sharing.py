@@ -254,3 +254,18 @@ def test_a_chain_names_what_each_rule_learns_and_feeds_each_the_one_before() -> 
     updates, _ = rule.update(own, learned, state, 0, None)
     for name in own:
         assert torch.allclose(updates[name], 0.5 * 0.2 * 10 * own[name], rtol=1e-12)
+
+
+def test_parameters_of_several_types_keep_theirs_and_share_as_those_of_one() -> None:
+    rule = GradientSharing(STEPS)
+    deltas: dict[torch.dtype, Tensors] = {}
+    for weight in (torch.float64, torch.float32):
+        kinds = {"weight": weight, "bias": torch.float64}
+        learned, state = rule.init({name: t.to(kinds[name]) for name, t in like().items()})
+        for seed in (1, 2):
+            own = {name: g.to(kinds[name]) for name, g in gradients(seed).items()}
+            deltas[weight], state = rule.update(own, learned, state, 0, sum_over_local_tasks)
+        for name, kind in kinds.items():
+            assert deltas[weight][name].dtype == state[f"g_hat.0.{name}"].dtype == kind
+    for name, delta in deltas[torch.float64].items():
+        assert torch.allclose(deltas[torch.float32][name].double(), delta, atol=1e-6)

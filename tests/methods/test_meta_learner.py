@@ -99,13 +99,14 @@ def test_a_rule_that_is_made_for_no_number_of_steps_takes_any() -> None:
 
 def test_a_model_with_nothing_to_adapt_is_refused() -> None:
     message = (
-        "Linear has no parameters to adapt; give it some that require gradients, or let `adapts` "
-        "choose at least one"
+        "Linear has no parameters to adapt; give it some that require gradients ({}), and let "
+        "`adapts` choose at least one"
     )
-    assert refused(adapts=lambda name: False) == message
+    there = "those are ['weight', 'bias']"
+    assert refused(adapts=lambda name: name == "head") == message.format(there)
     with pytest.raises(ConfigError) as error:
         maml(nn.Linear(2, 2).requires_grad_(False))
-    assert str(error.value) == message
+    assert str(error.value) == message.format("it has none")
 
 
 def test_the_inductive_mode_needs_a_model_that_takes_the_support_set() -> None:

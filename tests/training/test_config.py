@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gradshare.errors import ConfigError
-from gradshare.training.config import RunConfig, load_yaml
+from gradshare.training.config import _ELSEWHERE, RunConfig, load_yaml
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,30 @@ from gradshare.training.config import RunConfig, load_yaml
             "--method maml++ or leave it out",
         ),
         ({"innr_lr": 0.1}, "unknown setting 'innr_lr'; did you mean 'inner_lr'?"),
+        ({"learning_rate": 0.1}, "unknown setting 'learning_rate'; did you mean 'outer_lr'?"),
+        (
+            {"xyzzy": 4},
+            "unknown setting 'xyzzy'; `gradshare train --help` has them all",
+        ),
+        (
+            {"cosine_annealing_to": 0.01},
+            "--cosine-annealing-to 0.01 is above the outer learning rate 0.001, which would rise "
+            "to it; give at most --outer-lr",
+        ),
     ],
 )
 def test_a_bad_setting_is_named_with_its_value(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         RunConfig(**settings)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", _ELSEWHERE)
+def test_another_librarys_name_leads_to_ours(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean '(\w+)'\?") as error:
+        RunConfig(**{name: 1})
+    assert str(error.value).split("'")[-2] in RunConfig.model_fields
+    assert name not in RunConfig.model_fields
 
 
 def test_several_bad_settings_are_all_named() -> None:

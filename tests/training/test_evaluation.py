@@ -113,3 +113,7 @@ def test_no_batch_is_named(tiny: dict[str, Any]) -> None:
     with pytest.raises(DataError) as error:
         evaluate(setup.learner, *setup.learner.init(), [])
     assert str(error.value) == ("an accuracy needs at least one batch of tasks, and there was none")
+    one = setup.normalization.batch(setup.test.batch([0, 1]))
+    with pytest.raises(DataError) as error:
+        evaluate(setup.learner, *setup.learner.init(), one)  # type: ignore[arg-type]
+    assert str(error.value) == "batches is one TaskBatch; give several, or a list of it: [batch]"

@@ -272,6 +272,7 @@ def test_a_folder_that_holds_something_is_refused_and_untouched(
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
+    (folder / ".lock").touch()  # what is hidden is not what a folder is known by
     (folder / "thesis.txt").write_text("years of work", encoding="utf-8")
     with pytest.raises(RunError) as error:
         train(RunConfig(**tiny), folder, ignore)
@@ -279,7 +280,7 @@ def test_a_folder_that_holds_something_is_refused_and_untouched(
         f"the output folder {folder} already holds 'thesis.txt'; choose another with --out, "
         "continue it with --resume auto, or delete it if you no longer need it"
     )
-    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "thesis.txt"]
 
 
 def test_an_output_folder_below_a_file_is_refused(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class TaskBatch:
         query_y: (T, ways·queries) their labels.
 
     Raises:
-        DataError: there are no tasks, or not as many of them in every tensor.
+        DataError: there are no tasks, or not as many of them in every tensor, or one is no tensor.
     """
 
     support_x: Tensor
@@ -35,6 +35,12 @@ class TaskBatch:
     query_y: Tensor
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, Tensor):
+                raise DataError(
+                    f"{name} of a task batch is a {type(value).__name__}; give a tensor "
+                    "(torch.as_tensor)"
+                )
         counts = {
             name: getattr(self, name).shape[:1]
             for name in ("support_x", "support_y", "query_x", "query_y")

@@ -100,7 +100,8 @@ def open_dataset(
 
     Raises:
         DataError: there is no dataset of the name, or it is not prepared in this form; the
-            message has the command that prepares it. Or its store is damaged.
+            message has the command that prepares it. Or its store is damaged, or holds images of
+            another size than its folder's name says.
     """
     data_root = Path(data_root).expanduser()
     there = prepared(data_root).get(name, [])
@@ -110,7 +111,14 @@ def open_dataset(
         image_size = _usual_size(name, data_root, there, resize)
     path = store_path(data_root, name, image_size, resize)
     if path.name in there:
-        return ImageStore.open(path)
+        store = ImageStore.open(path)
+        size = store.image_shape[1]
+        if size != image_size:
+            raise DataError(
+                f"the images in {path} are of {size} pixels, not {image_size}; name the folder by "
+                f"their size, {store_path(data_root, name, size, resize)}"
+            )
+        return store
     if name == GLYPHS.name:
         return prepare_dataset(
             name, data_root, image_size=image_size, resize=resize, progress=progress

@@ -35,7 +35,7 @@ class EpisodeSampler:
             train-time augmentation in the reference code).
 
     Raises:
-        ConfigError: ways, shots or queries below one, or a negative seed.
+        ConfigError: ways, shots or queries below one, a negative seed, or no split.
         DataError: more ways than classes, or a class with fewer than shots + queries images.
     """
 
@@ -49,6 +49,11 @@ class EpisodeSampler:
         seed: int,
         rotate_classes: bool = False,
     ) -> None:
+        if not isinstance(split, Split):
+            raise ConfigError(
+                f"split is a {type(split).__name__}; give one of a store's splits, such as "
+                "store.splits['train']"
+            )
         for what, value, least in (
             ("ways", ways, 1),
             ("shots", shots, 1),

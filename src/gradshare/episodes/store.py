@@ -19,7 +19,7 @@ import tempfile
 import tokenize
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
 
@@ -104,11 +104,11 @@ class Split:
     """
 
     name: str
-    images: Images
+    images: Images = field(repr=False)
     class_names: tuple[str, ...]
-    starts: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
-    stored: StoredImages | None = None
+    starts: npt.NDArray[np.int64] = field(repr=False)
+    counts: npt.NDArray[np.int64] = field(repr=False)
+    stored: StoredImages | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -142,11 +142,11 @@ class ImageStore:
 
     name: str
     path: Path
-    splits: Mapping[str, Split]
+    splits: Mapping[str, Split] = field(repr=False)
     mean: tuple[float, ...]
     std: tuple[float, ...]
     rotate_classes: bool
-    source: Mapping[str, Any]
+    source: Mapping[str, Any] = field(repr=False)
     sha256: str
 
     @property
@@ -290,8 +290,11 @@ def write_store(
     Raises:
         DataError: the path is taken, two classes of one name (overlapping splits), an unknown
             split, a class without images, images that are not square, or of differing shape or
-            type, a split without classes, or a source that is not JSON.
+            type, a split without classes, a name that is no text, or a source that is not JSON.
     """
+    for what, value, kind in (("name", name, str), ("rotate_classes", rotate_classes, bool)):
+        if not isinstance(value, kind):
+            raise DataError(f"{what} is {value!r}; give a {kind.__name__}")
     try:
         json.dumps(dict(source))
     except (TypeError, ValueError) as error:
@@ -330,6 +333,8 @@ def _write(folder: Path, classes: Iterable[ClassImages]) -> dict[str, Any]:
     digest = hashlib.sha256()
     with (folder / "images.npy").open("wb") as npy:
         for item in classes:
+            if not isinstance(item.name, str):
+                raise DataError(f"a class has the name {item.name!r}; give a str")
             if item.split not in splits:
                 raise DataError(
                     f"class {item.name!r} is in split {item.split!r}; use one of {SPLITS}"

@@ -293,7 +293,8 @@ def load_results(path: Path) -> Results:
     except FileNotFoundError as error:
         raise RunError(
             f"{path}: no such file; `gradshare compare` and `gradshare train` write it when they "
-            "end"
+            "end, and `gradshare train --config RUN/config.yaml --out RUN --resume auto` beside a "
+            "run RUN that was trained otherwise"
         ) from error
     except OSError as error:
         raise RunError(

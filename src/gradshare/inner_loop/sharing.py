@@ -125,4 +125,5 @@ def _inverse_root(square: Tensor) -> Tensor:
 def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
     """start + weight · (end - start) of tensors (1 or T, …), with a weight () or (T,)."""
     weight = weight.reshape(weight.shape + (1,) * (start.ndim - weight.ndim))
-    return torch.lerp(start, end, weight)
+    # Of the parameters' own type, where a model has several: the gates are of the first one's.
+    return torch.lerp(start, end, weight.to(start.dtype))

@@ -6,6 +6,7 @@ MAML, Meta-SGD and MAML++ are three ways of putting one together (see the files 
 from __future__ import annotations
 
 import inspect
+import reprlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,9 +143,10 @@ class MetaLearner:
         self.adapted = tuple(name for name in trainable if adapts(name))
         self.shared = tuple(name for name in trainable if not adapts(name))
         if not self.adapted:
+            found = f"those are {reprlib.repr(trainable)}" if trainable else "it has none"
             raise ConfigError(
                 f"{type(model).__name__} has no parameters to adapt; give it some that require "
-                "gradients, or let `adapts` choose at least one"
+                f"gradients ({found}), and let `adapts` choose at least one"
             )
         of_a_batch = any(not _keeps_statistics(module) for module in norms.values())
         if of_a_batch and batch_norm == "inductive" and not _takes_support(model):

@@ -326,6 +326,16 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _anneals_downwards(self) -> RunConfig:
+        end = self.cosine_annealing_to
+        if end is not None and end > self.outer_lr:
+            raise ValueError(
+                f"--cosine-annealing-to {end:g} is above the outer learning rate "
+                f"{self.outer_lr:g}, which would rise to it; give at most --outer-lr"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_task_for_every_worker(self) -> RunConfig:
         if self.workers > self.task_batch:
             raise ValueError(
@@ -393,16 +403,42 @@ class RunConfig(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+# What other libraries and the literature call a setting, where spelling would lead elsewhere.
+_ELSEWHERE = {
+    "batch_size": "task_batch",
+    "fast_lr": "inner_lr",
+    "first_order": "order",
+    "hidden_size": "filters",
+    "k_shot": "shots",
+    "learning_rate": "outer_lr",
+    "lr": "outer_lr",
+    "meta_batch_size": "task_batch",
+    "meta_learning_rate": "outer_lr",
+    "meta_lr": "outer_lr",
+    "n_way": "ways",
+    "num_shots": "shots",
+    "num_steps": "inner_steps",
+    "num_ways": "ways",
+    "step_size": "inner_lr",
+    "update_lr": "inner_lr",
+}
+
+
 def check_keys(settings: Mapping[str, Any]) -> None:
     """Refuse keys that are no field of `RunConfig`.
 
     Raises:
-        ConfigError: names the key and the nearest valid one.
+        ConfigError: names the key and the nearest valid one, if one is near.
     """
     for key in settings:
         if key not in RunConfig.model_fields:
-            near = difflib.get_close_matches(str(key), RunConfig.model_fields, n=1, cutoff=0)
-            raise ConfigError(f"unknown setting {reprlib.repr(key)}; did you mean {near[0]!r}?")
+            near = (
+                [_ELSEWHERE[key]]
+                if key in _ELSEWHERE
+                else difflib.get_close_matches(str(key), RunConfig.model_fields, n=1)
+            )
+            hint = f"did you mean {near[0]!r}?" if near else "`gradshare train --help` has them all"
+            raise ConfigError(f"unknown setting {reprlib.repr(key)}; {hint}")
 
 
 class _Loader(yaml.SafeLoader):

@@ -60,8 +60,10 @@ def evaluate(
         The mean over all tasks, in [0, 1], and its 95 % confidence interval.
 
     Raises:
-        DataError: there are no batches.
+        DataError: there are no batches, or one stands in the place of several.
     """
+    if isinstance(batches, TaskBatch):
+        raise DataError("batches is one TaskBatch; give several, or a list of it: [batch]")
     found: list[float] = []
     for tasks in batches:
         found += accuracies(_logits(learner, (learned, state), tasks), tasks.query_y).tolist()

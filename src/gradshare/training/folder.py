@@ -346,7 +346,8 @@ def refuse_if_occupied(folder: Path, *, resume: bool) -> None:
             f"the output folder {folder} cannot be used: {error.strerror or error}; choose "
             "another with --out"
         ) from error
-    if occupied := sorted(names):
+    # What a user knows the folder by comes before its ".lock".
+    if occupied := sorted(names, key=lambda name: (name.startswith("."), name)):
         raise RunError(
             f"the output folder {folder} already holds {occupied[0]!r}; choose another with "
             "--out, continue it with --resume auto, or delete it if you no longer need it"
