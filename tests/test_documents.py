@@ -12,6 +12,9 @@ import pytest
 import torch
 
 import gradshare as gs
+from gradshare.experiments.compare import results_of_runs
+from gradshare.experiments.executors.job import Finished, environment_of
+from gradshare.experiments.results import save_results
 from gradshare.inner_loop.rule import sum_over_local_tasks
 from tests.episodes.builders import make_image
 
@@ -112,6 +115,37 @@ def test_the_documented_outer_loop_trains_and_tests(extensions: dict[str, Any]) 
     before, _ = extensions["mine"].init()
     changed = [not torch.equal(before[name], t) for name, t in extensions["learned"].items()]
     assert all(changed)
+
+
+def test_the_documented_outer_loop_goes_on_from_what_it_saved(extensions: dict[str, Any]) -> None:
+    (saved,) = extensions["optimizer"].state_dict()["param_groups"]
+    assert len(saved["params"]) == len(extensions["learned"])
+    assert all(t.requires_grad and t.is_leaf for t in extensions["learned"].values())
+    model = (extensions["mine"], extensions["learned"], extensions["state"])
+    starts = range(0, 40, 10)
+    batches = [extensions["test"].batch(range(start, start + 10)) for start in starts]
+    assert (
+        gs.evaluate(*model, map(extensions["normalize"].batch, batches)) == extensions["accuracy"]
+    )
+
+
+def test_the_documented_results_are_those_of_the_run(
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = gs.train(gs.RunConfig(**{**tiny, "epochs": 1}), "run")
+    save_results(
+        results_of_runs([Finished(result, environment_of(result))], "by hand"),
+        Path("runs/first/results.json"),
+    )
+    for block in python_blocks("docs/configuration.md"):
+        exec(compile(block, "docs/configuration.md", "exec"), {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("gradient-sharing ")
+    assert second == str([epoch.val_accuracy for epoch in result.history])
 
 
 def test_the_documented_rule_clips_each_task_and_learns_its_length(

@@ -3,8 +3,10 @@
 from gradshare.classifier import FewShotClassifier
 from gradshare.episodes import EpisodeSampler, ImageStore, Normalization, TaskBatch
 from gradshare.episodes.datasets import open_dataset, prepare_dataset
+from gradshare.episodes.images import ImageFormat
 from gradshare.episodes.store import ClassImages, write_store
 from gradshare.errors import ConfigError, DataError, GradshareError, RunError
+from gradshare.experiments.results import load_results
 from gradshare.inner_loop import (
     LSLR,
     SGD,
@@ -38,6 +40,7 @@ __all__ = [
     "FewShotClassifier",
     "GradientSharing",
     "GradshareError",
+    "ImageFormat",
     "ImageStore",
     "Interval",
     "MetaLearner",
@@ -50,6 +53,7 @@ __all__ = [
     "UpdateRule",
     "adapt",
     "evaluate",
+    "load_results",
     "maml",
     "maml_plus_plus",
     "meta_sgd",

@@ -299,6 +299,28 @@ def test_a_comparison_is_not_continued_with_its_runs_elsewhere(
         assert [path.name for path in out.iterdir()] == [there]
 
 
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_other_settings_are_refused_before_a_dataset_is_prepared(
+    command: str, program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    out, root = tmp_path / "out", tmp_path / "root"
+    run = out if command == "train" else out / "gradient-sharing"
+    run.mkdir(parents=True)
+    stored = RunConfig(**tiny)
+    (run / "config.yaml").write_text(stored.to_yaml(), encoding="utf-8")
+    status, printed, err = program(
+        *(command, "--resume", "auto", "--out", str(out)),
+        *options({**tiny, "dataset": "glyphs", "data_root": root}),
+    )
+    assert (status, printed, err) == (
+        1,
+        "",
+        f"error: {run} holds a run with dataset {stored.dataset!r}, this one has 'glyphs'; "
+        "continue it with its own settings, or choose another folder with --out\n",
+    )
+    assert not root.exists()
+
+
 def test_a_diverging_arm_is_a_result(
     program: Program, tiny: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from gradshare.cli.options import (
 from gradshare.cli.printing import print_line
 from gradshare.cli.progress import RunBars
 from gradshare.errors import ConfigError, RunError
-from gradshare.experiments.compare import compare, results_of_runs
+from gradshare.experiments.compare import compare, jobs_of, results_of_runs
 from gradshare.experiments.executors.choice import NAMES, Choice, Name
 from gradshare.experiments.executors.job import Finished, environment_of
 from gradshare.experiments.executors.local import default_threads
@@ -156,6 +156,7 @@ def train_command(
         _estimate(estimate_run(config, None if resume == "auto" else out), console)
         return
     if torchrun_size() is None:
+        RunFolder(out).require_room(config, resume=resume == "auto")  # before glyphs are drawn
         print_line(console, f"Layout: {set_up(config).layout.describe()}")
     with RunBars(console) as bars:
         result = train(
@@ -194,7 +195,8 @@ def compare_command(
     """Meta-train with and without gradient sharing on the same episodes, and report."""
     console = Console()
     config = read_config(config_file, preset, options)
-    runs = seeds * (3 if control else 2)
+    # Before glyphs are drawn for it.
+    runs = len(jobs_of(config, out, control=control, seeds=seeds, resume=resume == "auto"))
     executor = where.executor(config, out, runs)
     _announce(console, config, out, runs, executor, control=control)
     if executor.here:

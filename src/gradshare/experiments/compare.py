@@ -18,7 +18,7 @@ from gradshare.experiments.executors.loop import Executor, WatchAll, run_all
 from gradshare.experiments.results import FILENAME, Results, save_results
 from gradshare.experiments.speedup import results_of
 from gradshare.training.config import ARM_FIELDS, ORIGINAL, RATE_CONTROL, SHARING, RunConfig
-from gradshare.training.folder import refuse_if_occupied
+from gradshare.training.folder import RunFolder, refuse_if_occupied
 from gradshare.training.preflight import require_memory
 from gradshare.training.setup import set_up
 
@@ -58,27 +58,14 @@ def compare(
     Raises:
         GradshareError: see `gradshare.training.run.train`.
     """
-    config = config.without_arm()
+    jobs = jobs_of(config, folder, control=control, seeds=seeds, resume=resume)
     # Whatever is wrong with the data or the settings shows before anything is done. The devices and
     # the memory of other machines are theirs to check.
+    shared = config.without_arm()
     if executor.here:
-        require_memory(config, set_up(config), at_a_time=executor.at_a_time)
+        require_memory(shared, set_up(shared), at_a_time=executor.at_a_time)
     else:
-        set_up(config.model_copy(update={"device": "cpu"}))
-    if not resume:
-        refuse_if_occupied(folder, resume=False)
-    arms = ARMS if control else ARMS[:2]
-    homes = {
-        seed: folder / f"seed-{seed}" if seeds > 1 else folder
-        for seed in range(config.seed, config.seed + seeds)
-    }
-    _require_this_layout(folder, seeds)
-    jobs = {}
-    for seed, home in homes.items():
-        for arm in arms:
-            run = config.model_copy(update={**arm, "seed": seed})
-            name = run.arm if seeds == 1 else f"{run.arm} (seed {seed})"
-            jobs[name] = Job(run, home / run.arm)
+        set_up(shared.model_copy(update={"device": "cpu"}))
 
     def record(name: str, run: Finished) -> None:
         save_results(results_of_runs([run], command), jobs[name].folder / FILENAME)
@@ -86,12 +73,41 @@ def compare(
     finished = run_all(jobs, executor, watch, record)
 
     comparison = []
-    for seed, home in homes.items():
+    for seed in dict.fromkeys(job.config.seed for job in jobs.values()):
         runs = [finished[name] for name, job in jobs.items() if job.config.seed == seed]
         results = results_of_runs(runs, command)
-        save_results(results, home / FILENAME)
+        save_results(results, _home(folder, seed, seeds) / FILENAME)
         comparison.append(results)
     return comparison
+
+
+def jobs_of(
+    config: RunConfig, folder: Path, *, control: bool, seeds: int, resume: bool
+) -> dict[str, Job]:
+    """The runs of a comparison by their names, once it is sure that its folder can hold them.
+
+    Arguments as of `compare`.
+
+    Raises:
+        RunError: the folder holds something else, a comparison of another number of seeds, or a
+            run with other settings.
+    """
+    if not resume:
+        refuse_if_occupied(folder, resume=False)
+    _require_this_layout(folder, seeds)
+    jobs = {}
+    for seed in range(config.seed, config.seed + seeds):
+        for arm in ARMS if control else ARMS[:2]:
+            run = config.without_arm().model_copy(update={**arm, "seed": seed})
+            name = run.arm if seeds == 1 else f"{run.arm} (seed {seed})"
+            jobs[name] = Job(run, _home(folder, seed, seeds) / run.arm)
+            RunFolder(jobs[name].folder).require_room(run, resume=resume)
+    return jobs
+
+
+def _home(folder: Path, seed: int, seeds: int) -> Path:
+    """The folder of one seed's runs."""
+    return folder / f"seed-{seed}" if seeds > 1 else folder
 
 
 def _require_this_layout(folder: Path, seeds: int) -> None:

@@ -279,13 +279,14 @@ def save_results(results: Results, path: Path) -> None:
     write_atomically(path, f"{text}\n".encode())
 
 
-def load_results(path: Path) -> Results:
-    """Read a results file, or the `results.json` of a run's folder.
+def load_results(path: Path | str) -> Results:
+    """Read a results file, or the `results.json` of the folder of a run or a comparison.
 
     Raises:
         RunError: there is none, it cannot be read, it is not a results file, or a newer version of
             gradshare wrote it.
     """
+    path = Path(path).expanduser()
     if path.is_dir():
         path = path / FILENAME
     try:

@@ -92,6 +92,21 @@ class RunFolder:
         self.path = path
         self._checkpoints = path / "checkpoints"
 
+    def require_room(self, config: RunConfig, *, resume: bool) -> None:
+        """Refuse a folder that this run cannot be in, before any work is done for it.
+
+        Args:
+            config: of the run.
+            resume: whether it may be continued.
+
+        Raises:
+            RunError: the folder holds something else, or the run with other settings.
+        """
+        if resume and self.started:
+            self.require_same(config)
+        else:
+            refuse_if_occupied(self.path, resume=resume)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Create the folder if there is none, and let no other process train in it.

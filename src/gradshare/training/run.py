@@ -34,7 +34,7 @@ from gradshare.training.config import RunConfig, option_name
 from gradshare.training.distributed import OneProcess, OtherRankError
 from gradshare.training.divergence import diagnose, not_finite
 from gradshare.training.evaluation import TestAccuracies, measure_test, validate
-from gradshare.training.folder import MACHINE_FIELDS, Inputs, RunFolder, refuse_if_occupied
+from gradshare.training.folder import MACHINE_FIELDS, Inputs, RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.launch import processes_of
 from gradshare.training.machine import commit, environment
@@ -307,12 +307,7 @@ def train_in(
             "leave it out"
         )
     home = RunFolder(folder)
-
-    def may_begin() -> None:
-        if not (resume and home.started):
-            refuse_if_occupied(folder, resume=resume)
-
-    processes.from_first(may_begin)
+    processes.from_first(lambda: home.require_room(config, resume=resume))
     with ExitStack() as stack:
         lighter = less_memory(config, recomputes=config.memory == "recompute")
         stack.enter_context(memory_errors(f"start a new run and {lighter}"))
@@ -327,7 +322,7 @@ def train_in(
             require_disk(config, learned, state, folder)
             stack.enter_context(home.locked())
             if resume and home.started:
-                home.require_same(config)
+                home.require_same(config)  # another process may have begun it meanwhile
                 home.require_same_images(setup.images_sha256)
                 return home.load_latest((on_device(learned, CPU), on_device(state, CPU)))
             mean, std = list(setup.normalization.mean), list(setup.normalization.std)
