@@ -274,8 +274,6 @@ def evaluate_command(run: Path, **options: Any) -> None:
 
 def _own_test(run: Path, console: Console) -> Sequence[float]:
     """The test accuracies (tasks,) that a run's ensemble ended with; none if there are none."""
-    if not (run / FILENAME).exists():
-        return ()
     try:
         arms = load_results(run).arms
     except RunError as error:  # the checkpoints can be tested all the same
