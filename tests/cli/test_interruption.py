@@ -63,6 +63,25 @@ def test_it_stops_cleanly_with_everything_saved(
         assert not list(run.rglob(f"*{UNFINISHED}"))
 
 
+def test_glyphs_that_are_half_drawn_are_cleared_away(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradshare", "train", "--out", "run", "--data-root", "data"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + PATIENCE
+    while not list(tmp_path.glob("data/glyphs/.prepare-*/.complete.*/store")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "no glyph was drawn"
+        time.sleep(0.05)
+    process.terminate()
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (128 + signal.SIGTERM, "", "")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "data", tmp_path / "data" / "glyphs"]
+
+
 def test_what_was_stopped_can_be_resumed(tiny: dict[str, Any], tmp_path: Path) -> None:
     settings = {**tiny, "epochs": 40}
     options = [w for name, v in settings.items() for w in (f"--{name.replace('_', '-')}", str(v))]
