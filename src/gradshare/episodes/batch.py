@@ -41,12 +41,9 @@ class TaskBatch:
                     f"{name} of a task batch is a {type(value).__name__}; give a tensor "
                     "(torch.as_tensor)"
                 )
-        counts = {
-            name: getattr(self, name).shape[:1]
-            for name in ("support_x", "support_y", "query_x", "query_y")
-        }
-        if any(count != self.support_x.shape[:1] or not any(count) for count in counts.values()):
-            found = ", ".join(f"{name} {tuple(getattr(self, name).shape)}" for name in counts)
+        counts = [tensor.shape[:1] for tensor in vars(self).values()]
+        if any(count != counts[0] or not any(count) for count in counts):
+            found = ", ".join(f"{name} {tuple(t.shape)}" for name, t in vars(self).items())
             raise DataError(
                 f"the tensors of a task batch are {found}; the first dimension must be the tasks, "
                 "the same number in each and at least one: give a single task as x[None]"
