@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,22 @@ def test_glyphs_that_are_half_drawn_are_cleared_away(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (128 + signal.SIGTERM, "", "")
     assert list(tmp_path.rglob("*")) == [tmp_path / "data", tmp_path / "data" / "glyphs"]
+
+
+def test_sigterm_while_python_shuts_down_says_nothing() -> None:
+    program = """
+        import atexit, os, signal, sys
+        from gradshare.cli import program
+
+        atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        sys.argv = ["gradshare", "report", "nowhere"]
+        program()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert ended.stderr.startswith("error: nowhere: ")
+    assert ended.stderr.count("\n") == 1
+    assert ended.returncode == -signal.SIGTERM
 
 
 def test_what_was_stopped_can_be_resumed(tiny: dict[str, Any], tmp_path: Path) -> None:

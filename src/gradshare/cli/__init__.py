@@ -48,8 +48,12 @@ def program() -> None:
     start on: the processes that `compare` and others start, and this one where it trains itself.
     """
     join_freed_memory(start_again=sys.argv[1:2] == [train_command.name])
-    signal.signal(signal.SIGTERM, _leave)
-    main()
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        main()
+    finally:
+        # Python would print the exit that is raised while it shuts down, and go on.
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave(number: int, _: FrameType | None) -> None:
