@@ -39,7 +39,7 @@ from gradshare.episodes.mini_imagenet import _pickled_split, _table
 from gradshare.errors import GradshareError
 from gradshare.experiments.results import load_results, save_results
 from gradshare.training import checkpoint
-from gradshare.training.config import RunConfig, load_yaml
+from gradshare.training.config import RunConfig
 from gradshare.training.folder import RunFolder
 from gradshare.training.run import train
 from tests.episodes.archive_builders import COMPRESSORS, encoded, make_tar, make_zip, pixels
@@ -324,9 +324,9 @@ def test_configurations(random: Random, tmp_path: Path) -> None:
         text = damaged(text, random) if random.random() < 0.5 else text
     path.write_bytes(text)
     with refusing():
-        again = RunConfig(**load_yaml(path))
+        again = RunConfig.from_yaml(path)
         path.write_text(again.to_yaml(), encoding="utf-8")
-        assert RunConfig(**load_yaml(path)) == again
+        assert RunConfig.from_yaml(path) == again
 
 
 @fuzzed

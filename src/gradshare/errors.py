@@ -4,6 +4,7 @@ Each message names the cause, the value that caused it, and the remedy. The comm
 the message alone; a traceback that reaches a user is a defect.
 """
 
+from numbers import Integral
 from typing import get_args
 
 
@@ -39,3 +40,18 @@ def require_choice(name: str, value: str, choices: object) -> None:
     known = get_args(choices)
     if value not in known:
         raise ConfigError(f"{name} {value!r} is unknown; use {' or '.join(map(repr, known))}")
+
+
+def require_count(name: str, value: object, least: int = 1) -> None:
+    """Refuse what is no whole number, or too small a one.
+
+    Args:
+        name: of the setting or argument.
+        value: what it was given.
+        least: the smallest that is taken.
+
+    Raises:
+        ConfigError: it is none, or smaller.
+    """
+    if not isinstance(value, Integral) or int(value) < least:
+        raise ConfigError(f"{name} is {value!r}; give a whole number, at least {least}")

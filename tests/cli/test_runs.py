@@ -83,6 +83,21 @@ def test_train_evaluate_and_report(program: Program, tiny: dict[str, Any], tmp_p
     assert out.splitlines()[-1] == f"Report: {elsewhere / 'report.html'}"
 
 
+def test_an_evaluation_computes_with_the_threads_that_it_is_given(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert program("train", "--out", str(run), *options({**tiny, "threads": 1}))[0] == 0
+    before = torch.get_num_threads()
+    try:
+        for given, threads in (((), 1), (("--threads", "3"), 3)):
+            status, _, err = program("evaluate", str(run), *given)
+            assert (status, err) == (0, "")
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_run_of_sharing_can_be_tested_without_what_was_shared(
     program: Program, tiny: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -182,7 +182,12 @@ def test_a_dataset_prepared_otherwise_is_answered_with_what_there_is(
 
 def test_a_store_of_another_size_than_its_folders_name_is_refused(root: Path) -> None:
     random_store(root / "mine" / "16", {split: [1] for split in SPLITS}, size=8)
-    assert message_of(lambda: open_dataset("mine", root)) == (
+    opened = message_of(lambda: open_dataset("mine", root))
+    prepared_again = message_of(
+        lambda: prepare_dataset("mine", root, path=root, folder=True, image_size=16)
+    )
+    assert opened == prepared_again
+    assert opened == (
         f"the images in {root / 'mine' / '16'} are of 8 pixels, not 16; name the folder by their "
         f"size, {root / 'mine' / '8'}"
     )

@@ -210,11 +210,11 @@ def test_a_class_with_too_few_images_is_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ways": 0}, "ways is 0, but must be 1 or more"),
-        ({"shots": 0}, "shots is 0, but must be 1 or more"),
-        ({"shots": -1}, "shots is -1, but must be 1 or more"),
-        ({"queries": 0}, "queries is 0, but must be 1 or more"),
-        ({"seed": -1}, "seed is -1, but must be 0 or more"),
+        ({"ways": 0}, "ways is 0; give a whole number, at least 1"),
+        ({"shots": 0}, "shots is 0; give a whole number, at least 1"),
+        ({"shots": -1}, "shots is -1; give a whole number, at least 1"),
+        ({"queries": 0}, "queries is 0; give a whole number, at least 1"),
+        ({"seed": -1}, "seed is -1; give a whole number, at least 0"),
         (
             {"split": "train"},
             "split is a str; give one of a store's splits, such as store.splits['train']",

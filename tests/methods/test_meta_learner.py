@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,11 +15,13 @@ from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import (
+    LSLR,
     SGD,
     Chain,
     GradientSharing,
     Held,
     LearnedRates,
+    MetaSGD,
     OwnGradient,
     RateControl,
     SumOverTasks,
@@ -51,8 +55,11 @@ def refused(**options: Any) -> str:
             "batch_norm 'inductve' is unknown; use 'transductive' or 'inductive'",
         ),
         ({"precision": "bf16"}, "precision 'bf16' is unknown; use 'float32' or 'bfloat16'"),
-        ({"tasks_at_a_time": 0}, "tasks_at_a_time is 0; give at least 1, or None for all"),
-        ({"steps": 0}, "steps is 0; take at least 1"),
+        ({"tasks_at_a_time": 0}, "tasks_at_a_time is 0; give a whole number, at least 1"),
+        ({"steps": 0}, "steps is 0; give a whole number, at least 1"),
+        ({"steps": 2.0}, "steps is 2.0; give a whole number, at least 1"),
+        ({"inner_lr": -0.1}, "the inner learning rate is -0.1; give a finite one, not below 0"),
+        ({"inner_lr": math.nan}, "the inner learning rate is nan; give a finite one, not below 0"),
     ],
 )
 def test_a_value_that_an_option_does_not_take(options: dict[str, Any], message: str) -> None:
@@ -64,6 +71,22 @@ def test_a_norm_that_equation_1_does_not_have(rule: Any) -> None:
     with pytest.raises(ConfigError) as error:
         rule(5, norm="per_tensor")
     assert str(error.value) == "norm 'per_tensor' is unknown; use 'global' or 'per-tensor'"
+
+
+@pytest.mark.parametrize("steps", [0, 2.0])
+@pytest.mark.parametrize("rule", [GradientSharing, RateControl, LearnedRates, LSLR])
+def test_a_rule_for_no_number_of_steps(rule: Any, steps: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        rule(steps, **({"lr": 0.1} if rule is LSLR else {}))
+    assert str(error.value) == f"steps is {steps}; give a whole number, at least 1"
+
+
+@pytest.mark.parametrize("rule", [SGD, MetaSGD, partial(LSLR, 5)])
+@pytest.mark.parametrize("lr", [-0.1, math.inf])
+def test_a_rate_that_climbs_or_is_infinite(rule: Any, lr: float) -> None:
+    with pytest.raises(ConfigError) as error:
+        rule(lr)
+    assert str(error.value) == f"the inner learning rate is {lr}; give a finite one, not below 0"
 
 
 @pytest.mark.parametrize("steps", [3, 10])

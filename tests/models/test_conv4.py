@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -68,6 +70,14 @@ def test_an_image_too_small_to_be_halved_four_times() -> None:
     assert str(error.value) == (
         "image size 15 is too small: the backbone halves it 4 times; use at least 16"
     )
+
+
+@pytest.mark.parametrize("argument", ["ways", "channels", "filters"])
+def test_a_network_of_nothing(argument: str) -> None:
+    sizes: dict[str, Any] = {"ways": 5, "channels": 1, "filters": 48, argument: 0}
+    with pytest.raises(ConfigError) as error:
+        Conv4(image_size=28, **sizes)
+    assert str(error.value) == f"{argument} is 0; give a whole number, at least 1"
 
 
 def test_an_unknown_activation_is_refused() -> None:

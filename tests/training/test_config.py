@@ -128,7 +128,7 @@ def test_a_stored_configuration_is_the_same_configuration(tmp_path: Path) -> Non
     )
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
-    assert RunConfig(**load_yaml(path)) == config
+    assert RunConfig.from_yaml(str(path)) == config
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_what_the_fuzzer_found_in_yaml_is_refused(
 def test_text_that_no_file_can_hold_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="holds a control character"):
-        RunConfig(**load_yaml(tmp_path / "config.yaml"))
+        RunConfig.from_yaml(tmp_path / "config.yaml")
 
 
 def test_a_value_that_is_too_long_to_be_shown_is_cut() -> None:

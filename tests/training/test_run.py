@@ -95,6 +95,12 @@ def test_the_folder_may_be_text(tiny: dict[str, Any], tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run").started
 
 
+def test_settings_that_are_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        train({"dataset": "glyphs"}, tmp_path / "run")  # type: ignore[arg-type]
+    assert str(error.value) == "config is a dict; give a RunConfig(…) of settings"
+
+
 def test_a_path_may_begin_at_home(
     tiny: dict[str, Any], data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

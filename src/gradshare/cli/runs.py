@@ -236,6 +236,9 @@ def compare_command(
     help="Folder of prepared datasets.  [default: the run's]",
 )
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: the run's]")
+@click.option(
+    "--threads", type=click.IntRange(0), help="CPU threads, 0 for all cores.  [default: the run's]"
+)
 def evaluate_command(run: Path, **options: Any) -> None:
     """Test the best checkpoints of a training RUN again, as one ensemble and the best alone.
 

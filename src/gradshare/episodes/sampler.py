@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradshare.episodes.batch import TaskBatch
 from gradshare.episodes.store import Split
-from gradshare.errors import ConfigError, DataError
+from gradshare.errors import ConfigError, DataError, require_count
 
 RIGHT_ANGLES = 4
 
@@ -60,8 +60,7 @@ class EpisodeSampler:
             ("queries", queries, 1),
             ("seed", seed, 0),
         ):
-            if value < least:
-                raise ConfigError(f"{what} is {value}, but must be {least} or more")
+            require_count(what, value, least)
         if ways > len(split.class_names):
             raise DataError(
                 f"{ways}-way tasks need {ways} classes, split {split.name!r} has "

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import torch
 
-from gradshare.errors import ConfigError, require_choice
+from gradshare.errors import ConfigError, require_choice, require_count
 from gradshare.inner_loop.rule import SumOverTasks, Tensors, UpdateRule, require_rule
 from gradshare.inner_loop.sharing import GradientSharing, Norm, interpolate, normalized
 
@@ -25,9 +25,13 @@ class _Gated(ABC):
 
     Args:
         steps: K, the number of inner steps.
+
+    Raises:
+        ConfigError: no steps.
     """
 
     def __init__(self, steps: int) -> None:
+        require_count("steps", steps)
         self.steps = steps
 
     @abstractmethod
@@ -79,9 +83,13 @@ class LearnedRates:
 
     Args:
         steps: K, the number of inner steps.
+
+    Raises:
+        ConfigError: no steps.
     """
 
     def __init__(self, steps: int) -> None:
+        require_count("steps", steps)
         self.steps = steps
 
     def init(self, params: Tensors) -> tuple[Tensors, Tensors]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradshare.inner_loop.rule import SumOverTasks, Tensors
+from gradshare.errors import require_count
+from gradshare.inner_loop.rule import SumOverTasks, Tensors, require_rate
 
 
 class MetaSGD:
@@ -19,9 +20,13 @@ class MetaSGD:
     Args:
         lr: where every entry of α starts. (Li et al. draw it from [0.005, 0.1]; Chang & Lipson
             start all at 0.1.)
+
+    Raises:
+        ConfigError: a rate below zero, or not finite.
     """
 
     def __init__(self, lr: float) -> None:
+        require_rate(lr)
         self.lr = lr
 
     def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
@@ -49,9 +54,14 @@ class LSLR:
     Args:
         steps: K, the number of inner steps.
         lr: where every rate starts.
+
+    Raises:
+        ConfigError: no steps, or a rate below zero, or not finite.
     """
 
     def __init__(self, steps: int, lr: float) -> None:
+        require_count("steps", steps)
+        require_rate(lr)
         self.steps = steps
         self.lr = lr
 

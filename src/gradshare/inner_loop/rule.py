@@ -12,6 +12,7 @@ checkpoint, an optimiser and a test can name each tensor. The inner loop *subtra
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -77,9 +78,13 @@ class SGD:
 
     Args:
         lr: the inner learning rate α.
+
+    Raises:
+        ConfigError: a rate below zero, or not finite.
     """
 
     def __init__(self, lr: float) -> None:
+        require_rate(lr)
         self.lr = lr
 
     def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
@@ -244,6 +249,19 @@ def require_steps(part: object, steps: int) -> None:
             f"{type(part).__name__} is made for {own} inner steps, the learner takes {steps}; give "
             "both the same number"
         )
+
+
+def require_rate(lr: float) -> None:
+    """Refuse an inner learning rate that would climb, or make every parameter infinite.
+
+    Args:
+        lr: the rate, or where learned ones start.
+
+    Raises:
+        ConfigError: it is below zero, or not finite.
+    """
+    if not 0 <= lr < math.inf:
+        raise ConfigError(f"the inner learning rate is {lr}; give a finite one, not below 0")
 
 
 def with_prefix(prefix: str, tensors: Tensors) -> dict[str, Tensor]:

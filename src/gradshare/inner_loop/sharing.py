@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gradshare.errors import require_choice
+from gradshare.errors import require_choice, require_count
 from gradshare.inner_loop.rule import SumOverTasks, Tensors
 
 Norm = Literal["global", "per-tensor"]
@@ -36,10 +36,11 @@ class GradientSharing:
             notation reads) or for each tensor by itself ("per-tensor").
 
     Raises:
-        ConfigError: another norm.
+        ConfigError: no steps, or another norm.
     """
 
     def __init__(self, steps: int, *, norm: Norm = "global") -> None:
+        require_count("steps", steps)
         require_choice("norm", norm, Norm)
         self.steps = steps
         self.norm = norm

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from gradshare.episodes import TaskBatch
-from gradshare.errors import ConfigError, require_choice
+from gradshare.errors import ConfigError, require_choice, require_count
 from gradshare.inner_loop import Adaptation, SumOverTasks, Tensors, UpdateRule, adapt
 from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.rule import (
@@ -122,12 +122,9 @@ class MetaLearner:
     ) -> None:
         require_choice("batch_norm", batch_norm, BatchNormMode)
         require_choice("precision", precision, Precision)
-        if steps < 1:
-            raise ConfigError(f"steps is {steps}; take at least 1")
-        if tasks_at_a_time is not None and tasks_at_a_time < 1:
-            raise ConfigError(
-                f"tasks_at_a_time is {tasks_at_a_time}; give at least 1, or None for all"
-            )
+        require_count("steps", steps)
+        if tasks_at_a_time is not None:
+            require_count("tasks_at_a_time", tasks_at_a_time)
         require_rule("rule", rule)
         for part in (rule, multi_step_loss):
             require_steps(part, steps)

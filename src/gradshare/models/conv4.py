@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gradshare.errors import ConfigError, require_choice
+from gradshare.errors import ConfigError, require_choice, require_count
 from gradshare.models.conv_block import ConvBlock
 
 Activation = Literal["leaky_relu", "relu"]
@@ -32,7 +32,8 @@ class Conv4(nn.Module):
             rounding; it is of use only to load the reference code's weights.
 
     Raises:
-        ConfigError: the image is too small to be halved four times, or another activation.
+        ConfigError: the image is too small to be halved four times, there are no outputs, channels
+            or filters, or another activation.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class Conv4(nn.Module):
         conv_bias: bool = False,
     ) -> None:
         super().__init__()
+        for name, value in (("ways", ways), ("channels", channels), ("filters", filters)):
+            require_count(name, value)
         if image_size < SMALLEST_IMAGE:
             raise ConfigError(
                 f"image size {image_size} is too small: the backbone halves it {LAYERS} times; "

@@ -398,8 +398,17 @@ class RunConfig(BaseModel):
             return round(float(span.removesuffix("%")) / 100 * self.iterations)
         return int(span)
 
+    @classmethod
+    def from_yaml(cls, path: Path | str) -> RunConfig:
+        """The settings of a YAML file, such as a run's `config.yaml`; defaults for the rest.
+
+        Raises:
+            ConfigError: it cannot be read, or a setting is unknown or out of bounds.
+        """
+        return cls(**load_yaml(Path(path).expanduser()))
+
     def to_yaml(self) -> str:
-        """All fields, as a file that `--config` reads."""
+        """All fields, as a file that `--config` and `from_yaml` read."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

@@ -31,7 +31,7 @@ from gradshare.training.checkpoint import (
     require_fit,
     save_checkpoint,
 )
-from gradshare.training.config import RunConfig, load_yaml
+from gradshare.training.config import RunConfig
 from gradshare.training.evaluation import Model
 from gradshare.training.files import UNFINISHED, make_folder, write_atomically
 from gradshare.training.records import EpochRecord, kept_epochs
@@ -184,7 +184,7 @@ class RunFolder:
             below = sorted(path.parent.name for path in self.path.glob("*/config.yaml"))
             which = f"one of those below it: {', '.join(below)}" if below else "the folder of a run"
             raise RunError(f"{self.path} holds no run (no config.yaml); give {which}")
-        return RunConfig(**load_yaml(self.path / "config.yaml"))
+        return RunConfig.from_yaml(self.path / "config.yaml")
 
     def inputs(self) -> Inputs:
         """What the run's model takes.

@@ -290,6 +290,8 @@ def train(
             saved; or another process of the run failed.
         RunStoppedError: Ctrl-C or SIGTERM; everything so far is saved.
     """
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"config is a {type(config).__name__}; give a RunConfig(…) of settings")
     commit()  # as it is now; see there
     with processes_of(config) as processes:
         return train_in(processes, config, Path(folder).expanduser(), watch, resume=resume)
