@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import SGD, Adaptation, Chain, GradientSharing, Tensors, UpdateRule, adapt
+from gradshare.inner_loop import (
+    SGD,
+    Adaptation,
+    Chain,
+    GradientSharing,
+    Held,
+    Tensors,
+    UpdateRule,
+    adapt,
+)
 from gradshare.inner_loop.rule import sum_over_local_tasks
 from gradshare.methods import MetaLearner
 
@@ -85,9 +95,19 @@ UPDATES: list[tuple[Any, str]] = [
     ),
     (
         ({"v": W, "w": W}, {}),
-        "returned one of 'v' too; it must return one of each of its gradients, 'w'",
+        "returned updates with 'v'; it must return one for each of its gradients, and no more",
     ),
-    (({}, {}), "returned no update of 'w'; it must return one of each of its gradients, 'w'"),
+    (
+        ({}, {}),
+        "returned updates without 'w'; it must return one for each of its gradients, and no more",
+    ),
+    (({"w": 0.1}, {}), "returned 0.1 as 'w'; it must be a tensor"),
+    (({"w": W}, {"seen": 1}), "returned 1 as 'seen'; it must be a tensor"),
+    (
+        ({"w": W}, {"seen": W}),
+        "returned a state with 'seen'; it must return all of the state that it was given, and no "
+        "more",
+    ),
     # These two would be broadcast over the parameters, (3, 2), to wrong steps.
     (
         ({"w": W[0]}, {}),
@@ -102,22 +122,51 @@ UPDATES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize("chained", [False, True])
+PLACES = pytest.mark.parametrize(
+    "place",
+    [lambda rule: rule, lambda rule: Chain(own=rule, sgd=SGD(0.1)), lambda rule: Held(rule, {})],
+    ids=["alone", "chained", "held"],
+)
+
+
+@PLACES
 @pytest.mark.parametrize(("returned", "message"), UPDATES)
-def test_updates_that_do_not_fit_the_gradients(returned: Any, message: str, chained: bool) -> None:
-    own = Returning(update=returned)
-    rule = Chain(own=own, sgd=SGD(0.1)) if chained else own
+def test_what_does_not_fit_the_gradients_or_the_state(
+    returned: Any, message: str, place: Callable[[Any], UpdateRule]
+) -> None:
     with pytest.raises(ConfigError) as error:
-        adapted(rule=rule)
+        adapted(rule=place(Returning(update=returned)))
     assert str(error.value) == f"Returning.update {message}"
 
 
-@pytest.mark.parametrize("chained", [False, True])
-def test_a_rule_whose_init_returns_one_tree(chained: bool) -> None:
-    own = Returning(init={})
+def test_a_state_that_loses_what_it_had() -> None:
     with pytest.raises(ConfigError) as error:
-        MetaLearner(nn.Linear(2, 2), Chain(own=own) if chained else own, steps=2).init()
+        adapted(rule=Returning(update=({"w": W}, {})), state={"seen": W})
     assert str(error.value) == (
-        "Returning.init returned {}; it must return a pair of dictionaries: what it learns and its "
-        "state"
+        "Returning.update returned a state without 'seen'; it must return all of the state that it "
+        "was given, and no more"
     )
+
+
+@PLACES
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (
+            {},
+            "returned {}; it must return a pair of dictionaries: what it learns and its state",
+        ),
+        (({"rate": 0.1}, {}), "returned 0.1 as 'rate'; it must be a tensor"),
+        (
+            ({"rate": torch.tensor(1)}, {}),
+            "returned 'rate' of torch.int64 to be learned, which has no gradients; make it "
+            "floating-point, or put it into the state",
+        ),
+    ],
+)
+def test_a_rule_that_cannot_start(
+    returned: Any, message: str, place: Callable[[Any], UpdateRule]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        MetaLearner(nn.Linear(2, 2), place(Returning(init=returned)), steps=2).init()
+    assert str(error.value) == f"Returning.init {message}"

@@ -11,7 +11,21 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from gradshare.episodes import TaskBatch
-from gradshare.inner_loop import SGD, Chain, GradientSharing, MetaSGD, RateControl, Tensors
+from gradshare.inner_loop import (
+    LSLR,
+    SGD,
+    Chain,
+    DetachedSharing,
+    GradientSharing,
+    Held,
+    LearnedRates,
+    MetaSGD,
+    OwnGradient,
+    RateControl,
+    Tensors,
+    UnnormalizedSharing,
+    UpdateRule,
+)
 from gradshare.inner_loop.rule import sum_over_local_tasks
 from gradshare.inner_loop.sharing import normalized
 from gradshare.methods import maml
@@ -256,8 +270,24 @@ def test_a_chain_names_what_each_rule_learns_and_feeds_each_the_one_before() -> 
         assert torch.allclose(updates[name], 0.5 * 0.2 * 10 * own[name], rtol=1e-12)
 
 
-def test_parameters_of_several_types_keep_theirs_and_share_as_those_of_one() -> None:
-    rule = GradientSharing(STEPS)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        GradientSharing(STEPS),
+        UnnormalizedSharing(STEPS),
+        DetachedSharing(STEPS),
+        Held(GradientSharing(STEPS), {"m": 1.0}),
+        OwnGradient(STEPS),
+        RateControl(STEPS),
+        LearnedRates(STEPS),
+        LSLR(STEPS, 0.1),
+        MetaSGD(0.1),
+    ],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_parameters_of_several_types_keep_theirs_and_share_as_those_of_one(
+    rule: UpdateRule,
+) -> None:
     deltas: dict[torch.dtype, Tensors] = {}
     for weight in (torch.float64, torch.float32):
         kinds = {"weight": weight, "bias": torch.float64}
@@ -266,6 +296,7 @@ def test_parameters_of_several_types_keep_theirs_and_share_as_those_of_one() -> 
             own = {name: g.to(kinds[name]) for name, g in gradients(seed).items()}
             deltas[weight], state = rule.update(own, learned, state, 0, sum_over_local_tasks)
         for name, kind in kinds.items():
-            assert deltas[weight][name].dtype == state[f"g_hat.0.{name}"].dtype == kind
+            stored = [t for key, t in state.items() if key.endswith(f".{name}")]
+            assert {t.dtype for t in (deltas[weight][name], *stored)} == {kind}
     for name, delta in deltas[torch.float64].items():
         assert torch.allclose(deltas[torch.float32][name].double(), delta, atol=1e-6)

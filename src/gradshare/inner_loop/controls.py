@@ -14,7 +14,14 @@ from collections.abc import Mapping
 import torch
 
 from gradshare.errors import ConfigError, require_choice, require_count
-from gradshare.inner_loop.rule import SumOverTasks, Tensors, UpdateRule, require_rule
+from gradshare.inner_loop.rule import (
+    SumOverTasks,
+    Tensors,
+    UpdateRule,
+    require_rule,
+    start_of,
+    step_of,
+)
 from gradshare.inner_loop.sharing import GradientSharing, Norm, interpolate, normalized
 
 
@@ -71,7 +78,7 @@ class RateControl(_Gated):
 
     def in_the_place_of_g_hat(self, gradients: Tensors) -> Tensors:
         """Nothing: every task's gradient is scaled by 1 - σ(λ_k)."""
-        return dict.fromkeys(gradients, next(iter(gradients.values())).new_zeros(()))
+        return {name: own.new_zeros(()) for name, own in gradients.items()}
 
 
 class LearnedRates:
@@ -207,7 +214,7 @@ class Held:
         Raises:
             ConfigError: a gate that the rule does not learn.
         """
-        learned, state = self.rule.init(params)
+        learned, state = start_of(self.rule, params)
         for name in self.gates:
             if name not in learned:
                 raise ConfigError(
@@ -227,7 +234,7 @@ class Held:
         """The rule's, with what is held."""
         like = next(iter(gradients.values()))
         held = {name: like.new_full((step + 1,), _logit(gate)) for name, gate in self.gates.items()}
-        return self.rule.update(gradients, {**learned, **held}, state, step, sum_over_tasks)
+        return step_of(self.rule, gradients, {**learned, **held}, state, step, sum_over_tasks)
 
 
 def _logit(gate: float) -> float:

@@ -158,7 +158,14 @@ def start_of(rule: UpdateRule, params: Tensors) -> tuple[Tensors, Tensors]:
     Raises:
         ConfigError: it returned something else than it is to.
     """
-    return _two_trees(rule, "init", "what it learns and its state", rule.init(params))
+    learned, state = _two_trees(rule, "init", "what it learns and its state", rule.init(params))
+    for name, tensor in learned.items():
+        if not tensor.is_floating_point():
+            raise ConfigError(
+                f"{type(rule).__name__}.init returned {name!r} of {tensor.dtype} to be learned, "
+                "which has no gradients; make it floating-point, or put it into the state"
+            )
+    return learned, state
 
 
 def step_of(
@@ -176,17 +183,20 @@ def step_of(
 
     Raises:
         ConfigError: it returned something else than it is to; or its updates are not those of the
-            gradients, by name and shape.
+            gradients, by name and shape, or its state not what it was given, by name.
     """
     returned = rule.update(gradients, learned, state, step, sum_over_tasks)
-    updates, state = _two_trees(rule, "update", "the updates and its state", returned)
+    updates, new_state = _two_trees(rule, "update", "the updates and its state", returned)
     kind = type(rule).__name__
-    if odd := sorted(gradients.keys() ^ updates.keys()):
-        raise ConfigError(
-            f"{kind}.update returned "
-            + (f"no update of {odd[0]!r}" if odd[0] in gradients else f"one of {odd[0]!r} too")
-            + f"; it must return one of each of its gradients, {', '.join(map(repr, gradients))}"
-        )
+    for what, found, given, remedy in (
+        ("updates", updates, gradients, "one for each of its gradients"),
+        ("a state", new_state, state, "all of the state that it was given"),
+    ):
+        for name in found.keys() ^ given.keys():
+            raise ConfigError(
+                f"{kind}.update returned {what} {'with' if name in found else 'without'} {name!r}; "
+                f"it must return {remedy}, and no more"
+            )
     for name, gradient in gradients.items():
         if updates[name].shape != gradient.shape:
             raise ConfigError(
@@ -194,7 +204,7 @@ def step_of(
                 f"{tuple(updates[name].shape)}; it must have the gradient's, "
                 f"{tuple(gradient.shape)}, the tasks first"
             )
-    return updates, state
+    return updates, new_state
 
 
 def _two_trees(
@@ -203,11 +213,19 @@ def _two_trees(
     """What a rule's method returned."""
     match returned:
         case (Mapping() as first, Mapping() as second):
-            return first, second
-    raise ConfigError(
-        f"{type(rule).__name__}.{method} returned {reprlib.repr(returned)}; it must return a "
-        f"pair of dictionaries: {what}"
-    )
+            pass
+        case _:
+            raise ConfigError(
+                f"{type(rule).__name__}.{method} returned {reprlib.repr(returned)}; it must return "
+                f"a pair of dictionaries: {what}"
+            )
+    for name, value in (*first.items(), *second.items()):
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"{type(rule).__name__}.{method} returned {reprlib.repr(value)} as {name!r}; it "
+                "must be a tensor"
+            )
+    return first, second
 
 
 def require_rule(name: str, rule: object) -> None:
