@@ -7,6 +7,11 @@ the message alone; a traceback that reaches a user is a defect.
 from numbers import Integral
 from typing import get_args
 
+SIGNAL_STATUS = 128
+"""A program that a signal ends has this plus the signal's number as its exit status, as a shell
+has it.
+"""
+
 
 class GradshareError(Exception):
     """Base of every error that a user can mend."""

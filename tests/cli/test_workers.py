@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from tests.cli.test_interruption import wait_for_epochs
 from tests.training.killing import final, timeless
 
 LONG = 10_000
+HERE = "127.0.0.1"
 
 # Seconds that a test waits for several processes to start or end on a machine with other work.
 PATIENCE = 250
@@ -275,6 +277,29 @@ def test_a_rank_that_is_killed_ends_the_run_and_the_same_command_continues_it(
     assert process.returncode == 0, err
     assert out.count("Report: ") == 1
     assert_same_end(folder, whole)
+
+
+def test_a_rank_that_waits_for_another_ends_at_sigterm(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It waits in C++, where a handler of Python's would have to wait too.
+    with socket.socket() as free:
+        free.bind((HERE, 0))
+        port = free.getsockname()[1]
+    variables = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": HERE, "MASTER_PORT": port}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+
+    def listens() -> bool:
+        with socket.socket() as other:
+            return other.connect_ex((HERE, port)) == 0
+
+    command = ["gradshare", "train", "--out", str(tmp_path / "run"), *options(tiny)]
+    with started(*command) as process:
+        wait_until(listens, "it does not wait for the other rank")
+        process.terminate()
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (-signal.SIGTERM, "", "")
 
 
 def test_torchrun_passes_a_request_to_stop_on(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.training import launch, run
@@ -247,6 +248,22 @@ def test_processes_with_different_images_do_not_mix(
         "process; prepare it alike on all machines of a run, or copy it from one to the others"
     )
     assert_refused_by_rank_1(results, words, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (DataError("no data"), "no data"),
+        (SystemExit(128 + signal.SIGTERM), "it was asked to stop"),
+        (KeyboardInterrupt(), "it was asked to stop"),
+        (ValueError("odd"), "ValueError: odd"),
+    ],
+)
+def test_why_a_process_ends_is_told_to_the_others(error: BaseException, words: str) -> None:
+    group = object.__new__(ProcessGroup)
+    group.rank, group.size, group._store = 1, 2, HashStore()
+    group.tell(error)
+    assert group._store.get("failure").decode() == f"rank 1 of 2 failed: {words}"
 
 
 def take_part(

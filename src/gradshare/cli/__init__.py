@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from types import FrameType
 
 import click
 
@@ -13,14 +11,13 @@ from gradshare import __version__
 from gradshare.cli.data import data
 from gradshare.cli.paper import paper
 from gradshare.cli.runs import compare_command, evaluate_command, report_command, train_command
-from gradshare.errors import ConfigError, GradshareError
+from gradshare.errors import SIGNAL_STATUS, ConfigError, GradshareError
 from gradshare.training.distributed import OtherRankError
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.launch import speaks_for_machine, torchrun_size
 from gradshare.training.machine import join_freed_memory
 
 FAILED = 1
-SIGNAL_STATUS = 128  # a shell's status for a program that a signal ended is 128 + its number
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,19 +45,7 @@ def program() -> None:
     start on: the processes that `compare` and others start, and this one where it trains itself.
     """
     join_freed_memory(start_again=sys.argv[1:2] == [train_command.name])
-    before = signal.signal(signal.SIGTERM, _leave)
-    try:
-        main()
-    finally:
-        # Python would print the exit that is raised while it shuts down, and go on.
-        signal.signal(signal.SIGTERM, before)
-
-
-def _leave(number: int, _: FrameType | None) -> None:
-    """End where a signal says so, what is half done cleared away, as Python does at Ctrl-C alone.
-    Runs have a handler of their own, which saves them.
-    """
-    sys.exit(SIGNAL_STATUS + number)
+    main()
 
 
 def main() -> None:

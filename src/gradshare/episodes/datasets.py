@@ -12,7 +12,10 @@ import errno
 import re
 import shlex
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,7 +32,7 @@ from gradshare.episodes.images import ImageFormat, Resize
 from gradshare.episodes.mini_imagenet import MINI_IMAGENET
 from gradshare.episodes.omniglot import OMNIGLOT
 from gradshare.episodes.store import ClassImages, ImageStore, write_store
-from gradshare.errors import DataError
+from gradshare.errors import SIGNAL_STATUS, DataError
 
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset for dataset in (GLYPHS, OMNIGLOT, MINI_IMAGENET, CUB)
@@ -333,7 +336,10 @@ def _write(
     _check_place(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".prepare-", dir=target.parent) as folder:
+        with (
+            _unwound_by_sigterm(),
+            tempfile.TemporaryDirectory(prefix=".prepare-", dir=target.parent) as folder,
+        ):
             complete = Path(folder) / "complete"
             write_store(
                 complete,
@@ -358,6 +364,26 @@ def _write(
             "folder you may write to with --data-root"
         ) from error
     return Prepared(ImageStore.open(target), written=True)
+
+
+@contextlib.contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise an exit, so that what is half written is cleared away, as it is at Ctrl-C.
+
+    Only where it would end the process as it stands: whoever handles it otherwise goes on to. And
+    only here: a handler of Python's has to wait until whatever goes on in C++ comes back.
+    """
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if ours:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(SIGNAL_STATUS + number))
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _reported(images: _Images, progress: OnProgress | None) -> Iterator[ClassImages]:

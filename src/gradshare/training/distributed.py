@@ -275,9 +275,12 @@ class ProcessGroup(OneProcess):
 
     def tell(self, error: BaseException) -> None:
         """Say why this process ends the run, to those that will miss it."""
-        words = (
-            str(error) if isinstance(error, GradshareError) else f"{type(error).__name__}: {error}"
-        )
+        if isinstance(error, GradshareError):
+            words = str(error)
+        elif isinstance(error, KeyboardInterrupt | SystemExit):
+            words = "it was asked to stop"
+        else:
+            words = f"{type(error).__name__}: {error}"
         with contextlib.suppress(RuntimeError):
             self._store.set(FAILURE, f"{self._name(self.rank)} failed: {words}")
 

@@ -24,7 +24,7 @@ from typing import Any, Final, Self
 import submitit
 from submitit.core.utils import DelayedSubmission, FailedSubmissionError, UncompletedJobError
 
-from gradshare.errors import ConfigError, RunError
+from gradshare.errors import SIGNAL_STATUS, ConfigError, RunError
 from gradshare.experiments.executors.job import Finished, Job, LostError, Outcome, run_job
 from gradshare.experiments.executors.loop import Event
 from gradshare.experiments.wording import counted
@@ -446,7 +446,7 @@ class _Task:
             if time_is_up in asked:
                 queue_again(time_is_up, None)
             # Without a result, so that whoever takes it away can start it again.
-            sys.exit(128 + signal.SIGTERM)
+            sys.exit(SIGNAL_STATUS + signal.SIGTERM)
         return outcome
 
     def checkpoint(self) -> DelayedSubmission:
