@@ -13,7 +13,6 @@ import torch
 
 import gradshare as gs
 from gradshare.experiments.compare import results_of_runs
-from gradshare.experiments.executors.job import Finished, environment_of
 from gradshare.experiments.results import save_results
 from gradshare.inner_loop.rule import sum_over_local_tasks
 from tests.episodes.builders import make_image
@@ -138,7 +137,7 @@ def test_the_documented_results_are_those_of_the_run(
     monkeypatch.chdir(tmp_path)
     result = gs.train(gs.RunConfig(**{**tiny, "epochs": 1}), "run")
     save_results(
-        results_of_runs([Finished(result, environment_of(result))], "by hand"),
+        results_of_runs([result], "by hand"),
         Path("runs/first/results.json"),
     )
     for block in python_blocks("docs/configuration.md"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gradshare.experiments.executors.job import Finished, Job, Outcome, run_job
+from gradshare.experiments.executors.job import Job, Outcome, run_job
 from gradshare.training.checkpoint import load_checkpoint
 from gradshare.training.config import RunConfig
 from gradshare.training.run import Progress, RunResult, Watch, train
@@ -25,7 +25,7 @@ def job(tiny: dict[str, Any], folder: Path, **settings: Any) -> Job:
     return Job(RunConfig(**{**tiny, **settings}), folder)
 
 
-def ignore(name: str, what: Progress | Finished) -> None:
+def ignore(name: str, what: Progress | RunResult) -> None:
     pass
 
 
@@ -54,10 +54,10 @@ def mortal(job: Job, threads: int, watch: Watch) -> Outcome:
     return run_job(job, threads, fatal)
 
 
-def assert_as_if_trained_here(finished: Finished, job: Job, elsewhere: Path) -> None:
+def assert_as_if_trained_here(finished: RunResult, job: Job, elsewhere: Path) -> None:
     """A run is, times apart, bit for bit what one process makes of it."""
     expected = train(job.config, elsewhere)
-    assert _timeless(finished.result) == _timeless(expected)
+    assert _timeless(finished) == _timeless(expected)
     name = f"checkpoints/latest-{job.config.iterations:09d}.safetensors"
     left, right = (load_checkpoint(f / name, torch.device("cpu")) for f in (job.folder, elsewhere))
     for part in ("learned", "state", "optimizer"):

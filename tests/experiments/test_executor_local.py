@@ -14,12 +14,12 @@ import pytest
 from filelock import FileLock
 
 from gradshare.errors import GradshareError, RunError
-from gradshare.experiments.executors.job import Finished, Job, UnexpectedError
+from gradshare.experiments.executors.job import Job, UnexpectedError
 from gradshare.experiments.executors.local import LocalExecutor
 from gradshare.experiments.executors.loop import Event, run_all
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.run import Progress
+from gradshare.training.run import Progress, RunResult
 from tests.experiments.executor_runs import (
     PATIENCE,
     assert_as_if_trained_here,
@@ -48,7 +48,7 @@ def children() -> list[int]:
 def test_a_killed_process_is_named_and_the_others_keep_what_they_have(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    done: dict[str, Finished] = {}
+    done: dict[str, RunResult] = {}
     victim: list[int] = []
 
     def kill(name: str, progress: Progress) -> None:
@@ -91,7 +91,7 @@ def test_one_runs_error_stops_the_others(tiny: dict[str, Any], tmp_path: Path) -
 def test_a_stop_after_one_run_is_done_keeps_its_result(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    done: dict[str, Finished] = {}
+    done: dict[str, RunResult] = {}
     asked: list[bool] = []
 
     def stop(name: str, progress: Progress) -> None:

@@ -15,16 +15,15 @@ import pytest
 import ray
 
 from gradshare.errors import ConfigError, DataError, RunError
-from gradshare.experiments.compare import compare
+from gradshare.experiments.compare import compare, jobs_of
 from gradshare.experiments.executors import ray_cluster
-from gradshare.experiments.executors.job import Finished
 from gradshare.experiments.executors.local import LocalExecutor
 from gradshare.experiments.executors.loop import Executor, run_all
 from gradshare.experiments.executors.ray_cluster import OBJECT_STORE_BYTES, RayExecutor
 from gradshare.training.config import RunConfig
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.run import Progress
+from gradshare.training.run import Progress, RunResult
 from tests.experiments.executor_runs import (
     assert_as_if_trained_here,
     ignore,
@@ -142,7 +141,7 @@ def test_a_defect_is_one_message_and_its_trace_in_the_folder(
 
 
 def test_a_stop_saves_what_runs_and_drops_what_waits(tiny: dict[str, Any], tmp_path: Path) -> None:
-    done: dict[str, Finished] = {}
+    done: dict[str, RunResult] = {}
     asked: list[str] = []
 
     def stop(name: str, progress: Progress) -> None:
@@ -165,16 +164,8 @@ def test_a_stop_saves_what_runs_and_drops_what_waits(tiny: dict[str, Any], tmp_p
 
 def test_a_comparison_is_laid_out_as_on_this_machine(tiny: dict[str, Any], tmp_path: Path) -> None:
     def compared(out: str, where: Executor, *, resume: bool = False) -> None:
-        compare(
-            RunConfig(**tiny),
-            tmp_path / out,
-            control=False,
-            seeds=1,
-            executor=where,
-            resume=resume,
-            command="gradshare compare",
-            watch=ignore,
-        )
+        jobs = jobs_of(RunConfig(**tiny), tmp_path / out, control=False, seeds=1, resume=resume)
+        compare(jobs, executor=where, command="gradshare compare", watch=ignore)
 
     compared("ray", executor(tiny))
     # As if it had been stopped after its second epoch.

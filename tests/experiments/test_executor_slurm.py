@@ -17,7 +17,7 @@ import pytest
 
 from gradshare.errors import ConfigError, DataError, GradshareError, RunError
 from gradshare.experiments.executors import slurm_array
-from gradshare.experiments.executors.job import Finished, run_job
+from gradshare.experiments.executors.job import run_job
 from gradshare.experiments.executors.loop import run_all
 from gradshare.experiments.executors.slurm_array import (
     SETTINGS,
@@ -27,7 +27,7 @@ from gradshare.experiments.executors.slurm_array import (
 from gradshare.training.config import RunConfig
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.run import Progress, Watch
+from gradshare.training.run import Progress, RunResult, Watch
 from tests.experiments.executor_runs import (
     assert_as_if_trained_here,
     ignore,
@@ -69,7 +69,7 @@ def log_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_runs_are_as_if_trained_here(cluster: str, tiny: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     work = {name: job(tiny, out / name, sharing=name == "b") for name in ("a", "b")}
-    done: dict[str, Finished] = {}
+    done: dict[str, RunResult] = {}
     told: list[tuple[str, int]] = []
 
     def watch(name: str, progress: Progress) -> None:

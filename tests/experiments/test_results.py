@@ -119,6 +119,17 @@ def test_a_missing_file_says_who_writes_it(tmp_path: Path) -> None:
         load_results(tmp_path)
 
 
+def test_the_folder_of_several_seeds_names_those_of_one(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        save_results(usual(epochs=1), tmp_path / f"seed-{seed}" / "results.json")
+    with pytest.raises(RunError) as error:
+        load_results(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path} holds a comparison of several seeds; give the folder of one of them: seed-0, "
+        "seed-1"
+    )
+
+
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_bytes(b"{\xff")
     with pytest.raises(RunError, match="not a results file, byte 1 is not UTF-8 text; give the"):

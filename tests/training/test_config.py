@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gradshare.errors import ConfigError
-from gradshare.training.config import _ELSEWHERE, RunConfig, load_yaml
+from gradshare.training.config import RunConfig, load_yaml
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,31 @@ def test_a_bad_setting_is_named_with_its_value(settings: dict[str, Any], message
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("name", _ELSEWHERE)
-def test_another_librarys_name_leads_to_ours(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"did you mean '(\w+)'\?") as error:
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("batch_size", "task_batch"),
+        ("fast_lr", "inner_lr"),
+        ("first_order", "order"),
+        ("hidden_size", "filters"),
+        ("k_shot", "shots"),
+        ("learning_rate", "outer_lr"),
+        ("lr", "outer_lr"),
+        ("meta_batch_size", "task_batch"),
+        ("meta_learning_rate", "outer_lr"),
+        ("meta_lr", "outer_lr"),
+        ("n_way", "ways"),
+        ("num_shots", "shots"),
+        ("num_steps", "inner_steps"),
+        ("num_ways", "ways"),
+        ("step_size", "inner_lr"),
+        ("update_lr", "inner_lr"),
+    ],
+)
+def test_another_librarys_name_leads_to_ours(name: str, ours: str) -> None:
+    with pytest.raises(ConfigError) as error:
         RunConfig(**{name: 1})
-    assert str(error.value).split("'")[-2] in RunConfig.model_fields
-    assert name not in RunConfig.model_fields
+    assert str(error.value) == f"unknown setting {name!r}; did you mean {ours!r}?"
 
 
 def test_several_bad_settings_are_all_named() -> None:

@@ -27,11 +27,16 @@ from gradshare.cli.progress import RunBars
 from gradshare.errors import ConfigError, RunError
 from gradshare.experiments.compare import compare, jobs_of, results_of_runs
 from gradshare.experiments.executors.choice import NAMES, Choice, Name
-from gradshare.experiments.executors.job import Finished, environment_of
 from gradshare.experiments.executors.local import default_threads
 from gradshare.experiments.executors.loop import Executor
 from gradshare.experiments.report import write_report
-from gradshare.experiments.results import FILENAME, Results, load_results, save_results
+from gradshare.experiments.results import (
+    FILENAME,
+    Results,
+    load_results,
+    save_results,
+    seed_files,
+)
 from gradshare.experiments.seeds import seeds_of
 from gradshare.experiments.table import arm_rows, comparison_rows
 from gradshare.experiments.verdict import verdict
@@ -163,8 +168,7 @@ def train_command(
             config, out, lambda progress: bars(config.arm, progress), resume=resume == "auto"
         )
     if is_first():
-        run = Finished(result, environment_of(result))
-        results = results_of_runs([run], _command_line())
+        results = results_of_runs([result], _command_line())
         save_results(results, out / FILENAME)
         _report([results], out, console)
 
@@ -196,22 +200,13 @@ def compare_command(
     console = Console()
     config = read_config(config_file, preset, options)
     # Before glyphs are drawn for it.
-    runs = len(jobs_of(config, out, control=control, seeds=seeds, resume=resume == "auto"))
-    executor = where.executor(config, out, runs)
-    _announce(console, config, out, runs, executor, control=control)
+    jobs = jobs_of(config, out, control=control, seeds=seeds, resume=resume == "auto")
+    executor = where.executor(config, out, len(jobs))
+    _announce(console, config, out, len(jobs), executor, control=control)
     if executor.here:
         print_line(console, f"Layout of each run: {set_up(config).layout.describe()}")
     with RunBars(console) as bars:
-        comparison = compare(
-            config,
-            out,
-            control=control,
-            seeds=seeds,
-            executor=executor,
-            resume=resume == "auto",
-            command=_command_line(),
-            watch=bars,
-        )
+        comparison = compare(jobs, executor=executor, command=_command_line(), watch=bars)
     _report(comparison, out, console)
 
 
@@ -308,7 +303,7 @@ def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write the report of finished RUNs, comparisons or single arms, again or together."""
     if out is None and len(runs) > 1:
         raise ConfigError("a report over several runs needs --out FOLDER to be written to")
-    paths = [path for run in runs for path in sorted(run.glob(f"seed-*/{FILENAME}")) or [run]]
+    paths = [path for run in runs for path in seed_files(run) or [run]]
     home = runs[0].parent if runs[0].is_file() else runs[0]
     _report([load_results(path) for path in paths], out or home, Console())
 

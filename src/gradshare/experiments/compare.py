@@ -13,13 +13,14 @@ from typing import Any
 
 from gradshare.errors import RunError
 from gradshare.experiments.arms import arm_of
-from gradshare.experiments.executors.job import Finished, Job
+from gradshare.experiments.executors.job import Job
 from gradshare.experiments.executors.loop import Executor, WatchAll, run_all
 from gradshare.experiments.results import FILENAME, Results, save_results
 from gradshare.experiments.speedup import results_of
 from gradshare.training.config import ARM_FIELDS, ORIGINAL, RATE_CONTROL, SHARING, RunConfig
 from gradshare.training.folder import RunFolder, refuse_if_occupied
 from gradshare.training.preflight import require_memory
+from gradshare.training.run import RunResult
 from gradshare.training.setup import set_up
 
 ARMS: tuple[dict[str, Any], ...] = (
@@ -30,25 +31,13 @@ ARMS: tuple[dict[str, Any], ...] = (
 
 
 def compare(
-    config: RunConfig,
-    folder: Path,
-    *,
-    control: bool,
-    seeds: int,
-    executor: Executor,
-    resume: bool,
-    command: str,
-    watch: WatchAll,
+    jobs: Mapping[str, Job], *, executor: Executor, command: str, watch: WatchAll
 ) -> list[Results]:
     """Train every arm for every seed, and write the results.
 
     Args:
-        config: what all arms have in common; its arm is ignored.
-        folder: a new folder, unless `resume`.
-        control: whether to run the rate-control arm too.
-        seeds: how many seeds, from `config.seed` on.
+        jobs: of `jobs_of`.
         executor: where the runs go.
-        resume: continue the runs that the folder holds; see `gradshare.training.run.train`.
         command: what reproduces this, for the record.
         watch: told of progress.
 
@@ -58,25 +47,24 @@ def compare(
     Raises:
         GradshareError: see `gradshare.training.run.train`.
     """
-    jobs = jobs_of(config, folder, control=control, seeds=seeds, resume=resume)
     # Whatever is wrong with the data or the settings shows before anything is done. The devices and
     # the memory of other machines are theirs to check.
-    shared = config.without_arm()
+    shared = next(iter(jobs.values())).config.without_arm()
     if executor.here:
         require_memory(shared, set_up(shared), at_a_time=executor.at_a_time)
     else:
         set_up(shared.model_copy(update={"device": "cpu"}))
 
-    def record(name: str, run: Finished) -> None:
+    def record(name: str, run: RunResult) -> None:
         save_results(results_of_runs([run], command), jobs[name].folder / FILENAME)
 
     finished = run_all(jobs, executor, watch, record)
 
     comparison = []
-    for seed in dict.fromkeys(job.config.seed for job in jobs.values()):
-        runs = [finished[name] for name, job in jobs.items() if job.config.seed == seed]
+    for home in dict.fromkeys(job.folder.parent for job in jobs.values()):  # of each seed
+        runs = [finished[name] for name, job in jobs.items() if job.folder.parent == home]
         results = results_of_runs(runs, command)
-        save_results(results, _home(folder, seed, seeds) / FILENAME)
+        save_results(results, home / FILENAME)
         comparison.append(results)
     return comparison
 
@@ -86,7 +74,12 @@ def jobs_of(
 ) -> dict[str, Job]:
     """The runs of a comparison by their names, once it is sure that its folder can hold them.
 
-    Arguments as of `compare`.
+    Args:
+        config: what all arms have in common; its arm is ignored.
+        folder: a new folder, unless `resume`.
+        control: whether to run the rate-control arm too.
+        seeds: how many seeds, from `config.seed` on.
+        resume: continue the runs that the folder holds; see `gradshare.training.run.train`.
 
     Raises:
         RunError: the folder holds something else, a comparison of another number of seeds, or a
@@ -97,17 +90,13 @@ def jobs_of(
     _require_this_layout(folder, seeds)
     jobs = {}
     for seed in range(config.seed, config.seed + seeds):
+        home = folder / f"seed-{seed}" if seeds > 1 else folder
         for arm in ARMS if control else ARMS[:2]:
             run = config.without_arm().model_copy(update={**arm, "seed": seed})
             name = run.arm if seeds == 1 else f"{run.arm} (seed {seed})"
-            jobs[name] = Job(run, _home(folder, seed, seeds) / run.arm)
+            jobs[name] = Job(run, home / run.arm)
             RunFolder(jobs[name].folder).require_room(run, resume=resume)
     return jobs
-
-
-def _home(folder: Path, seed: int, seeds: int) -> Path:
-    """The folder of one seed's runs."""
-    return folder / f"seed-{seed}" if seeds > 1 else folder
 
 
 def _require_this_layout(folder: Path, seeds: int) -> None:
@@ -130,16 +119,20 @@ def _require_this_layout(folder: Path, seeds: int) -> None:
         )
 
 
-def results_of_runs(runs: Sequence[Finished], command: str) -> Results:
+def results_of_runs(runs: Sequence[RunResult], command: str) -> Results:
     """What the runs of one seed came to, side by side."""
-    config = runs[0].result.config
+    config = runs[0].config
+    environments = [
+        {**run.environment, "images": run.images, "images_sha256": run.images_sha256}
+        for run in runs
+    ]
     shared = config.model_dump(mode="json", exclude=set(ARM_FIELDS))
     return results_of(
-        [arm_of(run.result) for run in runs],
+        [arm_of(run) for run in runs],
         dataset=config.dataset,
         method=config.method,
         config=shared if len(runs) > 1 else config.model_dump(mode="json"),
-        environment=_together([run.environment for run in runs]),
+        environment=_together(environments),
         command=command,
     )
 

@@ -279,8 +279,14 @@ def save_results(results: Results, path: Path) -> None:
     write_atomically(path, f"{text}\n".encode())
 
 
+def seed_files(folder: Path) -> list[Path]:
+    """The results files of a comparison of several seeds; none if it is none."""
+    return sorted(folder.glob(f"seed-*/{FILENAME}"))
+
+
 def load_results(path: Path | str) -> Results:
-    """Read a results file, or the `results.json` of the folder of a run or a comparison.
+    """Read a results file, or the `results.json` of the folder of a run or a comparison. One of
+    several seeds has such a folder for each.
 
     Raises:
         RunError: there is none, it cannot be read, it is not a results file, or a newer version of
@@ -288,7 +294,13 @@ def load_results(path: Path | str) -> Results:
     """
     path = Path(path).expanduser()
     if path.is_dir():
+        of_seeds = [found.parent.name for found in seed_files(path)]
         path = path / FILENAME
+        if of_seeds and not path.exists():
+            raise RunError(
+                f"{path.parent} holds a comparison of several seeds; give the folder of one of "
+                f"them: {', '.join(of_seeds)}"
+            )
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

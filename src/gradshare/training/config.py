@@ -120,7 +120,7 @@ class RunConfig(BaseModel):
     """Everything that one training run depends on.
 
     Raises:
-        ConfigError: an unknown key, with the nearest valid one, or a value out of bounds.
+        ConfigError: an unknown key, with the nearest valid one if one is near, or a value out of bounds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -418,16 +418,10 @@ _ELSEWHERE = {
     "fast_lr": "inner_lr",
     "first_order": "order",
     "hidden_size": "filters",
-    "k_shot": "shots",
     "learning_rate": "outer_lr",
     "lr": "outer_lr",
-    "meta_batch_size": "task_batch",
     "meta_learning_rate": "outer_lr",
     "meta_lr": "outer_lr",
-    "n_way": "ways",
-    "num_shots": "shots",
-    "num_steps": "inner_steps",
-    "num_ways": "ways",
     "step_size": "inner_lr",
     "update_lr": "inner_lr",
 }

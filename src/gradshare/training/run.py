@@ -124,14 +124,14 @@ class _Progress(BaseModel):
     iteration: int
     loss_sum: float
     accuracy_sum: float
-    skipped: int = 0  # the first checkpoints had none of these three
-    first_skipped: str | None = None
-    skipped_in_a_row: int = 0
+    skipped: int
+    first_skipped: str | None
+    skipped_in_a_row: int
     seconds: float
     diverged: str | None
     test: TestAccuracies | None
     history: list[EpochRecord]
-    environment: dict[str, Any] | None = None  # nor had later ones this
+    environment: dict[str, Any]
 
     @classmethod
     def read(cls, stored: object, iterations: int) -> _Progress:
@@ -172,7 +172,7 @@ class _Moment:
     diverged: str | None = None
     test: TestAccuracies | None = None
     history: list[EpochRecord] = field(default_factory=list)
-    environment: dict[str, Any] | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
 
     def checkpoint(self) -> Checkpoint:
         """As it is saved."""
@@ -350,8 +350,7 @@ def train_in(
         moment.diverged,
         moment.test,
         moment.seconds,
-        # A run that was finished before is not of this process.
-        moment.environment or environment(setup.device, setup.layout.describe()),
+        moment.environment,
         setup.images,
         setup.images_sha256,
     )

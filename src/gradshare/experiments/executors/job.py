@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,19 +28,6 @@ class Job:
     folder: Path
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A run that is done.
-
-    Attributes:
-        result: what it came to.
-        environment: of the process that trained it; see `gradshare.training.machine.environment`.
-    """
-
-    result: RunResult
-    environment: dict[str, Any]
-
-
 class LostError(RunError):
     """A run whose process, or whose machine, ended without saying how."""
 
@@ -61,17 +47,8 @@ class UnexpectedError(RunError):
         return str(self.args[0])
 
 
-Outcome = Finished | GradshareError
+Outcome = RunResult | GradshareError
 """What became of a run. Errors are values here, since they have to travel between processes."""
-
-
-def environment_of(result: RunResult) -> dict[str, Any]:
-    """Of the process that trained a run, and which images it had."""
-    return {
-        **result.environment,
-        "images": result.images,
-        "images_sha256": result.images_sha256,
-    }
 
 
 def run_job(job: Job, threads: int, watch: Watch) -> Outcome:
@@ -85,8 +62,7 @@ def run_job(job: Job, threads: int, watch: Watch) -> Outcome:
     keep_freed_memory()
     torch.set_num_threads(threads)
     try:
-        result = train(job.config, job.folder, watch, resume=True)
-        return Finished(result, environment_of(result))
+        return train(job.config, job.folder, watch, resume=True)
     except LostRankError as error:
         return LostError(str(error))
     except GradshareError as error:

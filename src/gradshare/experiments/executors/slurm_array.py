@@ -25,14 +25,14 @@ import submitit
 from submitit.core.utils import DelayedSubmission, FailedSubmissionError, UncompletedJobError
 
 from gradshare.errors import SIGNAL_STATUS, ConfigError, RunError
-from gradshare.experiments.executors.job import Finished, Job, LostError, Outcome, run_job
+from gradshare.experiments.executors.job import Job, LostError, Outcome, run_job
 from gradshare.experiments.executors.loop import Event
 from gradshare.experiments.wording import counted
 from gradshare.training.config import RunConfig
 from gradshare.training.files import make_folder, write_atomically
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.run import Progress
+from gradshare.training.run import Progress, RunResult
 
 FOLDER: Final = "slurm"
 JOBS: Final = "jobs.json"
@@ -306,7 +306,7 @@ class SlurmExecutor:
             yield from self._progress(name)
             del self._submitted[name]
             self._over_since.pop(name, None)
-            if isinstance(outcome, Finished):
+            if isinstance(outcome, RunResult):
                 self._unfinished.discard(name)
             else:
                 self._unfinished.add(name)
@@ -340,7 +340,7 @@ class SlurmExecutor:
         state = _queue([number]).get(number, GONE)
         if earlier.paths.result_pickle.exists():
             try:
-                alive = isinstance(earlier.result(), Finished)
+                alive = isinstance(earlier.result(), RunResult)
             except UncompletedJobError:  # it failed before it could say how, as at an import
                 alive = False
         else:

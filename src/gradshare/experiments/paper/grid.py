@@ -16,7 +16,7 @@ from typing import Literal
 
 from gradshare.errors import ConfigError, DataError, GradshareError, RunError
 from gradshare.experiments.compare import results_of_runs
-from gradshare.experiments.executors.job import Finished, Job
+from gradshare.experiments.executors.job import Job
 from gradshare.experiments.executors.loop import ERROR, Executor, WatchAll, run_all
 from gradshare.experiments.paper.plan import Cell, Scale
 from gradshare.experiments.results import FILENAME, Arm, Results, load_results, save_results
@@ -24,6 +24,7 @@ from gradshare.training.config import RunConfig
 from gradshare.training.files import make_folder, write_atomically
 from gradshare.training.folder import MACHINE_FIELDS, RunFolder, first_difference
 from gradshare.training.preflight import require_memory
+from gradshare.training.run import RunResult
 from gradshare.training.setup import set_up
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def run_cells(
     for job in jobs.values():  # what an earlier attempt failed of is to be tried again
         _forget_failure(job.folder)
 
-    def record(name: str, run: Finished) -> None:
+    def record(name: str, run: RunResult) -> None:
         results = results_of_runs([run], command_of(scale, by_name[name]))
         # Where it ran is no setting of what ran, and a path means nothing elsewhere.
         config = {key: v for key, v in results.config.items() if key not in MACHINE_FIELDS}
