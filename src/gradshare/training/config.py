@@ -120,7 +120,8 @@ class RunConfig(BaseModel):
     """Everything that one training run depends on.
 
     Raises:
-        ConfigError: an unknown key, with the nearest valid one if one is near, or a value out of bounds.
+        ConfigError: an unknown key, with the nearest valid one if one is near, or a value out of
+            bounds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
