@@ -42,6 +42,11 @@ for name in list(os.environ):
 TINY_SIZE = 16
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that at the end no process waits for another's."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def tiny_classes(split: str, count: int, images: int = 10) -> list[ClassImages]:
     """Classes of noisy images of one pattern each, so that there is something to learn."""
     classes = []

@@ -252,6 +252,7 @@ def train_in(folder: Path, settings: dict[str, Any]) -> list[str]:
     return ["-m", "gradshare", "train", *words]
 
 
+@pytest.mark.long
 def test_a_rank_that_is_killed_ends_the_run_and_the_same_command_continues_it(
     whole: tuple[dict[str, Any], Any, Path], tmp_path: Path
 ) -> None:

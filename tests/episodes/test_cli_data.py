@@ -172,7 +172,8 @@ def test_nothing_is_downloaded_for_what_is_prepared(
 ) -> None:
     published = dataclasses.replace(DATASETS["cub"], archives=(server.archive(),))
     monkeypatch.setitem(DATASETS, "cub", published)
-    random_store(Path("data") / "cub" / there, {"train": [2], "val": [2], "test": [2]})
+    classes = {"train": [2], "val": [2], "test": [2]}
+    random_store(Path("data") / "cub" / there, classes, size=int(there[:2]))
     assert output("prepare", "cub", "--download", *options) == (
         f"data/cub/{there} is prepared already; replace it with --force\n"
     )

@@ -172,7 +172,6 @@ def test_torch_itself_cannot_do_the_second_order_and_the_run_goes_on(
     assert [r.train_loss for r in asked.history] == [r.train_loss for r in plain.history]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch's own compiler
 def test_torch_itself_can_do_the_first_order(tiny: dict[str, Any], tmp_path: Path) -> None:
     settings = {**tiny, "order": "first", "inner_steps": 1, "tasks": "loop", "epochs": 1}

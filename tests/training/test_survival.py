@@ -29,6 +29,7 @@ CPU = torch.device("cpu")
 KILLS = 24
 
 
+@pytest.mark.long
 def test_killed_any_number_of_times_it_ends_where_it_would_have(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
