@@ -360,13 +360,15 @@ def test_the_tensors_of_another_learner() -> None:
             with_sharing.outer_step(of_another, kept, tasks(2, 1), iteration=0)
 
 
-def test_more_outer_parameters_than_a_learner_has_are_the_callers_affair() -> None:
+def test_what_more_a_learner_is_given_than_it_has_is_the_callers_affair() -> None:
     ours = maml(linear())
     learned, state = ours.init()
     more = {**learned, "scale": torch.ones(())}
+    other = {"sharing.seen": torch.ones(5, dtype=torch.bool)}
     expected = ours.outer_step(learned, state, tasks(2, 1), iteration=0).losses
-    losses = ours.outer_step(more, state, tasks(2, 1), iteration=0).losses
-    assert torch.equal(losses, expected)
+    found = ours.outer_step(more, {**state, **other}, tasks(2, 1), iteration=0)
+    assert torch.equal(found.losses, expected)
+    assert found.state == other
 
 
 class Momentum:

@@ -143,7 +143,7 @@ class Chain:
         sum_over_tasks: SumOverTasks | None,
     ) -> tuple[Tensors, Tensors]:
         """Pass the gradients through every rule."""
-        new_state: dict[str, Tensor] = {}
+        new_state = dict(state)  # what is no rule's, of another learner, stays
         for name, rule in self.rules.items():
             gradients, rule_state = step_of(
                 rule, gradients, under(name, learned), under(name, state), step, sum_over_tasks
