@@ -122,6 +122,26 @@ def test_the_band_of_several_seeds_is_the_interval_of_their_mean() -> None:
     assert band(right, 0, 8) == pytest.approx(over_seeds(gates), rel=1e-6)
 
 
+def test_an_axis_ends_where_accuracies_do_however_far_bands_reach() -> None:
+    good = usual(1)
+    poor = [
+        run.model_copy(
+            update={
+                "validation": [
+                    point.model_copy(update={"accuracy": 0.3 * point.accuracy})
+                    for point in run.validation
+                ]
+            }
+        )
+        for run in good.arms
+    ]
+    bad = comparison(poor).model_copy(update={"config": {**good.config, "seed": 2}})
+    axes = draw_validation([good, bad]).figure.axes[0]
+    assert band(axes, 0, 20)[0] < -2
+    assert band(axes, 0, 20)[1] > 102
+    assert axes.get_ylim() == (-2, 102)
+
+
 def test_a_diverged_seed_is_in_no_band() -> None:
     broken = comparison([arm(SHARING, seed=3, epochs=9, outcome="diverged")])
     results = [comparison([arm(SHARING, seed=seed)]) for seed in (1, 2)]

@@ -48,6 +48,9 @@ NOTE_LETTERS: Final = 16.2
 MARKED_EPOCHS: Final = 10
 """So many markers on a curve at most: more would hide it."""
 
+ACCURACIES: Final = (-2, 102)
+"""Where accuracies in percent can be, and room for a line and its markers at the end."""
+
 DPI: Final = 200
 
 STYLE: Final[Any] = {
@@ -367,7 +370,7 @@ def draw_curve(
 
 def draw_chance(axes: Axes, chances: Sequence[float]) -> tuple[Line2D, str]:
     """Draw the accuracy of guessing below curves in percent, unless it is so far below that it
-    would take more of the figure than they.
+    would take more of the figure than they. None of it is where no accuracy can be.
 
     Args:
         axes: with the curves, which the limits fit.
@@ -377,7 +380,9 @@ def draw_chance(axes: Axes, chances: Sequence[float]) -> tuple[Line2D, str]:
         A sample for a legend, and what follows "chance" there.
     """
     text = wording.listing([wording.percent(chance) for chance in chances])
-    low, high = axes.get_ylim()
+    low, high = np.clip(axes.get_ylim(), *ACCURACIES)
+    if (low, high) != axes.get_ylim():
+        axes.set_ylim(low, high)  # the band of two seeds may reach far beyond
     if low - 100 * chances[0] > high - low:
         return Line2D([], [], linestyle="none"), f"{text} (below)"
     for chance in chances:
