@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,20 @@ from gradshare.training.run import train
 PATIENCE = 120
 
 
-def wait_for_epochs(folders: list[Path], process: subprocess.Popen[str]) -> None:
+def wait_while_it_runs(process: subprocess.Popen[str], true: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + PATIENCE
-    while not all(
-        (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size
-        for folder in folders
-    ):
+    while not true():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "no epoch was completed"
-        time.sleep(0.1)
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def wait_for_epochs(folders: list[Path], process: subprocess.Popen[str]) -> None:
+    def completed() -> bool:
+        files = [folder / "metrics.jsonl" for folder in folders]
+        return all(file.is_file() and file.stat().st_size for file in files)
+
+    wait_while_it_runs(process, completed, "no epoch was completed")
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])
@@ -72,11 +78,11 @@ def test_glyphs_that_are_half_drawn_are_cleared_away(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    end = time.monotonic() + PATIENCE
-    while not list(tmp_path.glob("data/glyphs/.prepare-*/.complete.*/store")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "no glyph was drawn"
-        time.sleep(0.05)
+
+    def drawn() -> bool:
+        return bool(list(tmp_path.glob("data/glyphs/.prepare-*/.complete.*/store")))
+
+    wait_while_it_runs(process, drawn, "no glyph was drawn")
     process.terminate()
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (128 + signal.SIGTERM, "", "")

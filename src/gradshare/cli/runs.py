@@ -30,13 +30,7 @@ from gradshare.experiments.executors.choice import NAMES, Choice, Name
 from gradshare.experiments.executors.local import default_threads
 from gradshare.experiments.executors.loop import Executor
 from gradshare.experiments.report import write_report
-from gradshare.experiments.results import (
-    FILENAME,
-    Results,
-    load_results,
-    save_results,
-    seed_files,
-)
+from gradshare.experiments.results import FILENAME, Results, load_results, save_results, seed_files
 from gradshare.experiments.seeds import seeds_of
 from gradshare.experiments.table import arm_rows, comparison_rows
 from gradshare.experiments.verdict import verdict

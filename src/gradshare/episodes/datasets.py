@@ -114,7 +114,7 @@ def open_dataset(
         image_size = _usual_size(name, data_root, there, resize)
     path = store_path(data_root, name, image_size, resize)
     if path.name in there:
-        return _opened(path, image_size, resize)
+        return _opened(data_root, name, image_size, resize)
     if name == GLYPHS.name:
         return prepare_dataset(
             name, data_root, image_size=image_size, resize=resize, progress=progress
@@ -166,7 +166,7 @@ def prepare_dataset(
     image_size = _size_to_prepare(name, image_size)
     target = store_path(data_root, name, image_size, resize)
     if _is_store(target) and not force:
-        return Prepared(_opened(target, image_size, resize), written=False)
+        return Prepared(_opened(data_root, name, image_size, resize), written=False)
     if name == GLYPHS.name:
         images = _drawn(path, image_size, resize, seed)
     elif path is None:
@@ -471,18 +471,19 @@ def _suffix(resize: Resize) -> str:
     return "" if resize == "stretch" else f"-{resize}"
 
 
-def _opened(path: Path, image_size: int, resize: Resize) -> ImageStore:
-    """The store in a folder that is named for it.
+def _opened(data_root: Path, name: str, image_size: int, resize: Resize) -> ImageStore:
+    """The store that is in the folder of its name.
 
     Raises:
         DataError: it is damaged, or holds images of another size.
     """
+    path = store_path(data_root, name, image_size, resize)
     store = ImageStore.open(path)
     size = store.image_shape[1]
     if size != image_size:
         raise DataError(
             f"the images in {path} are of {size} pixels, not {image_size}; name the folder by "
-            f"their size, {path.with_name(f'{size}{_suffix(resize)}')}"
+            f"their size, {store_path(data_root, name, size, resize)}"
         )
     return store
 

@@ -54,13 +54,9 @@ class EpisodeSampler:
                 f"split is a {type(split).__name__}; give one of a store's splits, such as "
                 "store.splits['train']"
             )
-        for what, value, least in (
-            ("ways", ways, 1),
-            ("shots", shots, 1),
-            ("queries", queries, 1),
-            ("seed", seed, 0),
-        ):
-            require_count(what, value, least)
+        for what, value in (("ways", ways), ("shots", shots), ("queries", queries)):
+            require_count(what, value)
+        require_count("seed", seed, least=0)
         if ways > len(split.class_names):
             raise DataError(
                 f"{ways}-way tasks need {ways} classes, split {split.name!r} has "

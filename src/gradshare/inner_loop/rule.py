@@ -192,7 +192,8 @@ def step_of(
         ("updates", updates, gradients, "one for each of its gradients"),
         ("a state", new_state, state, "all of the state that it was given"),
     ):
-        for name in found.keys() ^ given.keys():
+        if odd := found.keys() ^ given.keys():
+            name = min(odd, key=str)  # the same one in every process
             raise ConfigError(
                 f"{kind}.update returned {what} {'with' if name in found else 'without'} {name!r}; "
                 f"it must return {remedy}, and no more"
