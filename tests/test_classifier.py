@@ -96,6 +96,12 @@ def test_the_score_is_the_share_that_is_right(run: Path, data_root: Path) -> Non
     with pytest.raises(DataError) as error:
         classifier.score(batch.query_x[0], predicted[:5])
     assert str(error.value) == "15 images, but 5 labels; give one for each"
+    with pytest.raises(DataError) as error:
+        classifier.score(batch.query_x[0], batch.query_y[0])
+    assert str(error.value) == (
+        "none of the labels [0, 0, 0, 0, 0, 1, ...] is one of the classes ['crow', 'owl', 'wren']; "
+        "give them as `fit` was given them"
+    )
     classifier.fit(batch.support_x[0], batch.support_y[0])
     numbers = torch.from_numpy(classifier.predict(batch.query_x[0]))
     assert classifier.score(batch.query_x[0], numbers) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -177,10 +178,17 @@ class FewShotClassifier:
             labels: (n,) the true classes, as `fit` was given them.
 
         Raises:
-            DataError: as by `predict_proba`, or another number of labels.
+            DataError: as by `predict_proba`, another number of labels, or none of a class that
+                `fit` was given.
         """
         predicted = self.predict(images)
-        return float((predicted == _one_for_each(predicted, labels)).mean())
+        given = _one_for_each(predicted, labels)
+        if not np.isin(given, self.classes_).any():
+            raise DataError(
+                f"none of the labels {reprlib.repr(given.tolist())} is one of the classes "
+                f"{reprlib.repr(self.classes_.tolist())}; give them as `fit` was given them"
+            )
+        return float((predicted == given).mean())
 
     @torch.no_grad()
     def _probabilities(self, queries: Tensor) -> Tensor:

@@ -47,6 +47,20 @@ def require_choice(name: str, value: str, choices: object) -> None:
         raise ConfigError(f"{name} {value!r} is unknown; use {' or '.join(map(repr, known))}")
 
 
+def require_flag(name: str, value: object) -> None:
+    """Refuse what is neither true nor false: a text, "first" or "False", would count as true.
+
+    Args:
+        name: of the argument.
+        value: what it was given.
+
+    Raises:
+        ConfigError: it is no bool.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}; give True or False")
+
+
 def require_count(name: str, value: object, least: int = 1) -> None:
     """Refuse what is no whole number, or too small a one.
 

@@ -93,6 +93,16 @@ def test_images_that_are_scaled_already_are_not_scaled_again() -> None:
     )
 
 
+@pytest.mark.parametrize(("mean", "std"), [([0.5], [0.0]), ([0.5], [-1.0]), ([0.5, 0.5], [0.2])])
+def test_what_cannot_standardise(mean: list[float], std: list[float]) -> None:
+    with pytest.raises(DataError) as error:
+        Normalization(mean, std)
+    assert str(error.value) == (
+        f"images cannot be standardised by mean {mean} and standard deviation {std}; give one of "
+        "each for every channel, the latter above 0"
+    )
+
+
 def test_batches_can_be_compared_and_be_keys() -> None:
     one, other = batch_of(2, 2), batch_of(2, 2)
     assert one != other

@@ -128,11 +128,11 @@ def test_an_unknown_name_is_answered_with_the_nearest(root: Path) -> None:
     own = "prepare images of your own with `gradshare data prepare NAME --format folder --from "
     assert message_of(lambda: open_dataset("omniglott", root)) == (
         "there is no dataset 'omniglott'; did you mean 'omniglot'? there are glyphs, omniglot, "
-        f"mini-imagenet, cub, noise; {own}FOLDER`"
+        f"mini-imagenet, cub, noise, and prepared in {root}: nothing else; {own}FOLDER`"
     )
     assert message_of(lambda: open_dataset("zzz", root)) == (
-        "there is no dataset 'zzz'; there are glyphs, omniglot, mini-imagenet, cub, noise; "
-        f"{own}FOLDER`"
+        "there is no dataset 'zzz'; there are glyphs, omniglot, mini-imagenet, cub, noise, and "
+        f"prepared in {root}: nothing else; {own}FOLDER`"
     )
 
 

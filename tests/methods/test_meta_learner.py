@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, DataError
 from gradshare.inner_loop import (
     LSLR,
     SGD,
@@ -29,6 +29,7 @@ from gradshare.inner_loop import (
     UpdateRule,
 )
 from gradshare.methods import MetaLearner, maml
+from gradshare.methods.labels import require_classes
 from gradshare.methods.multi_step_loss import MultiStepLoss
 from tests.oracle import Setting
 from tests.problems import WAYS, learner, tasks
@@ -58,6 +59,24 @@ def refused(**options: Any) -> str:
         ({"tasks_at_a_time": 0}, "tasks_at_a_time is 0; give a whole number, at least 1"),
         ({"steps": 0}, "steps is 0; give a whole number, at least 1"),
         ({"steps": 2.0}, "steps is 2.0; give a whole number, at least 1"),
+        ({"second_order": "first"}, "second_order is 'first'; give True or False"),
+        ({"recompute": None}, "recompute is None; give True or False"),
+        ({"per_step_batch_norm": 1}, "per_step_batch_norm is 1; give True or False"),
+        (
+            {"first_order_iterations": "10"},
+            "first_order_iterations is '10'; give a whole number, at least 0",
+        ),
+        ({"loss": "mse"}, "loss is 'mse'; give a function, or an object that is called"),
+        (
+            {"loss": nn.MSELoss},
+            "loss is <class 'torch.nn.modules.loss.MSELoss'>; give a function, or an object that "
+            "is called",
+        ),
+        (
+            {"adapts": ["weight"]},
+            "adapts is ['weight']; give a function, or an object that is called",
+        ),
+        ({"inner_lr": "0.1"}, "the inner learning rate is '0.1'; give a finite one, not below 0"),
         ({"inner_lr": -0.1}, "the inner learning rate is -0.1; give a finite one, not below 0"),
         ({"inner_lr": math.nan}, "the inner learning rate is nan; give a finite one, not below 0"),
     ],
@@ -120,6 +139,187 @@ def test_a_rule_that_is_made_for_no_number_of_steps_takes_any() -> None:
     assert MetaLearner(nn.Linear(2, 2), Plain(), steps=7).steps == 7
 
 
+@pytest.mark.parametrize(("model", "kind"), [(nn.Linear, "class Linear"), ("conv4", "str")])
+def test_what_is_no_model(model: Any, kind: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        maml(model)
+    assert str(error.value) == f"the model is a {kind}; give an object of a torch.nn.Module"
+
+
+class Learns:
+    """A rule that learns what it is made with."""
+
+    def __init__(self, **learned: Tensor) -> None:
+        self.learned = learned
+
+    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
+        return self.learned, {}
+
+    def update(self, gradients: Tensors, *_: Any) -> tuple[Tensors, Tensors]:
+        return gradients, {}
+
+
+def test_a_rule_that_takes_the_models_name() -> None:
+    """It would start the model anew at what the rule starts with."""
+    rule = Chain(model=Learns(weight=torch.zeros(2, 2)), sgd=SGD(0.1))
+    with pytest.raises(ConfigError) as error:
+        MetaLearner(nn.Linear(2, 2), rule, steps=5).init()
+    assert str(error.value) == (
+        "a rule learns 'model.weight', a name that is the model's; give the rule another one in "
+        "its Chain"
+    )
+
+
+def test_what_a_rule_starts_with_may_require_gradients() -> None:
+    start = nn.Parameter(torch.ones(3))
+    learned, _ = MetaLearner(nn.Linear(2, 2), Learns(scale=start * 2), steps=5).init()
+    assert all(tensor.is_leaf and tensor.requires_grad for tensor in learned.values())
+    torch.optim.Adam(learned.values())
+    with torch.no_grad():
+        learned["scale"].zero_()
+    assert torch.equal(start, torch.ones(3))
+
+
+@LAYOUTS
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda y: y.int(),
+            "the labels are torch.int32; give torch.int64 (labels.long())",
+        ),
+        (
+            lambda y: y + 1,
+            f"the labels go from 1 to {WAYS}, and the model has {WAYS} outputs; number the classes "
+            f"from 0 to {WAYS - 1}",
+        ),
+        (
+            lambda y: y - 1,
+            f"the labels go from -1 to {WAYS - 2}, and the model has {WAYS} outputs; number the "
+            f"classes from 0 to {WAYS - 1}",
+        ),
+        (
+            lambda y: y[..., None],
+            f"the labels of a task are (N, 1) for outputs (N, {WAYS}); give (N,)",
+        ),
+        (
+            lambda y: y[:, :2],
+            f"the labels of a task are (2,) for outputs (N, {WAYS}); give (N,)",
+        ),
+    ],
+    ids=["int32", "from 1", "below 0", "a dimension more", "too few"],
+)
+@pytest.mark.parametrize("where", ["support_y", "query_y"])
+def test_labels_that_are_none(
+    where: str, change: Callable[[Tensor], Tensor], message: str, layout: dict[str, Any]
+) -> None:
+    batch = tasks(2, 1)
+    labels = getattr(batch, where)
+    wrong = dataclasses.replace(batch, **{where: change(labels)})
+    ours = maml(linear(), **layout)
+    with pytest.raises(DataError) as error:
+        ours.outer_step(*ours.init(), wrong, iteration=0)
+    assert str(error.value) == message.replace("N,", f"{labels.shape[1]},")
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 1), (2, 1)])
+def test_cross_entropy_of_one_output(shape: tuple[int, ...]) -> None:
+    """It would be 0 of whatever label."""
+    with pytest.raises(DataError) as error:
+        require_classes(torch.zeros(shape), torch.zeros(shape))
+    assert str(error.value) == (
+        f"the model's outputs for a task are {shape[1:]}, and cross entropy needs two classes or "
+        "more; give a loss of its own to what is no classifier, such as loss=F.mse_loss"
+    )
+
+
+def test_no_label_at_all() -> None:
+    with pytest.raises(DataError) as error:
+        require_classes(torch.zeros(2, 0, 5), torch.zeros(2, 0, dtype=torch.int64))
+    assert str(error.value) == (
+        "the tasks have no labels; give at least one image of each, and its label"
+    )
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels"),
+    [
+        ((2, 4, 5), torch.full((2, 4), 4)),
+        ((2, 4, 5), torch.full((2, 4), 4, dtype=torch.uint8)),
+        ((2, 4, 5), torch.full((2, 4), -100)),  # left out of the mean
+        ((2, 4, 5), torch.full((2, 4, 5), 0.2)),  # probabilities
+        ((2, 4, 5, 6), torch.full((2, 4, 6), 4)),  # one for each pixel
+        ((2, 5), torch.full((2,), 4)),  # one for a whole set
+    ],
+)
+def test_labels_that_cross_entropy_takes(outputs: tuple[int, ...], labels: Tensor) -> None:
+    require_classes(torch.zeros(outputs), labels)
+    for output, label in zip(torch.zeros(outputs), labels, strict=True):
+        F.cross_entropy(output, label)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            maml(linear(), steps=5, sharing=GradientSharing(5)),
+            "the outer parameter 'sharing.m' is of shape (5,), and this learner's of (3,); ",
+        ),
+        (
+            maml(
+                nn.Sequential(nn.Flatten(), nn.Linear(2 * 16 * 16, 9)),
+                steps=3,
+                sharing=GradientSharing(3),
+            ),
+            "the outer parameter 'model.1.weight' is of shape (9, 512), and this learner's of "
+            f"({WAYS}, 512); ",
+        ),
+    ],
+    ids=["other steps", "a wider model"],
+)
+def test_outer_parameters_of_another_shape(other: MetaLearner, message: str) -> None:
+    ours = maml(linear(), steps=3, sharing=GradientSharing(3))
+    learned, _ = other.init()
+    _, state = ours.init()
+    for call in (
+        lambda: ours.outer_step(learned, state, tasks(2, 1), iteration=0),
+        lambda: ours.adapt(learned, state, tasks(2, 1)),
+    ):
+        with pytest.raises(ConfigError) as error:
+            call()
+        assert str(error.value) == (
+            f"{message}give what this learner's `init` or `outer_step` returned, or a checkpoint "
+            "of the same method, rules and model"
+        )
+
+
+def test_a_model_that_vmap_does_not_bear() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.LSTM(32, 8, batch_first=True)
+            self.head = nn.Linear(8, WAYS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs: Tensor = self.head(self.cell(x.flatten(1, 2))[0][:, -1])
+            return outputs
+
+    batch = tasks(2, 1, torch.float32)
+    batch = dataclasses.replace(
+        batch,
+        support_x=batch.support_x.reshape(*batch.support_x.shape[:2], 4, 4, 32),
+        query_x=batch.query_x.reshape(*batch.query_x.shape[:2], 4, 4, 32),
+    )
+    model = Recurrent()
+    one_by_one = maml(model, steps=1)
+    learned, state = one_by_one.init()
+    assert one_by_one.outer_step(learned, state, batch, iteration=0).losses.isfinite().all()
+    with pytest.raises(ConfigError) as error:
+        maml(model, steps=1, tasks_at_a_time=None).outer_step(learned, state, batch, iteration=0)
+    assert str(error.value).startswith("Recurrent cannot take several tasks at a time (")
+    assert str(error.value).endswith("; make the learner with tasks_at_a_time=1")
+
+
 def test_a_model_with_nothing_to_adapt_is_refused() -> None:
     message = (
         "Linear has no parameters to adapt; give it some that require gradients ({}), and let "
@@ -140,8 +340,9 @@ def test_the_inductive_mode_needs_a_model_that_takes_the_support_set() -> None:
         )
     assert str(error.value) == (
         "inductive batch norm needs Sequential.forward(x, support), where the support images "
-        "supply the statistics; use gradshare.models.BatchNorm2d and pass it `statistics_from`, "
-        "or choose the transductive mode"
+        "supply the statistics; put them in front of x, pass their number to every "
+        "gradshare.models.BatchNorm2d as `statistics_from` (see Conv4), or choose the transductive "
+        "mode"
     )
 
 
@@ -333,6 +534,12 @@ def test_what_is_no_rule(rule: Any, found: str) -> None:
         with pytest.raises(ConfigError) as error:
             make()
         assert str(error.value).startswith(f"rule is {found}GradientSharing(")
+
+
+def test_a_chain_without_a_rule() -> None:
+    with pytest.raises(ConfigError) as error:
+        Chain(left_out=None)
+    assert str(error.value) == "a chain has no rule; give one, such as sgd=SGD(0.1)"
 
 
 def test_the_tensors_of_another_learner() -> None:

@@ -83,6 +83,7 @@ def test_a_bad_setting_is_named_with_its_value(settings: dict[str, Any], message
         ("fast_lr", "inner_lr"),
         ("first_order", "order"),
         ("hidden_size", "filters"),
+        ("inner_learning_rate", "inner_lr"),
         ("k_shot", "shots"),
         ("learning_rate", "outer_lr"),
         ("lr", "outer_lr"),
@@ -93,7 +94,11 @@ def test_a_bad_setting_is_named_with_its_value(settings: dict[str, Any], message
         ("num_shots", "shots"),
         ("num_steps", "inner_steps"),
         ("num_ways", "ways"),
+        ("outer_learning_rate", "outer_lr"),
+        ("recompute", "memory"),
+        ("second_order", "order"),
         ("step_size", "inner_lr"),
+        ("tasks_at_a_time", "tasks"),
         ("update_lr", "inner_lr"),
     ],
 )
@@ -211,6 +216,14 @@ def test_what_the_fuzzer_found_in_yaml_is_refused(
         load_yaml(path)
     assert message in str(error.value)
     assert len(str(error.value)) < 1000
+
+
+def test_a_file_with_an_unknown_setting_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("shot: 5", encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        load_yaml(path)
+    assert str(error.value) == f"{path}: unknown setting 'shot'; did you mean 'shots'?"
 
 
 @pytest.mark.parametrize("text", ['dataset: "a\\0b"', 'data_root: "\\ud800"', 'device: "cpu\\n"'])

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.episodes import Normalization, TaskBatch
 from gradshare.errors import DataError
+from gradshare.methods import maml
 from gradshare.training.config import RunConfig
 from gradshare.training.evaluation import InnerLoopFit, evaluate, measure_test, validate
 from gradshare.training.setup import set_up
@@ -106,6 +107,32 @@ def test_the_fit_before_and_after_adaptation_is_the_oracles(
     for name, values in expected.items():
         assert getattr(fit, name) == pytest.approx(sum(values) / count, rel=1e-9), name
     assert len(set(dataclasses.asdict(fit).values())) == len(expected)
+
+
+def test_what_has_no_accuracy_is_named(tiny: dict[str, Any]) -> None:
+    """Tensors that do not fit would be compared all with all."""
+    setup = set_up(RunConfig(**tiny))
+    model = setup.learner.init()
+    batch = setup.normalization.batch(setup.test.batch([0, 1]))
+    queries, ways = batch.query_y.shape[1], tiny["ways"]
+    column = dataclasses.replace(batch, query_y=batch.query_y[..., None])
+    with pytest.raises(DataError) as error:
+        evaluate(setup.learner, *model, [column])
+    assert str(error.value) == (
+        f"the labels of a task are ({queries}, 1) for outputs ({queries}, {ways}); give "
+        f"({queries},)"
+    )
+    beyond = dataclasses.replace(batch, query_y=batch.query_y + 1)
+    with pytest.raises(DataError, match=f"the labels go from 1 to {ways}, and the model has "):
+        evaluate(setup.learner, *model, [beyond])
+    regressor = maml(nn.Linear(1, 1), steps=1, loss=F.mse_loss)
+    points = torch.randn(1, 10, 1)
+    with pytest.raises(DataError) as error:
+        evaluate(regressor, *regressor.init(), [TaskBatch(points, points, points, points)])
+    assert str(error.value) == (
+        "an accuracy needs outputs (T, n, classes) and labels (T, n), and these are (1, 10, 1) and "
+        "torch.float32 (1, 10, 1); measure something else with learner.adapt and learner.predict"
+    )
 
 
 def test_no_batch_is_named(tiny: dict[str, Any]) -> None:

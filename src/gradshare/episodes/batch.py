@@ -90,10 +90,20 @@ class Normalization:
     Attributes:
         mean: one value a channel, of images scaled to [0, 1].
         std: one value a channel, of images scaled to [0, 1].
+
+    Raises:
+        DataError: a standard deviation that is not above 0, or more of one than of the other.
     """
 
     mean: Sequence[float]
     std: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
+            raise DataError(
+                f"images cannot be standardised by mean {list(self.mean)} and standard deviation "
+                f"{list(self.std)}; give one of each for every channel, the latter above 0"
+            )
 
     def __call__(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Normalise images (…, C, H, W) of uint8 on the device where they are.

@@ -430,7 +430,7 @@ def _unknown(name: str, data_root: Path) -> DataError:
     own = [other for other in prepared(data_root) if other not in DATASETS]
     near = difflib.get_close_matches(name, [*DATASETS, *own], n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    mine = f", and prepared in {data_root}: {', '.join(own)}" if own else ""
+    mine = f", and prepared in {data_root}: {', '.join(own) or 'nothing else'}"
     return DataError(
         f"there is no dataset {name!r}; {hint}there are {', '.join(DATASETS)}{mine}; prepare "
         "images of your own with `gradshare data prepare NAME --format folder --from FOLDER`"

@@ -6,6 +6,7 @@ of the training split under seed 0 gets the same images, whatever was asked befo
 
 from __future__ import annotations
 
+import operator
 import zlib
 from collections.abc import Iterable
 
@@ -105,7 +106,8 @@ class EpisodeSampler:
         Raises:
             DataError: no index, or a negative one.
         """
-        tasks = [self.rows(index) for index in indices]
+        # Of a tensor or an array they are 0-d ones, which no seed can be made of.
+        tasks = [self.rows(operator.index(index)) for index in indices]
         if not tasks:
             raise DataError("a batch needs at least one task, and no index was given")
         rows = np.stack([rows for rows, _ in tasks])  # (T, ways, shots + queries)

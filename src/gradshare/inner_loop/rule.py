@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Protocol
 
 from torch import Tensor
@@ -114,7 +115,7 @@ class Chain:
             is left out.
 
     Raises:
-        ConfigError: one of them is no rule.
+        ConfigError: one of them is no rule, or there is none.
     """
 
     def __init__(self, **rules: UpdateRule | None) -> None:
@@ -122,6 +123,8 @@ class Chain:
             if rule is not None:
                 require_rule(name, rule)
         self.rules = {name: rule for name, rule in rules.items() if rule is not None}
+        if not self.rules:
+            raise ConfigError("a chain has no rule; give one, such as sgd=SGD(0.1)")
         self.parts = tuple(self.rules.values())
 
     def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
@@ -279,8 +282,8 @@ def require_rate(lr: float) -> None:
     Raises:
         ConfigError: it is below zero, or not finite.
     """
-    if not 0 <= lr < math.inf:
-        raise ConfigError(f"the inner learning rate is {lr}; give a finite one, not below 0")
+    if not isinstance(lr, Real) or not 0 <= lr < math.inf:
+        raise ConfigError(f"the inner learning rate is {lr!r}; give a finite one, not below 0")
 
 
 def with_prefix(prefix: str, tensors: Tensors) -> dict[str, Tensor]:

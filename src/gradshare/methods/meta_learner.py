@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from gradshare.episodes import TaskBatch
-from gradshare.errors import ConfigError, require_choice, require_count
+from gradshare.errors import ConfigError, require_choice, require_count, require_flag
 from gradshare.inner_loop import Adaptation, SumOverTasks, Tensors, UpdateRule, adapt
 from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.rule import (
@@ -30,6 +30,7 @@ from gradshare.inner_loop.rule import (
     under,
     with_prefix,
 )
+from gradshare.methods.labels import require_classes
 from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.models import BatchNorm2d, BatchNormMode
 
@@ -98,7 +99,7 @@ class MetaLearner:
             outer loop stay float32.
 
     Raises:
-        ConfigError: the model keeps running statistics in a norm, or has nothing to adapt, or
+        ConfigError: the model is none, keeps running statistics in a norm, has nothing to adapt or
             cannot do the inductive mode; the rule is none, or it or the multi-step loss is made for
             another number of inner steps; or an option has a value that it does not take.
     """
@@ -120,8 +121,18 @@ class MetaLearner:
         recompute: bool = False,
         precision: Precision = "float32",
     ) -> None:
+        if not isinstance(model, nn.Module):
+            kind = f"class {model.__name__}" if isinstance(model, type) else type(model).__name__
+            raise ConfigError(f"the model is a {kind}; give an object of a torch.nn.Module")
+        _require_function("loss", loss)
+        if adapts is not None:
+            _require_function("adapts", adapts)
         require_choice("batch_norm", batch_norm, BatchNormMode)
         require_choice("precision", precision, Precision)
+        require_flag("second_order", second_order)
+        require_flag("recompute", recompute)
+        require_flag("per_step_batch_norm", per_step_batch_norm)
+        require_count("first_order_iterations", first_order_iterations, least=0)
         require_count("steps", steps)
         if tasks_at_a_time is not None:
             require_count("tasks_at_a_time", tasks_at_a_time)
@@ -149,8 +160,9 @@ class MetaLearner:
         if of_a_batch and batch_norm == "inductive" and not _takes_support(model):
             raise ConfigError(
                 f"inductive batch norm needs {type(model).__name__}.forward(x, support), where the "
-                "support images supply the statistics; use gradshare.models.BatchNorm2d and pass "
-                "it `statistics_from`, or choose the transductive mode"
+                "support images supply the statistics; put them in front of x, pass their number "
+                "to every gradshare.models.BatchNorm2d as `statistics_from` (see Conv4), or choose "
+                "the transductive mode"
             )
         self.per_step = norm_parameters.intersection(self.shared if per_step_batch_norm else ())
         self.model = model
@@ -181,17 +193,24 @@ class MetaLearner:
         training. The model's own parameters are where they start and are never changed.
 
         Raises:
-            ConfigError: the rule's `init` returns something else than it is to.
+            ConfigError: the rule's `init` returns something else than it is to, or a name that is
+                the model's.
         """
         with self._in_use:
             parameters = dict(self.model.named_parameters())
         adapted = {name: parameters[name].detach() for name in self.adapted}
         learned, state = start_of(self.rule, adapted)
+        if taken := sorted(under(MODEL, learned)):
+            raise ConfigError(
+                f"a rule learns '{MODEL}.{taken[0]}', a name that is the model's; give the rule "
+                "another one in its Chain"
+            )
         start = {name: parameters[name].detach() for name in (*self.adapted, *self.shared)}
         for name in self.per_step:
             start[name] = start[name].expand(self.steps, *start[name].shape)
         outer = {**with_prefix(MODEL, start), **learned}
-        return {name: t.clone().requires_grad_() for name, t in outer.items()}, state
+        # A rule may start with what is a leaf already, and the copy of a leaf is none.
+        return {name: t.detach().clone().requires_grad_() for name, t in outer.items()}, state
 
     def outer_step(
         self,
@@ -213,8 +232,10 @@ class MetaLearner:
             sum_over_tasks: sums over the whole batch when `tasks` is only a share of it.
 
         Raises:
-            ConfigError: some of the outer parameters or of the state are missing; the loss of a
-                task or what the model returns is none; or under `torch.inference_mode`.
+            ConfigError: some of the outer parameters or of the state are missing, or are of
+                another learner; the loss of a task or what the model returns is none; or under
+                `torch.inference_mode`.
+            DataError: labels that cross entropy cannot take; see `require_classes`.
         """
         second_order = self.second_order and iteration >= self.first_order_iterations
         # Where nothing is learned the losses are constants, and fail to be differentiated.
@@ -287,7 +308,10 @@ class MetaLearner:
 
         Raises:
             ConfigError: the loss of a task is no scalar.
+            DataError: labels that cross entropy cannot take; see `require_classes`.
         """
+        if self.loss is F.cross_entropy:
+            require_classes(outputs, targets)
         return torch.stack([self._loss(o, t) for o, t in zip(outputs, targets, strict=True)])
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -333,24 +357,40 @@ class MetaLearner:
         )
 
     @cached_property
-    def _names(self) -> dict[str, list[str]]:
-        """Of the outer parameters and of the rules' state."""
+    def _shapes(self) -> tuple[dict[str, torch.Size], dict[str, torch.Size]]:
+        """Of the outer parameters and of the rules' state, as they start."""
         with torch.random.fork_rng(devices=[]):  # a rule may draw where it starts
             learned, state = self.init()
-        return {"outer parameter": list(learned), "rules' state": list(state)}
+        return {n: t.shape for n, t in learned.items()}, {n: t.shape for n, t in state.items()}
 
     def _require_own(self, learned: Tensors, state: Tensors) -> None:
-        """Refuse tensors of another learner, which lack some of this one's, and a model whose mode
-        was changed to one that a learner does not take.
+        """Refuse tensors of another learner, which lack some of this one's or have other shapes,
+        and a model whose mode was changed to one that a learner does not take.
         """
         _require_fixed_statistics(self.model)
-        for (kind, names), given in zip(self._names.items(), (learned, state), strict=True):
-            missing = [name for name in names if name not in given]
+        remedy = (
+            "give what this learner's `init` or `outer_step` returned, or a checkpoint of the same "
+            "method, rules and model"
+        )
+        own_learned, own_state = self._shapes
+        for kind, own, given in (
+            ("outer parameter", own_learned, learned),
+            ("rules' state", own_state, state),
+        ):
+            missing = [name for name in own if name not in given]
             if missing:
                 raise ConfigError(
-                    f"the {kind} {missing[0]!r} is missing ({len(missing)} of {len(names)} are); "
-                    "give what this learner's `init` or `outer_step` returned, or a checkpoint of "
-                    "the same method, rules and model"
+                    f"the {kind} {missing[0]!r} is missing ({len(missing)} of {len(own)} are); "
+                    f"{remedy}"
+                )
+        for name, shape in own_learned.items():
+            found = learned[name].shape
+            # What a rule learns may have the tasks in front, as a task-conditioned m has.
+            tasks = 0 if name.startswith(f"{MODEL}.") else len(found) - len(shape)
+            if found[tasks:] != shape:
+                raise ConfigError(
+                    f"the outer parameter {name!r} is of shape {tuple(found)}, and this learner's "
+                    f"of {tuple(shape)}; {remedy}"
                 )
 
     def _buffers(self) -> dict[str, Tensor]:
@@ -424,9 +464,23 @@ class MetaLearner:
             forward = _narrow(forward, images[0].device)
 
         if len(images[0]) > 1:
-            return torch.vmap(forward, randomness="different")(params, *images)
+            try:
+                return torch.vmap(forward, randomness="different")(params, *images)
+            except (RuntimeError, NotImplementedError) as error:
+                if "vmap" not in str(error) and "atching rule" not in str(error):
+                    raise
+                raise ConfigError(
+                    f"{type(self.model).__name__} cannot take several tasks at a time "
+                    f"({str(error).splitlines()[0]:.200}); make the learner with tasks_at_a_time=1"
+                ) from error
         task = {name: tensor[0] for name, tensor in params.items()}
         return forward(task, *(tensor[0] for tensor in images))[None]
+
+
+def _require_function(name: str, value: object) -> None:
+    """Refuse a class, or what cannot be called, where a function is to be."""
+    if isinstance(value, type) or not callable(value):
+        raise ConfigError(f"{name} is {value!r}; give a function, or an object that is called")
 
 
 def _narrow(forward: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:

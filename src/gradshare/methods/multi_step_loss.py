@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradshare.errors import require_count
+
 SMALLEST_SHARE = 0.03
 
 
@@ -20,10 +22,17 @@ class MultiStepLoss:
         steps: K.
         iterations: how many outer iterations the annealing takes; afterwards only the last inner
             step counts.
+
+    Raises:
+        ConfigError: no steps, or iterations that are no whole number.
     """
 
     steps: int
     iterations: int
+
+    def __post_init__(self) -> None:
+        require_count("steps", self.steps)
+        require_count("multi_step_iterations", self.iterations, least=0)
 
     def weights(self, iteration: int) -> list[float]:
         """The weights of the query losses after update 1, …, K at an outer iteration (from 0)."""

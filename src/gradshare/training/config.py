@@ -418,6 +418,11 @@ _ELSEWHERE = {
     "batch_size": "task_batch",
     "fast_lr": "inner_lr",
     "first_order": "order",
+    "inner_learning_rate": "inner_lr",
+    "outer_learning_rate": "outer_lr",
+    "recompute": "memory",
+    "second_order": "order",
+    "tasks_at_a_time": "tasks",
     "hidden_size": "filters",
     "learning_rate": "outer_lr",
     "lr": "outer_lr",
@@ -480,7 +485,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} must hold lines like `ways: 5`; it holds a {type(settings).__name__}"
         )
-    check_keys(settings)
+    try:
+        check_keys(settings)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return settings
 
 

@@ -15,6 +15,7 @@ from gradshare.episodes import EpisodeSampler, TaskBatch
 from gradshare.errors import DataError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner
+from gradshare.methods.labels import require_classes
 from gradshare.training.memory import CHUNK
 from gradshare.training.outer_loop import accuracies
 from gradshare.training.setup import Setup
@@ -60,13 +61,22 @@ def evaluate(
         The mean over all tasks, in [0, 1], and its 95 % confidence interval.
 
     Raises:
-        DataError: there are no batches, or one stands in the place of several.
+        DataError: there are no batches, or one stands in the place of several; or the learner is
+            no classifier, or the labels are not its classes.
     """
     if isinstance(batches, TaskBatch):
         raise DataError("batches is one TaskBatch; give several, or a list of it: [batch]")
     found: list[float] = []
     for tasks in batches:
-        found += accuracies(_logits(learner, (learned, state), tasks), tasks.query_y).tolist()
+        logits = _logits(learner, (learned, state), tasks)
+        if logits.ndim != 3 or tasks.query_y.is_floating_point():
+            raise DataError(
+                "an accuracy needs outputs (T, n, classes) and labels (T, n), and these are "
+                f"{tuple(logits.shape)} and {tasks.query_y.dtype} {tuple(tasks.query_y.shape)}; "
+                "measure something else with learner.adapt and learner.predict"
+            )
+        require_classes(logits, tasks.query_y)
+        found += accuracies(logits, tasks.query_y).tolist()
     if not found:
         raise DataError("an accuracy needs at least one batch of tasks, and there was none")
     return confidence95(found)

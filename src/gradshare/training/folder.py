@@ -243,7 +243,10 @@ class RunFolder:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RunError(f"{path} cannot be read: {error}; give the folder of a run") from error
         if not history:
-            raise RunError(f"the run in {self.path} has completed no epoch yet")
+            raise RunError(
+                f"the run in {self.path} has completed no epoch: it goes on, was stopped, or "
+                "diverged in its first"
+            )
         return history
 
     def save_latest(self, iteration: int, checkpoint: Checkpoint) -> None:

@@ -1,0 +1,53 @@
+"""Labels that a classifying learner can take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradshare.errors import DataError
+
+IGNORED = -100  # of cross entropy
+
+
+def require_classes(outputs: Tensor, labels: Tensor) -> None:
+    """Refuse labels that do not name one of the outputs each.
+
+    PyTorch has other words for each of them, or none: of a single output cross entropy is 0
+    whatever the labels are. On a GPU their values are not looked at, which would wait for it.
+
+    Args:
+        outputs: (T, n, classes, …), or (T, classes).
+        labels: (T, n, …) from 0, or (T,); or probabilities, in the shape of the outputs.
+
+    Raises:
+        DataError: there is one output, or no label; or the labels are of another shape or type, or
+            some are not in [0, classes).
+    """
+    axis = min(outputs.ndim - 1, 2)
+    classes = outputs.shape[axis]
+    if classes < 2:
+        raise DataError(
+            f"the model's outputs for a task are {tuple(outputs.shape[1:])}, and cross entropy "
+            "needs two classes or more; give a loss of its own to what is no classifier, such as "
+            "loss=F.mse_loss"
+        )
+    if labels.is_floating_point() and labels.shape == outputs.shape:
+        return
+    shape = outputs.shape[:axis] + outputs.shape[axis + 1 :]
+    if labels.shape != shape:
+        raise DataError(
+            f"the labels of a task are {tuple(labels.shape[1:])} for outputs "
+            f"{tuple(outputs.shape[1:])}; give {tuple(shape[1:])}"
+        )
+    if not labels.numel():
+        raise DataError("the tasks have no labels; give at least one image of each, and its label")
+    if labels.dtype not in (torch.int64, torch.uint8):
+        raise DataError(f"the labels are {labels.dtype}; give torch.int64 (labels.long())")
+    if labels.device.type == "cpu":
+        named = labels[labels != IGNORED]
+        if named.numel() and not 0 <= named.min() <= named.max() < classes:
+            raise DataError(
+                f"the labels go from {named.min()} to {named.max()}, and the model has {classes} "
+                f"outputs; number the classes from 0 to {classes - 1}"
+            )
