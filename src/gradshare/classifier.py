@@ -183,7 +183,7 @@ class FewShotClassifier:
         """
         predicted = self.predict(images)
         given = _one_for_each(predicted, labels)
-        if not np.isin(given, self.classes_).any():
+        if set(given.tolist()).isdisjoint(self.classes_.tolist()):
             raise DataError(
                 f"none of the labels {reprlib.repr(given.tolist())} is one of the classes "
                 f"{reprlib.repr(self.classes_.tolist())}; give them as `fit` was given them"

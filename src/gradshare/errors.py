@@ -55,9 +55,9 @@ def require_flag(name: str, value: object) -> None:
         value: what it was given.
 
     Raises:
-        ConfigError: it is no bool.
+        ConfigError: it is neither.
     """
-    if not isinstance(value, bool):
+    if value not in (True, False):
         raise ConfigError(f"{name} is {value!r}; give True or False")
 
 

@@ -236,10 +236,10 @@ def test_a_setting_out_of_bounds_is_named(settings: dict[str, Any], message: str
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("indices", [torch.tensor([7, 2]), np.array([7, 2])])
-def test_indices_may_be_drawn(indices: Any) -> None:
+def test_indices_may_be_a_tensor() -> None:
     sampler = EpisodeSampler(make_split([9, 9]), ways=2, shots=1, queries=2, seed=0)
-    assert torch.equal(sampler.batch(indices).query_x, sampler.batch([7, 2]).query_x)
+    drawn = sampler.batch(torch.tensor([7, 2]))
+    assert torch.equal(drawn.query_x, sampler.batch([7, 2]).query_x)
 
 
 def test_tasks_that_do_not_exist_are_named() -> None:

@@ -61,7 +61,7 @@ def refused(**options: Any) -> str:
         ({"steps": 2.0}, "steps is 2.0; give a whole number, at least 1"),
         ({"second_order": "first"}, "second_order is 'first'; give True or False"),
         ({"recompute": None}, "recompute is None; give True or False"),
-        ({"per_step_batch_norm": 1}, "per_step_batch_norm is 1; give True or False"),
+        ({"per_step_batch_norm": "no"}, "per_step_batch_norm is 'no'; give True or False"),
         (
             {"first_order_iterations": "10"},
             "first_order_iterations is '10'; give a whole number, at least 0",
@@ -76,9 +76,15 @@ def refused(**options: Any) -> str:
             {"adapts": ["weight"]},
             "adapts is ['weight']; give a function, or an object that is called",
         ),
-        ({"inner_lr": "0.1"}, "the inner learning rate is '0.1'; give a finite one, not below 0"),
-        ({"inner_lr": -0.1}, "the inner learning rate is -0.1; give a finite one, not below 0"),
-        ({"inner_lr": math.nan}, "the inner learning rate is nan; give a finite one, not below 0"),
+        (
+            {"inner_lr": "0.1"},
+            "the inner learning rate is '0.1'; give a finite number, not below 0",
+        ),
+        ({"inner_lr": -0.1}, "the inner learning rate is -0.1; give a finite number, not below 0"),
+        (
+            {"inner_lr": math.nan},
+            "the inner learning rate is nan; give a finite number, not below 0",
+        ),
     ],
 )
 def test_a_value_that_an_option_does_not_take(options: dict[str, Any], message: str) -> None:
@@ -105,7 +111,7 @@ def test_a_rule_for_no_number_of_steps(rule: Any, steps: Any) -> None:
 def test_a_rate_that_climbs_or_is_infinite(rule: Any, lr: float) -> None:
     with pytest.raises(ConfigError) as error:
         rule(lr)
-    assert str(error.value) == f"the inner learning rate is {lr}; give a finite one, not below 0"
+    assert str(error.value) == f"the inner learning rate is {lr}; give a finite number, not below 0"
 
 
 @pytest.mark.parametrize("steps", [3, 10])
@@ -165,8 +171,8 @@ def test_a_rule_that_takes_the_models_name() -> None:
     with pytest.raises(ConfigError) as error:
         MetaLearner(nn.Linear(2, 2), rule, steps=5).init()
     assert str(error.value) == (
-        "a rule learns 'model.weight', a name that is the model's; give the rule another one in "
-        "its Chain"
+        "a rule learns 'model.weight', and names that begin with 'model.' are the model's; give "
+        "what it learns another one, as its name in a Chain"
     )
 
 
@@ -222,7 +228,7 @@ def test_labels_that_are_none(
     assert str(error.value) == message.replace("N,", f"{labels.shape[1]},")
 
 
-@pytest.mark.parametrize("shape", [(2, 7, 1), (2, 1)])
+@pytest.mark.parametrize("shape", [(2, 7, 1), (2, 1), (2,)])
 def test_cross_entropy_of_one_output(shape: tuple[int, ...]) -> None:
     """It would be 0 of whatever label."""
     with pytest.raises(DataError) as error:
@@ -291,6 +297,31 @@ def test_outer_parameters_of_another_shape(other: MetaLearner, message: str) -> 
             f"{message}give what this learner's `init` or `outer_step` returned, or a checkpoint "
             "of the same method, rules and model"
         )
+
+
+@pytest.mark.parametrize("name", ["sharing.m", "sharing.lambda"])
+def test_a_gate_of_each_task_is_taken_and_no_other_shape(name: str) -> None:
+    """The paper's task-conditioned variant."""
+    ours = maml(linear(), steps=3, sharing=GradientSharing(3))
+    learned, state = ours.init()
+    gates = torch.randn(2, 3, dtype=torch.float64).requires_grad_()
+    losses = ours.outer_step({**learned, name: gates}, state, tasks(2, 1), iteration=0).losses
+    (gradient,) = torch.autograd.grad(losses.mean(), gates)
+    assert bool(gradient.any()) == (name == "sharing.lambda")  # no ĝ yet, which m would weigh
+    with pytest.raises(ConfigError, match=r"is of shape \(1, 2, 3\), and this learner's of \(3,\)"):
+        ours.outer_step({**learned, name: gates[None]}, state, tasks(2, 1), iteration=0)
+
+
+def test_a_loss_that_leaves_a_label_out() -> None:
+    ours = maml(linear(), loss=nn.CrossEntropyLoss(ignore_index=-1))
+    batch = tasks(2, 1)
+    labels = batch.query_y.clone()
+    labels[:, 0] = -1
+    masked = dataclasses.replace(batch, query_y=labels)
+    assert ours.outer_step(*ours.init(), masked, iteration=0).losses.isfinite().all()
+    labels[:, 1] = WAYS
+    with pytest.raises(DataError, match=f"the labels go from 0 to {WAYS}, and the model has "):
+        ours.outer_step(*ours.init(), masked, iteration=0)
 
 
 def test_a_model_that_vmap_does_not_bear() -> None:

@@ -119,8 +119,9 @@ def test_what_has_no_accuracy_is_named(tiny: dict[str, Any]) -> None:
     with pytest.raises(DataError) as error:
         evaluate(setup.learner, *model, [column])
     assert str(error.value) == (
-        f"the labels of a task are ({queries}, 1) for outputs ({queries}, {ways}); give "
-        f"({queries},)"
+        "an accuracy needs outputs (T, n, classes) and whole numbers (T, n) as labels, and these "
+        f"are (2, {queries}, {ways}) and torch.int64 (2, {queries}, 1); measure something else "
+        "with learner.adapt and learner.predict"
     )
     beyond = dataclasses.replace(batch, query_y=batch.query_y + 1)
     with pytest.raises(DataError, match=f"the labels go from 1 to {ways}, and the model has "):
@@ -130,8 +131,9 @@ def test_what_has_no_accuracy_is_named(tiny: dict[str, Any]) -> None:
     with pytest.raises(DataError) as error:
         evaluate(regressor, *regressor.init(), [TaskBatch(points, points, points, points)])
     assert str(error.value) == (
-        "an accuracy needs outputs (T, n, classes) and labels (T, n), and these are (1, 10, 1) and "
-        "torch.float32 (1, 10, 1); measure something else with learner.adapt and learner.predict"
+        "an accuracy needs outputs (T, n, classes) and whole numbers (T, n) as labels, and these "
+        "are (1, 10, 1) and torch.float32 (1, 10, 1); measure something else with learner.adapt "
+        "and learner.predict"
     )
 
 

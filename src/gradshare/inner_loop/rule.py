@@ -282,8 +282,8 @@ def require_rate(lr: float) -> None:
     Raises:
         ConfigError: it is below zero, or not finite.
     """
-    if not isinstance(lr, Real) or not 0 <= lr < math.inf:
-        raise ConfigError(f"the inner learning rate is {lr!r}; give a finite one, not below 0")
+    if not isinstance(lr, Real | Tensor) or not 0 <= lr < math.inf:
+        raise ConfigError(f"the inner learning rate is {lr!r}; give a finite number, not below 0")
 
 
 def with_prefix(prefix: str, tensors: Tensors) -> dict[str, Tensor]:

@@ -7,25 +7,26 @@ from torch import Tensor
 
 from gradshare.errors import DataError
 
-IGNORED = -100  # of cross entropy
+IGNORED = -100  # by cross entropy, unless it is told another
 
 
-def require_classes(outputs: Tensor, labels: Tensor) -> None:
-    """Refuse labels that do not name one of the outputs each.
+def require_classes(outputs: Tensor, labels: Tensor, ignored: int = IGNORED) -> None:
+    """Refuse labels that cross entropy cannot take.
 
     PyTorch has other words for each of them, or none: of a single output cross entropy is 0
-    whatever the labels are. On a GPU their values are not looked at, which would wait for it.
+    whatever the labels are.
 
     Args:
         outputs: (T, n, classes, …), or (T, classes).
         labels: (T, n, …) from 0, or (T,); or probabilities, in the shape of the outputs.
+        ignored: a label that is left out of the loss.
 
     Raises:
         DataError: there is one output, or no label; or the labels are of another shape or type, or
             some are not in [0, classes).
     """
     axis = min(outputs.ndim - 1, 2)
-    classes = outputs.shape[axis]
+    classes = outputs.shape[axis] if axis else 1
     if classes < 2:
         raise DataError(
             f"the model's outputs for a task are {tuple(outputs.shape[1:])}, and cross entropy "
@@ -44,10 +45,20 @@ def require_classes(outputs: Tensor, labels: Tensor) -> None:
         raise DataError("the tasks have no labels; give at least one image of each, and its label")
     if labels.dtype not in (torch.int64, torch.uint8):
         raise DataError(f"the labels are {labels.dtype}; give torch.int64 (labels.long())")
-    if labels.device.type == "cpu":
-        named = labels[labels != IGNORED]
-        if named.numel() and not 0 <= named.min() <= named.max() < classes:
+    require_within(classes, labels[labels != ignored])
+
+
+def require_within(classes: int, labels: Tensor) -> None:
+    """Refuse labels that name none of the outputs. On a GPU, which would have to be waited for,
+    they are not looked at.
+
+    Raises:
+        DataError: some are not in [0, classes).
+    """
+    if labels.device.type == "cpu" and labels.numel():
+        least, most = int(labels.min()), int(labels.max())
+        if least < 0 or most >= classes:
             raise DataError(
-                f"the labels go from {named.min()} to {named.max()}, and the model has {classes} "
-                f"outputs; number the classes from 0 to {classes - 1}"
+                f"the labels go from {least} to {most}, and the model has {classes} outputs; "
+                f"number the classes from 0 to {classes - 1}"
             )

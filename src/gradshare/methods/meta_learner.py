@@ -30,7 +30,7 @@ from gradshare.inner_loop.rule import (
     under,
     with_prefix,
 )
-from gradshare.methods.labels import require_classes
+from gradshare.methods.labels import IGNORED, require_classes
 from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.models import BatchNorm2d, BatchNormMode
 
@@ -41,6 +41,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) of one task to a scalar."""
 
 MODEL = "model"
+
+# Of PyTorch's errors where `torch.vmap` does not bear what a model does: there is no batched form
+# of an operation, or its values were asked for.
+VMAP_CANNOT = ("vmap", "atching rule", "data pointer")
 
 
 @dataclass(frozen=True)
@@ -202,8 +206,8 @@ class MetaLearner:
         learned, state = start_of(self.rule, adapted)
         if taken := sorted(under(MODEL, learned)):
             raise ConfigError(
-                f"a rule learns '{MODEL}.{taken[0]}', a name that is the model's; give the rule "
-                "another one in its Chain"
+                f"a rule learns '{MODEL}.{taken[0]}', and names that begin with '{MODEL}.' are the "
+                "model's; give what it learns another one, as its name in a Chain"
             )
         start = {name: parameters[name].detach() for name in (*self.adapted, *self.shared)}
         for name in self.per_step:
@@ -310,8 +314,8 @@ class MetaLearner:
             ConfigError: the loss of a task is no scalar.
             DataError: labels that cross entropy cannot take; see `require_classes`.
         """
-        if self.loss is F.cross_entropy:
-            require_classes(outputs, targets)
+        if self.loss is F.cross_entropy or isinstance(self.loss, nn.CrossEntropyLoss):
+            require_classes(outputs, targets, getattr(self.loss, "ignore_index", IGNORED))
         return torch.stack([self._loss(o, t) for o, t in zip(outputs, targets, strict=True)])
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -357,25 +361,25 @@ class MetaLearner:
         )
 
     @cached_property
-    def _shapes(self) -> tuple[dict[str, torch.Size], dict[str, torch.Size]]:
-        """Of the outer parameters and of the rules' state, as they start."""
+    def _start(self) -> tuple[dict[str, torch.Size], list[str]]:
+        """The shapes of the outer parameters, and the names of the rules' state, as they start."""
         with torch.random.fork_rng(devices=[]):  # a rule may draw where it starts
             learned, state = self.init()
-        return {n: t.shape for n, t in learned.items()}, {n: t.shape for n, t in state.items()}
+        return {name: tensor.shape for name, tensor in learned.items()}, list(state)
 
     def _require_own(self, learned: Tensors, state: Tensors) -> None:
-        """Refuse tensors of another learner, which lack some of this one's or have other shapes,
-        and a model whose mode was changed to one that a learner does not take.
+        """Refuse tensors of another learner, which lack some of this one's or learned in other
+        shapes, and a model whose mode was changed to one that a learner does not take.
         """
         _require_fixed_statistics(self.model)
         remedy = (
             "give what this learner's `init` or `outer_step` returned, or a checkpoint of the same "
             "method, rules and model"
         )
-        own_learned, own_state = self._shapes
+        shapes, names = self._start
         for kind, own, given in (
-            ("outer parameter", own_learned, learned),
-            ("rules' state", own_state, state),
+            ("outer parameter", list(shapes), learned),
+            ("rules' state", names, state),
         ):
             missing = [name for name in own if name not in given]
             if missing:
@@ -383,11 +387,11 @@ class MetaLearner:
                     f"the {kind} {missing[0]!r} is missing ({len(missing)} of {len(own)} are); "
                     f"{remedy}"
                 )
-        for name, shape in own_learned.items():
+        for name, shape in shapes.items():
             found = learned[name].shape
-            # What a rule learns may have the tasks in front, as a task-conditioned m has.
-            tasks = 0 if name.startswith(f"{MODEL}.") else len(found) - len(shape)
-            if found[tasks:] != shape:
+            # What a rule learns may have the tasks in front: a task-conditioned m or λ is (T, K).
+            of_tasks = not name.startswith(f"{MODEL}.") and found[1:] == shape
+            if found != shape and not of_tasks:
                 raise ConfigError(
                     f"the outer parameter {name!r} is of shape {tuple(found)}, and this learner's "
                     f"of {tuple(shape)}; {remedy}"
@@ -466,8 +470,8 @@ class MetaLearner:
         if len(images[0]) > 1:
             try:
                 return torch.vmap(forward, randomness="different")(params, *images)
-            except (RuntimeError, NotImplementedError) as error:
-                if "vmap" not in str(error) and "atching rule" not in str(error):
+            except RuntimeError as error:
+                if not any(words in str(error) for words in VMAP_CANNOT):
                     raise
                 raise ConfigError(
                     f"{type(self.model).__name__} cannot take several tasks at a time "

@@ -32,7 +32,7 @@ class MultiStepLoss:
 
     def __post_init__(self) -> None:
         require_count("steps", self.steps)
-        require_count("multi_step_iterations", self.iterations, least=0)
+        require_count("iterations of the multi-step loss", self.iterations, least=0)
 
     def weights(self, iteration: int) -> list[float]:
         """The weights of the query losses after update 1, …, K at an outer iteration (from 0)."""

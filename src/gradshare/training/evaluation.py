@@ -15,7 +15,7 @@ from gradshare.episodes import EpisodeSampler, TaskBatch
 from gradshare.errors import DataError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner
-from gradshare.methods.labels import require_classes
+from gradshare.methods.labels import require_within
 from gradshare.training.memory import CHUNK
 from gradshare.training.outer_loop import accuracies
 from gradshare.training.setup import Setup
@@ -69,14 +69,15 @@ def evaluate(
     found: list[float] = []
     for tasks in batches:
         logits = _logits(learner, (learned, state), tasks)
-        if logits.ndim != 3 or tasks.query_y.is_floating_point():
+        labels = tasks.query_y
+        if logits.ndim != 3 or labels.shape != logits.shape[:2] or labels.is_floating_point():
             raise DataError(
-                "an accuracy needs outputs (T, n, classes) and labels (T, n), and these are "
-                f"{tuple(logits.shape)} and {tasks.query_y.dtype} {tuple(tasks.query_y.shape)}; "
+                "an accuracy needs outputs (T, n, classes) and whole numbers (T, n) as labels, and "
+                f"these are {tuple(logits.shape)} and {labels.dtype} {tuple(labels.shape)}; "
                 "measure something else with learner.adapt and learner.predict"
             )
-        require_classes(logits, tasks.query_y)
-        found += accuracies(logits, tasks.query_y).tolist()
+        require_within(logits.shape[2], labels)
+        found += accuracies(logits, labels).tolist()
     if not found:
         raise DataError("an accuracy needs at least one batch of tasks, and there was none")
     return confidence95(found)

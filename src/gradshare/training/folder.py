@@ -245,7 +245,7 @@ class RunFolder:
         if not history:
             raise RunError(
                 f"the run in {self.path} has completed no epoch: it goes on, was stopped, or "
-                "diverged in its first"
+                "diverged in its first; wait for it, continue it (--resume auto), or give another"
             )
         return history
 
