@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayTaskError, TaskCancelledError
 
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.experiments.compare import compare, jobs_of
 from gradshare.experiments.executors import ray_cluster
+from gradshare.experiments.executors.job import LostError
 from gradshare.experiments.executors.local import LocalExecutor
 from gradshare.experiments.executors.loop import Executor, run_all
 from gradshare.experiments.executors.ray_cluster import OBJECT_STORE_BYTES, RayExecutor
@@ -160,6 +162,18 @@ def test_a_stop_saves_what_runs_and_drops_what_waits(tiny: dict[str, Any], tmp_p
     assert RunFolder(work[asked[0]].folder).history()
     wait_until(lambda: not workers())
     assert not list(tmp_path.glob(".ray-*"))
+
+
+def test_a_run_that_is_called_off_as_it_begins_has_not_failed(tiny: dict[str, Any]) -> None:
+    """Its worker is then in its first question to the program, which ends in Ray's own error."""
+
+    @ray.remote(max_retries=0)
+    def asks() -> None:
+        raise RayTaskError("tell", "", TaskCancelledError())  # type: ignore[no-untyped-call]
+
+    outcome = executor(tiny)._outcome("first", asks.remote())
+    assert isinstance(outcome, LostError)
+    assert str(outcome) == "run 'first' was called off before it began"
 
 
 def test_a_comparison_is_laid_out_as_on_this_machine(tiny: dict[str, Any], tmp_path: Path) -> None:

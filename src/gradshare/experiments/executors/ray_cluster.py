@@ -26,7 +26,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
 from gradshare.errors import ConfigError, RunError
 from gradshare.experiments.executors.job import Job, LostError, Outcome, UnexpectedError, run_job
@@ -205,6 +205,8 @@ class RayExecutor:
         try:
             outcome, changes = ray.get(task)
         except RayTaskError as error:
+            if isinstance(error.cause, TaskCancelledError):  # by `stop`, as it was to begin
+                return LostError(f"run {name!r} was called off before it began")
             return UnexpectedError(f"on a worker of Ray, {_brief(error.cause)}", str(error))
         except RayError as error:
             return LostError(f"the worker of run {name!r} was lost: {_brief(error)}")
