@@ -239,6 +239,12 @@ def test_cross_entropy_of_one_output(shape: tuple[int, ...]) -> None:
     )
 
 
+def test_the_values_of_labels_elsewhere_are_not_waited_for() -> None:
+    """Which a tensor without values would not survive."""
+    outputs = torch.zeros(2, 4, 5, device="meta")
+    require_classes(outputs, torch.zeros(2, 4, dtype=torch.int64, device="meta"))
+
+
 def test_no_label_at_all() -> None:
     with pytest.raises(DataError) as error:
         require_classes(torch.zeros(2, 0, 5), torch.zeros(2, 0, dtype=torch.int64))

@@ -45,18 +45,26 @@ def require_classes(outputs: Tensor, labels: Tensor, ignored: int = IGNORED) -> 
         raise DataError("the tasks have no labels; give at least one image of each, and its label")
     if labels.dtype not in (torch.int64, torch.uint8):
         raise DataError(f"the labels are {labels.dtype}; give torch.int64 (labels.long())")
-    require_within(classes, labels[labels != ignored])
+    require_within(classes, labels, ignored)
 
 
-def require_within(classes: int, labels: Tensor) -> None:
+def require_within(classes: int, labels: Tensor, ignored: int | None = None) -> None:
     """Refuse labels that name none of the outputs. On a GPU, which would have to be waited for,
     they are not looked at.
+
+    Args:
+        classes: how many outputs there are.
+        labels: of any shape.
+        ignored: a label that is let be; None for none.
 
     Raises:
         DataError: some are not in [0, classes).
     """
-    if labels.device.type == "cpu" and labels.numel():
-        least, most = int(labels.min()), int(labels.max())
+    if labels.device.type != "cpu":
+        return
+    named = labels if ignored is None else labels[labels != ignored]
+    if named.numel():
+        least, most = int(named.min()), int(named.max())
         if least < 0 or most >= classes:
             raise DataError(
                 f"the labels go from {least} to {most}, and the model has {classes} outputs; "
