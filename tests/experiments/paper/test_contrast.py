@@ -84,6 +84,23 @@ def test_a_mean_is_over_the_conditions_with_the_most_seeds(
     assert means == ([] if mean_of is None else [f"rates, mean of {mean_of}"])
 
 
+def test_a_borrowed_condition_counts_in_the_mean_of_the_study_that_borrows_it() -> None:
+    more = results_with(
+        {
+            f"batches/seed-{seed}/batch-1/{name}": arm(
+                name, seed=seed, gain=0.3, tasks=40, test_shift=shift
+            )
+            for seed in (0, 1, 2)
+            for name, shift in ((SHARING, -0.03), (RATE_CONTROL, 0.0))
+        }
+    )
+    found = {one.place: one.found.interval.mean for one in contrasts(PLAN, RESULTS | more)}
+    # `controls` borrows one condition and has no other: a mean of one would say nothing new.
+    assert list(found) == ["rates, rate-0.1", "batches, batch-1", "batches, mean of 2"]
+    parts = (found["rates, rate-0.1"], found["batches, batch-1"])
+    assert found["batches, mean of 2"] == pytest.approx(math.fsum(parts) / 2)
+
+
 def test_of_single_seeds_there_is_no_mean() -> None:
     single = results_with(
         {

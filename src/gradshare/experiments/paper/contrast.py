@@ -45,7 +45,7 @@ CAPTION: Final = (
     "seen about four times in five. The interval of a single seed is over test tasks alone: with "
     "other rounding the same run comes out a point or two higher or lower. The mean of a study is "
     "over those of its conditions in which one of both gained at least half of what was gained in "
-    "the best, each counted once; while a study runs, over those with the most seeds, of which "
+    "the best, borrowed ones too; while a study runs, over those with the most seeds, of which "
     "there must be two"
 )
 
@@ -69,38 +69,42 @@ def contrasts(plan: Plan, results: Mapping[Cell, Results]) -> list[Contrast]:
     """Every condition in which sharing and its control were run, and at least one run learned;
     after those of a study their mean, where it is of several.
 
-    A condition that a study borrows stands under the study that lends it alone.
+    A condition that a study borrows stands under the study that lends it alone, and counts in the
+    means of both.
     """
     found = []
     for study in plan.studies:
         own = {cell: one for cell, one in results.items() if cell.study == study}
-        gains = [(condition, _gain(condition)) for condition in conditions(plan, own, study)]
-        most = max((gain for _, gain in gains), default=0.0)
-        worthwhile = []
-        for condition, gain in gains:
-            both = difference(condition, SHARING, RATE_CONTROL) if gain > 0 else None
-            if both is None:
-                continue
+        for condition, both, _ in _told(conditions(plan, own, study)):
             by_seed = tuple(d.mean for d in differences(condition, SHARING, RATE_CONTROL))
             place = ", ".join((study, *condition.labels.values()))
             found.append(Contrast(place, both, by_seed))
-            if gain >= WORTHWHILE * most:
-                worthwhile.append((condition, both.count))
-        if mean := _mean(study, worthwhile):
+        if mean := _mean(study, _told(conditions(plan, results, study))):
             found.append(mean)
     return found
 
 
-def _mean(study: str, worthwhile: Sequence[tuple[Condition, int]]) -> Contrast | None:
-    """Over the conditions with the most seeds: of a seed that one condition lacks, a mean over all
-    of them would know nothing. None of a single condition or seed, whose mean would say too much.
-
-    Args:
-        study: its name.
-        worthwhile: its conditions, each with its number of seeds.
+def _told(every: Sequence[Condition]) -> list[tuple[Condition, Difference, float]]:
+    """The conditions in which sharing can be told from its control: with the difference between
+    both and what the better one gained over chance.
     """
+    return [
+        (condition, both, gain)
+        for condition in every
+        if (gain := _gain(condition)) > 0
+        and (both := difference(condition, SHARING, RATE_CONTROL)) is not None
+    ]
+
+
+def _mean(study: str, told: Sequence[tuple[Condition, Difference, float]]) -> Contrast | None:
+    """Over the conditions with the most seeds of those that are not near the floor: of a seed that
+    one condition lacks, a mean over all of them would know nothing. None of a single condition or
+    seed, whose mean would say too much.
+    """
+    enough = WORTHWHILE * max((gain for _, _, gain in told), default=0.0)
+    worthwhile = [(one, both.count) for one, both, gain in told if gain >= enough]
     most = max((seeds for _, seeds in worthwhile), default=0)
-    whole = [condition for condition, seeds in worthwhile if seeds == most]
+    whole = [one for one, seeds in worthwhile if seeds == most]
     mean = pooled_difference(whole, SHARING, RATE_CONTROL) if len(whole) > 1 else None
     if mean is None or mean.count < 2:
         return None
