@@ -26,6 +26,7 @@ from gradshare.cli.runs import executor_options
 from gradshare.errors import RunError
 from gradshare.experiments.drawing import save_all
 from gradshare.experiments.executors.choice import Choice
+from gradshare.experiments.paper.conditions import with_borrowed
 from gradshare.experiments.paper.figures import draw_figures
 from gradshare.experiments.paper.grid import (
     Standing,
@@ -161,18 +162,33 @@ def status_command(
 
 @paper.command(name="table")
 @grid_options
-def table_command(scale: Scale, out: Path | None) -> None:
+@filter_options
+def table_command(
+    scale: Scale, only: tuple[str, ...], without: tuple[str, ...], out: Path | None
+) -> None:
     """Print the tables of what is finished, and write them as Markdown, LaTeX and CSV.
 
-    At the paper's scale that is Table 1, with the paper's own figures beside ours.
+    At the paper's scale that is Table 1, with the paper's own figures beside ours. The tables of
+    some cells alone, such as those of one seed, are printed and not written.
     """
     console = Console()
     home = home_of(scale, out)
     plan = load_plan(scale)
-    results = _finished(plan, scale, home, console)
-    pages = table1_pages(plan.cells(), results) if scale == "paper" else study_pages(plan, results)
+    planned = plan.cells()
+    finished = _finished(plan, scale, home, console)
+    # What a study borrows may be picked as its own: it stands in the study's tables.
+    picked = set(pick(list(dict.fromkeys([*planned, *finished])), only, without))
+    cells = [cell for cell in planned if cell in picked]
+    results = {cell: one for cell, one in finished.items() if cell in picked}
+    if not any(cell in results for cell in cells):
+        raise RunError(
+            f"{home} holds no finished cell of those that --only and --except leave; see which are "
+            f"finished with `gradshare paper status --scale {scale} --cells`"
+        )
+    pages = table1_pages(cells, results) if scale == "paper" else study_pages(plan, cells, results)
     _show(console, next(text for name, text in pages.items() if name.endswith(".md")))
-    _say_written(console, write_pages(home, pages))
+    if not only and not without:
+        _say_written(console, write_pages(home, pages))
 
 
 @paper.command(name="figures")
@@ -204,7 +220,8 @@ def _picked(
 
 
 def _finished(plan: Plan, scale: Scale, home: Path, console: Console) -> Mapping[Cell, Results]:
-    """What the finished cells of a plan came to; says which cannot be read.
+    """What the finished cells of a plan came to, with those that its studies borrow from one
+    another; says which cannot be read.
 
     Raises:
         RunError: none is finished.
@@ -228,7 +245,7 @@ def _finished(plan: Plan, scale: Scale, home: Path, console: Console) -> Mapping
             f"{home} holds no finished cell; train some with `gradshare paper run --scale {scale}`"
             ", or name another folder with --out"
         )
-    return results
+    return with_borrowed(plan, results)
 
 
 def _progress(of: Sequence[Standing], measured: Sequence[Standing]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from click.testing import CliRunner, Result
 
 from gradshare.cli import cli
 from gradshare.errors import RunError
+from gradshare.experiments.paper.plan import load_plan
 from gradshare.experiments.results import FILENAME, load_results, save_results
+from gradshare.training.config import ORIGINAL
 from tests.experiments.paper.synthetic_cells import finished
+from tests.experiments.synthetic_results import arm, comparison
 
 RUN = "maml/batch-5/shot-5/rate-1x"
 TRAITS: dict[str, dict[str, Any]] = {
@@ -51,6 +55,54 @@ def test_the_table_is_printed_and_written(home: Path) -> None:
         path = home / f"table1.{ending}"
         assert f"Written: {path}" in result.output
         assert path.stat().st_size > 1000
+
+
+def test_the_table_of_some_cells_is_printed_and_not_written(home: Path) -> None:
+    result = gradshare("table", "--out", str(home), "--only", "cub", "--except", "rate-10x")
+    assert result.exception is None
+    assert "MAML/5" in result.output
+    assert "2 of 36 cells finished, one seed each." in result.output
+    assert "Written" not in result.output
+    assert [path.name for path in home.iterdir()] == ["grid"]
+
+
+@pytest.mark.parametrize(
+    ("only", "studies", "rows"),
+    [
+        # A study is shown with the cells that it borrows, and its lender where it is asked for.
+        (["controls"], ["controls"], [(ORIGINAL, 2), ("own-gradient", 2)]),
+        (["controls", "seed-1"], ["controls"], [(ORIGINAL, 1), ("own-gradient", 1)]),
+        (["rates", "seed-1"], ["rates"], [("rate-0.1 | original", 1)]),
+        (["seed-0", "original,own-gradient"], ["rates", "controls"], [("rate-0.1 | original", 1)]),
+    ],
+)
+def test_tables_of_one_study_or_seed(
+    only: list[str], studies: list[str], rows: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    names = ("rates/seed-{}/rate-0.1/original", "controls/seed-{}/own-gradient")
+    wanted = {name.format(seed) for name in names for seed in (0, 1)}
+    for cell in load_plan("cpu").cells():
+        if cell.name in wanted:
+            result = comparison(
+                [arm(cell.config.arm, seed=cell.config.seed)],
+                config=cell.config.model_dump(mode="json"),
+            )
+            save_results(result, tmp_path / cell.name / FILENAME)
+    words = [word for filter_ in only for word in ("--only", filter_)]
+    output = gradshare("table", "--scale", "cpu", "--out", str(tmp_path), *words).output
+    assert re.findall(r"^Study `(.+)`", output, re.MULTILINE) == studies
+    for name, seeds in rows:
+        assert f"\n| {name} | {seeds} | trained | " in output
+    assert not list(tmp_path.glob("tables.*"))
+
+
+def test_tables_of_cells_that_are_not_finished_are_not_shown(home: Path) -> None:
+    error = gradshare("table", "--out", str(home), "--only", "mini-imagenet").exception
+    assert isinstance(error, RunError)
+    assert str(error) == (
+        f"{home} holds no finished cell of those that --only and --except leave; see which are "
+        "finished with `gradshare paper status --scale paper --cells`"
+    )
 
 
 def test_the_figures_with_data_are_drawn(home: Path) -> None:

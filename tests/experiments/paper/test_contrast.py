@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 
+from gradshare.experiments.paper.conditions import with_borrowed
 from gradshare.experiments.paper.contrast import contrast_rows, contrasts, draw_contrasts
 from gradshare.experiments.paper.study_report import draw_studies, study_pages
 from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
@@ -32,7 +33,7 @@ RESULTS = results_with(
 
 
 def test_every_condition_counts_once_where_something_was_learned() -> None:
-    found = contrasts(PLAN, RESULTS)
+    found = contrasts(PLAN, with_borrowed(PLAN, RESULTS))
     # `controls` and `batches` borrow what stands under `rates`; at rate 1 nothing was learned.
     assert [one.place for one in found] == ["rates, rate-0.1", "batches, batch-1"]
     assert [len(one.by_seed) for one in found] == [3, 1]
@@ -94,7 +95,8 @@ def test_a_borrowed_condition_counts_in_the_mean_of_the_study_that_borrows_it() 
             for name, shift in ((SHARING, -0.03), (RATE_CONTROL, 0.0))
         }
     )
-    found = {one.place: one.found.interval.mean for one in contrasts(PLAN, RESULTS | more)}
+    standing = with_borrowed(PLAN, RESULTS | more)
+    found = {one.place: one.found.interval.mean for one in contrasts(PLAN, standing)}
     # `controls` borrows one condition and has no other: a mean of one would say nothing new.
     assert list(found) == ["rates, rate-0.1", "batches, batch-1", "batches, mean of 2"]
     parts = (found["rates, rate-0.1"], found["batches, batch-1"])
@@ -140,9 +142,9 @@ def test_bars_are_the_intervals_and_small_marks_the_seeds() -> None:
 
 
 def test_the_page_begins_with_it_where_a_control_was_run() -> None:
-    page = study_pages(PLAN, RESULTS)["tables.md"]
+    page = study_pages(PLAN, PLAN.cells(), RESULTS)["tables.md"]
     assert page.index("## What sharing adds to its control") < page.index("## Accuracy against")
     assert draw_studies(PLAN, RESULTS)[0].name == "contrast"
     alone = {cell: one for cell, one in RESULTS.items() if cell.labels["arm"] != RATE_CONTROL}
-    assert "What sharing adds" not in study_pages(PLAN, alone)["tables.md"]
+    assert "What sharing adds" not in study_pages(PLAN, PLAN.cells(), alone)["tables.md"]
     assert draw_studies(PLAN, alone)[0].name == "rates"

@@ -10,9 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshare.experiments.paper.conditions import Condition, conditions, swept_value
+from gradshare.experiments.paper.conditions import (
+    Condition,
+    conditions,
+    swept_value,
+    with_borrowed,
+)
 from gradshare.experiments.paper.evidence import (
     Pace,
+    change,
     crossing,
     detectable,
     difference,
@@ -44,6 +50,15 @@ def rising(*accuracies: float, seconds: float = 10.0, name: str = ORIGINAL) -> A
     best = max(points, key=lambda point: point.accuracy).epoch
     run = arm(name, epochs=len(points))
     return run.model_copy(update={"validation": points, "best_epoch": best})
+
+
+def ahead(by: dict[int, float]) -> Condition:
+    """Sharing and the original, of which the first is ahead by so much in each seed."""
+    parts = [
+        comparison([arm(SHARING, seed=seed, test_shift=shift), arm(ORIGINAL, seed=seed)])
+        for seed, shift in by.items()
+    ]
+    return Condition("toy", {}, tuple(parts))
 
 
 def one(*arms: Arm) -> Condition:
@@ -81,11 +96,15 @@ def test_borrowed_cells_stand_in_under_the_labels_of_the_borrower() -> None:
             "batches/seed-0/batch-1/original": arm(ORIGINAL, seed=0),
         }
     )
-    (controls,) = conditions(PLAN, results, "controls")
+    standing = with_borrowed(PLAN, results)
+    assert {cell: one for cell, one in standing.items() if PLAN.owns(cell)} == results
+    (controls,) = conditions(PLAN, standing, "controls")
     assert controls.labels == {}
     assert controls.arms == (ORIGINAL, "held")
-    five, single = conditions(PLAN, results, "batches")
+    five, single = conditions(PLAN, standing, "batches")
     assert (five.labels, single.labels) == ({"batch": "batch-5"}, {"batch": "batch-1"})
+    names = [cell.name for cell in standing if cell.study == "batches"]
+    assert names == ["batches/seed-0/batch-5/original", "batches/seed-0/batch-1/original"]
 
 
 def test_a_sweep_stands_in_the_order_of_what_was_run_with_what_it_borrows() -> None:
@@ -99,25 +118,21 @@ def test_a_sweep_stands_in_the_order_of_what_was_run_with_what_it_borrows() -> N
     loan = Loan(of=["controls", "half"], labels={"rate": "rate-0.05", "arm": ORIGINAL})
     rates = PLAN.studies["rates"].model_copy(update={"borrows": loan})
     plan = PLAN.model_copy(update={"studies": {**PLAN.studies, "rates": rates}})
-    found = conditions(plan, results, "rates")
+    found = conditions(plan, with_borrowed(plan, results), "rates")
     assert [one.labels["rate"] for one in found] == ["rate-0.05", "rate-0.1", "rate-1"]
     assert [swept_value(one, "inner_lr") for one in found] == [0.05, 0.1, 1.0]
     assert [one.arms for one in found] == [(ORIGINAL,)] * 3
 
 
 def test_a_difference_over_seeds_says_what_it_could_have_shown() -> None:
-    seeds = [
-        comparison([arm(SHARING, seed=s, test_shift=shift), arm(ORIGINAL, seed=s)])
-        for s, shift in ((0, 0.02), (1, 0.04), (2, 0.06))
-    ]
-    condition = Condition("toy", {}, tuple(seeds))
+    condition = ahead({0: 0.02, 1: 0.04, 2: 0.06})
     found = difference(condition, SHARING, ORIGINAL)
     assert found is not None
     each = differences(condition, SHARING, ORIGINAL)
     assert found.count == 3
     assert found.interval.mean == pytest.approx(math.fsum(e.mean for e in each) / 3)
     assert [e.mean for e in each] == pytest.approx(
-        [pair.difference for one in seeds if (pair := one.pair(SHARING, ORIGINAL))]
+        [pair.difference for one in condition.parts if (pair := one.pair(SHARING, ORIGINAL))]
     )
     # Seeds by the noncentral t of 2 degrees of freedom; what is left of the tasks adds little.
     assert found.detectable == pytest.approx(5.66 * 0.02 / math.sqrt(3), rel=0.06)
@@ -156,22 +171,32 @@ def test_what_never_differs_would_always_be_seen() -> None:
 
 
 def test_a_mean_over_conditions_is_of_the_seeds_that_are_in_all() -> None:
-    def condition(shift: float, seeds: tuple[int, ...]) -> Condition:
-        parts = [
-            comparison([arm(SHARING, seed=s, test_shift=shift), arm(ORIGINAL, seed=s)])
-            for s in seeds
-        ]
-        return Condition("toy", {}, tuple(parts))
-
-    parts = [condition(0.02, (0, 1, 2)), condition(0.06, (1, 2))]
+    parts = [ahead({0: 0.02, 1: 0.02, 2: 0.02}), ahead({1: 0.06, 2: 0.06})]
     mean = pooled_difference(parts, SHARING, ORIGINAL)
     each = [differences(part, SHARING, ORIGINAL) for part in parts]
     assert mean is not None
     assert mean.count == 2
     expected = (each[0][1].mean + each[0][2].mean + each[1][0].mean + each[1][1].mean) / 4
     assert mean.interval.mean == pytest.approx(expected)
-    apart = [condition(0.02, (0,)), condition(0.06, (1,))]
+    apart = [ahead({0: 0.02}), ahead({1: 0.06})]
     assert pooled_difference(apart, SHARING, ORIGINAL) is None
+
+
+def test_a_change_is_taken_seed_by_seed_and_task_by_task() -> None:
+    before, after = ahead({0: 0.02, 1: 0.05, 2: 0.0}), ahead({1: 0.06, 0: 0.03})
+    found = change(after, before, SHARING, ORIGINAL)
+    assert found is not None
+    assert found.count == 2
+    earlier, later = (differences(one, SHARING, ORIGINAL) for one in (before, after))
+    # The first of `later` is seed 1, which is the second of `earlier`.
+    by_seed = [later[1].mean - earlier[0].mean, later[0].mean - earlier[1].mean]
+    assert found.interval.mean == pytest.approx(math.fsum(by_seed) / 2)
+    # Two equal values, and of every task: as certain as that.
+    same = change(before, before, SHARING, ORIGINAL)
+    assert same is not None
+    assert same.interval[:2] == (0.0, 0.0)
+    assert change(after, ahead({3: 0.1}), SHARING, ORIGINAL) is None
+    assert change(after, before, SHARING, RATE_CONTROL) is None
 
 
 def test_a_seed_in_which_both_diverged_at_once_is_no_difference() -> None:

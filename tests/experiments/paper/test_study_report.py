@@ -14,7 +14,12 @@ from matplotlib.container import ErrorbarContainer
 
 from gradshare.errors import RunError
 from gradshare.experiments.drawing import save_all
-from gradshare.experiments.paper.conditions import Condition, conditions, each_at_its_best
+from gradshare.experiments.paper.conditions import (
+    Condition,
+    conditions,
+    each_at_its_best,
+    with_borrowed,
+)
 from gradshare.experiments.paper.formats import latex, latex_text, markdown
 from gradshare.experiments.paper.plan import Cell, Study, load_plan
 from gradshare.experiments.paper.study_figures import draw_study
@@ -24,6 +29,7 @@ from gradshare.experiments.paper.study_tables import (
     best_rows,
     mechanism_rows,
     pace_rows,
+    tables_of,
 )
 from gradshare.experiments.results import Arm, Results
 from gradshare.experiments.table import Row
@@ -98,6 +104,33 @@ def test_a_row_for_every_arm_of_every_condition() -> None:
     assert mechanism[0]["σ(λ) at the end"] == "–"
     assert mechanism[2]["σ(m) at the end"] == "–"
     assert re.fullmatch(r"\d+\.\d / \d+\.\d, gap \d+\.\d %", mechanism[1]["first third"])
+
+
+def test_of_task_batches_it_is_told_how_the_differences_grow() -> None:
+    study = PLAN.studies["batches"].model_copy(update={"sweep": "task_batch"})
+    small, large = (
+        Condition(
+            "batches",
+            {"batch": f"batch-{size}"},
+            tuple(
+                comparison(
+                    [arm(SHARING, seed=s, test_shift=shift), arm(ORIGINAL, seed=s)],
+                    config={"task_batch": size, "iterations_per_epoch": 50},
+                )
+                for s in (0, 1)
+            ),
+        )
+        for size, shift in ((1, 0.02), (5, 0.06))
+    )
+    tables = dict(tables_of(study, [small, large]))
+    caption = "How much larger these differences are than at batch-1, seed by seed and task by task"
+    (row,) = tables[caption]
+    assert (row["batch"], row["arm"], row["− rate-control"]) == ("batch-5", SHARING, "–")
+    assert row["− original"] == "+4.00 ± 0.00 points (0.0)"
+    # Of one task batch there is nothing to tell, and of other sweeps nobody asks it.
+    assert caption not in dict(tables_of(study, [small]))
+    swept = tables_of(PLAN.studies["rates"], conditions(PLAN, RATES, "rates"))
+    assert not any("How much larger" in said for said, _ in swept)
 
 
 def steps(name: str, seed: int, *, at: int) -> Arm:
@@ -322,8 +355,9 @@ def test_many_comparisons_are_panels_of_one_figure() -> None:
 
 
 def test_what_is_finished_is_written_and_what_is_not_is_said(tmp_path: Path) -> None:
-    results = RATES | results_with({"controls/seed-0/held": arm(SHARING, seed=0, tasks=40)})
-    paths = write_pages(tmp_path, study_pages(PLAN, results))
+    finished = RATES | results_with({"controls/seed-0/held": arm(SHARING, seed=0, tasks=40)})
+    results = with_borrowed(PLAN, finished)
+    paths = write_pages(tmp_path, study_pages(PLAN, PLAN.cells(), results))
     assert {path.relative_to(tmp_path).as_posix() for path in paths} == {
         "tables.md",
         "tables.tex",
@@ -346,7 +380,7 @@ def test_what_is_finished_is_written_and_what_is_not_is_said(tmp_path: Path) -> 
     assert "## Which part is it?\n\nStudy `controls`. Toy images. So far 1 of 6 runs" in text
     assert "none of these figures belongs in a column of the paper’s Table 1" in text
     assert "batches" not in text
-    figures = save_all(draw_studies(PLAN, RATES), tmp_path / "figures")
+    figures = save_all(draw_studies(PLAN, with_borrowed(PLAN, RATES)), tmp_path / "figures")
     assert [path.name for path in figures] == [
         "contrast.png",
         "contrast.svg",
@@ -371,7 +405,7 @@ def test_a_part_of_a_dataset_is_said_wherever_its_results_stand() -> None:
             )
             for cell in cells
         }
-        return study_pages(plan, results)["tables.md"]
+        return study_pages(plan, plan.cells(), results)["tables.md"]
 
     assert "Study `mini-1-shot`. 30,000 of the 60,000 images of mini-ImageNet.\n" in page(30_000)
     for whole in (60_000, None):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -45,19 +45,42 @@ class Condition:
         return tuple(dict.fromkeys(arm.name for one in self.results for arm in one.arms))
 
 
+def with_borrowed(plan: Plan, results: Mapping[Cell, Results]) -> dict[Cell, Results]:
+    """Finished cells as they stand in every study: its own after those that it borrows, which have
+    its name and the labels that they get there.
+
+    Args:
+        plan: that they are of.
+        results: what the studies' own cells came to.
+    """
+    standing = {}
+    for name, study in plan.studies.items():
+        if (loan := study.borrows) is not None:
+            for cell, found in results.items():
+                if set(loan.of) <= {cell.study, *cell.labels.values()}:
+                    known = {**cell.labels, **loan.labels}
+                    labels = {axis: known[axis] for axis in study.axes}
+                    standing[replace(cell, study=name, labels=labels)] = found
+        standing |= {cell: found for cell, found in results.items() if cell.study == name}
+    return standing
+
+
 def conditions(plan: Plan, results: Mapping[Cell, Results], study: str) -> list[Condition]:
     """The comparisons of a study, in the order of the plan, those of a sweep in that of its values.
 
     Args:
         plan: that the study is of.
-        results: what all finished cells came to.
+        results: what finished cells came to.
         study: its name.
     """
     grouped: dict[tuple[tuple[str, str], ...], list[Results]] = {}
-    for labels, found in _members(plan, results, study):
-        common = tuple((axis, label) for axis, label in labels.items() if axis not in (ARM, SEED))
+    for cell, found in results.items():
+        if cell.study != study:
+            continue
+        labels = cell.labels.items()
+        common = tuple((axis, label) for axis, label in labels if axis not in (ARM, SEED))
         (run,) = found.arms
-        grouped.setdefault(common, []).append(_alone(found, run, labels[ARM]))
+        grouped.setdefault(common, []).append(_alone(found, run, cell.labels[ARM]))
     every = [Condition(study, dict(common), tuple(parts)) for common, parts in grouped.items()]
     sweep = plan.studies[study].sweep
     return every if sweep is None else sorted(every, key=lambda one: swept_value(one, sweep))
@@ -121,17 +144,3 @@ def _validated(runs: Sequence[Arm]) -> float:
     """The mean over runs of the best validation accuracy; chance for one without any."""
     best = [run.chance if run.best is None else run.best.accuracy for run in runs]
     return math.fsum(best) / len(best)
-
-
-def _members(
-    plan: Plan, results: Mapping[Cell, Results], study: str
-) -> Iterator[tuple[Mapping[str, str], Results]]:
-    """Labels and results of a study's own cells, after those that it borrows."""
-    loan = plan.studies[study].borrows
-    for cell, found in results.items():
-        if loan is not None and set(loan.of) <= {cell.study, *cell.labels.values()}:
-            kept = {axis: cell.labels[axis] for axis in (ARM, SEED) if axis in cell.labels}
-            yield {**kept, **loan.labels}, found
-    for cell, found in results.items():
-        if cell.study == study:
-            yield cell.labels, found

@@ -71,10 +71,14 @@ def contrasts(plan: Plan, results: Mapping[Cell, Results]) -> list[Contrast]:
 
     A condition that a study borrows stands under the study that lends it alone, and counts in the
     means of both.
+
+    Args:
+        plan: that the studies are of.
+        results: what finished cells came to, borrowed ones too.
     """
+    own = {cell: one for cell, one in results.items() if plan.owns(cell)}
     found = []
     for study in plan.studies:
-        own = {cell: one for cell, one in results.items() if cell.study == study}
         for condition, both, _ in _told(conditions(plan, own, study)):
             by_seed = tuple(d.mean for d in differences(condition, SHARING, RATE_CONTROL))
             place = ", ".join((study, *condition.labels.values()))

@@ -82,6 +82,20 @@ def pooled_difference(
     tables = [_by_task(condition, first, second) for condition in conditions]
     seeds = set[int].intersection(*(set(table) for table in tables))
     rows = [np.mean([table[seed] for table in tables], axis=0) for seed in sorted(seeds)]
+    return _over_seeds(rows)
+
+
+def change(after: Condition, before: Condition, first: str, second: str) -> Difference | None:
+    """How much larger first - second is in one condition than in another with the same test tasks,
+    seed by seed and task by task; None unless there is a seed that has both arms in both.
+    """
+    tables = [_by_task(condition, first, second) for condition in (after, before)]
+    seeds = tables[0].keys() & tables[1].keys()
+    return _over_seeds([tables[0][seed] - tables[1][seed] for seed in sorted(seeds)])
+
+
+def _over_seeds(rows: Sequence[npt.NDArray[np.float64]]) -> Difference | None:
+    """The mean of values (tasks,) of each seed; None of no seed."""
     if not rows:
         return None
     return Difference(over_seeds_and_tasks(rows), len(rows), _detectable(np.stack(rows)))

@@ -156,6 +156,10 @@ class Plan(BaseModel):
                 cells.append(Cell(name, labels, RunConfig(**settings)))
         return cells
 
+    def owns(self, cell: Cell) -> bool:
+        """Whether it is one of these runs, and does not stand in its study as a borrowed one."""
+        return cell.labels in self.studies[cell.study].combinations()
+
 
 def load_plan(scale: Scale) -> Plan:
     """The plan of a scale."""

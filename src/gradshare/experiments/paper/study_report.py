@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from gradshare.experiments import wording
@@ -62,9 +62,9 @@ def studies_of(
     To their notes is added what part of a dataset their runs had, where they recorded it.
     """
     for name, study in plan.studies.items():
-        own = {cell: one for cell, one in results.items() if cell.study == name}
-        if own:
-            note = "; ".join(filter(None, (study.note, *_parts_of_datasets(own))))
+        standing = {cell: one for cell, one in results.items() if cell.study == name}
+        if any(plan.owns(cell) for cell in standing):
+            note = "; ".join(filter(None, (study.note, *_parts_of_datasets(standing))))
             noted = study.model_copy(update={"note": note})
             yield name, noted, conditions(plan, results, name)
 
@@ -81,12 +81,19 @@ def _parts_of_datasets(results: Mapping[Cell, Results]) -> list[str]:
     )
 
 
-def study_pages(plan: Plan, results: Mapping[Cell, Results]) -> dict[str, str]:
+def study_pages(
+    plan: Plan, cells: Sequence[Cell], results: Mapping[Cell, Results]
+) -> dict[str, str]:
     """Every table of every study by the names of files: Markdown, LaTeX, and the numbers of every
     run as CSV.
+
+    Args:
+        plan: that the studies are of.
+        cells: which of its runs are asked for, finished or not.
+        results: what the finished ones came to, borrowed ones too.
     """
-    planned = Counter(cell.study for cell in plan.cells())
-    finished = Counter(cell.study for cell in results)
+    own = {cell: one for cell, one in results.items() if plan.owns(cell)}
+    planned, finished = (Counter(cell.study for cell in of) for of in (cells, own))
     page, tex = f"# Results at CPU scale\n\n{LEGEND}\n", f"{LATEX_HEAD}\n"
     tex += f"\\noindent\n{latex_text(LEGEND)}\n\n"
     if both := contrasts(plan, results):
@@ -101,12 +108,17 @@ def study_pages(plan: Plan, results: Mapping[Cell, Results]) -> dict[str, str]:
         for caption, rows in tables_of(study, found):
             page += f"\n{caption}:\n\n{markdown(rows)}"
             tex += latex(rows, f"{study.heading}. {caption}.{caveats}") + "\n"
-    numbers = [_numbers(cell, found) for cell, found in results.items()]
+    numbers = [_numbers(cell, found) for cell, found in own.items()]
     return {"tables.md": page, "tables.tex": tex, "cells.csv": comma_separated(numbers)}
 
 
 def draw_studies(plan: Plan, results: Mapping[Cell, Results]) -> list[Drawing]:
-    """Every figure of every study, after that of what sharing adds to its control."""
+    """Every figure of every study, after that of what sharing adds to its control.
+
+    Args:
+        plan: that the studies are of.
+        results: what finished cells came to, borrowed ones too.
+    """
     both = contrasts(plan, results)
     first = [draw_contrasts(both)] if both else []
     return first + [

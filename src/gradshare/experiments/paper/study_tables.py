@@ -12,6 +12,7 @@ from gradshare.experiments.paper.evidence import (
     LONG,
     Difference,
     Pace,
+    change,
     difference,
     fits,
     mean_test_accuracy,
@@ -59,6 +60,11 @@ def tables_of(study: Study, conditions: Sequence[Condition]) -> list[tuple[str, 
         soon.append(
             (f"{pace}, each at the setting that is best for it", pace_rows([best], conditions))
         )
+    if study.sweep == "task_batch":  # the paper's claim: it grows with the number of tasks
+        first, *larger = conditions
+        if rows := change_rows(larger, first):
+            caption = f"How much larger these differences are than at {_at(first)}"
+            tables.append((f"{caption}, seed by seed and task by task", rows))
     return [
         *tables,
         *soon,
@@ -76,6 +82,25 @@ def accuracy_rows(conditions: Sequence[Condition]) -> list[Row]:
         {**condition.labels, "arm": arm, **_accuracy(condition, arm)}
         for condition in conditions
         for arm in condition.arms
+    ]
+
+
+def change_rows(conditions: Sequence[Condition], first: Condition) -> list[Row]:
+    """How much larger the differences between arms are in some conditions than in the first."""
+    return [
+        {
+            **condition.labels,
+            "arm": arm,
+            **{
+                f"− {yardstick}": wording.NOTHING
+                if arm == yardstick or (found := change(condition, first, arm, yardstick)) is None
+                else _difference(found, len(condition.runs(arm)))
+                for yardstick in YARDSTICKS
+            },
+        }
+        for condition in conditions
+        for arm in condition.arms
+        if arm != ORIGINAL
     ]
 
 
