@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -134,6 +135,22 @@ def test_what_has_no_accuracy_is_named(tiny: dict[str, Any]) -> None:
         "an accuracy needs outputs (T, n, classes) and whole numbers (T, n) as labels, and these "
         "are (1, 10, 1) and torch.float32 (1, 10, 1); measure something else with learner.adapt "
         "and learner.predict"
+    )
+
+
+@pytest.mark.parametrize("name", ["support_x", "query_x"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_images_without_values_are_named(tiny: dict[str, Any], name: str, value: float) -> None:
+    setup = set_up(RunConfig(**tiny))
+    batch = setup.normalization.batch(setup.test.batch([0, 1]))
+    spoilt = getattr(batch, name).clone()
+    spoilt[1, 0, 0, 0, 0] = value
+    batches = [batch, dataclasses.replace(batch, **{name: spoilt})]
+    with pytest.raises(DataError) as error:
+        evaluate(setup.learner, *setup.learner.init(), batches)
+    assert str(error.value) == (
+        f"{name} of batch 1 has values that are NaN or infinite; look at how its images were read "
+        "or scaled"
     )
 
 

@@ -61,13 +61,20 @@ def evaluate(
         The mean over all tasks, in [0, 1], and its 95 % confidence interval.
 
     Raises:
-        DataError: there are no batches, or one stands in the place of several; or the learner is
-            no classifier, or the labels are not its classes.
+        DataError: there are no batches, or one stands in the place of several; or images have NaN
+            or infinity, the learner is no classifier, or the labels are not its classes.
     """
     if isinstance(batches, TaskBatch):
         raise DataError("batches is one TaskBatch; give several, or a list of it: [batch]")
     found: list[float] = []
-    for tasks in batches:
+    for number, tasks in enumerate(batches):
+        for name, images in (("support_x", tasks.support_x), ("query_x", tasks.query_x)):
+            # Of these there is no answer, which would count as a wrong one.
+            if not bool(images.isfinite().all()):
+                raise DataError(
+                    f"{name} of batch {number} has values that are NaN or infinite; look at how "
+                    "its images were read or scaled"
+                )
         logits = _logits(learner, (learned, state), tasks)
         labels = tasks.query_y
         if logits.ndim != 3 or labels.shape != logits.shape[:2] or labels.is_floating_point():
