@@ -11,6 +11,7 @@ from typing import Any, get_args
 import click
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.measure import Measurement
 from rich.table import Table
 
 from gradshare.cli.options import (
@@ -144,11 +145,12 @@ def status_command(
     everything = standings(plan.cells(), home)
     found = _picked(everything, only, without)
     if cells:
-        listed = Table("cell", "state", "iterations", "time", "test accuracy")
-        listed.columns[0].overflow = "fold"
+        listed = Table("cell", "state", "iterations", "time", "test accuracy", box=None)
         for one in found:
             listed.add_row(*_cell_row(one))
-        console.print(listed)
+        # A name that is broken at the width of the terminal could not be given to --only.
+        wide = console.options.update(max_width=1000)
+        Console(width=Measurement.get(console, wide, listed).maximum).print(listed)
     studies = list(dict.fromkeys(one.cell.study for one in found))
     of_study = [(study, [one for one in found if one.cell.study == study]) for study in studies]
     for study, of in of_study:

@@ -105,6 +105,14 @@ def test_tables_of_cells_that_are_not_finished_are_not_shown(home: Path) -> None
     )
 
 
+def test_a_list_of_cells_has_their_whole_names(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    output = gradshare("status", "--out", str(home), "--cells").output
+    for cell in load_plan("paper").cells():
+        state = "done" if cell.name in TRAITS else "left"
+        assert re.search(rf"^ {re.escape(cell.name)} +{state} ", output, re.MULTILINE)
+
+
 def test_the_figures_with_data_are_drawn(home: Path) -> None:
     result = gradshare("figures", "--out", str(home))
     assert result.exception is None
