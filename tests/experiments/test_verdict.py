@@ -58,7 +58,7 @@ def test_sharing_wins_against_the_original_and_its_control() -> None:
     said = verdict([wins()])
     assert said.headline == (
         "Too few seeds to decide. So far: sharing was sooner and more accurate than the "
-        "original, and better than the rate-control, which shares nothing."
+        "original, and sooner and more accurate than the rate-control, which shares nothing."
     )
     assert said.sentences == (
         "Sharing reached 95 % of the original’s gain over chance in epoch 5, the original in "
@@ -74,6 +74,18 @@ def test_sharing_wins_against_the_original_and_its_control() -> None:
         ONE_SEED,
         "The best epoch of the original and the rate-control are the last: training longer would "
         "move it, and with it the paper’s speed-up.",
+    )
+
+
+def test_sharing_is_not_called_better_than_a_control_that_is_later_and_as_accurate() -> None:
+    arms = [
+        arm(ORIGINAL, gain=0.25, pace=9),
+        arm(SHARING, gain=0.29, pace=3),
+        arm(RATE_CONTROL, gain=0.29, pace=5),
+    ]
+    assert verdict(thrice(arms)).headline == (
+        "Sharing was sooner and more accurate than the original, and sooner than the rate-control, "
+        "which shares nothing."
     )
 
 
@@ -352,8 +364,8 @@ def test_a_run_without_a_test_is_described() -> None:
 def test_several_seeds() -> None:
     said = verdict([wins(seed) for seed in (1, 2, 3)])
     assert said.headline == (
-        "Sharing was sooner and more accurate than the original, and better than the "
-        "rate-control, which shares nothing."
+        "Sharing was sooner and more accurate than the original, and sooner and more accurate than "
+        "the rate-control, which shares nothing."
     )
     assert said.sentences[0].startswith(
         "Sharing came to 80, 90 and 95 % of the original’s gain over chance sooner in 3 of 3 seeds "

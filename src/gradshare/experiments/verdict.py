@@ -309,7 +309,8 @@ def _credit(results: Sequence[Results], controls: Sequence[Pairing], decides: bo
     if decides and rival.seeds < ENOUGH_SEEDS:
         return f"; too few seeds have {control}, trained to tell whether sharing is why"
     if rival.judgement == "better":
-        return f", and better than {control}"
+        # "Better" would say more than that it was an epoch sooner, and no more accurate.
+        return f", and {rival.difference} than {control}"
     if rival.judgement == "mixed":
         return f"; against {control}, it was {rival.difference}"
     not_sharing = "but what was gained is not sharing:" if decides else "but"
