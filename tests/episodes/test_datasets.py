@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -461,6 +462,28 @@ def test_a_data_root_that_is_a_file_is_named(root: Path, archive: Path) -> None:
     message = message_of(lambda: prepare_dataset("noise", root, path=archive))
     assert message.startswith(f"cannot prepare 'noise' in {root / 'noise' / '12'} (")
     assert message.endswith("choose a folder you may write to with --data-root")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_sigterm_is_obeyed_where_its_exit_is_lost(root: Path) -> None:
+    """An exception in a call from C++ goes nowhere; FreeType reads fonts by such calls."""
+
+    class InCpp:
+        def __del__(self) -> None:  # whose exceptions are lost likewise
+            signal.raise_signal(signal.SIGTERM)
+
+    asked: list[int] = []
+
+    def once(done: int, of: int | None) -> None:
+        if not asked:
+            asked.append(1)
+            InCpp()
+
+    with pytest.raises(SystemExit) as stopped:
+        prepare_dataset("glyphs", root, progress=once)
+    assert asked
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 # Downloading

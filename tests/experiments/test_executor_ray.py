@@ -18,7 +18,7 @@ from ray.exceptions import RayTaskError, TaskCancelledError
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.experiments.compare import compare, jobs_of
 from gradshare.experiments.executors import ray_cluster
-from gradshare.experiments.executors.job import LostError
+from gradshare.experiments.executors.job import LostError, UnexpectedError
 from gradshare.experiments.executors.local import LocalExecutor
 from gradshare.experiments.executors.loop import Executor, run_all
 from gradshare.experiments.executors.ray_cluster import OBJECT_STORE_BYTES, RayExecutor
@@ -165,15 +165,26 @@ def test_a_stop_saves_what_runs_and_drops_what_waits(tiny: dict[str, Any], tmp_p
 
 
 def test_a_run_that_is_called_off_as_it_begins_has_not_failed(tiny: dict[str, Any]) -> None:
-    """Its worker is then in its first question to the program, which ends in Ray's own error."""
+    """Its worker is then in its first question to the program, which ends in Ray's own error, or
+    in one of Ray's code, which calls the handler of Ctrl-C even where there is none to call.
+    """
 
     @ray.remote(max_retries=0)
     def asks() -> None:
         raise RayTaskError("tell", "", TaskCancelledError())  # type: ignore[no-untyped-call]
 
-    outcome = executor(tiny)._outcome("first", asks.remote())
-    assert isinstance(outcome, LostError)
-    assert str(outcome) == "run 'first' was called off before it began"
+    @ray.remote(max_retries=0)
+    def begins() -> None:
+        raise TypeError("'Handlers' object is not callable")
+
+    where = executor(tiny)
+    where._called_off |= {"first", "second"}
+    for name, task in (("first", asks.remote()), ("second", begins.remote())):
+        outcome = where._outcome(name, task)
+        assert isinstance(outcome, LostError)
+        assert str(outcome) == f"run {name!r} was called off before it began"
+    # Of one that was not, it is a defect.
+    assert isinstance(where._outcome("third", begins.remote()), UnexpectedError)
 
 
 def test_a_comparison_is_laid_out_as_on_this_machine(tiny: dict[str, Any], tmp_path: Path) -> None:

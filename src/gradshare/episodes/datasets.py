@@ -373,17 +373,26 @@ def _unwound_by_sigterm() -> Iterator[None]:
     Only where it would end the process as it stands: whoever handles it otherwise goes on to. And
     only here: a handler of Python's has to wait until whatever goes on in C++ comes back.
     """
+    asked = False
+
+    def leave(number: int, _: object) -> None:
+        nonlocal asked
+        asked = True
+        sys.exit(SIGNAL_STATUS + number)
+
     ours = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     )
     if ours:
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(SIGNAL_STATUS + number))
+        signal.signal(signal.SIGTERM, leave)
     try:
         yield
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if asked:  # in a call from C++, as of FreeType that reads a font, where an exit is lost
+        sys.exit(SIGNAL_STATUS + signal.SIGTERM)
 
 
 def _reported(images: _Images, progress: OnProgress | None) -> Iterator[ClassImages]:

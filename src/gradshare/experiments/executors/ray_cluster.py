@@ -26,7 +26,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import RayError, RayTaskError
 
 from gradshare.errors import ConfigError, RunError
 from gradshare.experiments.executors.job import Job, LostError, Outcome, UnexpectedError, run_job
@@ -104,6 +104,7 @@ class RayExecutor:
         self._jobs: dict[str, Job] = {}
         self._tasks: dict[str, Any] = {}
         self._heard_of: set[str] = set()
+        self._called_off: set[str] = set()
         self._leaving = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -137,6 +138,7 @@ class RayExecutor:
         for name, job in jobs.items():
             self._jobs[name] = job
             self._heard_of.discard(name)
+            self._called_off.discard(name)
             # To continue from, for a worker that does not see the folder.
             saved = Mirror(job.folder).changes()
             place = self._place(job)
@@ -167,6 +169,7 @@ class RayExecutor:
             ray.get(self._board.stop.remote(frozenset(names)))
             for name in names:
                 if name not in self._heard_of:  # it may wait for a machine for long
+                    self._called_off.add(name)
                     ray.cancel(self._tasks[name])
 
     def _connect(self) -> None:
@@ -205,7 +208,9 @@ class RayExecutor:
         try:
             outcome, changes = ray.get(task)
         except RayTaskError as error:
-            if isinstance(error.cause, TaskCancelledError):  # by `stop`, as it was to begin
+            # As it was to begin: by an error of Ray's own, or of what it trips over in its worker,
+            # where Ctrl-C may be ignored, as it is in what a script starts with &.
+            if name in self._called_off:
                 return LostError(f"run {name!r} was called off before it began")
             return UnexpectedError(f"on a worker of Ray, {_brief(error.cause)}", str(error))
         except RayError as error:
