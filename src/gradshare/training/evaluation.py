@@ -16,6 +16,7 @@ from gradshare.errors import DataError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner
 from gradshare.methods.labels import require_within
+from gradshare.training.divergence import not_finite
 from gradshare.training.memory import CHUNK
 from gradshare.training.outer_loop import accuracies
 from gradshare.training.setup import Setup
@@ -68,13 +69,13 @@ def evaluate(
         raise DataError("batches is one TaskBatch; give several, or a list of it: [batch]")
     found: list[float] = []
     for number, tasks in enumerate(batches):
-        for name, images in (("support_x", tasks.support_x), ("query_x", tasks.query_x)):
-            # Of these there is no answer, which would count as a wrong one.
-            if not bool(images.isfinite().all()):
-                raise DataError(
-                    f"{name} of batch {number} has values that are NaN or infinite; look at how "
-                    "its images were read or scaled"
-                )
+        # Of such images there is no answer, which would count as a wrong one.
+        unusable = not_finite({"support_x": tasks.support_x, "query_x": tasks.query_x})
+        if unusable is not None:
+            raise DataError(
+                f"{unusable} of batch {number} has values that are NaN or infinite; look at how "
+                "its images were read or scaled"
+            )
         logits = _logits(learner, (learned, state), tasks)
         labels = tasks.query_y
         if logits.ndim != 3 or labels.shape != logits.shape[:2] or labels.is_floating_point():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from gradshare.experiments import wording
@@ -91,12 +92,7 @@ def change_rows(conditions: Sequence[Condition], first: Condition) -> list[Row]:
         {
             **condition.labels,
             "arm": arm,
-            **{
-                f"− {yardstick}": wording.NOTHING
-                if arm == yardstick or (found := change(condition, first, arm, yardstick)) is None
-                else _difference(found, len(condition.runs(arm)))
-                for yardstick in YARDSTICKS
-            },
+            **_against_yardsticks(condition, arm, partial(change, condition, first)),
         }
         for condition in conditions
         for arm in condition.arms
@@ -199,15 +195,26 @@ def _accuracy(condition: Condition, arm: str) -> Row:
         "outcome": _outcome(runs),
         "test accuracy": wording.NOTHING if accuracy is None else wording.accuracy(accuracy),
     }
-    for yardstick in YARDSTICKS:
-        found = None if arm == yardstick else difference(condition, arm, yardstick)
-        row[f"− {yardstick}"] = wording.NOTHING if found is None else _difference(found, len(runs))
+    row |= _against_yardsticks(condition, arm, partial(difference, condition))
     last = [run.validation[-1].accuracy for run in runs if run.validation]
     row["last validation"] = (
         _bracketed(wording.percent(math.fsum(last) / len(last)), _of_seeds(len(last), len(runs)))
         if last
         else wording.NOTHING
     )
+    return row
+
+
+def _against_yardsticks(
+    condition: Condition, arm: str, compared: Callable[[str, str], Difference | None]
+) -> Row:
+    """A column for each yardstick: of an arm and it, by their names, what is compared."""
+    row = {}
+    for yardstick in YARDSTICKS:
+        found = None if arm == yardstick else compared(arm, yardstick)
+        row[f"− {yardstick}"] = (
+            wording.NOTHING if found is None else _difference(found, len(condition.runs(arm)))
+        )
     return row
 
 
