@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.problems import Problem, draw_tasks
-from gradshare.episodes import EpisodeSampler, ImageStore, TaskBatch
-from gradshare.episodes.store import ClassImages, write_store
+from gradshare.tasks import EpisodeSampler, ImageStore, TaskBatch
+from gradshare.tasks.store import ClassImages, write_store
 
 CLASSES, IMAGES = 20, 30
 STORE, FILES = "store", "files"

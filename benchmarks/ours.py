@@ -10,8 +10,8 @@ from torch import Tensor
 
 import gradshare as gs
 from benchmarks.problems import Problem, chunks, starting_model
-from gradshare.episodes import TaskBatch
 from gradshare.inner_loop import Tensors
+from gradshare.tasks import TaskBatch
 from gradshare.training.memory import CHUNK
 
 # So long that the multi-step loss counts every inner step in all that is measured.

@@ -23,9 +23,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from benchmarks.problems import MEAN, STD, Problem, starting_model
-from gradshare.episodes import TaskBatch
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import Tensors
+from gradshare.tasks import TaskBatch
 
 
 class Network(nn.Module):

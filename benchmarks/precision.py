@@ -12,11 +12,11 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from gradshare.episodes import TaskBatch
 from gradshare.inner_loop import GradientSharing
 from gradshare.methods import MetaLearner, maml
 from gradshare.methods.meta_learner import Precision
 from gradshare.models import Conv4
+from gradshare.tasks import TaskBatch
 from gradshare.training.machine import keep_freed_memory
 
 WAYS, STEPS, QUERIES = 5, 5, 15

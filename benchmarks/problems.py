@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradshare.episodes import Normalization, TaskBatch
 from gradshare.inner_loop import Tensors
 from gradshare.models import Conv4
+from gradshare.tasks import Normalization, TaskBatch
 
 # Of all pixels in [0, 1]; of each image's own pattern over its class's; of the noise of a pixel.
 MEAN, STD, WITHIN_CLASS, GRAIN = 0.5, 0.2, 0.3, 0.1

@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradshare.episodes.store import ClassImages, write_store
-from gradshare.training.config import RunConfig
+from gradshare.config import RunConfig
+from gradshare.tasks.store import ClassImages, write_store
 from gradshare.training.launch import is_first, processes_of
 from gradshare.training.machine import environment, keep_freed_memory
 from gradshare.training.outer_loop import make_optimizer, outer_iteration

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradshare.episodes import TaskBatch
 from gradshare.inner_loop import (
     DetachedSharing,
     ForgottenAtTest,
@@ -23,6 +22,7 @@ from gradshare.inner_loop import (
 from gradshare.inner_loop.sharing import Norm
 from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
 from gradshare.models import Conv4
+from gradshare.tasks import TaskBatch
 from tests.oracle import Setting
 
 WAYS = 3

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from gradshare.episodes.store import write_store
-from gradshare.training.config import RunConfig
+from gradshare.config import RunConfig
+from gradshare.tasks.store import write_store
 from gradshare.training.run import train
 from tests.conftest import TINY_SIZE, tiny_classes
 from tests.training.killing import kill_often, require_same_end, some_refused

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from gradshare import EpisodeSampler, FewShotClassifier, RunConfig, TaskBatch, open_dataset, train
-from gradshare.episodes.images import ImageFormat, Resize, read_image
 from gradshare.errors import ConfigError, DataError, RunError
+from gradshare.tasks.images import ImageFormat, Resize, read_image
 from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
 from gradshare.training.setup import set_up

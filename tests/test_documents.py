@@ -15,7 +15,7 @@ import gradshare as gs
 from gradshare.experiments.compare import results_of_runs
 from gradshare.experiments.results import save_results
 from gradshare.inner_loop.rule import sum_over_local_tasks
-from tests.episodes.builders import make_image
+from tests.tasks.builders import make_image
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gradshare.cli import main
-from tests.episodes.archive_builders import encoded, make_tar, real_data
+from tests.tasks.archive_builders import encoded, make_tar, real_data
 
 SHORT = {
     "image-size": 16,

@@ -31,20 +31,20 @@ from PIL import Image
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from gradshare.episodes import EpisodeSampler, ImageStore, hdf5
-from gradshare.episodes.archives import members
-from gradshare.episodes.folder import find_classes
-from gradshare.episodes.images import ImageFormat, read_image
-from gradshare.episodes.mini_imagenet import _pickled_split, _table
+from gradshare.config import RunConfig
 from gradshare.errors import GradshareError
 from gradshare.experiments.results import load_results, save_results
+from gradshare.tasks import EpisodeSampler, ImageStore, hdf5
+from gradshare.tasks.archives import members
+from gradshare.tasks.folder import find_classes
+from gradshare.tasks.images import ImageFormat, read_image
+from gradshare.tasks.mini_imagenet import _pickled_split, _table
 from gradshare.training import checkpoint
-from gradshare.training.config import RunConfig
 from gradshare.training.folder import RunFolder
 from gradshare.training.run import train
-from tests.episodes.archive_builders import COMPRESSORS, encoded, make_tar, make_zip, pixels
-from tests.episodes.builders import random_store
 from tests.experiments.synthetic_results import usual
+from tests.tasks.archive_builders import COMPRESSORS, encoded, make_tar, make_zip, pixels
+from tests.tasks.builders import random_store
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 FORM = ImageFormat(size=8, channels=3)

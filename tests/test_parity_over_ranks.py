@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradshare.episodes import TaskBatch
+from gradshare.tasks import TaskBatch
 from gradshare.training.distributed import ProcessGroup
 from gradshare.training.outer_loop import outer_iteration
 from tests import oracle

@@ -1,10 +1,7 @@
 """gradshare: gradient-based meta-learning with gradient sharing."""
 
 from gradshare.classifier import FewShotClassifier
-from gradshare.episodes import EpisodeSampler, ImageStore, Normalization, TaskBatch
-from gradshare.episodes.datasets import open_dataset, prepare_dataset
-from gradshare.episodes.images import ImageFormat
-from gradshare.episodes.store import ClassImages, write_store
+from gradshare.config import RunConfig
 from gradshare.errors import ConfigError, DataError, GradshareError, RunError
 from gradshare.experiments.results import load_results
 from gradshare.inner_loop import (
@@ -20,7 +17,10 @@ from gradshare.inner_loop import (
 )
 from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
 from gradshare.models import BatchNorm2d, Conv4
-from gradshare.training.config import RunConfig
+from gradshare.tasks import EpisodeSampler, ImageStore, Normalization, TaskBatch
+from gradshare.tasks.datasets import open_dataset, prepare_dataset
+from gradshare.tasks.images import ImageFormat
+from gradshare.tasks.store import ClassImages, write_store
 from gradshare.training.evaluation import evaluate
 from gradshare.training.run import train
 from gradshare.training.statistics import Interval

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradshare.episodes import Normalization, TaskBatch
-from gradshare.episodes.images import ImageFormat, read_image
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.methods import MetaLearner
+from gradshare.tasks import Normalization, TaskBatch
+from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.training.evaluation import Model, mean_of_finite
 from gradshare.training.folder import RunFolder
 from gradshare.training.records import kept_epochs

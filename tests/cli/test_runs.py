@@ -17,8 +17,8 @@ import torch
 
 from gradshare.cli import main, runs
 from gradshare.cli.options import read_config
+from gradshare.config import RunConfig
 from gradshare.experiments.wording import accuracy, points
-from gradshare.training.config import RunConfig
 from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
 from gradshare.training.setup import set_up

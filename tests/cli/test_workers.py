@@ -17,8 +17,8 @@ import pytest
 
 import gradshare
 from gradshare.cli import main
+from gradshare.config import RunConfig
 from gradshare.errors import ConfigError, RunError
-from gradshare.training.config import RunConfig
 from gradshare.training.distributed import OtherRankError
 from gradshare.training.folder import RunFolder
 from gradshare.training.run import Progress, train

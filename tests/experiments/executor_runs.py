@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from gradshare.config import RunConfig
 from gradshare.experiments.executors.job import Job, Outcome, run_job
 from gradshare.training.checkpoint import load_checkpoint
-from gradshare.training.config import RunConfig
 from gradshare.training.run import Progress, RunResult, Watch, train
 
 PATIENCE = 120

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.results import (
     Arm,
     InnerLoopPoint,
@@ -18,7 +19,6 @@ from gradshare.experiments.results import (
     Validation,
 )
 from gradshare.experiments.speedup import judge, results_of
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.training.statistics import best_epoch, confidence95
 
 CHANCE = 0.2

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from gradshare.config import RunConfig
 from gradshare.experiments.arms import arm_of
-from gradshare.training.config import RunConfig
 from gradshare.training.run import train
 
 

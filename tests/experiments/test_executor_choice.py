@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from gradshare.cli import cli
+from gradshare.config import RunConfig
 from gradshare.errors import ConfigError, GradshareError
 from gradshare.experiments.executors.choice import Choice
 from gradshare.experiments.executors.job import Job, LostError, run_job
 from gradshare.experiments.executors.mirror import Mirror, apply
 from gradshare.experiments.wording import counted
-from gradshare.training.config import RunConfig
 from gradshare.training.distributed import LostRankError
 from gradshare.training.machine import cores
 

@@ -15,6 +15,7 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError, TaskCancelledError
 
+from gradshare.config import RunConfig
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.experiments.compare import compare, jobs_of
 from gradshare.experiments.executors import ray_cluster
@@ -22,7 +23,6 @@ from gradshare.experiments.executors.job import LostError, UnexpectedError
 from gradshare.experiments.executors.local import LocalExecutor
 from gradshare.experiments.executors.loop import Executor, run_all
 from gradshare.experiments.executors.ray_cluster import OBJECT_STORE_BYTES, RayExecutor
-from gradshare.training.config import RunConfig
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.run import Progress, RunResult

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gradshare.config import RunConfig
 from gradshare.errors import ConfigError, DataError, GradshareError, RunError
 from gradshare.experiments.executors import slurm_array
 from gradshare.experiments.executors.job import run_job
@@ -24,7 +25,6 @@ from gradshare.experiments.executors.slurm_array import (
     SlurmExecutor,
     slurm_settings,
 )
-from gradshare.training.config import RunConfig
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.run import Progress, RunResult, Watch

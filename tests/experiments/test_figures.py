@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.curves import Curve, running_mean, validation_curve
 from gradshare.experiments.drawing import FURTHER_STYLES, MARKED_EPOCHS, STYLES, arm_styles
 from gradshare.experiments.figures import (
@@ -26,7 +27,6 @@ from gradshare.experiments.figures import (
     test_note as legend_note,  # by its own name pytest would call it
 )
 from gradshare.experiments.results import SharingPoint
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from tests.experiments.synthetic_results import CHANCE, arm, comparison, usual
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.errors import RunError
 from gradshare.experiments.report import write_report
 from gradshare.experiments.results import Results
 from gradshare.experiments.table import arm_rows, comparison_rows
 from gradshare.experiments.verdict import verdict
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from tests.experiments.synthetic_results import COMMAND, CONFIG, ENVIRONMENT, arm, comparison, usual
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}

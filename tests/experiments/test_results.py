@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.errors import RunError
 from gradshare.experiments.results import InnerLoopPoint, SharingPoint, load_results, save_results
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from tests.experiments.synthetic_results import CONFIG, arm, comparison, usual
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.errors import RunError
 from gradshare.experiments.seeds import (
     achieved,
@@ -16,7 +17,6 @@ from gradshare.experiments.seeds import (
     runs_by_arm,
     seeds_of,
 )
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.training.statistics import student95
 from tests.experiments.synthetic_results import CONFIG, arm, comparison, usual
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.results import Arm, Outcome, Validation
 from gradshare.experiments.speedup import (
     RatioInterval,
@@ -19,7 +20,6 @@ from gradshare.experiments.speedup import (
     ratio_interval,
     speedup_to_reach,
 )
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.training.statistics import best_epoch
 from tests.experiments.synthetic_results import CHANCE, arm, comparison
 

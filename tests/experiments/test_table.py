@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.table import arm_rows, comparison_rows
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from tests.experiments.synthetic_results import CONFIG, arm, comparison, usual
 
 

@@ -5,11 +5,7 @@ from typing import Any, Final, get_args
 
 import pytest
 
-from gradshare.errors import RunError
-from gradshare.experiments.results import Arm, Outcome, Results
-from gradshare.experiments.table import comparison_rows
-from gradshare.experiments.verdict import Verdict, pairing, verdict
-from gradshare.training.config import (
+from gradshare.config import (
     ORIGINAL,
     RATE_CONTROL,
     SHARES_NOTHING,
@@ -18,6 +14,10 @@ from gradshare.training.config import (
     SharingControl,
     is_control,
 )
+from gradshare.errors import RunError
+from gradshare.experiments.results import Arm, Outcome, Results
+from gradshare.experiments.table import comparison_rows
+from gradshare.experiments.verdict import Verdict, pairing, verdict
 from tests.experiments.synthetic_results import CONFIG, arm, comparison, usual
 
 ONE_SEED = (

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from gradshare.episodes import TaskBatch
 from gradshare.inner_loop import (
     LSLR,
     SGD,
@@ -29,6 +28,7 @@ from gradshare.inner_loop import (
 from gradshare.inner_loop.rule import sum_over_local_tasks
 from gradshare.inner_loop.sharing import normalized
 from gradshare.methods import maml
+from gradshare.tasks import TaskBatch
 
 STEPS = 3
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gradshare.config import RunConfig
 from gradshare.inner_loop import GradientSharing, Tensors
 from gradshare.methods import MetaLearner, maml
-from gradshare.training.config import RunConfig
 from gradshare.training.outer_loop import make_optimizer, outer_iteration
 from gradshare.training.setup import build_learner
 from tests import oracle

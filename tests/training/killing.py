@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from gradshare.config import RunConfig
 from gradshare.training import files, run
 from gradshare.training.checkpoint import load_checkpoint
-from gradshare.training.config import RunConfig
 from gradshare.training.outer_loop import outer_iteration
 from gradshare.training.run import RunResult, train
 

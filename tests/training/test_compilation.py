@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradshare.config import RunConfig
 from gradshare.training.compilation import compile_if_right
-from gradshare.training.config import RunConfig
 from gradshare.training.run import train
 from gradshare.training.setup import Setup, set_up
 

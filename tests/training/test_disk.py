@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from gradshare.config import RunConfig
 from gradshare.errors import RunError
-from gradshare.training.config import RunConfig
 from gradshare.training.folder import RunFolder
 from gradshare.training.records import kept_epochs
 from gradshare.training.run import Progress, RunResult, train

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
+from gradshare.config import RunConfig
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.training import launch, run
-from gradshare.training.config import RunConfig
 from gradshare.training.distributed import OneProcess, OtherRankError, ProcessGroup
 from gradshare.training.evaluation import measure_test, validate
 from gradshare.training.interruption import RunStoppedError

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradshare.episodes import TaskBatch
+from gradshare.config import RunConfig
 from gradshare.errors import RunError
 from gradshare.inner_loop import GradientSharing, Tensors
 from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
 from gradshare.methods.meta_learner import Loss
+from gradshare.tasks import TaskBatch
 from gradshare.training import run
 from gradshare.training.checkpoint import load_checkpoint
-from gradshare.training.config import RunConfig
 from gradshare.training.divergence import diagnose
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from gradshare.config import RunConfig
 from gradshare.errors import RunError
 from gradshare.training import dry_run as module
 from gradshare.training import preflight
-from gradshare.training.config import RunConfig
 from gradshare.training.dry_run import Estimate, Stretch, dry_run
 from gradshare.training.layout import Layout
 from gradshare.training.memory import estimate

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradshare.episodes import Normalization, TaskBatch
+from gradshare.config import RunConfig
 from gradshare.errors import DataError
 from gradshare.methods import maml
-from gradshare.training.config import RunConfig
+from gradshare.tasks import Normalization, TaskBatch
 from gradshare.training.evaluation import InnerLoopFit, evaluate, measure_test, validate
 from gradshare.training.setup import set_up
 from gradshare.training.statistics import confidence95

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from gradshare.config import RunConfig
 from gradshare.training import layout as layouts
-from gradshare.training.config import RunConfig
 from gradshare.training.layout import Layout, choose_layout
 from gradshare.training.memory import peak_of_graphs
 from gradshare.training.run import train

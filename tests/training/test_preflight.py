@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from gradshare.config import Order, RunConfig
 from gradshare.errors import RunError
 from gradshare.models import Conv4
 from gradshare.training import memory, preflight
-from gradshare.training.config import Order, RunConfig
 from gradshare.training.memory import available, estimate
 from gradshare.training.preflight import amount, less_memory, require_memory
 from gradshare.training.run import train
@@ -154,7 +154,7 @@ def test_activations_of_a_recomputing_step_do_not_grow_with_tasks_and_steps() ->
 
 MEASURE = """
 import json, sys, torch
-from gradshare.training.config import RunConfig
+from gradshare.config import RunConfig
 from gradshare.training.machine import keep_freed_memory
 from gradshare.training.memory import PeakMemory, estimate
 from gradshare.training.outer_loop import make_optimizer, outer_iteration

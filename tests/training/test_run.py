@@ -15,10 +15,10 @@ import torch
 from tensorboardX.proto.event_pb2 import Event
 
 from gradshare import FewShotClassifier, open_dataset
+from gradshare.config import RunConfig
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.training import run
 from gradshare.training.checkpoint import load_checkpoint
-from gradshare.training.config import RunConfig
 from gradshare.training.evaluation import measure_test
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradshare.episodes.store import ClassImages, write_store
+from gradshare.config import RunConfig
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner
 from gradshare.models import Conv4
-from gradshare.training.config import RunConfig
+from gradshare.tasks.store import ClassImages, write_store
 from gradshare.training.distributed import OneProcess
 from gradshare.training.setup import _device_of_run, build_learner, choose_device, set_up
 from tests.oracle import Setting

@@ -15,9 +15,9 @@ import pytest
 import torch
 from filelock import FileLock
 
+from gradshare.config import RunConfig
 from gradshare.errors import RunError
 from gradshare.training.checkpoint import load_checkpoint, save_checkpoint
-from gradshare.training.config import RunConfig
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.run import Progress, train

@@ -23,8 +23,9 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
-from gradshare.episodes.contact_sheet import contact_sheet
-from gradshare.episodes.datasets import (
+from gradshare.errors import DataError
+from gradshare.tasks.contact_sheet import contact_sheet
+from gradshare.tasks.datasets import (
     DATASETS,
     DEFAULT_DATA_ROOT,
     IMAGE_SIZES,
@@ -34,11 +35,10 @@ from gradshare.episodes.datasets import (
     open_dataset,
     prepare_dataset,
 )
-from gradshare.episodes.download import OnProgress
-from gradshare.episodes.glyphs import GLYPHS
-from gradshare.episodes.images import Resize
-from gradshare.episodes.store import ImageStore
-from gradshare.errors import DataError
+from gradshare.tasks.download import OnProgress
+from gradshare.tasks.glyphs import GLYPHS
+from gradshare.tasks.images import Resize
+from gradshare.tasks.store import ImageStore
 
 Option = Callable[[Callable[..., None]], Callable[..., None]]
 

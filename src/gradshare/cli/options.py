@@ -12,9 +12,9 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
+from gradshare.config import RunConfig, at_home, load_yaml, option_name
 from gradshare.errors import ConfigError
 from gradshare.experiments.paper.plan import paper_settings
-from gradshare.training.config import RunConfig, at_home, load_yaml, option_name
 from gradshare.training.folder import MACHINE_FIELDS
 
 Command = Callable[..., None]
@@ -23,7 +23,7 @@ DATA_ROOT_VARIABLE = "GRADSHARE_DATA_ROOT"
 
 
 class UserPath(click.Path):
-    """A path that may begin with ~; see `gradshare.training.config.at_home`."""
+    """A path that may begin with ~; see `gradshare.config.at_home`."""
 
     def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
         super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)

@@ -24,6 +24,7 @@ from gradshare.cli.options import (
 )
 from gradshare.cli.printing import print_line
 from gradshare.cli.progress import RunBars
+from gradshare.config import ARM_FIELDS, RunConfig
 from gradshare.errors import ConfigError, RunError
 from gradshare.experiments.compare import compare, jobs_of, results_of_runs
 from gradshare.experiments.executors.choice import NAMES, Choice, Name
@@ -35,7 +36,6 @@ from gradshare.experiments.seeds import seeds_of
 from gradshare.experiments.table import arm_rows, comparison_rows
 from gradshare.experiments.verdict import verdict
 from gradshare.experiments.wording import NOTHING, accuracy, counted, duration, method, points
-from gradshare.training.config import ARM_FIELDS, RunConfig
 from gradshare.training.dry_run import Estimate
 from gradshare.training.dry_run import dry_run as estimate_run
 from gradshare.training.evaluation import measure_test

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gradshare.config import ARM_FIELDS, ORIGINAL, RATE_CONTROL, SHARING, RunConfig
 from gradshare.errors import RunError
 from gradshare.experiments.arms import arm_of
 from gradshare.experiments.executors.job import Job
 from gradshare.experiments.executors.loop import Executor, WatchAll, run_all
 from gradshare.experiments.results import FILENAME, Results, save_results
 from gradshare.experiments.speedup import results_of
-from gradshare.training.config import ARM_FIELDS, ORIGINAL, RATE_CONTROL, SHARING, RunConfig
 from gradshare.training.folder import RunFolder, refuse_if_occupied
 from gradshare.training.preflight import require_memory
 from gradshare.training.run import RunResult

@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments import wording
 from gradshare.experiments.curves import (
     SMOOTHED_FROM,
@@ -33,7 +34,6 @@ from gradshare.experiments.curves import (
     smoothing_window,
 )
 from gradshare.experiments.results import Arm
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.training.files import make_folder, writing
 from gradshare.training.statistics import Interval
 

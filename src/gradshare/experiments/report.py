@@ -13,13 +13,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from pydantic import JsonValue
 
+from gradshare.config import ORIGINAL, PLUS, RATE_CONTROL, SHARING, RunConfig
 from gradshare.experiments import figures, wording
 from gradshare.experiments.drawing import GRID, INK, PALE, STYLES, Drawing, save_all
 from gradshare.experiments.results import Results
 from gradshare.experiments.seeds import one_a_seed, runs_by_arm, seeds_of
 from gradshare.experiments.table import BATCH_NORM, arm_rows, batch_norm, comparison_rows
 from gradshare.experiments.verdict import verdict
-from gradshare.training.config import ORIGINAL, PLUS, RATE_CONTROL, SHARING, RunConfig
 from gradshare.training.files import write_atomically
 
 FILENAME: Final = "report.html"

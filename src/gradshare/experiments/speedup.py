@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
+from gradshare.config import ORIGINAL, SHARING
 from gradshare.experiments.results import Arm, Paired, Results, ShareOfGain, Validation
-from gradshare.training.config import ORIGINAL, SHARING
 from gradshare.training.statistics import Z95, Interval, confidence95, student95
 
 SHARES: Final[tuple[ShareOfGain, ...]] = ("80", "90", "95")

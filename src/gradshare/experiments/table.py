@@ -11,11 +11,11 @@ from typing import Final
 
 from pydantic import JsonValue
 
+from gradshare.config import ORIGINAL, SHARING
 from gradshare.experiments import wording
 from gradshare.experiments.results import Arm, Results
 from gradshare.experiments.seeds import mean_difference, mean_of_tested, one_a_seed, runs_by_arm
 from gradshare.experiments.speedup import SHARES, first_epoch, level, ratio_interval
-from gradshare.training.config import ORIGINAL, SHARING
 from gradshare.training.statistics import Interval
 
 Row = dict[str, str]

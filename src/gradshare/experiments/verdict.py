@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING, is_control
 from gradshare.experiments import wording
 from gradshare.experiments.results import Arm, Results
 from gradshare.experiments.seeds import (
@@ -30,7 +31,6 @@ from gradshare.experiments.seeds import (
     trained_pair,
 )
 from gradshare.experiments.speedup import SHARES, first_epoch, level, ratio_interval
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING, is_control
 from gradshare.training.statistics import Interval
 
 FEW_ITERATIONS: Final = 10_000

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from gradshare.episodes import TaskBatch
 from gradshare.errors import ConfigError, require_choice, require_count, require_flag
 from gradshare.inner_loop import Adaptation, SumOverTasks, Tensors, UpdateRule, adapt
 from gradshare.inner_loop.flat_memory import losses_with_gradients
@@ -33,6 +32,7 @@ from gradshare.inner_loop.rule import (
 from gradshare.methods.labels import IGNORED, require_classes
 from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.models import BatchNorm2d, BatchNormMode
+from gradshare.tasks import TaskBatch
 
 Precision = Literal["float32", "bfloat16"]
 """What the model computes in; see `MetaLearner`."""

@@ -18,9 +18,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gradshare.episodes import TaskBatch
+from gradshare.config import RunConfig
 from gradshare.methods import MetaLearner
-from gradshare.training.config import RunConfig
+from gradshare.tasks import TaskBatch
 from gradshare.training.setup import Setup
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gradshare.episodes import TaskBatch
 from gradshare.inner_loop import SumOverTasks, Tensors, UpdateRule, task_gradients
 from gradshare.inner_loop.rule import sum_over_local_tasks
 from gradshare.methods import MetaLearner
 from gradshare.methods.meta_learner import MODEL
+from gradshare.tasks import TaskBatch
 
 
 def diagnose(

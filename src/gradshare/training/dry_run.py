@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradshare.config import RunConfig
 from gradshare.training.compilation import compile_if_right
-from gradshare.training.config import RunConfig
 from gradshare.training.evaluation import measure_test, validate
 from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.layout import Layout

@@ -11,11 +11,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from gradshare.episodes import EpisodeSampler, TaskBatch
 from gradshare.errors import DataError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner
 from gradshare.methods.labels import require_within
+from gradshare.tasks import EpisodeSampler, TaskBatch
 from gradshare.training.divergence import not_finite
 from gradshare.training.memory import CHUNK
 from gradshare.training.outer_loop import accuracies

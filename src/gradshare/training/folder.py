@@ -22,8 +22,9 @@ from typing import Annotated, Any
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from gradshare.episodes.store import LONGEST, Sha256
+from gradshare.config import RunConfig
 from gradshare.errors import RunError
+from gradshare.tasks.store import LONGEST, Sha256
 from gradshare.training.checkpoint import (
     Checkpoint,
     DamagedError,
@@ -31,7 +32,6 @@ from gradshare.training.checkpoint import (
     require_fit,
     save_checkpoint,
 )
-from gradshare.training.config import RunConfig
 from gradshare.training.evaluation import Model
 from gradshare.training.files import UNFINISHED, make_folder, write_atomically
 from gradshare.training.records import EpochRecord, kept_epochs

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from gradshare.config import RunConfig
 from gradshare.errors import ConfigError, RunError
-from gradshare.training.config import RunConfig
 from gradshare.training.distributed import TIMEOUT, OneProcess, OtherRankError, ProcessGroup
 from gradshare.training.interruption import STATUS_MEANS, RunStoppedError
 

@@ -5,7 +5,7 @@ is a function of the configuration, the images' shape and the kind of device, ne
 to be free: a run that is continued must be laid out as it was.
 
 Two more decisions are the same everywhere and made elsewhere. Images have their channels last in
-memory, which a network keeps (`gradshare.episodes.Normalization`); and programs tell the C library
+memory, which a network keeps (`gradshare.tasks.Normalization`); and programs tell the C library
 to keep the memory that they free, when they start (`gradshare.training.machine`).
 """
 
@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from gradshare.training.config import RunConfig
+from gradshare.config import RunConfig
 from gradshare.training.memory import peak_of_graphs
 
 GIB = 1 << 30

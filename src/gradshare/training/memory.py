@@ -45,10 +45,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from gradshare.config import RunConfig
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner
 from gradshare.models.conv4 import LAYERS
-from gradshare.training.config import RunConfig
 
 # So many tasks are evaluated at once; another number would change results by rounding.
 CHUNK = 10

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradshare.episodes import TaskBatch
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner
 from gradshare.methods.meta_learner import MODEL
+from gradshare.tasks import TaskBatch
 from gradshare.training.distributed import OneProcess, Share
 
 

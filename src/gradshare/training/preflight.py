@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+from gradshare.config import RunConfig
 from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
-from gradshare.training.config import RunConfig
 from gradshare.training.folder import KEPT_LATEST
 from gradshare.training.memory import available, estimate, tensor_bytes
 from gradshare.training.setup import Setup

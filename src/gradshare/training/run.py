@@ -20,9 +20,10 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from gradshare.episodes import TaskBatch
+from gradshare.config import RunConfig, option_name
 from gradshare.errors import ConfigError, RunError
 from gradshare.inner_loop import Tensors
+from gradshare.tasks import TaskBatch
 from gradshare.training.checkpoint import (
     Checkpoint,
     on_device,
@@ -30,7 +31,6 @@ from gradshare.training.checkpoint import (
     restore_optimizer,
 )
 from gradshare.training.compilation import compile_if_right
-from gradshare.training.config import RunConfig, option_name
 from gradshare.training.distributed import OneProcess, OtherRankError
 from gradshare.training.divergence import diagnose, not_finite
 from gradshare.training.evaluation import TestAccuracies, measure_test, validate

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from gradshare.episodes import EpisodeSampler, ImageStore, Normalization
-from gradshare.episodes.datasets import open_dataset
+from gradshare.config import RunConfig, SharingControl
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import (
     DetachedSharing,
@@ -25,7 +24,8 @@ from gradshare.inner_loop import (
 )
 from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
 from gradshare.models import Conv4
-from gradshare.training.config import RunConfig, SharingControl
+from gradshare.tasks import EpisodeSampler, ImageStore, Normalization
+from gradshare.tasks.datasets import open_dataset
 from gradshare.training.distributed import OneProcess
 from gradshare.training.layout import Layout, choose_layout
 

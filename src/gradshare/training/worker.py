@@ -8,8 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
+from gradshare.config import RunConfig
 from gradshare.errors import GradshareError
-from gradshare.training.config import RunConfig
 from gradshare.training.launch import Assignment, worker
 from gradshare.training.machine import keep_freed_memory
 from gradshare.training.run import ignore, train_in

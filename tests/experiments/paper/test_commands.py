@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gradshare.cli import cli
+from gradshare.config import ORIGINAL
 from gradshare.errors import RunError
 from gradshare.experiments.paper.plan import load_plan
 from gradshare.experiments.results import FILENAME, load_results, save_results
-from gradshare.training.config import ORIGINAL
 from tests.experiments.paper.synthetic_cells import finished
 from tests.experiments.synthetic_results import arm, comparison
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.paper.conditions import with_borrowed
 from gradshare.experiments.paper.contrast import contrast_rows, contrasts, draw_contrasts
 from gradshare.experiments.paper.study_report import draw_studies, study_pages
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from tests.experiments.paper.toy import PLAN, results_with
 from tests.experiments.synthetic_results import arm
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.paper.conditions import (
     Condition,
     conditions,
@@ -36,7 +37,6 @@ from gradshare.experiments.paper.plan import Loan
 from gradshare.experiments.results import Arm, InnerLoopPoint, Validation
 from gradshare.experiments.seeds import over_seeds_and_tasks
 from gradshare.experiments.speedup import first_epoch
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from tests.experiments.paper.toy import PLAN, results_with
 from tests.experiments.synthetic_results import CHANCE, ENVIRONMENT, arm, comparison
 

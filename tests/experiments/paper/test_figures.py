@@ -11,11 +11,11 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.drawing import STYLES, Drawing, save_all
 from gradshare.experiments.paper.figures import FIGURES, METHODS, TASKS, draw_figures
 from gradshare.experiments.paper.panels import Heading, Panels, draw_validation_panels
 from gradshare.experiments.paper.plan import Cell, Plan
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from tests.experiments.paper.synthetic_cells import finished, paper_cells, result_of
 from tests.experiments.test_figures import data, lines
 

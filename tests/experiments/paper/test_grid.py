@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gradshare.config import ORIGINAL, SHARING
 from gradshare.errors import DataError, GradshareError, RunError
 from gradshare.experiments.executors.local import LocalExecutor
 from gradshare.experiments.paper.grid import (
@@ -21,7 +22,6 @@ from gradshare.experiments.paper.grid import (
 from gradshare.experiments.paper.plan import Cell, Plan
 from gradshare.experiments.paper.status import tally
 from gradshare.experiments.results import save_results
-from gradshare.training.config import ORIGINAL, SHARING
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.run import Progress, train

@@ -7,11 +7,11 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.paper.conditions import Condition, conditions
 from gradshare.experiments.paper.evidence import difference, mean_test_accuracy
 from gradshare.experiments.paper.plan import Study
 from gradshare.experiments.paper.study_figures import draw_study
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.training.statistics import Interval
 from tests.experiments.paper.toy import PLAN, SEEDS, results_with
 from tests.experiments.synthetic_results import arm, comparison

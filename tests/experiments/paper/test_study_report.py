@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.errors import RunError
 from gradshare.experiments.drawing import save_all
 from gradshare.experiments.paper.conditions import (
@@ -33,7 +34,6 @@ from gradshare.experiments.paper.study_tables import (
 )
 from gradshare.experiments.results import Arm, Results
 from gradshare.experiments.table import Row
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.training.files import write_pages
 from tests.experiments.paper.toy import PLAN, SEEDS, results_with
 from tests.experiments.synthetic_results import arm, comparison

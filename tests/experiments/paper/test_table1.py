@@ -8,6 +8,7 @@ import re
 from io import StringIO
 from pathlib import Path
 
+from gradshare.config import ORIGINAL, SHARING
 from gradshare.experiments.paper.grid import results_by_cell, standing, standings
 from gradshare.experiments.paper.plan import pick
 from gradshare.experiments.paper.table1 import (
@@ -26,7 +27,6 @@ from gradshare.experiments.paper.table1 import (
 )
 from gradshare.experiments.results import save_results
 from gradshare.experiments.speedup import paired_difference
-from gradshare.training.config import ORIGINAL, SHARING
 from gradshare.training.files import write_pages
 from tests.experiments.paper.synthetic_cells import finished, paper_cell, paper_cells, result_of
 

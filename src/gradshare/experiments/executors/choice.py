@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from gradshare.config import RunConfig
 from gradshare.errors import ConfigError
 from gradshare.experiments.executors.local import LocalExecutor, default_jobs, default_threads
 from gradshare.experiments.executors.loop import Executor
-from gradshare.training.config import RunConfig
 
 Name = Literal["local", "ray", "slurm"]
 NAMES: tuple[Name, ...] = get_args(Name)

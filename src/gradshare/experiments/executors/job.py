@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from gradshare.config import RunConfig
 from gradshare.errors import GradshareError, RunError
-from gradshare.training.config import RunConfig
 from gradshare.training.distributed import LostRankError
 from gradshare.training.machine import keep_freed_memory
 from gradshare.training.run import RunResult, Watch, train

@@ -11,10 +11,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Self
 
+from gradshare.config import RunConfig
 from gradshare.experiments.executors.job import Job, LostError, run_job
 from gradshare.experiments.executors.loop import Event
 from gradshare.experiments.wording import counted
-from gradshare.training.config import RunConfig
 from gradshare.training.interruption import STATUS_MEANS
 from gradshare.training.machine import cores
 from gradshare.training.run import Progress

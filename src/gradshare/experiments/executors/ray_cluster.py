@@ -28,12 +28,12 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from gradshare.config import RunConfig
 from gradshare.errors import ConfigError, RunError
 from gradshare.experiments.executors.job import Job, LostError, Outcome, UnexpectedError, run_job
 from gradshare.experiments.executors.loop import Event
 from gradshare.experiments.executors.mirror import Bundle, Mirror, apply
 from gradshare.experiments.wording import counted
-from gradshare.training.config import RunConfig
 from gradshare.training.files import make_folder, write_atomically
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.machine import cores

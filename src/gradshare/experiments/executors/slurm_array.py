@@ -24,11 +24,11 @@ from typing import Any, Final, Self
 import submitit
 from submitit.core.utils import DelayedSubmission, FailedSubmissionError, UncompletedJobError
 
+from gradshare.config import RunConfig
 from gradshare.errors import SIGNAL_STATUS, ConfigError, RunError
 from gradshare.experiments.executors.job import Job, LostError, Outcome, run_job
 from gradshare.experiments.executors.loop import Event
 from gradshare.experiments.wording import counted
-from gradshare.training.config import RunConfig
 from gradshare.training.files import make_folder, write_atomically
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError

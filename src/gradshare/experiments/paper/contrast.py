@@ -12,6 +12,7 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
+from gradshare.config import RATE_CONTROL, SHARING
 from gradshare.experiments import wording
 from gradshare.experiments.drawing import (
     INK,
@@ -33,7 +34,6 @@ from gradshare.experiments.paper.evidence import (
 from gradshare.experiments.paper.plan import Cell, Plan
 from gradshare.experiments.results import Results
 from gradshare.experiments.table import Row
-from gradshare.training.config import RATE_CONTROL, SHARING
 
 WORTHWHILE: Final = 0.5
 """A study's mean is over the conditions in which one of both gained at least this share, over

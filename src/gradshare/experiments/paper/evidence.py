@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
+from gradshare.config import ORIGINAL
 from gradshare.experiments.paper.conditions import Condition
 from gradshare.experiments.results import Arm, ShareOfGain
 from gradshare.experiments.seeds import over_seeds_and_tasks
 from gradshare.experiments.speedup import SHARES, level, paper_speedup
-from gradshare.training.config import ORIGINAL
 from gradshare.training.statistics import Z95, Interval, best_epoch, confidence95, student975
 
 SMOOTHED_OVER: Final = 3

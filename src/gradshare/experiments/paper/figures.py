@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments.drawing import Drawing
 from gradshare.experiments.paper.panels import (
     Heading,
@@ -15,7 +16,6 @@ from gradshare.experiments.paper.panels import (
 )
 from gradshare.experiments.paper.plan import Cell
 from gradshare.experiments.results import Results
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 
 
 def _heading(title: str, *labels: str) -> Heading:

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from gradshare.config import RunConfig
 from gradshare.errors import ConfigError, DataError, GradshareError, RunError
 from gradshare.experiments.compare import results_of_runs
 from gradshare.experiments.executors.job import Job
 from gradshare.experiments.executors.loop import ERROR, Executor, WatchAll, run_all
 from gradshare.experiments.paper.plan import Cell, Scale
 from gradshare.experiments.results import FILENAME, Arm, Results, load_results, save_results
-from gradshare.training.config import RunConfig
 from gradshare.training.files import make_folder, write_atomically
 from gradshare.training.folder import MACHINE_FIELDS, RunFolder, first_difference
 from gradshare.training.preflight import require_memory

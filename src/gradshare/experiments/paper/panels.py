@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments import wording
 from gradshare.experiments.curves import (
     SMOOTHED_FROM,
@@ -44,7 +45,6 @@ from gradshare.experiments.figures import START, ending, interval_note, test_not
 from gradshare.experiments.paper.plan import Cell
 from gradshare.experiments.results import Arm, Results
 from gradshare.experiments.seeds import achieved, runs_by_arm
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING
 
 WIDTH: Final = 7.2
 """Inches, of a page between its margins."""

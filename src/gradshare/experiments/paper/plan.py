@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from gradshare.config import RunConfig
 from gradshare.errors import ConfigError
-from gradshare.training.config import RunConfig
 
 Scale = Literal["paper", "cpu"]
 SCALES: tuple[Scale, ...] = get_args(Scale)

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from gradshare.episodes.datasets import DATASETS
+from gradshare.config import RunConfig
 from gradshare.experiments.paper.grid import Standing, State
-from gradshare.training.config import RunConfig
+from gradshare.tasks.datasets import DATASETS
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from gradshare.config import ORIGINAL
 from gradshare.experiments import wording
 from gradshare.experiments.drawing import (
     LEVEL_LINE,
@@ -40,7 +41,6 @@ from gradshare.experiments.paper.panels import (
 from gradshare.experiments.paper.plan import Cell, Study
 from gradshare.experiments.paper.study_tables import YARDSTICKS
 from gradshare.experiments.results import Arm, Results
-from gradshare.training.config import ORIGINAL
 
 MANY_CONDITIONS: Final = 4
 """With more comparisons than so many, their curves are panels of one figure."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
+from gradshare.config import ORIGINAL, RATE_CONTROL
 from gradshare.experiments import wording
 from gradshare.experiments.paper.conditions import ARM, SEED, Condition, each_at_its_best
 from gradshare.experiments.paper.evidence import (
@@ -24,7 +25,6 @@ from gradshare.experiments.paper.plan import Study
 from gradshare.experiments.results import Arm
 from gradshare.experiments.speedup import ratio_interval
 from gradshare.experiments.table import Row
-from gradshare.training.config import ORIGINAL, RATE_CONTROL
 from gradshare.training.statistics import student95
 
 YARDSTICKS: Final = (ORIGINAL, RATE_CONTROL)

@@ -16,6 +16,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING, RunConfig
 from gradshare.experiments import wording
 from gradshare.experiments.paper.formats import (
     LATEX_HEAD,
@@ -32,7 +33,6 @@ from gradshare.experiments.speedup import (
     speedup_to_reach,
 )
 from gradshare.experiments.table import BATCH_NORM, tested
-from gradshare.training.config import ORIGINAL, RATE_CONTROL, SHARING, RunConfig
 from gradshare.training.statistics import Interval
 
 PAPER: Final = "paper"

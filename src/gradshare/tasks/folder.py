@@ -1,0 +1,259 @@
+"""Images of your own: any folder of class folders.
+
+Three ways to say which classes are in which split:
+
+- folders `train/`, `val/` (or `valid/`, `validation/`) and `test/`, each with its class folders;
+- a file `splits.json` beside the class folders: `{"train": ["cat", …], "val": […], "test": […]}`,
+  where a fourth list "unused" may name classes to leave out;
+- neither: classes are dealt to the splits at random, from a seed: 16 % of them to val, 20 % to
+  test, at least one to each, the others to train.
+
+A class folder holds its images directly. Hidden files, and files without an image's extension,
+are passed over; a file with one that cannot be read is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gradshare.errors import DataError
+from gradshare.tasks.images import ImageFormat, open_image, read_image
+from gradshare.tasks.store import SPLITS, ClassImages
+
+EXTENSIONS = (
+    ".bmp",
+    ".gif",
+    ".jpeg",
+    ".jpg",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+SPLITS_FILE = "splits.json"
+UNUSED = "unused"
+SPLIT_OF_FOLDER = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+# Of the classes, mini-ImageNet's shares.
+VAL_SHARE = 0.16
+TEST_SHARE = 0.20
+
+GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I")
+
+
+@dataclass(frozen=True)
+class ClassFolder:
+    """A class that was found.
+
+    Attributes:
+        split: "train", "val" or "test".
+        name: of the class: its folder's.
+        images: the paths of its images, sorted.
+    """
+
+    split: str
+    name: str
+    images: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A folder of class folders whose splits are settled.
+
+    Attributes:
+        classes: of all splits.
+        splits_from: what settled the splits, for the record.
+    """
+
+    classes: tuple[ClassFolder, ...]
+    splits_from: str
+
+
+def find_classes(root: Path, seed: int | None = None) -> ImageFolder:
+    """Find the classes under a folder, and their splits, without reading an image.
+
+    Args:
+        root: a folder in one of the module's layouts.
+        seed: deals classes to splits where the folder does not say which is in which; None is 0.
+
+    Raises:
+        DataError: not a folder, splits that overlap or lack classes, a class without images, a
+            splits file that does not fit the folder, or a seed where nothing is left to chance.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; give the folder that holds the class folders")
+    folders = _subfolders(root)
+    if (root / SPLITS_FILE).is_file():
+        splits_from = SPLITS_FILE
+        splits = _splits_from_file(root / SPLITS_FILE, folders)
+    elif any(folder.name in SPLIT_OF_FOLDER for folder in folders):
+        splits_from = "split folders"
+        splits = _splits_from_folders(root, folders)
+    else:
+        splits_from = f"drawn with seed {seed or 0}"
+        splits = _splits_at_random(root, folders, seed or 0)
+        seed = None
+    if seed is not None:
+        raise DataError(
+            f"the splits of {root} come from its {splits_from}, so seed {seed} would change "
+            "nothing; leave out --seed"
+        )
+    split_of: dict[str, str] = {}
+    found = []
+    for split in SPLITS:
+        for folder in splits[split]:
+            other = split_of.setdefault(folder.name, split)
+            if other != split:
+                raise DataError(
+                    f"class {folder.name!r} of {root} is in {other!r} and in {split!r}: splits "
+                    "must not overlap; give it to one of them"
+                )
+            found.append(ClassFolder(split, folder.name, _images(folder)))
+    return ImageFolder(tuple(found), splits_from)
+
+
+def is_grey(folder: ImageFolder) -> bool:
+    """Whether no image has colour, by the images' headers."""
+    return all(_mode(path) in GREY_MODES for item in folder.classes for path in item.images)
+
+
+def read_classes(folder: ImageFolder, form: ImageFormat) -> Iterator[ClassImages]:
+    """Read the images of the classes that `find_classes` found, a class at a time.
+
+    Raises:
+        DataError: an image that cannot be read; the message has its path.
+    """
+    for item in folder.classes:
+        images = np.stack([read_image(path, str(path), form) for path in item.images])
+        yield ClassImages(item.split, item.name, images)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(
+        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+def _images(folder: Path) -> tuple[Path, ...]:
+    images = tuple(
+        sorted(
+            entry
+            for entry in folder.iterdir()
+            if entry.suffix.lower() in EXTENSIONS
+            and not entry.name.startswith(".")
+            and entry.is_file()
+        )
+    )
+    if not images:
+        inner = _subfolders(folder)
+        hint = f" (it holds folders, such as {inner[0].name!r})" if inner else ""
+        raise DataError(
+            f"class folder {folder} has no images{hint}; put images ({', '.join(EXTENSIONS)}) "
+            "directly into it, or remove it"
+        )
+    return images
+
+
+def _mode(path: Path) -> str:
+    with open_image(path, str(path)) as image:
+        return image.mode
+
+
+def _splits_from_folders(root: Path, folders: Sequence[Path]) -> Mapping[str, list[Path]]:
+    folder_of: dict[str, Path] = {}
+    for folder in folders:
+        if folder.name not in SPLIT_OF_FOLDER:
+            raise DataError(
+                f"{folder} stands beside split folders but is none; use train/, val/ and test/, "
+                f"or name every class's split in {root / SPLITS_FILE}"
+            )
+        split = SPLIT_OF_FOLDER[folder.name]
+        if split in folder_of:
+            raise DataError(
+                f"{folder_of[split]} and {folder} are both the split {split!r}; keep one of them"
+            )
+        folder_of[split] = folder
+    splits = {}
+    for split in SPLITS:
+        if split not in folder_of:
+            raise DataError(
+                f"{root} has split folders but none for {split!r}; add {root / split}, or move "
+                "all class folders into one folder to have the splits drawn"
+            )
+        splits[split] = _subfolders(folder_of[split])
+        if not splits[split]:
+            raise DataError(
+                f"{folder_of[split]} has no class folders; every split needs at least one"
+            )
+    return splits
+
+
+def _splits_from_file(path: Path, folders: Sequence[Path]) -> Mapping[str, list[Path]]:
+    example = '{"train": ["class", …], "val": […], "test": […]}'
+    try:
+        named = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not readable as JSON ({error}); it must be {example}"
+        ) from error
+    lists_of_names = isinstance(named, dict) and all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+        for names in named.values()
+    )
+    if not lists_of_names or set(named) - {UNUSED} != set(SPLITS):
+        raise DataError(f"{path} does not give the three splits; it must be {example}")
+    by_name = {folder.name: folder for folder in folders}
+    split_of: dict[str, str] = {}
+    for split, names in named.items():
+        if not names and split != UNUSED:
+            raise DataError(f"{path} gives split {split!r} no classes; it needs at least one")
+        for name in names:
+            if name not in by_name:
+                near = difflib.get_close_matches(name, by_name, n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise DataError(
+                    f"{path} names class {name!r} in {split!r}, but there is no folder "
+                    f"{path.parent / name}{hint}; correct the name or add the folder"
+                )
+            if name in split_of:
+                raise DataError(
+                    f"{path} names class {name!r} in {split_of[name]!r} and in {split!r}: splits "
+                    "must not overlap; give it to one of them"
+                )
+            split_of[name] = split
+    unnamed = [name for name in by_name if name not in split_of]
+    if unnamed:
+        raise DataError(
+            f"{path} gives class {unnamed[0]!r} ({len(unnamed)} in all) no split; add it to one, "
+            f'or to a list "{UNUSED}"'
+        )
+    return {split: [by_name[name] for name in sorted(named[split])] for split in SPLITS}
+
+
+def _splits_at_random(root: Path, folders: Sequence[Path], seed: int) -> Mapping[str, list[Path]]:
+    if len(folders) < len(SPLITS):
+        raise DataError(
+            f"{root} has {len(folders)} class folders; at least 3 are needed, one for each of "
+            "train, val and test (and as many in each as the tasks have ways)"
+        )
+    shuffled = [folders[i] for i in np.random.default_rng(seed).permutation(len(folders))]
+    val = max(1, round(VAL_SHARE * len(folders)))
+    test = max(1, round(TEST_SHARE * len(folders)))
+    return {
+        "val": sorted(shuffled[:val]),
+        "test": sorted(shuffled[val : val + test]),
+        "train": sorted(shuffled[val + test :]),
+    }

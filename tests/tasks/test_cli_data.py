@@ -1,0 +1,233 @@
+"""`gradshare data` as its users see it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from gradshare.cli.data import data
+from gradshare.errors import DataError, GradshareError
+from gradshare.tasks import datasets, glyphs
+from gradshare.tasks.contact_sheet import contact_sheet
+from gradshare.tasks.dataset import Archive
+from gradshare.tasks.datasets import DATASETS, open_dataset
+from gradshare.tasks.download import OnProgress
+from tests.tasks.builders import make_classes, random_store
+from tests.tasks.download_server import Server
+
+BIRDS = ["crow", "finch", "heron", "lark", "owl"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in a folder of its own, with few glyphs, to be quick."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    few = glyphs.letters()[::100]
+    monkeypatch.setattr(glyphs, "letters", lambda: few)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(data, arguments)
+
+
+def output(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exception is None, result.output
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def usage_error(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    return " ".join(result.stderr.partition("Error: ")[2].split())
+
+
+def error(*arguments: str) -> str:
+    """The text of an error that `gradshare` turns into one line."""
+    result = run(*arguments)
+    assert isinstance(result.exception, GradshareError), result.output
+    return str(result.exception)
+
+
+def test_a_folder_from_images_to_contact_sheet() -> None:
+    make_classes(Path("birds"), BIRDS, images=3)
+    prepared = output(
+        *("prepare", "my-birds", "--format", "folder", "--from", "birds"),
+        *("--image-size", "16", "--seed", "5"),
+    )
+    assert prepared == "Prepared data/my-birds/16: 3 train, 1 val, 1 test classes\n"
+    shown = output("show", "my-birds")
+    assert "my-birds, 3×16×16" in shown
+    rows = [line.split() for line in shown.splitlines() if line.startswith("│")]
+    assert [[cell for cell in row if cell != "│"] for row in rows] == [
+        ["train", "3", "9", "3"],
+        ["val", "1", "3", "3"],
+        ["test", "1", "3", "3"],
+    ]
+    # Images of the shades 0, 40 and 80.
+    assert "mean 0.1569 0.1569 0.1569, standard deviation 0.1281 0.1281 0.1281" in shown
+    assert "from: birds" in shown
+    assert "splits: drawn with seed 5" in shown
+    assert shown.endswith("Contact sheet: my-birds-16.png\n")
+    with Image.open("my-birds-16.png") as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.width > 16 * 12
+
+
+def test_preparing_again_says_that_it_is_there() -> None:
+    make_classes(Path("birds"), BIRDS)
+    arguments = ["prepare", "my-birds", "--format", "folder", "--from", "birds"]
+    arguments += ["--image-size", "8"]
+    assert output(*arguments).startswith("Prepared data/my-birds/8: ")
+    assert output(*arguments) == "data/my-birds/8 is prepared already; replace it with --force\n"
+    assert output(*arguments, "--force").startswith("Prepared data/my-birds/8: ")
+
+
+def test_glyphs_are_drawn_without_a_path() -> None:
+    assert output("prepare", "glyphs", "--image-size", "16", "--seed", "3").startswith(
+        "Prepared data/glyphs/16: "
+    )
+    assert open_dataset("glyphs", Path("data"), 16).source["seed"] == 3
+    shown = output("show", "glyphs", "--image-size", "16", "--out", "sheets/glyphs.png")
+    assert "seed: 3" in shown
+    assert shown.endswith("Contact sheet: sheets/glyphs.png\n")
+    assert Path("sheets/glyphs.png").is_file()
+
+
+def test_glyphs_are_drawn_when_they_are_shown() -> None:
+    assert "glyphs, 1×28×28" in output("show", "glyphs")
+    assert Path("data/glyphs/28/index.json").is_file()
+
+
+def test_the_data_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADSHARE_DATA_ROOT", "elsewhere")
+    output("prepare", "glyphs")
+    assert Path("elsewhere/glyphs/28/index.json").is_file()
+    output("prepare", "glyphs", "--data-root", "here")
+    assert Path("here/glyphs/28/index.json").is_file()
+
+
+def test_exactly_one_of_download_and_from() -> None:
+    message = "dataset 'omniglot' needs exactly one of --download and --from PATH; "
+    assert usage_error("prepare", "omniglot") == message + "neither was given"
+    both = ("prepare", "omniglot", "--download", "--from", "omniglot.zip")
+    assert usage_error(*both) == message + "both were given"
+    assert usage_error("prepare", "glyphs", "--download") == (
+        "glyphs are drawn, not read: leave out --download and --from"
+    )
+    assert usage_error("prepare", "my-birds", "--format", "folder", "--download") == (
+        "--format folder needs --from FOLDER"
+    )
+
+
+def test_an_unknown_name_is_said_before_what_it_lacks() -> None:
+    assert error("prepare", "omniglott").startswith(
+        "there is no dataset 'omniglott'; did you mean 'omniglot'?"
+    )
+    assert error("show", "omniglott").startswith(
+        "there is no dataset 'omniglott'; did you mean 'omniglot'?"
+    )
+
+
+def test_showing_what_is_not_prepared_names_the_command() -> None:
+    assert error("show", "cub") == (
+        "dataset 'cub' is not prepared in data; run "
+        "`gradshare data prepare cub --download --image-size 84`"
+    )
+
+
+def test_the_command_of_an_error_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_classes(Path("birds"), BIRDS)
+    command = ["prepare", "my-birds", "--format", "folder", "--from", "birds"]
+    output(*command, "--image-size", "8")
+    message = error("show", "my-birds", "--image-size", "9")
+    said = message.partition("`gradshare data ")[2].partition("`")[0]
+    output(*said.replace("FOLDER", "birds").split())
+    assert "my-birds, 3×9×9" in output("show", "my-birds", "--image-size", "9")
+
+
+def test_download_asks_for_the_datasets_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(archive: Archive, folder: Path, progress: OnProgress) -> Path:
+        progress(5, 10)
+        raise DataError(f"{archive.filename} was asked for in {folder}")
+
+    monkeypatch.setattr(datasets, "download", download)
+    assert error("prepare", "cub", "--download") == (
+        "CUB_200_2011.tgz was asked for in data/cub/archives"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "there"),
+    [((), "84"), (("--image-size", "28", "--resize", "center-crop"), "28-center-crop")],
+)
+def test_nothing_is_downloaded_for_what_is_prepared(
+    server: Server, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], there: str
+) -> None:
+    published = dataclasses.replace(DATASETS["cub"], archives=(server.archive(),))
+    monkeypatch.setitem(DATASETS, "cub", published)
+    classes = {"train": [2], "val": [2], "test": [2]}
+    random_store(Path("data") / "cub" / there, classes, size=int(there[:2]))
+    assert output("prepare", "cub", "--download", *options) == (
+        f"data/cub/{there} is prepared already; replace it with --force\n"
+    )
+    assert server.requests == []
+    # What cannot be an archive of CUB, since the download is what is looked for.
+    assert "a.zip" in error("prepare", "cub", "--download", *options, "--force")
+    assert "a.zip" in error("prepare", "cub", "--download", "--image-size", "32")
+    assert server.requests == [None]
+
+
+def test_a_sheet_that_cannot_be_written_is_named() -> None:
+    Path("file").touch()
+    message = error("show", "glyphs", "--out", "file/sheet.png")
+    assert message.startswith("cannot write the contact sheet to file/sheet.png (")
+    assert message.endswith("; choose another --out")
+
+
+def test_help_lists_the_datasets() -> None:
+    text = " ".join(output("prepare", "--help").split())
+    for name in ("glyphs: ", "omniglot: ", "mini-imagenet: ", "cub: "):
+        assert name in text
+    assert "GRADSHARE_DATA_ROOT" in text
+
+
+def test_a_contact_sheet_shows_the_stores_images(tmp_path: Path) -> None:
+    store = random_store(
+        tmp_path / "28", {"train": [3] * 9, "val": [2], "test": [1, 4]}, channels=3, size=28
+    )
+    sheet = contact_sheet(store, classes=4, images=5, seed=1)
+    assert sheet.mode == "RGB"
+    pixels = sheet.tobytes()
+    assert contact_sheet(store, classes=4, images=5, seed=1).tobytes() == pixels
+    assert contact_sheet(store, classes=4, images=5, seed=2).tobytes() != pixels
+    # Four rows of train, one of val, two of test; 56 pixels an image and 2 between them.
+    blocks = [4, 1, 2]
+    assert sheet.height == sum(40 + 58 * rows + 12 for rows in blocks)
+    # The only image of the first class of test, enlarged twice, is the first of its row.
+    top = sum(40 + 58 * rows + 12 for rows in blocks[:2]) + 40
+    shown = sheet.crop((252, top, 252 + 56, top + 56)).resize((28, 28), Image.Resampling.NEAREST)
+    image = store.splits["test"].images[store.splits["test"].starts[0]]
+    assert shown.tobytes() == image.transpose(1, 2, 0).tobytes()
+
+
+def test_long_class_names_stay_in_their_rows(tmp_path: Path) -> None:
+    names = ["a" * 300, "word " * 80, "x/y_z-" * 70]
+    for name in names:
+        make_classes(tmp_path / "long", [name[:250].strip().replace("/", "_")], images=1)
+    output("prepare", "long", "--format", "folder", "--from", str(tmp_path / "long"))
+    store = open_dataset("long", Path("data"))
+    sheet = contact_sheet(store, images=1)
+    # The column between names and images stays white.
+    column = sheet.crop((242, 0, 251, sheet.height)).convert("L")
+    headings = 40
+    block = headings + store.image_shape[1] + 2 + 12
+    for number in range(3):
+        row = column.crop((0, number * block + headings, 9, (number + 1) * block))
+        assert row.getextrema() == (255, 255)

@@ -1,0 +1,538 @@
+"""From a name to an opened store: what is opened, prepared, and said when it cannot be."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradshare.errors import DataError
+from gradshare.tasks import ImageStore, datasets, glyphs
+from gradshare.tasks.dataset import Archive, Dataset
+from gradshare.tasks.datasets import (
+    DATASETS,
+    download_dataset,
+    open_dataset,
+    prepare_dataset,
+    prepared,
+    store_path,
+)
+from gradshare.tasks.download import OnProgress
+from gradshare.tasks.images import ImageFormat
+from gradshare.tasks.spool import ImageSpool
+from gradshare.tasks.store import SPLITS, ClassImages
+from tests.tasks.builders import make_classes, random_classes, random_store
+
+COUNTS = {"train": [3, 2], "val": [2], "test": [2]}
+
+
+def read_noise(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
+    yield from random_classes(COUNTS, channels=form.channels, size=form.size)
+
+
+def noise(
+    read: Callable[[Path, ImageFormat], Iterable[ClassImages]] = read_noise,
+    archives: tuple[Archive, ...] = (Archive("https://example.org/noise.tar", "noise.tar", None),),
+) -> Dataset:
+    return Dataset("noise", "grey noise", 1, 12, True, read, archives)
+
+
+@pytest.fixture(autouse=True)
+def few_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset of noise beside the others, and few glyphs, to be quick."""
+    monkeypatch.setitem(DATASETS, "noise", noise())
+    few = glyphs.letters()[::100]
+    monkeypatch.setattr(glyphs, "letters", lambda: few)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data root that does not exist yet."""
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "noise.tar"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def birds(tmp_path: Path) -> Path:
+    return make_classes(tmp_path / "birds", ["crow", "finch", "heron", "lark", "owl"])
+
+
+def images_of(store: ImageStore) -> bytes:
+    return (store.path / "images.npy").read_bytes()
+
+
+def message_of(call: Callable[[], object]) -> str:
+    with pytest.raises(DataError) as caught:
+        call()
+    return str(caught.value)
+
+
+# Opening
+
+
+def test_the_registry_knows_every_dataset_by_its_name() -> None:
+    assert list(DATASETS) == ["glyphs", "omniglot", "mini-imagenet", "cub", "noise"]
+    for name, dataset in DATASETS.items():
+        assert dataset.name == name
+        assert dataset.summary
+        assert (dataset.read is None) == (name == "glyphs")
+
+
+def test_glyphs_are_drawn_when_they_are_opened_first(root: Path) -> None:
+    calls: list[tuple[int, int | None]] = []
+    number = len(glyphs.letters())
+    store = open_dataset("glyphs", root, progress=lambda *call: calls.append(call))
+    assert calls == [(done, number) for done in range(1, number + 1)]
+    assert store.path == root / "glyphs" / "28"
+    assert store.image_shape == (1, 28, 28)
+    assert not store.rotate_classes
+    assert store.source["seed"] == 0
+    assert store.source["gradshare"]
+    again = open_dataset("glyphs", root, progress=lambda *call: calls.append(call))
+    assert len(calls) == number
+    assert images_of(again) == images_of(store)
+
+
+def test_glyphs_at_another_size(root: Path) -> None:
+    assert open_dataset("glyphs", root, image_size=16).image_shape == (1, 16, 16)
+    assert prepared(root) == {"glyphs": ["16"]}
+
+
+def test_a_prepared_dataset_is_opened_at_its_usual_size(root: Path, archive: Path) -> None:
+    written = prepare_dataset("noise", root, path=archive).store
+    store = open_dataset("noise", root)
+    assert store.path == written.path == root / "noise" / "12"
+    assert store.rotate_classes
+    assert store.source["from"] == str(archive)
+    assert store.source["resize"] == "stretch"
+
+
+def test_paths_may_be_text(root: Path, archive: Path) -> None:
+    written = prepare_dataset("noise", str(root), path=str(archive)).store
+    assert open_dataset("noise", str(root)).path == written.path == root / "noise" / "12"
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(root: Path) -> None:
+    own = "prepare images of your own with `gradshare data prepare NAME --format folder --from "
+    assert message_of(lambda: open_dataset("omniglott", root)) == (
+        "there is no dataset 'omniglott'; did you mean 'omniglot'? there are glyphs, omniglot, "
+        f"mini-imagenet, cub, noise, and prepared in {root}: nothing else; {own}FOLDER`"
+    )
+    assert message_of(lambda: open_dataset("zzz", root)) == (
+        "there is no dataset 'zzz'; there are glyphs, omniglot, mini-imagenet, cub, noise, and "
+        f"prepared in {root}: nothing else; {own}FOLDER`"
+    )
+
+
+def test_an_unknown_name_is_answered_with_the_users_own_datasets(root: Path, birds: Path) -> None:
+    prepare_dataset("my-birds", root, path=birds, folder=True, image_size=8)
+    message = message_of(lambda: open_dataset("my-bird", root))
+    assert "did you mean 'my-birds'? " in message
+    assert f"cub, noise, and prepared in {root}: my-birds; " in message
+
+
+@pytest.mark.parametrize("name", ["../secret", "", ".", "noise/12"])
+def test_a_name_that_is_a_path_opens_nothing(root: Path, archive: Path, name: str) -> None:
+    prepare_dataset("noise", root, path=archive)
+    assert f"there is no dataset {name!r}" in message_of(lambda: open_dataset(name, root))
+
+
+def test_a_dataset_not_prepared_is_answered_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(DATASETS, "unpublished", noise(archives=()))
+    assert message_of(lambda: open_dataset("omniglot", Path("data"), 32)) == (
+        "dataset 'omniglot' is not prepared in data; run "
+        "`gradshare data prepare omniglot --download --image-size 32`"
+    )
+    assert message_of(lambda: open_dataset("cub", Path("my data"), resize="center-crop")) == (
+        "dataset 'cub' is not prepared in my data; run `gradshare data prepare cub --download "
+        "--image-size 84 --resize center-crop --data-root 'my data'`"
+    )
+    assert message_of(lambda: open_dataset("unpublished", Path("data"))) == (
+        "dataset 'unpublished' is not prepared in data; run "
+        "`gradshare data prepare unpublished --from PATH --image-size 12`"
+    )
+
+
+def test_a_dataset_prepared_otherwise_is_answered_with_what_there_is(
+    root: Path, archive: Path
+) -> None:
+    prepare_dataset("noise", root, path=archive, image_size=8)
+    prepare_dataset("noise", root, path=archive, image_size=9, resize="center-crop")
+    assert message_of(lambda: open_dataset("noise", root)) == (
+        f"dataset 'noise' is prepared in {root} at 8 and 9-center-crop, not at 12; use what there "
+        f"is, or run `gradshare data prepare noise --download --image-size 12 --data-root {root}`"
+    )
+    assert open_dataset("noise", root, 9, "center-crop").image_shape == (1, 9, 9)
+
+
+def test_a_store_of_another_size_than_its_folders_name_is_refused(root: Path) -> None:
+    random_store(root / "mine" / "16", {split: [1] for split in SPLITS}, size=8)
+    opened = message_of(lambda: open_dataset("mine", root))
+    prepared_again = message_of(
+        lambda: prepare_dataset("mine", root, path=root, folder=True, image_size=16)
+    )
+    assert opened == prepared_again
+    assert opened == (
+        f"the images in {root / 'mine' / '16'} are of 8 pixels, not 16; name the folder by their "
+        f"size, {root / 'mine' / '8'}"
+    )
+
+
+def test_a_folder_dataset_is_opened_at_the_one_size_it_has(root: Path, birds: Path) -> None:
+    prepare_dataset("my-birds", root, path=birds, folder=True, image_size=9)
+    assert open_dataset("my-birds", root).image_shape == (3, 9, 9)
+    prepare_dataset("my-birds", root, path=birds, folder=True, image_size=8, resize="center-crop")
+    assert open_dataset("my-birds", root, resize="center-crop").image_shape == (3, 8, 8)
+    assert open_dataset("my-birds", root).image_shape == (3, 9, 9)
+    prepare_dataset("my-birds", root, path=birds, folder=True, image_size=10)
+    assert message_of(lambda: open_dataset("my-birds", root)) == (
+        f"dataset 'my-birds' is prepared in {root} at 10 and 8-center-crop and 9; say which with "
+        "--image-size and --resize"
+    )
+    assert message_of(lambda: open_dataset("my-birds", root, 11)).endswith(
+        f"run `gradshare data prepare my-birds --format folder --from FOLDER --image-size 11 "
+        f"--data-root {root}`"
+    )
+
+
+def test_a_damaged_store_is_not_prepared_again_by_itself(root: Path) -> None:
+    path = open_dataset("glyphs", root).path
+    (path / "index.json").write_text("{", encoding="utf-8")
+    message = message_of(lambda: open_dataset("glyphs", root))
+    assert message.endswith(f"delete {path} and run `gradshare data prepare` again")
+
+
+# Preparing
+
+
+def test_what_is_prepared_already_is_left_as_it_is(root: Path, archive: Path) -> None:
+    def unexpected(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
+        pytest.fail("the dataset was read again")
+
+    store, written = prepare_dataset("noise", root, path=archive)
+    assert written
+    DATASETS["noise"] = noise(unexpected)
+    again, written = prepare_dataset("noise", root, path=archive)
+    assert not written
+    assert again.path == store.path
+
+
+def test_force_replaces_a_store(root: Path) -> None:
+    first = prepare_dataset("glyphs", root, seed=0).store
+    before = images_of(first)
+    assert prepare_dataset("glyphs", root, seed=1).store.source["seed"] == 0
+    second, written = prepare_dataset("glyphs", root, seed=1, force=True)
+    assert written
+    assert second.source["seed"] == 1
+    assert images_of(second) != before
+    assert images_of(prepare_dataset("glyphs", root, seed=0, force=True).store) == before
+    assert [path.name for path in (root / "glyphs").iterdir()] == ["28"]
+
+
+def test_force_that_fails_keeps_the_old_store(root: Path, archive: Path) -> None:
+    def failing(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
+        yield from random_classes({"train": [5]}, size=form.size)
+        raise DataError("the archive is damaged")
+
+    before = images_of(prepare_dataset("noise", root, path=archive).store)
+    DATASETS["noise"] = noise(failing)
+    message = message_of(lambda: prepare_dataset("noise", root, path=archive, force=True))
+    assert message == "the archive is damaged"
+    assert images_of(open_dataset("noise", root)) == before
+    assert [path.name for path in (root / "noise").iterdir()] == ["12"]
+
+
+def test_an_opened_store_outlives_its_replacement(root: Path) -> None:
+    first = prepare_dataset("glyphs", root, seed=0).store
+    before = np.array(first.splits["train"].images)
+    prepare_dataset("glyphs", root, seed=1, force=True)
+    np.testing.assert_array_equal(first.splits["train"].images, before)
+
+
+def test_a_store_can_be_read_by_whoever_can_read_its_data_root(root: Path, archive: Path) -> None:
+    store = prepare_dataset("noise", root, path=archive).store
+    plain = root / "noise" / "plain"
+    plain.mkdir()
+    assert store.path.stat().st_mode == plain.stat().st_mode
+
+
+def test_two_that_prepare_at_once_end_with_one_store(root: Path, archive: Path) -> None:
+    both_have_read = threading.Barrier(2, timeout=30)
+
+    def read(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
+        yield from random_classes(COUNTS, size=form.size)
+        both_have_read.wait()
+
+    DATASETS["noise"] = noise(read)
+    results: list[datasets.Prepared] = []
+    threads = [
+        threading.Thread(
+            target=lambda: results.append(prepare_dataset("noise", root, path=archive))
+        )
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(result.written for result in results) == [False, True]
+    assert images_of(results[0].store) == images_of(results[1].store)
+    assert [path.name for path in (root / "noise").iterdir()] == ["12"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_files_that_are_no_store_are_not_overwritten(
+    root: Path, archive: Path, force: bool
+) -> None:
+    target = store_path(root, "noise", 12)
+    target.mkdir(parents=True)
+    (target / "precious.txt").write_text("mine", encoding="utf-8")
+    message = message_of(lambda: prepare_dataset("noise", root, path=archive, force=force))
+    assert message == (
+        f"{target} is in the way: it holds files but no prepared dataset; move it elsewhere"
+    )
+    assert [path.name for path in target.iterdir()] == ["precious.txt"]
+
+
+def test_a_folder_of_images(root: Path, birds: Path) -> None:
+    calls: list[tuple[int, int | None]] = []
+    store, _ = prepare_dataset(
+        "my-birds", root, path=birds, folder=True, progress=lambda *call: calls.append(call)
+    )
+    assert store.path == root / "my-birds" / "84"
+    assert store.image_shape == (3, 84, 84)
+    assert not store.rotate_classes
+    assert store.source["from"] == str(birds)
+    assert store.source["splits"] == "drawn with seed 0"
+    assert calls == [(done, 5) for done in range(1, 6)]
+    names = [name for split in store.splits.values() for name in split.class_names]
+    assert sorted(names) == ["crow", "finch", "heron", "lark", "owl"]
+
+
+def test_a_folder_of_grey_images_has_one_channel(root: Path, tmp_path: Path) -> None:
+    folder = make_classes(tmp_path / "shapes", ["circle", "square", "star"], mode="L")
+    store, _ = prepare_dataset("shapes", root, path=folder, folder=True, image_size=8)
+    assert store.image_shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["my/birds", "..", ".hidden", "-birds", "two birds", ""])
+def test_a_name_that_cannot_be_a_folder_is_refused(root: Path, birds: Path, name: str) -> None:
+    assert message_of(lambda: prepare_dataset(name, root, path=birds, folder=True)) == (
+        f"{name!r} cannot name a dataset, since it names its folder; use letters, digits, '.', "
+        "'_' and '-', the first a letter or digit"
+    )
+    assert not root.exists()
+
+
+def test_a_folder_cannot_take_a_known_name(root: Path, birds: Path) -> None:
+    assert message_of(lambda: prepare_dataset("cub", root, path=birds, folder=True)) == (
+        "'cub' is the name of a dataset with a format of its own; leave out --format folder, or "
+        "give your images another name"
+    )
+
+
+def test_a_new_name_without_the_folder_format_is_unknown(root: Path, birds: Path) -> None:
+    message = message_of(lambda: prepare_dataset("my-birds", root, path=birds))
+    assert message.startswith("there is no dataset 'my-birds'; ")
+    assert "`gradshare data prepare NAME --format folder --from FOLDER`" in message
+
+
+@pytest.mark.parametrize("size", [0, 7, 1025, -28])
+def test_a_size_out_of_range_is_named(root: Path, archive: Path, size: int) -> None:
+    message = message_of(lambda: prepare_dataset("noise", root, path=archive, image_size=size))
+    assert message == f"image size {size} is out of range; use 8 to 1024 pixels"
+
+
+def test_arguments_that_would_change_nothing_are_refused(root: Path, archive: Path) -> None:
+    assert message_of(lambda: prepare_dataset("noise", root, path=archive, seed=3)) == (
+        "the splits of 'noise' are fixed, so seed 3 would change nothing; leave out --seed"
+    )
+    assert message_of(lambda: prepare_dataset("glyphs", root, path=archive)) == (
+        f"glyphs are drawn, not read: leave out {archive}"
+    )
+    assert message_of(lambda: prepare_dataset("glyphs", root, resize="center-crop")) == (
+        "glyphs are drawn at their final size: leave out the resize 'center-crop'"
+    )
+
+
+def test_a_path_is_needed_and_must_exist(root: Path, tmp_path: Path) -> None:
+    assert message_of(lambda: prepare_dataset("noise", root)) == (
+        "dataset 'noise' is read from a file or folder; say where it is"
+    )
+    missing = tmp_path / "none.tar"
+    assert message_of(lambda: prepare_dataset("noise", root, path=missing)) == (
+        f"there is no {missing}; give the archive or folder of 'noise'"
+    )
+
+
+def test_too_little_room_is_noticed_before_writing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 10**5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    need = 2 * len(glyphs.letters()) * 20 * 84 * 84 / 1e9
+    assert message_of(lambda: prepare_dataset("glyphs", root, image_size=84)) == (
+        f"{root / 'glyphs' / '84'} needs {need:.1f} GB while it is written, {root.parent} has "
+        "0.0 GB free; free some, choose a smaller --image-size, or another --data-root"
+    )
+    assert not root.exists()
+
+
+def test_a_disk_that_fills_up_is_named(
+    root: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, classes: Iterable[ClassImages], **_: object) -> None:
+        for _item in classes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(datasets, "write_store", full)
+    assert message_of(lambda: prepare_dataset("noise", root, path=archive)) == (
+        f"cannot prepare 'noise' in {root / 'noise' / '12'} ([Errno 28] No space left on device); "
+        "free space there, or choose a folder you may write to with --data-root"
+    )
+    assert list((root / "noise").iterdir()) == []
+
+
+def test_a_source_that_fails_is_named_and_not_the_store(root: Path, archive: Path) -> None:
+    def failing(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
+        yield from random_classes({"train": [5]}, size=form.size)
+        raise OSError(errno.EIO, "Input/output error")
+
+    DATASETS["noise"] = noise(failing)
+    assert message_of(lambda: prepare_dataset("noise", root, path=archive)) == (
+        f"{archive} cannot be read (Input/output error); mend its permissions, or give a copy that "
+        "can be read"
+    )
+    assert list((root / "noise").iterdir()) == []
+
+
+@pytest.mark.parametrize("closed", [".", "owl"])
+def test_a_folder_that_may_not_be_read_is_named(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    # Not by its permissions: they do not bind an administrator, who may run the tests.
+    birds = make_classes(tmp_path / "birds", ["crow", "lark", "owl"])
+    iterdir = Path.iterdir
+
+    def guarded(path: Path) -> Iterator[Path]:
+        if path == birds / closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", guarded)
+    assert message_of(lambda: prepare_dataset("my-birds", root, path=birds, folder=True)) == (
+        f"{birds / closed} cannot be read (Permission denied); mend its permissions, or give a "
+        "copy that can be read"
+    )
+
+
+@pytest.mark.parametrize("folder", [None, "/tmp"])
+def test_a_temporary_folder_that_cannot_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, folder: str | None
+) -> None:
+    def refuse() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    assert message_of(lambda: ImageSpool(ImageFormat(8, 1))) == (
+        f"cannot write to the temporary folder{f' {folder}' if folder else ''} (No space left on "
+        "device); make room there, or set TMPDIR to another folder"
+    )
+
+
+def test_a_data_root_that_is_a_file_is_named(root: Path, archive: Path) -> None:
+    root.write_text("", encoding="utf-8")
+    message = message_of(lambda: prepare_dataset("noise", root, path=archive))
+    assert message.startswith(f"cannot prepare 'noise' in {root / 'noise' / '12'} (")
+    assert message.endswith("choose a folder you may write to with --data-root")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_sigterm_is_obeyed_where_its_exit_is_lost(root: Path) -> None:
+    """An exception in a call from C++ goes nowhere; FreeType reads fonts by such calls."""
+
+    class InCpp:
+        def __del__(self) -> None:  # whose exceptions are lost likewise
+            signal.raise_signal(signal.SIGTERM)
+
+    asked: list[int] = []
+
+    def once(done: int, of: int | None) -> None:
+        if not asked:
+            asked.append(1)
+            InCpp()
+
+    with pytest.raises(SystemExit) as stopped:
+        prepare_dataset("glyphs", root, progress=once)
+    assert asked
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+# Downloading
+
+
+@pytest.fixture
+def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was downloaded, without a network."""
+    urls: list[str] = []
+
+    def download(archive: Archive, folder: Path, progress: OnProgress | None) -> Path:
+        urls.append(archive.url)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / archive.filename).touch()
+        if progress is not None:
+            progress(1, 1)
+        return folder / archive.filename
+
+    monkeypatch.setattr(datasets, "download", download)
+    return urls
+
+
+def test_one_archive_is_handed_on_itself(root: Path, downloads: list[str]) -> None:
+    path = download_dataset("noise", root)
+    assert path == root / "noise" / "archives" / "noise.tar"
+    assert downloads == ["https://example.org/noise.tar"]
+    prepare_dataset("noise", root, path=path)
+    assert prepared(root) == {"noise": ["12"]}
+
+
+def test_several_archives_are_handed_on_as_their_folder(root: Path, downloads: list[str]) -> None:
+    calls: list[tuple[int, int | None]] = []
+    path = download_dataset("omniglot", root, progress=lambda *call: calls.append(call))
+    assert path == root / "omniglot" / "archives"
+    assert sorted(entry.name for entry in path.iterdir()) == [
+        "images_background.zip",
+        "images_evaluation.zip",
+    ]
+    assert len(downloads) == len(calls) == 2
+
+
+def test_what_is_not_published_is_not_downloaded(root: Path) -> None:
+    DATASETS["noise"] = noise(archives=())
+    assert message_of(lambda: download_dataset("noise", root)) == (
+        "dataset 'noise' is not published for download; use --from PATH"
+    )
+    assert message_of(lambda: download_dataset("glyphs", root)) == (
+        "dataset 'glyphs' is drawn, not downloaded; leave out --download"
+    )
+    assert message_of(lambda: download_dataset("nois", root)).startswith(
+        "there is no dataset 'nois'; did you mean 'noise'?"
+    )

@@ -1,0 +1,361 @@
+"""mini-ImageNet gives the same classes in each of the forms that it circulates in."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from gradshare.errors import DataError
+from gradshare.tasks.hdf5 import cache_files
+from gradshare.tasks.images import ImageFormat
+from gradshare.tasks.mini_imagenet import CLASSES, MINI_IMAGENET, detect, read
+from tests.tasks.archive_builders import (
+    by_class,
+    encoded,
+    make_folder,
+    make_tar,
+    make_zip,
+    pixels,
+    real_data,
+)
+
+FORM = ImageFormat(size=8, channels=3)
+IMAGES_PER_CLASS = 3
+
+
+def class_name(split: str, number: int) -> str:
+    return f"n{list(CLASSES).index(split)}{number:03}"
+
+
+# Of each split: the pixels of each class.
+SPLITS = {
+    split: {
+        class_name(split, i): [pixels(s, i, j) for j in range(IMAGES_PER_CLASS)]
+        for i in range(count)
+    }
+    for s, (split, count) in enumerate(CLASSES.items())
+}
+EXPECTED = {
+    (split, name): ((IMAGES_PER_CLASS, 3, 8, 8), np.stack(images).transpose(0, 3, 1, 2).tobytes())
+    for split, classes in SPLITS.items()
+    for name, images in classes.items()
+}
+
+
+def files_of(split: str) -> dict[str, bytes]:
+    """File names as in the wild: the class and a number."""
+    return {
+        f"{name}{j:08}.jpg": encoded(image)
+        for name, images in SPLITS[split].items()
+        for j, image in enumerate(images)
+    }
+
+
+def write_tables(folder: Path) -> None:
+    for split in SPLITS:
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["filename", "label"])
+            table.writerows([name, name[:5]] for name in files_of(split))
+
+
+def in_images(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {f"images/{name}": data for name, data in files.items()}
+
+
+def csv_with_a_tar_a_split(folder: Path) -> Path:
+    write_tables(folder)
+    for split in SPLITS:
+        make_tar(folder / f"images-{split}.tar", in_images(files_of(split)))
+    return folder
+
+
+def csv_with_one_archive(folder: Path) -> Path:
+    write_tables(folder)
+    everything = {name: data for split in SPLITS for name, data in files_of(split).items()}
+    shuffled = sorted(everything.items(), key=lambda item: item[0][::-1])
+    make_tar(folder / "images.tar.gz", in_images(dict(shuffled) | {"readme.txt": b"more"}))
+    return folder
+
+
+def csv_with_a_zip(folder: Path) -> Path:
+    csv_with_a_tar_a_split(folder)
+    (folder / "images-val.tar").unlink()
+    make_zip(folder / "images-val.zip", files_of("val"))
+    return folder
+
+
+def csv_with_a_folder(folder: Path) -> Path:
+    write_tables(folder)
+    for split in SPLITS:
+        make_folder(folder / "images", files_of(split))
+    return folder
+
+
+def pickles(folder: Path, *, val: str = "val", protocol: int = 2) -> Path:
+    for split, classes in SPLITS.items():
+        images = np.stack([image for images in classes.values() for image in images])
+        rows = {
+            name: list(range(i * IMAGES_PER_CLASS, (i + 1) * IMAGES_PER_CLASS))
+            for i, name in enumerate(classes)
+        }
+        name = val if split == "val" else split
+        (folder / f"mini-imagenet-cache-{name}.pkl").write_bytes(
+            pickle.dumps({"image_data": images, "class_dict": rows}, protocol)
+        )
+    return folder
+
+
+def pickles_of_learn2learn(folder: Path) -> Path:
+    return pickles(folder, val="validation", protocol=4)
+
+
+def torchmeta(folder: Path) -> Path:
+    place = folder / "miniimagenet"
+    place.mkdir()
+    for split, classes in SPLITS.items():
+        data, labels = cache_files(place, split)
+        labels.write_text(json.dumps(sorted(classes)))
+        with h5py.File(data, "w") as file:
+            for name, images in classes.items():
+                file[f"datasets/{name}"] = np.stack(images)
+    return folder
+
+
+def folders(folder: Path, *, val: str = "val") -> Path:
+    for split, classes in SPLITS.items():
+        for name, images in classes.items():
+            make_folder(
+                folder / (val if split == "val" else split) / name,
+                {f"{j}.png": encoded(image) for j, image in enumerate(images)},
+            )
+    return folder
+
+
+def folders_with_validation(folder: Path) -> Path:
+    return folders(folder, val="validation")
+
+
+LAYOUTS: dict[Callable[[Path], Path], str] = {
+    csv_with_a_tar_a_split: "csv",
+    csv_with_one_archive: "csv",
+    csv_with_a_zip: "csv",
+    csv_with_a_folder: "csv",
+    pickles: "pickle",
+    pickles_of_learn2learn: "pickle",
+    torchmeta: "hdf5",
+    folders: "folders",
+    folders_with_validation: "folders",
+}
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DataError) as error:
+        list(read(path, FORM))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("make", "name"), LAYOUTS.items())
+def test_every_layout_gives_the_same_classes(
+    tmp_path: Path, make: Callable[[Path], Path], name: str
+) -> None:
+    path = make(tmp_path)
+    assert detect(path).name == name
+    found = by_class(read(path, FORM))
+    assert found == EXPECTED
+    assert list(found) == list(EXPECTED), "sorted, so that episodes do not depend on the layout"
+
+
+@pytest.mark.parametrize("make", [csv_with_a_folder, pickles, torchmeta, folders])
+def test_every_layout_is_resized(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    form = ImageFormat(size=5, channels=3, resize="center-crop")
+    assert all(item.images.shape == (3, 3, 5, 5) for item in read(make(tmp_path), form))
+
+
+def test_knows_itself() -> None:
+    assert not MINI_IMAGENET.rotate_classes
+    assert (MINI_IMAGENET.channels, MINI_IMAGENET.image_size) == (3, 84)
+    assert [archive.filename for archive in MINI_IMAGENET.archives] == [
+        "mini-imagenet-cache-train.pkl",
+        "mini-imagenet-cache-validation.pkl",
+        "mini-imagenet-cache-test.pkl",
+    ]
+
+
+ACCEPTED = """\
+the layouts that can be read are
+  csv: {train,val,test}.csv and the images in images/, images.tar or images-{train,val,test}.tar
+  pickle: mini-imagenet-cache-{train,val,test}.pkl
+  hdf5: {train,val,test}_data.hdf5 and {train,val,test}_labels.json, also in miniimagenet/
+  folders: train/, val/ and test/ with one folder of images a class"""
+
+
+def test_lists_the_layouts_where_there_is_none(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"images.rar": b"", "photos/1.jpg": b""})
+    assert (
+        f"{tmp_path} is not a complete copy of mini-ImageNet: found images.rar, photos/; {ACCEPTED}"
+        == refusal(tmp_path)
+    )
+    assert f"{tmp_path / 'x'} does not exist; {ACCEPTED}" == refusal(tmp_path / "x")
+    assert f"{tmp_path / 'images.rar'} is a file, not a folder; unpack it; {ACCEPTED}" == refusal(
+        tmp_path / "images.rar"
+    )
+
+
+def test_names_what_a_layout_lacks(tmp_path: Path) -> None:
+    csv_with_a_tar_a_split(tmp_path)
+    (tmp_path / "val.csv").unlink()
+    (tmp_path / "images-test.tar").unlink()
+    (tmp_path / "train").mkdir()
+    message = refusal(tmp_path)
+    assert (
+        "found images-train.tar, images-val.tar, test.csv, train.csv, train/; for csv it lacks "
+        "val.csv, images-test.tar; for folders it lacks val/, test/; the layouts"
+    ) in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name,class\na.jpg,a\n", "line 1 of {}: the columns are 'name,class', not 'filename,lab"),
+        ("", "line 1 of {}: the columns are '', not 'filename,label'"),
+        ("filename,label\na.jpg,a\nb.jpg\n", "line 3 of {}: it has 1 columns, not 2"),
+        ("filename,label\na.jpg,\n", "line 2 of {}: 'a.jpg','' is not a file name and a class"),
+        ("filename,label\n\n../a.jpg,a\n", "line 3 of {}: '../a.jpg','a' is not a file name"),
+        ("filename,label\na.jpg,a\na.jpg,b\n", "line 3 of {}: 'a.jpg' is listed twice"),
+        ('filename,label\n"a.jpg,a\n', "line 2 of {}: unexpected end of data"),
+        ("filename,label\na.jpg,\xe9\n", "line 2 of {}: it is not UTF-8 text"),
+    ],
+)
+def test_names_the_line_of_a_mistake_in_a_table(tmp_path: Path, text: str, said: str) -> None:
+    csv_with_a_folder(tmp_path)
+    path = tmp_path / "train.csv"
+    path.write_bytes(text.encode("latin-1"))
+    message = refusal(tmp_path)
+    assert said.format(path) in message
+    assert message.endswith("; correct it, or get the table again")
+
+
+def test_reads_tables_with_other_columns_and_line_ends(tmp_path: Path) -> None:
+    csv_with_a_folder(tmp_path)
+    for split in SPLITS:
+        path = tmp_path / f"{split}.csv"
+        lines = [",label,filename"]
+        lines += [f"{i},{name[:5]},{name}" for i, name in enumerate(files_of(split))]
+        path.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    assert by_class(read(tmp_path, FORM)) == EXPECTED
+
+
+def test_names_a_web_page_in_place_of_a_table(tmp_path: Path) -> None:
+    csv_with_a_folder(tmp_path)
+    (tmp_path / "test.csv").write_text("<!DOCTYPE html>")
+    assert f"{tmp_path / 'test.csv'} is a web page, not a table of file names" in refusal(tmp_path)
+
+
+def test_names_images_that_the_tables_list_and_that_are_not_there(tmp_path: Path) -> None:
+    csv_with_a_folder(tmp_path)
+    for number in (1, 2):
+        (tmp_path / "images" / f"n0000{number:08}.jpg").unlink()
+    assert (
+        f"{tmp_path / 'images'} lacks 2 of the 300 images that the tables list, among them "
+        "'n000000000001.jpg'; add them, or remove their lines from the tables"
+    ) == refusal(tmp_path)
+
+
+def test_refuses_two_images_of_one_name(tmp_path: Path) -> None:
+    csv_with_a_folder(tmp_path)
+    make_folder(tmp_path / "images" / "more", dict(list(files_of("val").items())[:1]))
+    assert "holds two images 'n100000000000.jpg' in different folders" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("make", [csv_with_a_folder, pickles, torchmeta, folders])
+def test_refuses_other_splits(
+    tmp_path: Path, make: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SPLITS, "val", dict(list(SPLITS["val"].items())[:15]))
+    make(tmp_path)
+    message = refusal(tmp_path)
+    assert (
+        "has 15 classes in 'val', Ravi and Larochelle's split of mini-ImageNet has 16; get a "
+        "complete copy with that split"
+    ) in message
+    assert str(tmp_path) in message
+
+
+@pytest.mark.parametrize("make", [pickles, torchmeta, folders])
+def test_refuses_overlapping_splits(
+    tmp_path: Path, make: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = class_name("train", 7)
+    test = dict(list(SPLITS["test"].items())[:19]) | {shared: SPLITS["train"][shared]}
+    monkeypatch.setitem(SPLITS, "test", test)
+    make(tmp_path)
+    assert (
+        f"has class {shared!r} in both 'train' and 'test': test classes must not be trained on; "
+        "get a copy with Ravi and Larochelle's split"
+    ) in refusal(tmp_path)
+
+
+GOOD = np.zeros((4, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([1], "it has list, not 'image_data' and 'class_dict'"),
+        ({"images": 1}, "it has 'images', not 'image_data' and 'class_dict'"),
+        ({"image_data": [1], "class_dict": {}}, "'image_data' is list, not uint8 (N, height"),
+        ({"image_data": GOOD / 1, "class_dict": {}}, "'image_data' is float64 (4, 8, 8, 3), not"),
+        ({"image_data": GOOD[..., 0], "class_dict": {}}, "'image_data' is uint8 (4, 8, 8), not"),
+        ({"image_data": GOOD, "class_dict": []}, "'class_dict' is list"),
+        (
+            {"image_data": GOOD, "class_dict": {"a": [4]}},
+            "class 'a' is not a list of rows of the 4",
+        ),
+        ({"image_data": GOOD, "class_dict": {"a": [-1]}}, "class 'a' is not a list of rows"),
+        ({"image_data": GOOD, "class_dict": {"a": [0.5]}}, "class 'a' is not a list of rows"),
+        ({"image_data": GOOD, "class_dict": {"a": []}}, "class 'a' is not a list of rows"),
+        ({"image_data": GOOD, "class_dict": {"a": [[1], [2, 3]]}}, "class 'a' is not a list"),
+        ({"image_data": GOOD, "class_dict": {"a": 3}}, "class 'a' is not a list of rows"),
+        ({"image_data": GOOD, "class_dict": {"a": [1 << 80]}}, "class 'a' is not a list of rows"),
+        ({"image_data": GOOD, "class_dict": {3: [0]}}, "class 3 is not a list of rows"),
+        ({"image_data": GOOD, "class_dict": {"a": [0, 0]}}, "class 'a' has an image that is taken"),
+        ({"image_data": GOOD, "class_dict": {"a": [0], "b": [0]}}, "class 'b' has an image that"),
+    ],
+)
+def test_refuses_pickles_of_other_things(tmp_path: Path, data: object, said: str) -> None:
+    pickles(tmp_path)
+    path = tmp_path / "mini-imagenet-cache-train.pkl"
+    path.write_bytes(pickle.dumps(data))
+    message = refusal(tmp_path)
+    assert f"{path} is a pickle, but not of mini-ImageNet: {said}" in message
+    assert message.endswith("; get it from its publisher again")
+
+
+def test_names_an_empty_class_folder(tmp_path: Path) -> None:
+    folders(tmp_path)
+    for image in (tmp_path / "val" / "n1003").iterdir():
+        image.unlink()
+    assert f"{tmp_path / 'val' / 'n1003'} has no images; add some, or get a complete copy" == (
+        refusal(tmp_path)
+    )
+
+
+def test_the_real_mini_imagenet() -> None:
+    """A complete copy has 600 images of each class, the development copy the first 300."""
+    classes: Counter[str] = Counter()
+    for item in read(real_data("mini-imagenet"), ImageFormat(size=16, channels=3)):
+        classes[item.split] += 1
+        assert len(item.images) in (300, 600)
+        assert item.images.shape[1:] == (3, 16, 16)
+        assert item.name.startswith("n")
+        assert 10 < item.images.std() < 120
+    assert classes == CLASSES

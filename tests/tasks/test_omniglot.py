@@ -1,0 +1,175 @@
+"""Omniglot's two archives, whole, in parts, and in the split that this project fixes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradshare.errors import DataError
+from gradshare.tasks import omniglot
+from gradshare.tasks.images import ImageFormat
+from gradshare.tasks.omniglot import OMNIGLOT, SPLIT_SIZES, read, split
+from gradshare.tasks.store import ClassImages
+from tests.tasks.archive_builders import (
+    by_class,
+    encoded,
+    make_folder,
+    make_zip,
+    pixels,
+    real_data,
+)
+
+FORM = ImageFormat(size=8, channels=1)
+
+# Twenty drawings in turn make all characters.
+DRAWINGS = [encoded(pixels(i)[..., 0]) for i in range(20)]
+
+
+def part_files(part: str, first: int, characters: int, drawings: int = 20) -> dict[str, bytes]:
+    """The files of an archive in the official layout, characters counted from `first`."""
+    return {
+        f"{part}/Alphabet_{i // 20}/character{i % 20 + 1:02}/{i:04}_{j + 1:02}.png": DRAWINGS[
+            (i + j) % 20
+        ]
+        for i in range(first, first + characters)
+        for j in range(drawings)
+    }
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """The files of both archives of an Omniglot of 6 + 4 characters."""
+    sizes = {"images_background": 6, "images_evaluation": 4}
+    monkeypatch.setattr(omniglot, "CHARACTERS", sizes)
+    monkeypatch.setattr(omniglot, "SPLIT_SIZES", {"train": 5, "val": 2, "test": 3})
+    return part_files("images_background", 0, 6), part_files("images_evaluation", 6, 4)
+
+
+def make_archives(folder: Path, background: dict[str, bytes], evaluation: dict[str, bytes]) -> Path:
+    make_zip(folder / "images_background.zip", background)
+    make_zip(folder / "images_evaluation.zip", evaluation)
+    return folder
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DataError) as error:
+        list(read(path, FORM))
+    return str(error.value)
+
+
+def test_reads_the_two_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(omniglot, "DRAWINGS", 2)
+    background = part_files("images_background", 0, 964, drawings=2)
+    evaluation = part_files("images_evaluation", 964, 659, drawings=2)
+    classes = list(read(make_archives(tmp_path, background, evaluation), FORM))
+    assert Counter(item.split for item in classes) == SPLIT_SIZES
+    assert all(item.images.shape == (2, 1, 8, 8) for item in classes)
+    found = {item.name: item for item in classes}
+    # The images of a class stand in the order of their names.
+    images = found["Alphabet_0/character02"].images
+    assert np.array_equal(images[0, 0], pixels(1)[..., 0])
+    assert np.array_equal(images[1, 0], pixels(2)[..., 0])
+
+
+def test_a_folder_unpacked_from_an_archive_reads_the_same(
+    tmp_path: Path, small: tuple[dict[str, bytes], dict[str, bytes]]
+) -> None:
+    archives = make_archives(make_folder(tmp_path / "zip", {}), *small)
+    shuffled = dict(reversed(small[0].items()))
+    mixed = make_folder(tmp_path / "mixed", shuffled)
+    make_zip(mixed / "images_evaluation.zip", small[1])
+    classes = by_class(read(archives, FORM))
+    assert len(classes) == 10
+    assert by_class(read(mixed, FORM)) == classes
+
+
+def test_the_split_is_dealt_out_by_the_digest_of_the_names() -> None:
+    names = [f"Alphabet_{i // 50}/character{i % 50 + 1:02}" for i in range(1623)]
+    split_of = split(names)
+    assert Counter(split_of.values()) == {"train": 1150, "val": 50, "test": 423}
+    assert split(reversed(names)) == split_of
+    largest = {
+        part: max(
+            hashlib.sha256(name.encode()).hexdigest() for name in names if split_of[name] == part
+        )
+        for part in SPLIT_SIZES
+    }
+    assert largest["train"] < largest["val"] < largest["test"]
+
+
+def test_turns_classes_and_verifies_what_it_downloads() -> None:
+    assert OMNIGLOT.rotate_classes
+    assert (OMNIGLOT.channels, OMNIGLOT.image_size) == (1, 28)
+    assert [archive.filename for archive in OMNIGLOT.archives] == [
+        "images_background.zip",
+        "images_evaluation.zip",
+    ]
+    assert all(archive.md5 for archive in OMNIGLOT.archives)
+
+
+def test_names_what_is_missing(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "x").startswith(f"{tmp_path / 'x'} is not there; Omniglot is read")
+    archive = make_zip(tmp_path / "images_background.zip", {})
+    assert "is a file; Omniglot is read from the folder that holds images_background.zip" in (
+        refusal(archive)
+    )
+    assert (
+        f"{tmp_path} has no images_evaluation.zip and no folder images_evaluation; Omniglot is "
+        "read from the folder that holds images_background.zip and images_evaluation.zip, or what "
+        "they unpack to. Found: images_background.zip"
+    ) == refusal(tmp_path)
+
+
+def test_refuses_an_incomplete_part(
+    tmp_path: Path, small: tuple[dict[str, bytes], dict[str, bytes]]
+) -> None:
+    background, evaluation = small
+    make_archives(tmp_path, background, dict(list(evaluation.items())[:-1]))
+    path = tmp_path / "images_evaluation.zip"
+    assert (
+        f"character Alphabet_0/character10 in {path} has 19 drawings, Omniglot has 20 of each; "
+        "download images_evaluation.zip again"
+    ) == refusal(tmp_path)
+    make_zip(path, dict(list(evaluation.items())[:40]))
+    assert (
+        f"{path} has 2 characters, Omniglot's images_evaluation has 4; download "
+        "images_evaluation.zip again"
+    ) == refusal(tmp_path)
+
+
+def test_names_a_damaged_drawing(tmp_path: Path) -> None:
+    name = "images_background/Greek/character01/0001_01.png"
+    make_zip(tmp_path / "images_background.zip", {name: b"\x89PNG"})
+    make_zip(tmp_path / "images_evaluation.zip", {})
+    assert f"{name} in {tmp_path / 'images_background.zip'} is not a readable image" in refusal(
+        tmp_path
+    )
+
+
+@pytest.fixture(scope="module")
+def real() -> list[ClassImages]:
+    return list(read(real_data("omniglot"), ImageFormat(size=28, channels=1)))
+
+
+def test_the_real_omniglot(real: list[ClassImages]) -> None:
+    assert Counter(item.split for item in real) == SPLIT_SIZES
+    assert all(item.images.shape == (20, 1, 28, 28) for item in real)
+    alphabets = {item.name.split("/")[0] for item in real}
+    assert len(alphabets) == 50
+    for part in SPLIT_SIZES:
+        # Black strokes on white.
+        assert np.mean([item.images.mean() for item in real if item.split == part]) > 200
+
+
+def test_the_real_split_stays_as_it_is(real: list[ClassImages]) -> None:
+    """Results under another split would not be comparable: this must never change."""
+    names = [f"{item.split} {item.name}" for item in real]
+    assert names[0] == "train Alphabet_of_the_Magi/character02"
+    assert names[1150] == "val Anglo-Saxon_Futhorc/character02"
+    assert names[1200] == "test Alphabet_of_the_Magi/character01"
+    digest = "b47afec4bb244b17f6cae66a0397a86f74c42bea8b462f4383d1f29a7fbe7f1e"
+    assert hashlib.sha256("\n".join(names).encode()).hexdigest() == digest

@@ -1,0 +1,262 @@
+"""The configuration: what it refuses, in which words, and that a stored one reproduces a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradshare.config import RunConfig, load_yaml
+from gradshare.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task_batch": 0}, "--task-batch 0: must be greater than or equal to 1"),
+        ({"ways": 1}, "--ways 1: must be greater than or equal to 2"),
+        ({"inner_lr": float("nan")}, "--inner-lr nan: must be a finite number"),
+        ({"method": "mamel"}, "--method 'mamel': must be 'maml', 'meta-sgd' or 'maml++'"),
+        ({"image_size": 8}, "--image-size 8: must be greater than or equal to 16"),
+        (
+            {"multi_step_loss": "soon", "method": "maml++"},
+            "--multi-step-loss 'soon': give a number of iterations like 7500, or a share of the "
+            "run like 15%",
+        ),
+        (
+            {"first_order_for": "120%"},
+            "--first-order-for '120%': give a number of iterations like 7500, or a share of the "
+            "run like 15%",
+        ),
+        (
+            {"sharing": False, "sharing_control": "rate-control"},
+            "sharing_control 'rate-control' replaces sharing, which is off; leave one of them out",
+        ),
+        (
+            {"sharing": False, "fixed_lambda": 0.5},
+            "--fixed-lambda 0.5 holds λ, which original does not have; leave it out",
+        ),
+        (
+            {"sharing_control": "learned-rates", "fixed_lambda": 0.5},
+            "--fixed-lambda 0.5 holds λ, which learned-rates does not have; leave it out",
+        ),
+        *(
+            (
+                {"sharing_control": control, "fixed_m": 1},
+                f"--fixed-m 1 holds m, which {control} does not have; leave it out",
+            )
+            for control in ("rate-control", "own-gradient", "learned-rates")
+        ),
+        (
+            {"sharing": False, "fixed_m": 0.25},
+            "--fixed-m 0.25 holds m, which original does not have; leave it out",
+        ),
+        (
+            {"per_step_rates": False},
+            "--per-step-rates False is a part of MAML++ that --method maml does not have; use "
+            "--method maml++ or leave it out",
+        ),
+        ({"innr_lr": 0.1}, "unknown setting 'innr_lr'; did you mean 'inner_lr'?"),
+        ({"learning_rate": 0.1}, "unknown setting 'learning_rate'; did you mean 'outer_lr'?"),
+        (
+            {"xyzzy": 4},
+            "unknown setting 'xyzzy'; `gradshare train --help` has them all",
+        ),
+        (
+            {"cosine_annealing_to": 0.01},
+            "--cosine-annealing-to 0.01 is above the outer learning rate 0.001, which would rise "
+            "to it; give at most --outer-lr",
+        ),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        RunConfig(**settings)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("batch_size", "task_batch"),
+        ("fast_lr", "inner_lr"),
+        ("first_order", "order"),
+        ("hidden_size", "filters"),
+        ("inner_learning_rate", "inner_lr"),
+        ("k_shot", "shots"),
+        ("learning_rate", "outer_lr"),
+        ("lr", "outer_lr"),
+        ("meta_batch_size", "task_batch"),
+        ("meta_learning_rate", "outer_lr"),
+        ("meta_lr", "outer_lr"),
+        ("n_way", "ways"),
+        ("num_shots", "shots"),
+        ("num_steps", "inner_steps"),
+        ("num_ways", "ways"),
+        ("outer_learning_rate", "outer_lr"),
+        ("recompute", "memory"),
+        ("second_order", "order"),
+        ("step_size", "inner_lr"),
+        ("tasks_at_a_time", "tasks"),
+        ("update_lr", "inner_lr"),
+    ],
+)
+def test_another_librarys_name_leads_to_ours(name: str, ours: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        RunConfig(**{name: 1})
+    assert str(error.value) == f"unknown setting {name!r}; did you mean {ours!r}?"
+
+
+def test_several_bad_settings_are_all_named() -> None:
+    with pytest.raises(ConfigError) as error:
+        RunConfig(**{"ways": 0, "shots": 0})
+    assert str(error.value).splitlines() == [
+        "--ways 0: must be greater than or equal to 2",
+        "--shots 0: must be greater than or equal to 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sede": 3}, "unknown setting 'sede'; did you mean 'seed'?"),
+        ({"seed": -1}, "--seed -1: must be greater than or equal to 0"),
+        (
+            {"workers": 9},
+            "--workers 9 has no task for every process: a batch has 5; use at most as many workers "
+            "as --task-batch",
+        ),
+    ],
+)
+def test_a_changed_copy_is_checked_like_a_new_configuration(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        RunConfig().model_copy(update=changes)
+    assert str(error.value) == message
+
+
+def test_a_changed_copy_differs_in_what_was_changed_alone() -> None:
+    config = RunConfig(method="maml++", multi_step_loss="40%")
+    changed = config.model_copy(update={"seed": 3, "data_root": "elsewhere"})
+    assert changed == RunConfig(
+        method="maml++", multi_step_loss="40%", seed=3, data_root=Path("elsewhere")
+    )
+    assert config.model_copy() == config
+
+
+def test_a_stored_configuration_is_the_same_configuration(tmp_path: Path) -> None:
+    config = RunConfig(
+        **{"method": "maml++", "multi_step_loss": "40%", "seed": 3, "clamp_gradients": 10}
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert RunConfig.from_yaml(str(path)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ways: [5", "is not valid YAML"),
+        ("- ways", "must hold lines like `ways: 5`; it holds a list"),
+        ("wayz: 5", "unknown setting 'wayz'; did you mean 'ways'?"),
+        ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
+    ],
+)
+def test_a_bad_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        load_yaml(path)
+    assert message in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*absent\.yaml"):
+        load_yaml(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(("span", "iterations"), [("15%", 75), ("7500", 7500), ("0", 0)])
+def test_a_span_is_iterations_or_a_share_of_the_run(span: str, iterations: int) -> None:
+    config = RunConfig(epochs=10, iterations_per_epoch=50)
+    assert config.span(span) == iterations
+
+
+def test_every_field_says_what_it_is() -> None:
+    for name, field in RunConfig.model_fields.items():
+        assert field.description, name
+        assert isinstance(field.json_schema_extra, dict), name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 60_000, "is not valid YAML: maximum recursion depth exceeded"),
+        ("#" * 70_000, "has more than 65,536 bytes and is no configuration; give a file of lines"),
+        ("ways: &a [*a]", "is not valid YAML: it has an alias (*name); write the value out"),
+        (
+            "\n".join(f"x{i}: &x{i} {{<<: [{', '.join([f'*x{i - 1}'] * 9)}]}}" for i in range(40)),
+            "is not valid YAML: it has an alias (*name); write the value out",
+        ),
+        ("ways: !!int ''", "is not valid YAML: "),  # PyYAML: IndexError
+        ("ways: !!bool x", "is not valid YAML: "),  # KeyError
+        ("ways: !!timestamp x", "is not valid YAML: "),  # AttributeError
+        ("ways: 2001-99-99", "is not valid YAML: "),  # ValueError
+        ("ways: \xff".encode("latin-1"), "cannot read the configuration"),
+    ],
+    ids=lambda value: None if len(value) < 40 else str(value[:10]),
+)
+def test_what_the_fuzzer_found_in_yaml_is_refused(
+    text: str | bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as error:
+        load_yaml(path)
+    assert message in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_file_with_an_unknown_setting_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("shot: 5", encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        load_yaml(path)
+    assert str(error.value) == f"{path}: unknown setting 'shot'; did you mean 'shots'?"
+
+
+@pytest.mark.parametrize("text", ['dataset: "a\\0b"', 'data_root: "\\ud800"', 'device: "cpu\\n"'])
+def test_text_that_no_file_can_hold_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds a control character"):
+        RunConfig.from_yaml(tmp_path / "config.yaml")
+
+
+def test_a_value_that_is_too_long_to_be_shown_is_cut() -> None:
+    with pytest.raises(ConfigError) as error:
+        RunConfig(**{"ways": [list(range(1000))] * 1000})
+    assert len(str(error.value)) < 200
+
+
+def test_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        RunConfig(data_root="~nobody-here/data")
+    assert str(error.value) == (
+        "--data-root '~nobody-here/data': '~nobody-here/data' is in the home of a user that is not "
+        "known here"
+    )
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"sharing": False},
+        {"sharing_control": "rate-control"},
+        {"fixed_lambda": 0.5, "fixed_m": 0.1},
+    ],
+)
+def test_without_its_arm_a_configuration_shares(arm: dict[str, Any]) -> None:
+    config = RunConfig(ways=3, **arm)
+    assert config.without_arm() == RunConfig(ways=3)
+    assert config.without_arm().arm == "gradient-sharing"
