@@ -487,7 +487,7 @@ def _bytes_of_a_task(problem: Problem) -> int:
     and θ_0, …, θ_K with K gradients and K updates.
     """
     task = draw_tasks(problem, 1, seed=0)
-    pixels = task.support_x.numel() + task.query_x.numel()
+    pixels: int = task.support_x.numel() + task.query_x.numel()
     adapted = sum(
         p.numel() for name, p in starting_model(problem).named_parameters() if ".norm." not in name
     )

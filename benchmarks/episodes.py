@@ -1,4 +1,4 @@
-"""Drawing episodes: our sampler, beside a loader that decodes each image each time."""
+"""Drawing episodes: our source of tasks, beside a loader that decodes each image each time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.problems import Problem, draw_tasks
-from gradshare.tasks import EpisodeSampler, ImageStore, TaskBatch
+from gradshare.tasks import ImageStore, ImageTasks, TaskBatch
 from gradshare.tasks.store import ClassImages, write_store
 
 CLASSES, IMAGES = 20, 30
@@ -43,14 +43,13 @@ def _a_task_of_all_images(problem: Problem) -> Problem:
     )
 
 
-def open_sampler(problem: Problem, folder: Path) -> EpisodeSampler:
-    """Our sampler over the images that `write_images` wrote."""
-    return EpisodeSampler(
+def open_tasks(problem: Problem, folder: Path) -> ImageTasks:
+    """Our source of tasks over the images that `write_images` wrote."""
+    return ImageTasks(
         ImageStore.open(folder / STORE).splits["train"],
         ways=problem.ways,
         shots=problem.shots,
         queries=problem.queries,
-        seed=problem.seed,
     )
 
 
@@ -61,7 +60,7 @@ class DecodingLoader:
 
     def __init__(self, problem: Problem, folder: Path) -> None:
         self.problem = problem
-        self.rows = open_sampler(problem, folder).rows
+        self.rows = open_tasks(problem, folder).rows
         self.paths = sorted((folder / FILES).glob("*/*.jpg"))
 
     def batch(self, index: int) -> TaskBatch:

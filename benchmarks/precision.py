@@ -12,9 +12,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from gradshare.inner_loop import GradientSharing
 from gradshare.methods import MetaLearner, maml
-from gradshare.methods.meta_learner import Precision
+from gradshare.methods.network import Precision
 from gradshare.models import Conv4
 from gradshare.tasks import TaskBatch
 from gradshare.training.machine import keep_freed_memory
@@ -39,10 +38,10 @@ def random_tasks(size: int, channels: int, shots: int, count: int) -> TaskBatch:
 
 def seconds(learner: MetaLearner, tasks: TaskBatch) -> float:
     """One meta-step: the outer loss and its gradient."""
-    learned, state = learner.init()
+    meta, carried = learner.init()
     start = time.perf_counter()
-    losses = learner.outer_step(learned, state, tasks, iteration=0).losses
-    torch.autograd.grad(losses.mean(), list(learned.values()), allow_unused=True)
+    objective = learner.outer_step(meta, carried, tasks, iteration=0).objective
+    torch.autograd.grad(objective.mean(), list(meta.values()), allow_unused=True)
     return time.perf_counter() - start
 
 
@@ -54,7 +53,7 @@ def main() -> None:
         tasks = random_tasks(size, channels, shots, count)
         model = Conv4(ways=WAYS, image_size=size, channels=channels)
         learners = {
-            precision: maml(model, steps=STEPS, sharing=GradientSharing(STEPS), precision=precision)
+            precision: maml(model, steps=STEPS, sharing=True, precision=precision)
             for precision in get_args(Precision)
         }
         rounds = [

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.contenders import Contender
-from benchmarks.episodes import DecodingLoader, open_sampler
+from benchmarks.episodes import DecodingLoader, open_tasks
 from benchmarks.floor import Floor
 from benchmarks.memory import peak_over_resident
 from benchmarks.ours import Method, Ours
@@ -120,10 +120,10 @@ class Session:
         work = Problem(**problem)
         draw: Callable[[int], object]
         if source == "store":
-            sampler = open_sampler(work, Path(folder))
+            stored = open_tasks(work, Path(folder))
 
             def from_store(index: int) -> object:
-                return sampler.batch([index])
+                return stored.batch([index])
 
             draw = from_store
         else:
@@ -141,14 +141,14 @@ class Session:
         normalising, and of the meta-step; and PyTorch's own profile of one iteration in a file.
         """
         work = Problem(**problem)
-        sampler, ours = open_sampler(work, Path(folder)), Ours(work, Method(**method))
+        source, ours = open_tasks(work, Path(folder)), Ours(work, Method(**method))
         stages: list[list[float]] = []
 
         def iteration(index: int) -> None:
             first = index * work.task_batch
             times = [time.perf_counter()]
             with torch.profiler.record_function("## sampling"):
-                tasks = sampler.batch(range(first, first + work.task_batch))
+                tasks = source.batch(range(first, first + work.task_batch))
             times.append(time.perf_counter())
             with torch.profiler.record_function("## moving and normalising"):
                 given = ours.as_given(tasks.to("cpu"))

@@ -33,12 +33,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradshare.config import RunConfig
+from gradshare.config import build, from_settings
+from gradshare.tasks.source import prepared, training_indices
 from gradshare.tasks.store import ClassImages, write_store
-from gradshare.training.launch import is_first, processes_of
+from gradshare.training.fit import prepare_run
+from gradshare.training.launch import is_first, torchrun_processes
+from gradshare.training.layout import Layout
 from gradshare.training.machine import environment, keep_freed_memory
-from gradshare.training.outer_loop import make_optimizer, outer_iteration
-from gradshare.training.setup import set_up
+from gradshare.training.outer_loop import Clipping, outer_iteration
 
 WARM_UP = 1
 TURN = "GRADSHARE_BENCHMARK_TURN"  # the variable that tells a process of a turn what to do
@@ -179,27 +181,29 @@ def _turn(contender: Contender, settings: dict[str, Any], iterations: int) -> li
 def _take_turn(settings: dict[str, Any], iterations: int) -> None:
     """The body of each process of a turn; the first prints the seconds of each iteration."""
     keep_freed_memory()
-    config = RunConfig(**settings)
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(settings["threads"])
+    parts = build(from_settings(settings))
+    sources = (parts.train, parts.validation, parts.test)
+    state, *_, contents = prepare_run(
+        parts.learner, sources, parts.options, torch.device("cpu"), None
+    )
+    learner = Layout(**contents["layout"]).applied(parts.learner)
     seconds = []
-    with processes_of(config) as processes:
-        setup = set_up(config, processes)
-        learned, state = setup.learner.init()
-        optimizer = make_optimizer(learned, config.outer_lr)
+    with torchrun_processes(settings["device"]) as processes:
         for iteration in range(WARM_UP + iterations):
             start = time.perf_counter()
-            first = iteration * config.task_batch
-            share = processes.share(range(first, first + config.task_batch))
-            state = outer_iteration(
-                setup.learner,
-                learned,
-                state,
-                optimizer,
-                setup.normalization.batch(setup.train.batch(share.tasks)),
+            share = processes.share(training_indices(0, iteration, settings["task_batch"]))
+            state.carried = outer_iteration(
+                learner,
+                state.meta,
+                state.carried,
+                state.optimizer,
+                prepared(parts.train, parts.train.batch(share.tasks)),
                 iteration=iteration,
-                clamp_gradients=None,
+                clipping=Clipping(),
+                metrics={},
                 share=share,
-            ).state
+            ).carried
             seconds.append(time.perf_counter() - start)
     if is_first():
         print(json.dumps(seconds[WARM_UP:]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import hypothesis
@@ -59,7 +61,9 @@ def tiny_classes(split: str, count: int, images: int = 10) -> list[ClassImages]:
     return classes
 
 
-def prepare_tiny(root: Path, train_classes: int = 12) -> None:
+def prepare_tiny(
+    root: Path, train_classes: int = 12, source: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Prepare the dataset "tiny" in a data root."""
     classes = [*tiny_classes("train", train_classes), *tiny_classes("val", 5)]
     write_store(
@@ -67,7 +71,7 @@ def prepare_tiny(root: Path, train_classes: int = 12) -> None:
         [*classes, *tiny_classes("test", 5)],
         name="tiny",
         rotate_classes=False,
-        source={},
+        source=dict(source),
     )
 
 

@@ -61,13 +61,13 @@ def learner(s: Setting, *, conv_bias: bool = False, **layout: Any) -> MetaLearne
     norm: Norm = "per-tensor" if s.per_tensor_norm else "global"
     sharing: dict[str, UpdateRule | None] = {
         "none": None,
-        "sharing": GradientSharing(s.steps, norm=norm),
-        "rate-control": RateControl(s.steps),
-        "learned-rates": LearnedRates(s.steps),
-        "own-gradient": OwnGradient(s.steps, norm=norm),
-        "unnormalized": UnnormalizedSharing(s.steps),
-        "detached": DetachedSharing(s.steps, norm=norm),
-        "forgotten": ForgottenAtTest(s.steps, norm=norm),
+        "sharing": GradientSharing(norm=norm),
+        "rate-control": RateControl(),
+        "learned-rates": LearnedRates(),
+        "own-gradient": OwnGradient(norm=norm),
+        "unnormalized": UnnormalizedSharing(),
+        "detached": DetachedSharing(norm=norm),
+        "forgotten": ForgottenAtTest(norm=norm),
     }
     rule = sharing[s.sharing]
     gates = {"lambda": s.fixed_lambda, "m": s.fixed_m}
@@ -96,7 +96,7 @@ def learner(s: Setting, *, conv_bias: bool = False, **layout: Any) -> MetaLearne
     )
 
 
-def perturbed(learned: Tensors, seed: int = 1) -> dict[str, Tensor]:
+def perturbed(meta: Tensors, seed: int = 1) -> dict[str, Tensor]:
     """Outer parameters away from their special starting values: λ ≠ 0, γ ≠ 1, β ≠ 0, α uneven."""
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -106,18 +106,18 @@ def perturbed(learned: Tensors, seed: int = 1) -> dict[str, Tensor]:
             * t.detach().abs().clamp(min=0.3)
             * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)
         ).requires_grad_()
-        for name, t in learned.items()
+        for name, t in meta.items()
     }
 
 
-def oracle_g_hat(state: Tensors, steps: int) -> list[dict[str, Tensor]] | None:
+def oracle_g_hat(carried: Tensors, steps: int) -> list[dict[str, Tensor]] | None:
     """The package's stored ĝ in the oracle's form."""
-    if "sharing.seen" not in state or not state["sharing.seen"].all():
+    if "sharing.seen" not in carried or not carried["sharing.seen"].all():
         return None
     return [
         {
-            name.removeprefix(f"sharing.g_hat.{k}."): tensor.squeeze(0)
-            for name, tensor in state.items()
+            name.removeprefix(f"sharing.g_hat.{k}."): tensor
+            for name, tensor in carried.items()
             if name.startswith(f"sharing.g_hat.{k}.")
         }
         for k in range(steps)

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import bench, growth
 from benchmarks.contenders import PEER_NAMES, Contender, ours
 from benchmarks.driver import ROOT, Worker, checked
-from benchmarks.episodes import DecodingLoader, open_sampler, write_images
+from benchmarks.episodes import DecodingLoader, open_tasks, write_images
 from benchmarks.floor import Floor
 from benchmarks.ours import Method, Ours
 from benchmarks.peers import PEERS
@@ -111,7 +111,7 @@ def test_every_method_of_ours_runs(name: Any, sharing: bool) -> None:
         else name.removeprefix("model.")
         if name.startswith("model.linear")
         else name
-        for name in mine.learned
+        for name in mine.meta
         if name.startswith("model.")
     }
 
@@ -137,12 +137,12 @@ def operations_of_convolutions(call: Callable[[], object]) -> int:
     return sum(count for operator, count in counts.items() if "convolution" in str(operator))
 
 
-def test_a_decoding_loader_draws_the_samplers_episodes(tmp_path: Path) -> None:
+def test_a_decoding_loader_draws_the_same_episodes_as_the_store(tmp_path: Path) -> None:
     problem = Problem(16, 3, shots=2, task_batch=1, queries=3)
     write_images(problem, tmp_path)
     decoded, stored = (
         DecodingLoader(problem, tmp_path).batch(3),
-        open_sampler(problem, tmp_path).batch([3]),
+        open_tasks(problem, tmp_path).batch([3]),
     )
     assert torch.equal(decoded.support_y, stored.support_y)
     assert torch.equal(decoded.query_y, stored.query_y)

@@ -11,12 +11,30 @@ import pytest
 import torch
 from PIL import Image
 
-from gradshare import EpisodeSampler, FewShotClassifier, RunConfig, TaskBatch, open_dataset, train
+import gradshare as gs
+from gradshare import FewShotClassifier, ImageTasks, RunConfig, TaskBatch
+from gradshare.config import build, open_run, stored, train
 from gradshare.errors import ConfigError, DataError, RunError
+from gradshare.methods import Adapted, MetaLearner
 from gradshare.tasks.images import ImageFormat, Resize, read_image
-from gradshare.training.evaluation import measure_test
-from gradshare.training.folder import RunFolder
-from gradshare.training.setup import set_up
+from tests.conftest import prepare_tiny
+
+SETTINGS: dict[str, Any] = {
+    "dataset": "tiny",
+    "ways": 3,
+    "queries": 4,
+    "inner_steps": 2,
+    "filters": 4,
+    "epochs": 3,
+    "task_batch": 2,
+    "iterations_per_epoch": 5,
+    "outer_lr": 0.05,  # so that the checkpoints differ
+    "val_tasks": 4,
+    "test_tasks": 8,
+    "ensemble": 3,
+    "device": "cpu",
+    "threads": 1,
+}
 
 
 @pytest.fixture(scope="module", params=["inductive", "transductive"])
@@ -25,37 +43,19 @@ def run(
 ) -> Path:
     """The folder of a run that kept three checkpoints."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    config = RunConfig(
-        dataset="tiny",
-        data_root=data_root,
-        ways=3,
-        queries=4,
-        inner_steps=2,
-        filters=4,
-        epochs=3,
-        task_batch=2,
-        iterations_per_epoch=5,
-        outer_lr=0.05,  # so that the checkpoints differ
-        val_tasks=4,
-        test_tasks=8,
-        ensemble=3,
-        batch_norm=request.param,
-        device="cpu",
-        threads=1,
-    )
-    train(config, folder)
+    train(RunConfig(**SETTINGS, data_root=data_root, batch_norm=request.param), folder)
     return folder
 
 
 def task(data_root: Path, index: int = 0) -> TaskBatch:
-    split = open_dataset("tiny", data_root).splits["test"]
-    return EpisodeSampler(split, ways=3, shots=2, queries=5, seed=7).batch([index])
+    split = gs.open_dataset("tiny", data_root).splits["test"]
+    return ImageTasks(split, ways=3, shots=2, queries=5).batch([index])
 
 
 def test_new_classes_are_learned_under_their_own_names(run: Path, data_root: Path) -> None:
     batch = task(data_root)
     names = np.array(["wren", "owl", "crow"])[batch.support_y[0].numpy()]
-    classifier = FewShotClassifier.from_run(run).fit(batch.support_x[0], names)
+    classifier = FewShotClassifier(run).fit(batch.support_x[0], names)
     assert classifier.classes_.tolist() == ["crow", "owl", "wren"]
     probabilities = classifier.predict_proba(batch.query_x[0])
     assert probabilities.shape == (15, 3)
@@ -67,16 +67,16 @@ def test_there_is_no_prediction_where_every_checkpoint_overflowed(
     run: Path, data_root: Path
 ) -> None:
     batch = task(data_root)
-    classifier = FewShotClassifier.from_run(run)
+    classifier = FewShotClassifier(run)
     classifier.fit(batch.support_x[0], batch.support_y[0])
     classifier._adapted = [
-        {name: torch.full_like(tensor, torch.inf) for name, tensor in params.items()}
-        for params in classifier._adapted
+        Adapted({n: torch.full_like(t, torch.inf) for n, t in adapted.params.items()}, 2)
+        for adapted in classifier._adapted
     ]
     with pytest.raises(RunError) as error:
         classifier.score(batch.query_x[0], batch.query_y[0])
     assert str(error.value) == (
-        "there is no prediction: the inner steps overflowed on this support set, with every "
+        "there is no prediction: the inner steps overflowed on this support set, with each "
         "checkpoint (3); the run's inner rate is too high for it"
     )
 
@@ -84,7 +84,7 @@ def test_there_is_no_prediction_where_every_checkpoint_overflowed(
 def test_the_score_is_the_share_that_is_right(run: Path, data_root: Path) -> None:
     batch = task(data_root)
     names = np.array(["wren", "owl", "crow"])
-    classifier = FewShotClassifier.from_run(run)
+    classifier = FewShotClassifier(run)
     with pytest.raises(DataError, match="call fit with a support set before asking"):
         classifier.score(batch.query_x[0], batch.query_y[0])
     classifier.fit(batch.support_x[0], names[batch.support_y[0].numpy()])
@@ -95,7 +95,7 @@ def test_the_score_is_the_share_that_is_right(run: Path, data_root: Path) -> Non
     assert classifier.score(batch.query_x[0], others.tolist()) == 9 / 15
     with pytest.raises(DataError) as error:
         classifier.score(batch.query_x[0], predicted[:5])
-    assert str(error.value) == "15 images, but 5 labels; give one for each"
+    assert str(error.value) == "15 examples, but 5 labels; give one for each"
     with pytest.raises(DataError) as error:
         classifier.score(batch.query_x[0], batch.query_y[0])
     assert str(error.value) == (
@@ -107,49 +107,37 @@ def test_the_score_is_the_share_that_is_right(run: Path, data_root: Path) -> Non
     assert classifier.score(batch.query_x[0], numbers) == 1
 
 
-def test_a_device_is_named_or_given(run: Path, data_root: Path) -> None:
+def test_a_run_is_given_by_its_folder_or_as_it_is(run: Path, data_root: Path) -> None:
     batch = task(data_root)
     found = []
-    for device in ("cpu", torch.device("cpu")):
-        there = FewShotClassifier.from_run(run, device=device)
-        classifier = FewShotClassifier(
-            there.learner,
-            there.models,
-            there.normalization,
-            ways=there.ways,
-            form=there.form,
-            device=device,
-        )
-        assert there.device == classifier.device == torch.device("cpu")
+    for given in (run, str(run), open_run(run)):
+        classifier = FewShotClassifier(given, device="cpu")
         classifier.fit(batch.support_x[0], batch.support_y[0])
         found.append(classifier.predict_proba(batch.query_x[0]).tolist())
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     with pytest.raises(ConfigError) as error:
-        FewShotClassifier.from_run(run, device=torch.device("meta"))
+        FewShotClassifier(run, device="meta")
     assert str(error.value) == "--device 'meta' is unknown; use auto, cpu, cuda or cuda:N"
 
 
 def test_it_is_as_right_as_the_runs_own_test(run: Path) -> None:
-    folder = RunFolder(run)
-    config = folder.config()
-    setup = set_up(config)
-    models = folder.best_models(folder.history(), config.ensemble, setup.learner.init())
-    recorded = measure_test(setup, models, config.test_tasks, lambda tasks: None).ensemble
-    classifier = FewShotClassifier.from_run(run)
-    for index, accuracy in enumerate(recorded):
-        batch = setup.test.batch([index])
+    recorded, source = open_run(run).test, build(stored(run)).test
+    assert recorded is not None and source is not None
+    classifier = FewShotClassifier(run)
+    for index, accuracy in enumerate(recorded.ensemble["accuracy"]):
+        batch = source.batch([index])
         classifier.fit(batch.support_x[0], batch.support_y[0])
         right = classifier.predict(batch.query_x[0]) == batch.query_y[0].numpy()
         assert right.mean() == pytest.approx(accuracy)
-    assert len(set(recorded)) > 1
+    assert len(set(recorded.ensemble["accuracy"])) > 1
 
 
 def test_the_order_of_the_support_set_does_not_matter(run: Path, data_root: Path) -> None:
     batch = task(data_root)
     images, labels = batch.support_x[0].numpy(), batch.support_y[0].numpy()
     order = np.array([3, 0, 5, 2, 4, 1])
-    one = FewShotClassifier.from_run(run).fit(images, labels)
-    other = FewShotClassifier.from_run(run).fit(images[order], labels[order])
+    one = FewShotClassifier(run).fit(images, labels)
+    other = FewShotClassifier(run).fit(images[order], labels[order])
     queries = batch.query_x[0].numpy()
     assert np.allclose(one.predict_proba(queries), other.predict_proba(queries), atol=1e-4)
 
@@ -158,35 +146,35 @@ def test_the_mode_says_whether_a_prediction_depends_on_the_other_queries(
     run: Path, data_root: Path
 ) -> None:
     batch = task(data_root)
-    classifier = FewShotClassifier.from_run(run).fit(batch.support_x[0], batch.support_y[0])
-    assert classifier.batch_norm == RunFolder(run).config().batch_norm
+    classifier = FewShotClassifier(run).fit(batch.support_x[0], batch.support_y[0])
+    assert classifier.transductive == (stored(run).batch_norm == "transductive")
     together = classifier.predict_proba(batch.query_x[0])
     alone = classifier.predict_proba(batch.query_x[0][4:5])
     alike = np.allclose(together[4], alone[0], atol=1e-5)
-    assert alike == (classifier.batch_norm == "inductive")
+    assert alike == (not classifier.transductive)
 
 
 def test_probabilities_are_of_the_mean_logits_of_all_checkpoints(
     run: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = RunFolder(run)
-    setup = set_up(folder.config())
-    learner = setup.learner
+    opened, source = open_run(run), build(stored(run)).test
+    learner = opened.learner
+    assert isinstance(learner, MetaLearner) and isinstance(source, ImageTasks)
     batch = task(data_root)
-    images = setup.normalization.batch(batch)
+    images = source.prepare(batch)
     logits = []
-    for learned, state in folder.best_models(folder.history(), 3, learner.init()):
-        adapted = learner.adapt(learned, state, images).params[-1]
+    for meta, carried in opened.models(3):
+        adapted = learner.adapt(meta, carried, images)
         with torch.no_grad():
-            logits.append(learner.predict(learned, adapted, images, updates=learner.steps)[0])
+            logits.append(learner.predict(meta, adapted, images)[0])
     expected = torch.stack(logits).mean(0).softmax(-1).numpy()
     for one in logits:
         assert np.abs(one.softmax(-1).numpy() - expected).max() > 0.01
     # Where chunks change no prediction, the 15 queries are four of them.
-    monkeypatch.setattr("gradshare.classifier.INDUCTIVE_CHUNK", 4)
-    fitted = FewShotClassifier.from_run(run).fit(batch.support_x[0], batch.support_y[0])
+    monkeypatch.setattr("gradshare.classifier.CHUNK", 4)
+    fitted = FewShotClassifier(run).fit(batch.support_x[0], batch.support_y[0])
     assert np.allclose(fitted.predict_proba(batch.query_x[0]), expected, atol=1e-5)
-    best = FewShotClassifier.from_run(run, ensemble=1)
+    best = FewShotClassifier(run, ensemble=1)
     best.fit(batch.support_x[0], batch.support_y[0])
     alone = logits[0].softmax(-1).numpy()
     assert np.allclose(best.predict_proba(batch.query_x[0]), alone, atol=1e-5)
@@ -194,17 +182,17 @@ def test_probabilities_are_of_the_mean_logits_of_all_checkpoints(
 
 def test_what_does_not_fit_is_named(run: Path, data_root: Path) -> None:
     batch = task(data_root)
-    classifier = FewShotClassifier.from_run(run)
+    classifier = FewShotClassifier(run)
     with pytest.raises(DataError, match="call fit with a support set before asking"):
         classifier.predict(batch.query_x[0])
     with pytest.raises(DataError, match=r"the labels name 2 classes; this run was trained for 3"):
         classifier.fit(batch.support_x[0][:4], [0, 0, 1, 1])
-    with pytest.raises(DataError, match=r"6 images, but 5 labels; give one for each"):
+    with pytest.raises(DataError, match=r"6 examples, but 5 labels; give one for each"):
         classifier.fit(batch.support_x[0], [0, 0, 1, 1, 2])
     with pytest.raises(DataError) as error:
         classifier.fit(batch.support_x[0].float(), batch.support_y[0])
     assert str(error.value) == (
-        "images are torch.float32 (6, 1, 16, 16); this run takes torch.uint8 (n, 1, 16, 16)"
+        "the images are torch.float32 (6, 1, 16, 16); this run takes torch.uint8 (n, 1, 16, 16)"
     )
 
 
@@ -221,14 +209,15 @@ def photographs(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("resize", ["stretch", "center-crop"])
 def test_files_are_read_as_the_runs_dataset_was(run: Path, tmp_path: Path, resize: Resize) -> None:
     own = shutil.copytree(run, tmp_path / "run")
-    config = RunFolder(own).config()
-    RunFolder(own).store(config.model_copy(update={"resize": resize}))
+    prepare_tiny(tmp_path / "data", source={"resize": resize})
+    changed = {"data_root": tmp_path / "data"}
+    (own / "config.yaml").write_text(stored(own).model_copy(update=changed).to_yaml())
     paths = photographs(tmp_path)
     labels = [path.name.split("-")[0] for path in paths]
     form = ImageFormat(16, 1, resize)
     pixels = np.stack([read_image(path, str(path), form) for path in paths])
-    of_arrays = FewShotClassifier.from_run(own).fit(pixels, labels)
-    of_files = FewShotClassifier.from_run(own).fit(paths, labels)
+    of_arrays = FewShotClassifier(own).fit(pixels, labels)
+    of_files = FewShotClassifier(own).fit(paths, labels)
     expected = of_arrays.predict_proba(pixels)
     assert len({tuple(row) for row in expected}) == len(paths)
     texts = [str(path) for path in paths]
@@ -238,7 +227,7 @@ def test_files_are_read_as_the_runs_dataset_was(run: Path, tmp_path: Path, resiz
 
 
 def test_a_file_that_is_missing_or_damaged_is_named(run: Path, tmp_path: Path) -> None:
-    classifier = FewShotClassifier.from_run(run)
+    classifier = FewShotClassifier(run)
     paths = photographs(tmp_path)
     missing = tmp_path / "wren.png"
     with pytest.raises(DataError) as error:
@@ -254,17 +243,17 @@ def test_a_file_that_is_missing_or_damaged_is_named(run: Path, tmp_path: Path) -
 
 
 def test_one_path_and_what_is_no_array_are_told_from_images(run: Path) -> None:
-    classifier = FewShotClassifier.from_run(run)
+    classifier = FewShotClassifier(run)
     path: Any
     for path in ("owl.png", Path("owl.png")):
         with pytest.raises(DataError) as error:
             classifier.fit(path, [0])
-        assert str(error.value) == "images is one path, 'owl.png'; give a list of paths"
+        assert str(error.value) == "x is one path, 'owl.png'; give a list of paths"
     images: Any
     for images in (["owl.png", 3], [np.zeros((1, 16, 16)), np.zeros((1, 8, 8))]):
-        with pytest.raises(DataError, match=r"^images are no array \(.*\); give uint8 images of"):
+        with pytest.raises(DataError, match=r"^x is not an array \(.*\); give uint8 images of"):
             classifier.fit(images, [0, 1])
-    with pytest.raises(DataError, match=r"images are torch\.float64 \(0,\); this run takes"):
+    with pytest.raises(DataError, match=r"the images are torch\.float64 \(0,\); this run takes"):
         classifier.fit([], [])
 
 
@@ -281,21 +270,105 @@ class Elsewhere(torch.Tensor):
 def test_labels_may_be_a_tensor_on_another_device(run: Path, data_root: Path) -> None:
     batch = task(data_root)
     labels = batch.support_y[0].as_subclass(Elsewhere)
-    classifier = FewShotClassifier.from_run(run).fit(batch.support_x[0], labels)
+    classifier = FewShotClassifier(run).fit(batch.support_x[0], labels)
     assert classifier.classes_.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("ensemble", [-1, 0, 4])
 def test_an_ensemble_that_the_run_does_not_have_is_refused(run: Path, ensemble: int) -> None:
     with pytest.raises(ConfigError) as error:
-        FewShotClassifier.from_run(run, ensemble=ensemble)
+        FewShotClassifier(run, ensemble=ensemble)
     assert str(error.value) == (
-        f"ensemble is {ensemble}, but must be from 1 to 3, the number of checkpoints that {run} "
-        "kept; leave it out to average all of them"
+        f"ensemble is {ensemble}, and {run} has kept 3 checkpoints; give a number from 1 to 3"
     )
-    assert len(FewShotClassifier.from_run(run, ensemble=1).models) == 1
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no run"):
-        FewShotClassifier.from_run(tmp_path)
+        FewShotClassifier(tmp_path)
+
+
+SIGNALS: dict[str, Any] = {
+    **{name: value for name, value in SETTINGS.items() if name != "filters"},
+    "dataset": "tests.own:signals",
+    "model": "tests.own:Net",
+    "queries": 2,
+}
+
+
+def test_signals_of_any_array_type(tmp_path: Path) -> None:
+    config = RunConfig(**SIGNALS)
+    classifier = FewShotClassifier(train(config, tmp_path / "run"))
+    assert not classifier.transductive  # the model has no batch norm
+    batch = build(config).train.batch([3])
+    x, y = batch.support_x[0], np.array(["p", "q", "r"])[batch.support_y[0].numpy()]
+    expected = classifier.fit(x, y).predict_proba(batch.query_x[0])
+    assert classifier.classes_.tolist() == ["p", "q", "r"]
+    as_doubles = batch.query_x[0].double().numpy()
+    assert np.allclose(classifier.fit(x.numpy(), y).predict_proba(as_doubles), expected)
+    assert np.allclose(classifier.predict_proba(batch.query_x[0][2:3]), expected[2:3])
+
+
+def test_any_number_of_classes_if_the_method_takes_it(tmp_path: Path) -> None:
+    config = RunConfig(**SIGNALS, method="unicorn-maml")
+    classifier = FewShotClassifier(train(config, tmp_path / "run"))
+    x = build(config).train.batch([0]).support_x[0].repeat(2, 1, 1)
+    assert classifier.fit(x[:5], list("abcde")).predict_proba(x).shape == (6, 5)
+    assert classifier.fit(x[:2], [False, True]).predict(x).dtype == bool
+
+
+def test_inputs_of_several_parts_and_classes_that_are_the_same_in_all_tasks(
+    tmp_path: Path,
+) -> None:
+    random = np.random.default_rng(0)
+    x = {"a": random.normal(size=(60, 3)), "b": random.integers(5, size=(60, 2))}
+    labels = np.array(["well", "ill"])[np.arange(60) % 2]
+    source = gs.GroupTasks(x, labels, np.arange(60) // 10, shots=2, queries=2)
+
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = torch.nn.Embedding(5, 4)
+            self.out = torch.nn.Linear(7, 2)
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.out(torch.cat([a, self.words(b).mean(1)], 1))
+            return found
+
+    run = gs.fit(
+        gs.maml(Both(), inner_lr=0.5),
+        source,
+        source,
+        out=tmp_path / "run",
+        epochs=1,
+        iterations=2,
+        val_tasks=2,
+        progress=False,
+    )
+    inputs = {name: part[:4] for name, part in x.items()}
+    classifier = FewShotClassifier(run)
+    # By their order in the run's classes, not in the support set's.
+    proba = classifier.fit(inputs, ["well", "ill", "well", "ill"]).predict_proba(inputs)
+    assert classifier.classes_.tolist() == ["ill", "well"]
+    assert proba.shape == (4, 2)
+    assert classifier.score(inputs, ["well", "ill", "well", "ill"]) == 1
+    with pytest.raises(DataError, match="the label 'dead' is none of the classes"):
+        classifier.fit(inputs, ["well", "ill", "well", "dead"])
+    with pytest.raises(ConfigError) as error:
+        FewShotClassifier(run.path)
+    assert str(error.value) == (
+        f"the run in {run.path} was opened without its learner or its source; give both: "
+        "gradshare.open_run(path, learner, source)"
+    )
+
+
+def test_a_run_whose_targets_are_not_classes_is_refused(tmp_path: Path) -> None:
+    left_out = ("ways", "queries")
+    sines = {name: value for name, value in SIGNALS.items() if name not in left_out}
+    sines |= {"dataset": "tests.own:sines", "model": "tests.own:Curve", "loss": "mse"}
+    run = train(RunConfig(**sines), tmp_path / "run")
+    with pytest.raises(ConfigError) as error:
+        FewShotClassifier(run)
+    assert str(error.value) == (
+        f"the targets of the run in {tmp_path / 'run'} are not classes; use run.adapt(x, y)"
+    )

@@ -1,4 +1,4 @@
-"""The configuration: what it refuses, in which words, and that a stored one reproduces a run."""
+"""The configuration: what it refuses, in which words, and that it is stored as it is."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from typing import Any
 
 import pytest
 
-from gradshare.config import RunConfig, load_yaml
+from gradshare.config import RunConfig, fields, heading_of, load_yaml
+from gradshare.config.text import key_and_value
 from gradshare.errors import ConfigError
+from gradshare.inner_loop import sharing
+from gradshare.methods import network
+from gradshare.models import batch_norm, conv4
+from gradshare.tasks import images, source
+from gradshare.training import options
 
 
 @pytest.mark.parametrize(
@@ -17,7 +23,30 @@ from gradshare.errors import ConfigError
         ({"task_batch": 0}, "--task-batch 0: must be greater than or equal to 1"),
         ({"ways": 1}, "--ways 1: must be greater than or equal to 2"),
         ({"inner_lr": float("nan")}, "--inner-lr nan: must be a finite number"),
-        ({"method": "mamel"}, "--method 'mamel': must be 'maml', 'meta-sgd' or 'maml++'"),
+        ({"order": "third"}, "--order 'third': must be 'second' or 'first'"),
+        ({"seed": 2**22}, "--seed 4194304: must be less than 4194304"),
+        (
+            {"method": "mamel"},
+            "--method 'mamel': there is no such method; did you mean 'maml'? give maml, meta-sgd, "
+            "maml++, unicorn-maml, or an import path like my_methods.py:my_method",
+        ),
+        (
+            {"rule": "momentum"},
+            "--rule 'momentum': there is no such rule; give an import path like my_rules.py:MyRule",
+        ),
+        (
+            {"metric": ["accuracy", "f1"]},
+            "--metric ['accuracy', 'f1']: there is no such metric; give accuracy, loss, mse, or an "
+            "import path like my_metrics.py:my_metric",
+        ),
+        (
+            {"model": "my_net.py:"},
+            "--model 'my_net.py:': not an import path; write it like my_models.py:MyNet",
+        ),
+        (
+            {"model_option": "width=3"},
+            "--model-option 'width=3': must be a valid dictionary",
+        ),
         ({"image_size": 8}, "--image-size 8: must be greater than or equal to 16"),
         (
             {"multi_step_loss": "soon", "method": "maml++"},
@@ -35,22 +64,22 @@ from gradshare.errors import ConfigError
         ),
         (
             {"sharing": False, "fixed_lambda": 0.5},
-            "--fixed-lambda 0.5 holds λ, which original does not have; leave it out",
+            "--fixed-lambda 0.5 fixes λ, which original does not have; leave it out",
         ),
         (
             {"sharing_control": "learned-rates", "fixed_lambda": 0.5},
-            "--fixed-lambda 0.5 holds λ, which learned-rates does not have; leave it out",
+            "--fixed-lambda 0.5 fixes λ, which learned-rates does not have; leave it out",
         ),
         *(
             (
                 {"sharing_control": control, "fixed_m": 1},
-                f"--fixed-m 1 holds m, which {control} does not have; leave it out",
+                f"--fixed-m 1 fixes m, which {control} does not have; leave it out",
             )
             for control in ("rate-control", "own-gradient", "learned-rates")
         ),
         (
             {"sharing": False, "fixed_m": 0.25},
-            "--fixed-m 0.25 holds m, which original does not have; leave it out",
+            "--fixed-m 0.25 fixes m, which original does not have; leave it out",
         ),
         (
             {"per_step_rates": False},
@@ -65,8 +94,8 @@ from gradshare.errors import ConfigError
         ),
         (
             {"cosine_annealing_to": 0.01},
-            "--cosine-annealing-to 0.01 is above the outer learning rate 0.001, which would rise "
-            "to it; give at most --outer-lr",
+            "--cosine-annealing-to 0.01 is above the outer learning rate 0.001; give at most "
+            "--outer-lr",
         ),
     ],
 )
@@ -80,6 +109,7 @@ def test_a_bad_setting_is_named_with_its_value(settings: dict[str, Any], message
     ("name", "ours"),
     [
         ("batch_size", "task_batch"),
+        ("backbone", "model"),
         ("fast_lr", "inner_lr"),
         ("first_order", "order"),
         ("hidden_size", "filters"),
@@ -124,8 +154,8 @@ def test_several_bad_settings_are_all_named() -> None:
         ({"seed": -1}, "--seed -1: must be greater than or equal to 0"),
         (
             {"workers": 9},
-            "--workers 9 has no task for every process: a batch has 5; use at most as many workers "
-            "as --task-batch",
+            "--workers 9 is more than the 5 tasks of a batch; use at most as many workers as "
+            "--task-batch",
         ),
     ],
 )
@@ -148,7 +178,10 @@ def test_a_changed_copy_differs_in_what_was_changed_alone() -> None:
 
 def test_a_stored_configuration_is_the_same_configuration(tmp_path: Path) -> None:
     config = RunConfig(
-        **{"method": "maml++", "multi_step_loss": "40%", "seed": 3, "clamp_gradients": 10}
+        **{"method": "maml++", "multi_step_loss": "40%", "seed": 3, "clamp_gradients": 10},
+        model="my file.py:Net",
+        model_option={"widths": [4, 8], "rate": 1e-05, "name": "1e", "norm": None},
+        metric="accuracy",
     )
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
@@ -183,10 +216,95 @@ def test_a_span_is_iterations_or_a_share_of_the_run(span: str, iterations: int) 
     assert config.span(span) == iterations
 
 
-def test_every_field_says_what_it_is() -> None:
+def test_each_field_has_a_description_and_a_heading() -> None:
     for name, field in RunConfig.model_fields.items():
         assert field.description, name
-        assert isinstance(field.json_schema_extra, dict), name
+        assert heading_of(name) != "Other", name
+    assert heading_of("compile") == "Other"
+
+
+def test_the_choices_are_those_of_the_library() -> None:
+    """They are written twice, so that the configuration needs no torch."""
+    assert fields.Norm == sharing.Norm
+    assert fields.Activation == conv4.Activation
+    assert fields.BatchNormMode == batch_norm.BatchNormMode
+    assert fields.Precision == network.Precision
+    assert fields.Resize == images.Resize
+    assert fields.OnDivergence == options.OnDivergence
+    assert source.SEEDS == fields.SEEDS
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a=3", 3),
+        ("a=true", True),
+        ("a=", None),
+        ("a='3'", "3"),
+        ("a=out=in", "out=in"),
+        ("a=[64, 128]", [64, 128]),
+        ("a=%", "%"),
+        ("a=!!int x", "!!int x"),
+    ],
+)
+def test_the_value_of_an_option_is_yaml_or_text(text: str, value: object) -> None:
+    assert key_and_value(text) == ("a", value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("width", "'width' is not of the form key=value"),
+        ("=3", "'=3' is not of the form key=value"),
+        ("a-b=3", "'a-b=3' is not of the form key=value"),
+    ],
+)
+def test_an_option_of_another_form_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        key_and_value(text)
+    assert str(error.value) == message
+
+
+def test_a_number_with_an_exponent_is_a_number() -> None:
+    config = RunConfig(model_option={"a": "1e-3", "b": ["-2.5E+4", {"c": "1e3"}], "d": "1e"})
+    assert config.model_option == {"a": 0.001, "b": [-25000.0, {"c": 1000.0}], "d": "1e"}
+
+
+def test_an_option_holds_plain_values_only() -> None:
+    with pytest.raises(ConfigError, match=r"--model-option .*: input was not a valid JSON value"):
+        RunConfig(model_option={"when": Path()})
+
+
+def test_the_file_of_an_import_path_is_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for given, stored in (
+        ("nets.py:Net", f"{tmp_path}/nets.py:Net"),
+        ("below/../a b.py:Net", f"{tmp_path}/a b.py:Net"),
+        ("~/nets.py:Net", f"{tmp_path}/home/nets.py:Net"),
+        ("package.nets:Net", "package.nets:Net"),
+    ):
+        config = RunConfig(model=given, metric=(given, "accuracy"))
+        assert (config.model, config.metric) == (stored, (stored, "accuracy"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting"),
+    [
+        ({}, None),
+        ({"method": "maml++", "multi_step_loss": "0"}, None),
+        ({"method": "maml++"}, "multi_step_loss"),
+        ({"first_order_for": "10%"}, "first_order_for"),
+        ({"first_order_for": "10"}, None),
+        ({"cosine_annealing_to": 1e-5}, "cosine_annealing_to"),
+    ],
+)
+def test_a_setting_that_depends_on_the_length_of_the_run_is_known(
+    settings: dict[str, Any], setting: str | None
+) -> None:
+    assert RunConfig(**settings).depends_on_length == setting
 
 
 @pytest.mark.parametrize(

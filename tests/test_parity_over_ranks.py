@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradshare.tasks import TaskBatch
 from gradshare.training.distributed import ProcessGroup
-from gradshare.training.outer_loop import outer_iteration
+from gradshare.training.outer_loop import Clipping, outer_iteration
 from tests import oracle
 from tests.problems import as_oracle_batch, learner, oracle_g_hat, perturbed, tasks
 from tests.test_parity import OUTER_LR, assert_equal, gradients, stepped
@@ -54,55 +53,48 @@ SETTINGS = {
 BATCHES = {1: (3,), 2: (1, 3), 3: (2, 4)}
 
 
-def part(batch: TaskBatch, own: range) -> TaskBatch:
-    where = slice(own.start, own.stop)
-    return TaskBatch(
-        batch.support_x[where], batch.support_y[where], batch.query_x[where], batch.query_y[where]
-    )
-
-
 def meta_train(group: ProcessGroup, s: oracle.Setting, count: int) -> dict[str, Any]:
     """The body of a rank: two outer iterations of plain SGD, then Algorithm 2 on other tasks."""
     ours = learner(s)
-    learned, state = ours.init()
-    learned = perturbed(learned)
-    optimizer = torch.optim.SGD(learned.values(), lr=OUTER_LR)
+    meta, carried = ours.init()
+    meta = perturbed(meta)
+    optimizer = torch.optim.SGD(meta.values(), lr=OUTER_LR)
     seen: list[dict[str, Tensor]] = []
 
     def look(*arguments: object) -> None:
-        grads = {name: tensor.grad for name, tensor in learned.items()}
+        grads = {name: tensor.grad for name, tensor in meta.items()}
         seen.append({name: grad.clone() for name, grad in grads.items() if grad is not None})
 
     optimizer.register_step_pre_hook(look)
-    losses, states = [], []
+    losses, carried_after = [], []
     for iteration in ITERATIONS:
         share = group.share(range(count))
         result = outer_iteration(
             ours,
-            learned,
-            state,
+            meta,
+            carried,
             optimizer,
-            part(tasks(count, seed=iteration), share.tasks),
+            tasks(count, seed=iteration)[share.tasks.start : share.tasks.stop],
             iteration=iteration - 1,
-            clamp_gradients=None,
+            clipping=Clipping(),
+            metrics={},
             share=share,
         )
         assert result.refused is None
-        state = result.state
-        losses.append(result.loss)
-        states.append(dict(state))
+        carried = result.carried
+        losses.append(result.metrics["loss"])
+        carried_after.append(dict(carried))
     own = group.portion(range(TEST_TASKS))
     logits: list[Tensor] = []
     if own:
-        batch = part(tasks(TEST_TASKS, seed=9), own)
-        adapted = ours.adapt(learned, state, batch).params[-1]
+        batch = tasks(TEST_TASKS, seed=9)[own.start : own.stop]
         with torch.no_grad():
-            logits = list(ours.predict(learned, adapted, batch, updates=s.steps))
+            logits = list(ours.predict(meta, ours.adapt(meta, carried, batch), batch))
     return {
         "losses": losses,
         "gradients": seen,
-        "states": states,
-        "learned": {name: tensor.detach() for name, tensor in learned.items()},
+        "carried": carried_after,
+        "meta": {name: tensor.detach() for name, tensor in meta.items()},
         "logits": group.gather(logits),
     }
 
@@ -137,14 +129,14 @@ def assert_parity(results: list[dict[str, Any]], s: oracle.Setting, count: int) 
         assert first["gradients"][index].keys() == theirs.keys()
         for name, expected in theirs.items():
             assert_equal(name, first["gradients"][index][name], expected)
-        stored = oracle_g_hat(first["states"][index], s.steps)
+        stored = oracle_g_hat(first["carried"][index], s.steps)
         assert (stored is None) == (g_hat is None)
         for g_hat_k, expected_k in zip(stored or [], g_hat or [], strict=True):
             for name in expected_k:
                 assert_equal(f"ĝ of {name}", g_hat_k[name], expected_k[name])
         outer = stepped(outer, theirs)
     for name, tensor in outer.items():
-        assert_equal(name, first["learned"][name], tensor.detach())
+        assert_equal(name, first["meta"][name], tensor.detach())
     batch = as_oracle_batch(tasks(TEST_TASKS, seed=9))
     expected_logits = oracle.meta_test_logits(outer, g_hat, batch, s)
     for mine, theirs_too in zip(first["logits"], expected_logits, strict=True):

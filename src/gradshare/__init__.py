@@ -1,31 +1,66 @@
-"""gradshare: gradient-based meta-learning with gradient sharing."""
+"""gradshare: gradient-based meta-learning with gradient sharing.
 
-from gradshare.classifier import FewShotClassifier
-from gradshare.config import RunConfig
-from gradshare.errors import ConfigError, DataError, GradshareError, RunError
-from gradshare.experiments.results import load_results
-from gradshare.inner_loop import (
-    LSLR,
-    SGD,
-    Chain,
-    GradientSharing,
-    MetaSGD,
-    RateControl,
-    UpdateRule,
-    adapt,
-    sum_over_local_tasks,
-)
-from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
-from gradshare.models import BatchNorm2d, Conv4
-from gradshare.tasks import EpisodeSampler, ImageStore, Normalization, TaskBatch
-from gradshare.tasks.datasets import open_dataset, prepare_dataset
-from gradshare.tasks.images import ImageFormat
-from gradshare.tasks.store import ClassImages, write_store
-from gradshare.training.evaluation import evaluate
-from gradshare.training.run import train
-from gradshare.training.statistics import Interval
+The names below are imported when they are first used: the program shows its help without torch.
+"""
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradshare import testing
+    from gradshare.classifier import FewShotClassifier
+    from gradshare.config import RunConfig, open_run
+    from gradshare.errors import ConfigError, DataError, GradshareError, RunError
+    from gradshare.experiments.results import load_results
+    from gradshare.inner_loop import (
+        LSLR,
+        SGD,
+        Chain,
+        GradientSharing,
+        MetaSGD,
+        RateControl,
+        Step,
+        UpdateRule,
+        adapt,
+        sum_over_local_tasks,
+    )
+    from gradshare.methods import (
+        Learner,
+        MetaLearner,
+        OuterStep,
+        UnicornMAML,
+        maml,
+        maml_plus_plus,
+        meta_sgd,
+        unicorn_maml,
+    )
+    from gradshare.models import BatchNorm2d, Conv4, ResNet12
+    from gradshare.tasks import (
+        ClassTasks,
+        GroupTasks,
+        ImageStore,
+        ImageTasks,
+        Normalization,
+        Sinusoids,
+        Splits,
+        TaskBatch,
+        TaskSource,
+    )
+    from gradshare.tasks.datasets import open_dataset, prepare_dataset
+    from gradshare.tasks.images import ImageFormat
+    from gradshare.tasks.store import ClassImages, write_store
+    from gradshare.training.dry_run import estimate
+    from gradshare.training.evaluation import Evaluation, evaluate
+    from gradshare.training.fit import fit
+    from gradshare.training.metrics import Metric
+    from gradshare.training.options import Event
+    from gradshare.training.run import Run
+    from gradshare.training.statistics import Interval
+
+__version__ = "0.2.0"
 
 __all__ = [
     "LSLR",
@@ -33,33 +68,84 @@ __all__ = [
     "BatchNorm2d",
     "Chain",
     "ClassImages",
+    "ClassTasks",
     "ConfigError",
     "Conv4",
     "DataError",
-    "EpisodeSampler",
+    "Evaluation",
+    "Event",
     "FewShotClassifier",
     "GradientSharing",
     "GradshareError",
+    "GroupTasks",
     "ImageFormat",
     "ImageStore",
+    "ImageTasks",
     "Interval",
+    "Learner",
     "MetaLearner",
     "MetaSGD",
+    "Metric",
     "Normalization",
+    "OuterStep",
     "RateControl",
+    "ResNet12",
+    "Run",
     "RunConfig",
     "RunError",
+    "Sinusoids",
+    "Splits",
+    "Step",
     "TaskBatch",
+    "TaskSource",
+    "UnicornMAML",
     "UpdateRule",
     "adapt",
+    "estimate",
     "evaluate",
+    "fit",
     "load_results",
     "maml",
     "maml_plus_plus",
     "meta_sgd",
     "open_dataset",
+    "open_run",
     "prepare_dataset",
     "sum_over_local_tasks",
-    "train",
+    "testing",
+    "unicorn_maml",
     "write_store",
 ]
+
+# In which module each name is, in this order: the first that has it.
+_HOMES = (
+    "config",
+    "errors",
+    "methods",  # before the modules of the same names in inner_loop
+    "inner_loop",
+    "models",
+    "tasks",
+    "tasks.datasets",
+    "tasks.images",
+    "tasks.store",
+    "training.dry_run",
+    "training.evaluation",
+    "training.fit",
+    "training.metrics",
+    "training.options",
+    "training.run",
+    "training.statistics",
+    "classifier",
+    "experiments.results",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return import_module(f"{__name__}.testing")
+    if name in __all__:
+        for home in _HOMES:
+            found = getattr(import_module(f"{__name__}.{home}"), name, None)
+            if not isinstance(found, ModuleType | None):  # a function's module can have its name
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

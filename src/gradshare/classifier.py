@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import reprlib
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,176 +14,150 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gradshare.config import open_run
 from gradshare.errors import ConfigError, DataError, RunError
-from gradshare.methods import MetaLearner
-from gradshare.tasks import Normalization, TaskBatch
+from gradshare.tasks import ImageStore, ImageTasks, TaskBatch
+from gradshare.tasks.batch import Tree, first_leaf, tree_map
 from gradshare.tasks.images import ImageFormat, read_image
-from gradshare.training.evaluation import Model, mean_of_finite
+from gradshare.tasks.source import prepared
+from gradshare.training.adapted import as_inputs
+from gradshare.training.evaluation import mean_of_finite
 from gradshare.training.folder import RunFolder
-from gradshare.training.records import kept_epochs
-from gradshare.training.setup import build_learner, choose_device, keep_float32
+from gradshare.training.randomness import generators_kept
+from gradshare.training.run import Run
 
 Labels = npt.NDArray[Any]
 
-ImagesOrPaths = npt.ArrayLike | Tensor | Sequence[str | Path]
-"""uint8 images (n, C, H, W), or the paths of n image files, which are read as the images of the
-run's dataset were when it was prepared.
-"""
-
-# So many images are predicted at once where that changes no prediction.
-INDUCTIVE_CHUNK = 200
+# So many examples are predicted at once if that changes no prediction.
+CHUNK = 200
 
 
 class FewShotClassifier:
-    """Learns new classes from a few images of each, with the best checkpoints of a trained run.
+    """Learns new classes from a few examples of each, with the best checkpoints of a trained run.
 
-    The estimator's interface is scikit-learn's: `fit`, `predict`, `predict_proba`, `score`,
-    `classes_`. With transductive batch norm, which is what the paper trains with, the images of one
-    `predict` call influence each other's predictions; `batch_norm` says which mode the run has. On
-    a GPU it turns TF32 off, for the whole process, as training does.
+    The interface is scikit-learn's: `fit`, `predict`, `predict_proba`, `score`, `classes_`.
+
+    Inputs are as the run's source gives them, before its `prepare`: an array, a tensor, or a tuple
+    or dictionary of them, with the examples as first dimension. A run on images takes uint8
+    (n, C, H, W), or the paths of n image files, which it reads as the dataset was read.
+
+    With transductive batch norm, as in the paper, the examples of one `predict` call influence each
+    other's predictions; see `transductive`.
 
     Args:
-        learner: the method, as it was trained.
-        models: the checkpoints whose predictions are averaged.
-        normalization: of the images.
-        ways: how many classes there must be.
-        form: what every image is, and every image file is turned into.
-        device: where it runs, by its name too, as `RunConfig` has them.
+        run: a run whose targets are classes, from `fit` or `open_run`, or its folder.
+        ensemble: how many of its best checkpoints are averaged; None for all that it kept.
+        device: where it runs, if `run` is a folder; as in `fit`.
 
     Raises:
-        ConfigError: no such device here.
+        RunError: there is no such run, or no checkpoint of it can be read.
+        ConfigError: the run lacks its learner or its source, has targets that are not classes, or
+            has kept fewer checkpoints.
     """
 
     def __init__(
-        self,
-        learner: MetaLearner,
-        models: Sequence[Model],
-        normalization: Normalization,
-        *,
-        ways: int,
-        form: ImageFormat,
-        device: torch.device | str,
+        self, run: Run | str | Path, *, ensemble: int | None = None, device: str = "auto"
     ) -> None:
-        self.learner = learner
-        self.models = models
-        self.normalization = normalization
-        self.ways = ways
-        self.form = form
-        self.device = choose_device(str(device))
-        keep_float32(self.device)
-        self.batch_norm = "inductive" if learner.inductive else "transductive"
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
-        return self.form.shape
-
-    @classmethod
-    def from_run(
-        cls,
-        folder: str | Path,
-        *,
-        ensemble: int | None = None,
-        device: torch.device | str = "auto",
-    ) -> FewShotClassifier:
-        """The classifier of a training run's folder; it needs nothing else.
-
-        Args:
-            folder: a run, that is, one arm of a comparison.
-            ensemble: how many of its best checkpoints to average; None for all that it kept.
-            device: see `RunConfig`.
-
-        Raises:
-            RunError: there is no such run, or no checkpoint of it can be read.
-            ConfigError: no such device here, or `ensemble` is less than one or more than it kept.
-        """
-        run = RunFolder(Path(folder).expanduser())
-        config, inputs, history = run.config(), run.inputs(), run.history()
-        kept = len(kept_epochs(history, config.ensemble))
-        count = kept if ensemble is None else ensemble
-        if not 1 <= count <= kept:
+        if not isinstance(run, Run):
+            run = open_run(run, device=device)
+        if run.learner is None or run._source is None:
             raise ConfigError(
-                f"ensemble is {ensemble}, but must be from 1 to {kept}, the number of checkpoints "
-                f"that {folder} kept; leave it out to average all of them"
+                f"the run in {run.path} was opened without its learner or its source; give both: "
+                "gradshare.open_run(path, learner, source)"
             )
-        place = choose_device(str(device))
-        learner, _ = build_learner(config, inputs.image_shape, place)
-        learner.model.to(place)
-        channels, size, _ = inputs.image_shape
-        return cls(
-            learner,
-            run.best_models(history, count, learner.init()),
-            Normalization(inputs.mean, inputs.std),
-            ways=config.ways,
-            form=ImageFormat(size, channels, config.resize),
-            device=place,
-        )
+        self._learner, self._source = run.learner, run._source
+        example = self._source.batch([0])
+        if not isinstance(example.support_y, Tensor) or example.support_y.is_floating_point():
+            raise ConfigError(
+                f"the targets of the run in {run.path} are not classes; use run.adapt(x, y)"
+            )
+        self._like = example.support_x
+        kept = min(RunFolder(run.path).contents()["identity"]["ensemble"], len(run.history))
+        self._models = run.models(max(kept, 1) if ensemble is None else ensemble)
+        self._device = run.device
+        self._form = _image_format(self._source) if isinstance(self._source, ImageTasks) else None
+        inductive = getattr(self._learner, "inductive", False)
+        network = getattr(self._learner, "network", None)
+        self.transductive = not inductive and (network is None or network.uses_batch_statistics)
+        """Whether a prediction depends on the other examples of the call. It is assumed of a
+        learner that does not say.
+        """
 
-    def fit(self, images: ImagesOrPaths, labels: npt.ArrayLike | Tensor) -> FewShotClassifier:
-        """Adapt every checkpoint to a support set.
+    def fit(self, x: Any, y: npt.ArrayLike | Tensor) -> FewShotClassifier:
+        """Adapt each checkpoint to a support set.
 
         Args:
-            images: uint8 (n, C, H, W), or n paths of image files, in any order.
-            labels: (n,) of exactly `ways` classes, of any type that numpy sorts, or a tensor on any
-                device.
+            x: n inputs, in any order.
+            y: (n,) their classes, of any type that numpy sorts. There must be as many different
+                ones as the model has outputs.
 
         Raises:
-            DataError: images of another shape or type, a file that cannot be read, or another
+            DataError: inputs that the run does not take, an image that cannot be read, or another
                 number of classes or labels.
         """
-        support = self._images(images)
-        names, codes = np.unique(_one_for_each(support, labels), return_inverse=True)
-        if len(names) != self.ways:
-            raise DataError(
-                f"the labels name {len(names)} classes; this run was trained for {self.ways}"
-            )
-        self.classes_: Labels = names
-        self._task = self._support_task(support, torch.from_numpy(codes))
-        self._adapted = [
-            self.learner.adapt(learned, state, self._task).params[-1]
-            for learned, state in self.models
-        ]
+        inputs = self._inputs(x)
+        labels = _one_for_each(first_leaf(inputs), y)
+        encode = getattr(self._source, "encode", None)
+        if encode is not None:
+            targets, classes = encode(labels)
+        else:
+            classes, codes = np.unique(labels, return_inverse=True)
+            targets = torch.from_numpy(codes.astype(np.int64))
+        inputs, targets = tree_map(lambda t: t[None], inputs), targets[None]
+        self._task = TaskBatch(inputs, targets, inputs, targets).to(self._device)
+        task = prepared(self._source, self._task)
+        with generators_kept(self._device), torch.no_grad():
+            meta, carried = self._models[0]
+            start = self._learner.adapt(meta, carried, task, steps=0)
+            outputs = self._learner.predict(meta, start, task).shape[2]
+            if outputs != len(classes):
+                raise DataError(
+                    f"the labels name {len(classes)} classes; this run was trained for {outputs}"
+                )
+            self._adapted = [
+                self._learner.adapt(meta, carried, task) for meta, carried in self._models
+            ]
+        self.classes_: Labels = np.asarray(classes)
         return self
 
-    def predict_proba(self, images: ImagesOrPaths) -> npt.NDArray[np.float32]:
-        """The probability of each of `classes_`, (n, ways).
+    def predict_proba(self, x: Any) -> npt.NDArray[np.float32]:
+        """The probability of each of `classes_`, (n, classes).
 
         Args:
-            images: uint8 (n, C, H, W), or n paths of image files.
+            x: n inputs.
 
         Raises:
-            DataError: `fit` was not called, images of another shape or type, or a file that cannot
-                be read.
-            RunError: the inner steps of every checkpoint overflowed on the support set.
+            DataError: `fit` was not called, inputs that the run does not take, or an image that
+                cannot be read.
+            RunError: the inner steps of each checkpoint overflowed on the support set.
         """
         if not hasattr(self, "_adapted"):
             raise DataError("call fit with a support set before asking for predictions")
-        queries = self._images(images)
-        # Transductive predictions depend on which queries go together: all of a call do.
-        at_a_time = INDUCTIVE_CHUNK if self.batch_norm == "inductive" else len(queries)
-        chunks = [self._probabilities(chunk) for chunk in torch.split(queries, at_a_time)]
-        probabilities: npt.NDArray[np.float32] = torch.cat(chunks).cpu().numpy()
+        inputs = self._inputs(x)
+        at_a_time = max(1, len(first_leaf(inputs))) if self.transductive else CHUNK
+        chunks = [self._probabilities(chunk) for chunk in _chunks(inputs, at_a_time)]
+        probabilities: npt.NDArray[np.float32] = torch.cat(chunks).float().cpu().numpy()
         return probabilities
 
-    def predict(self, images: ImagesOrPaths) -> Labels:
-        """Of each image the likeliest class, as `fit` was given it; see `predict_proba`."""
-        best = self.predict_proba(images).argmax(-1)
+    def predict(self, x: Any) -> Labels:
+        """The most probable class of each input; see `predict_proba`."""
+        best = self.predict_proba(x).argmax(-1)
         chosen: Labels = self.classes_[best]
         return chosen
 
-    def score(self, images: ImagesOrPaths, labels: npt.ArrayLike | Tensor) -> float:
-        """The share of images that are predicted right, in [0, 1].
+    def score(self, x: Any, y: npt.ArrayLike | Tensor) -> float:
+        """The share of inputs that are predicted right, in [0, 1].
 
         Args:
-            images: uint8 (n, C, H, W), or n paths of image files.
-            labels: (n,) the true classes, as `fit` was given them.
+            x: n inputs.
+            y: (n,) the true classes, as `fit` was given them.
 
         Raises:
             DataError: as by `predict_proba`, another number of labels, or none of a class that
                 `fit` was given.
         """
-        predicted = self.predict(images)
-        given = _one_for_each(predicted, labels)
+        predicted = self.predict(x)
+        given = _one_for_each(predicted, y)
         if set(given.tolist()).isdisjoint(self.classes_.tolist()):
             raise DataError(
                 f"none of the labels {reprlib.repr(given.tolist())} is one of the classes "
@@ -191,58 +166,52 @@ class FewShotClassifier:
         return float((predicted == given).mean())
 
     @torch.no_grad()
-    def _probabilities(self, queries: Tensor) -> Tensor:
-        task = dataclasses.replace(
-            self._task, query_x=self.normalization(queries.to(self.device))[None]
-        )
-        logits = [
-            self.learner.predict(learned, params, task, updates=self.learner.steps)[0]
-            for (learned, _), params in zip(self.models, self._adapted, strict=True)
+    def _probabilities(self, inputs: Tree) -> Tensor:
+        queries = tree_map(lambda t: t[None].to(self._device), inputs)
+        none = torch.zeros(first_leaf(queries).shape[:2], dtype=torch.int64, device=self._device)
+        task = prepared(self._source, replace(self._task, query_x=queries, query_y=none))
+        outputs = [
+            self._learner.predict(meta, adapted, task)
+            for (meta, _), adapted in zip(self._models, self._adapted, strict=True)
         ]
-        probabilities = mean_of_finite(torch.stack(logits)).softmax(-1)
+        probabilities = mean_of_finite(torch.stack(outputs))[0].softmax(-1)
         if not probabilities.isfinite().all():
             raise RunError(
                 "there is no prediction: the inner steps overflowed on this support set, with "
-                f"every checkpoint ({len(self.models)}); the run's inner rate is too high for it"
+                f"each checkpoint ({len(outputs)}); the run's inner rate is too high for it"
             )
         return probabilities
 
-    def _support_task(self, support: Tensor, codes: Tensor) -> TaskBatch:
-        no_queries = torch.zeros(1, 0, dtype=torch.int64)
-        task = TaskBatch(support[None], codes.to(torch.int64)[None], support[None, :0], no_queries)
-        return self.normalization.batch(task.to(self.device))
-
-    def _images(self, images: ImagesOrPaths) -> Tensor:
-        if isinstance(images, str | Path):
-            raise DataError(f"images is one path, {str(images)!r}; give a list of paths")
-        if paths := _paths(images):
-            return torch.from_numpy(
-                np.stack([read_image(path, str(path), self.form) for path in paths])
-            )
-        try:
-            tensor = torch.as_tensor(images if isinstance(images, Tensor) else np.asarray(images))
-        except (TypeError, ValueError) as error:  # of what has no numbers, or no shape
-            raise DataError(
-                f"images are no array ({error}); give uint8 images of one shape, or a list of paths"
-            ) from error
-        if tensor.dtype != torch.uint8 or tensor.shape[1:] != self.image_shape or len(tensor) == 0:
-            raise DataError(
-                f"images are {tensor.dtype} {tuple(tensor.shape)}; this run takes torch.uint8 "
-                f"(n, {', '.join(map(str, self.image_shape))})"
-            )
-        return tensor
+    def _inputs(self, x: Any) -> Tree:
+        return as_inputs(x, self._like) if self._form is None else _images(x, self._form)
 
 
-def _one_for_each(images: Sized, labels: npt.ArrayLike | Tensor) -> Labels:
-    """Labels (n,) of so many images.
+def _image_format(source: ImageTasks) -> ImageFormat:
+    """What the images of a source were turned into when they were prepared."""
+    channels, size, _ = source.split.images.shape[1:]
+    stored = source.split.stored
+    record = {} if stored is None else ImageStore.open(stored.path).source
+    return ImageFormat(size, channels, record.get("resize", "stretch"))
 
-    Raises:
-        DataError: there is another number of them.
-    """
-    given: Labels = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels).reshape(-1)
-    if len(given) != len(images):
-        raise DataError(f"{len(images)} images, but {len(given)} labels; give one for each")
-    return given
+
+def _images(images: Any, form: ImageFormat) -> Tensor:
+    """uint8 images (n, C, H, W), read from files if they are paths."""
+    if isinstance(images, str | Path):
+        raise DataError(f"x is one path, {str(images)!r}; give a list of paths")
+    if paths := _paths(images):
+        return torch.from_numpy(np.stack([read_image(path, str(path), form) for path in paths]))
+    try:
+        tensor = torch.as_tensor(images if isinstance(images, Tensor) else np.asarray(images))
+    except (TypeError, ValueError) as error:  # of what has no numbers, or no shape
+        raise DataError(
+            f"x is not an array ({error}); give uint8 images of one shape, or a list of paths"
+        ) from error
+    if tensor.dtype != torch.uint8 or tensor.shape[1:] != form.shape or len(tensor) == 0:
+        raise DataError(
+            f"the images are {tensor.dtype} {tuple(tensor.shape)}; this run takes torch.uint8 "
+            f"(n, {', '.join(map(str, form.shape))})"
+        )
+    return tensor
 
 
 def _paths(images: Any) -> list[Path]:
@@ -252,3 +221,20 @@ def _paths(images: Any) -> list[Path]:
     if isinstance(images, Sequence) and all(isinstance(image, str | Path) for image in images):
         return [Path(image) for image in images]
     return []
+
+
+def _one_for_each(examples: Sized, y: npt.ArrayLike | Tensor) -> Labels:
+    """Labels (n,) of so many examples.
+
+    Raises:
+        DataError: there is another number of them.
+    """
+    given: Labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y).reshape(-1)
+    if len(given) != len(examples):
+        raise DataError(f"{len(examples)} examples, but {len(given)} labels; give one for each")
+    return given
+
+
+def _chunks(inputs: Tree, size: int) -> Iterator[Tree]:
+    for start in range(0, len(first_leaf(inputs)), size):
+        yield tree_map(itemgetter(slice(start, start + size)), inputs)

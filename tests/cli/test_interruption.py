@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from gradshare.config import stored, train
 from gradshare.training.files import UNFINISHED
 from gradshare.training.folder import RunFolder
-from gradshare.training.run import train
 
 PATIENCE = 120
 
@@ -118,5 +118,5 @@ def test_what_was_stopped_can_be_resumed(tiny: dict[str, Any], tmp_path: Path) -
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=PATIENCE)
     folder = tmp_path / "run"
-    result = train(RunFolder(folder).config(), folder, resume=True)
+    result = train(stored(folder), folder, resume=True)
     assert [record.epoch for record in result.history] == list(range(1, 41))

@@ -6,8 +6,8 @@ import io
 
 from rich.console import Console
 
-from gradshare.cli.progress import MOST_BARS, RunBars
-from gradshare.training.run import Progress
+from gradshare.training.options import Progress
+from gradshare.training.progress import MOST_BARS, RunBars
 
 
 def shown(bars: RunBars) -> list[str]:
@@ -19,7 +19,7 @@ def test_of_many_runs_those_that_are_done_make_room() -> None:
         for number in range(MOST_BARS + 3):
             bars(f"run {number}", Progress("train", 1, 10, 1, None))
             if number != 1:  # which goes on
-                bars(f"run {number}", Progress("test", 8, 8, 2, 0.5))
+                bars(f"run {number}", Progress("test", 8, 8, 2, "accuracy 50.0 %"))
         names = shown(bars)
     assert len(names) == MOST_BARS
     assert "run 1" in names
@@ -30,5 +30,5 @@ def test_of_many_runs_those_that_are_done_make_room() -> None:
 def test_of_few_runs_all_stay() -> None:
     with RunBars(Console(file=io.StringIO(), force_terminal=True)) as bars:
         for number in range(3):
-            bars(f"run {number}", Progress("test", 8, 8, 2, 0.5))
+            bars(f"run {number}", Progress("test", 8, 8, 2, "accuracy 50.0 %"))
         assert shown(bars) == ["run 0", "run 1", "run 2"]

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import gradshare
 from gradshare.cli import main
-from gradshare.config import RunConfig
+from gradshare.config import RunConfig, stored, train
 from gradshare.errors import ConfigError, RunError
 from gradshare.training.distributed import OtherRankError
 from gradshare.training.folder import RunFolder
-from gradshare.training.run import Progress, train
+from gradshare.training.options import Progress
+from gradshare.training.run import Run
 from tests.cli.test_interruption import wait_for_epochs
-from tests.training.killing import final, timeless
+from tests.cli.test_runs import options
 
 LONG = 10_000
 SOURCES = str(Path(gradshare.__file__).parent)  # named by each line of a traceback of ours
@@ -31,14 +33,6 @@ HERE = "127.0.0.1"
 
 # Seconds that a test waits for several processes to start or end on a machine with other work.
 PATIENCE = 250
-
-
-def options(settings: dict[str, Any]) -> list[str]:
-    return [
-        word
-        for name, value in settings.items()
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
 
 
 def processes_below(parent: int) -> list[int]:
@@ -51,7 +45,7 @@ def worker_of(parent: int) -> int:
     (worker,) = (
         pid
         for pid in processes_below(parent)
-        if b"gradshare.training.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"gradshare.workers" in Path(f"/proc/{pid}/cmdline").read_bytes()
     )
     return worker
 
@@ -89,10 +83,8 @@ def started(*command: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture(scope="module")
-def whole(
-    data_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Any], Any, Path]:
-    """The settings of a run over two processes, what it came to, and its folder."""
+def whole(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Run]:
+    """The settings of a run over two processes, and the run."""
     settings = {
         **{"dataset": "tiny", "data_root": str(data_root), "ways": 3, "queries": 4},
         **{"task_batch": 3, "inner_steps": 2, "filters": 4, "epochs": 12},
@@ -100,23 +92,22 @@ def whole(
         **{"device": "cpu", "threads": 1},
     }
     folder = tmp_path_factory.mktemp("whole") / "run"
-    return settings, train(RunConfig(**{**settings, "workers": 2}), folder), folder
+    return settings, train(RunConfig(**{**settings, "workers": 2}), folder)
 
 
-def assert_same_end(folder: Path, whole: tuple[dict[str, Any], Any, Path]) -> None:
-    settings, result, whole_folder = whole
+def assert_same_end(folder: Path, whole: tuple[dict[str, Any], Run]) -> None:
+    settings, run = whole
     again = train(RunConfig(**settings), folder, resume=True)  # it is complete: nothing is done
-    assert timeless(again) == timeless(result)
-    assert again.test == result.test
-    for part, tensors in final(whole_folder).items():
-        others = final(folder)[part]
-        assert tensors.keys() == others.keys()
-        for name, tensor in tensors.items():
-            assert (tensor == others[name]).all(), name
+    assert again.table() == run.table()
+    assert again.test == run.test
+    for ours, theirs in zip(again.models(2), run.models(2), strict=True):
+        for part, other in zip(ours, theirs, strict=True):
+            assert part.keys() == other.keys()
+            assert all(torch.equal(tensor, other[name]) for name, tensor in part.items())
 
 
 def test_a_killed_worker_ends_the_run_and_resumed_it_ends_where_it_would_have(
-    whole: tuple[dict[str, Any], Any, Path], tmp_path: Path
+    whole: tuple[dict[str, Any], Run], tmp_path: Path
 ) -> None:
     config = RunConfig(**{**whole[0], "workers": 2})
     folder = tmp_path / "run"
@@ -126,7 +117,7 @@ def test_a_killed_worker_ends_the_run_and_resumed_it_ends_where_it_would_have(
             os.kill(worker_of(os.getpid()), signal.SIGKILL)
 
     with pytest.raises(OtherRankError) as error:
-        train(config, folder, kill)
+        train(config, folder, watch=kill)
     words, _, end = str(error.value).partition("; everything up to iteration ")
     assert words == (
         "the process of rank 1 of 2 ended without a word (exit status -9); a negative status is a "
@@ -146,7 +137,7 @@ def test_workers_under_torchrun_and_more_workers_than_tasks_are_refused(
     with pytest.raises(ConfigError) as error:
         RunConfig(**{**tiny, "workers": 3})
     assert str(error.value) == (
-        "--workers 3 has no task for every process: a batch has 2; use at most as many workers as "
+        "--workers 3 is more than the 2 tasks of a batch; use at most as many workers as "
         "--task-batch"
     )
     monkeypatch.setenv("RANK", "0")
@@ -183,8 +174,8 @@ def test_torchrun_is_for_train_alone(
         main()
     assert end.value.code == 1
     assert capsys.readouterr().err == (
-        "error: torchrun has started 2 processes of `gradshare compare`, which does its work in "
-        "one; use torchrun with `gradshare train` only\n"
+        "error: torchrun has started 2 processes of `gradshare compare`, which runs in one; "
+        "use torchrun with `gradshare train` only\n"
     )
 
 
@@ -226,6 +217,31 @@ def test_a_run_with_workers_ends_as_one_and_leaves_no_process(
     assert RunFolder(out).history()
 
 
+@pytest.mark.parametrize(
+    ("threads", "variable", "expected"), [(0, None, 2), (0, "4", 4), (3, None, 3), (3, "4", 3)]
+)
+def test_workers_share_the_threads_unless_they_are_set(
+    threads: int,
+    variable: str | None,
+    expected: int,
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    found: list[int] = []
+    torch.set_num_threads(4)
+    try:
+        config = RunConfig(**{**tiny, "epochs": 1, "workers": 2, "threads": threads})
+        train(config, tmp_path / "run", watch=lambda _: found.append(torch.get_num_threads()))
+        assert set(found) == {expected}
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_compare_trains_each_arm_with_workers(
     tiny: dict[str, Any],
     tmp_path: Path,
@@ -241,7 +257,7 @@ def test_compare_trains_each_arm_with_workers(
     assert captured.err == ""
     assert "each run shared by 2 processes" in captured.out
     for arm in ("original", "gradient-sharing"):
-        assert RunFolder(tmp_path / "run" / arm).config().workers == 2
+        assert stored(tmp_path / "run" / arm).workers == 2
         assert len(RunFolder(tmp_path / "run" / arm).history()) == 3
 
 
@@ -256,7 +272,7 @@ def train_in(folder: Path, settings: dict[str, Any]) -> list[str]:
 
 @pytest.mark.long
 def test_a_rank_that_is_killed_ends_the_run_and_the_same_command_continues_it(
-    whole: tuple[dict[str, Any], Any, Path], tmp_path: Path
+    whole: tuple[dict[str, Any], Run], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     with started(*torchrun(*train_in(folder, whole[0]))) as process:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -13,19 +12,21 @@ from typing import Any
 
 import torch
 
-from gradshare.config import RunConfig
+from gradshare.config import from_settings, train
+from gradshare.experiments.arms import Finished, finished
 from gradshare.experiments.executors.job import Job, Outcome, run_job
+from gradshare.experiments.results import Arm
 from gradshare.training.checkpoint import load_checkpoint
-from gradshare.training.run import Progress, RunResult, Watch, train
+from gradshare.training.options import Progress, Watch
 
 PATIENCE = 120
 
 
 def job(tiny: dict[str, Any], folder: Path, **settings: Any) -> Job:
-    return Job(RunConfig(**{**tiny, **settings}), folder)
+    return Job(from_settings({**tiny, **settings}), folder)
 
 
-def ignore(name: str, what: Progress | RunResult) -> None:
+def ignore(name: str, what: Progress | Finished) -> None:
     pass
 
 
@@ -54,23 +55,25 @@ def mortal(job: Job, threads: int, watch: Watch) -> Outcome:
     return run_job(job, threads, fatal)
 
 
-def assert_as_if_trained_here(finished: RunResult, job: Job, elsewhere: Path) -> None:
+def assert_as_if_trained_here(run: Finished, job: Job, elsewhere: Path) -> None:
     """A run is, times apart, bit for bit what one process makes of it."""
-    expected = train(job.config, elsewhere)
-    assert _timeless(finished) == _timeless(expected)
+    expected = finished(train(job.config, elsewhere), job.config)
+    assert (run.config, run.environment) == (expected.config, expected.environment)
+    assert _timeless(run.arm) == _timeless(expected.arm)
     name = f"checkpoints/latest-{job.config.iterations:09d}.safetensors"
-    left, right = (load_checkpoint(f / name, torch.device("cpu")) for f in (job.folder, elsewhere))
-    for part in ("learned", "state", "optimizer"):
+    left, right = (load_checkpoint(folder / name) for folder in (job.folder, elsewhere))
+    for part in ("meta", "carried"):
         ours, theirs = getattr(left, part), getattr(right, part)
         assert ours.keys() == theirs.keys()
         for tensor, value in ours.items():
             assert torch.equal(value, theirs[tensor]), f"{part}/{tensor}"
+    torch.testing.assert_close(left.optimizer, right.optimizer, rtol=0, atol=0)
     assert layout(job.folder) == layout(elsewhere)
 
 
-def _timeless(result: RunResult) -> RunResult:
-    history = [dataclasses.replace(record, seconds=0.0) for record in result.history]
-    return dataclasses.replace(result, history=history, seconds=0.0)
+def _timeless(arm: Arm) -> Arm:
+    validation = tuple(point.model_copy(update={"seconds": None}) for point in arm.validation)
+    return arm.model_copy(update={"validation": validation, "seconds": 0.0})
 
 
 def layout(folder: Path) -> set[str]:

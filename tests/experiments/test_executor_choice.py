@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from gradshare.cli import cli
-from gradshare.config import RunConfig
+from gradshare.config import from_settings
 from gradshare.errors import ConfigError, GradshareError
 from gradshare.experiments.executors.choice import Choice
 from gradshare.experiments.executors.job import Job, LostError, run_job
@@ -22,13 +22,28 @@ from gradshare.training.machine import cores
 
 
 def test_local_is_the_default_and_retries_nothing(tiny: dict[str, Any], tmp_path: Path) -> None:
-    executor = Choice().executor(RunConfig(**tiny), tmp_path, runs=1)
+    executor = Choice().executor(from_settings(tiny), tmp_path, runs=1)
     assert (executor.at_a_time, executor.retries, executor.here) == (1, 0, True)
     assert executor.describe() == "1 at a time with 1 thread each"
 
 
+def test_the_threads_of_the_environment_count_unless_a_number_is_given(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def described(threads: int) -> str:
+        config = from_settings({**tiny, "threads": threads})
+        return Choice(jobs=32).executor(config, tmp_path, runs=32).describe()
+
+    monkeypatch.setattr("gradshare.experiments.executors.local.cores", lambda: 64)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert described(threads=0) == "32 at a time with 2 threads each"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # and the tests compute in one thread
+    assert described(threads=0) == "32 at a time with 1 thread each"
+    assert described(threads=2) == "32 at a time with 2 threads each"
+
+
 def test_others_take_all_runs_and_retry_twice(tiny: dict[str, Any], tmp_path: Path) -> None:
-    config = RunConfig(**{**tiny, "threads": 2})
+    config = from_settings({**tiny, "threads": 2})
     on_ray = Choice("ray", ray_address="head:6379").executor(config, tmp_path, runs=9)
     assert (on_ray.at_a_time, on_ray.retries, on_ray.here) == (9, 2, False)
     assert on_ray.describe() == "on Ray at head:6379 as it has room, with 2 threads each"
@@ -96,7 +111,7 @@ def test_a_run_that_loses_one_of_its_processes_is_lost(
         raise LostRankError("the process of rank 1 of 2 ended without a word")
 
     monkeypatch.setattr("gradshare.experiments.executors.job.train", lose)
-    outcome = run_job(Job(RunConfig(**tiny), tmp_path), 1, lambda _: None)
+    outcome = run_job(Job(from_settings(tiny), tmp_path), 1, lambda _: None)
     assert isinstance(outcome, LostError)  # and so is tried again
     assert str(outcome) == "the process of rank 1 of 2 ended without a word"
 
@@ -118,7 +133,7 @@ def test_a_missing_package_is_named_with_its_extra(
     for loaded in [key for key in sys.modules if key.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, loaded)
     with pytest.raises(ConfigError) as error:
-        Choice(name).executor(RunConfig(**tiny), tmp_path, runs=1)
+        Choice(name).executor(from_settings(tiny), tmp_path, runs=1)
     assert str(error.value) == (
         f"--executor {name} needs the package {package}, which is not installed; run: "
         f"pip install 'gradshare[{name}]'"

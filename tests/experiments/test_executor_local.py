@@ -14,12 +14,13 @@ import pytest
 from filelock import FileLock
 
 from gradshare.errors import GradshareError, RunError
+from gradshare.experiments.arms import Finished
 from gradshare.experiments.executors.job import Job, UnexpectedError
 from gradshare.experiments.executors.local import LocalExecutor
 from gradshare.experiments.executors.loop import Event, run_all
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.run import Progress, RunResult
+from gradshare.training.options import Progress
 from tests.experiments.executor_runs import (
     PATIENCE,
     assert_as_if_trained_here,
@@ -48,7 +49,7 @@ def children() -> list[int]:
 def test_a_killed_process_is_named_and_the_others_keep_what_they_have(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    done: dict[str, RunResult] = {}
+    done: dict[str, Finished] = {}
     victim: list[int] = []
 
     def kill(name: str, progress: Progress) -> None:
@@ -91,7 +92,7 @@ def test_one_runs_error_stops_the_others(tiny: dict[str, Any], tmp_path: Path) -
 def test_a_stop_after_one_run_is_done_keeps_its_result(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    done: dict[str, RunResult] = {}
+    done: dict[str, Finished] = {}
     asked: list[bool] = []
 
     def stop(name: str, progress: Progress) -> None:

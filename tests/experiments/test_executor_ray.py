@@ -15,8 +15,9 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError, TaskCancelledError
 
-from gradshare.config import RunConfig
+from gradshare.config import from_settings
 from gradshare.errors import ConfigError, DataError, RunError
+from gradshare.experiments.arms import Finished
 from gradshare.experiments.compare import compare, jobs_of
 from gradshare.experiments.executors import ray_cluster
 from gradshare.experiments.executors.job import LostError, UnexpectedError
@@ -25,7 +26,7 @@ from gradshare.experiments.executors.loop import Executor, run_all
 from gradshare.experiments.executors.ray_cluster import OBJECT_STORE_BYTES, RayExecutor
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.run import Progress, RunResult
+from gradshare.training.options import Progress
 from tests.experiments.executor_runs import (
     assert_as_if_trained_here,
     ignore,
@@ -60,7 +61,7 @@ def workers() -> list[int]:
 
 
 def executor(tiny: dict[str, Any], retries: int = 2) -> RayExecutor:
-    return RayExecutor(RunConfig(**tiny), None, at_a_time=4, retries=retries)
+    return RayExecutor(from_settings(tiny), None, at_a_time=4, retries=retries)
 
 
 def in_a_mortal_worker() -> Any:
@@ -143,7 +144,7 @@ def test_a_defect_is_one_message_and_its_trace_in_the_folder(
 
 
 def test_a_stop_saves_what_runs_and_drops_what_waits(tiny: dict[str, Any], tmp_path: Path) -> None:
-    done: dict[str, RunResult] = {}
+    done: dict[str, Finished] = {}
     asked: list[str] = []
 
     def stop(name: str, progress: Progress) -> None:
@@ -189,7 +190,7 @@ def test_a_run_that_is_called_off_as_it_begins_has_not_failed(tiny: dict[str, An
 
 def test_a_comparison_is_laid_out_as_on_this_machine(tiny: dict[str, Any], tmp_path: Path) -> None:
     def compared(out: str, where: Executor, *, resume: bool = False) -> None:
-        jobs = jobs_of(RunConfig(**tiny), tmp_path / out, control=False, seeds=1, resume=resume)
+        jobs = jobs_of(from_settings(tiny), tmp_path / out, control=False, seeds=1, resume=resume)
         compare(jobs, executor=where, command="gradshare compare", watch=ignore)
 
     compared("ray", executor(tiny))

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from gradshare.config import RunConfig
+from gradshare.config import from_settings
 from gradshare.errors import ConfigError, DataError, GradshareError, RunError
+from gradshare.experiments.arms import Finished
 from gradshare.experiments.executors import slurm_array
 from gradshare.experiments.executors.job import run_job
 from gradshare.experiments.executors.loop import run_all
@@ -27,7 +28,7 @@ from gradshare.experiments.executors.slurm_array import (
 )
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.run import Progress, RunResult, Watch
+from gradshare.training.options import Progress, Watch
 from tests.experiments.executor_runs import (
     assert_as_if_trained_here,
     ignore,
@@ -42,7 +43,7 @@ def executor(
     tiny: dict[str, Any], out: Path, *pairs: str, cluster: str = "local", retries: int = 2
 ) -> SlurmExecutor:
     settings = slurm_settings([f"cluster={cluster}", "time=30", *pairs])
-    return SlurmExecutor(RunConfig(**tiny), out, settings, at_a_time=2, retries=retries)
+    return SlurmExecutor(from_settings(tiny), out, settings, at_a_time=2, retries=retries)
 
 
 def tasks() -> list[int]:
@@ -69,7 +70,7 @@ def log_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_runs_are_as_if_trained_here(cluster: str, tiny: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     work = {name: job(tiny, out / name, sharing=name == "b") for name in ("a", "b")}
-    done: dict[str, RunResult] = {}
+    done: dict[str, Finished] = {}
     told: list[tuple[str, int]] = []
 
     def watch(name: str, progress: Progress) -> None:

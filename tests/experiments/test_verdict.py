@@ -5,15 +5,8 @@ from typing import Any, Final, get_args
 
 import pytest
 
-from gradshare.config import (
-    ORIGINAL,
-    RATE_CONTROL,
-    SHARES_NOTHING,
-    SHARING,
-    RunConfig,
-    SharingControl,
-    is_control,
-)
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING, from_settings, is_control
+from gradshare.config.arms import SHARES_NOTHING, SharingControl
 from gradshare.errors import RunError
 from gradshare.experiments.results import Arm, Outcome, Results
 from gradshare.experiments.table import comparison_rows
@@ -459,7 +452,7 @@ def test_controls_are_known_by_the_names_that_runs_give_them(
 ) -> None:
     if held is not None and control == "learned-rates":
         return
-    name = RunConfig(sharing_control=control, fixed_lambda=held).arm
+    name = from_settings({"sharing_control": control, "fixed_lambda": held}).arm
     assert is_control(name) is (control in SHARES_NOTHING)
 
 

@@ -1,33 +1,31 @@
-"""The inner loop by itself, with the losses of one's own."""
+"""The inner loop by itself, with losses whose gradients are known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import (
     SGD,
     Adaptation,
     Chain,
-    GradientSharing,
-    Held,
+    Step,
     Tensors,
     UpdateRule,
     adapt,
+    sum_over_local_tasks,
 )
-from gradshare.inner_loop.rule import sum_over_local_tasks
-from gradshare.methods import MetaLearner
 
 TASKS = 3
+LAYOUTS = pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
 
 
 def start() -> dict[str, Tensor]:
-    return {"w": torch.arange(6, dtype=torch.float64).view(TASKS, 2).requires_grad_()}
+    return {"w": (torch.arange(6, dtype=torch.float64).view(TASKS, 2) / 6).requires_grad_()}
 
 
 def losses(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
@@ -36,23 +34,132 @@ def losses(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
 
 
 def adapted(support_losses: Any = losses, rule: UpdateRule | None = None, **options: Any) -> Any:
-    options = {"second_order": True, "steps": 2, "learned": {}, "state": {}, **options}
-    result: Adaptation = adapt(
-        support_losses,
-        start(),
-        rule or SGD(0.1),
-        options.pop("learned"),
-        options.pop("state"),
-        sum_over_tasks=sum_over_local_tasks,
+    options = {
+        "second_order": True,
+        "steps": 2,
+        "trained_steps": options.get("steps", 2),
+        "meta": {},
+        "carried": {},
+        "params": start(),
+        "sum_over_tasks": sum_over_local_tasks,
         **options,
-    )
+    }
+    result: Adaptation = adapt(support_losses, rule=rule or SGD(0.1), **options)
     return result
 
 
+@LAYOUTS
+def test_two_steps_of_gradient_descent_and_their_derivative_are_those_of_the_formula(
+    recompute: bool,
+) -> None:
+    params = start()
+    w = [params["w"].detach()]
+    for _ in range(2):
+        w.append(w[-1] - 0.1 * w[-1] ** 3)
+    result = adapted(params=params, recompute=recompute)
+    for found, expected in zip(result.params, w, strict=True):
+        assert torch.allclose(found["w"], expected, rtol=1e-12)
+    (gradient,) = torch.autograd.grad(result.params[-1]["w"].sum(), params["w"])
+    expected = (1 - 0.3 * w[0] ** 2) * (1 - 0.3 * w[1] ** 2)
+    assert torch.allclose(gradient, expected, rtol=1e-12)
+
+
+@LAYOUTS
+def test_in_first_order_mode_the_gradients_are_constants(recompute: bool) -> None:
+    params = start()
+    result = adapted(params=params, second_order=False, recompute=recompute)
+    (gradient,) = torch.autograd.grad(result.params[-1]["w"].sum(), params["w"])
+    assert torch.equal(gradient, torch.ones_like(gradient))
+
+
+class ByLoss(UpdateRule):
+    """A rule that multiplies the gradients by the loss."""
+
+    def update(
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
+    ) -> Any:
+        return {"w": step.losses[:, None] * gradients["w"]}, carried, task
+
+
+@LAYOUTS
+def test_a_rule_may_use_the_losses_and_the_derivative_goes_through_them(recompute: bool) -> None:
+    params = start()
+    result = adapted(params=params, rule=ByLoss(), steps=1, recompute=recompute)
+    (gradient,) = torch.autograd.grad(result.params[-1]["w"].sum(), params["w"])
+    w = start()["w"]
+    by_formula = w - w.pow(4).sum(1, keepdim=True) / 4 * w**3
+    (expected,) = torch.autograd.grad(by_formula.sum(), w)
+    assert torch.allclose(gradient, expected, rtol=1e-12)
+
+
+@LAYOUTS
+def test_a_parameter_that_starts_from_another_has_a_gradient_of_its_own(recompute: bool) -> None:
+    body = start()["w"]
+    params = {"body": body, "head": body**2}
+    result = adapted(
+        lambda params, *_: (params["body"] * params["head"]).sum(1),
+        params=params,
+        steps=1,
+        recompute=recompute,
+    )
+    (gradient,) = torch.autograd.grad(result.params[-1]["head"].sum(), body, retain_graph=True)
+    assert torch.allclose(result.params[-1]["body"], body - 0.1 * body**2, rtol=1e-12)
+    assert torch.allclose(result.params[-1]["head"], body**2 - 0.1 * body, rtol=1e-12)
+    assert torch.allclose(gradient, 2 * body - 0.1, rtol=1e-12)
+
+
+class Recorder(UpdateRule):
+    """A rule that keeps what it is shown, and counts its calls in the tasks' state."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tensors, Tensors, Step]] = []
+
+    def start(self, params: Tensors) -> Tensors:
+        return {"calls": torch.zeros(len(params["w"]))}
+
+    def update(
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
+    ) -> Any:
+        self.seen.append((gradients, task, step))
+        return gradients, carried, {"calls": task["calls"] + 1}
+
+
+def test_a_rule_sees_the_step_and_the_tasks_own_gradients_behind_other_rules() -> None:
+    recorder = Recorder()
+    result = adapted(rule=Chain(first=SGD(0.1), recorder=recorder))
+    for k, (gradients, task, step) in enumerate(recorder.seen):
+        before = result.params[k]["w"]
+        assert (step.k, step.training) == (k, True)
+        assert step.params["w"] is before
+        assert torch.allclose(step.losses, before.pow(4).sum(1) / 4)
+        assert torch.allclose(step.own_gradients["w"], before**3)
+        assert torch.allclose(gradients["w"], 0.1 * before**3)
+        assert task["calls"].tolist() == [k] * TASKS
+
+
+def test_steps_beyond_the_trained_ones_have_the_last_ones_number() -> None:
+    recorder = Recorder()
+    adapted(rule=recorder, steps=4, trained_steps=2, sum_over_tasks=None)
+    assert [step.k for *_, step in recorder.seen] == [0, 1, 1, 1]
+    assert not any(step.training for *_, step in recorder.seen)
+
+
+def test_what_is_carried_is_detached() -> None:
+    class Mean(UpdateRule):
+        def update(
+            self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
+        ) -> Any:
+            return gradients, {"mean": gradients["w"].mean(0)}, task
+
+    result = adapted(rule=Mean(), carried={"mean": torch.zeros(2)})
+    assert result.carried["mean"].any()
+    assert not result.carried["mean"].requires_grad
+
+
 @pytest.mark.parametrize("second_order", [True, False])
-@pytest.mark.parametrize("recompute", [True, False])
+@LAYOUTS
 @pytest.mark.parametrize("shape", [(), (TASKS, 2), (TASKS + 1,)])
-def test_losses_that_are_not_one_for_each_task(
+def test_losses_that_are_not_one_for_each_task_are_refused(
     shape: tuple[int, ...], recompute: bool, second_order: bool
 ) -> None:
     def of_another_shape(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
@@ -65,108 +172,57 @@ def test_losses_that_are_not_one_for_each_task(
     )
 
 
-def test_a_rule_made_for_another_number_of_steps() -> None:
-    with pytest.raises(ConfigError) as error:
-        adapted(rule=Chain(sharing=GradientSharing(5), sgd=SGD(0.1)), steps=7)
-    assert str(error.value) == (
-        "GradientSharing is made for 5 inner steps, the learner takes 7; give both the same number"
-    )
-
-
-class Returning:
+class Returning(UpdateRule):
     """A rule that returns what it is told to."""
 
-    def __init__(self, *, init: Any = ({}, {}), update: Any = ({}, {})) -> None:
-        self.returned = {"init": init, "update": update}
-
-    def init(self, params: Tensors) -> Any:
-        return self.returned["init"]
+    def __init__(self, returned: Any) -> None:
+        self.returned = returned
 
     def update(self, *_: Any) -> Any:
-        return self.returned["update"]
+        return self.returned
 
 
 W = torch.zeros(TASKS, 2, dtype=torch.float64)
-UPDATES: list[tuple[Any, str]] = [
-    (None, "returned None; it must return a pair of dictionaries: the updates and its state"),
+THREE = "return three dictionaries: the updates, `carried` and `task`"
+WRONG: list[tuple[Any, str]] = [
+    (None, f"returned a NoneType; {THREE}"),
+    ({"w": W}, f"returned a dict; {THREE}"),
+    (({"w": W}, {}), f"returned a tuple; {THREE}"),
+    (({"w": W}, None, {}), f"returned a tuple; {THREE}"),
+    ((W, {}, {}), f"returned a tuple; {THREE}"),
     (
-        {"w": 1},
-        "returned {'w': 1}; it must return a pair of dictionaries: the updates and its state",
+        ({"v": W, "w": W}, {}, {}),
+        "must return updates with the names it was given; 'v' is missing or new",
     ),
+    (({}, {}, {}), "must return updates with the names it was given; 'w' is missing or new"),
     (
-        ({"v": W, "w": W}, {}),
-        "returned updates with 'v'; it must return one for each of its gradients, and no more",
+        ({"w": W}, {"mean": W}, {}),
+        "must return carried with the names it was given; 'mean' is missing or new",
     ),
-    (
-        ({}, {}),
-        "returned updates without 'w'; it must return one for each of its gradients, and no more",
-    ),
-    (({"w": 0.1}, {}), "returned 0.1 as 'w'; it must be a tensor"),
-    (({"w": W}, {"seen": 1}), "returned 1 as 'seen'; it must be a tensor"),
-    (
-        ({"w": W}, {"seen": W}),
-        "returned a state with 'seen'; it must return all of the state that it was given, and no "
-        "more",
-    ),
-    # These two would be broadcast over the parameters, (3, 2), to wrong steps.
-    (
-        ({"w": W[0]}, {}),
-        "returned an update of 'w' of shape (2,); it must have the gradient's, (3, 2), the tasks "
-        "first",
-    ),
-    (
-        ({"w": W[:1]}, {}),
-        "returned an update of 'w' of shape (1, 2); it must have the gradient's, (3, 2), the tasks "
-        "first",
-    ),
+    (({"w": 0.1}, {}, {}), "returned updates with 'w' of shape float; it must be (3, 2)"),
+    # PyTorch would broadcast these two over the parameters.
+    (({"w": W[0]}, {}, {}), "returned updates with 'w' of shape (2,); it must be (3, 2)"),
+    (({"w": W[:1]}, {}, {}), "returned updates with 'w' of shape (1, 2); it must be (3, 2)"),
 ]
 
 
-PLACES = pytest.mark.parametrize(
-    "place",
-    [lambda rule: rule, lambda rule: Chain(own=rule, sgd=SGD(0.1)), lambda rule: Held(rule, {})],
-    ids=["alone", "chained", "held"],
-)
-
-
-@PLACES
-@pytest.mark.parametrize(("returned", "message"), UPDATES)
-def test_what_does_not_fit_the_gradients_or_the_state(
-    returned: Any, message: str, place: Callable[[Any], UpdateRule]
-) -> None:
+@pytest.mark.parametrize("chained", [False, True], ids=["alone", "in a chain"])
+@pytest.mark.parametrize(("returned", "message"), WRONG)
+def test_what_a_rule_returns_wrongly_is_named(returned: Any, message: str, chained: bool) -> None:
+    rule: UpdateRule = Returning(returned)
     with pytest.raises(ConfigError) as error:
-        adapted(rule=place(Returning(update=returned)))
+        adapted(rule=Chain(own=rule, sgd=SGD(0.1)) if chained else rule)
     assert str(error.value) == f"Returning.update {message}"
 
 
-def test_a_state_that_loses_what_it_had() -> None:
-    with pytest.raises(ConfigError) as error:
-        adapted(rule=Returning(update=({"w": W}, {})), state={"seen": W})
-    assert str(error.value) == (
-        "Returning.update returned a state without 'seen'; it must return all of the state that it "
-        "was given, and no more"
-    )
-
-
-@PLACES
 @pytest.mark.parametrize(
-    ("returned", "message"),
+    ("carried", "message"),
     [
-        (
-            {},
-            "returned {}; it must return a pair of dictionaries: what it learns and its state",
-        ),
-        (({"rate": 0.1}, {}), "returned 0.1 as 'rate'; it must be a tensor"),
-        (
-            ({"rate": torch.tensor(1)}, {}),
-            "returned 'rate' of torch.int64 to be learned, which has no gradients; make it "
-            "floating-point, or put it into the state",
-        ),
+        ({}, "must return carried with the names it was given; 'mean' is missing or new"),
+        ({"mean": W[0]}, "returned carried with 'mean' of shape (2,); it must be (3, 2)"),
     ],
 )
-def test_a_rule_that_cannot_start(
-    returned: Any, message: str, place: Callable[[Any], UpdateRule]
-) -> None:
+def test_a_rule_must_return_all_that_is_carried(carried: Tensors, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        MetaLearner(nn.Linear(2, 2), place(Returning(init=returned)), steps=2).init()
-    assert str(error.value) == f"Returning.init {message}"
+        adapted(rule=Returning(({"w": W}, carried, {})), carried={"mean": W})
+    assert str(error.value) == f"Returning.update {message}"

@@ -45,17 +45,17 @@ def outer_gradients(model: nn.Module, **options: Any) -> list[Tensor]:
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
     learner = maml(model.double(), steps=2, **options)
-    learned, state = learner.init()
-    losses = learner.outer_step(learned, state, tasks(2, 1), iteration=0).losses
-    return list(torch.autograd.grad(losses.mean(), list(learned.values())))
+    meta, carried = learner.init()
+    objective = learner.outer_step(meta, carried, tasks(2, 1), iteration=0).objective
+    return list(torch.autograd.grad(objective.mean(), list(meta.values())))
 
 
-# Of the query passes, which the fused kernels may compute.
+# The query passes may use the fused kernels.
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("tasks_at_a_time", [1, None])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("second_order", [True, False])
-def test_its_meta_gradients_are_those_of_its_formula(
+def test_the_meta_gradients_of_fused_attention_are_those_of_its_formula(
     second_order: bool, recompute: bool, tasks_at_a_time: int | None
 ) -> None:
     options = {
@@ -77,7 +77,7 @@ def test_its_meta_gradients_are_those_of_its_formula(
     [{}, {"recompute": True}, {"tasks_at_a_time": None}],
     ids=["keep", "recompute", "vmap"],
 )
-def test_the_layers_of_pytorch_learn(layout: dict[str, Any]) -> None:
+def test_pytorchs_transformer_layer_has_finite_meta_gradients(layout: dict[str, Any]) -> None:
     class Rows(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -91,7 +91,7 @@ def test_the_layers_of_pytorch_learn(layout: dict[str, Any]) -> None:
     assert all(gradient.isfinite().all() for gradient in outer_gradients(Rows(), **layout))
 
 
-def test_of_two_threads_the_last_puts_the_kernels_back() -> None:
+def test_fused_kernels_come_back_when_the_last_of_two_threads_is_done() -> None:
     before = fused()
     other_is_in, other_may_go = threading.Event(), threading.Event()
 
@@ -110,7 +110,7 @@ def test_of_two_threads_the_last_puts_the_kernels_back() -> None:
     other.start()
     assert other_is_in.wait(60)
     assert not twice_differentiable(looking)({}, {}, slice(None))
-    assert not fused()  # the other one is in it still
+    assert not fused()  # the other thread is still inside
     other_may_go.set()
     other.join()
     assert fused() == before

@@ -1,40 +1,52 @@
-"""What a control for sharing refuses. Its numbers: see test_parity."""
+"""Controls for gradient sharing: what they refuse. Their numbers: see test_parity."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import SGD, GradientSharing, Held, RateControl, UpdateRule
+from gradshare.inner_loop import SGD, GradientSharing, Held, OwnGradient, RateControl, UpdateRule
+
+LIKE = {"w": torch.zeros(2)}
 
 
 @pytest.mark.parametrize(
     ("rule", "gate", "learns"),
     [
-        (GradientSharing(5), "lamda", "'m' and 'lambda'"),
-        (RateControl(5), "m", "'lambda'"),
+        (GradientSharing(), "lamda", "'m' and 'lambda'"),
+        (RateControl(), "m", "'lambda'"),
         (SGD(0.1), "lambda", "nothing"),
     ],
 )
-def test_a_gate_that_the_rule_does_not_learn(rule: UpdateRule, gate: str, learns: str) -> None:
+def test_a_held_gate_must_be_one_that_the_rule_learns(
+    rule: UpdateRule, gate: str, learns: str
+) -> None:
     with pytest.raises(ConfigError) as error:
-        Held(rule, {gate: 0.5}).init({"w": torch.zeros(2)})
+        Held(rule, {gate: 0.5}).init(LIKE, 5)
     assert str(error.value) == (
         f"{type(rule).__name__} does not learn {gate!r}, which is to be held; it learns {learns}"
     )
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, math.inf, math.nan])
-def test_a_gate_held_where_no_sigmoid_is(value: float) -> None:
+def test_a_held_gate_must_be_the_value_of_a_sigmoid(value: float) -> None:
     with pytest.raises(ConfigError) as error:
-        Held(GradientSharing(5), {"m": value})
+        Held(GradientSharing(), {"m": value})
     assert str(error.value) == f"the gate 'm' is held at {value}; give a value from 0 to 1"
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
 def test_what_is_held_is_not_learned(value: float) -> None:
-    learned, _ = Held(GradientSharing(5), {"lambda": value}).init({"w": torch.zeros(2)})
-    assert list(learned) == ["m"]
+    meta, _ = Held(GradientSharing(), {"lambda": value}).init(LIKE, 5)
+    assert list(meta) == ["m"]
+
+
+@pytest.mark.parametrize("rule", [GradientSharing, OwnGradient])
+def test_a_norm_that_equation_1_does_not_have_is_refused(rule: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        rule(norm="per_tensor")
+    assert str(error.value) == "norm 'per_tensor' is unknown; use 'global' or 'per-tensor'"

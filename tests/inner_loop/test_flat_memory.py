@@ -1,17 +1,19 @@
-"""Flat memory: what is kept, what is replayed, what is refused. Its numbers: see test_parity."""
+"""Flat memory: what is kept, what is repeated, what is refused. Its numbers: see test_parity."""
 
 from __future__ import annotations
 
+import re
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import GradientSharing, Tensors
+from gradshare.inner_loop import Tensors
 from gradshare.methods import maml, maml_plus_plus
 from gradshare.methods.meta_learner import MetaLearner
 from gradshare.models import Conv4
@@ -19,10 +21,10 @@ from tests.problems import WAYS, tasks
 
 
 def outer_gradients(learner: MetaLearner, count: int = 2) -> dict[str, Tensor]:
-    learned, state = learner.init()
-    losses = learner.outer_step(learned, state, tasks(count, 1), iteration=0).losses
-    gradients = torch.autograd.grad(losses.mean(), list(learned.values()), allow_unused=True)
-    return {n: g for n, g in zip(learned, gradients, strict=True) if g is not None}
+    meta, carried = learner.init()
+    objective = learner.outer_step(meta, carried, tasks(count, 1), iteration=0).objective
+    gradients = torch.autograd.grad(objective.mean(), list(meta.values()), allow_unused=True)
+    return {n: g for n, g in zip(meta, gradients, strict=True) if g is not None}
 
 
 def kept_bytes(steps: int, count: int, *, recompute: bool) -> int:
@@ -31,7 +33,7 @@ def kept_bytes(steps: int, count: int, *, recompute: bool) -> int:
     learner = maml_plus_plus(
         Conv4(ways=WAYS, image_size=16, channels=2, filters=8).double(),
         steps=steps,
-        sharing=GradientSharing(steps),
+        sharing=True,
         multi_step_iterations=10,
         recompute=recompute,
     )
@@ -46,18 +48,18 @@ def kept_bytes(steps: int, count: int, *, recompute: bool) -> int:
         alive.add(kept)
         return kept
 
-    learned, state = learner.init()
+    meta, carried = learner.init()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-        step = learner.outer_step(learned, state, tasks(count, 1), iteration=0)
+        step = learner.outer_step(meta, carried, tasks(count, 1), iteration=0)
     storages = {
         kept.tensor.untyped_storage().data_ptr(): kept.tensor.untyped_storage().nbytes()
         for kept in alive
     }
-    assert step.losses.requires_grad
+    assert step.objective.requires_grad
     return sum(storages.values())
 
 
-def test_no_steps_and_no_tasks_activations_are_kept() -> None:
+def test_the_memory_kept_has_no_activations_of_any_step_or_task() -> None:
     images = 2 * WAYS * 8 * 16 * 16 * 8  # one activation of the first layer, of one support set
     theta = 8 * (2 * 9 * 8 + 3 * 8 * 9 * 8 + 8 * WAYS + WAYS)  # the adapted parameters of one task
     # A handful of parameter-sized tensors a step and task, and no activations.
@@ -94,63 +96,55 @@ def test_the_second_pass_draws_the_same_random_numbers(tasks_at_a_time: int | No
 
 
 class Counting(nn.Module):
-    """A network whose passes differ: each one counts in a buffer, in place or by a new one."""
+    """A network that counts its calls, and whose outputs depend on the count."""
 
-    def __init__(self, *, in_place: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(2 * 16 * 16, WAYS)
-        self.in_place = in_place
-        self.count: Tensor
-        self.register_buffer("count", torch.ones(()))
+        self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.in_place:
-            self.count += 1
-        else:
-            self.count = self.count + 1
-        y: Tensor = self.linear(x.flatten(1)) * self.count.clone().sqrt()
-        return y.tanh()
+        self.calls += 1
+        y: Tensor = self.linear(x.flatten(1)) * self.calls
+        return y
 
 
-@pytest.mark.parametrize("tasks_at_a_time", [1, 2, None])
-@pytest.mark.parametrize("in_place", [True, False])
-def test_the_second_pass_finds_the_buffers_as_the_first_did(
-    in_place: bool, tasks_at_a_time: int | None
+@pytest.mark.parametrize("tasks_at_a_time", [1, None])
+def test_a_module_that_counts_its_calls_is_refused_with_the_reason(
+    tasks_at_a_time: int | None,
 ) -> None:
-    def gradients_and_count(*, recompute: bool) -> tuple[dict[str, Tensor], Tensor]:
-        torch.manual_seed(0)
-        model = Counting(in_place=in_place).double()
-        learner = maml(model, steps=3, tasks_at_a_time=tasks_at_a_time, recompute=recompute)
-        return outer_gradients(learner, 3), model.count
+    torch.manual_seed(0)
+    model = Counting().double()
+    with pytest.raises(ConfigError) as error:
+        outer_gradients(maml(model, recompute=True, tasks_at_a_time=tasks_at_a_time))
+    assert re.fullmatch(
+        r"the model computed a loss of [\d.e+]+ where it computed [\d.e+]+ before: it has hidden "
+        "state, such as a counter, a generator of its own or numpy's random numbers; use "
+        "memory='keep', or torch's global generator",
+        str(error.value),
+    )
+    assert outer_gradients(maml(model, tasks_at_a_time=tasks_at_a_time))
 
-    kept, count = gradients_and_count(recompute=False)
-    recomputed, same_count = gradients_and_count(recompute=True)
-    assert count > 1
-    assert torch.equal(count, same_count)  # the second passes count in copies
-    for name, gradient in kept.items():
-        assert torch.allclose(gradient, recomputed[name], rtol=1e-9), name
+
+def test_a_module_with_numpys_random_numbers_is_refused_too() -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.flatten(1)) * numbers.uniform(1, 2)
+
+    numbers = np.random.default_rng(0)
+    model = Noisy(2 * 16 * 16, WAYS).double()
+    with pytest.raises(ConfigError, match=r"numpy's random numbers; use memory='keep', or torch's"):
+        outer_gradients(maml(model, recompute=True))
 
 
-def test_the_second_pass_of_a_graph_that_is_retained_finds_them_too() -> None:
-    model = Counting(in_place=True).double()
+def test_a_graph_that_is_retained_can_be_differentiated_twice() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2 * 16 * 16, WAYS)).double()
     learner = maml(model, steps=2, recompute=True)
-    learned, state = learner.init()
-    loss = learner.outer_step(learned, state, tasks(2, 1), iteration=0).losses.mean()
-    first = torch.autograd.grad(loss, list(learned.values()), retain_graph=True)
-    for one, other in zip(first, torch.autograd.grad(loss, list(learned.values())), strict=True):
+    meta, carried = learner.init()
+    loss = learner.outer_step(meta, carried, tasks(2, 1), iteration=0).objective.mean()
+    first = torch.autograd.grad(loss, list(meta.values()), retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(loss, list(meta.values())), strict=True):
         assert torch.equal(one, other)
-
-
-def test_spectral_norm_learns_as_it_does_with_its_graphs_kept() -> None:
-    def gradients(*, recompute: bool) -> dict[str, Tensor]:
-        torch.manual_seed(0)
-        linear = nn.Linear(2 * 16 * 16, WAYS).double()
-        model = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(linear))
-        return outer_gradients(maml(model, steps=3, recompute=recompute))
-
-    kept, recomputed = gradients(recompute=False), gradients(recompute=True)
-    for name, gradient in kept.items():
-        assert torch.allclose(gradient, recomputed[name], rtol=1e-9), name
 
 
 def test_the_second_pass_is_under_the_autocast_of_the_first() -> None:
@@ -160,12 +154,12 @@ def test_the_second_pass_is_under_the_autocast_of_the_first() -> None:
             nn.Flatten(), nn.Linear(2 * 16 * 16, 8), nn.Tanh(), nn.Linear(8, WAYS)
         )
         learner = maml(model, steps=3, recompute=recompute)
-        learned, state = learner.init()
+        meta, carried = learner.init()
         with torch.autocast("cpu", torch.bfloat16):
             batch = tasks(2, 1, torch.float32)
-            losses = learner.outer_step(learned, state, batch, iteration=0).losses
-        found = torch.autograd.grad(losses.mean(), list(learned.values()))
-        return dict(zip(learned, found, strict=True))
+            objective = learner.outer_step(meta, carried, batch, iteration=0).objective
+        found = torch.autograd.grad(objective.mean(), list(meta.values()))
+        return dict(zip(meta, found, strict=True))
 
     kept, recomputed = gradients(recompute=False), gradients(recompute=True)
     for name, gradient in kept.items():
@@ -182,9 +176,9 @@ def test_a_parameter_that_would_get_no_gradient_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         outer_gradients(maml(model, loss=learned_loss, recompute=True))
     assert str(error.value) == (
-        "the loss depends on a tensor of shape () that requires gradients and that is no outer "
-        "parameter: where memory is saved by recomputing, it would get none; make it a parameter "
-        "of the model, or keep the graphs (recompute=False)"
+        "the loss depends on a tensor of shape () that requires gradients and is not a parameter "
+        "of the model: with memory='recompute' it would get none; make it a parameter of the "
+        "model, or use memory='keep'"
     )
     outer_gradients(maml(model, loss=learned_loss))
 
@@ -213,7 +207,7 @@ def test_what_is_not_adapted_learns_from_the_support_sets_too(
                 Frozen().double(),
                 steps=3,
                 adapts=lambda name: name.startswith("head"),
-                sharing=GradientSharing(3),
+                sharing=True,
                 **layout,
             )
         )

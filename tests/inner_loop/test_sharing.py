@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -21,11 +22,12 @@ from gradshare.inner_loop import (
     MetaSGD,
     OwnGradient,
     RateControl,
+    Step,
     Tensors,
     UnnormalizedSharing,
     UpdateRule,
+    sum_over_local_tasks,
 )
-from gradshare.inner_loop.rule import sum_over_local_tasks
 from gradshare.inner_loop.sharing import normalized
 from gradshare.methods import maml
 from gradshare.tasks import TaskBatch
@@ -45,14 +47,30 @@ def like() -> dict[str, Tensor]:
     return {name: g[0] for name, g in gradients(0).items()}
 
 
+def update(
+    rule: UpdateRule,
+    own: Tensors,
+    meta: Tensors,
+    carried: Tensors,
+    k: int,
+    *,
+    training: bool = True,
+) -> tuple[Tensors, Tensors]:
+    """The updates and what is carried after step k."""
+    losses = torch.zeros(len(own["bias"]))
+    step = Step(k, own, own, losses, sum_over_local_tasks if training else None)
+    updates, carried, _ = rule.update(own, meta, carried, rule.start(own), step)
+    return updates, carried
+
+
 def logit(p: float) -> float:
     return math.log(p / (1 - p))
 
 
-def with_values(learned: Tensors, **values: float) -> dict[str, Tensor]:
+def with_values(meta: Tensors, **values: float) -> dict[str, Tensor]:
     return {
         name: torch.full_like(tensor, values.get(name, 0.0)).requires_grad_()
-        for name, tensor in learned.items()
+        for name, tensor in meta.items()
     }
 
 
@@ -61,133 +79,102 @@ def norm(tree: Tensors) -> Tensor:
 
 
 def test_at_first_g_hat_is_the_normalised_sum_and_m_has_gradient_zero_not_none() -> None:
-    rule = GradientSharing(STEPS)
-    learned, state = rule.init(like())
-    learned = with_values(learned)
+    rule = GradientSharing()
+    meta, carried = rule.init(like(), STEPS)
+    meta = with_values(meta)
     own = gradients(1)
-    deltas, new = rule.update(own, learned, state, 1, sum_over_local_tasks)
+    deltas, new = update(rule, own, meta, carried, 1)
     total = {name: g.sum(0) for name, g in own.items()}
     for name in own:
         g_1 = total[name] / norm(total)
-        assert torch.allclose(new[f"g_hat.1.{name}"][0], g_1, rtol=1e-12)
+        assert torch.allclose(new[f"g_hat.1.{name}"], g_1, rtol=1e-12)
         assert torch.allclose(deltas[name], 0.5 * g_1 + 0.5 * own[name], rtol=1e-12)
-    (grad,) = torch.autograd.grad(deltas["weight"].sum(), [learned["m"]])
+    (grad,) = torch.autograd.grad(deltas["weight"].sum(), [meta["m"]])
     assert torch.equal(grad, torch.zeros(STEPS, dtype=torch.float64))
     assert new["seen"].tolist() == [False, True, False]
 
 
-def test_the_state_given_is_not_changed() -> None:
-    rule = GradientSharing(STEPS)
-    learned, state = rule.init(like())
-    before = {name: tensor.clone() for name, tensor in state.items()}
-    rule.update(gradients(1), learned, state, 0, sum_over_local_tasks)
-    assert all(torch.equal(before[name], state[name]) for name in state)
+def test_the_carried_tensors_given_are_not_changed() -> None:
+    rule = GradientSharing()
+    meta, carried = rule.init(like(), STEPS)
+    before = {name: tensor.clone() for name, tensor in carried.items()}
+    update(rule, gradients(1), meta, carried, 0)
+    assert all(torch.equal(before[name], carried[name]) for name in carried)
 
 
 def test_a_closed_gate_is_the_original() -> None:
-    rule = GradientSharing(STEPS)
-    learned, state = rule.init(like())
-    learned = with_values(learned, **{"lambda": -1e9})
+    rule = GradientSharing()
+    meta, carried = rule.init(like(), STEPS)
+    meta = with_values(meta, **{"lambda": -1e9})
     own = gradients(1)
-    deltas, _ = rule.update(own, learned, state, 0, sum_over_local_tasks)
+    deltas, _ = update(rule, own, meta, carried, 0)
     assert all(torch.equal(deltas[name], own[name]) for name in own)
 
 
 def test_an_open_gate_gives_every_task_the_same_update() -> None:
-    rule = GradientSharing(STEPS)
-    learned, state = rule.init(like())
-    learned = with_values(learned, **{"lambda": 1e9})
-    deltas, _ = rule.update(gradients(1), learned, state, 0, sum_over_local_tasks)
+    rule = GradientSharing()
+    meta, carried = rule.init(like(), STEPS)
+    meta = with_values(meta, **{"lambda": 1e9})
+    deltas, _ = update(rule, gradients(1), meta, carried, 0)
     for delta in deltas.values():
         assert torch.allclose(delta, delta[:1].expand_as(delta), rtol=1e-12)
     assert norm({name: d[0] for name, d in deltas.items()}).item() == pytest.approx(1)
 
 
 def test_before_any_training_testing_uses_the_tasks_own_gradient() -> None:
-    rule = GradientSharing(STEPS)
-    learned, state = rule.init(like())
+    rule = GradientSharing()
+    meta, carried = rule.init(like(), STEPS)
     own = gradients(1)
-    deltas, same = rule.update(own, learned, state, 0, None)
+    deltas, same = update(rule, own, meta, carried, 0, training=False)
     assert all(torch.equal(deltas[name], own[name]) for name in own)
-    assert same is state
+    assert same is carried
 
 
 def test_testing_uses_the_stored_g_hat_and_no_other_task() -> None:
-    rule = GradientSharing(STEPS)
-    learned, state = rule.init(like())
-    _, state = rule.update(gradients(1), learned, state, 0, sum_over_local_tasks)
+    rule = GradientSharing()
+    meta, carried = rule.init(like(), STEPS)
+    _, carried = update(rule, gradients(1), meta, carried, 0)
     own = gradients(2)
-    together, _ = rule.update(own, learned, state, 0, None)
-    alone, _ = rule.update({n: g[2:3] for n, g in own.items()}, learned, state, 0, None)
+    together, _ = update(rule, own, meta, carried, 0, training=False)
+    alone, _ = update(rule, {n: g[2:3] for n, g in own.items()}, meta, carried, 0, training=False)
     for name in own:
         assert torch.equal(together[name][2], alone[name][0])
-        expected = 0.5 * state[f"g_hat.0.{name}"] + 0.5 * own[name]
+        expected = 0.5 * carried[f"g_hat.0.{name}"] + 0.5 * own[name]
         assert torch.allclose(together[name], expected, rtol=1e-12)
 
 
 def test_history_is_constant_and_the_present_is_not() -> None:
-    rule = GradientSharing(STEPS)
-    learned, state = rule.init(like())
+    rule = GradientSharing()
+    meta, carried = rule.init(like(), STEPS)
     first = {n: g.requires_grad_() for n, g in gradients(1).items()}
-    _, state = rule.update(first, learned, state, 0, sum_over_local_tasks)
-    assert not any(tensor.requires_grad for tensor in state.values())
+    _, carried = update(rule, first, meta, carried, 0)
+    assert not any(tensor.requires_grad for tensor in carried.values())
     second = {n: g.requires_grad_() for n, g in gradients(2).items()}
-    deltas, _ = rule.update(second, learned, state, 0, sum_over_local_tasks)
+    deltas, _ = update(rule, second, meta, carried, 0)
     # Task 0's update depends on task 3's gradient, through g_k and its norm.
     (grad,) = torch.autograd.grad(deltas["weight"][0].sum(), [second["bias"]])
     assert grad[3].abs().sum() > 0
 
 
-def test_task_conditioned_parameters_need_no_change_to_the_rule() -> None:
-    rule = GradientSharing(STEPS)
-    learned, state = rule.init(like())
-    own = gradients(1)
-    _, state = rule.update(own, learned, state, 0, sum_over_local_tasks)
-    generator = torch.Generator().manual_seed(3)
-    conditioned = {
-        name: torch.randn(4, STEPS, generator=generator, dtype=torch.float64)
-        for name in ("m", "lambda")
-    }
-    together, _ = rule.update(own, conditioned, state, 0, sum_over_local_tasks)
-    for task in range(4):
-        one = {name: tensor[task] for name, tensor in conditioned.items()}
-        expected, _ = rule.update(own, one, state, 0, sum_over_local_tasks)
-        for name in own:
-            assert torch.allclose(together[name][task], expected[name][task], rtol=1e-12)
-
-
-def test_once_m_is_task_conditioned_a_batch_has_as_many_tasks() -> None:
-    rule = GradientSharing(STEPS)
-    learned, state = rule.init(like())
-    _, state = rule.update(gradients(1), learned, state, 0, sum_over_local_tasks)
-    conditioned = {**learned, "m": torch.zeros(4, STEPS, dtype=torch.float64)}
-    _, state = rule.update(gradients(2), conditioned, state, 0, sum_over_local_tasks)
-    assert state["g_hat.0.weight"].shape == (4, 3, 2)
-    rule.update(gradients(3), conditioned, state, 0, None)
-    with pytest.raises(RuntimeError):
-        rule.update(gradients(3, tasks=3), conditioned, state, 0, None)
-
-
 def test_rate_control_is_sharing_with_g_hat_zero() -> None:
-    learned, state = RateControl(STEPS).init(like())
-    assert list(learned) == ["lambda"]
-    learned = with_values(learned, **{"lambda": logit(0.25)})
+    meta, carried = RateControl().init(like(), STEPS)
+    assert list(meta) == ["lambda"]
+    meta = with_values(meta, **{"lambda": logit(0.25)})
     own = gradients(1)
-    deltas, same = RateControl(STEPS).update(own, learned, state, 2, sum_over_local_tasks)
+    deltas, same = update(RateControl(), own, meta, carried, 2)
     assert same == {}
     for name in own:
         assert torch.allclose(deltas[name], 0.75 * own[name], rtol=1e-12)
 
 
-def test_an_iteration_sees_tasks_in_any_order() -> None:
-    rule = GradientSharing(STEPS)
-    learned, state = rule.init(like())
+def test_the_order_of_the_tasks_does_not_matter() -> None:
+    rule = GradientSharing()
+    meta, carried = rule.init(like(), STEPS)
     own = gradients(1)
     order = torch.tensor([2, 0, 3, 1])
-    deltas, new = rule.update(own, learned, state, 0, sum_over_local_tasks)
-    shuffled, new_shuffled = rule.update(
-        {n: g[order] for n, g in own.items()}, learned, state, 0, sum_over_local_tasks
-    )
+    deltas, new = update(rule, own, meta, carried, 0)
+    in_order = {n: g[order] for n, g in own.items()}
+    shuffled, new_shuffled = update(rule, in_order, meta, carried, 0)
     for name in own:
         assert torch.allclose(deltas[name][order], shuffled[name], rtol=1e-12)
         key = f"g_hat.0.{name}"
@@ -212,7 +199,7 @@ def test_the_norm_forgets_the_length_and_keeps_the_direction(
 
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.floats(-30, 30), st.sampled_from(["global", "per-tensor"]))
-def test_in_float32_too_the_norm_and_its_derivative_are_right_at_every_length(
+def test_in_float32_the_norm_and_its_derivative_are_right_at_every_length(
     seed: int, exponent: float, kind: str
 ) -> None:
     """Those of a support set that is fitted well are so short that squares would vanish."""
@@ -234,13 +221,12 @@ def test_in_float32_too_the_norm_and_its_derivative_are_right_at_every_length(
 
 def test_a_support_set_that_is_fitted_well_has_finite_outer_gradients() -> None:
     torch.manual_seed(0)
-    sharing = GradientSharing(5)
-    learner = maml(torch.nn.Linear(512, 5), steps=5, inner_lr=1.0, sharing=sharing)
+    learner = maml(torch.nn.Linear(512, 5), steps=5, inner_lr=1.0, sharing=True)
     images, labels = torch.randn(2, 5, 512), torch.arange(5).expand(2, 5)
-    learned, state = learner.init()
+    meta, carried = learner.init()
     tasks = TaskBatch(images, labels, torch.randn(2, 5, 512), labels)
-    losses = learner.outer_step(learned, state, tasks, iteration=0).losses
-    for tensor in torch.autograd.grad(losses.mean(), list(learned.values()), allow_unused=True):
+    objective = learner.outer_step(meta, carried, tasks, iteration=0).objective
+    for tensor in torch.autograd.grad(objective.mean(), list(meta.values()), allow_unused=True):
         assert tensor is None or tensor.isfinite().all()
 
 
@@ -249,6 +235,55 @@ def test_a_gradient_that_is_not_finite_stays_so() -> None:
         tree = {"weight": torch.tensor([1.0, bad]), "bias": torch.tensor([1.0])}
         for kind in ("global", "per-tensor"):
             assert not normalized(tree, kind)["weight"].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["global", "per-tensor"])
+def test_an_empty_parameter_stays_empty_and_changes_no_other(kind: str) -> None:
+    tree = {name: g[0] for name, g in gradients(1).items()}
+    with_empty = normalized({"empty": torch.empty(0, dtype=torch.float64), **tree}, kind)  # type: ignore[arg-type]
+    assert with_empty["empty"].shape == (0,)
+    for name, tensor in normalized(tree, kind).items():  # type: ignore[arg-type]
+        assert torch.equal(with_empty[name], tensor)
+
+
+@pytest.mark.parametrize("sharing", [GradientSharing(), UnnormalizedSharing(), OwnGradient()])
+@pytest.mark.parametrize("layout", [{}, {"tasks_at_a_time": None}, {"recompute": True}], ids=str)
+def test_a_model_with_an_empty_parameter_learns(
+    layout: dict[str, Any], sharing: UpdateRule
+) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3).double()
+    model.empty = torch.nn.Parameter(torch.empty(0, dtype=torch.float64))
+    learner = maml(model, steps=2, sharing=sharing, **layout)
+    meta, carried = learner.init()
+    x = torch.randn(2, 6, 4, dtype=torch.float64)
+    y = torch.arange(3).repeat(2).expand(2, 6)
+    step = learner.outer_step(meta, carried, TaskBatch(x, y, x, y), iteration=0)
+    for name, tensor in zip(
+        meta,
+        torch.autograd.grad(
+            step.objective.mean(), list(meta.values()), allow_unused=True, materialize_grads=True
+        ),
+        strict=True,
+    ):
+        assert tensor.isfinite().all(), name
+    assert step.carried.keys() == carried.keys()
+
+
+@pytest.mark.parametrize("rule", [GradientSharing(), RateControl(), LearnedRates(), OwnGradient()])
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (torch.float16, torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16, torch.float32),
+        (torch.float16, torch.float64, torch.float64),
+    ],
+)
+def test_gates_have_the_widest_type_of_the_parameters_and_at_least_float32(
+    first: torch.dtype, second: torch.dtype, expected: torch.dtype, rule: UpdateRule
+) -> None:
+    meta, _ = rule.init({"a": torch.zeros(2, dtype=first), "b": torch.zeros(2, dtype=second)}, 3)
+    assert {tensor.dtype for tensor in meta.values()} == {expected}
 
 
 def test_a_zero_gradient_stays_zero_and_passes_zero_back() -> None:
@@ -260,12 +295,12 @@ def test_a_zero_gradient_stays_zero_and_passes_zero_back() -> None:
 
 
 def test_a_chain_names_what_each_rule_learns_and_feeds_each_the_one_before() -> None:
-    rule = Chain(control=RateControl(STEPS), left_out=None, meta_sgd=MetaSGD(0.2), sgd=SGD(10.0))
-    learned, state = rule.init(like())
-    assert list(learned) == ["control.lambda", "meta_sgd.alpha.weight", "meta_sgd.alpha.bias"]
-    assert state == {}
+    rule = Chain(control=RateControl(), left_out=None, meta_sgd=MetaSGD(0.2), sgd=SGD(10.0))
+    meta, carried = rule.init(like(), STEPS)
+    assert list(meta) == ["control.lambda", "meta_sgd.alpha.weight", "meta_sgd.alpha.bias"]
+    assert carried == {}
     own = gradients(1)
-    updates, _ = rule.update(own, learned, state, 0, None)
+    updates, _ = update(rule, own, meta, carried, 0, training=False)
     for name in own:
         assert torch.allclose(updates[name], 0.5 * 0.2 * 10 * own[name], rtol=1e-12)
 
@@ -273,14 +308,14 @@ def test_a_chain_names_what_each_rule_learns_and_feeds_each_the_one_before() -> 
 @pytest.mark.parametrize(
     "rule",
     [
-        GradientSharing(STEPS),
-        UnnormalizedSharing(STEPS),
-        DetachedSharing(STEPS),
-        Held(GradientSharing(STEPS), {"m": 1.0}),
-        OwnGradient(STEPS),
-        RateControl(STEPS),
-        LearnedRates(STEPS),
-        LSLR(STEPS, 0.1),
+        GradientSharing(),
+        UnnormalizedSharing(),
+        DetachedSharing(),
+        Held(GradientSharing(), {"m": 1.0}),
+        OwnGradient(),
+        RateControl(),
+        LearnedRates(),
+        LSLR(0.1),
         MetaSGD(0.1),
     ],
     ids=lambda rule: type(rule).__name__,
@@ -291,12 +326,49 @@ def test_parameters_of_several_types_keep_theirs_and_share_as_those_of_one(
     deltas: dict[torch.dtype, Tensors] = {}
     for weight in (torch.float64, torch.float32):
         kinds = {"weight": weight, "bias": torch.float64}
-        learned, state = rule.init({name: t.to(kinds[name]) for name, t in like().items()})
+        meta, carried = rule.init({name: t.to(kinds[name]) for name, t in like().items()}, STEPS)
         for seed in (1, 2):
             own = {name: g.to(kinds[name]) for name, g in gradients(seed).items()}
-            deltas[weight], state = rule.update(own, learned, state, 0, sum_over_local_tasks)
+            deltas[weight], carried = update(rule, own, meta, carried, 0)
         for name, kind in kinds.items():
-            stored = [t for key, t in state.items() if key.endswith(f".{name}")]
+            stored = [t for key, t in carried.items() if key.endswith(f".{name}")]
             assert {t.dtype for t in (deltas[weight][name], *stored)} == {kind}
     for name, delta in deltas[torch.float64].items():
         assert torch.allclose(deltas[torch.float32][name].double(), delta, atol=1e-6)
+
+
+def test_a_chain_keeps_each_rules_state_apart() -> None:
+    class Momentum(UpdateRule):
+        def __init__(self, decay: float) -> None:
+            self.decay = decay
+
+        def start(self, params: Tensors) -> Tensors:
+            return {name: torch.zeros_like(p) for name, p in params.items()}
+
+        def update(
+            self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
+        ) -> tuple[Tensors, Tensors, Tensors]:
+            task = {name: self.decay * task[name] + g for name, g in gradients.items()}
+            return task, carried, task
+
+    rule = Chain(slow=Momentum(0.9), fast=Momentum(0.1))
+    own = gradients(1)
+    task = rule.start(own)
+    assert set(task) == {"slow.weight", "slow.bias", "fast.weight", "fast.bias"}
+    expected = torch.zeros_like(own["bias"]), torch.zeros_like(own["bias"])
+    for k in range(2):
+        step = Step(k, own, own, torch.zeros(4), sum_over_local_tasks)
+        updates, _, task = rule.update(own, {}, {}, task, step)
+        slow = 0.9 * expected[0] + own["bias"]
+        expected = slow, 0.1 * expected[1] + slow
+        assert torch.allclose(updates["bias"], expected[1], rtol=1e-12)
+
+
+def test_a_chain_reports_under_its_rules_names() -> None:
+    rule = Chain(sharing=GradientSharing(), rate=LearnedRates(), sgd=SGD(0.1))
+    meta, _ = rule.init(like(), 2)
+    assert rule.report(meta) == {
+        "sharing.m": [0.5, 0.5],
+        "sharing.lambda": [0.5, 0.5],
+        "rate.rate": [1.0, 1.0],
+    }

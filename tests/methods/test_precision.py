@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from gradshare.config import RunConfig
-from gradshare.inner_loop import GradientSharing, Tensors
-from gradshare.methods import MetaLearner, maml
-from gradshare.training.outer_loop import make_optimizer, outer_iteration
-from gradshare.training.setup import build_learner
+from gradshare.inner_loop import Tensors
+from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
+from gradshare.models import Conv4
 from tests import oracle
 from tests.problems import WAYS, as_oracle_batch, learner, perturbed, tasks
 
@@ -26,7 +25,7 @@ EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
 
 def smooth_learner(**options: Any) -> MetaLearner:
-    """A network without maxima or kinks, of which rounding changes no more than its own size."""
+    """A network without maxima or kinks, so that rounding changes results by its own size only."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1, bias=False),
@@ -39,18 +38,19 @@ def smooth_learner(**options: Any) -> MetaLearner:
         nn.Flatten(),
         nn.Linear(4 * 3 * 3, WAYS),
     )
-    return maml(model, steps=3, inner_lr=0.1, sharing=GradientSharing(3), **options)
+    return maml(model, steps=3, inner_lr=0.1, sharing=True, **options)
 
 
 def outer_gradients(learner: MetaLearner, dtype: torch.dtype) -> dict[str, Tensor]:
-    learner.model.to(dtype)
-    learned, state = learner.init()
-    step = learner.outer_step(learned, state, tasks(3, 1, dtype), iteration=0)
+    meta, carried = learner.init()
+    meta = {name: t.detach().to(dtype).requires_grad_() for name, t in meta.items()}
+    carried = {n: t.to(dtype) if t.is_floating_point() else t for n, t in carried.items()}
+    step = learner.outer_step(meta, carried, tasks(3, 1, dtype), iteration=0)
     assert step.losses.dtype == step.outputs.dtype == dtype
     gradients = torch.autograd.grad(
-        step.losses.mean(), list(learned.values()), allow_unused=True, materialize_grads=True
+        step.objective.mean(), list(meta.values()), allow_unused=True, materialize_grads=True
     )
-    return dict(zip(learned, gradients, strict=True))
+    return dict(zip(meta, gradients, strict=True))
 
 
 @EVERY_LAYOUT
@@ -82,12 +82,12 @@ def test_the_backbone_is_near_the_float64_oracle(layout: dict[str, Any]) -> None
     outer = perturbed(ours.init()[0])
     loss, _ = oracle.outer_loss(outer, None, as_oracle_batch(tasks(24, 1)), s)
     exact = torch.cat([g.flatten() for g in torch.autograd.grad(loss, _model(outer))])
-    ours.model.float()
-    learned = {n: t.detach().float().requires_grad_() for n, t in outer.items()}
-    step = ours.outer_step(learned, ours.init()[1], tasks(24, 1, torch.float32), iteration=0)
+    meta = {n: t.detach().float().requires_grad_() for n, t in outer.items()}
+    carried = {n: t.float() if t.is_floating_point() else t for n, t in ours.init()[1].items()}
+    step = ours.outer_step(meta, carried, tasks(24, 1, torch.float32), iteration=0)
     assert abs(step.losses.mean() - loss) <= 0.02 * loss
     got = torch.cat(
-        [g.flatten() for g in torch.autograd.grad(step.losses.mean(), _model(learned))]
+        [g.flatten() for g in torch.autograd.grad(step.objective.mean(), _model(meta))]
     ).double()
     assert torch.cosine_similarity(got, exact, dim=0) > 0.92
 
@@ -98,37 +98,35 @@ def _model(outer: Tensors) -> list[Tensor]:
 
 @EVERY_LAYOUT
 @pytest.mark.parametrize("batch_norm", ["transductive", "inductive"])
-@pytest.mark.parametrize("method", ["maml", "meta-sgd", "maml++"])
+@pytest.mark.parametrize(
+    "method", [maml, meta_sgd, partial(maml_plus_plus, multi_step_iterations=10)]
+)
 def test_what_is_learned_stays_float32_and_finite(
-    method: str, batch_norm: str, layout: dict[str, Any]
+    method: Any, batch_norm: str, layout: dict[str, Any]
 ) -> None:
-    config = RunConfig(
-        **{"method": method, "batch_norm": batch_norm, "precision": "bfloat16"},
-        ways=WAYS,
-        filters=4,
-        inner_steps=2,
+    torch.manual_seed(0)
+    learner = method(
+        Conv4(ways=WAYS, image_size=16, channels=2, filters=4),
+        steps=2,
+        sharing=True,
+        batch_norm=batch_norm,
+        precision="bfloat16",
+        **layout,
     )
-    learner, _ = build_learner(config, (2, 16, 16), torch.device("cpu"))
-    assert learner.precision == "bfloat16"
-    for name, value in layout.items():
-        setattr(learner, name, value)
-    learned, state = learner.init()
-    optimizer = make_optimizer(learned, lr=0.001)
+    meta, carried = learner.init()
+    optimizer = torch.optim.Adam(meta.values(), lr=0.001)
     for iteration in range(3):
-        result = outer_iteration(
-            learner,
-            learned,
-            state,
-            optimizer,
-            tasks(2, iteration, torch.float32),
-            iteration=iteration,
-            clamp_gradients=None,
-        )
-        assert result.refused is None
-        state = result.state
+        optimizer.zero_grad()
+        batch = tasks(2, iteration, torch.float32)
+        step = learner.outer_step(meta, carried, batch, iteration=iteration)
+        step.objective.mean().backward()
+        optimizer.step()
+        carried = step.carried
     adam = [t for of_one in optimizer.state.values() for t in of_one.values()]
-    for tensor in (*learned.values(), *state.values(), *adam):
+    for tensor in (*meta.values(), *carried.values(), *adam):
         assert tensor.dtype in (torch.float32, torch.bool)
         assert tensor.isfinite().all()
-    adapted = learner.adapt(learned, state, tasks(2, 9, torch.float32)).params[-1]
-    assert all(tensor.dtype == torch.float32 for tensor in adapted.values())
+    batch = tasks(2, 9, torch.float32)
+    adapted = learner.adapt(meta, carried, batch)
+    outputs = learner.predict(meta, adapted, batch)
+    assert {t.dtype for t in (outputs, *adapted.params.values())} == {torch.float32}

@@ -1,11 +1,11 @@
-"""MAML++'s schedules against numbers worked out by hand from the reference code."""
+"""MAML++'s multi-step loss against numbers worked out by hand from the reference code."""
 
 from __future__ import annotations
 
 import pytest
 
+from gradshare.errors import ConfigError
 from gradshare.methods.multi_step_loss import MultiStepLoss
-from gradshare.training.outer_loop import cosine_annealed
 
 
 @pytest.mark.parametrize(
@@ -20,24 +20,27 @@ from gradshare.training.outer_loop import cosine_annealed
 )
 def test_multi_step_weights_of_the_reference(epoch: float, other: float, last: float) -> None:
     # K = 5, 15 epochs of 500 iterations.
-    weights = MultiStepLoss(5, 15 * 500).weights(round(epoch * 500))
+    weights = MultiStepLoss(15 * 500).weights(5, round(epoch * 500))
     assert weights == pytest.approx([other] * 4 + [last])
     assert sum(weights) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("iteration", [7500, 7501, 50_000])
 def test_afterwards_only_the_last_step_counts(iteration: int) -> None:
-    assert MultiStepLoss(5, 7500).weights(iteration) == [0, 0, 0, 0, 1]
+    assert MultiStepLoss(7500).weights(5, iteration) == [0, 0, 0, 0, 1]
 
 
 def test_left_out_it_is_the_last_step_from_the_start() -> None:
-    assert MultiStepLoss(3, 0).weights(0) == [0, 0, 1]
+    assert MultiStepLoss(0).weights(3, 0) == [0, 0, 1]
 
 
 def test_one_step_has_all_the_weight() -> None:
-    assert MultiStepLoss(1, 10).weights(5) == [1]
+    assert MultiStepLoss(10).weights(1, 5) == [1]
 
 
-@pytest.mark.parametrize(("done", "rate"), [(0, 1e-3), (0.5, 5.05e-4), (1, 1e-5)])
-def test_the_cosine_starts_ends_and_halves_where_it_should(done: float, rate: float) -> None:
-    assert cosine_annealed(1e-3, 1e-5, done) == pytest.approx(rate)
+def test_the_number_of_iterations_must_be_a_whole_number() -> None:
+    with pytest.raises(ConfigError) as error:
+        MultiStepLoss(0.5)  # type: ignore[arg-type]
+    assert str(error.value) == (
+        "iterations of the multi-step loss is 0.5; give a whole number, at least 0"
+    )

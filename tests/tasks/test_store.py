@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshare.errors import DataError
-from gradshare.tasks import EpisodeSampler
+from gradshare.tasks import ImageTasks
 from gradshare.tasks.store import SPLITS, ClassImages, ImageStore, write_store
 from tests.tasks.builders import random_classes, random_images, random_store
 
@@ -82,12 +82,12 @@ def test_a_pickle_holds_no_images_and_reads_the_same(
     random_store(Path("20"), {"train": [30, 30, 30], "val": [9], "test": [9]}, size=20)
     store = ImageStore.open("20")
     split = store.splits["train"]
-    sampler = EpisodeSampler(split, ways=2, shots=1, queries=3, seed=4)
-    pickles = [pickle.dumps(item) for item in (sampler, split, store)]
+    tasks = ImageTasks(split, ways=2, shots=1, queries=3)
+    pickles = [pickle.dumps(item) for item in (tasks, split, store)]
     assert max(map(len, pickles)) < 2_000 < split.images.nbytes / 20
     monkeypatch.chdir("/")
     again = pickle.loads(pickles[0])
-    expected, found = sampler.batch(range(3)), again.batch(range(3))
+    expected, found = tasks.batch(range(3)), again.batch(range(3))
     for name in ("support_x", "support_y", "query_x", "query_y"):
         assert torch.equal(getattr(expected, name), getattr(found, name))
     assert isinstance(again.split.images, np.memmap)
@@ -121,8 +121,7 @@ def test_a_pickle_of_images_that_were_replaced_is_refused(stored: Path) -> None:
     with pytest.raises(DataError) as caught:
         pickle.loads(content)
     assert str(caught.value) == (
-        f"the dataset in {stored} was prepared anew since the sampler, split or store that reads "
-        "it was pickled; open it again"
+        f"the dataset in {stored} was prepared anew since what reads it was pickled; open it again"
     )
 
 

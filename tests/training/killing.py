@@ -1,4 +1,4 @@
-"""Killing runs at random moments, for the test of a minute and the soak test of many."""
+"""Killing runs at random moments, and what two runs that are one must have in common."""
 
 from __future__ import annotations
 
@@ -8,47 +8,32 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from gradshare.config import RunConfig
-from gradshare.training import files, run
-from gradshare.training.checkpoint import load_checkpoint
-from gradshare.training.outer_loop import outer_iteration
-from gradshare.training.run import RunResult, train
+import gradshare as gs
+from gradshare.training import files
+from gradshare.training.checkpoint import Checkpoint, load_checkpoint
+from gradshare.training.run import Run
+from tests.training.small import Arguments
 
-CPU = torch.device("cpu")
-REFUSED = 7  # of so many iterations, one
+# What makes the arguments of a run; it and its own arguments go to another process.
+Problem = Callable[..., Arguments]
 
 
 def kill_self(*arguments: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@contextlib.contextmanager
-def some_refused(config: RunConfig) -> Iterator[None]:
-    """In a run that skips what is refused, give every seventh iteration an infinite image."""
-
-    def poisoned(*arguments: Any, **options: Any) -> Any:
-        if options["iteration"] % REFUSED == REFUSED - 1:
-            arguments[4].query_x[0, 0] = float("inf")
-        return outer_iteration(*arguments, **options)
-
-    if config.on_divergence == "skip":
-        run.outer_iteration = poisoned  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        run.outer_iteration = outer_iteration  # type: ignore[attr-defined]
-
-
-def train_until_killed(config: RunConfig, folder: Path, seed: int) -> None:
+def fit_until_killed(problem: Problem, options: Arguments, folder: Path, seed: int) -> None:
     """The body of a process that kills itself: in even turns after a random time, in odd ones in
     the middle of writing a file, before or after it takes its final name."""
     torch.set_num_threads(1)
+    given = problem(**options)
     choice = random.Random(seed)
     if seed % 2:
         writes = choice.randrange(12)
@@ -66,55 +51,75 @@ def train_until_killed(config: RunConfig, folder: Path, seed: int) -> None:
         files.os.fsync = fatal_fsync  # type: ignore[attr-defined]
     else:
         threading.Timer(choice.uniform(0.05, 0.7), kill_self).start()
-    with some_refused(config):
-        train(config, folder, resume=True)
+    gs.fit(**given, out=folder, resume="auto")
 
 
-def kill_often(config: RunConfig, folder: Path, most: int, first_seed: int = 0) -> int:
+def in_a_process(function: Callable[..., None], *arguments: Any) -> int:
+    """Call a function in a process of its own, and return its exit status."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gradshare", __name__])
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def kill_often(
+    problem: Problem, options: Arguments, folder: Path, most: int, first_seed: int = 0
+) -> int:
     """Start a run and kill it, again and again, until it ends or was killed `most` times.
 
     Returns:
         How many times it was killed.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradshare.training.run", __name__])
     for turn in range(most):
-        process = context.Process(
-            target=train_until_killed, args=(config, folder, first_seed + turn)
-        )
-        process.start()
-        process.join()
-        if process.exitcode == 0:
+        status = in_a_process(fit_until_killed, problem, options, folder, first_seed + turn)
+        if status == 0:
             return turn
-        assert process.exitcode == -signal.SIGKILL
+        assert status == -signal.SIGKILL
     return most
 
 
-def timeless(result: RunResult) -> list[dict[str, Any]]:
+def timeless(run: Run) -> list[dict[str, Any]]:
     """A run's records without their times, in a form that == compares: NaN as None."""
-    records = [{**record.to_json(), "seconds": 0} for record in result.history]
-    return [files.null_where_not_finite(record) for record in records]
+    return [{**record.to_json(), "seconds": 0} for record in run.history]
 
 
-def final(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    path = sorted((folder / "checkpoints").glob("latest-*"))[-1]
-    saved = load_checkpoint(path, CPU)
-    return {"learned": saved.learned, "state": saved.state, "optimizer": saved.optimizer}
+def latest(folder: Path) -> Checkpoint:
+    """The newest checkpoint of a run."""
+    return load_checkpoint(sorted((folder / "checkpoints").glob("latest-*"))[-1])
 
 
-def require_same_end(
-    one: RunResult, one_folder: Path, other: RunResult, other_folder: Path
-) -> None:
-    """Metrics but for times, test accuracies, every final tensor and what is kept on disk."""
+def tensors_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint by name, the optimiser's too."""
+    found: dict[str, Tensor] = {}
+
+    def collect(value: Any, path: str) -> None:
+        if isinstance(value, Tensor):
+            found[path] = value
+        elif isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, item in items:
+                collect(item, f"{path}/{key}")
+
+    for part in ("meta", "carried", "optimizer"):
+        collect(getattr(checkpoint, part), part)
+    return found
+
+
+def require_same_tensors(one: Checkpoint, other: Checkpoint) -> None:
+    """Bit for bit."""
+    ours, theirs = tensors_of(one), tensors_of(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def require_same_end(one: Run, other: Run) -> None:
+    """Metrics but for times, test values, every final tensor and what is kept on disk."""
     assert timeless(one) == timeless(other)
     assert (one.test, one.diverged) == (other.test, other.diverged)
-    ends = [final(folder) for folder in (one_folder, other_folder)]
-    for part, tensors in ends[0].items():
-        assert tensors.keys() == ends[1][part].keys()
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, ends[1][part][name]), name
-    names = [
-        sorted(path.name for path in (folder / "checkpoints").iterdir())
-        for folder in (one_folder, other_folder)
-    ]
+    require_same_tensors(latest(one.path), latest(other.path))
+    names = [sorted(p.name for p in (r.path / "checkpoints").iterdir()) for r in (one, other)]
     assert names[0] == names[1]

@@ -11,14 +11,19 @@ from typing import Any
 
 import pytest
 
-from gradshare.config import RunConfig
+import gradshare as gs
 from gradshare.errors import RunError
-from gradshare.training.folder import RunFolder
-from gradshare.training.records import kept_epochs
-from gradshare.training.run import Progress, RunResult, train
-from tests.training.killing import require_same_end, timeless
+from gradshare.training.folder import RunFolder, kept_epochs
+from gradshare.training.options import Progress, Watch
+from gradshare.training.run import Run
+from tests.training.killing import require_same_end
+from tests.training.small import Arguments, rows
 
 DISK_BYTES = 2 << 20
+
+
+def fit(path: Path, **changes: Any) -> Run:
+    return gs.fit(**rows(**changes), out=path, resume="auto")
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", place], check=True)
 
 
-def at_iteration(iteration: int, action: Callable[[], object]) -> Callable[[Progress], None]:
+def at_iteration(iteration: int, action: Callable[[], object]) -> Watch:
     """Do something once, after an iteration."""
     done = False
 
@@ -57,85 +62,58 @@ def fill(disk: Path) -> None:
             file.flush()
 
 
-def test_a_full_disk_ends_the_run_and_costs_nothing(
-    tiny: dict[str, Any], tmp_path: Path, disk: Path
-) -> None:
-    config = RunConfig(**tiny)
-    whole = train(config, tmp_path / "whole")
+def test_a_full_disk_ends_the_run_and_costs_nothing(tmp_path: Path, disk: Path) -> None:
+    whole = fit(tmp_path / "whole")
     folder = disk / "run"
     with pytest.raises(RunError) as error:
-        train(config, folder, at_iteration(5, lambda: fill(disk)))
+        fit(folder, progress=at_iteration(5, lambda: fill(disk)))
     message = str(error.value)
     assert message.startswith(str(folder))
     assert "cannot be written: No space left on device; free the space or choose another" in message
     (disk / "filler").unlink()
     assert not list(folder.rglob("*.unfinished"))
-    resumed = train(config, folder, resume=True)
-    require_same_end(whole, tmp_path / "whole", resumed, folder)
+    require_same_end(whole, fit(folder))
 
 
 def test_a_disk_that_becomes_read_only_ends_the_run_and_costs_nothing(
-    tiny: dict[str, Any], tmp_path: Path, disk: Path
+    tmp_path: Path, disk: Path
 ) -> None:
     def remount(mode: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{mode}", disk], check=True)
 
-    config = RunConfig(**tiny)
-    whole = train(config, tmp_path / "whole")
+    whole = fit(tmp_path / "whole")
     folder = disk / "run"
     # The metrics are open for appending: a file system in use can be read-only to new files only.
     watch = at_iteration(5, lambda: (folder / "checkpoints").rename(disk / "aside"))
     with pytest.raises(RunError, match="cannot be written: No such file or directory"):
-        train(config, folder, watch)
+        fit(folder, progress=watch)
     (disk / "aside").rename(folder / "checkpoints")
     remount("ro")
     try:
         with pytest.raises(RunError) as error:
-            train(config, folder, resume=True)
+            fit(folder)
         assert str(error.value) == (
             f"the output folder {folder} cannot be written: Read-only file system; choose another "
-            "with --out"
+            "(--out)"
         )
     finally:
         remount("rw")
-    resumed = train(config, folder, resume=True)
-    require_same_end(whole, tmp_path / "whole", resumed, folder)
+    require_same_end(whole, fit(folder))
+
+
+SHORT: Arguments = {"epochs": 2, "iterations": 1, "val_tasks": 2, "test_tasks": 2, "ensemble": 1}
 
 
 @pytest.fixture(scope="module")
-def whole(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunResult]:
-    folder = tmp_path_factory.mktemp("disk") / "whole"
-    return folder, train(short(data_root), folder)
-
-
-def short(data_root: Path) -> RunConfig:
-    return RunConfig(
-        dataset="tiny",
-        data_root=data_root,
-        ways=2,
-        queries=1,
-        task_batch=1,
-        inner_steps=1,
-        filters=2,
-        epochs=2,
-        iterations_per_epoch=1,
-        val_tasks=2,
-        test_tasks=2,
-        ensemble=1,
-        device="cpu",
-        threads=1,
-    )
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fit(tmp_path_factory.mktemp("disk") / "whole", **SHORT)
 
 
 @pytest.mark.parametrize("write", range(0, 24, 2))
 def test_a_write_that_fails_anywhere_costs_nothing(
-    write: int,
-    data_root: Path,
-    tmp_path: Path,
-    whole: tuple[Path, RunResult],
-    monkeypatch: pytest.MonkeyPatch,
+    write: int, tmp_path: Path, whole: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, folder, left = short(data_root), tmp_path / "run", write
+    left = write
     fsync = os.fsync
 
     def full(descriptor: int) -> None:
@@ -147,35 +125,36 @@ def test_a_write_that_fails_anywhere_costs_nothing(
 
     monkeypatch.setattr(os, "fsync", full)
     try:
-        train(config, folder)
+        fit(tmp_path / "run", **SHORT)
     except RunError as error:
         assert "cannot be written: No space left on device; free the space" in str(error)
     else:
         assert left >= 0
     monkeypatch.setattr(os, "fsync", fsync)
-    resumed = train(config, folder, resume=True)
-    require_same_end(whole[1], whole[0], resumed, folder)
+    require_same_end(whole, fit(tmp_path / "run", **SHORT))
 
 
 def test_a_run_keeps_its_last_two_moments_its_best_models_and_nothing_else(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshare.training.run.SAVE_EVERY_SECONDS", -1)
+    monkeypatch.setattr("gradshare.training.loop.SAVE_EVERY_SECONDS", -1)
     folder = tmp_path / "run"
-    config = RunConfig(**{**tiny, "epochs": 8, "iterations_per_epoch": 2, "ensemble": 5})
-    seen: list[set[str]] = []
+    rank = gs.Metric(max).rank
+    most = 0
 
     def look(progress: Progress) -> None:
-        if progress.phase != "validate" and progress.done > 3:
-            seen.append({path.name for path in (folder / "checkpoints").iterdir()})
-            latest = {name for name in seen[-1] if name.startswith("latest-")}
-            assert len(latest) == 2
-            best = kept_epochs(RunFolder(folder).history(), 5)
-            assert seen[-1] - latest == {f"epoch-{epoch:06d}.safetensors" for epoch in best}
+        nonlocal most
+        if progress.phase == "validate" or progress.done <= 3:
+            return
+        names = {path.name for path in (folder / "checkpoints").iterdir()}
+        latest = {name for name in names if name.startswith("latest-")}
+        assert len(latest) == 2
+        best = kept_epochs(RunFolder(folder).history(), "accuracy", rank, 5)
+        assert names - latest == {f"epoch-{epoch:06d}.safetensors" for epoch in best}
+        most = max(most, len(names))
 
-    result = train(config, folder, look)
-    assert len(timeless(result)) == 8
-    assert max(map(len, seen)) == 7
+    fit(folder, epochs=8, iterations=2, ensemble=5, progress=look)
+    assert most == 7
     assert {path.name for path in folder.iterdir()} == {
-        *(".lock", "checkpoints", "config.yaml", "inputs.json", "metrics.jsonl", "tensorboard")
+        *(".lock", "checkpoints", "run.json", "metrics.jsonl", "tensorboard")
     }

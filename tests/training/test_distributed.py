@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import time
@@ -16,28 +15,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from gradshare.config import RunConfig
+import gradshare as gs
 from gradshare.errors import ConfigError, DataError, RunError
-from gradshare.training import launch, run
+from gradshare.training import device as device_module
+from gradshare.training import loop
 from gradshare.training.distributed import OneProcess, OtherRankError, ProcessGroup
-from gradshare.training.evaluation import measure_test, validate
+from gradshare.training.evaluation import measuring, measuring_fit, on_all_tasks
 from gradshare.training.interruption import RunStoppedError
+from gradshare.training.launch import member
+from gradshare.training.metrics import Metric, accuracy
 from gradshare.training.outer_loop import outer_iteration
-from gradshare.training.run import RunResult, train, train_in
-from gradshare.training.setup import Setup, set_up
-from tests.conftest import prepare_tiny
-from tests.training.killing import final, timeless
+from gradshare.training.run import Run
+from tests.training.killing import latest, require_same_tensors, timeless
 from tests.training.ranks import Ranks, ranks
+from tests.training.small import ROWS, Arguments, fit_on, mlp, poisoned, rows
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     with ranks(3, tmp_path_factory.mktemp("ranks")) as started:
         yield started
-
-
-def ignore(progress: object) -> None:
-    pass
 
 
 def rank_of(rank: int, size: int) -> OneProcess:
@@ -160,23 +159,24 @@ def test_ranks_that_drift_apart_end_the_run(three: Ranks) -> None:
         )
 
 
-def measure(group: ProcessGroup | None, settings: dict[str, Any]) -> object:
-    config = RunConfig(**settings)
-    setup = set_up(config, group)
-    model = setup.learner.init()
+def evaluated(group: OneProcess, count: int) -> Any:
+    """What the validation and a test on some tasks come to."""
+    learner = gs.maml(mlp(), steps=2, sharing=True)
+    model = learner.init()
+    metrics = {"accuracy": Metric(accuracy)}
     advanced: list[int] = []
-    accuracies, fit = validate(setup, model, config.val_tasks, advanced.append)
-    test = measure_test(setup, [model, model], config.test_tasks, advanced.append)
-    return accuracies.tolist(), fit, test, sum(advanced)
+    fit = on_all_tasks(
+        group, ROWS[1], count, CPU, measuring_fit(learner, model, metrics), advanced.append
+    )
+    test = on_all_tasks(group, ROWS[2], count + 1, CPU, measuring(learner, [model] * 2, metrics))
+    return fit, test, sum(advanced)
 
 
 @pytest.mark.parametrize("count", [2, 37])
-def test_evaluation_is_shared_out_and_comes_to_the_same(
-    count: int, three: Ranks, tiny: dict[str, Any]
-) -> None:
-    settings = {**tiny, "val_tasks": count, "test_tasks": count + 1}
-    alone = measure(None, settings)
-    assert three(measure, settings) == [alone] * 3
+def test_evaluation_is_shared_out_and_comes_to_the_same(count: int, three: Ranks) -> None:
+    alone = evaluated(OneProcess(), count)
+    assert len(alone[0]) == alone[2] == count
+    assert three(evaluated, count) == [alone] * 3
 
 
 def assert_refused_by_rank_1(results: Sequence[object], words: str, folder: Path) -> None:
@@ -189,65 +189,78 @@ def assert_refused_by_rank_1(results: Sequence[object], words: str, folder: Path
     assert not folder.exists()
 
 
-def start_differently(group: ProcessGroup, settings: dict[str, Any], folder: Path) -> object:
-    lr = 0.2 if group.rank == 1 else 0.1
-    config = RunConfig(**{**settings, "inner_lr": lr, "threads": 1 + group.rank})
-    return train_in(group, config, folder, ignore, resume=False)
+def start_differently(group: ProcessGroup, folder: Path, name: str, value: Any) -> Run:
+    """A run that is another one on rank 1."""
+    changes = {name: value} if group.rank == 1 else {}
+    return fit_on(group, rows(**{"task_batch": 3, **changes}), folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("task_batch", 4, "task_batch is 4 here and 3 in the first process"),
+        ("clip_norm", 0.5, "clip_norm is 0.5 here and None in the first process"),
+        (
+            "train",
+            ROWS[0].replace(shots=2),
+            f"train source is {ROWS[0].replace(shots=2).fingerprint!r} here and "
+            f"{ROWS[0].fingerprint!r} in the first process",
+        ),
+    ],
+)
 def test_processes_of_different_runs_do_not_mix(
-    three: Ranks, tiny: dict[str, Any], tmp_path: Path
+    name: str, value: Any, words: str, three: Ranks, tmp_path: Path
 ) -> None:
-    words = (
-        "--inner-lr is 0.2 here and 0.1 in the first process; start all processes of a run with "
-        "the same settings"
-    )
-    results = three(start_differently, {**tiny, "task_batch": 3}, tmp_path / "run")
+    words += "; start all processes of a run alike, on the same data"
+    results = three(start_differently, tmp_path / "run", name, value)
     assert_refused_by_rank_1(results, words, tmp_path / "run")
 
 
-def compute_differently(group: ProcessGroup, settings: dict[str, Any], folder: Path) -> object:
-    def without_gpu_on_rank_1(config: RunConfig, processes: OneProcess) -> Setup:
-        kind = "cpu" if group.rank == 1 else "cuda"
-        return dataclasses.replace(set_up(config, processes), device=torch.device(kind))
-
+def compute_differently(group: ProcessGroup, folder: Path) -> Run:
+    kind = "cpu" if group.rank == 1 else "cuda"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "set_up", without_gpu_on_rank_1)
-        return train_in(group, RunConfig(**settings), folder, ignore, resume=False)
+        patch.setattr(device_module, "_own_device", lambda *_: torch.device(kind))
+        return fit_on(group, rows(task_batch=3), folder)
 
 
-def test_processes_on_different_kinds_of_device_do_not_mix(
-    three: Ranks, tiny: dict[str, Any], tmp_path: Path
-) -> None:
+def test_processes_on_different_kinds_of_device_do_not_mix(three: Ranks, tmp_path: Path) -> None:
     words = (
         "the device is cpu here and cuda in the first process; give every process of a run a GPU, "
         "or --device cpu"
     )
-    results = three(compute_differently, {**tiny, "task_batch": 3}, tmp_path / "run")
+    results = three(compute_differently, tmp_path / "run")
     assert_refused_by_rank_1(results, words, tmp_path / "run")
 
 
-def prepare_differently(group: ProcessGroup, settings: dict[str, Any], folder: Path) -> object:
-    if group.rank == 1:
-        prepare_tiny(folder / "other", train_classes=11)
-        settings = {**settings, "data_root": folder / "other"}
-    return train_in(group, RunConfig(**settings), folder / "run", ignore, resume=False)
+def diverge(group: ProcessGroup, folder: Path) -> str | None:
+    """The third task, which rank 2 of 3 has, is infinite in iteration 5."""
+    return fit_on(group, poisoned(rows(task_batch=3), 5, task=3), folder).diverged
 
 
-def test_processes_with_different_images_do_not_mix(
-    three: Ranks, tiny: dict[str, Any], tmp_path: Path
-) -> None:
-    settings = {**tiny, "task_batch": 3}
-    results = three(prepare_differently, settings, tmp_path)
-    here, first = (
-        set_up(RunConfig(**{**settings, "data_root": root})).images_sha256[:12]
-        for root in (tmp_path / "other", tiny["data_root"])
-    )
-    words = (
-        f"the prepared dataset has images of SHA-256 {here}… here and of {first}… in the first "
-        "process; prepare it alike on all machines of a run, or copy it from one to the others"
-    )
-    assert_refused_by_rank_1(results, words, tmp_path / "run")
+def test_a_divergence_on_any_process_is_named_on_all(three: Ranks, tmp_path: Path) -> None:
+    words = "epoch 2, iteration 5: the query loss of task 3 is not finite after inner step 2"
+    assert three(diverge, tmp_path / "run") == [words] * 3
+
+
+def stop_early(group: ProcessGroup, folder: Path) -> list[int]:
+    """A run that a callback, which the first process alone calls, ends after two epochs."""
+    told: list[int] = []
+
+    def callback(event: gs.Event) -> bool:
+        told.append(event.iteration)
+        return event.kind == "epoch" and len(event.history) == 2
+
+    run = fit_on(group, rows(task_batch=3, callbacks=[callback]), folder)
+    assert [record.epoch for record in run.history] == [1, 2]
+    assert run.test is not None
+    return told
+
+
+def test_a_callback_stops_every_process(three: Ranks, tmp_path: Path) -> None:
+    first, *others = three(stop_early, tmp_path / "run")
+    assert isinstance(first, list), first
+    assert first[-1] == 6
+    assert others == [[], []]
 
 
 @pytest.mark.parametrize(
@@ -266,9 +279,12 @@ def test_why_a_process_ends_is_told_to_the_others(error: BaseException, words: s
     assert group._store.get("failure").decode() == f"rank 1 of 2 failed: {words}"
 
 
-def take_part(
-    group: ProcessGroup, settings: dict[str, Any], folder: str, on_rank_1: str | None, resume: bool
-) -> RunResult:
+def whole_run() -> Arguments:
+    learner = gs.maml_plus_plus(mlp(), multi_step_iterations=5, steps=2, sharing=True)
+    return rows(learner=learner, task_batch=3)
+
+
+def take_part(group: ProcessGroup, folder: str, on_rank_1: str | None, resume: bool) -> Run:
     """A rank of a whole run, with a folder of its own, in which something befalls rank 1."""
 
     def befallen(*arguments: Any, **options: Any) -> Any:
@@ -283,56 +299,36 @@ def take_part(
                 time.sleep(3600)
         return outer_iteration(*arguments, **options)
 
-    run.outer_iteration = befallen  # type: ignore[attr-defined]
-    config = RunConfig(**settings)
-    with launch._member(group, config):
-        return train_in(group, config, Path(f"{folder}-{group.rank}"), ignore, resume=resume)
+    loop.outer_iteration = befallen  # type: ignore[attr-defined]
+    with member(group):
+        return fit_on(group, whole_run(), Path(f"{folder}-{group.rank}"), resume=resume)
 
 
 @pytest.fixture(scope="module")
-def settings(data_root: Path) -> dict[str, Any]:
-    return {
-        "dataset": "tiny",
-        "data_root": str(data_root),
-        **{"ways": 3, "queries": 4, "task_batch": 3, "inner_steps": 2, "filters": 4},
-        **{"epochs": 3, "iterations_per_epoch": 3, "val_tasks": 6, "test_tasks": 8},
-        **{"ensemble": 2, "device": "cpu", "threads": 1, "method": "maml++"},
-    }
-
-
-@pytest.fixture(scope="module")
-def whole(
-    settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[RunResult, Path]:
-    """A run over two processes that nothing befell, and its folder."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run over two processes that nothing befell."""
     folder = tmp_path_factory.mktemp("whole")
     with ranks(2, folder) as two:
-        first, second = two(take_part, settings, str(folder / "run"), None, False)
-    assert isinstance(first, RunResult), first
+        first, second = two(take_part, str(folder / "run"), None, False)
+    assert isinstance(first, Run), first
     assert timeless(first) == timeless(second)
     assert first.test == second.test
     assert not (folder / "run-1").exists()
-    return first, folder / "run-0"
+    return first
 
 
-def assert_same_end(result: RunResult, folder: Path, whole: tuple[RunResult, Path]) -> None:
-    assert timeless(result) == timeless(whole[0])
-    assert result.test == whole[0].test
-    for part, tensors in final(whole[1]).items():
-        others = final(folder)[part]
-        assert tensors.keys() == others.keys()
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, others[name]), name
+def assert_same_end(run: Run, whole: Run) -> None:
+    assert timeless(run) == timeless(whole)
+    assert run.test == whole.test
+    require_same_tensors(latest(run.path), latest(whole.path))
 
 
-def test_a_run_over_two_processes_is_the_run_of_one(
-    settings: dict[str, Any], whole: tuple[RunResult, Path], tmp_path: Path
-) -> None:
-    alone = train(RunConfig(**settings), tmp_path / "alone")
-    for one, other in zip(alone.history, whole[0].history, strict=True):
-        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
-        assert one.m == pytest.approx(other.m, rel=1e-4)
-        assert one.lambda_ == pytest.approx(other.lambda_, rel=1e-4)
+def test_a_run_over_two_processes_is_the_run_of_one(whole: Run, tmp_path: Path) -> None:
+    alone = gs.fit(**whole_run(), out=tmp_path / "alone")
+    for one, other in zip(alone.history, whole.history, strict=True):
+        assert one.mean("loss", "train") == pytest.approx(other.mean("loss", "train"), rel=1e-4)
+        for name, values in one.learned.items():
+            assert values == pytest.approx(other.learned[name], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -355,13 +351,12 @@ def test_what_ends_one_process_ends_the_run_and_nothing_is_lost(
     what: str,
     first: str,
     second: str,
-    settings: dict[str, Any],
-    whole: tuple[RunResult, Path],
+    whole: Run,
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "run"
     with ranks(2, tmp_path) as two:
-        ends = two(take_part, settings, str(folder), what, False)
+        ends = two(take_part, str(folder), what, False)
     assert [str(end) for end in ends] == [words.format(folder=folder) for words in (first, second)]
     if what == "SIGTERM":
         assert [end.signal for end in ends] == [signal.SIGTERM] * 2
@@ -369,18 +364,16 @@ def test_what_ends_one_process_ends_the_run_and_nothing_is_lost(
     # On other machines the second process has nothing to read.
     (tmp_path / "store").unlink(missing_ok=True)
     with ranks(2, tmp_path) as two:
-        result, _ = two(take_part, settings, str(folder), None, True)
-    assert_same_end(result, tmp_path / "run-0", whole)
+        run, _ = two(take_part, str(folder), None, True)
+    assert_same_end(run, whole)
     assert not (tmp_path / "run-1").exists()
 
 
 @pytest.mark.parametrize("what", ["SIGKILL", "silence"])
-def test_a_process_that_is_lost_ends_the_run_and_is_no_hang(
-    what: str, settings: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_process_that_is_lost_ends_the_run_and_is_no_hang(what: str, tmp_path: Path) -> None:
     timeout = 3.0 if what == "silence" else 120.0
     with ranks(2, tmp_path, timeout) as two:
-        (end,) = two.of([0], take_part, settings, str(tmp_path / "run"), what, False)
+        (end,) = two.of([0], take_part, str(tmp_path / "run"), what, False)
         two.kill()
     assert isinstance(end, OtherRankError)
     assert str(end).startswith(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradshare.config import RunConfig
+import gradshare as gs
 from gradshare.errors import RunError
-from gradshare.inner_loop import GradientSharing, Tensors
+from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
 from gradshare.methods.meta_learner import Loss
 from gradshare.tasks import TaskBatch
-from gradshare.training import run
-from gradshare.training.checkpoint import load_checkpoint
+from gradshare.training import loop, state
 from gradshare.training.divergence import diagnose
-from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.outer_loop import make_optimizer, outer_iteration
-from gradshare.training.run import Progress, RunResult, train
-
-CPU = torch.device("cpu")
+from gradshare.training.options import Progress
+from gradshare.training.outer_loop import Clipping, outer_iteration
+from gradshare.training.run import Run
+from tests.training.killing import latest, require_same_end, require_same_tensors, timeless
+from tests.training.small import Prototypes, mlp, poisoned, rows
 
 
 class Line(nn.Module):
@@ -55,22 +56,22 @@ def tasks_of(support: list[float], query: list[float], target: float = 0.0) -> T
 
 
 def fault(
-    learner: MetaLearner, tasks: TaskBatch, learned: Tensors | None = None
+    learner: MetaLearner, tasks: TaskBatch, meta: Tensors | None = None
 ) -> tuple[str | None, str | None]:
     """Why the step was refused, and the diagnosis."""
-    start, state = learner.init()
-    learned = start if learned is None else learned
-    before = {name: tensor.detach().clone() for name, tensor in learned.items()}
-    optimizer = make_optimizer(learned, 0.1)
+    start, carried = learner.init()
+    meta = start if meta is None else meta
+    before = {name: tensor.detach().clone() for name, tensor in meta.items()}
+    optimizer = torch.optim.Adam(meta.values(), lr=0.1)
     result = outer_iteration(
-        learner, learned, state, optimizer, tasks, iteration=0, clamp_gradients=None
+        learner, meta, carried, optimizer, tasks, iteration=0, clipping=Clipping(), metrics={}
     )
-    found = diagnose(learner, learned, state, tasks, iteration=0)
+    found = diagnose(learner, meta, carried, tasks, iteration=0)
     assert (found is None) == (result.refused is None)
     if result.refused is not None:
-        assert result.state is state
+        assert result.carried is carried
         assert not optimizer.state
-        for name, tensor in learned.items():
+        for name, tensor in meta.items():
             torch.testing.assert_close(tensor.detach(), before[name], equal_nan=True)
             assert tensor.grad is None
     return result.refused, found
@@ -78,7 +79,7 @@ def fault(
 
 @pytest.mark.parametrize("sharing", [False, True])
 def test_what_is_finite_is_not_blamed(sharing: bool) -> None:
-    rule = GradientSharing(3) if sharing else None
+    rule = gs.GradientSharing() if sharing else None
     learner = maml(Line(1.0), steps=3, inner_lr=0.1, loss=half_square, sharing=rule)
     assert fault(learner, tasks_of([1.0, 2.0], [1.0, 2.0])) == (None, None)
 
@@ -164,174 +165,163 @@ def test_the_gradient_of_what_a_rule_learns_is_named_without_a_step() -> None:
 
 def test_parameters_that_are_not_finite_are_named_first() -> None:
     learner = maml(Line(1.0), steps=1, inner_lr=0.1, loss=half_square)
-    learned = {"model.w": torch.tensor(float("inf"), requires_grad=True)}
-    assert fault(learner, tasks_of([1.0], [1.0]), learned)[1] == "model.w is not finite"
+    meta = {"model.w": torch.tensor(float("inf"), requires_grad=True)}
+    assert fault(learner, tasks_of([1.0], [1.0]), meta)[1] == "model.w is not finite"
+
+
+def test_of_another_learner_the_task_is_named() -> None:
+    learner = Prototypes(mlp())
+    tasks = poisoned(rows(), 1, task=2)["train"].batch(range(2**40, 2**40 + 2))
+    assert diagnose(learner, *learner.init(), tasks, iteration=0) == (
+        "the outer loss of task 2 is not finite"
+    )
 
 
 # What a run does
 
-
-def poison(monkeypatch: pytest.MonkeyPatch, *iterations: int) -> None:
-    """Give the first task of some iterations, counted from 1, a query image that is infinite."""
-
-    def poisoned(*arguments: Any, **options: Any) -> Any:
-        if options["iteration"] + 1 in iterations:
-            arguments[4].query_x[0, 0] = float("inf")
-        return outer_iteration(*arguments, **options)
-
-    monkeypatch.setattr(run, "outer_iteration", poisoned)
-
-
 FAULT = "the query loss of task 1 is not finite after inner step 2"
 
 
-def timeless(result: RunResult) -> list[dict[str, Any]]:
-    return [{**record.to_json(), "seconds": 0} for record in result.history]
+def fit(path: Path, bad: Sequence[int] = (5,), **changes: Any) -> Run:
+    """A run of which some iterations have a query that is infinite."""
+    return gs.fit(**poisoned(rows(**changes), *bad), out=path, resume="auto")
 
 
-def latest(folder: Path) -> Any:
-    return load_checkpoint(sorted((folder / "checkpoints").glob("latest-*"))[-1], CPU)
+def test_a_huge_inner_rate_is_found_where_it_strikes(tmp_path: Path) -> None:
+    run = fit(tmp_path / "run", bad=(), learner=maml(mlp(), inner_lr=1e38))
+    assert run.diverged is not None
+    assert run.diverged.startswith("epoch 1, iteration 1: the ")
+    assert "task 1" in run.diverged
+    assert "inner step" in run.diverged
+    assert run.test is None
 
 
-def test_a_huge_inner_rate_is_found_where_it_strikes(tiny: dict[str, Any], tmp_path: Path) -> None:
-    config = RunConfig(**{**tiny, "inner_lr": 1e30, "sharing": False})
-    result = train(config, tmp_path / "run")
-    assert result.diverged is not None
-    assert result.diverged.startswith("epoch 1, iteration 1: the ")
-    assert "task 1" in result.diverged
-    assert "inner step" in result.diverged
-    assert result.test is None
+def test_a_huge_outer_rate_is_a_result_and_is_not_tested(tmp_path: Path) -> None:
+    # Adam at this rate makes the parameters overflow within a few iterations.
+    adam = lambda groups: torch.optim.Adam(groups, lr=1e37)  # noqa: E731
+    run = fit(tmp_path / "run", bad=(), optimizer=adam)
+    assert run.diverged is not None
+    assert run.diverged.startswith("epoch 1, iteration ")
+    assert run.test is None
+    with pytest.raises(RunError, match="has completed no epoch: it goes on, was stopped, or dive"):
+        run.models()
 
 
-def test_record_ends_the_run_with_its_divergence(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_record_ends_the_run_with_its_divergence_and_tests_its_good_epochs(
+    tmp_path: Path,
 ) -> None:
-    poison(monkeypatch, 5)
-    result = train(RunConfig(**tiny), tmp_path / "run")
-    assert result.diverged == f"epoch 2, iteration 5: {FAULT}"
-    assert [record.epoch for record in result.history] == [1]
-    assert result.test is not None
+    run = fit(tmp_path / "run", bad=(8,))
+    assert run.diverged == f"epoch 3, iteration 8: {FAULT}"
+    assert [record.epoch for record in run.history] == [1, 2]
+    assert run.test is not None
+    assert run.test.members == 2
+    require_same_end(run, fit(tmp_path / "run", bad=(8,)))
+    assert gs.open_run(tmp_path / "run").diverged == run.diverged
 
 
-def test_stop_ends_with_an_error_and_can_be_continued(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_ends_with_an_error_and_can_be_continued(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    poison(monkeypatch, 5)
-    stop, skip = (RunConfig(**{**tiny, "on_divergence": what}) for what in ("stop", "skip"))
     with pytest.raises(RunError) as error:
-        train(stop, folder)
+        fit(folder, on_divergence="stop")
     assert str(error.value) == (
         f"epoch 2, iteration 5: {FAULT}; {folder} holds the run as it was after iteration 4: "
-        "continue it with --resume auto and --on-divergence skip or record, or start another with "
-        "a lower --inner-lr than 0.1 or --outer-lr than 0.001"
+        "continue it (resume='auto', --resume auto) with on_divergence='skip' or 'record', or "
+        "start another with a lower inner or outer learning rate"
     )
     assert latest(folder).progress["iteration"] == 4
     with pytest.raises(RunError, match="iteration 5"):
-        train(stop, folder, resume=True)
-    continued = train(skip, folder, resume=True)
-    assert RunFolder(folder).config() == skip
-    assert timeless(continued) == timeless(train(skip, tmp_path / "skipped"))
+        fit(folder, on_divergence="stop")
+    continued = fit(folder, on_divergence="skip")
+    assert timeless(continued) == timeless(fit(tmp_path / "skipped", on_divergence="skip"))
 
 
 def test_skip_leaves_everything_as_it_was_and_goes_on(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = RunConfig(**{**tiny, "on_divergence": "skip"})
-    monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", -1)  # a moment after every iteration
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", -1)  # a moment after each iteration
     moments: dict[int, Any] = {}
 
     def look(progress: Progress) -> None:
         if progress.phase == "train" and progress.done in (5, 6):
             moments[progress.done - 1] = latest(tmp_path / "run")
 
-    poison(monkeypatch, 5)
-    result = train(config, tmp_path / "run", look)
-    before, after = moments[4], moments[5]
-    for part in ("learned", "state", "optimizer"):
-        one, other = getattr(before, part), getattr(after, part)
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
-    assert (before.progress["iteration"], after.progress["iteration"]) == (4, 5)
-    assert result.diverged is None
-    assert [record.skipped for record in result.history] == [0, 1, 0]
-    assert result.history[1].first_skipped == f"epoch 2, iteration 5: {FAULT}"
-    assert all(0 < record.train_loss < 10 for record in result.history)
+    run = fit(tmp_path / "run", on_divergence="skip", progress=look)
+    require_same_tensors(moments[4], moments[5])
+    assert [moments[done].progress["iteration"] for done in (4, 5)] == [4, 5]
+    assert run.diverged is None
+    assert [record.skipped for record in run.history] == [0, 1, 0]
+    assert run.history[1].first_skipped == f"epoch 2, iteration 5: {FAULT}"
+    assert all(0 < record.mean("loss", "train") < 10 for record in run.history)
     line = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1]
     assert json.loads(line)["skipped"] == 1
 
 
-def test_the_training_loss_is_the_mean_over_the_iterations_that_were_taken(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_training_metrics_are_means_over_the_iterations_that_were_taken(
+    tmp_path: Path,
 ) -> None:
-    # With one iteration to an epoch its record shows that iteration's loss.
-    settings = {**tiny, "epochs": 1, "iterations_per_epoch": 3, "on_divergence": "skip"}
-    poison(monkeypatch, 2)
-    (together,) = train(RunConfig(**settings), tmp_path / "together").history
-    apart = train(
-        RunConfig(**{**settings, "epochs": 3, "iterations_per_epoch": 1}), tmp_path / "apart"
-    ).history
-    assert apart[1].train_loss != apart[1].train_loss  # nothing was learned from in that epoch
-    assert together.train_loss == pytest.approx((apart[0].train_loss + apart[2].train_loss) / 2)
+    # With one iteration to an epoch its record shows that iteration's metrics.
+    changes = {"bad": (2,), "on_divergence": "skip"}
+    (together,) = fit(tmp_path / "together", epochs=1, iterations=3, **changes).history
+    apart = fit(tmp_path / "apart", epochs=3, iterations=1, **changes).history
+    for name in ("loss", "accuracy"):
+        one, none, other = (record.mean(name, "train") for record in apart)
+        assert math.isnan(none)  # nothing was learned from in that epoch
+        assert together.mean(name, "train") == pytest.approx((one + other) / 2)
 
 
 @pytest.mark.parametrize("stop_after", [4, 5, 6])
-def test_a_run_that_skips_is_continued_to_where_it_would_have_been(
-    stop_after: int, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_skips_goes_on_to_where_it_would_have_been(
+    stop_after: int, tmp_path: Path
 ) -> None:
-    config = RunConfig(**{**tiny, "on_divergence": "skip", "method": "maml++"})
-    poison(monkeypatch, 4, 5, 9)
-    whole = train(config, tmp_path / "whole")
+    learner = maml_plus_plus(mlp(), multi_step_iterations=6, steps=2, sharing=True)
+    changes: dict[str, Any] = {"bad": (4, 5, 9), "on_divergence": "skip", "learner": learner}
+    whole = fit(tmp_path / "whole", **changes)
 
     def stop(progress: Progress) -> None:
         if progress.phase == "train" and progress.done == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(RunStoppedError):
-        train(config, tmp_path / "stopped", stop)
-    resumed = train(config, tmp_path / "stopped", resume=True)
-    assert timeless(resumed) == timeless(whole)
-    assert resumed.test == whole.test
-    one, other = latest(tmp_path / "whole"), latest(tmp_path / "stopped")
-    for part in ("learned", "state", "optimizer"):
-        for name, tensor in getattr(one, part).items():
-            assert torch.equal(tensor, getattr(other, part)[name]), name
+        fit(tmp_path / "stopped", progress=stop, **changes)
+    require_same_end(whole, fit(tmp_path / "stopped", **changes))
 
 
 def test_a_run_that_does_nothing_but_skip_ends(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "MOST_SKIPPED_IN_A_ROW", 4)
-    config = RunConfig(**{**tiny, "on_divergence": "skip"})
-    poison(monkeypatch, 2, 3, *range(5, 10))
-    result = train(config, tmp_path / "run")
-    assert result.diverged == (
-        f"epoch 3, iteration 8: {FAULT} (the last of 4 in a row to be refused)"
-    )
-    assert [record.skipped for record in result.history] == [2, 2]
+    monkeypatch.setattr(state, "MOST_SKIPPED_IN_A_ROW", 4)
+    run = fit(tmp_path / "run", bad=(2, 3, 5, 6, 7, 8, 9), on_divergence="skip")
+    assert run.diverged == f"epoch 3, iteration 8: {FAULT} (the last of 4 in a row to be refused)"
+    assert [record.skipped for record in run.history] == [2, 2]
+
+
+class Overflowing(torch.optim.Adam):
+    """An optimiser whose sixth step, the last of the second epoch, makes a parameter infinite."""
+
+    def step(self, closure: Any = None) -> Any:
+        result = super().step(closure)
+        parameter = self.param_groups[0]["params"][-1]
+        if self.state[parameter]["step"] == 6:
+            parameter.data.fill_(math.inf)
+        return result
 
 
 @pytest.mark.parametrize("what", ["stop", "skip", "record"])
 def test_parameters_that_the_optimiser_itself_overflows_are_never_the_good_moment(
-    what: str, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, tmp_path: Path
 ) -> None:
-    def overflowing(*arguments: Any, **options: Any) -> Any:
-        result = outer_iteration(*arguments, **options)
-        if options["iteration"] == 5:  # the last of the second epoch
-            arguments[1]["sharing.m"].data.fill_(float("inf"))
-        return result
+    def overflowing() -> Run:
+        return fit(tmp_path / "run", bad=(), on_divergence=what, optimizer=Overflowing)
 
-    monkeypatch.setattr(run, "outer_iteration", overflowing)
-    config = RunConfig(**{**tiny, "on_divergence": what})
     if what == "stop":
         with pytest.raises(RunError) as error:
-            train(config, tmp_path / "run")
+            overflowing()
         assert str(error.value).startswith(
-            f"epoch 2, iteration 6: sharing.m is not finite; {tmp_path / 'run'} holds the run as "
-            "it was after iteration 3: "
+            f"epoch 2, iteration 6: sharing.lambda is not finite; {tmp_path / 'run'} holds the run "
+            "as it was after iteration 3: "
         )
-        assert latest(tmp_path / "run").learned["sharing.m"].isfinite().all()
+        assert latest(tmp_path / "run").meta["sharing.lambda"].isfinite().all()
     else:
-        result = train(config, tmp_path / "run")
-        assert result.diverged == "epoch 2, iteration 6: sharing.m is not finite"
-        assert [record.epoch for record in result.history] == [1]
+        run = overflowing()
+        assert run.diverged == "epoch 2, iteration 6: sharing.lambda is not finite"
+        assert [record.epoch for record in run.history] == [1]

@@ -1,165 +1,233 @@
-"""A learner on tasks of any kind."""
+"""A learner on new tasks: what is measured, against the oracle and against plain loops."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from gradshare.config import RunConfig
-from gradshare.errors import DataError
-from gradshare.methods import maml
-from gradshare.tasks import Normalization, TaskBatch
-from gradshare.training.evaluation import InnerLoopFit, evaluate, measure_test, validate
-from gradshare.training.setup import set_up
+import gradshare as gs
+from gradshare.errors import ConfigError, DataError
+from gradshare.training.distributed import OneProcess
+from gradshare.training.evaluation import (
+    Evaluation,
+    joined,
+    mean_of_finite,
+    measuring,
+    measuring_fit,
+    on_all_tasks,
+)
+from gradshare.training.metrics import Metric, accuracy
+from gradshare.training.run import Run
 from gradshare.training.statistics import confidence95
 from tests import oracle
-from tests.problems import as_oracle_batch, perturbed
+from tests.problems import as_oracle_batch, learner, perturbed, tasks
+from tests.training.small import ROWS, mlp, regression, rows
+
+CPU = torch.device("cpu")
+METRICS = {"accuracy": Metric(accuracy, unit="%"), "loss": Metric(F.cross_entropy, best="low")}
 
 
-def test_it_is_the_mean_over_all_tasks_of_all_batches(tiny: dict[str, Any]) -> None:
-    setup = set_up(RunConfig(**tiny))
-    learned, state = setup.learner.init()
-    kept = {name: tensor.clone() for name, tensor in state.items()}
-    batches = [
-        setup.normalization.batch(setup.test.batch(tasks))
-        for tasks in (range(3), range(3, 4), range(4, 8))
-    ]
-    found = evaluate(setup.learner, learned, state, iter(batches))
-    each = measure_test(setup, [(learned, state)], 8, lambda tasks: None).single
-    assert found == confidence95(each)
-    assert found.n == 8
-    assert len(set(each)) > 1
-    assert all(torch.equal(kept[name], tensor) for name, tensor in state.items())
+class Listed:
+    """A source of a few tasks that are given."""
+
+    def __init__(self, batch: gs.TaskBatch) -> None:
+        self._batch = batch
+
+    def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+        return self._batch.map(lambda tensor: tensor[list(indices)])
 
 
-def test_an_ensemble_is_of_the_mean_logits_and_its_first_member_alone_is_told_apart(
-    tiny: dict[str, Any],
-) -> None:
-    setup = set_up(RunConfig(**tiny))
-    learner = setup.learner
-    models = [set_up(RunConfig(**{**tiny, "seed": seed})).learner.init() for seed in range(3)]
-    batch = setup.normalization.batch(setup.test.batch(range(8)))
-    logits = []
-    for learned, state in models:
-        adapted = learner.adapt(learned, state, batch).params[-1]
-        with torch.no_grad():
-            logits.append(learner.predict(learned, adapted, batch, updates=learner.steps))
+@pytest.mark.parametrize("inductive", [False, True])
+def test_the_fit_before_and_after_adaptation_is_the_oracles(inductive: bool) -> None:
+    steps, count = 3, 4
+    s = oracle.Setting(
+        "maml++", "sharing", steps, 0.4, per_step_batch_norm=True, inductive=inductive
+    )
+    ours = learner(s)
+    meta, carried = ours.init()
+    meta = perturbed(meta)
+    batch = tasks(count, seed=3)
+    carried = ours.outer_step(meta, carried, batch, iteration=0).carried  # so that there is a ĝ
+    after = ours.adapt(meta, carried, batch).params
 
-    def right(logits: Tensor) -> list[float]:
-        found: list[float] = (logits.argmax(-1) == batch.query_y).double().mean(-1).tolist()
-        return found
-
-    found = measure_test(setup, models, 8, lambda tasks: None)
-    assert found.members == 3
-    assert found.single == right(logits[0])
-    assert found.ensemble == right(torch.stack(logits).mean(0))
-    assert len({tuple(found.ensemble), *(tuple(right(each)) for each in logits)}) == 4
-
-
-class InFloat64(Normalization):
-    def batch(self, tasks: TaskBatch, dtype: torch.dtype = torch.float64) -> TaskBatch:
-        return super().batch(tasks, dtype)
-
-
-@pytest.mark.parametrize("batch_norm", ["transductive", "inductive"])
-def test_the_fit_before_and_after_adaptation_is_the_oracles(
-    batch_norm: str, tiny: dict[str, Any]
-) -> None:
-    steps, count = 3, 6
-    # With MAML++ every step has a γ and β of its own.
-    config = RunConfig(**{**tiny, "inner_steps": steps, "batch_norm": batch_norm}, method="maml++")
-    setup = set_up(config)
-    learner, pixels = setup.learner, setup.normalization
-    learner.model.double()
-    setup = dataclasses.replace(setup, normalization=InFloat64(pixels.mean, pixels.std))
-    learned, state = learner.init()
-    learned = perturbed(learned)
-    batch = setup.normalization.batch(setup.val.batch(range(count)))
-    state = learner.outer_step(learned, state, batch, iteration=0).state  # so that there is a ĝ
-    adapted = learner.adapt(learned, state, batch).params
-
-    expected: dict[str, list[float]] = {
-        field.name: [] for field in dataclasses.fields(InnerLoopFit)
-    }
+    expected: dict[str, list[tuple[float, float]]] = {}
     for task, (support_x, support_y, query_x, query_y) in enumerate(
         zip(*as_oracle_batch(batch), strict=True)
     ):
-        for when, updates, norm in (("before", 0, 0), ("after", steps, steps - 1)):
-            theta = {name: tensor[task] for name, tensor in adapted[updates].items()}
-            theta |= {name: learned[f"model.{name}"][norm] for name in learner.per_step}
-            from_support = support_x if batch_norm == "inductive" else None
-            for images, logits, labels in (
+        for when, norm in (("before", 0), ("after", steps - 1)):
+            theta = {name: meta[f"model.{name}"] for name in ours.adapted}
+            if when == "after":
+                theta = {name: tensor[task] for name, tensor in after.items()}
+            theta |= {name: meta[f"model.{name}"][norm] for name in ours.per_step}
+            statistics = support_x if inductive else None
+            for what, outputs, labels in (
                 ("support", oracle.network(theta, support_x, 0.01, None), support_y),
-                ("query", oracle.network(theta, query_x, 0.01, from_support), query_y),
+                ("query", oracle.network(theta, query_x, 0.01, statistics), query_y),
             ):
-                right = (logits.argmax(-1) == labels).double().mean()
-                expected[f"{images}_accuracy_{when}"].append(right.item())
-                loss = F.cross_entropy(logits, labels)
-                expected[f"{images}_loss_{when}"].append(loss.item())
+                right = (outputs.argmax(-1) == labels).double().mean()
+                values = (right.item(), F.cross_entropy(outputs, labels).item())
+                expected.setdefault(f"{what} {when}", []).append(values)
+    expected["validation"] = expected.pop("query after")
 
-    accuracies, fit = validate(setup, (learned, state), count, lambda tasks: None)
-    assert accuracies.tolist() == expected["query_accuracy_after"]
-    for name, values in expected.items():
-        assert getattr(fit, name) == pytest.approx(sum(values) / count, rel=1e-9), name
-    assert len(set(dataclasses.asdict(fit).values())) == len(expected)
+    measure = measuring_fit(ours, (meta, carried), METRICS)
+    rows_found = on_all_tasks(OneProcess(), Listed(batch), count, CPU, measure)
+    for split, values in expected.items():
+        found = joined(rows_found, split)
+        assert found["accuracy"] == [right for right, _ in values]
+        assert found["loss"] == pytest.approx([loss for _, loss in values], rel=1e-9)
+    assert len({tuple(joined(rows_found, split)["loss"]) for split in expected}) == 4
 
 
-def test_what_has_no_accuracy_is_named(tiny: dict[str, Any]) -> None:
-    """Tensors that do not fit would be compared all with all."""
-    setup = set_up(RunConfig(**tiny))
-    model = setup.learner.init()
-    batch = setup.normalization.batch(setup.test.batch([0, 1]))
-    queries, ways = batch.query_y.shape[1], tiny["ways"]
-    column = dataclasses.replace(batch, query_y=batch.query_y[..., None])
-    with pytest.raises(DataError) as error:
-        evaluate(setup.learner, *model, [column])
-    assert str(error.value) == (
-        "an accuracy needs outputs (T, n, classes) and whole numbers (T, n) as labels, and these "
-        f"are (2, {queries}, {ways}) and torch.int64 (2, {queries}, 1); measure something else "
-        "with learner.adapt and learner.predict"
+def test_an_ensemble_is_of_the_mean_outputs_and_its_first_member_alone_is_told_apart() -> None:
+    ours = gs.maml(mlp(), steps=2, sharing=True)
+    models = [gs.maml(mlp(seed=seed), steps=2, sharing=True).init() for seed in range(3)]
+    batch = ROWS[2].batch(range(8))
+    outputs = [
+        ours.predict(meta, ours.adapt(meta, carried, batch), batch).detach()
+        for meta, carried in models
+    ]
+
+    def right(outputs: Tensor) -> list[float]:
+        found: list[float] = (outputs.argmax(-1) == batch.query_y).double().mean(-1).tolist()
+        return found
+
+    measured = on_all_tasks(OneProcess(), ROWS[2], 8, CPU, measuring(ours, models, METRICS))
+    assert joined(measured, "single")["accuracy"] == right(outputs[0])
+    assert joined(measured, "ensemble")["accuracy"] == right(torch.stack(outputs).mean(0))
+    different = {tuple(right(each)) for each in (*outputs, torch.stack(outputs).mean(0))}
+    assert len(different) == 4
+
+
+def test_a_member_that_overflows_on_a_task_does_not_spoil_the_ensemble() -> None:
+    ours = gs.maml(mlp(), steps=2, sharing=True)
+    meta, carried = ours.init()
+    broken = {name: torch.full_like(tensor, math.nan) for name, tensor in meta.items()}
+
+    def accuracies(*models: Any) -> list[float]:
+        measured = on_all_tasks(OneProcess(), ROWS[2], 5, CPU, measuring(ours, models, METRICS))
+        return joined(measured, "ensemble")["accuracy"]
+
+    assert accuracies((meta, carried), (broken, carried)) == accuracies((meta, carried))
+    assert accuracies((broken, carried)) == [0.0] * 5
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 4, 3), (2, 4, 3, 5)])
+def test_the_mean_of_members_leaves_out_examples_that_are_not_finite(
+    shape: tuple[int, ...],
+) -> None:
+    outputs = torch.randn(3, *shape)
+    spoilt = outputs.clone()
+    spoilt[1, 0, 2] = math.inf
+    found, expected = mean_of_finite(spoilt), outputs.mean(0)
+    expected[0, 2] = outputs[[0, 2], 0, 2].mean(0)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("problem", [rows, regression])
+def test_meta_parameters_of_ones_own_are_evaluated_as_a_plain_loop_does(problem: Any) -> None:
+    given = problem()
+    ours, metrics = given["learner"], given.get("metrics", METRICS)
+    meta, carried = ours.init()
+    found = gs.evaluate(
+        ours, meta, carried, given["test"], tasks=13, steps=3, metrics=metrics
     )
-    beyond = dataclasses.replace(batch, query_y=batch.query_y + 1)
-    with pytest.raises(DataError, match=f"the labels go from 1 to {ways}, and the model has "):
-        evaluate(setup.learner, *model, [beyond])
-    regressor = maml(nn.Linear(1, 1), steps=1, loss=F.mse_loss)
-    points = torch.randn(1, 10, 1)
+    for index in range(13):
+        task = given["test"].batch([index])
+        outputs = ours.predict(meta, ours.adapt(meta, carried, task, steps=3), task)[0]
+        for name, metric in metrics.items():
+            value = float(metric.function(outputs, task.query_y[0]))
+            assert found.values[name][index] == pytest.approx(value, rel=1e-5)
+    assert len(found) == 13
+    assert found[next(iter(metrics))] == confidence95(found.values[next(iter(metrics))])
+
+
+def test_an_evaluation_changes_neither_the_tensors_nor_the_generators() -> None:
+    ours = gs.maml(mlp(), steps=2, sharing=True)
+    meta, carried = ours.init()
+    before = {name: tensor.clone() for name, tensor in {**meta, **carried}.items()}
+    gs.evaluate(ours, meta, carried, ROWS[2], tasks=3, metrics=METRICS)
+    for name, tensor in {**meta, **carried}.items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_without_tasks_there_is_nothing_to_evaluate(tmp_path: Path) -> None:
+    run = gs.fit(**rows(), out=tmp_path / "run")
     with pytest.raises(DataError) as error:
-        evaluate(regressor, *regressor.init(), [TaskBatch(points, points, points, points)])
-    assert str(error.value) == (
-        "an accuracy needs outputs (T, n, classes) and whole numbers (T, n) as labels, and these "
-        "are (1, 10, 1) and torch.float32 (1, 10, 1); measure something else with learner.adapt "
-        "and learner.predict"
+        run.evaluate(ROWS[2], tasks=0)
+    assert str(error.value) == "an evaluation needs at least one task, and 0 were asked for"
+
+
+def test_an_evaluation_says_what_was_measured_and_how(tmp_path: Path) -> None:
+    run = gs.fit(**rows(), out=tmp_path / "run")
+    found = run.evaluate(ROWS[2].replace(shots=3), tasks=12, steps=4, ensemble=2)
+    mean, ci95, n = found["accuracy"]
+    assert ci95 is not None
+    assert n == 12
+    assert str(found) == (
+        f"accuracy {100 * mean:.1f} ± {100 * ci95:.1f} %, loss "
+        f"{run.metrics['loss'].show(found['loss'])} (12 tasks, ensemble of 2, 4 inner steps)"
     )
+    other = run.evaluate(ROWS[2], tasks=12, metrics={"share": Metric(accuracy)})
+    assert other.score == "share"
+    assert other.values["share"] == run.evaluate(ROWS[2], tasks=12).values["accuracy"]
 
 
-@pytest.mark.parametrize("name", ["support_x", "query_x"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_images_without_values_are_named(tiny: dict[str, Any], name: str, value: float) -> None:
-    setup = set_up(RunConfig(**tiny))
-    batch = setup.normalization.batch(setup.test.batch([0, 1]))
-    spoilt = getattr(batch, name).clone()
-    spoilt[1, 0, 0, 0, 0] = value
-    batches = [batch, dataclasses.replace(batch, **{name: spoilt})]
-    with pytest.raises(DataError) as error:
-        evaluate(setup.learner, *setup.learner.init(), batches)
+def test_the_worst_tasks_are_those_with_the_worst_scores_by_index() -> None:
+    values = {"score": [0.5, 0.1, math.nan, 0.9, 0.1]}
+    high = Evaluation(values, {"score": Metric(max)}, "score")
+    (first, value), *rest = high.worst(4)
+    assert first == 2
+    assert math.isnan(value)
+    assert rest == [(1, 0.1), (4, 0.1), (0, 0.5)]
+    low = Evaluation(values, {"score": Metric(max, best="low")}, "score")
+    assert low.worst(3)[1:] == [(3, 0.9), (0, 0.5)]
+    assert len(low.worst(99)) == 5
+
+
+def test_a_run_is_evaluated_with_at_most_the_checkpoints_that_it_kept(tmp_path: Path) -> None:
+    run: Run = gs.fit(**rows(), out=tmp_path / "run")
+    for count in (0, 3):
+        with pytest.raises(ConfigError) as error:
+            run.evaluate(ROWS[2], ensemble=count)
+        assert str(error.value) == (
+            f"ensemble is {count}, and {run.path} has kept 2 checkpoints; give a number from 1 to 2"
+        )
+
+
+def test_an_impure_source_is_not_evaluated(tmp_path: Path) -> None:
+    class Impure:
+        def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+            x = torch.randn(len(indices), 3, 6)
+            y = torch.arange(3).expand(len(indices), 3)
+            return gs.TaskBatch(x, y, x, y)
+
+    run = gs.fit(**rows(), out=tmp_path / "run")
+    with pytest.raises(DataError, match=r"the source: Impure\.batch gave another .*_x for task 0"):
+        run.evaluate(Impure())
+
+
+def test_values_by_task_go_to_pandas_where_it_is_installed() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = Evaluation({"loss": [0.5, 0.25]}, METRICS, "loss").to_pandas()
+    expected = pandas.DataFrame({"loss": [0.5, 0.25]}).rename_axis("task")
+    pandas.testing.assert_frame_equal(frame, expected)
+
+
+def test_without_pandas_the_error_says_what_has_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ConfigError) as error:
+        Evaluation({"loss": [0.5]}, METRICS, "loss").to_pandas()
     assert str(error.value) == (
-        f"{name} of batch 1 has values that are NaN or infinite; look at how its images were read "
-        "or scaled"
+        "to_pandas needs pandas, which is not installed: pip install pandas; without it "
+        "`evaluation.values` has the same numbers"
     )
-
-
-def test_no_batch_is_named(tiny: dict[str, Any]) -> None:
-    setup = set_up(RunConfig(**tiny))
-    with pytest.raises(DataError) as error:
-        evaluate(setup.learner, *setup.learner.init(), [])
-    assert str(error.value) == ("an accuracy needs at least one batch of tasks, and there was none")
-    one = setup.normalization.batch(setup.test.batch([0, 1]))
-    with pytest.raises(DataError) as error:
-        evaluate(setup.learner, *setup.learner.init(), one)  # type: ignore[arg-type]
-    assert str(error.value) == "batches is one TaskBatch; give several, or a list of it: [batch]"

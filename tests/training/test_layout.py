@@ -1,137 +1,147 @@
-"""How a run's work is laid out: what a configuration asks for, and what "auto" means."""
+"""How a run's work is laid out: what is asked for, what "auto" means, and that no result depends on
+it.
+"""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from gradshare.config import RunConfig
-from gradshare.training import layout as layouts
-from gradshare.training.layout import Layout, choose_layout
-from gradshare.training.memory import peak_of_graphs
-from gradshare.training.run import train
-from gradshare.training.setup import build_learner, set_up
-
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SMALL, PAPER = (1, 28, 28), (3, 84, 84)
-# Graphs of well over 4 GiB, and of under 16.
-LARGE = {"shots": 5, "task_batch": 5, "inner_steps": 10}
-HUGE = {"shots": 5, "task_batch": 50, "inner_steps": 10}
+import gradshare as gs
+from gradshare.training import layout as module
+from gradshare.training.folder import RunFolder
+from gradshare.training.layout import Layout, Memory, Tasks, choose_layout
+from tests.training.killing import timeless
+from tests.training.small import PROBLEMS, ROWS, WAYS, Prototypes, mlp, rows, seeded
 
 
 def chosen(
-    shape: tuple[int, int, int], device: torch.device = CPU, **settings: Any
-) -> tuple[str, str]:
-    _, layout = build_learner(RunConfig(**settings), shape, device)
-    return layout.tasks, layout.memory
+    learner: Any, batch: gs.TaskBatch | None = None, *, task_batch: int = 4, **asked: Any
+) -> Layout:
+    asked = {"tasks": "auto", "memory": "auto", **asked}
+    batch = batch or ROWS[0].batch(range(2))
+    return choose_layout(learner, learner.init(), batch, task_batch=task_batch, **asked)
+
+
+def maml(**options: Any) -> gs.MetaLearner:
+    return gs.maml(mlp(), **{"steps": 3, "sharing": True, **options})
+
+
+def test_auto_keeps_graphs_up_to_a_limit_and_computes_tasks_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = chosen(maml())
+    assert (kept.tasks, kept.memory) == ("vmap", "keep")
+    monkeypatch.setitem(module.KEPT_UP_TO, "cpu", kept.bytes)
+    assert chosen(maml()) == kept
+    monkeypatch.setitem(module.KEPT_UP_TO, "cpu", kept.bytes - 1)
+    found = chosen(maml())
+    assert (found.tasks, found.memory) == ("loop", "recompute")
+
+
+@pytest.mark.parametrize("tasks", [name for name in get_args(Tasks) if name != "auto"])
+@pytest.mark.parametrize("memory", [name for name in get_args(Memory) if name != "auto"])
+def test_what_is_asked_for_is_what_is_done(tasks: str, memory: str) -> None:
+    found = chosen(maml(), tasks=tasks, memory=memory)
+    assert (found.tasks, found.memory) == (tasks, memory)
+    assert chosen(maml(), memory=memory).memory == memory
+    assert chosen(maml(), tasks=tasks).tasks == tasks
 
 
 @pytest.mark.parametrize(
-    ("shape", "device", "settings", "expected"),
+    "more",
     [
-        (SMALL, CPU, {}, ("vmap", "keep")),
-        (PAPER, CPU, {"shots": 5, "task_batch": 1}, ("vmap", "keep")),
-        (PAPER, CPU, LARGE, ("loop", "recompute")),
-        (PAPER, CUDA, LARGE, ("vmap", "keep")),
-        (PAPER, CUDA, HUGE, ("vmap", "recompute")),
+        {"learner": maml(steps=6)},
+        {"task_batch": 8},
+        {"learner": gs.maml_plus_plus(mlp(), multi_step_iterations=5, steps=3, sharing=True)},
     ],
 )
-def test_auto_goes_by_what_keeping_takes_and_by_the_device(
-    shape: tuple[int, int, int],
-    device: torch.device,
-    settings: dict[str, Any],
-    expected: tuple[str, str],
+def test_more_work_takes_more(more: dict[str, Any]) -> None:
+    assert chosen(**{"learner": maml(), **more}).bytes > chosen(maml()).bytes
+
+
+def test_recomputing_takes_hardly_more_for_more_steps() -> None:
+    # So many examples that activations take more than parameters, as in networks of any use.
+    x, y = torch.randn(2, 300, 6), torch.arange(WAYS).repeat(100).expand(2, 300)
+    batch = gs.TaskBatch(x, y, x, y)
+
+    def growth(memory: str) -> int:
+        few, many = (
+            chosen(maml(steps=k), batch, tasks="loop", memory=memory).bytes for k in (2, 20)
+        )
+        return many - few
+
+    assert 0 < growth("recompute") < growth("keep") / 4
+
+
+class Untraceable(nn.Module):
+    """A network that vmap can't take, since it looks at a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with seeded():
+            self.linear = nn.Linear(6, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        return y if bool(y.sum() > -1e9) else -y
+
+
+def test_a_model_that_vmap_cannot_take_is_computed_task_by_task_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert chosen(shape, device, **settings) == expected
+    with caplog.at_level(logging.WARNING):
+        run = gs.fit(**rows(learner=gs.maml(Untraceable(), steps=2)), out=tmp_path / "run")
+    assert "tasks one at a time (loop)" in run.environment["layout"]
+    (message,) = caplog.messages
+    assert message.startswith("Untraceable can't be computed for all tasks at once; ")
 
 
-@pytest.mark.parametrize("device", [CPU, CUDA])
-@pytest.mark.parametrize("tasks", ["loop", "vmap"])
-@pytest.mark.parametrize("memory", ["keep", "recompute"])
-@pytest.mark.parametrize("shape", [SMALL, PAPER])
-def test_what_is_asked_for_is_what_is_done(
-    shape: tuple[int, int, int], memory: str, tasks: str, device: torch.device
-) -> None:
-    assert chosen(shape, device, **LARGE, tasks=tasks, memory=memory) == (tasks, memory)
-    assert chosen(shape, device, **LARGE, memory=memory)[1] == memory
-    assert chosen(shape, device, **LARGE, tasks=tasks)[0] == tasks
-
-
-def test_graphs_are_kept_up_to_the_limit_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = RunConfig()
-    learner, _ = build_learner(config, SMALL, CPU)
-    need = peak_of_graphs(config, learner.model, SMALL, vmap=True, recompute=False)
-    for limit, memory in ((need, "keep"), (need - 1, "recompute")):
-        monkeypatch.setattr(layouts, "KEPT_UP_TO", {"cpu": limit})
-        assert choose_layout(config, learner.model, SMALL, CPU).memory == memory
-
-
-def test_all_arms_of_a_comparison_have_one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    sharing = RunConfig(filters=256)
-    learner, _ = build_learner(sharing, SMALL, CPU)
-    need = peak_of_graphs(sharing, learner.model, SMALL, vmap=True, recompute=False)
-    alone = RunConfig(filters=256, sharing=False)
-    assert peak_of_graphs(alone, learner.model, SMALL, vmap=True, recompute=False) < need
-    monkeypatch.setattr(layouts, "KEPT_UP_TO", {"cpu": need - 1})
-    arms: tuple[dict[str, Any], ...] = (
-        {},
-        {"sharing": False},
-        {"sharing_control": "rate-control"},
-        {"sharing_control": "rate-control", "fixed_lambda": 0.0},
-        {"sharing_control": "detached"},
-        {"fixed_m": 1.0},
-    )
-    for arm in arms:
-        assert chosen(SMALL, filters=256, **arm) == ("loop", "recompute")
-
-
-@pytest.mark.parametrize(
-    ("settings", "tasks_at_a_time", "recompute"),
-    [
-        ({}, None, False),
-        ({"tasks": "loop"}, 1, False),
-        ({"memory": "recompute"}, 1, True),
-        ({"memory": "recompute", "tasks": "vmap"}, None, True),
-    ],
-)
-@pytest.mark.parametrize("method", ["maml", "meta-sgd", "maml++"])
-def test_the_layout_reaches_the_learner(
-    method: str,
-    settings: dict[str, Any],
-    tasks_at_a_time: int | None,
-    recompute: bool,
-    tiny: dict[str, Any],
-) -> None:
-    setup = set_up(RunConfig(**{**tiny, "method": method, **settings}))
-    assert setup.learner.tasks_at_a_time == setup.layout.tasks_at_a_time == tasks_at_a_time
-    assert setup.learner.recompute == setup.layout.recompute == recompute
+def test_a_learner_that_has_no_layouts_is_left_as_it_is(tmp_path: Path) -> None:
+    learner = Prototypes(mlp())
+    found = chosen(learner)
+    assert found == Layout("loop", "keep", 0)
+    assert found.applied(learner) is learner
+    laid_out = Layout("vmap", "recompute", 0).applied(maml())
+    assert isinstance(laid_out, gs.MetaLearner)
+    assert (laid_out.tasks_at_a_time, laid_out.recompute) == (None, True)
 
 
 def test_a_layout_in_words() -> None:
-    assert Layout("cpu", "vmap", "keep", compile=False).describe() == (
-        "cpu: tasks all at once (vmap), graphs kept (keep), not compiled, channels last, freed "
-        "memory kept where the C library is glibc"
-    )
-    assert Layout("cuda", "loop", "recompute", compile=True).describe() == (
-        "cuda: tasks one at a time (loop), graphs built again in the backward pass (recompute), "
-        "compiled, channels last, freed memory kept where the C library is glibc"
+    assert Layout("vmap", "keep", 0).describe() == "tasks all at once (vmap), graphs kept (keep)"
+    assert Layout("loop", "recompute", 0).describe() == (
+        "tasks one at a time (loop), graphs built again in the backward pass (recompute)"
     )
 
 
-@pytest.mark.parametrize("order", ["second", "first"])
-def test_a_run_is_the_same_in_every_layout(
-    order: str, tiny: dict[str, Any], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_run_is_the_same_in_each_layout(problem: str, tmp_path: Path) -> None:
+    options = {"dropout": 0.0} if problem == "signals" else {}
     losses = {}
     for memory in ("keep", "recompute"):
         for tasks in ("loop", "vmap"):
-            config = RunConfig(**{**tiny, "order": order, "memory": memory, "tasks": tasks})
-            result = train(config, tmp_path / f"{memory}-{tasks}")
-            laid_out = result.environment["layout"]
-            assert f"({memory})" in laid_out and f"({tasks})" in laid_out
-            losses[memory, tasks] = [record.train_loss for record in result.history]
+            given = PROBLEMS[problem](**options, memory=memory, tasks=tasks)
+            run = gs.fit(**given, out=tmp_path / f"{memory}-{tasks}")
+            laid_out = run.environment["layout"]
+            assert f"({memory})" in laid_out
+            assert f"({tasks})" in laid_out
+            losses[memory, tasks] = [record.mean("loss", "train") for record in run.history]
     for found in losses.values():
-        assert found == pytest.approx(losses["keep", "loop"], rel=1e-5)
+        assert found == pytest.approx(losses["keep", "loop"], rel=1e-4)
+
+
+def test_a_run_goes_on_in_the_layout_that_it_was_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = gs.fit(**rows(epochs=4), out=tmp_path / "whole")
+    gs.fit(**rows(epochs=2), out=tmp_path / "run")
+    monkeypatch.setitem(module.KEPT_UP_TO, "cpu", 0)  # another version's limit
+    extended = gs.fit(**rows(epochs=4), out=tmp_path / "run", resume="auto")
+    assert timeless(extended) == timeless(whole)
+    assert RunFolder(tmp_path / "run").contents()["layout"]["memory"] == "keep"
+    assert "(keep)" in extended.environment["layout"]

@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from gradshare.config import Order, RunConfig
+import gradshare as gs
 from gradshare.errors import RunError
-from gradshare.models import Conv4
-from gradshare.training import memory, preflight
-from gradshare.training.memory import available, estimate
-from gradshare.training.preflight import amount, less_memory, require_memory
-from gradshare.training.run import train
-from gradshare.training.setup import build_learner, set_up
+from gradshare.training import preflight
+from gradshare.training.fit import memory_needed, prepare_run
+from gradshare.training.layout import Layout
+from gradshare.training.memory import available
+from gradshare.training.options import Options
+from gradshare.training.preflight import LESS_MEMORY, amount, require_memory
+from tests.training.small import rows
 
 CPU = torch.device("cpu")
 
@@ -87,106 +88,40 @@ def test_a_limit_above_what_the_machine_has_does_not_count(tmp_path: Path) -> No
     assert available(CPU, write(tmp_path, files)) == 5000 * 1024
 
 
-def estimated(**settings: Any) -> int:
-    config = RunConfig(**{"ways": 5, "shots": 5, "tasks": "loop", "memory": "keep", **settings})
-    learner, _ = build_learner(config, (3, 32, 32), CPU)
-    return estimate(config, learner, (3, 32, 32))
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"task_batch": 9},
-        {"inner_steps": 9},
-        {"queries": 40},
-        {"shots": 9},
-        {"filters": 64},
-        {"method": "maml++"},
-        {"batch_norm": "inductive"},
-        {"tasks": "vmap"},
-    ],
-)
-def test_more_work_needs_more_memory(more: dict[str, Any]) -> None:
-    assert estimated(**more) > estimated()
-
-
-@pytest.mark.parametrize(
-    ("arm", "shares"),
-    [
-        ({"sharing": False}, False),
-        ({"sharing_control": "rate-control"}, False),
-        ({"sharing_control": "rate-control", "fixed_lambda": 0.5}, False),
-        ({"sharing_control": "learned-rates"}, False),
-        ({"sharing_control": "own-gradient"}, True),
-        ({"sharing_control": "unnormalized"}, True),
-        ({"sharing_control": "detached"}, True),
-        ({"sharing_control": "forgotten"}, True),
-        ({"fixed_lambda": 0.5}, True),
-        ({"fixed_m": 1.0}, True),
-    ],
-)
-def test_whatever_mixes_another_gradient_in_is_estimated_as_sharing(
-    arm: dict[str, Any], shares: bool
-) -> None:
-    model = Conv4(ways=5, image_size=32, channels=3, filters=48)
-
-    def graphs(**settings: Any) -> int:
-        config = RunConfig(**settings)
-        return memory.peak_of_graphs(config, model, (3, 32, 32), vmap=True, recompute=False)
-
-    assert graphs(**arm) == graphs(sharing=shares)
-    assert graphs(sharing=True) > graphs(sharing=False)
-
-
-def test_first_order_and_recomputing_need_less() -> None:
-    assert estimated(order="first") < estimated()
-    assert estimated(memory="recompute") < estimated()
-
-
-def test_activations_of_a_recomputing_step_do_not_grow_with_tasks_and_steps() -> None:
-    config = {"sharing": False, "queries": 60, "memory": "recompute"}
-    once = estimated(task_batch=1, inner_steps=1, **config)
-    often = estimated(task_batch=4, inner_steps=10, **config)
-    learner, _ = build_learner(RunConfig(shots=5), (3, 32, 32), CPU)
-    model = memory.tensor_bytes(dict(learner.model.named_parameters()))
-    assert often - once == pytest.approx(39 * memory.COPIES_A_STEP * model)
-
-
 MEASURE = """
 import json, sys, torch
-from gradshare.config import RunConfig
+import gradshare as gs
+from gradshare.training import dry_run
 from gradshare.training.machine import keep_freed_memory
-from gradshare.training.memory import PeakMemory, estimate
-from gradshare.training.outer_loop import make_optimizer, outer_iteration
-from gradshare.training.setup import set_up
 
+dry_run.REPETITIONS = 1
 keep_freed_memory()
 torch.set_num_threads(1)
-config = RunConfig(**json.loads(sys.argv[1]))
-setup = set_up(config)
-learned, state = setup.learner.init()
-optimizer = make_optimizer(learned, 0.001)
-tasks = setup.normalization.batch(setup.train.batch(range(config.task_batch)))
-peak = PeakMemory(setup.device)
-for iteration in range(2):
-    outer_iteration(setup.learner, learned, state, optimizer, tasks, iteration=iteration,
-                    clamp_gradients=None)
-need = estimate(config, setup.learner, setup.image_shape)
-print(json.dumps([need, peak.bytes()]))
+options = json.loads(sys.argv[1])
+x, y = torch.randn(80, 1, 20, 20), torch.arange(8).repeat_interleave(10)
+tasks = gs.ClassTasks(x, y, ways=3, shots=5, queries=5)
+model = gs.Conv4(ways=3, image_size=20, channels=1, filters=64)
+learner = gs.maml(model, steps=4, sharing=True, second_order=options.pop("second_order"))
+found = dry_run.estimate(
+    learner, tasks, tasks, epochs=1, iterations=1, task_batch=8, val_tasks=1, device="cpu", **options
+)
+print(json.dumps([found.memory_estimated, found.memory_measured]))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what is resident")
 @pytest.mark.parametrize(
-    ("tasks", "memory"), [("vmap", "keep"), ("loop", "keep"), ("loop", "recompute")]
+    ("tasks", "memory", "second_order"),
+    [
+        ("vmap", "keep", True),
+        ("loop", "recompute", True),
+        ("vmap", "recompute", False),
+    ],
 )
-def test_the_estimate_is_near_what_is_measured(
-    tasks: str, memory: str, tiny: dict[str, Any]
-) -> None:
-    size = {"task_batch": 8, "inner_steps": 4, "filters": 128}
-    settings = {**tiny, **size, "tasks": tasks, "memory": memory}
+def test_the_estimate_is_near_what_is_measured(tasks: str, memory: str, second_order: bool) -> None:
+    options = {"tasks": tasks, "memory": memory, "second_order": second_order}
     process = subprocess.run(
-        [sys.executable, "-c", MEASURE, json.dumps(settings)],
+        [sys.executable, "-c", MEASURE, json.dumps(options)],
         check=True,
         capture_output=True,
         text=True,
@@ -195,107 +130,113 @@ def test_the_estimate_is_near_what_is_measured(
     assert 0.6 * measured < need < 1.7 * measured
 
 
+def needed(*, processes: int = 1, **changes: Any) -> int:
+    """What one process of a run needs."""
+    given = rows(**changes)
+    del given["progress"]
+    learner, sources = given.pop("learner"), [given.pop(n) for n in ("train", "validation", "test")]
+    options = Options.of(**given)
+    state, _, _, contents = prepare_run(learner, tuple(sources), options, CPU, None)  # type: ignore[arg-type]
+    return memory_needed(Layout(**contents["layout"]), options, state, processes=processes)
+
+
+def test_each_process_of_a_run_needs_memory_for_its_share_of_the_tasks() -> None:
+    whole = needed(task_batch=5)
+    assert needed(task_batch=5, processes=2) < whole
+    assert needed(task_batch=5, processes=5) == needed(task_batch=5, processes=9) < whole / 2
+
+
 def test_a_run_that_cannot_fit_is_refused_before_it_begins(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "available", lambda device: 20_000_000)
-    config = RunConfig(**tiny)
-    setup = set_up(config)
-    need = estimate(config, setup.learner, setup.image_shape)
+    monkeypatch.setattr(preflight, "available", lambda device: 1000)
     with pytest.raises(RunError) as error:
-        train(config, tmp_path / "run")
+        gs.fit(**rows(), out=tmp_path / "run")
     assert str(error.value) == (
-        f"the run needs about {amount(need)} of memory, 20.0 MB are available; lower --task-batch "
-        "2, --queries 4, --filters 4, --inner-steps 2 or --image-size, or use --memory recompute "
-        "or --order first"
+        f"the run needs about {amount(needed())} of memory, 0.0 MB are available; lower the task "
+        "batch, the inner steps, the queries or the size of the model or its inputs, or use "
+        "memory='recompute' (--memory recompute) or the first order"
     )
     assert not (tmp_path / "run").exists()
-    with pytest.raises(RunError) as error:
-        require_memory(config, setup, at_a_time=3)
-    assert str(error.value).startswith(f"3 runs at a time need about {amount(3 * need)} of memory")
-    assert str(error.value).endswith("or --order first, or lower --jobs")
-
-
-def test_a_run_over_as_many_workers_as_tasks_needs_a_task_for_each(
-    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    setup = set_up(RunConfig(**tiny))
-    one = estimate(RunConfig(**{**tiny, "task_batch": 1}), setup.learner, setup.image_shape)
-    monkeypatch.setattr(preflight, "available", lambda device: 20_000_000)
-    with pytest.raises(RunError) as error:
-        require_memory(RunConfig(**{**tiny, "workers": 2}), setup)
-    assert str(error.value).startswith(f"the run needs about {amount(2 * one)} of memory")
 
 
 @pytest.mark.parametrize(("share", "warns"), [(0.75, True), (1.0, True), (1.5, False)])
 def test_a_run_that_hardly_fits_is_warned_of(
-    share: float,
-    warns: bool,
-    tiny: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    share: float, warns: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = RunConfig(**tiny)
-    setup = set_up(config)
-    need = estimate(config, setup.learner, setup.image_shape)
+    need = 10**9
     monkeypatch.setattr(preflight, "available", lambda device: share * need)
     with caplog.at_level(logging.WARNING):
-        require_memory(config, setup)
-    assert ("the run needs about" in caplog.text) == warns
+        require_memory(need, CPU)
+    expected = (
+        f"the run needs about 1.0 GB of memory, {amount(share * need)} are available; {LESS_MEMORY}"
+    )
+    assert caplog.messages == ([expected] if warns else [])
+
+
+def test_on_a_gpu_where_the_estimate_is_not_calibrated_a_run_is_warned_of_and_not_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(preflight, "available", lambda device: 1)
+    with caplog.at_level(logging.WARNING):
+        require_memory(10**9, torch.device("cuda"))
+    assert len(caplog.messages) == 1
+
+
+def wide() -> dict[str, Any]:
+    """A run whose models are what its folder holds most of."""
+    with torch.random.fork_rng(devices=[]):
+        model = torch.nn.Sequential(torch.nn.Linear(6, 4000), torch.nn.Linear(4000, 3))
+    return rows(learner=gs.maml(model, steps=2, sharing=True))
+
+
+def bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def with_free(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
 
 
 def test_a_disk_without_the_room_is_named_before_anything_is_written(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000))
+    with_free(50_000, monkeypatch)
     with pytest.raises(RunError) as error:
-        train(RunConfig(**tiny), tmp_path / "a" / "run")
+        gs.fit(**wide(), out=tmp_path / "a" / "run")
     message = str(error.value)
-    assert message.startswith(
-        f"the run needs 0.1 MB of disk space in {tmp_path / 'a' / 'run'}, for its last 2 moments "
-        "of 0.0 MB each, its best 2 models of 0.0 MB each, the one being written and the records "
-        "of 3 epochs; 0.1 MB are free: free some, choose another --out, or lower --ensemble 2 or "
-        "--filters 4"
+    assert message.startswith("the run needs ")
+    assert message.endswith(
+        f" MB of disk space in {tmp_path / 'a' / 'run'} for its checkpoints and records; 0.1 MB "
+        "are free: free some, choose another output folder, keep fewer models (ensemble) or take "
+        "a smaller model"
     )
     assert not (tmp_path / "a").exists()
 
 
 def test_the_room_that_is_asked_for_is_what_a_run_takes(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = RunConfig(**{**tiny, "filters": 32})
-    train(config, tmp_path / "run")
-    taken = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=-1))
+    gs.fit(**wide(), out=tmp_path / "run")
+    taken = bytes_in(tmp_path / "run")
+    with_free(-1, monkeypatch)
     with pytest.raises(RunError) as error:
-        train(config, tmp_path / "other")
+        gs.fit(**wide(), out=tmp_path / "other")
     wanted = 1e6 * float(str(error.value).split()[3])
     assert taken < wanted < 2 * taken  # one moment and one model more while they are written
 
 
 def test_a_run_that_is_continued_needs_only_what_it_does_not_hold(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = RunConfig(**{**tiny, "filters": 32})
-    train(config, tmp_path / "run")
-    taken = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=taken))
-    train(config, tmp_path / "run", resume=True)
+    gs.fit(**wide(), out=tmp_path / "run")
+    with_free(bytes_in(tmp_path / "run"), monkeypatch)
+    gs.fit(**wide(), out=tmp_path / "run", resume="auto")
     with pytest.raises(RunError, match="of disk space"):
-        train(config, tmp_path / "other")
+        gs.fit(**wide(), out=tmp_path / "other")
 
 
-@pytest.mark.parametrize(
-    ("order", "recomputes", "end"),
-    [
-        ("second", False, ", or use --memory recompute or --order first"),
-        ("second", True, ", or use --order first"),
-        ("first", False, ", or use --memory recompute"),
-        ("first", True, ""),
-    ],
-)
-def test_what_is_done_already_is_no_remedy(order: Order, recomputes: bool, end: str) -> None:
-    words = less_memory(RunConfig(order=order), recomputes=recomputes)
-    assert words == (
-        "lower --task-batch 5, --queries 15, --filters 48, --inner-steps 5 or --image-size" + end
-    )
+def test_an_estimate_says_the_same_as_a_run_needs() -> None:
+    given = rows()
+    del given["progress"]
+    assert gs.estimate(**given).memory_estimated == needed()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,61 +12,53 @@ import pytest
 import torch
 from filelock import FileLock
 
-from gradshare.config import RunConfig
+import gradshare as gs
 from gradshare.errors import RunError
 from gradshare.training.checkpoint import load_checkpoint, save_checkpoint
 from gradshare.training.folder import RunFolder
-from gradshare.training.interruption import RunStoppedError
-from gradshare.training.run import Progress, train
-from gradshare.training.setup import set_up
-from tests.conftest import prepare_tiny
-from tests.training.killing import REFUSED, kill_often, require_same_end, some_refused, timeless
+from gradshare.training.options import Progress
+from gradshare.training.run import Run
+from tests.training.killing import kill_often, require_same_end, timeless
+from tests.training.small import ROWS, Arguments, class_tasks, mlp, poisoned, rows
 
-CPU = torch.device("cpu")
 KILLS = 24
+REFUSED = 7  # of so many iterations, one
+EPOCHS, ITERATIONS = 200, 2
+LATEST = "latest-000000009.safetensors"
+
+
+def fit(path: Path, **changes: Any) -> Run:
+    return gs.fit(**rows(**changes), out=path, resume="auto")
+
+
+def long_run() -> Arguments:
+    given = rows(
+        learner=gs.maml_plus_plus(mlp(), multi_step_iterations=400, steps=2, sharing=True),
+        epochs=EPOCHS,
+        iterations=ITERATIONS,
+        val_tasks=3,
+        on_divergence="skip",
+    )
+    return poisoned(given, *range(REFUSED, EPOCHS * ITERATIONS, REFUSED))
 
 
 @pytest.mark.long
-def test_killed_any_number_of_times_it_ends_where_it_would_have(
-    tiny: dict[str, Any], tmp_path: Path
-) -> None:
-    config = RunConfig(
-        **{
-            **tiny,
-            "epochs": 200,
-            "iterations_per_epoch": 2,
-            "val_tasks": 3,
-            "method": "maml++",
-            "on_divergence": "skip",
-        }
-    )
-    with some_refused(config):
-        whole = train(config, tmp_path / "whole")
-    assert sum(record.skipped for record in whole.history) == config.iterations // REFUSED
-    assert kill_often(config, tmp_path / "killed", KILLS) >= 20
-    with some_refused(config):
-        survived = train(config, tmp_path / "killed", resume=True)
-    require_same_end(whole, tmp_path / "whole", survived, tmp_path / "killed")
-
-
-def test_a_complete_run_is_returned_as_it_is(tiny: dict[str, Any], tmp_path: Path) -> None:
-    config = RunConfig(**tiny)
-    first = train(config, tmp_path / "run")
-    seen: list[Progress] = []
-    again = train(config, tmp_path / "run", seen.append, resume=True)
-    assert seen == []
-    assert (again.history, again.test) == (first.history, first.test)
+def test_killed_any_number_of_times_it_ends_where_it_would_have(tmp_path: Path) -> None:
+    whole = gs.fit(**long_run(), out=tmp_path / "whole")
+    assert sum(record.skipped for record in whole.history) == EPOCHS * ITERATIONS // REFUSED
+    assert kill_often(long_run, {}, tmp_path / "killed", KILLS) >= 20
+    survived = gs.fit(**long_run(), out=tmp_path / "killed", resume="auto")
+    require_same_end(whole, survived)
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = RunConfig(**tiny)
-    whole = train(config, tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoints" / "latest-000000009.safetensors"
+    whole = fit(tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / LATEST
     newest.write_bytes(newest.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING):
-        again = train(config, tmp_path / "run", resume=True)
+        again = fit(tmp_path / "run")
     assert timeless(again) == timeless(whole)
     assert again.test == whole.test
     (warning,) = [record.getMessage() for record in caplog.records]
@@ -77,114 +66,121 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert warning.endswith("; falling back to the checkpoint before it")
 
 
-def test_without_a_readable_checkpoint_it_says_so(tiny: dict[str, Any], tmp_path: Path) -> None:
-    config = RunConfig(**tiny)
-    train(config, tmp_path / "run")
-    for path in (tmp_path / "run" / "checkpoints").glob("latest-*"):
-        path.write_bytes(b"")
-    with pytest.raises(RunError) as error:
-        train(config, tmp_path / "run", resume=True)
-    checkpoints = tmp_path / "run" / "checkpoints"
-    nothing = f"no checkpoint in {checkpoints} can be read; start again with another --out"
-    assert str(error.value) == nothing
-    # What it set aside does not make it a run that was never begun.
-    with pytest.raises(RunError) as error:
-        train(config, tmp_path / "run", resume=True)
-    assert str(error.value) == nothing
-    assert len(RunFolder(tmp_path / "run").history()) == config.epochs
+def test_a_damaged_checkpoint_is_set_aside_and_not_deleted(tmp_path: Path) -> None:
+    fit(tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / LATEST
+    newest.write_bytes(b"torn")
+    fit(tmp_path / "run")
+    assert newest.with_name(f"damaged-{newest.name}").read_bytes() == b"torn"
 
 
-def test_a_run_whose_latest_checkpoints_are_gone_is_not_begun_again(
-    tiny: dict[str, Any], tmp_path: Path
-) -> None:
-    config = RunConfig(**tiny)
-    train(config, tmp_path / "run")
+def test_without_a_readable_checkpoint_it_says_so(tmp_path: Path) -> None:
+    run = fit(tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
     for path in checkpoints.glob("latest-*"):
+        path.write_bytes(b"")
+    # What the first try sets aside does not make it a run that was never begun.
+    for _ in range(2):
+        with pytest.raises(RunError) as error:
+            fit(tmp_path / "run")
+        assert str(error.value) == (
+            f"no checkpoint in {checkpoints} can be read; start again in another folder (--out)"
+        )
+    assert RunFolder(tmp_path / "run").history() == run.history
+
+
+@pytest.mark.parametrize("gone", ["latest", "everything", "the folder"])
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(gone: str, tmp_path: Path) -> None:
+    run = fit(tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for path in checkpoints.glob("latest-*" if gone == "latest" else "*"):
         path.unlink()
-    kept = sorted(checkpoints.iterdir())
+    if gone == "the folder":
+        checkpoints.rmdir()
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     with pytest.raises(RunError) as error:
-        train(config, tmp_path / "run", resume=True)
+        fit(tmp_path / "run")
     assert str(error.value) == (
-        f"{checkpoints} has models of completed epochs, but no latest-*.safetensors to continue "
-        "from; put these back, or start again with another --out"
+        f"{tmp_path / 'run'} has completed epochs, but no checkpoints/latest-*.safetensors to "
+        "continue from; put these back, or start again in another folder (--out)"
     )
-    assert sorted(checkpoints.iterdir()) == kept
-    assert len(RunFolder(tmp_path / "run").history()) == config.epochs
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+    assert RunFolder(tmp_path / "run").history() == run.history
 
 
 def test_a_damaged_member_is_left_out_of_the_ensemble(
-    tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = RunConfig(**tiny)
-    result = train(config, tmp_path / "run")
-    folder = RunFolder(tmp_path / "run")
-    path = sorted((tmp_path / "run" / "checkpoints").glob("epoch-*"))[0]
+    run = fit(tmp_path / "run")
+    path = min((tmp_path / "run" / "checkpoints").glob("epoch-*"))
     path.unlink()
     with caplog.at_level(logging.WARNING):
-        like = set_up(config).learner.init()
-        assert len(folder.best_models(result.history, 2, like)) == 1
+        assert len(run.models(2)) == 1
     assert "is left out of the ensemble" in caplog.text
 
 
-def test_two_processes_cannot_train_into_one_folder(tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_two_processes_cannot_train_into_one_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     with FileLock(folder / ".lock"), pytest.raises(RunError) as error:
-        train(RunConfig(**tiny), folder, resume=True)
+        fit(folder)
     assert str(error.value) == (
-        f"another process is training in {folder}; wait for it, or choose another folder with --out"
+        f"another process is training in {folder}; wait for it, or choose another folder (--out)"
     )
 
 
-def test_another_configuration_does_not_continue_a_run(
-    tiny: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task_batch": 3}, "a run with task_batch 2, this one has 3;"),
+        ({"seed": 1}, "a run with seed 0, this one has 1;"),
+        ({"val_tasks": 7}, "a run with val_tasks 6, this one has 7;"),
+        ({"ensemble": 1}, "a run with ensemble 2, this one has 1;"),
+        ({"clip_norm": 1.0}, "a run with clip_norm None, this one has 1.0;"),
+        ({"clamp_gradients": 10}, "a run with clamp_gradients None, this one has 10;"),
+        ({"score": "loss"}, "a run with score 'accuracy', this one has 'loss';"),
+        ({"test": None}, "a run with test source "),
+        ({"train": ROWS[0].replace(shots=2)}, "a run with train source "),
+        ({"validation": class_tasks(6, classes=15)[1]}, "a run with validation source "),
+        ({"learner": gs.maml(mlp(), steps=3, sharing=True)}, "a run with meta-parameters "),
+        ({"learner": gs.maml(mlp(), steps=2)}, "a run with meta-parameters "),
+        (
+            {"optimizer": lambda groups: torch.optim.Adam(groups, lr=0.5)},
+            "a run with optimizer \"Adam [{'lr': 0.001, ",
+        ),
+        ({"optimizer": lambda groups: torch.optim.SGD(groups, lr=1e-3)}, 'this one has "SGD [{'),
+        (
+            {"metrics": {"accuracy": gs.Metric(lambda y, t: 1.0)}},
+            "a run with metrics {'accuracy': 'high', 'loss': 'low'}, this one has ",
+        ),
+    ],
+)
+def test_another_run_does_not_continue_it(
+    changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    train(RunConfig(**tiny), tmp_path / "run")
+    run = fit(tmp_path / "run")
     with pytest.raises(RunError) as error:
-        train(RunConfig(**{**tiny, "inner_lr": 0.2}), tmp_path / "run", resume=True)
-    assert str(error.value) == (
-        f"{tmp_path / 'run'} holds a run with inner_lr 0.1, this one has 0.2; continue it with "
-        "its own settings, or choose another folder with --out"
-    )
-    train(RunConfig(**{**tiny, "threads": 2}), tmp_path / "run", resume=True)
+        fit(tmp_path / "run", **changes)
+    assert str(error.value).startswith(f"{tmp_path / 'run'} holds ")
+    assert words in str(error.value)
+    assert str(error.value).endswith("; continue it as it was, or choose another folder (--out)")
+    assert RunFolder(tmp_path / "run").history() == run.history
 
 
-def test_a_run_is_not_continued_with_other_images(tiny: dict[str, Any], tmp_path: Path) -> None:
-    config, folder = RunConfig(**tiny), tmp_path / "run"
-    train(config, folder)
-    stored = RunFolder(folder).inputs().sha256
-    prepare_tiny(tmp_path / "other", train_classes=11)
-    other = RunConfig(**{**tiny, "data_root": tmp_path / "other"})
-    now = set_up(other).images_sha256
-    assert stored == set_up(config).images_sha256 != now
-    with pytest.raises(RunError) as error:
-        train(other, folder, resume=True)
-    assert str(error.value) == (
-        f"the run in {folder} was started with images of SHA-256 {stored[:12]}…, the prepared "
-        f"dataset now has {now[:12]}…; prepare the dataset as it was, name the folder that still "
-        "holds it with --data-root, or start another run"
-    )
-    shutil.copytree(tiny["data_root"], tmp_path / "moved")
-    train(RunConfig(**{**tiny, "data_root": tmp_path / "moved"}), folder, resume=True)
+def test_what_changes_no_result_may_change_when_a_run_is_continued(tmp_path: Path) -> None:
+    run = fit(tmp_path / "run")
+    changes = {"on_divergence": "skip", "callbacks": [print], "tasks": "loop", "progress": True}
+    require_same_end(run, fit(tmp_path / "run", **changes))
 
 
-def test_a_run_of_an_earlier_version_is_continued_without_a_digest(
-    tiny: dict[str, Any], tmp_path: Path
-) -> None:
-    config = RunConfig(**tiny)
-    whole = train(config, tmp_path / "run")
-    path = tmp_path / "run" / "inputs.json"
-    inputs = json.loads(path.read_bytes())
-    del inputs["sha256"]
-    path.write_text(json.dumps(inputs), encoding="utf-8")
-    assert RunFolder(tmp_path / "run").inputs().sha256 is None
-    assert train(config, tmp_path / "run", resume=True).test == whole.test
+def test_a_run_may_be_moved(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "run", epochs=4)
+    fit(tmp_path / "short")
+    shutil.move(tmp_path / "short", tmp_path / "moved")
+    assert timeless(fit(tmp_path / "moved", epochs=4)) == timeless(whole)
 
 
-def test_a_folder_that_vanishes_ends_the_run_with_a_message(
-    tiny: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_folder_that_vanishes_ends_the_run_with_a_message(tmp_path: Path) -> None:
     folder = tmp_path / "run"
 
     def vanish(progress: Progress) -> None:
@@ -192,98 +188,81 @@ def test_a_folder_that_vanishes_ends_the_run_with_a_message(
             folder.rename(tmp_path / "elsewhere")
 
     with pytest.raises(RunError, match="cannot be written: No such file or directory"):
-        train(RunConfig(**tiny), folder, vanish)
-    resumed = train(RunConfig(**tiny), tmp_path / "elsewhere", resume=True)
-    assert len(resumed.history) == 3
+        fit(folder, progress=vanish)
+    assert len(fit(tmp_path / "elsewhere").history) == 3
 
 
 def test_a_moment_is_saved_within_a_long_epoch(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshare.training.run.SAVE_EVERY_SECONDS", 0)
+    monkeypatch.setattr("gradshare.training.loop.SAVE_EVERY_SECONDS", 0)
     seen: list[str] = []
 
     def look(progress: Progress) -> None:
         seen[:] = sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("latest-*"))
 
-    train(RunConfig(**{**tiny, "epochs": 1, "iterations_per_epoch": 6}), tmp_path / "run", look)
-    assert seen[-1] == "latest-000000006.safetensors"
-    assert seen[0] == "latest-000000005.safetensors"
+    fit(tmp_path / "run", epochs=1, iterations=6, progress=look)
+    assert seen == ["latest-000000005.safetensors", "latest-000000006.safetensors"]
 
 
+@pytest.mark.parametrize("other", [{"seed": 1}, {"learner": gs.maml(mlp(), steps=3)}])
 def test_a_checkpoint_of_another_run_is_passed_over_and_named(
-    tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    other: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = RunConfig(**tiny)
-    whole = train(config, tmp_path / "run")
-    train(RunConfig(**{**tiny, "filters": 5}), tmp_path / "other")
-    name = "checkpoints/latest-000000009.safetensors"
+    whole = fit(tmp_path / "run")
+    fit(tmp_path / "other", **other)
+    name = f"checkpoints/{LATEST}"
     (tmp_path / "other" / name).replace(tmp_path / "run" / name)
     with caplog.at_level(logging.WARNING):
-        again = train(config, tmp_path / "run", resume=True)
+        again = fit(tmp_path / "run")
     assert timeless(again) == timeless(whole)
+    ids = [RunFolder(tmp_path / which).contents()["id"] for which in ("other", "run")]
     assert caplog.messages == [
-        f"{tmp_path / 'run' / name} is of another run: model.blocks.0.conv.weight is torch.float32 "
-        "(5, 1, 3, 3), this run has torch.float32 (4, 1, 3, 3); use the run's own; falling back to "
-        "the checkpoint before it"
+        f"{tmp_path / 'run' / name} is of another run ({ids[0]}, not {ids[1]}); use the run's "
+        "own; falling back to the checkpoint before it"
     ]
 
 
-def test_progress_that_no_run_makes_is_named(tiny: dict[str, Any], tmp_path: Path) -> None:
-    config = RunConfig(**tiny)
-    train(config, tmp_path / "run")
-    path = tmp_path / "run" / "checkpoints" / "latest-000000009.safetensors"
-    saved = load_checkpoint(path, CPU)
+def test_a_model_of_another_run_is_no_member_of_the_ensemble(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = fit(tmp_path / "run", ensemble=3)
+    fit(tmp_path / "other", ensemble=3, seed=1)
+    name = "checkpoints/epoch-000001.safetensors"
+    (tmp_path / "other" / name).replace(tmp_path / "run" / name)
+    with caplog.at_level(logging.WARNING):
+        assert len(run.models(3)) == 2
+    assert "is of another run" in caplog.text
+
+
+def test_progress_that_no_run_makes_is_named(tmp_path: Path) -> None:
+    fit(tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / LATEST
+    saved = load_checkpoint(path)
     for change, said in (
         ({"iteration": "soon"}, "iteration: Input should be a valid integer"),
-        ({"iteration": 10}, "iteration: it is 10, this run has 9"),
-        ({"history": [{}]}, "history.0.epoch: Field required"),
+        ({"iteration": 10}, "iteration is 10, this run has 9"),
+        ({"iteration": -1}, "iteration is -1, this run has 9"),
+        ({"history": [{}]}, "'metrics'"),
+        ({"history": [3]}, "history.0: Input should be a valid dictionary"),
     ):
         changed = {**saved.progress, "test": None, **change}
         save_checkpoint(path, dataclasses.replace(saved, progress=changed))
         with pytest.raises(RunError) as error:
-            train(config, tmp_path / "run", resume=True)
+            fit(tmp_path / "run")
         assert str(error.value).startswith(
             f"the newest checkpoint cannot be continued from: {said}"
         )
-
-
-def test_a_run_stopped_while_it_validates_records_the_rate_that_it_trained_with(
-    tiny: dict[str, Any], tmp_path: Path
-) -> None:
-    # Found by the soak test: the rate of the optimiser is set by an iteration, and a run that is
-    # continued here validates before it takes one.
-    config = RunConfig(**{**tiny, "cosine_annealing_to": 1e-5})
-    whole = train(config, tmp_path / "whole")
-
-    def stop(progress: Progress) -> None:
-        if progress.phase == "validate" and progress.epoch == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(RunStoppedError):
-        train(config, tmp_path / "run", stop)
-    assert timeless(train(config, tmp_path / "run", resume=True)) == timeless(whole)
+        assert str(error.value).endswith("; start again in another folder (--out)")
 
 
 def test_a_newest_checkpoint_of_another_format_is_left_where_it_is(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = RunConfig(**tiny)
-    train(config, tmp_path / "run")
+    fit(tmp_path / "run")
     before = sorted((tmp_path / "run" / "checkpoints").iterdir())
     monkeypatch.setattr("gradshare.training.checkpoint.FORMAT_VERSION", 9)
     with pytest.raises(RunError) as error:
-        train(config, tmp_path / "run", resume=True)
-    assert "has checkpoint format 1, this gradshare reads 9; use gradshare" in str(error.value)
+        fit(tmp_path / "run")
+    assert "has checkpoint format 2, this gradshare reads 9; use gradshare" in str(error.value)
     assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == before
-
-
-def test_a_damaged_checkpoint_is_set_aside_and_not_deleted(
-    tiny: dict[str, Any], tmp_path: Path
-) -> None:
-    config = RunConfig(**tiny)
-    train(config, tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoints" / "latest-000000009.safetensors"
-    newest.write_bytes(b"torn")
-    train(config, tmp_path / "run", resume=True)
-    assert newest.with_name(f"damaged-{newest.name}").read_bytes() == b"torn"

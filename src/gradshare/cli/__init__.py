@@ -4,23 +4,52 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from gradshare import __version__
-from gradshare.cli.data import data
-from gradshare.cli.paper import paper
-from gradshare.cli.runs import compare_command, evaluate_command, report_command, train_command
 from gradshare.errors import SIGNAL_STATUS, ConfigError, GradshareError
-from gradshare.training.distributed import OtherRankError
-from gradshare.training.interruption import RunStoppedError
-from gradshare.training.launch import speaks_for_machine, torchrun_size
-from gradshare.training.machine import join_freed_memory
 
 FAILED = 1
 
+COMMANDS = {
+    "compare": ("runs:compare_command", "Compare gradient sharing with the original."),
+    "train": ("train:train_command", "Meta-train one learner, and test it."),
+    "evaluate": ("runs:evaluate_command", "Test the best checkpoints of a RUN."),
+    "report": ("runs:report_command", "Write the report of finished RUNs."),
+    "paper": ("paper:paper", "Reproduce the paper's tables and figures."),
+    "data": ("data:data", "Prepare datasets and look at them."),
+}
+"""For each command the module and the name of its function, and its line in the help."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+TRAINING = ("train", "compare", "paper")
+
+
+class LazyGroup(click.Group):
+    """The commands of `COMMANDS`. A command's module is imported when the command is run: torch
+    alone takes more than a second.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(import_module(f"{__name__}.{module}"), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @click.pass_context
 def cli(context: click.Context) -> None:
@@ -28,40 +57,40 @@ def cli(context: click.Context) -> None:
 
     Start with `gradshare compare --control --out runs/first`.
     """
-    size = torchrun_size() or 1
-    if size > 1 and context.invoked_subcommand != train_command.name:
-        raise ConfigError(
-            f"torchrun has started {size} processes of `gradshare {context.invoked_subcommand}`, "
-            "which does its work in one; use torchrun with `gradshare train` only"
-        )
+    if _under_torchrun() and context.invoked_subcommand != "train":
+        from gradshare.training.launch import torchrun_size  # noqa: PLC0415
 
-
-for command in (compare_command, train_command, evaluate_command, report_command, paper, data):
-    cli.add_command(command)
+        size = torchrun_size() or 1
+        if size > 1:
+            raise ConfigError(
+                f"torchrun has started {size} processes of `gradshare "
+                f"{context.invoked_subcommand}`, which runs in one; use torchrun with `gradshare "
+                "train` only"
+            )
 
 
 def program() -> None:
-    """The program as a shell starts it. What trains must have its allocator's settings from its
-    start on: the processes that `compare` and others start, and this one where it trains itself.
+    """The program as a shell starts it. Processes that train need the allocator's settings from
+    their start on: those that `compare` and others start, and this one if it trains itself.
     """
-    join_freed_memory(start_again=sys.argv[1:2] == [train_command.name])
+    if sys.argv[1:2] and sys.argv[1] in TRAINING and not {"-h", "--help"} & {*sys.argv}:
+        from gradshare.training.machine import join_freed_memory  # noqa: PLC0415
+
+        join_freed_memory(start_again=sys.argv[1] == "train")
     main()
 
 
 def main() -> None:
-    """Run the program; what a user can mend is one clear message and an exit status."""
+    """Run the program. An error that the user can correct is one message and an exit status."""
     try:
         cli(standalone_mode=True)
-    except RunStoppedError as stopped:
-        if speaks_for_machine():
-            click.echo(str(stopped), err=True)
-        sys.exit(SIGNAL_STATUS + stopped.signal)
     except GradshareError as error:
-        if speaks_for_machine() or not isinstance(error, OtherRankError):
-            click.echo(f"error: {error}", err=True)
-        sys.exit(FAILED)
+        stopped = getattr(error, "signal", None)  # of a RunStoppedError
+        if _speaks(error):
+            click.echo(f"{'' if stopped else 'error: '}{error}", err=True)
+        sys.exit(SIGNAL_STATUS + stopped if stopped else FAILED)
     except PermissionError as error:
-        # The least question about a path in a folder that is closed raises this, wherever asked.
+        # Any question about a path in a closed folder raises this, wherever it is asked.
         where = error.filename or "a file"
         click.echo(
             f"error: {where} cannot be used: {error.strerror}; give yourself permission to it and "
@@ -73,3 +102,20 @@ def main() -> None:
         # Whoever read our output has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
+
+
+def _under_torchrun() -> bool:
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
+def _speaks(error: GradshareError) -> bool:
+    """Whether this process prints an error: under torchrun one process of a machine prints what all
+    of them know.
+    """
+    if not _under_torchrun():
+        return True
+    from gradshare.training.distributed import OtherRankError  # noqa: PLC0415
+    from gradshare.training.interruption import RunStoppedError  # noqa: PLC0415
+    from gradshare.training.launch import speaks_for_machine  # noqa: PLC0415
+
+    return speaks_for_machine() or not isinstance(error, OtherRankError | RunStoppedError)

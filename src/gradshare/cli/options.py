@@ -12,10 +12,9 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
-from gradshare.config import RunConfig, at_home, load_yaml, option_name
+from gradshare.config import MACHINE_FIELDS, RunConfig, at_home, heading_of, load_yaml, option_name
+from gradshare.config.text import key_and_value
 from gradshare.errors import ConfigError
-from gradshare.experiments.paper.plan import paper_settings
-from gradshare.training.folder import MACHINE_FIELDS
 
 Command = Callable[..., None]
 
@@ -23,7 +22,7 @@ DATA_ROOT_VARIABLE = "GRADSHARE_DATA_ROOT"
 
 
 class UserPath(click.Path):
-    """A path that may begin with ~; see `gradshare.config.at_home`."""
+    """A path that may begin with ~, which no shell replaces in `--out=~/runs`."""
 
     def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
         super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
@@ -34,7 +33,7 @@ class UserPath(click.Path):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> Any:
-        """The path, of this user's home where it begins so."""
+        """Replace ~ by the user's home."""
         try:
             path = at_home(Path(value))
         except ValueError as error:
@@ -43,7 +42,7 @@ class UserPath(click.Path):
 
 
 class GroupedCommand(click.Command):
-    """A command whose `--help` lists the configuration's fields under the names of their groups."""
+    """A command whose `--help` lists the settings of a run under the names of their groups."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section for each group."""
@@ -51,21 +50,41 @@ class GroupedCommand(click.Command):
         for parameter in self.get_params(ctx):
             row = parameter.get_help_record(ctx)
             if row is not None:
-                field = RunConfig.model_fields.get(parameter.name or "")
-                sections.setdefault(_group(field) if field else "Command", []).append(row)
+                name = parameter.name or ""
+                group = heading_of(name) if name in RunConfig.model_fields else "Command"
+                sections.setdefault(group, []).append(row)
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
 
 
-def run_options(leave_out: Iterable[str] = ()) -> Callable[[Command], Command]:
-    """Give a command `--config`, `--preset` and an option for every field of `RunConfig`.
+def out_option(*, required: bool) -> Callable[[Command], Command]:
+    """Give a command `--out`."""
+    return click.option(
+        "--out",
+        type=UserPath(file_okay=False),
+        required=required,
+        help="New folder for everything that comes out.",
+    )
 
-    The command is called with the given ones in `settings`; `read_config` makes a configuration
-    of them.
+
+resume_option = click.option(
+    "--resume",
+    type=click.Choice(["never", "auto"]),
+    default="never",
+    show_default=True,
+    help="auto: continue the run in --out from its last checkpoint, exactly as if it had not been "
+    "interrupted; start it if there is none; do nothing if it is complete. A finished run is "
+    "extended by more --epochs.",
+)
+
+
+def run_options(leave_out: Iterable[str] = ()) -> Callable[[Command], Command]:
+    """Give a command `--config`, `--preset` and an option for each setting of a run, for
+    `read_config`.
 
     Args:
-        leave_out: fields that the command decides by itself.
+        leave_out: settings that the command chooses by itself.
     """
 
     def decorate(command: Command) -> Command:
@@ -88,14 +107,14 @@ def run_options(leave_out: Iterable[str] = ()) -> Callable[[Command], Command]:
 
 
 def machine_options(command: Command) -> Command:
-    """Give a command the options that say where and how fast a run goes, but not what it is."""
+    """Give a command the settings that say where and how fast a run goes, but not what it is."""
     for name in reversed(MACHINE_FIELDS):
         command = _option(name, RunConfig.model_fields[name])(command)
     return command
 
 
 def default_data_root(settings: dict[str, Any]) -> None:
-    """Take the data root from the environment where the settings have none."""
+    """Take the data root from the environment if the settings have none."""
     if DATA_ROOT_VARIABLE in os.environ:
         settings.setdefault("data_root", os.environ[DATA_ROOT_VARIABLE])
 
@@ -109,36 +128,49 @@ def read_config(config_file: Path | None, preset: str | None, options: dict[str,
         ConfigError: a setting is unknown or out of bounds.
     """
     settings = load_yaml(config_file) if config_file else {}
-    settings |= {name: value for name, value in options.items() if value is not None}
+    settings |= {name: value for name, value in options.items() if value not in (None, ())}
     default_data_root(settings)
     if preset == "paper":
         if "dataset" not in settings:
             raise ConfigError("--preset paper needs --dataset cub or mini-imagenet")
+        from gradshare.experiments.paper.plan import paper_settings  # noqa: PLC0415  # heavy
+
         given = RunConfig(**settings)
         settings = {**paper_settings(given.dataset, given.task_batch, given.method), **settings}
     return RunConfig(**settings)
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
-    choices = _choices(field.annotation)
-    flag = option_name(name)
-    kind: Any = click.Choice(choices) if choices else _TYPES.get(_plain(field.annotation), str)
-    if field.annotation is bool:
-        flag, kind = f"{flag}/--no-{name.replace('_', '-')}", bool
-    default = field.default
-    if field.annotation is bool:
+    plain, default = _plain(field.annotation), field.default
+    flag, kind = option_name(name), _TYPES.get(plain, str)
+    more: dict[str, Any] = {}
+    if plain is bool:
+        flag = f"{flag}/--no-{name.replace('_', '-')}"
         default = flag.split("/")[0 if default else 1]
-    shown = "" if default is None else f"  [default: {default}]"
+    elif typing.get_origin(plain) is typing.Literal:
+        kind = click.Choice(typing.get_args(plain))
+    elif typing.get_origin(plain) is dict:
+        more = {"callback": _pairs, "metavar": "KEY=VALUE"}
+    shown = "" if default in (None, (), {}) else f"  [default: {default}]"
     return click.option(
         flag,
         name,
         type=kind,
         default=None,
+        multiple=typing.get_origin(plain) in (dict, tuple),
         help=f"{field.description}{shown}",
+        **more,
     )
 
 
-_TYPES: dict[Any, Any] = {int: int, float: float, Path: UserPath()}
+def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
+    try:
+        return dict(map(key_and_value, values)) or None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+_TYPES: dict[Any, Any] = {int: int, float: float, bool: bool, Path: UserPath()}
 
 
 def _plain(annotation: Any) -> Any:
@@ -146,13 +178,3 @@ def _plain(annotation: Any) -> Any:
     if typing.get_origin(annotation) in (typing.Union, UnionType):
         return next(a for a in typing.get_args(annotation) if a is not type(None))
     return annotation
-
-
-def _choices(annotation: Any) -> list[str]:
-    plain = _plain(annotation)
-    return list(typing.get_args(plain)) if typing.get_origin(plain) is typing.Literal else []
-
-
-def _group(field: FieldInfo) -> str:
-    assert isinstance(field.json_schema_extra, dict)
-    return str(field.json_schema_extra["group"])

@@ -22,7 +22,6 @@ from gradshare.cli.options import (
     machine_options,
 )
 from gradshare.cli.printing import print_line
-from gradshare.cli.progress import RunBars
 from gradshare.cli.runs import executor_options
 from gradshare.errors import RunError
 from gradshare.experiments.drawing import save_all
@@ -48,6 +47,7 @@ from gradshare.experiments.paper.table1 import (
 from gradshare.experiments.results import Results
 from gradshare.experiments.wording import NOTHING, accuracy, counted, duration
 from gradshare.training.files import write_pages
+from gradshare.training.progress import RunBars
 
 
 def grid_options(command: Command) -> Command:

@@ -1,10 +1,8 @@
-"""`gradshare train`, `compare`, `evaluate` and `report`."""
+"""`gradshare compare`, `evaluate` and `report`."""
 
 from __future__ import annotations
 
 import functools
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,60 +10,34 @@ from typing import Any
 import click
 import torch
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from gradshare.cli.options import (
     DATA_ROOT_VARIABLE,
     GroupedCommand,
     UserPath,
+    out_option,
     read_config,
+    resume_option,
     run_options,
 )
-from gradshare.cli.printing import print_line
-from gradshare.cli.progress import RunBars
-from gradshare.config import ARM_FIELDS, RunConfig
+from gradshare.cli.printing import command_line, print_line, print_report
+from gradshare.config import ARM_FIELDS, Parts, RunConfig, build, stored
+from gradshare.config.parts import splits_of
 from gradshare.errors import ConfigError, RunError
-from gradshare.experiments.compare import compare, jobs_of, results_of_runs
+from gradshare.experiments.compare import compare, jobs_of
 from gradshare.experiments.executors.choice import NAMES, Choice, Name
-from gradshare.experiments.executors.local import default_threads
 from gradshare.experiments.executors.loop import Executor
-from gradshare.experiments.report import write_report
-from gradshare.experiments.results import FILENAME, Results, load_results, save_results, seed_files
-from gradshare.experiments.seeds import seeds_of
-from gradshare.experiments.table import arm_rows, comparison_rows
-from gradshare.experiments.verdict import verdict
-from gradshare.experiments.wording import NOTHING, accuracy, counted, duration, method, points
-from gradshare.training.dry_run import Estimate
-from gradshare.training.dry_run import dry_run as estimate_run
-from gradshare.training.evaluation import measure_test
+from gradshare.experiments.results import load_results, seed_files
+from gradshare.experiments.wording import counted, method, points
+from gradshare.tasks import ImageTasks, TaskSource
+from gradshare.tasks.source import fingerprint_of
+from gradshare.training.evaluation import Evaluation
 from gradshare.training.folder import RunFolder
-from gradshare.training.launch import is_first, torchrun_size
+from gradshare.training.launch import threads
 from gradshare.training.machine import keep_freed_memory
-from gradshare.training.preflight import amount, memory_errors
-from gradshare.training.run import train
-from gradshare.training.setup import set_up
+from gradshare.training.progress import RunBars
+from gradshare.training.run import open_run as reopen
 from gradshare.training.statistics import confidence95
-
-
-def out_option(*, required: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """`--out`, which a dry run can do without."""
-    return click.option(
-        "--out",
-        type=UserPath(file_okay=False),
-        required=required,
-        help="New folder for everything that comes out.",
-    )
-
-
-resume_option = click.option(
-    "--resume",
-    type=click.Choice(["never", "auto"]),
-    default="never",
-    show_default=True,
-    help="auto: continue what --out holds from its last checkpoint, to where it would have been; "
-    "start where there is nothing to continue; do nothing where all is done.",
-)
 
 
 def executor_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -121,56 +93,10 @@ def executor_options(command: Callable[..., None]) -> Callable[..., None]:
     return chosen
 
 
-@click.command(name="train", cls=GroupedCommand)
-@out_option(required=False)
-@resume_option
-@click.option(
-    "--dry-run",
-    is_flag=True,
-    help="Check everything, time a few steps, say what the whole run would take, and write "
-    "nothing; --out may be left out then.",
-)
-@run_options()
-def train_command(
-    out: Path | None,
-    resume: str,
-    dry_run: bool,
-    config_file: Path | None,
-    preset: str | None,
-    **options: Any,
-) -> None:
-    """Meta-train one learner, with gradient sharing or without, and test it."""
-    console = Console(quiet=not is_first())
-    config = read_config(config_file, preset, options)
-    if out is None and not dry_run:
-        raise ConfigError("--out is missing; name a new folder for everything that comes out")
-    keep_freed_memory()
-    torch.set_num_threads(default_threads(config, 1))
-    if out is None or dry_run:
-        if torchrun_size() is not None:
-            raise ConfigError("--dry-run measures a run in one process; start it without torchrun")
-        if config.workers > 1:
-            raise ConfigError("--dry-run measures a run in one process; leave --workers out")
-        # A run that is to be continued may have its folder.
-        _estimate(estimate_run(config, None if resume == "auto" else out), console)
-        return
-    if torchrun_size() is None:
-        RunFolder(out).require_room(config, resume=resume == "auto")  # before glyphs are drawn
-        print_line(console, f"Layout: {set_up(config).layout.describe()}")
-    with RunBars(console) as bars:
-        result = train(
-            config, out, lambda progress: bars(config.arm, progress), resume=resume == "auto"
-        )
-    if is_first():
-        results = results_of_runs([result], _command_line())
-        save_results(results, out / FILENAME)
-        _report([results], out, console)
-
-
 @click.command(name="compare", cls=GroupedCommand)
 @out_option(required=True)
 @resume_option
-@click.option("--control", is_flag=True, help="Train the rate-control arm too.")
+@click.option("--control", is_flag=True, help="Train the arm rate-control too.")
 @click.option(
     "--seeds",
     type=click.IntRange(1),
@@ -190,32 +116,42 @@ def compare_command(
     preset: str | None,
     **options: Any,
 ) -> None:
-    """Meta-train with and without gradient sharing on the same episodes, and report."""
+    """Compare gradient sharing with the original.
+
+    Both are trained on the same tasks from the same initialisation.
+    """
     console = Console()
     config = read_config(config_file, preset, options)
-    # Before glyphs are drawn for it.
+    # First of all: it checks the folder.
     jobs = jobs_of(config, out, control=control, seeds=seeds, resume=resume == "auto")
     executor = where.executor(config, out, len(jobs))
     _announce(console, config, out, len(jobs), executor, control=control)
-    if executor.here:
-        print_line(console, f"Layout of each run: {set_up(config).layout.describe()}")
     with RunBars(console) as bars:
-        comparison = compare(jobs, executor=executor, command=_command_line(), watch=bars)
-    _report(comparison, out, console)
+        comparison = compare(jobs, executor=executor, command=command_line(), watch=bars)
+    print_report(comparison, out, console)
 
 
 @click.command(name="evaluate")
 @click.argument("run", type=UserPath())
 @click.option("--test-tasks", type=click.IntRange(1), help="Test tasks.  [default: the run's]")
 @click.option(
+    "--shots", type=click.IntRange(1), help="Support examples of each class.  [default: the run's]"
+)
+@click.option("--steps", type=click.IntRange(0), help="Inner steps.  [default: the run's]")
+@click.option(
     "--batch-norm",
     type=click.Choice(["transductive", "inductive"]),
-    help="Mode of batch norm at test.  [default: the run's]",
+    help="Batch norm statistics at test; see `gradshare train --help`.  [default: the run's]",
 )
 @click.option(
     "--sharing-control",
     type=click.Choice(["forgotten"]),
-    help="forgotten: test with ĝ = 0, without what other tasks left behind.  [default: the run's]",
+    help="forgotten: test with ĝ = 0, without the gradients of other tasks.  [default: the run's]",
+)
+@click.option(
+    "--dataset",
+    help="Test on another dataset: the name of a prepared one, or an import path. Images are "
+    "normalised as in training.  [default: the run's]",
 )
 @click.option(
     "--data-root",
@@ -226,64 +162,116 @@ def compare_command(
 )
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: the run's]")
 @click.option(
-    "--threads", type=click.IntRange(0), help="CPU threads, 0 for all cores.  [default: the run's]"
+    "--threads", type=click.IntRange(0), help="CPU threads; see `gradshare train --help`."
 )
-def evaluate_command(run: Path, **options: Any) -> None:
-    """Test the best checkpoints of a training RUN again, as one ensemble and the best alone.
+def evaluate_command(
+    run: Path,
+    test_tasks: int | None,
+    shots: int | None,
+    steps: int | None,
+    dataset: str | None,
+    **options: Any,
+) -> None:
+    """Test the best checkpoints of a RUN.
 
-    The difference is that from the test at the end of the run, task by task.
+    They are tested as one ensemble, and the best one alone. If the tasks are those of the test at
+    the end of the run, the difference from it is printed too, paired by task.
     """
     console = Console()
     given = {name: value for name, value in options.items() if value is not None}
-    folder = RunFolder(run)
-    config = folder.config()
+    config = stored(run)
     if "sharing_control" in given and not config.shares:
         raise ConfigError(
-            f"--sharing-control forgotten takes ĝ away, which {run} ({config.arm}) has none of; "
-            "leave it out, or name a run with gradient sharing"
+            f"--sharing-control forgotten takes ĝ away, and {run} ({config.arm}) has none; leave "
+            "it out, or name a run with gradient sharing"
         )
     config = config.model_copy(update=given)
-    own = _own_test(run, console)
     keep_freed_memory()
-    torch.set_num_threads(default_threads(config, 1))
-    # What an evaluation takes is settled by the run, and by nothing that can be given here.
-    remedy = "stop other programs that hold some, or evaluate on another machine or --device"
-    with memory_errors(remedy):
-        setup = set_up(config)
-        folder.require_same_images(setup.images_sha256)
-        models = folder.best_models(folder.history(), config.ensemble, setup.learner.init())
-        with console.status(f"testing on {config.test_tasks} tasks"):
-            result = measure_test(setup, models, config.test_tasks, lambda _: None)
-    table = Table("model", "test accuracy", "difference", "tasks", "batch norm")
-    for name, values, difference in (
-        (f"ensemble of {result.members}", result.ensemble, _from_own_test(result.ensemble, own)),
-        ("single best", result.single, NOTHING),
-    ):
-        shown = accuracy(confidence95(values))
-        table.add_row(name, shown, difference, str(config.test_tasks), config.batch_norm)
-    console.print(table)
+    with threads(config.threads or torch.get_num_threads()):
+        parts = build(config)
+        metrics = parts.options.metrics
+        opened = reopen(run, parts.learner, parts.train, metrics=metrics, device=config.device)
+        if dataset is None:
+            source = _own_test_source(run, config, parts)
+        else:
+            source = _other_source(config, parts, dataset)
+        if shots is not None:
+            source = _with_shots(source, shots)
+        members = min(config.ensemble, len(opened.history))
+        count = test_tasks or config.test_tasks
+        with console.status(f"testing on {count} tasks"):
+            together = opened.evaluate(source, tasks=count, steps=steps, ensemble=members)
+            print_line(console, f"Ensemble: {together}")
+            best = opened.evaluate(source, tasks=count, steps=steps)
+            print_line(console, f"Best checkpoint: {best}")
+    if dataset is None and shots is None and opened.test is not None:
+        own = opened.test.ensemble[opened.score]
+        _print_difference(console, together, own)
 
 
-def _own_test(run: Path, console: Console) -> Sequence[float]:
-    """The test accuracies (tasks,) that a run's ensemble ended with; none if there are none."""
-    try:
-        arms = load_results(run).arms
-    except RunError as error:  # the checkpoints can be tested all the same
-        print_line(console, f"No difference from the run's own test: {error}")
-        return ()
-    return (arms[0].test_accuracies or ()) if len(arms) == 1 else ()
+def _own_test_source(run: Path, config: RunConfig, parts: Parts) -> TaskSource:
+    """The source of the run's own test tasks.
 
-
-def _from_own_test(accuracies: Sequence[float], own: Sequence[float]) -> str:
-    """How test accuracies (tasks,) differ from others, on the tasks that both have: the test tasks
-    are the same for all, in the same order.
+    Raises:
+        ConfigError: it has none.
+        RunError: the dataset has changed.
     """
-    if not own:
-        return NOTHING
-    differences = [here - there for here, there in zip(accuracies, own, strict=False)]
-    shown = points(confidence95(differences))
-    both = len(differences)
-    return shown if both == len(accuracies) else f"{shown} (first {both})"
+    if parts.test is None:
+        raise ConfigError(f"{run} has no test tasks; name a --dataset that has some")
+    then = RunFolder(run).contents()["identity"].get("test source")
+    if fingerprint_of(parts.test) != then:
+        raise RunError(
+            f"{run} was tested on other tasks than the dataset {config.dataset!r} in "
+            f"{config.data_root} gives now; prepare the dataset as it was, name the folder that "
+            "still holds it with --data-root, or name another --dataset"
+        )
+    return parts.test
+
+
+def _other_source(config: RunConfig, parts: Parts, dataset: str) -> TaskSource:
+    """The test tasks of another dataset; images in the form that the run takes.
+
+    Raises:
+        ConfigError: it has no test tasks, or its images have other channels.
+        DataError: see `gradshare.config.build`.
+    """
+    ours = parts.train
+    changes: dict[str, Any] = {"dataset": dataset, "dataset_option": {}}
+    if isinstance(ours, ImageTasks):
+        changes["image_size"] = ours.split.images.shape[-1]
+    source = splits_of(config.model_copy(update=changes)).test
+    if source is None:
+        raise ConfigError(f"--dataset {dataset} has no test tasks; name another")
+    if isinstance(ours, ImageTasks) and isinstance(source, ImageTasks):
+        here, there = source.split.images.shape[1], ours.split.images.shape[1]
+        if here != there:
+            raise ConfigError(
+                f"--dataset {dataset} has images of {here} channels, and the run takes {there}; "
+                "name another"
+            )
+        source = source.replace(normalization=ours.normalization)
+    return source
+
+
+def _with_shots(source: TaskSource, shots: int) -> TaskSource:
+    replace = getattr(source, "replace", None)
+    if replace is None:
+        raise ConfigError(
+            f"--shots {shots}: {type(source).__name__} has no method `replace(shots=…)`; add one, "
+            "or leave --shots out"
+        )
+    changed: TaskSource = replace(shots=shots)
+    return changed
+
+
+def _print_difference(console: Console, evaluation: Evaluation, own: Sequence[float]) -> None:
+    """Print how the score differs from that of the run's own test, on the tasks that both have."""
+    values = evaluation.values[evaluation.score]
+    differences = [here - there for here, there in zip(values, own, strict=False)]
+    interval, metric = confidence95(differences), evaluation.metrics[evaluation.score]
+    shown = points(interval) if metric.unit == "%" else metric.show(interval)
+    first = f" (first {len(differences)} tasks)" if len(differences) < len(values) else ""
+    print_line(console, f"Difference from the run's own test: {shown}{first}")
 
 
 @click.command(name="report")
@@ -294,12 +282,15 @@ def _from_own_test(accuracies: Sequence[float], own: Sequence[float]) -> str:
     help="Folder for the report.  [default: the run's own, if there is one only]",
 )
 def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Write the report of finished RUNs, comparisons or single arms, again or together."""
+    """Write the report of finished RUNs.
+
+    A RUN is a comparison or one of its arms; the report is over all that are given.
+    """
     if out is None and len(runs) > 1:
         raise ConfigError("a report over several runs needs --out FOLDER to be written to")
     paths = [path for run in runs for path in seed_files(run) or [run]]
     home = runs[0].parent if runs[0].is_file() else runs[0]
-    _report([load_results(path) for path in paths], out or home, Console())
+    print_report([load_results(path) for path in paths], out or home, Console())
 
 
 def _announce(
@@ -318,50 +309,3 @@ def _announce(
         f"{config.iterations_per_epoch} iterations: {arms}. {counted(runs, 'run')}, "
         f"{executor.describe()}{shared}; everything goes to {out}.",
     )
-
-
-def _estimate(estimate: Estimate, console: Console) -> None:
-    """Print what a run would take."""
-    rows = [("layout", estimate.layout.describe())]
-    for stretch in estimate.stretches:
-        which = f"iterations {stretch.first:,} to {stretch.last:,}"
-        rows.append((which, f"{stretch.seconds:.3f} s each"))
-    measured = estimate.memory_measured
-    rows += [
-        ("validation", f"{duration(estimate.validation)} after each epoch"),
-        ("test", duration(estimate.test)),
-        ("an epoch", f"{duration(estimate.epoch)}, validation included"),
-        (f"all {estimate.epochs} epochs and the test", duration(estimate.run)),
-        (
-            "peak memory",
-            ("" if measured is None else f"{amount(measured)} measured, ")
-            + f"{amount(estimate.memory_estimated)} estimated from the shapes",
-        ),
-        ("disk", f"{amount(estimate.disk)} at most"),
-    ]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print_line(console, f"{name:<{width}}  {value}")
-
-
-def _report(results: Sequence[Results], folder: Path, console: Console) -> None:
-    """Print the table and the verdict, write the report, and say where it is."""
-    one_seed = len(seeds_of(results)) == 1
-    for rows in (arm_rows(results), comparison_rows(results))[0 if one_seed else 1 :]:
-        # On its side: a terminal has few columns and many lines.
-        heading = "arm" if "arm" in rows[0] else "seed" if "seed" in rows[0] else "method/tasks"
-        quantities = [name for name in rows[0] if name != heading]
-        table = Table(heading, *(row[heading] for row in rows))
-        for quantity in quantities:
-            table.add_row(quantity, *(row[quantity] for row in rows))
-        console.print(table)
-    words = verdict(results)
-    console.print()
-    console.print(Text(words.headline, "bold"), soft_wrap=True)
-    for sentence in (*words.sentences, *words.caveats):
-        print_line(console, sentence)
-    print_line(console, f"\nReport: {write_report(results, folder)}")
-
-
-def _command_line() -> str:
-    return shlex.join(["gradshare", *sys.argv[1:]])

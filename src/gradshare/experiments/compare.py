@@ -11,17 +11,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradshare.config import ARM_FIELDS, ORIGINAL, RATE_CONTROL, SHARING, RunConfig
-from gradshare.errors import RunError
-from gradshare.experiments.arms import arm_of
+from gradshare.config import ARM_FIELDS, ORIGINAL, RATE_CONTROL, SHARING, Parts, build, require_room
+from gradshare.errors import ConfigError, RunError
+from gradshare.experiments.arms import ACCURACY, Finished
 from gradshare.experiments.executors.job import Job
 from gradshare.experiments.executors.loop import Executor, WatchAll, run_all
 from gradshare.experiments.results import FILENAME, Results, save_results
 from gradshare.experiments.speedup import results_of
-from gradshare.training.folder import RunFolder, refuse_if_occupied
-from gradshare.training.preflight import require_memory
-from gradshare.training.run import RunResult
-from gradshare.training.setup import set_up
+from gradshare.training.device import choose_device
+from gradshare.training.fit import memory_needed, prepare_run
+from gradshare.training.folder import refuse_if_occupied
+from gradshare.training.layout import Layout
+from gradshare.training.preflight import memory_errors, require_memory
+from gradshare.training.randomness import generators_kept
 
 ARMS: tuple[dict[str, Any], ...] = (
     {"sharing": False, "sharing_control": None},
@@ -45,17 +47,11 @@ def compare(
         The results of each seed.
 
     Raises:
-        GradshareError: see `gradshare.training.run.train`.
+        GradshareError: see `gradshare.fit`.
     """
-    # Whatever is wrong with the data or the settings shows before anything is done. The devices and
-    # the memory of other machines are theirs to check.
-    shared = next(iter(jobs.values())).config.without_arm()
-    if executor.here:
-        require_memory(shared, set_up(shared), at_a_time=executor.at_a_time)
-    else:
-        set_up(shared.model_copy(update={"device": "cpu"}))
+    require_trainable(next(iter(jobs.values())).config.without_arm(), executor)
 
-    def record(name: str, run: RunResult) -> None:
+    def record(name: str, run: Finished) -> None:
         save_results(results_of_runs([run], command), jobs[name].folder / FILENAME)
 
     finished = run_all(jobs, executor, watch, record)
@@ -69,8 +65,37 @@ def compare(
     return comparison
 
 
+def require_trainable(config: Any, executor: Executor) -> Parts:
+    """Make the parts of a run, and check that as many such runs as go side by side on this machine
+    fit into its memory.
+
+    Raises:
+        GradshareError: the data is missing, the settings do not fit it, checkpoints are not
+            selected by accuracy, or memory is missing.
+    """
+    parts = build(config)
+    if executor.here:  # other machines check their own devices and memory
+        device = choose_device(parts.options.device)
+        sources = (parts.train, parts.validation, parts.test)
+        with generators_kept(device), memory_errors():
+            state, _, score, contents = prepare_run(
+                parts.learner, sources, parts.options, device, None
+            )
+            if score != ACCURACY:
+                raise ConfigError(
+                    f"runs are compared by their accuracy, and these select checkpoints by {score};"
+                    " use --metric accuracy, or train each with `gradshare train`"
+                )
+            need = memory_needed(Layout(**contents["layout"]), parts.options, state, processes=1)
+            try:
+                require_memory(need * executor.at_a_time, device)
+            except RunError as error:
+                raise RunError(f"with --jobs {executor.at_a_time}, {error}") from error
+    return parts
+
+
 def jobs_of(
-    config: RunConfig, folder: Path, *, control: bool, seeds: int, resume: bool
+    config: Any, folder: Path, *, control: bool, seeds: int, resume: bool
 ) -> dict[str, Job]:
     """The runs of a comparison by their names, once it is sure that its folder can hold them.
 
@@ -79,7 +104,7 @@ def jobs_of(
         folder: a new folder, unless `resume`.
         control: whether to run the rate-control arm too.
         seeds: how many seeds, from `config.seed` on.
-        resume: continue the runs that the folder holds; see `gradshare.training.run.train`.
+        resume: continue the runs that the folder holds; see `gradshare.fit`.
 
     Raises:
         RunError: the folder holds something else, a comparison of another number of seeds, or a
@@ -95,7 +120,7 @@ def jobs_of(
             run = config.without_arm().model_copy(update={**arm, "seed": seed})
             name = run.arm if seeds == 1 else f"{run.arm} (seed {seed})"
             jobs[name] = Job(run, home / run.arm)
-            RunFolder(jobs[name].folder).require_room(run, resume=resume)
+            require_room(run, jobs[name].folder, resume=resume)
     return jobs
 
 
@@ -119,20 +144,16 @@ def _require_this_layout(folder: Path, seeds: int) -> None:
         )
 
 
-def results_of_runs(runs: Sequence[RunResult], command: str) -> Results:
+def results_of_runs(runs: Sequence[Finished], command: str) -> Results:
     """What the runs of one seed came to, side by side."""
     config = runs[0].config
-    environments = [
-        {**run.environment, "images": run.images, "images_sha256": run.images_sha256}
-        for run in runs
-    ]
     shared = config.model_dump(mode="json", exclude=set(ARM_FIELDS))
     return results_of(
-        [arm_of(run) for run in runs],
+        [run.arm for run in runs],
         dataset=config.dataset,
         method=config.method,
         config=shared if len(runs) > 1 else config.model_dump(mode="json"),
-        environment=_together(environments),
+        environment=_together([run.environment for run in runs]),
         command=command,
     )
 

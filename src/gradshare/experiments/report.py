@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from pydantic import JsonValue
 
-from gradshare.config import ORIGINAL, PLUS, RATE_CONTROL, SHARING, RunConfig
+from gradshare.config import ORIGINAL, PLUS, RATE_CONTROL, SHARING, heading_of
 from gradshare.experiments import figures, wording
 from gradshare.experiments.drawing import GRID, INK, PALE, STYLES, Drawing, save_all
 from gradshare.experiments.results import Results
@@ -104,9 +104,7 @@ def _grouped(config: Mapping[str, JsonValue]) -> dict[str, list[tuple[str, str]]
     """The settings that the method reads, under the headings of the command line's help."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for key, value in config.items():
-        field = RunConfig.model_fields.get(key)
-        extra = field.json_schema_extra if field is not None else None
-        group = str(extra["group"]) if isinstance(extra, dict) and "group" in extra else "Other"
+        group = heading_of(key)
         if group == PLUS and config.get("method") != "maml++":
             continue
         # What the help says of a group in brackets is about its options.

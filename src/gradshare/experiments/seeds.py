@@ -10,11 +10,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from gradshare.config import ARM_FIELDS, ORIGINAL, RATE_CONTROL, SHARING
+from gradshare.config import ARM_FIELDS, MACHINE_FIELDS, ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.errors import RunError
 from gradshare.experiments.results import Arm, Results
 from gradshare.experiments.speedup import differences_by_task, paired_difference, results_of
-from gradshare.training.folder import MACHINE_FIELDS
 from gradshare.training.statistics import Interval, confidence95, student95
 
 # Settings that tell the runs of one comparison apart, or that change no result.

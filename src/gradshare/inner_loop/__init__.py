@@ -10,15 +10,17 @@ from gradshare.inner_loop.controls import (
     RateControl,
     UnnormalizedSharing,
 )
-from gradshare.inner_loop.rates import LSLR, MetaSGD
+from gradshare.inner_loop.lslr import LSLR
+from gradshare.inner_loop.meta_sgd import MetaSGD
 from gradshare.inner_loop.rule import (
-    SGD,
     Chain,
+    Step,
     SumOverTasks,
     Tensors,
     UpdateRule,
     sum_over_local_tasks,
 )
+from gradshare.inner_loop.sgd import SGD
 from gradshare.inner_loop.sharing import GradientSharing
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "MetaSGD",
     "OwnGradient",
     "RateControl",
+    "Step",
     "SumOverTasks",
     "Tensors",
     "UnnormalizedSharing",

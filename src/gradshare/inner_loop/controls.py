@@ -1,144 +1,104 @@
-"""Controls for gradient sharing: each holds, leaves out or replaces one part of it, so that what is
-left of its gain is owed to the rest.
-
-They are update rules that stand where `GradientSharing` stands, before the rule that makes steps of
-what they return.
+"""Controls for gradient sharing: each leaves out or replaces one part of it, so that a comparison
+shows which part a gain is owed to. They take the place of `GradientSharing` in a chain.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
 
-from gradshare.errors import ConfigError, require_choice, require_count
+from gradshare.errors import ConfigError, require_choice
 from gradshare.inner_loop.rule import (
+    Step,
     SumOverTasks,
     Tensors,
     UpdateRule,
+    gate_dtype,
     require_rule,
-    start_of,
-    step_of,
 )
 from gradshare.inner_loop.sharing import GradientSharing, Norm, interpolate, normalized
 
 
-class _Gated(ABC):
-    """A learned gate between each task's gradient and something that is made of that task alone.
-
-    Learned: `lambda` (K,), started at 0. No state.
-
-    Args:
-        steps: K, the number of inner steps.
-
-    Raises:
-        ConfigError: no steps.
-    """
-
-    def __init__(self, steps: int) -> None:
-        require_count("steps", steps)
-        self.steps = steps
-
-    @abstractmethod
-    def in_the_place_of_g_hat(self, gradients: Tensors) -> Tensors:
-        """What Eq. 4 interpolates towards, broadcast over the (T, …) gradients."""
-
-    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
-        """λ = 0."""
-        return {"lambda": next(iter(params.values())).new_zeros(self.steps)}, {}
-
-    def update(
-        self,
-        gradients: Tensors,
-        learned: Tensors,
-        state: Tensors,
-        step: int,
-        sum_over_tasks: SumOverTasks | None,
-    ) -> tuple[Tensors, Tensors]:
-        """Eq. 4, with something else in the place of ĝ_k."""
-        gate = torch.sigmoid(learned["lambda"][..., step])
-        end = self.in_the_place_of_g_hat(gradients)
-        return {n: interpolate(own, end[n], gate) for n, own in gradients.items()}, state
-
-
-class RateControl(_Gated):
+class RateControl(UpdateRule):
     """The control for gradient sharing: the same learned gate with ĝ ≡ 0, Δ = (1 - σ(λ_k)) ∇.
 
     It changes everything that sharing changes except sharing: with λ started at 0 it halves the
-    task's own gradient, and learning λ learns one rate for each step. What sharing gains over the
-    original, but not over this, is not owed to sharing.
+    task's own gradient, and learning λ learns one rate for each step. A gain of sharing over the
+    original that this control has too is not owed to sharing.
 
-    Learned: `lambda` (K,), started at 0. No state.
-
-    Args:
-        steps: K, the number of inner steps.
+    Learned: `lambda` (K,), started at 0.
     """
 
-    def in_the_place_of_g_hat(self, gradients: Tensors) -> Tensors:
-        """Nothing: every task's gradient is scaled by 1 - σ(λ_k)."""
-        return {name: own.new_zeros(()) for name, own in gradients.items()}
-
-
-class LearnedRates:
-    """The original with one learned rate for each inner step: Δ = r_k ∇.
-
-    Unlike `RateControl` it begins with the whole gradient, and may exceed it.
-
-    Learned: `rate` (K,), started at 1, a multiple of the inner rate.
-
-    Args:
-        steps: K, the number of inner steps.
-
-    Raises:
-        ConfigError: no steps.
-    """
-
-    def __init__(self, steps: int) -> None:
-        require_count("steps", steps)
-        self.steps = steps
-
-    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
-        """r = 1."""
-        return {"rate": next(iter(params.values())).new_ones(self.steps)}, {}
+    def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+        """λ = 0."""
+        like = next(iter(params.values()))
+        return {"lambda": like.new_zeros(steps, dtype=gate_dtype(params))}, {}
 
     def update(
-        self,
-        gradients: Tensors,
-        learned: Tensors,
-        state: Tensors,
-        step: int,
-        sum_over_tasks: SumOverTasks | None,
-    ) -> tuple[Tensors, Tensors]:
-        """Scale every task's gradient by r_k."""
-        return {name: learned["rate"][step] * own for name, own in gradients.items()}, state
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        """Eq. 4 with a stand-in for ĝ_k."""
+        gate = torch.sigmoid(meta["lambda"][step.k])
+        ends = self.stand_in(gradients)
+        return {n: interpolate(g, ends[n], gate) for n, g in gradients.items()}, carried, task
+
+    def stand_in(self, gradients: Tensors) -> Tensors:
+        """What stands for ĝ_k: zero."""
+        return {name: own.new_zeros(()) for name, own in gradients.items()}
+
+    def report(self, meta: Tensors) -> dict[str, list[float]]:
+        """σ(λ_k)."""
+        return {name: torch.sigmoid(gate).tolist() for name, gate in meta.items()}
 
 
-class OwnGradient(_Gated):
-    """Sharing without anybody to share with: in the place of ĝ_k stands the task's own gradient,
-    normalised as Eq. 1 normalises the sum.
+class OwnGradient(RateControl):
+    """The task's own gradient, normalised as in Eq. 1, in the place of ĝ_k.
 
-    It adds what sharing adds of a bounded, unit-norm term, and nothing of other tasks.
+    Like sharing it adds a term of unit norm, but nothing of other tasks.
 
-    Learned: `lambda` (K,), started at 0. No state.
+    Learned: `lambda` (K,), started at 0.
 
     Args:
-        steps: K, the number of inner steps.
         norm: see `GradientSharing`.
 
     Raises:
         ConfigError: another norm.
     """
 
-    def __init__(self, steps: int, *, norm: Norm = "global") -> None:
+    def __init__(self, *, norm: Norm = "global") -> None:
         require_choice("norm", norm, Norm)
-        super().__init__(steps)
         self.norm = norm
 
-    def in_the_place_of_g_hat(self, gradients: Tensors) -> Tensors:
+    def stand_in(self, gradients: Tensors) -> Tensors:
         """Each task's own direction."""
         return torch.vmap(lambda own: normalized(own, self.norm))(dict(gradients))
+
+
+class LearnedRates(UpdateRule):
+    """The original with one learned rate for each inner step: Δ = r_k ∇.
+
+    Unlike `RateControl` it begins with the whole gradient and can exceed it.
+
+    Learned: `rate` (K,), started at 1, a multiple of the inner rate.
+    """
+
+    def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+        """r = 1."""
+        like = next(iter(params.values()))
+        return {"rate": like.new_ones(steps, dtype=gate_dtype(params))}, {}
+
+    def update(
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        """Multiply each task's gradient by r_k."""
+        rate = meta["rate"][step.k]
+        return {n: rate.to(g.dtype) * g for n, g in gradients.items()}, carried, task
+
+    def report(self, meta: Tensors) -> dict[str, list[float]]:
+        """r_k."""
+        return {"rate": meta["rate"].tolist()}
 
 
 class UnnormalizedSharing(GradientSharing):
@@ -153,8 +113,8 @@ class UnnormalizedSharing(GradientSharing):
 
 
 class DetachedSharing(GradientSharing):
-    """Sharing whose g_k is a constant to the outer loop: no task's outer loss reaches the gradients
-    of the others through it, and none its own.
+    """Sharing whose g_k is a constant to the outer loop: no outer loss reaches a task gradient
+    through it.
     """
 
     def shared_gradient(self, gradients: Tensors, sum_over_tasks: SumOverTasks) -> Tensors:
@@ -164,81 +124,68 @@ class DetachedSharing(GradientSharing):
 
 
 class ForgottenAtTest(GradientSharing):
-    """Sharing that meets validation and test with ĝ = 0: λ is there as it was learned, what was
-    shared is not.
-    """
+    """Sharing with ĝ = 0 at validation and test: the learned λ is there, what was shared is not."""
 
     def update(
-        self,
-        gradients: Tensors,
-        learned: Tensors,
-        state: Tensors,
-        step: int,
-        sum_over_tasks: SumOverTasks | None,
-    ) -> tuple[Tensors, Tensors]:
-        """Algorithm 1 while meta-training; Algorithm 2 without ĝ while testing."""
-        if sum_over_tasks is not None:
-            return super().update(gradients, learned, state, step, sum_over_tasks)
-        forgotten = {
-            name: tensor if name == "seen" else torch.zeros_like(tensor)
-            for name, tensor in state.items()
-        }
-        deltas, _ = super().update(gradients, learned, forgotten, step, None)
-        return deltas, state
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        """Algorithm 1; with ĝ = 0, Algorithm 2."""
+        if step.training:
+            return super().update(gradients, meta, carried, task, step)
+        zero = {n: torch.zeros_like(t) if t.is_floating_point() else t for n, t in carried.items()}
+        deltas, _, _ = super().update(gradients, meta, zero, task, step)
+        return deltas, carried, task
 
 
-class Held:
-    """A rule some of whose (K,) gates are held instead of learned.
+class Held(UpdateRule):
+    """A rule with some of its learned gates held at a value.
 
     Args:
         rule: the rule.
-        gates: by the learned tensor's name, what its sigmoid is held at, from 0 to 1:
-            `Held(GradientSharing(5), {"m": 1.0})` shares with concurrent tasks alone.
+        gates: σ of each gate that is held, by name: {"lambda": 0.5}.
 
     Raises:
-        ConfigError: a value outside [0, 1], or no rule.
+        ConfigError: a gate outside [0, 1], or one that the rule does not learn.
     """
 
     def __init__(self, rule: UpdateRule, gates: Mapping[str, float]) -> None:
-        require_rule("rule", rule)
         for name, gate in gates.items():
             if not 0 <= gate <= 1:
                 raise ConfigError(f"the gate {name!r} is held at {gate}; give a value from 0 to 1")
-        self.rule = rule
-        self.parts = (rule,)
+        self.rule = require_rule("rule", rule)
         self.gates = dict(gates)
 
-    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
-        """The rule's, without what is held.
-
-        Raises:
-            ConfigError: a gate that the rule does not learn.
-        """
-        learned, state = start_of(self.rule, params)
+    def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+        """The rule's tensors, without those that are held."""
+        meta, carried = self.rule.init(params, steps)
         for name in self.gates:
-            if name not in learned:
+            if name not in meta:
                 raise ConfigError(
                     f"{type(self.rule).__name__} does not learn {name!r}, which is to be held; it "
-                    f"learns {' and '.join(map(repr, learned)) or 'nothing'}"
+                    f"learns {' and '.join(map(repr, meta)) or 'nothing'}"
                 )
-        return {name: t for name, t in learned.items() if name not in self.gates}, state
+        return {name: t for name, t in meta.items() if name not in self.gates}, carried
+
+    def start(self, params: Tensors) -> Tensors:
+        """The rule's state of new tasks."""
+        return self.rule.start(params)
 
     def update(
-        self,
-        gradients: Tensors,
-        learned: Tensors,
-        state: Tensors,
-        step: int,
-        sum_over_tasks: SumOverTasks | None,
-    ) -> tuple[Tensors, Tensors]:
-        """The rule's, with what is held."""
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        """The rule's update, with the held gates among `meta`."""
         like = next(iter(gradients.values()))
-        held = {name: like.new_full((step + 1,), _logit(gate)) for name, gate in self.gates.items()}
-        return step_of(self.rule, gradients, {**learned, **held}, state, step, sum_over_tasks)
+        size, dtype = (step.k + 1,), gate_dtype(gradients)
+        held = {n: like.new_full(size, _logit(gate), dtype=dtype) for n, gate in self.gates.items()}
+        return self.rule.update(gradients, {**meta, **held}, carried, task, step)
+
+    def report(self, meta: Tensors) -> dict[str, list[float]]:
+        """What the rule still learns."""
+        return self.rule.report(meta)
 
 
 def _logit(gate: float) -> float:
-    """What the sigmoid makes this of; ±∞ for 1 and 0."""
+    """The number whose sigmoid this is; ±∞ for 1 and 0."""
     if gate in (0, 1):
         return math.inf if gate else -math.inf
     return math.log(gate / (1 - gate))

@@ -1,20 +1,20 @@
-"""Task gradients and outer losses whose graphs are let go at once, so that memory grows neither
-with the number of inner steps nor with the number of tasks.
+"""Task gradients and outer losses whose graphs are freed at once, so that memory grows neither with
+the number of inner steps nor with the number of tasks.
 
-Reverse-mode differentiation of the inner loop keeps the activations of every step of every task.
-But between two steps there are only tensors of the size of the parameters. So each step, and each
-query pass, is one function of autograd here, and its inside is computed again, or in advance:
+Reverse-mode differentiation of the inner loop keeps the activations of each step of each task, but
+between two steps there are only tensors of the size of the parameters. So each step, and each query
+pass, is one autograd function here. Its inside is computed again in the backward pass, or its
+gradient is computed ahead of it:
 
-- `recomputed_gradients`: the task gradients G(θ, φ) = ∇_θ L(θ, φ) of a step, φ being all else that
-  the loss sees. Only θ and φ are kept. For a cotangent v of G the backward pass builds L and G once
-  more and differentiates v·G, which gives the Hessian's part ∂(v·G)/∂θ and ∂(v·G)/∂φ alike; without
-  the latter γ and β would learn, silently, from the query passes alone. It costs one more forward
-  and backward pass a step.
-  It is what it was the first time: torch's own generators draw the same numbers, autocast is as it
-  was, and the losses are handed the buffers as they were. What else they remember is not replayed,
-  such as a `torch.Generator` of a model's own or a number in one of its attributes.
+- `recomputed_gradients`: the task gradients G(θ, φ) = ∇_θ L(θ, φ) of a step and the losses L; φ is
+  everything else that the loss depends on. Only θ and φ are kept. For cotangents v of G and u of L
+  the backward pass builds L and G once more and differentiates v·G + u·L by θ and by φ. Without the
+  latter, γ and β would silently learn from the query passes alone. It costs one more forward and
+  backward pass a step. torch's own generators draw the same numbers again, and autocast is as it
+  was. Other hidden state, such as a counter in the model, changes the recomputed loss, which is an
+  error.
 - `losses_with_gradients`: the outer loss of a task enters the outer objective linearly, so its
-  gradient is computed with it, kept in its place, and only scaled in the backward pass.
+  gradient is computed with it, kept instead of the graph, and only scaled in the backward pass.
 """
 
 from __future__ import annotations
@@ -31,38 +31,35 @@ from gradshare.errors import ConfigError
 from gradshare.inner_loop.rule import Tensors
 
 TaskLosses = Callable[[Tensors, Tensors, slice], Tensor]
-"""The losses (t,) of some tasks of a batch: of their (t, …) parameters, the tensors that all tasks
-share, and which tasks they are."""
+"""The losses (t,) of some tasks of a batch, from their (t, …) parameters, the tensors that all
+tasks share, and which tasks they are."""
 
 LossesAndOutputs = Callable[[Tensors, Tensors, slice], tuple[Tensor, Tensor]]
 """Likewise, with the model's outputs (t, …)."""
 
+SAME_LOSS = 1e-3  # relative; a recomputed loss differs by rounding at most
+
 
 def recomputed_gradients(
-    losses: TaskLosses,
-    params: Tensors,
-    shared: Tensors,
-    chunks: Sequence[slice],
-    buffers: Callable[[], Tensors],
-) -> dict[str, Tensor]:
-    """The (T, …) gradients of the tasks' losses, differentiable once more.
+    losses: TaskLosses, params: Tensors, shared: Tensors, chunks: Sequence[slice]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The (T, …) gradients of the tasks' losses and the losses (T,), differentiable once more.
 
     Args:
-        losses: may use nothing that requires gradients but what it is given.
+        losses: may use no tensors that require gradients but those it is given.
         params: (T, …) what the gradients are taken of.
-        shared: all else that the losses depend on.
+        shared: everything else that the losses depend on.
         chunks: which tasks are computed together, one chunk after the other.
-        buffers: copies of what the losses may change in place. The second pass is handed them
-            among `shared`, to change those.
 
     Raises:
-        ConfigError: the losses depend on another tensor that requires gradients.
+        ConfigError: the losses depend on another tensor that requires gradients; or, in the
+            backward pass, they are others than the first time.
     """
-    inputs = _Inputs(losses, tuple(params), tuple(shared), chunks, buffers)
-    gradients = _RecomputedGradients.apply(  # type: ignore[no-untyped-call]
+    inputs = _Inputs(losses, tuple(params), tuple(shared), chunks)
+    *gradients, values = _RecomputedGradients.apply(  # type: ignore[no-untyped-call]
         inputs, *params.values(), *shared.values()
     )
-    return dict(zip(params, gradients, strict=True))
+    return dict(zip(params, gradients, strict=True)), values
 
 
 def losses_with_gradients(
@@ -70,7 +67,7 @@ def losses_with_gradients(
 ) -> tuple[Tensor, Tensor]:
     """The (T,) losses, differentiable once, and the outputs (T, …), constants.
 
-    Arguments and errors as of `recomputed_gradients`; there is no second pass.
+    Arguments and errors as for `recomputed_gradients`; nothing is computed twice.
     """
     inputs = _Inputs(losses, tuple(params), tuple(shared), chunks)
     values: tuple[Tensor, Tensor] = _LossesWithGradients.apply(  # type: ignore[no-untyped-call]
@@ -95,14 +92,7 @@ def gradients_of_chunk(losses: Tensor, params: Tensors, *, create_graph: bool) -
             f"the losses are of shape {tuple(losses.shape)}; give one for each task, "
             f"{tuple(expected)}"
         )
-    gradients = torch.autograd.grad(
-        losses.sum(),
-        list(params.values()),
-        create_graph=create_graph,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return list(gradients)
+    return _gradients_or_zero(losses.sum(), params, create_graph=create_graph)
 
 
 @dataclass(frozen=True)
@@ -113,7 +103,6 @@ class _Inputs:
     params: tuple[str, ...]
     shared: tuple[str, ...]
     chunks: Sequence[slice]
-    buffers: Callable[[], Tensors] = dict
 
     def leaves(
         self, tensors: Sequence[Tensor], chunk: slice
@@ -127,10 +116,10 @@ class _Inputs:
         )
 
 
-# What outlives a pass, its gradients, has its place before the pass begins. Made among the pass's
-# activations it would part the memory that these leave, and what is left would be too small for
-# those of the next pass. For the same reason each pass is a function, whose variables are gone when
-# the next one begins. With K = 20 instead of 1, a step takes 7 % more in this way instead of 16 %.
+# Tensors that outlive a pass, its gradients, are allocated before the pass begins. Allocated among
+# its activations they would split the memory that these leave, and the pieces would be too small
+# for the next pass. For the same reason each pass is a function, whose variables are gone when the
+# next one begins. With K = 20 instead of 1, a step then takes 7 % more memory instead of 16 %.
 
 
 class _RecomputedGradients(torch.autograd.Function):
@@ -138,27 +127,26 @@ class _RecomputedGradients(torch.autograd.Function):
     def forward(ctx: Any, inputs: _Inputs, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.inputs = inputs
         ctx.save_for_backward(*tensors)
-        ctx.random_state = _random_state(tensors[0].device)
+        ctx.random_state = random_state(tensors[0].device)
         ctx.autocast = _autocast_state(tensors[0].device)
-        ctx.buffers = []  # as each chunk finds them
         gradients = _empty_like(tensors[: len(inputs.params)])
 
-        def support_pass(chunk: slice) -> None:
+        def support_pass(chunk: slice) -> Tensor:
             params, shared = inputs.leaves(tensors, chunk)
-            ctx.buffers.append(inputs.buffers())
             with torch.enable_grad():
-                losses = inputs.losses(params, shared, chunk)
+                losses: Tensor = inputs.losses(params, shared, chunk)
                 if chunk == inputs.chunks[0]:
                     _require_no_other_leaves(losses, [*params.values(), *shared.values()])
                 _put(gradients, chunk, gradients_of_chunk(losses, params, create_graph=False))
+            return losses.detach()
 
-        for chunk in inputs.chunks:
-            support_pass(chunk)
-        return tuple(gradients)
+        ctx.losses = torch.cat([support_pass(chunk) for chunk in inputs.chunks])
+        return *gradients, ctx.losses.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        *of_gradients, of_losses = cotangents
         inputs, tensors = ctx.inputs, ctx.saved_tensors
         by_task = _empty_like(tensors[: len(inputs.params)])
         by_all = {
@@ -167,24 +155,24 @@ class _RecomputedGradients(torch.autograd.Function):
             if t.requires_grad
         }
 
-        def support_pass(chunk: slice, buffers: Tensors) -> None:
+        def support_pass(chunk: slice) -> None:
             params, shared = inputs.leaves(tensors, chunk)
-            # Copies, so that this can be done again if the graph is retained.
-            as_before = {**shared, **{name: t.clone() for name, t in buffers.items()}}
             with _autocast_as(ctx.autocast):
-                losses = inputs.losses(params, as_before, chunk)
+                losses = inputs.losses(params, shared, chunk)
                 gradients = gradients_of_chunk(losses, params, create_graph=True)
-            product = sum((g * v[chunk]).sum() for g, v in zip(gradients, cotangents, strict=True))
+            _require_same(losses.detach(), ctx.losses[chunk])
+            product = (losses * of_losses[chunk]).sum()
+            for gradient, v in zip(gradients, of_gradients, strict=True):
+                product = product + (gradient * v[chunk]).sum()
             wanted = {**params, **{name: shared[name] for name in by_all}}
-            found = _gradients_or_zero(product, wanted)
+            found = dict(zip(wanted, _gradients_or_zero(product, wanted), strict=True))
             _put(by_task, chunk, [found[name] for name in params])
             for name in by_all:
                 by_all[name] += found[name]
 
-        # Dropout, or whatever else torch's own generators draw, is drawn as it was.
         with torch.enable_grad(), _replayed(ctx.random_state, tensors[0].device):
-            for chunk, buffers in zip(inputs.chunks, ctx.buffers, strict=True):
-                support_pass(chunk, buffers)
+            for chunk in inputs.chunks:
+                support_pass(chunk)
         return None, *by_task, *(by_all.get(name) for name in inputs.shared)
 
 
@@ -235,27 +223,34 @@ class _LossesWithGradients(torch.autograd.Function):
 
 
 def _empty_like(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Room for values of these shapes, each at a place of its own whatever is expanded."""
+    """Uninitialised tensors of the same shapes; unlike `torch.empty_like` never expanded ones."""
     return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors]
 
 
-def _put(rooms: Sequence[Tensor], chunk: slice, values: Sequence[Tensor]) -> None:
-    for room, value in zip(rooms, values, strict=True):
-        room[chunk] = value
+def _put(results: Sequence[Tensor], chunk: slice, values: Sequence[Tensor]) -> None:
+    for result, value in zip(results, values, strict=True):
+        result[chunk] = value
 
 
-def _gradients_or_zero(value: Tensor | int, tensors: Tensors) -> dict[str, Tensor]:
+def _gradients_or_zero(
+    value: Tensor, tensors: Tensors, *, create_graph: bool = False
+) -> list[Tensor]:
     """∂value/∂tensors, where the value may depend on none of them (a loss linear in them)."""
-    if not isinstance(value, Tensor) or not value.requires_grad:
-        return {name: torch.zeros_like(t) for name, t in tensors.items()}
-    gradients = torch.autograd.grad(
-        value, list(tensors.values()), allow_unused=True, materialize_grads=True
+    if not value.requires_grad:
+        return [torch.zeros_like(t) for t in tensors.values()]
+    return list(
+        torch.autograd.grad(
+            value,
+            list(tensors.values()),
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
     )
-    return dict(zip(tensors, gradients, strict=True))
 
 
 def _require_no_other_leaves(losses: Tensor, leaves: Sequence[Tensor]) -> None:
-    """Refuse a loss with a parameter that would get no gradient."""
+    """Raise if the losses depend on a parameter that would get no gradient."""
     known = {id(leaf) for leaf in leaves}
     seen: set[Any] = set()
     nodes = [losses.grad_fn]
@@ -269,30 +264,49 @@ def _require_no_other_leaves(losses: Tensor, leaves: Sequence[Tensor]) -> None:
         if leaf is not None and id(leaf) not in known:
             raise ConfigError(
                 f"the loss depends on a tensor of shape {tuple(leaf.shape)} that requires "
-                "gradients and that is no outer parameter: where memory is saved by recomputing, "
-                "it would get none; make it a parameter of the model, or keep the graphs "
-                "(recompute=False)"
+                "gradients and is not a parameter of the model: with memory='recompute' it would "
+                "get none; make it a parameter of the model, or use memory='keep'"
             )
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+def _require_same(losses: Tensor, first: Tensor) -> None:
+    """Raise if recomputed losses are others than those of the first time. Not on a GPU, which would
+    have to be waited for.
+    """
+    if losses.device.type != "cpu":
+        return
+    if not torch.allclose(losses, first, rtol=SAME_LOSS, atol=SAME_LOSS, equal_nan=True):
+        raise ConfigError(
+            f"the model computed a loss of {float(losses[0]):.6g} where it computed "
+            f"{float(first[0]):.6g} before: it has hidden state, such as a counter, a generator of "
+            "its own or numpy's random numbers; use memory='keep', or torch's global generator"
+        )
+
+
+def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The state of torch's generators of the CPU and of a device."""
     on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return torch.get_rng_state(), on_device
 
 
+def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    """Put the generators back into a state that `random_state` returned."""
+    on_cpu, on_device = state
+    torch.set_rng_state(on_cpu)
+    if on_device is not None:
+        torch.cuda.set_rng_state(on_device, device)
+
+
 @contextmanager
 def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
-    """Draw torch's random numbers as from a state on, and leave the generators as they are."""
-    on_cpu, on_device = state
-    with torch.random.fork_rng(devices=[] if on_device is None else [device]):
-        torch.set_rng_state(on_cpu)
-        if on_device is not None:
-            torch.cuda.set_rng_state(on_device, device)
+    """Draw torch's random numbers from a state on, and leave the generators as they are."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        set_random_state(state, device)
         yield
 
 
 def _autocast_state(device: torch.device) -> list[dict[str, Any]]:
-    """What `torch.autocast` was told for the CPU and the device, as its arguments."""
+    """The state of `torch.autocast` for the CPU and the device, as its arguments."""
     return [
         {
             "device_type": kind,

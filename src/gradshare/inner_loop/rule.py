@@ -1,289 +1,244 @@
-"""What an inner-loop update rule is, and how rules chain.
+"""Update rules: how the gradients of one inner step become an update of the parameters.
 
-A rule is a pair of pure functions over parameter trees, in the style of optax:
+A rule is a set of pure functions over dictionaries of named tensors, in the style of optax. The
+inner loop calls them like this and subtracts the updates from the parameters:
 
-    learned, state = rule.init(params)
-    updates, state = rule.update(gradients, learned, state, step, sum_over_tasks)
-
-`learned` is what the outer loop trains (m, λ, α), `state` what is carried from one outer iteration
-to the next without being trained (ĝ). Both are flat dictionaries of named tensors, so that a
-checkpoint, an optimiser and a test can name each tensor. The inner loop *subtracts* the updates.
+    meta, carried = rule.init(params, steps)              # once, before training
+    task = rule.start(params)                             # for each batch of new tasks
+    updates, carried, task = rule.update(gradients, meta, carried, task, step)   # K times
 """
 
 from __future__ import annotations
 
-import math
-import reprlib
 from collections.abc import Callable, Mapping
-from numbers import Real
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradshare.errors import ConfigError
 
 Tensors = Mapping[str, Tensor]
-"""Named tensors. A task batch's parameters or gradients have the tasks as leading dimension."""
+"""Named tensors."""
 
 SumOverTasks = Callable[[Tensors], Tensors]
-"""Sums every (T, …) tensor over the tasks of the whole batch, differentiably, to (…)."""
+"""Sums each (T, …) tensor over the tasks of the whole batch, differentiably, to (…)."""
 
 
 def sum_over_local_tasks(tensors: Tensors) -> Tensors:
-    """The sum over tasks when one process holds the whole task batch."""
+    """Sum over the tasks when one process holds the whole batch."""
     return {name: tensor.sum(0) for name, tensor in tensors.items()}
 
 
-class UpdateRule(Protocol):
-    """Turns the task gradients of inner step k into parameter updates.
+@dataclass(frozen=True)
+class Step:
+    """What a rule can see of inner step k besides the gradients it is given.
 
-    A rule that is made for a number of inner steps has it as `steps`, and one that is made of rules
-    has them as `parts`, so that `require_steps` can tell what does not fit.
+    Attributes:
+        k: the step, from 0. Steps beyond those that were trained have the number of the last one
+            that was, so that `meta["beta"][step.k]` always exists.
+        params: (T, …) the parameters before the step.
+        own_gradients: (T, …) the gradients of each task's own loss, before any rule of a chain.
+        losses: (T,) the support losses before the step.
+        sum_over_tasks: sums over the task batch while meta-training; None while meta-testing, when
+            tasks must not see each other.
     """
 
-    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
-        """The rule's tensors for parameters like these, without a task dimension.
+    k: int
+    params: Tensors
+    own_gradients: Tensors
+    losses: Tensor
+    sum_over_tasks: SumOverTasks | None
 
-        Returns:
-            `learned` and `state`, as before any training.
-        """
-        ...
+    @property
+    def training(self) -> bool:
+        """Whether this is meta-training (Algorithm 1) and not meta-testing (Algorithm 2)."""
+        return self.sum_over_tasks is not None
 
-    def update(
-        self,
-        gradients: Tensors,
-        learned: Tensors,
-        state: Tensors,
-        step: int,
-        sum_over_tasks: SumOverTasks | None,
-    ) -> tuple[Tensors, Tensors]:
-        """One inner step of all tasks of a batch.
+
+class UpdateRule:
+    """Base class of update rules. A subclass needs `update`; the other methods have defaults.
+
+    Each tensor of `gradients`, `task`, `step` and the updates has the tasks as first dimension.
+    `meta` and `carried` have no such dimension.
+    """
+
+    def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+        """Make the rule's own tensors, before any training.
 
         Args:
-            gradients: (T, …) each task's own gradient at this step.
-            learned: the rule's outer parameters.
-            state: the rule's state; never modified in place.
-            step: which inner step, from 0 (the paper's k - 1).
-            sum_over_tasks: how to sum over the batch while meta-training. None while meta-testing:
-                tasks must not see each other, and the state stays as it is.
+            params: the adapted parameters, without a task dimension.
+            steps: K, the number of inner steps.
 
         Returns:
-            The (T, …) updates, to be subtracted from the parameters, and the new state. Within an
-            outer iteration it may have a graph; `adapt` detaches what is carried to the next one.
+            `meta`, which the outer loop learns, and `carried`, which passes from one outer
+            iteration to the next without being learned. Only these two are saved.
         """
-        ...
-
-
-class SGD:
-    """Gradient descent with one fixed rate: the update of MAML, and the end of its chain.
-
-    Args:
-        lr: the inner learning rate α.
-
-    Raises:
-        ConfigError: a rate below zero, or not finite.
-    """
-
-    def __init__(self, lr: float) -> None:
-        require_rate(lr)
-        self.lr = lr
-
-    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
-        """Nothing is learned and nothing is kept."""
         return {}, {}
 
+    def start(self, params: Tensors) -> Tensors:
+        """Make the state of new tasks, such as a momentum of zeros.
+
+        Args:
+            params: (T, …) where the tasks start.
+        """
+        return {}
+
     def update(
-        self,
-        gradients: Tensors,
-        learned: Tensors,
-        state: Tensors,
-        step: int,
-        sum_over_tasks: SumOverTasks | None,
-    ) -> tuple[Tensors, Tensors]:
-        """Scale by the rate."""
-        return {name: self.lr * gradient for name, gradient in gradients.items()}, state
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        """Turn the gradients of one inner step into updates. Nothing is changed in place.
+
+        Args:
+            gradients: (T, …) of the tasks' losses, or what the rule before this one returned.
+            meta: the rule's learned tensors.
+            carried: from the iteration before, or from the step before in this iteration.
+            task: the tasks' state.
+            step: what else can be seen of the step.
+
+        Returns:
+            The (T, …) updates, named as the gradients are; `carried`, with the same names as
+            before; and the tasks' state. `carried` must stay as it is unless `step.training`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `update`")
+
+    def report(self, meta: Tensors) -> dict[str, list[float]]:
+        """Learned quantities worth plotting over time, with one value for each inner step."""
+        return {}
 
 
-class Chain:
-    """Rules applied one after the other, each to what the one before it returned.
+class Chain(UpdateRule):
+    """Several rules in a row: each gets what the one before it returned.
 
-    The name given to a rule prefixes its tensors: `Chain(sharing=GradientSharing(5), sgd=SGD(0.1))`
-    learns `sharing.m` and `sharing.lambda`.
+    A rule's name prefixes its tensors: `Chain(sharing=GradientSharing(), sgd=SGD(0.1))` learns
+    `sharing.m` and `sharing.lambda`.
 
     Args:
-        **rules: the rules by name, the first to see the task gradients first; None for one that
-            is left out.
+        **rules: the rules by name; None leaves one out.
 
     Raises:
-        ConfigError: one of them is no rule, or there is none.
+        ConfigError: there is no rule, or something that is not an `UpdateRule`.
     """
 
     def __init__(self, **rules: UpdateRule | None) -> None:
+        self.rules: dict[str, UpdateRule] = {}
         for name, rule in rules.items():
             if rule is not None:
-                require_rule(name, rule)
-        self.rules = {name: rule for name, rule in rules.items() if rule is not None}
+                self.rules[name] = require_rule(name, rule)
         if not self.rules:
             raise ConfigError("a chain has no rule; give one, such as sgd=SGD(0.1)")
-        self.parts = tuple(self.rules.values())
 
-    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
-        """The tensors of all rules, each under its rule's name."""
-        learned: dict[str, Tensor] = {}
-        state: dict[str, Tensor] = {}
+    def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+        """Join the tensors of all rules."""
+        meta: dict[str, Tensor] = {}
+        carried: dict[str, Tensor] = {}
         for name, rule in self.rules.items():
-            rule_learned, rule_state = start_of(rule, params)
-            learned |= with_prefix(name, rule_learned)
-            state |= with_prefix(name, rule_state)
-        return learned, state
+            own_meta, own_carried = rule.init(params, steps)
+            meta |= with_prefix(name, own_meta)
+            carried |= with_prefix(name, own_carried)
+        return meta, carried
+
+    def start(self, params: Tensors) -> Tensors:
+        """Join the states of all rules."""
+        task: dict[str, Tensor] = {}
+        for name, rule in self.rules.items():
+            task |= with_prefix(name, rule.start(params))
+        return task
 
     def update(
-        self,
-        gradients: Tensors,
-        learned: Tensors,
-        state: Tensors,
-        step: int,
-        sum_over_tasks: SumOverTasks | None,
-    ) -> tuple[Tensors, Tensors]:
-        """Pass the gradients through every rule."""
-        new_state = dict(state)  # what is no rule's, of another learner, stays
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        """Pass the gradients through each rule."""
+        new_carried, new_task = dict(carried), dict(task)
         for name, rule in self.rules.items():
-            gradients, rule_state = step_of(
-                rule, gradients, under(name, learned), under(name, state), step, sum_over_tasks
+            gradients, own_carried, own_task = checked_update(
+                rule,
+                gradients,
+                under(name, meta),
+                under(name, carried),
+                under(name, task),
+                step,
             )
-            new_state |= with_prefix(name, rule_state)
-        return gradients, new_state
+            new_carried |= with_prefix(name, own_carried)
+            new_task |= with_prefix(name, own_task)
+        return gradients, new_carried, new_task
+
+    def report(self, meta: Tensors) -> dict[str, list[float]]:
+        """Join what the rules report, named `rule.quantity`."""
+        return {
+            f"{name}.{quantity}": values
+            for name, rule in self.rules.items()
+            for quantity, values in rule.report(under(name, meta)).items()
+        }
 
 
-def start_of(rule: UpdateRule, params: Tensors) -> tuple[Tensors, Tensors]:
-    """`rule.init`, for whoever calls a rule that may be somebody's own.
-
-    Raises:
-        ConfigError: it returned something else than it is to.
-    """
-    learned, state = _two_trees(rule, "init", "what it learns and its state", rule.init(params))
-    for name, tensor in learned.items():
-        if not tensor.is_floating_point():
-            raise ConfigError(
-                f"{type(rule).__name__}.init returned {name!r} of {tensor.dtype} to be learned, "
-                "which has no gradients; make it floating-point, or put it into the state"
-            )
-    return learned, state
-
-
-def step_of(
+def checked_update(
     rule: UpdateRule,
     gradients: Tensors,
-    learned: Tensors,
-    state: Tensors,
-    step: int,
-    sum_over_tasks: SumOverTasks | None,
-) -> tuple[Tensors, Tensors]:
-    """`rule.update`, likewise.
-
-    An update of another shape would be broadcast over the parameters where it can be, which makes
-    wrong steps and no error.
+    meta: Tensors,
+    carried: Tensors,
+    task: Tensors,
+    step: Step,
+) -> tuple[Tensors, Tensors, Tensors]:
+    """Call `rule.update` and check the names and shapes that it returns: PyTorch would broadcast an
+    update of another shape over the parameters, which makes wrong steps and no error.
 
     Raises:
-        ConfigError: it returned something else than it is to; or its updates are not those of the
-            gradients, by name and shape, or its state not what it was given, by name.
+        ConfigError: the updates are not those of the gradients, by name and shape, or `carried` is
+            not what was given, by name and shape.
     """
-    returned = rule.update(gradients, learned, state, step, sum_over_tasks)
-    updates, new_state = _two_trees(rule, "update", "the updates and its state", returned)
+    returned: Any = rule.update(gradients, meta, carried, task, step)
     kind = type(rule).__name__
-    for what, found, given, remedy in (
-        ("updates", updates, gradients, "one for each of its gradients"),
-        ("a state", new_state, state, "all of the state that it was given"),
-    ):
-        if odd := found.keys() ^ given.keys():
-            name = min(odd, key=str)  # the same one in every process
+    three = isinstance(returned, tuple) and len(returned) == 3
+    if not three or not all(isinstance(part, Mapping) for part in returned):
+        raise ConfigError(
+            f"{kind}.update returned a {type(returned).__name__}; return three dictionaries: the "
+            "updates, `carried` and `task`"
+        )
+    updates, new_carried, new_task = returned
+    for what, found, like in (("updates", updates, gradients), ("carried", new_carried, carried)):
+        if found.keys() != like.keys():
             raise ConfigError(
-                f"{kind}.update returned {what} {'with' if name in found else 'without'} {name!r}; "
-                f"it must return {remedy}, and no more"
+                f"{kind}.update must return {what} with the names it was given; "
+                f"{min(found.keys() ^ like.keys())!r} is missing or new"
             )
-    for name, gradient in gradients.items():
-        if updates[name].shape != gradient.shape:
-            raise ConfigError(
-                f"{kind}.update returned an update of {name!r} of shape "
-                f"{tuple(updates[name].shape)}; it must have the gradient's, "
-                f"{tuple(gradient.shape)}, the tasks first"
-            )
-    return updates, new_state
+        for name, tensor in like.items():
+            shape = getattr(found[name], "shape", type(found[name]).__name__)
+            if shape != tensor.shape:
+                raise ConfigError(
+                    f"{kind}.update returned {what} with {name!r} of shape {_shown(shape)}; it "
+                    f"must be {_shown(tensor.shape)}"
+                )
+    return updates, new_carried, new_task
 
 
-def _two_trees(
-    rule: UpdateRule, method: str, what: str, returned: object
-) -> tuple[Tensors, Tensors]:
-    """What a rule's method returned."""
-    match returned:
-        case (Mapping() as first, Mapping() as second):
-            pass
-        case _:
-            raise ConfigError(
-                f"{type(rule).__name__}.{method} returned {reprlib.repr(returned)}; it must return "
-                f"a pair of dictionaries: {what}"
-            )
-    for name, value in (*first.items(), *second.items()):
-        if not isinstance(value, Tensor):
-            raise ConfigError(
-                f"{type(rule).__name__}.{method} returned {reprlib.repr(value)} as {name!r}; it "
-                "must be a tensor"
-            )
-    return first, second
-
-
-def require_rule(name: str, rule: object) -> None:
-    """Refuse what stands in a rule's place and is none.
+def require_rule(name: str, rule: object) -> UpdateRule:
+    """Return `rule` if it is an UpdateRule.
 
     Args:
-        name: of the place.
-        rule: what stands there.
+        name: of the argument, for the error.
+        rule: what was given.
 
     Raises:
-        ConfigError: it has no `init` and `update`, or is a class instead of one of its objects.
+        ConfigError: it is a class, or something else.
     """
     if isinstance(rule, type):
+        raise ConfigError(f"{name} is the class {rule.__name__}; call it: {rule.__name__}(…)")
+    if not isinstance(rule, UpdateRule):
         raise ConfigError(
-            f"{name} is the class {rule.__name__}; give an object of it, {rule.__name__}(…)"
+            f"{name} is {rule!r:.200}, not an update rule; give an object of a subclass of "
+            "gradshare.UpdateRule, such as GradientSharing()"
         )
-    if not all(callable(getattr(rule, method, None)) for method in ("init", "update")):
-        raise ConfigError(
-            f"{name} is {rule!r}, which is no update rule: it has no `init` and `update`; give "
-            "one, such as GradientSharing(5)"
-        )
+    return rule
 
 
-def require_steps(part: object, steps: int) -> None:
-    """Refuse a rule, or another part of a learner, that is made for other inner steps.
-
-    Args:
-        part: may have `steps` or `parts`; see `UpdateRule`.
-        steps: K, the inner steps that are taken.
-
-    Raises:
-        ConfigError: the part, or one of its own, is made for more or fewer.
-    """
-    for inner in getattr(part, "parts", ()):
-        require_steps(inner, steps)
-    own = getattr(part, "steps", steps)
-    if own != steps:
-        raise ConfigError(
-            f"{type(part).__name__} is made for {own} inner steps, the learner takes {steps}; give "
-            "both the same number"
-        )
-
-
-def require_rate(lr: float) -> None:
-    """Refuse an inner learning rate that would climb, or make every parameter infinite.
-
-    Args:
-        lr: the rate, or where learned ones start.
-
-    Raises:
-        ConfigError: it is below zero, or not finite.
-    """
-    if not isinstance(lr, Real | Tensor) or not 0 <= lr < math.inf:
-        raise ConfigError(f"the inner learning rate is {lr!r}; give a finite number, not below 0")
+def gate_dtype(params: Tensors) -> torch.dtype:
+    """The type for a rule's few learned numbers: the widest of the parameters, float32 at least."""
+    dtype = torch.float32
+    for tensor in params.values():
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
 
 
 def with_prefix(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
@@ -298,3 +253,7 @@ def under(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
         if name.startswith(f"{prefix}.")
     }
+
+
+def _shown(shape: object) -> object:
+    return tuple(shape) if isinstance(shape, torch.Size) else shape

@@ -7,97 +7,91 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gradshare.errors import require_choice, require_count
-from gradshare.inner_loop.rule import SumOverTasks, Tensors
+from gradshare.errors import require_choice
+from gradshare.inner_loop.rule import Step, SumOverTasks, Tensors, UpdateRule, gate_dtype
 
 Norm = Literal["global", "per-tensor"]
 
 
-class GradientSharing:
-    """Mixes each task's gradient with a running mean of the gradients of related tasks.
+class GradientSharing(UpdateRule):
+    """Mix each task's gradient with a running mean of the gradients of related tasks.
 
-    At inner step k it replaces the task's own gradient by Δ_{t,k} (Eq. 4), an interpolation, with
-    the learned weight σ(λ_k), towards ĝ_k: the running mean (Eqs. 2 and 3), with the learned
-    momentum σ(m_k), of the normalised sum g_k of the task gradients in the batch (Eq. 1). What
-    follows it in the chain turns Δ into a step. It knows nothing of models, losses or images.
+    At inner step k, Δ_{t,k} (Eq. 4) interpolates between the task's own gradient and ĝ_k with the
+    learned weight σ(λ_k). ĝ_k is a running mean (Eqs. 2 and 3), with the learned momentum σ(m_k),
+    of g_k, the normalised sum of the gradients of all tasks in the batch (Eq. 1). The next rule of
+    the chain turns Δ into a step.
 
-    Learned: `m` and `lambda`, both (K,), started at 0. Either may be given as (T, K) instead, the
-    task-conditioned variant that the paper names. With such an m there is a ĝ of each task, so that
-    every later batch must be of T tasks too, while training and testing.
+    Learned: `m` and `lambda`, both (K,), started at 0.
 
-    State: `g_hat.k.NAME` (1, …), ĝ_k for each inner step and parameter, one for all tasks ((T, …)
-    once m is task-conditioned), and `seen` (K,), whether there is a ĝ_k yet. What is stored is
-    detached: an iteration's outer loss reaches its own g_k, through the norm too, and nothing of
-    the iterations before it.
+    Carried: `g_hat.k.NAME`, ĝ_k of each parameter, and `seen` (K,), whether there is a ĝ_k yet.
+    What is stored is detached: the outer loss of an iteration reaches its own g_k, through the norm
+    too, and nothing of the iterations before it. (A head that grows with the number of classes has
+    one ĝ_k for all its classes, their mean.)
 
     Args:
-        steps: K, the number of inner steps.
-        norm: of Eq. 1, over all adapted tensors together ("global", as the paper's vector
-            notation reads) or for each tensor by itself ("per-tensor").
+        norm: the norm of Eq. 1, over all adapted tensors together ("global", as the paper's vector
+            notation reads) or for each tensor on its own ("per-tensor").
 
     Raises:
-        ConfigError: no steps, or another norm.
+        ConfigError: another norm.
     """
 
-    def __init__(self, steps: int, *, norm: Norm = "global") -> None:
-        require_count("steps", steps)
+    def __init__(self, *, norm: Norm = "global") -> None:
         require_choice("norm", norm, Norm)
-        self.steps = steps
         self.norm = norm
 
-    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
+    def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         """m = λ = 0 (Algorithm 1), and no ĝ yet."""
         like = next(iter(params.values()))
-        learned = {"m": like.new_zeros(self.steps), "lambda": like.new_zeros(self.steps)}
-        state = {"seen": torch.zeros(self.steps, dtype=torch.bool, device=like.device)}
-        for step in range(self.steps):
-            state |= {
-                f"g_hat.{step}.{name}": torch.zeros_like(p[None]) for name, p in params.items()
-            }
-        return learned, state
+        zeros = like.new_zeros(steps, dtype=gate_dtype(params))
+        carried = {"seen": torch.zeros(steps, dtype=torch.bool, device=like.device)}
+        for k in range(steps):
+            carried |= {f"g_hat.{k}.{name}": torch.zeros_like(p) for name, p in params.items()}
+        return {"m": zeros, "lambda": zeros.clone()}, carried
 
     def update(
-        self,
-        gradients: Tensors,
-        learned: Tensors,
-        state: Tensors,
-        step: int,
-        sum_over_tasks: SumOverTasks | None,
-    ) -> tuple[Tensors, Tensors]:
-        """Δ_{t,k} for every task: Algorithm 1 while meta-training, Algorithm 2 while testing."""
-        g_hat: Tensors = {name: state[f"g_hat.{step}.{name}"] for name in gradients}
-        seen = state["seen"][step]
-        gate = torch.sigmoid(learned["lambda"][..., step])
-        if sum_over_tasks is None:
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        """Δ_{t,k} of each task: Algorithm 1 while meta-training, Algorithm 2 while meta-testing."""
+        g_hat: Tensors = {name: carried[f"g_hat.{step.k}.{name}"] for name in gradients}
+        seen = carried["seen"][step.k]
+        gate = torch.sigmoid(meta["lambda"][step.k])
+        if step.sum_over_tasks is None:
             gate = gate * seen  # before any training there is no ĝ: Δ is the task's own gradient
         else:
-            g = self.shared_gradient(gradients, sum_over_tasks)
-            g = {name: tensor[None] for name, tensor in g.items()}  # one for all tasks
-            # Eqs. 2 and 3 in one: where there is no history yet, all of ĝ_k is g_k, and the
-            # gradient of m_k is exactly zero.
-            momentum = torch.where(seen, torch.sigmoid(learned["m"][..., step]), 1.0)
-            g_hat = {name: interpolate(g_hat[name], g[name], momentum) for name in g}
-            state = {
-                **state,
-                **{f"g_hat.{step}.{name}": tensor.detach() for name, tensor in g_hat.items()},
-                "seen": state["seen"] | (torch.arange(self.steps, device=seen.device) == step),
+            g = self.shared_gradient(gradients, step.sum_over_tasks)
+            # Eqs. 2 and 3 in one: without a history all of ĝ_k is g_k, and m_k's gradient is 0.
+            momentum = torch.where(seen, torch.sigmoid(meta["m"][step.k]), 1.0)
+            g_hat = {
+                name: interpolate(stored, _shaped_like(stored, g[name]), momentum)
+                for name, stored in g_hat.items()
+            }
+            carried = {
+                **carried,
+                **{f"g_hat.{step.k}.{name}": tensor.detach() for name, tensor in g_hat.items()},
+                "seen": carried["seen"]
+                | (torch.arange(len(carried["seen"]), device=seen.device) == step.k),
             }
         deltas = {name: interpolate(own, g_hat[name], gate) for name, own in gradients.items()}
-        return deltas, state  # Eq. 4
+        return deltas, carried, task  # Eq. 4
 
     def shared_gradient(self, gradients: Tensors, sum_over_tasks: SumOverTasks) -> Tensors:
         """g_k (Eq. 1), without a task dimension."""
         return normalized(sum_over_tasks(gradients), self.norm)
 
+    def report(self, meta: Tensors) -> dict[str, list[float]]:
+        """σ(m_k) and σ(λ_k)."""
+        return {name: torch.sigmoid(gate).tolist() for name, gate in meta.items()}
+
 
 def normalized(gradient: Tensors, norm: Norm) -> dict[str, Tensor]:
-    """Eq. 1: the gradient divided by its Euclidean norm; a zero gradient stays zero.
+    """Divide a gradient by its Euclidean norm (Eq. 1); a zero gradient stays zero.
 
     Args:
         gradient: (…) tensors, without a task dimension.
         norm: see `GradientSharing`.
     """
-    units = {name: tensor.detach().abs().amax() for name, tensor in gradient.items()}
+    units = {name: _largest(tensor) for name, tensor in gradient.items()}
     if norm == "global":
         units = dict.fromkeys(units, torch.stack(list(units.values())).amax())
     gradient = {name: tensor / _unit(units[name]) for name, tensor in gradient.items()}
@@ -107,10 +101,21 @@ def normalized(gradient: Tensors, norm: Norm) -> dict[str, Tensor]:
     return {name: tensor * _inverse_root(squares[name]) for name, tensor in gradient.items()}
 
 
+def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """start + weight · (end - start), with a scalar weight."""
+    # A model can have parameters of several types; the gates have the widest.
+    return torch.lerp(start, end.to(start.dtype), weight.to(start.dtype))
+
+
+def _largest(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.abs().amax() if tensor.numel() else tensor.new_zeros(())
+
+
 def _unit(largest: Tensor) -> Tensor:
-    """What to measure numbers by whose largest is this, so that in float32 neither their squares
-    nor the cubes in the norm's derivative vanish or overflow, as they do for the gradients of a
-    support set that is fitted well. It is 1 wherever they do not anyway: that rounds nothing.
+    """A unit to measure numbers in, so that in float32 neither their squares nor the cubes in the
+    norm's derivative underflow or overflow, as they do for the gradients of a support set that is
+    fitted well. It is 1 wherever they do not, so that nothing is rounded there.
     """
     small = (largest > 0) & (largest < 1e-6)
     large = (largest > 1e6) & largest.isfinite()
@@ -118,13 +123,14 @@ def _unit(largest: Tensor) -> Tensor:
 
 
 def _inverse_root(square: Tensor) -> Tensor:
-    """1/√s, and 0 with a gradient of 0, instead of ∞ with one of NaN, at s = 0."""
+    """1/√s; at s = 0 it is 0 and has gradient 0, instead of ∞ and NaN."""
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1.0).rsqrt(), 0.0)
 
 
-def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
-    """start + weight · (end - start) of tensors (1 or T, …), with a weight () or (T,)."""
-    weight = weight.reshape(weight.shape + (1,) * (start.ndim - weight.ndim))
-    # Of the parameters' own type, where a model has several: the gates are of the first one's.
-    return torch.lerp(start, end, weight.to(start.dtype))
+def _shaped_like(stored: Tensor, g: Tensor) -> Tensor:
+    """g with its mean in the place of each dimension that `stored` has only once."""
+    if stored.shape == g.shape:
+        return g
+    grown = [d for d, (one, n) in enumerate(zip(stored.shape, g.shape, strict=True)) if one != n]
+    return g.mean(grown, keepdim=True)

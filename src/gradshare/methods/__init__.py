@@ -1,8 +1,19 @@
-"""MAML, Meta-SGD and MAML++: a model, a chain of rules and an outer objective."""
+"""Meta-learning methods: each is a model, an update rule and an outer objective."""
 
 from gradshare.methods.maml import maml
 from gradshare.methods.maml_plus_plus import maml_plus_plus
-from gradshare.methods.meta_learner import MetaLearner, OuterStep
+from gradshare.methods.meta_learner import Adapted, Learner, MetaLearner, OuterStep
 from gradshare.methods.meta_sgd import meta_sgd
+from gradshare.methods.unicorn_maml import UnicornMAML, unicorn_maml
 
-__all__ = ["MetaLearner", "OuterStep", "maml", "maml_plus_plus", "meta_sgd"]
+__all__ = [
+    "Adapted",
+    "Learner",
+    "MetaLearner",
+    "OuterStep",
+    "UnicornMAML",
+    "maml",
+    "maml_plus_plus",
+    "meta_sgd",
+    "unicorn_maml",
+]

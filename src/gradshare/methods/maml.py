@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from gradshare.inner_loop import SGD, Chain, UpdateRule
+from gradshare.inner_loop import SGD, Chain, GradientSharing, UpdateRule
 from gradshare.methods.meta_learner import MetaLearner
+
+Sharing = bool | UpdateRule | None
 
 
 def maml(
@@ -15,7 +17,8 @@ def maml(
     *,
     steps: int = 5,
     inner_lr: float = 0.1,
-    sharing: UpdateRule | None = None,
+    sharing: Sharing = False,
+    rule: UpdateRule | None = None,
     **options: Any,
 ) -> MetaLearner:
     """An initialisation from which K steps of gradient descent solve a task.
@@ -23,9 +26,18 @@ def maml(
     Args:
         model: see `MetaLearner`.
         steps: K.
-        inner_lr: α.
-        sharing: what is done to the task gradients first: `GradientSharing(steps)` for the
-            paper's method, None for the original.
+        inner_lr: α, which multiplies what the rules return.
+        sharing: True puts `GradientSharing()` before all other rules; a rule, such as a control,
+            takes its place.
+        rule: a rule of your own, between sharing and the multiplication by α.
         **options: of `MetaLearner`.
     """
-    return MetaLearner(model, Chain(sharing=sharing, sgd=SGD(inner_lr)), steps=steps, **options)
+    chain = Chain(sharing=sharing_rule(sharing), rule=rule, sgd=SGD(inner_lr))
+    return MetaLearner(model, chain, steps=steps, **options)
+
+
+def sharing_rule(sharing: Sharing) -> UpdateRule | None:
+    """The rule that a method's `sharing` argument asks for."""
+    if isinstance(sharing, bool) or sharing is None:
+        return GradientSharing() if sharing else None
+    return sharing

@@ -1,7 +1,6 @@
 """MAML++ (Antoniou et al., 2018), with or without gradient sharing.
 
-Its fifth part, cosine annealing of the outer learning rate, belongs to the outer loop: see
-`gradshare.training`.
+Its fifth part, cosine annealing of the outer learning rate, is a schedule of `gradshare.fit`.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from gradshare.inner_loop import LSLR, SGD, Chain, UpdateRule
+from gradshare.methods.maml import Sharing, sharing_rule
 from gradshare.methods.meta_learner import MetaLearner
 from gradshare.methods.multi_step_loss import MultiStepLoss
 
@@ -21,7 +21,8 @@ def maml_plus_plus(
     multi_step_iterations: int,
     steps: int = 5,
     inner_lr: float = 0.1,
-    sharing: UpdateRule | None = None,
+    sharing: Sharing = False,
+    rule: UpdateRule | None = None,
     per_step_rates: bool = True,
     per_step_batch_norm: bool = True,
     **options: Any,
@@ -30,22 +31,25 @@ def maml_plus_plus(
 
     Args:
         model: see `MetaLearner`.
-        multi_step_iterations: how long the multi-step loss is annealed, which hangs on how long
-            the learner is trained (the reference: 7500 of 50000); 0 leaves it out.
+        multi_step_iterations: how long the multi-step loss is annealed, in outer iterations (the
+            reference: 7500 of 50000); 0 leaves it out.
         steps: K.
         inner_lr: where the inner rates start.
         sharing: see `maml`.
+        rule: see `maml`.
         per_step_rates: learn one rate for each tensor and step (LSLR) instead of a fixed rate.
         per_step_batch_norm: learn one γ and β for each step.
         **options: of `MetaLearner`, derivative-order annealing (`first_order_iterations`) among
             them.
     """
-    rates = {"lslr": LSLR(steps, inner_lr)} if per_step_rates else {"sgd": SGD(inner_lr)}
+    rates: dict[str, UpdateRule] = (
+        {"lslr": LSLR(inner_lr)} if per_step_rates else {"sgd": SGD(inner_lr)}
+    )
     return MetaLearner(
         model,
-        Chain(sharing=sharing, **rates),
+        Chain(sharing=sharing_rule(sharing), rule=rule, **rates),
         steps=steps,
-        multi_step_loss=MultiStepLoss(steps, multi_step_iterations),
+        multi_step_loss=MultiStepLoss(multi_step_iterations),
         per_step_batch_norm=per_step_batch_norm,
         **options,
     )

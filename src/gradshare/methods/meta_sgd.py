@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from gradshare.inner_loop import Chain, MetaSGD, UpdateRule
+from gradshare.methods.maml import Sharing, sharing_rule
 from gradshare.methods.meta_learner import MetaLearner
 
 
@@ -15,7 +16,8 @@ def meta_sgd(
     *,
     steps: int = 5,
     inner_lr: float = 0.1,
-    sharing: UpdateRule | None = None,
+    sharing: Sharing = False,
+    rule: UpdateRule | None = None,
     **options: Any,
 ) -> MetaLearner:
     """MAML with a learned rate for each scalar parameter.
@@ -23,10 +25,10 @@ def meta_sgd(
     Args:
         model: see `MetaLearner`.
         steps: K.
-        inner_lr: where every learned rate starts.
+        inner_lr: where each learned rate starts.
         sharing: see `maml`.
+        rule: see `maml`.
         **options: of `MetaLearner`.
     """
-    return MetaLearner(
-        model, Chain(sharing=sharing, meta_sgd=MetaSGD(inner_lr)), steps=steps, **options
-    )
+    chain = Chain(sharing=sharing_rule(sharing), rule=rule, meta_sgd=MetaSGD(inner_lr))
+    return MetaLearner(model, chain, steps=steps, **options)

@@ -1,7 +1,26 @@
-"""Images in, task batches out."""
+"""Batches of tasks, and the sources that they come from."""
 
-from gradshare.tasks.batch import Normalization, TaskBatch
+from gradshare.tasks.batch import TaskBatch
+from gradshare.tasks.classes import ClassTasks
+from gradshare.tasks.groups import GroupTasks
+from gradshare.tasks.image_tasks import ImageTasks
+from gradshare.tasks.normalization import Normalization
 from gradshare.tasks.sampler import EpisodeSampler
+from gradshare.tasks.sinusoids import Sinusoids
+from gradshare.tasks.source import TaskSource
+from gradshare.tasks.splits import Splits
 from gradshare.tasks.store import ImageStore, Split
 
-__all__ = ["EpisodeSampler", "ImageStore", "Normalization", "Split", "TaskBatch"]
+__all__ = [
+    "ClassTasks",
+    "EpisodeSampler",
+    "GroupTasks",
+    "ImageStore",
+    "ImageTasks",
+    "Normalization",
+    "Sinusoids",
+    "Split",
+    "Splits",
+    "TaskBatch",
+    "TaskSource",
+]

@@ -1,135 +1,149 @@
-"""What the rest of the system sees of the data: batches of few-shot tasks."""
+"""A batch of tasks: the one form in which data reaches the rest of the system."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradshare.errors import DataError
 
+Tree = Any
+"""A tensor, or a tuple or dictionary of trees. A model gets a tuple as positional arguments and a
+dictionary as keyword arguments."""
+
+PARTS = ("support_x", "support_y", "query_x", "query_y")
+
 
 @dataclass(frozen=True, eq=False)
 class TaskBatch:
-    """T few-shot classification tasks (the paper's 𝓑).
+    """T tasks (the paper's 𝓑). Each tensor has the tasks as its first dimension, the examples of a
+    task as its second, and any shape and type behind them.
 
-    Images are uint8 as they come from storage, or float once `Normalization` was applied.
-    Labels are int64 in [0, ways). Within a task the classes follow each other: the first `shots`
-    support images are of class 0, the next of class 1, and so on; likewise the queries.
+    Tasks of unequal size are padded to the largest. `support_n` and `query_n` then say how many
+    examples of each task are real; the others reach neither the model nor the loss.
 
     Attributes:
-        support_x: (T, ways·shots, C, H, W) images to adapt on.
-        support_y: (T, ways·shots) their labels.
-        query_x: (T, ways·queries, C, H, W) images to be judged on after adaptation.
-        query_y: (T, ways·queries) their labels.
+        support_x: (T, n, …) inputs to adapt on; a tensor, or a tuple or dictionary of tensors.
+        support_y: (T, n, …) their targets: classes as int64, or real values.
+        query_x: (T, q, …) inputs to be judged on after adaptation.
+        query_y: (T, q, …) their targets.
+        support_n: T numbers of support examples; None if all tasks have n.
+        query_n: T numbers of queries; None if all tasks have q.
 
     Raises:
-        DataError: there are no tasks, or not as many of them in every tensor, or one is no tensor.
+        DataError: there are no tasks, or not as many of them in each tensor; or a part holds
+            something else than tensors.
     """
 
-    support_x: Tensor
-    support_y: Tensor
-    query_x: Tensor
-    query_y: Tensor
+    support_x: Tree
+    support_y: Tree
+    query_x: Tree
+    query_y: Tree
+    support_n: Sequence[int] | None = None
+    query_n: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not isinstance(value, Tensor):
-                raise DataError(
-                    f"{name} of a task batch is a {type(value).__name__}; give a tensor "
-                    "(torch.as_tensor)"
-                )
-        counts = [tensor.shape[:1] for tensor in vars(self).values()]
-        if any(count != counts[0] or not any(count) for count in counts):
-            found = ", ".join(f"{name} {tuple(t.shape)}" for name, t in vars(self).items())
+        shapes = {}
+        for name in PARTS:
+            for path, leaf in leaves(getattr(self, name), name):
+                if not isinstance(leaf, Tensor):
+                    raise DataError(
+                        f"{path} of a task batch is a {type(leaf).__name__}; give a tensor "
+                        "(torch.as_tensor)"
+                    )
+                shapes[path] = leaf.shape
+        counts = {shape[:1] for shape in shapes.values()}
+        if len(counts) != 1 or counts & {torch.Size([]), torch.Size([0])}:
+            found = ", ".join(f"{path} {tuple(shape)}" for path, shape in shapes.items())
             raise DataError(
                 f"the tensors of a task batch are {found}; the first dimension must be the tasks, "
                 "the same number in each and at least one: give a single task as x[None]"
             )
+        for name in ("support_n", "query_n"):
+            sizes = getattr(self, name)
+            if sizes is not None and len(sizes) != len(self):
+                raise DataError(
+                    f"{name} has {len(sizes)} numbers for {len(self)} tasks; give one for each"
+                )
 
     def __len__(self) -> int:
         """T, the number of tasks."""
-        return self.support_x.shape[0]
+        return len(first_leaf(self.support_x))
 
     def __getitem__(self, tasks: slice) -> TaskBatch:
         """Some of the tasks, at least one.
 
         Raises:
-            TypeError: an index that is no slice, which would leave the tasks' dimension out.
+            TypeError: an index that is no slice, which would drop the tasks' dimension.
         """
         if not isinstance(tasks, slice):
             raise TypeError(
                 f"a task batch is cut by slices, not by {tasks!r}: batch[2:3] is a batch of the "
                 "third task alone"
             )
-        return TaskBatch(
-            self.support_x[tasks], self.support_y[tasks], self.query_x[tasks], self.query_y[tasks]
+        return replace(
+            self,
+            **{name: tree_map(lambda tensor: tensor[tasks], getattr(self, name)) for name in PARTS},
+            support_n=None if self.support_n is None else self.support_n[tasks],
+            query_n=None if self.query_n is None else self.query_n[tasks],
         )
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> TaskBatch:
+        """The same tasks with a function applied to each tensor."""
+        return replace(self, **{name: tree_map(function, getattr(self, name)) for name in PARTS})
 
     def to(self, device: torch.device | str) -> TaskBatch:
         """The same tasks on another device.
 
-        Towards CUDA the host does not wait for the copy: what uses it there waits its turn. Back on
-        the CPU nothing would, and one could read what has not arrived yet.
+        Towards CUDA the host does not wait for the copy: work on the GPU waits its turn. Towards
+        the CPU it does, since nothing would stop a reader from reading too early.
         """
         non_blocking = torch.device(device).type == "cuda"
-        return TaskBatch(
-            self.support_x.to(device, non_blocking=non_blocking),
-            self.support_y.to(device, non_blocking=non_blocking),
-            self.query_x.to(device, non_blocking=non_blocking),
-            self.query_y.to(device, non_blocking=non_blocking),
-        )
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
-@dataclass(frozen=True)
-class Normalization:
-    """uint8 images to float: x / 255, then (x - mean) / std for each channel.
+def tree_map(function: Callable[[Tensor], Any], tree: Tree) -> Any:
+    """Apply a function to each tensor of a tree."""
+    if isinstance(tree, Mapping):
+        return {key: tree_map(function, value) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(tree_map(function, value) for value in tree)
+    return function(tree)
 
-    Attributes:
-        mean: one value a channel, of images scaled to [0, 1].
-        std: one value a channel, of images scaled to [0, 1].
+
+def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a tree, each with the path that leads to it: `support_x['mask']`."""
+    if isinstance(tree, Mapping | tuple):
+        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+        for key, value in items:
+            yield from leaves(value, f"{path}[{key!r}]")
+    else:
+        yield path, tree
+
+
+def first_leaf(tree: Tree) -> Tensor:
+    """The first tensor of a tree.
 
     Raises:
-        DataError: a standard deviation that is not above 0, or more of one than of the other.
+        DataError: the tree is an empty tuple or dictionary.
     """
+    for _, leaf in leaves(tree):
+        tensor: Tensor = leaf
+        return tensor
+    raise DataError("a part of the task batch holds no tensor; give at least one input")
 
-    mean: Sequence[float]
-    std: Sequence[float]
 
-    def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
-            raise DataError(
-                f"images cannot be standardised by mean {list(self.mean)} and standard deviation "
-                f"{list(self.std)}; give one of each for every channel, the latter above 0"
-            )
+def task_of(tree: Tree, task: int, sizes: Sequence[int] | None = None) -> Tree:
+    """One task of a tree of (T, n, …) tensors, without its padding.
 
-    def __call__(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Normalise images (…, C, H, W) of uint8 on the device where they are.
-
-        The result has the channels last in memory: batch norm and max-pooling on a CPU are five to
-        ten times faster on it, and a network keeps the layout it is given.
-
-        Raises:
-            DataError: they are of another type: scaled already, they would be scaled again.
-        """
-        if images.dtype != torch.uint8:
-            raise DataError(
-                f"the images are {images.dtype}; Normalization takes torch.uint8 from 0 to 255, "
-                "and scales it itself"
-            )
-        mean = torch.tensor(self.mean, dtype=dtype, device=images.device)
-        std = torch.tensor(self.std, dtype=dtype, device=images.device)
-        # A copy even where nothing moves: with one channel both layouts are the same in memory,
-        # and only the strides of a tensor made channels-last tell PyTorch which one it is. It is
-        # the only one: a batch of 84×84 images is tens of megabytes.
-        last = images.movedim(-3, -1)
-        pixels = torch.empty(last.shape, dtype=dtype, device=images.device).copy_(last)
-        return pixels.sub_(255 * mean).div_(255 * std).movedim(-1, -3)
-
-    def batch(self, tasks: TaskBatch, dtype: torch.dtype = torch.float32) -> TaskBatch:
-        """Normalise the support and query images of a task batch."""
-        return TaskBatch(
-            self(tasks.support_x, dtype), tasks.support_y, self(tasks.query_x, dtype), tasks.query_y
-        )
+    Args:
+        tree: of all tasks.
+        task: which one.
+        sizes: T numbers of real examples; None for all.
+    """
+    real = slice(None if sizes is None else sizes[task])
+    return tree_map(lambda tensor: tensor[task][real], tree)

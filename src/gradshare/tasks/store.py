@@ -82,8 +82,8 @@ def _reopened(path: Path, sha256: str) -> StoredImages:
     stored = store.splits["train"].stored
     if stored is None or store.sha256 != sha256:
         raise DataError(
-            f"the dataset in {path} was prepared anew since the sampler, split or store that reads "
-            "it was pickled; open it again"
+            f"the dataset in {path} was prepared anew since what reads it was pickled; "
+            "open it again"
         )
     return stored
 
@@ -105,7 +105,7 @@ class Split:
 
     name: str
     images: Images = field(repr=False)
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = field(repr=False)
     starts: npt.NDArray[np.int64] = field(repr=False)
     counts: npt.NDArray[np.int64] = field(repr=False)
     stored: StoredImages | None = field(default=None, repr=False)
@@ -175,7 +175,7 @@ class ImageStore:
                     f"{FORMAT_VERSION}; {remedy}"
                 )
             index = _Index.model_validate(content)
-            images = _memory_map(path / "images.npy")
+            images = memory_map(path / "images.npy")
             if (
                 images.dtype != np.uint8
                 or images.ndim != 4
@@ -246,7 +246,7 @@ def _first_mistake(error: ValidationError) -> str:
     return repr(where) if first["type"] == "missing" else f"{where}: {first['msg']}"
 
 
-def _memory_map(path: Path) -> npt.NDArray[Any]:
+def memory_map(path: Path) -> npt.NDArray[Any]:
     """An array in a .npy file, whatever its type, without reading it.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file that holds everything there is, and executes nothing.
+"""Checkpoints: one safetensors file that holds everything there is and runs no code when loaded.
 
-Tensors are named `learned/NAME`, `state/NAME` and `optimizer/NAME/KEY`. The header carries the
-format version, the progress of the run as JSON, and a SHA-256 of all the rest.
+Tensors are named `meta/NAME`, `carried/NAME` and `optimizer/N`. The header has the format version,
+the rest of the state as JSON, and a SHA-256 of everything else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
@@ -23,47 +23,35 @@ from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
 from gradshare.training.files import write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+FIRST_FORMAT, FIRST_VERSION = 1, "0.1.0"
 
 
 class DamagedError(RunError):
-    """A file that is no whole checkpoint of the run."""
+    """A file that is not a whole checkpoint of the run."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A moment of a run.
+    """A moment of a run, on the CPU.
 
     Attributes:
-        learned: the outer parameters.
-        state: the rules' state (ĝ).
-        optimizer: Adam's tensors as `NAME/KEY`; empty where a run cannot be continued from here.
-        progress: what else the run needs to continue; JSON.
+        meta: the meta-parameters.
+        carried: the rules' carried tensors (ĝ).
+        progress: JSON; of a moment to continue from everything else that the run needs, of an
+            epoch's model the run's identity alone.
+        optimizer: the optimiser's state_dict; None of an epoch's model.
     """
 
-    learned: dict[str, Tensor]
-    state: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    meta: dict[str, Tensor]
+    carried: dict[str, Tensor]
     progress: dict[str, Any]
-
-    def to(self, device: torch.device) -> Checkpoint:
-        """The same moment on a device."""
-        return Checkpoint(
-            on_device(self.learned, device),
-            on_device(self.state, device),
-            # Adam counts its steps on the CPU, wherever its other tensors are: it reads the number
-            # at every step, and would wait for a GPU each time.
-            {
-                name: tensor if name.endswith("/step") else tensor.to(device)
-                for name, tensor in self.optimizer.items()
-            },
-            self.progress,
-        )
+    optimizer: dict[str, Any] | None = field(default=None)
 
 
 def on_device(tensors: Tensors, device: torch.device) -> dict[str, Tensor]:
     """The same tensors on a device."""
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+    return {name: tensor.detach().to(device) for name, tensor in tensors.items()}
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -73,11 +61,17 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         RunError: it cannot be written.
     """
     tensors = {
-        f"{part}/{name}": tensor.detach().cpu().contiguous()
-        for part in ("learned", "state", "optimizer")
+        f"{part}/{name}": tensor
+        for part in ("meta", "carried")
         for name, tensor in getattr(checkpoint, part).items()
     }
-    progress = json.dumps(checkpoint.progress)
+    optimizer = _pack(checkpoint.optimizer, tensors)
+    # Copies, since a rule may carry one tensor under two names, which safetensors refuses.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    progress = json.dumps({"progress": checkpoint.progress, "optimizer": optimizer})
     metadata = {
         "format_version": str(FORMAT_VERSION),
         "gradshare": package_version("gradshare"),
@@ -87,70 +81,57 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     write_atomically(path, save(tensors, metadata))
 
 
-def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
+def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        DamagedError: it is no whole checkpoint.
+        DamagedError: it is not a whole checkpoint.
         RunError: it cannot be opened, or is of another format version.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            version = metadata.get("format_version")
-            if version is None:
-                raise RunError(f"{path} is no checkpoint of gradshare; give the folder of a run")
-            if version != str(FORMAT_VERSION):
-                author = f"gradshare {metadata.get('gradshare', 'of a later version')}"
-                raise RunError(
-                    f"{path} has checkpoint format {version:.20}, this gradshare reads "
-                    f"{FORMAT_VERSION}; use {author:.60}, which wrote it"
-                )
+            _require_format(path, metadata)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if _digest(tensors, metadata["progress"]) != metadata["sha256"]:
             raise DamagedError(
                 f"{path} is damaged: its checksum does not match; use another checkpoint"
             )
-        progress = dict(json.loads(metadata["progress"]))
-        parts: dict[str, dict[str, Tensor]] = {"learned": {}, "state": {}, "optimizer": {}}
+        stored = json.loads(metadata["progress"])
+        parts: dict[str, dict[str, Tensor]] = {"meta": {}, "carried": {}}
         for full_name, tensor in tensors.items():
             part, _, name = full_name.partition("/")
-            parts[part][name] = tensor
+            if part in parts:
+                parts[part][name] = tensor
+        optimizer = _unpack(stored["optimizer"], tensors)
+        return Checkpoint(**parts, progress=dict(stored["progress"]), optimizer=optimizer)
     except OSError as error:
         raise RunError(f"{path} cannot be read as a checkpoint: {error}") from error
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read as a checkpoint: {error}") from error
-    return Checkpoint(**parts, progress=progress).to(device)
 
 
-def require_fit(path: Path, checkpoint: Checkpoint, learned: Tensors, state: Tensors) -> None:
-    """Refuse a checkpoint of another run.
+def require_fit(path: Path, checkpoint: Checkpoint, like: Checkpoint) -> None:
+    """Check that a checkpoint is of the run that it lies in.
 
     Args:
-        path: where the checkpoint is from, for the error.
+        path: where it was read, for the error.
         checkpoint: as it was read.
-        learned: outer parameters like those it should hold.
-        state: likewise.
+        like: a checkpoint of the run, with the run's identity as `progress["run"]`.
 
     Raises:
-        DamagedError: a tensor is missing, or too many, or of another shape or type.
+        DamagedError: it is of another run; or a tensor is missing, or too many, or of another shape
+            or type.
     """
-    optimizer = {
-        f"{name}/{key}": like
-        for name, tensor in learned.items()
-        for key, like in (("step", torch.zeros(())), ("exp_avg", tensor), ("exp_avg_sq", tensor))
-        if f"{name}/{key}" in checkpoint.optimizer  # none before the first step
-    }
-    for held, like in (
-        (checkpoint.learned, learned),
-        (checkpoint.state, state),
-        (checkpoint.optimizer, optimizer),
-    ):
-        for name in sorted(held.keys() ^ like.keys()):
+    theirs, ours = checkpoint.progress.get("run"), like.progress.get("run")
+    if ours is not None and theirs != ours:
+        raise DamagedError(f"{path} is of another run ({theirs}, not {ours}); use the run's own")
+    for held, own in ((checkpoint.meta, like.meta), (checkpoint.carried, like.carried)):
+        for name in sorted(held.keys() ^ own.keys()):
             whose = "this run has none" if name in held else "it has none"
             raise DamagedError(f"{path} is of another run: {name}: {whose}; use the run's own")
         for name, tensor in held.items():
-            has, wants = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, like[name]))
+            has, wants = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, own[name]))
             if has != wants:
                 raise DamagedError(
                     f"{path} is of another run: {name} is {has}, this run has {wants}; use the "
@@ -158,26 +139,48 @@ def require_fit(path: Path, checkpoint: Checkpoint, learned: Tensors, state: Ten
                 )
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, learned: Tensors) -> dict[str, Tensor]:
-    """An optimiser's state by the name of the outer parameter."""
-    return {
-        f"{name}/{key}": torch.as_tensor(value)
-        for name, tensor in learned.items()
-        for key, value in optimizer.state[tensor].items()
-    }
+def _require_format(path: Path, metadata: Mapping[str, str]) -> None:
+    version = metadata.get("format_version")
+    if version is None:
+        raise RunError(f"{path} is not a checkpoint of gradshare; give the folder of a run")
+    if version != str(FORMAT_VERSION):
+        author = f"gradshare {metadata.get('gradshare', 'of a later version')}"
+        raise RunError(
+            f"{path} has checkpoint format {version:.20}, this gradshare reads {FORMAT_VERSION}; "
+            f"use {author:.60}, which wrote it"
+        )
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, learned: Tensors, tensors: Mapping[str, Tensor]
-) -> None:
-    """Give an optimiser the state that `optimizer_tensors` took from another."""
-    for name, tensor in learned.items():
-        prefix = f"{name}/"
-        optimizer.state[tensor] = {
-            key.removeprefix(prefix): value
-            for key, value in tensors.items()
-            if key.startswith(prefix) and "/" not in key.removeprefix(prefix)
-        }
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A state_dict as JSON, whose tensors are put among others by number."""
+    if isinstance(value, Tensor):
+        name = f"optimizer/{len(tensors)}"
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"items": [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_pack(item, tensors) for item in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise RunError(
+        f"the optimiser's state holds a {type(value).__name__}, which a checkpoint can't store; "
+        "use an optimiser whose state is tensors and numbers"
+    )
+
+
+def _unpack(packed: Any, tensors: Tensors) -> Any:
+    match packed:
+        case {"tensor": name}:
+            return tensors[name]
+        case {"items": items}:
+            return {key: _unpack(item, tensors) for key, item in items}
+        case {"list": items}:
+            return [_unpack(item, tensors) for item in items]
+        case {"value": value}:
+            return value
+        case _:
+            raise ValueError(f"{packed!r:.50} is not part of a state_dict")
 
 
 def _digest(tensors: Tensors, progress: str) -> str:

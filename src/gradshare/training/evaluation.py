@@ -1,211 +1,251 @@
-"""Algorithm 2: a learner on tasks of any kind, and a run's validation and test, on a fixed list of
-tasks that is shared out over the run's processes.
-"""
+"""Algorithm 2: a learner on new tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass
-from typing import TypeVar
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradshare.errors import DataError
+from gradshare.errors import ConfigError, DataError
 from gradshare.inner_loop import Tensors
-from gradshare.methods import MetaLearner
-from gradshare.methods.labels import require_within
-from gradshare.tasks import EpisodeSampler, TaskBatch
-from gradshare.training.divergence import not_finite
-from gradshare.training.memory import CHUNK
-from gradshare.training.outer_loop import accuracies
-from gradshare.training.setup import Setup
+from gradshare.methods import Learner
+from gradshare.tasks import TaskBatch, TaskSource
+from gradshare.tasks.source import prepared
+from gradshare.training.distributed import OneProcess
+from gradshare.training.metrics import Metric
+from gradshare.training.randomness import seed_generators
+from gradshare.training.records import VALIDATION
 from gradshare.training.statistics import Interval, confidence95
 
-Row = TypeVar("Row")
+CHUNK = 10
+"""So many tasks are evaluated at once; another number would change results by rounding."""
 
 Model = tuple[Tensors, Tensors]
-"""The outer parameters and the rules' state of one checkpoint."""
+"""The meta-parameters and the carried tensors of one checkpoint."""
+
+Values = dict[str, list[float]]
+"""Each metric's value for each task."""
 
 
 @dataclass(frozen=True)
-class InnerLoopFit:
-    """How adaptation changes the fit to a task's support and query images; means over tasks.
+class Evaluation:
+    """What a learner came to on some tasks. `evaluation["accuracy"]` is a mean with its interval.
 
-    Inner-loop over-fitting is support far above query after adaptation.
+    Attributes:
+        values: each metric's value for each task, by name; task i is the source's index i.
+        metrics: the metrics.
+        score: the name of the one that selected the checkpoints.
+        how: what was evaluated and how, for the reader: "ensemble of 5", "10 inner steps".
     """
 
-    support_accuracy_before: float
-    support_accuracy_after: float
-    support_loss_before: float
-    support_loss_after: float
-    query_accuracy_before: float
-    query_accuracy_after: float
-    query_loss_before: float
-    query_loss_after: float
+    values: Values
+    metrics: Mapping[str, Metric]
+    score: str
+    how: tuple[str, ...] = ()
+
+    def __getitem__(self, metric: str) -> Interval:
+        """The mean of a metric over the tasks, with its 95 % interval."""
+        return confidence95(self.values[metric])
+
+    def __len__(self) -> int:
+        """How many tasks there were."""
+        return len(self.values[self.score])
+
+    def __str__(self) -> str:
+        """All metrics in one line, the score first."""
+        names = [self.score, *(name for name in self.values if name != self.score)]
+        shown = ", ".join(f"{name} {self.metrics[name].show(self[name])}" for name in names)
+        return f"{shown} ({', '.join((f'{len(self)} tasks', *self.how))})"
+
+    def worst(self, count: int = 5) -> list[tuple[int, float]]:
+        """The tasks with the worst scores, worst first: (index, score)."""
+        rank = self.metrics[self.score].rank
+        tasks = sorted(enumerate(self.values[self.score]), key=lambda task: -rank(task[1]))
+        return tasks[:count]
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row for each task and a column for each metric.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        try:
+            import pandas as pd  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "to_pandas needs pandas, which is not installed: pip install pandas; without it "
+                "`evaluation.values` has the same numbers"
+            ) from error
+        return pd.DataFrame(self.values).rename_axis("task")
 
 
-@torch.no_grad()
 def evaluate(
-    learner: MetaLearner, learned: Tensors, state: Tensors, batches: Iterable[TaskBatch]
-) -> Interval:
-    """The accuracy of a classifying learner on the queries of new tasks, after adaptation.
+    learner: Learner,
+    meta: Tensors,
+    carried: Tensors,
+    source: TaskSource,
+    *,
+    tasks: int = 600,
+    steps: int | None = None,
+    metrics: Mapping[str, Metric],
+    score: str | None = None,
+) -> Evaluation:
+    """Evaluate meta-parameters of your own on tasks 0, …, n - 1 of a source.
 
     Args:
         learner: the method.
-        learned: its outer parameters.
-        state: its rules' state, left as it is.
-        batches: of normalised images, on the device of `learned`. With transductive batch norm a
-            task's accuracy depends on its own queries, and in no mode on the other tasks.
-
-    Returns:
-        The mean over all tasks, in [0, 1], and its 95 % confidence interval.
-
-    Raises:
-        DataError: there are no batches, or one stands in the place of several; or images have NaN
-            or infinity, the learner is no classifier, or the labels are not its classes.
+        meta: its meta-parameters.
+        carried: its carried tensors.
+        source: where the tasks come from.
+        tasks: how many.
+        steps: inner steps; None for as many as were trained.
+        metrics: what to measure, by name.
+        score: the metric that comes first; by default the first.
     """
-    if isinstance(batches, TaskBatch):
-        raise DataError("batches is one TaskBatch; give several, or a list of it: [batch]")
-    found: list[float] = []
-    for number, tasks in enumerate(batches):
-        # Of such images there is no answer, which would count as a wrong one.
-        unusable = not_finite({"support_x": tasks.support_x, "query_x": tasks.query_x})
-        if unusable is not None:
-            raise DataError(
-                f"{unusable} of batch {number} has values that are NaN or infinite; look at how "
-                "its images were read or scaled"
-            )
-        logits = _logits(learner, (learned, state), tasks)
-        labels = tasks.query_y
-        if logits.ndim != 3 or labels.shape != logits.shape[:2] or labels.is_floating_point():
-            raise DataError(
-                "an accuracy needs outputs (T, n, classes) and whole numbers (T, n) as labels, and "
-                f"these are {tuple(logits.shape)} and {labels.dtype} {tuple(labels.shape)}; "
-                "measure something else with learner.adapt and learner.predict"
-            )
-        require_within(logits.shape[2], labels)
-        found += accuracies(logits, labels).tolist()
-    if not found:
-        raise DataError("an accuracy needs at least one batch of tasks, and there was none")
-    return confidence95(found)
+    device = next(iter(meta.values())).device
+    measure = measuring(learner, [(meta, carried)], metrics, steps=steps)
+    rows = on_all_tasks(OneProcess(), source, tasks, device, measure)
+    return Evaluation(joined(rows, "ensemble"), metrics, score or next(iter(metrics)))
 
 
-@torch.no_grad()
-def validate(
-    setup: Setup,
-    model: Model,
-    count: int,
-    advance: Callable[[int], None],
-) -> tuple[Tensor, InnerLoopFit]:
-    """Adapt to validation tasks 0, …, count - 1 and look at what adaptation did.
-
-    Args:
-        setup: the parts of the run.
-        model: what is evaluated.
-        count: how many tasks.
-        advance: told how many tasks were done, as they are.
-
-    Returns:
-        The (count,) query accuracies after adaptation, and the fit before and after it.
-    """
-    learner, (learned, state) = setup.learner, model
-
-    def measure(tasks: TaskBatch) -> list[InnerLoopFit]:
-        adapted = learner.adapt(learned, state, tasks).params
-        columns = {}
-        for images, predict, targets in (
-            ("support", learner.predict_support, tasks.support_y),
-            ("query", learner.predict, tasks.query_y),
-        ):
-            before = predict(learned, adapted[0], tasks, updates=0)
-            after = predict(learned, adapted[-1], tasks, updates=learner.steps)
-            for when, logits in (("before", before), ("after", after)):
-                columns[f"{images}_accuracy_{when}"] = accuracies(logits, targets).tolist()
-                columns[f"{images}_loss_{when}"] = learner.losses(logits, targets).tolist()
-        each = zip(*columns.values(), strict=True)
-        return [InnerLoopFit(**dict(zip(columns, values, strict=True))) for values in each]
-
-    fits = _on_all_tasks(setup, setup.val, count, advance, measure)
-    table = torch.tensor([astuple(fit) for fit in fits], dtype=torch.float64)  # (count, 8)
-    queries = torch.tensor([fit.query_accuracy_after for fit in fits], dtype=torch.float64)
-    return queries, InnerLoopFit(*table.mean(0).tolist())
+Rows = list[dict[str, dict[str, float]]]
+"""For each task the value of each metric, by what was measured (a split or a model) and name."""
 
 
-@dataclass(frozen=True)
-class TestAccuracies:
-    """Query accuracies on the test tasks, one for each task.
-
-    Attributes:
-        ensemble: of the mean logits of all models.
-        members: how many models those are.
-        single: of the first model alone.
-    """
-
-    __test__ = False  # to pytest, which collects classes by this prefix
-
-    ensemble: list[float]
-    members: int
-    single: list[float]
-
-
-@torch.no_grad()
-def measure_test(
-    setup: Setup,
+def measuring(
+    learner: Learner,
     models: Sequence[Model],
-    count: int,
-    advance: Callable[[int], None],
-) -> TestAccuracies:
-    """The accuracy of several models on the test tasks, as one ensemble, and of the first alone.
-
-    Each adapts with its own ĝ and λ; all see the same tasks. Arguments as for `validate`.
+    metrics: Mapping[str, Metric],
+    *,
+    steps: int | None = None,
+) -> Callable[[TaskBatch], Rows]:
+    """A function that measures several models on a batch: as one ensemble, by the mean of their
+    outputs, and the first alone ("single"). Each adapts with its own ĝ and λ.
     """
-    learner = setup.learner
 
-    def measure(tasks: TaskBatch) -> list[tuple[float, float]]:
-        logits = [_logits(learner, model, tasks) for model in models]
-        ensemble = accuracies(mean_of_finite(torch.stack(logits)), tasks.query_y)
-        single = accuracies(logits[0], tasks.query_y)
-        return list(zip(ensemble.tolist(), single.tolist(), strict=True))
+    def measure(tasks: TaskBatch) -> Rows:
+        outputs = []
+        for meta, carried in models:
+            adapted = learner.adapt(meta, carried, tasks, steps=steps)
+            outputs.append(learner.predict(meta, adapted, tasks))
+        together = mean_of_finite(torch.stack(outputs)) if len(outputs) > 1 else outputs[0]
+        return rows_of(
+            tasks,
+            {
+                "ensemble": values_of(metrics, together, tasks),
+                "single": values_of(metrics, outputs[0], tasks),
+            },
+        )
 
-    rows = _on_all_tasks(setup, setup.test, count, advance, measure)
-    return TestAccuracies([row[0] for row in rows], len(models), [row[1] for row in rows])
+    return measure
 
 
-def _logits(learner: MetaLearner, model: Model, tasks: TaskBatch) -> Tensor:
-    """The (T, n, ways) logits of the queries after adaptation."""
-    learned, state = model
-    adapted = learner.adapt(learned, state, tasks).params[-1]
-    return learner.predict(learned, adapted, tasks, updates=learner.steps)
+def measuring_fit(
+    learner: Learner, model: Model, metrics: Mapping[str, Metric]
+) -> Callable[[TaskBatch], Rows]:
+    """A function that measures support and query examples before and after adaptation."""
+    meta, carried = model
+
+    def measure(tasks: TaskBatch) -> Rows:
+        support = replace(
+            tasks, query_x=tasks.support_x, query_y=tasks.support_y, query_n=tasks.support_n
+        )
+        found = {}
+        before = learner.adapt(meta, carried, tasks, steps=0)
+        after = learner.adapt(meta, carried, tasks)
+        for split, adapted, on in (
+            ("support before", before, support),
+            ("support after", after, support),
+            ("query before", before, tasks),
+            (VALIDATION, after, tasks),
+        ):
+            found[split] = values_of(metrics, learner.predict(meta, adapted, on), on)
+        return rows_of(tasks, found)
+
+    return measure
 
 
-def mean_of_finite(logits: Tensor) -> Tensor:
-    """(members, …, ways) logits to the mean over members, those left out whose adaptation
-    overflowed on a task: one of them would make the whole ensemble wrong there.
+def values_of(
+    metrics: Mapping[str, Metric], outputs: Tensor, tasks: TaskBatch
+) -> dict[str, list[float]]:
+    """The value of each metric for each task of a batch."""
+    return {
+        name: metric.values(outputs, tasks.query_y, tasks.query_n).tolist()
+        for name, metric in metrics.items()
+    }
+
+
+def rows_of(tasks: TaskBatch, found: Mapping[str, Mapping[str, Sequence[float]]]) -> Rows:
+    """Columns of values to a row for each task."""
+    return [
+        {
+            what: {name: column[t] for name, column in columns.items()}
+            for what, columns in found.items()
+        }
+        for t in range(len(tasks))
+    ]
+
+
+def joined(rows: Rows, what: str) -> Values:
+    """Rows to columns, of one of the things that were measured."""
+    return {name: [row[what][name] for row in rows] for name in rows[0][what]}
+
+
+def mean_of_finite(outputs: Tensor) -> Tensor:
+    """(members, T, n, …) outputs to the mean over members, without those whose adaptation
+    overflowed on a task: one of them would spoil the whole ensemble there.
     """
-    finite = logits.isfinite().all(-1, keepdim=True)
-    return torch.where(finite, logits, 0).sum(0) / finite.sum(0)
+    finite = outputs.isfinite().flatten(3).all(-1) if outputs.ndim > 3 else outputs.isfinite()
+    finite = finite.reshape(finite.shape + (1,) * (outputs.ndim - finite.ndim))
+    return torch.where(finite, outputs, 0).sum(0) / finite.sum(0)
 
 
-def _on_all_tasks(
-    setup: Setup,
-    sampler: EpisodeSampler,
+@torch.no_grad()
+def on_all_tasks(
+    processes: OneProcess,
+    source: TaskSource,
     count: int,
-    advance: Callable[[int], None],
-    measure: Callable[[TaskBatch], list[Row]],
-) -> list[Row]:
-    """A row for each of tasks 0, …, count - 1, in their order, whichever process measured it."""
-    rows: list[Row] = []
+    device: torch.device,
+    measure: Callable[[TaskBatch], Rows],
+    advance: Callable[[int], None] = lambda _: None,
+) -> Rows:
+    """A row for each of tasks 0, …, count - 1, in their order, whichever process measured it.
+
+    Each chunk seeds the global generators from its own number.
+    """
+    if count < 1:
+        raise DataError(f"an evaluation needs at least one task, and {count} were asked for")
+    rows: Rows = []
     # Whole chunks are shared out: tasks that are computed together round together, and so the
     # numbers are the same for any number of processes.
-    rank, together = setup.processes.rank, CHUNK * setup.processes.size
-    for start in range(0, count, together):
-        tasks = range(start, min(start + together, count))
-        own = tasks[rank * CHUNK : (rank + 1) * CHUNK]
-        measured: list[Row] = []
+    for chunks in _rounds(range(count), processes.size):
+        own = chunks[processes.rank]
+        measured: Rows = []
         if own:
-            batch = sampler.batch(own).to(setup.device)
-            measured = measure(setup.normalization.batch(batch))
-        rows += setup.processes.gather(measured)
-        advance(len(tasks))
+            tasks = prepared(source, source.batch(own).to(device))
+            seed_generators(own.start)
+            measured = measure(tasks)
+        rows += processes.gather(measured)
+        advance(sum(map(len, chunks)))
     return rows
+
+
+def _rounds(tasks: range, processes: int) -> Iterator[list[range]]:
+    """Chunks of tasks, one for each process at a time; empty ones at the end."""
+    for start in range(0, len(tasks), CHUNK * processes):
+        starts = range(start, start + CHUNK * processes, CHUNK)
+        yield [tasks[first : first + CHUNK] for first in starts]
+
+
+def intervals(values: Values) -> dict[str, Interval]:
+    """The mean and interval of each metric."""
+    return {name: confidence95(column) for name, column in values.items()}
+
+
+def finite_or_null(values: Values) -> dict[str, list[float | None]]:
+    """As JSON, which has no NaN."""
+    return {n: [v if math.isfinite(v) else None for v in column] for n, column in values.items()}

@@ -1,9 +1,9 @@
 """The folder that a run lives in.
 
-- `config.yaml`: the configuration, which reproduces it;
-- `inputs.json`: the shape and the pixel statistics of the images that it takes, and their digest;
+- `run.json`: what the run is made of, its identity and its layout;
+- `config.yaml`: the settings of a run that was started by names, from which it can be rebuilt;
 - `metrics.jsonl`, `tensorboard/`: one record for each epoch;
-- `checkpoints/epoch-N.safetensors`: the best epochs by validation accuracy, for the ensemble;
+- `checkpoints/epoch-N.safetensors`: the best epochs by the score, for the ensemble;
 - `checkpoints/latest-N.safetensors`: the last two moments from which the run can be continued;
 - `.lock`: held while a process trains here.
 """
@@ -13,222 +13,131 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from filelock import FileLock, Timeout
-from pydantic import ConfigDict, Field, TypeAdapter
+import yaml
 
-from gradshare.config import RunConfig
 from gradshare.errors import RunError
-from gradshare.tasks.store import LONGEST, Sha256
 from gradshare.training.checkpoint import (
+    FIRST_VERSION,
+    FORMAT_VERSION,
     Checkpoint,
     DamagedError,
     load_checkpoint,
     require_fit,
     save_checkpoint,
 )
-from gradshare.training.evaluation import Model
 from gradshare.training.files import UNFINISHED, make_folder, write_atomically
-from gradshare.training.records import EpochRecord, kept_epochs
+from gradshare.training.lock import LOCK, is_locked, locked
+from gradshare.training.records import EpochRecord, History
 
 log = logging.getLogger(__name__)
 
 KEPT_LATEST = 2
-LOCK = ".lock"
-# `in_use` holds the lock for a moment to see whether it can, which must fail nobody's start.
+# `in_use` holds the lock for a moment to see whether it can, which must not fail another's start.
 LOCK_SECONDS = 0.5
-WRITTEN_FIRST = {LOCK, "checkpoints", "inputs.json"}
-
-# Where and how fast a run goes, but not what it is: a run may be continued with others.
-MACHINE_FIELDS = ("data_root", "device", "threads", "workers")
-# What a run does at its first refused iteration changes nothing before that.
-CHANGEABLE_FIELDS = (*MACHINE_FIELDS, "on_divergence")
-
-
-_Length = Annotated[int, Field(ge=1, le=LONGEST)]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a run's model takes, so that it can be used without the dataset.
-
-    Attributes:
-        image_shape: (C, H, W) of the images.
-        mean: see `Normalization`.
-        std: see `Normalization`.
-        sha256: of all the dataset's images, by which a run knows them again; None in the folder of
-            a run that an earlier version of gradshare has started.
-    """
-
-    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
-
-    image_shape: tuple[_Length, _Length, _Length]
-    mean: list[float]
-    std: list[Annotated[float, Field(gt=0)]]
-    sha256: Sha256 | None = None
-
-    def __post_init__(self) -> None:
-        channels, height, width = self.image_shape
-        if height != width or not len(self.mean) == len(self.std) == channels:
-            raise ValueError("the image's shape, mean and standard deviation do not agree")
-
-
-_INPUTS = TypeAdapter(Inputs)
+RUN, SETTINGS = "run.json", "config.yaml"
+WRITTEN_FIRST = {"checkpoints", SETTINGS}
 
 
 class RunFolder:
     """A run's folder.
 
     Args:
-        path: where it is, or is to be.
+        path: where it is, or will be.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._checkpoints = path / "checkpoints"
-
-    def require_room(self, config: RunConfig, *, resume: bool) -> None:
-        """Refuse a folder that this run cannot be in, before any work is done for it.
-
-        Args:
-            config: of the run.
-            resume: whether it may be continued.
-
-        Raises:
-            RunError: the folder holds something else, or the run with other settings.
-        """
-        if resume and self.started:
-            self.require_same(config)
-        else:
-            refuse_if_occupied(self.path, resume=resume)
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._checkpoints = self.path / "checkpoints"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Create the folder if there is none, and let no other process train in it.
-
-        The lock goes with the process that holds it, however that ends.
+        """Make the folder if there is none, and let no other process train in it.
 
         Raises:
             RunError: another process trains here, or the folder cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / LOCK, timeout=LOCK_SECONDS)
-            lock.acquire()
-        except Timeout as error:
-            raise RunError(
-                f"another process is training in {self.path}; wait for it, or choose another "
-                "folder with --out"
-            ) from error
-        except OSError as error:
-            raise RunError(
-                f"the output folder {self.path} cannot be written: {error.strerror or error}; "
-                "choose another with --out"
-            ) from error
-        try:
+        with locked(self.path, doing="training", seconds=LOCK_SECONDS):
             for leftover in self.path.rglob(f"*{UNFINISHED}"):  # of a process that was killed
                 leftover.unlink(missing_ok=True)
             yield
-        finally:
-            lock.release()
 
     @property
     def in_use(self) -> bool:
         """Whether a process trains here."""
-        path = self.path / LOCK
-        if not path.exists():
-            return False
-        try:
-            with FileLock(path, timeout=0):
-                return False
-        except Timeout:
-            return True
-        except OSError:  # where nothing can be written, nobody trains
-            return False
+        return is_locked(self.path)
 
-    def start(self, config: RunConfig, inputs: Inputs) -> None:
+    def start(self, contents: Mapping[str, Any], settings: Mapping[str, Any] | None) -> None:
         """Make the folder that of a new run; from then on it is `started`.
+
+        Args:
+            contents: of `run.json`.
+            settings: of `config.yaml`.
 
         Raises:
             RunError: it cannot be written.
         """
         make_folder(self._checkpoints)
-        write_atomically(self.path / "inputs.json", json.dumps(asdict(inputs)).encode())
-        self.store(config)
+        if settings is not None:
+            self.store_settings(settings)
+        self.store(contents)
 
-    def store(self, config: RunConfig) -> None:
-        """Keep a configuration as the run's.
+    def store(self, contents: Mapping[str, Any]) -> None:
+        """Write `run.json`.
 
         Raises:
             RunError: it cannot be written.
         """
-        write_atomically(self.path / "config.yaml", config.to_yaml().encode())
+        text = json.dumps({"format": FORMAT_VERSION, **contents}, indent=1, ensure_ascii=False)
+        write_atomically(self.path / RUN, text.encode())
+
+    def store_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write `config.yaml`.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        write_atomically(self.path / SETTINGS, text.encode())
 
     @property
     def started(self) -> bool:
         """Whether there is a run to continue."""
-        return (self.path / "config.yaml").is_file()
+        return (self.path / RUN).is_file()
 
-    def config(self) -> RunConfig:
-        """The run's configuration.
+    def contents(self) -> dict[str, Any]:
+        """What `run.json` says.
 
         Raises:
-            RunError: there is no run.
+            RunError: there is no run, or one of another version.
         """
+        path = self.path / RUN
         if not self.started:
-            below = sorted(path.parent.name for path in self.path.glob("*/config.yaml"))
+            if (self.path / "inputs.json").is_file():
+                raise RunError(
+                    f"the run in {self.path} was written by gradshare {FIRST_VERSION}; use that "
+                    "version to read or continue it, or train it again"
+                )
+            below = sorted(found.parent.name for found in self.path.glob(f"*/{RUN}"))
             which = f"one of those below it: {', '.join(below)}" if below else "the folder of a run"
-            raise RunError(f"{self.path} holds no run (no config.yaml); give {which}")
-        return RunConfig.from_yaml(self.path / "config.yaml")
-
-    def inputs(self) -> Inputs:
-        """What the run's model takes.
-
-        Raises:
-            RunError: that cannot be read.
-        """
-        path = self.path / "inputs.json"
+            raise RunError(f"{self.path} holds no run (no {RUN}); give {which}")
         try:
-            return _INPUTS.validate_json(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} cannot be read: {error}; give the folder of a run") from error
-
-    def require_same(self, config: RunConfig) -> None:
-        """Refuse to continue a run as another one.
-
-        Raises:
-            RunError: a setting differs from the stored one.
-        """
-        difference = first_difference(self.config(), config)
-        if difference is not None:
-            name, old, new = difference
+            contents = json.loads(path.read_bytes())
+            version = contents["format"]
+            author = contents["gradshare"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{path} cannot be read: {error!r:.200}; give another run") from error
+        if version != FORMAT_VERSION:
             raise RunError(
-                f"{self.path} holds a run with {name} {old!r}, this one has {new!r}; continue it "
-                "with its own settings, or choose another folder with --out"
+                f"{path} has format {version!r:.20}, this gradshare reads {FORMAT_VERSION}; use "
+                f"gradshare {author!s:.60}, which wrote it"
             )
-
-    def require_same_images(self, sha256: str) -> None:
-        """Refuse to go on with other images than those that the run was started with.
-
-        Args:
-            sha256: of all the dataset's images, as it is now.
-
-        Raises:
-            RunError: they are others, or the run's inputs cannot be read.
-        """
-        stored = self.inputs().sha256
-        # Earlier versions stored no digest; then there is nothing to compare with.
-        if stored is not None and stored != sha256:
-            raise RunError(
-                f"the run in {self.path} was started with images of SHA-256 {stored[:12]}…, the "
-                f"prepared dataset now has {sha256[:12]}…; prepare the dataset as it was, name the "
-                "folder that still holds it with --data-root, or start another run"
-            )
+        return dict(contents)
 
     def history(self) -> list[EpochRecord]:
         """The records of the completed epochs.
@@ -245,22 +154,23 @@ class RunFolder:
         if not history:
             raise RunError(
                 f"the run in {self.path} has completed no epoch: it goes on, was stopped, or "
-                "diverged in its first; wait for it, continue it (--resume auto), or give another"
+                "diverged in its first; wait for it, continue it (resume='auto', --resume auto), "
+                "or give another"
             )
         return history
 
     def save_latest(self, iteration: int, checkpoint: Checkpoint) -> None:
         """Keep a moment to continue from, and the one before it."""
-        save_checkpoint(self._checkpoints / f"latest-{iteration:09d}.safetensors", checkpoint)
+        save_checkpoint(self.latest(iteration), checkpoint)
         for path in self._latest()[:-KEPT_LATEST]:
             path.unlink()
 
-    def load_latest(self, like: Model) -> Checkpoint | None:
-        """The newest moment that can be read; None where there never was one, so that nothing is
-        lost by beginning.
+    def load_latest(self, like: Checkpoint | None = None) -> Checkpoint | None:
+        """The newest moment that can be read; None if there never was one, so that nothing is lost
+        by beginning.
 
         Args:
-            like: outer parameters and state like those of the run, on its device.
+            like: a checkpoint of the run, to compare names and shapes with.
 
         Raises:
             RunError: there are some, and all are damaged, or there were some; or the newest is of
@@ -277,50 +187,58 @@ class RunFolder:
                     path.replace(path.with_name(f"damaged-{path.name}"))
         if paths or any(self._checkpoints.glob("damaged-latest-*")):
             raise RunError(
-                f"no checkpoint in {self._checkpoints} can be read; start again with another --out"
+                f"no checkpoint in {self._checkpoints} can be read; start again in another folder "
+                "(--out)"
             )
         # A moment is saved before its epoch is validated.
-        if any(self._checkpoints.glob("epoch-*.safetensors")):
+        recorded = self.path / "metrics.jsonl"
+        if any(self._checkpoints.glob("epoch-*.safetensors")) or (
+            recorded.is_file() and recorded.stat().st_size
+        ):
             raise RunError(
-                f"{self._checkpoints} has models of completed epochs, but no latest-*.safetensors "
-                "to continue from; put these back, or start again with another --out"
+                f"{self.path} has completed epochs, but no checkpoints/latest-*.safetensors to "
+                "continue from; put these back, or start again in another folder (--out)"
             )
         return None
 
-    def save_epoch(self, epoch: int, model: Model) -> None:
+    def save_epoch(self, epoch: int, checkpoint: Checkpoint) -> None:
         """Keep an epoch's model."""
-        learned, state = model
-        save_checkpoint(self._epoch(epoch), Checkpoint(dict(learned), dict(state), {}, {}))
+        save_checkpoint(self._epoch(epoch), checkpoint)
 
     def prune_epochs(self, kept: Sequence[int]) -> None:
-        """Drop the models of all epochs but some."""
+        """Delete the models of all epochs but some."""
         paths = {self._epoch(epoch) for epoch in kept}
         for path in self._checkpoints.glob("epoch-*.safetensors"):
             if path not in paths:
                 path.unlink()
 
-    def best_models(self, history: Sequence[EpochRecord], count: int, like: Model) -> list[Model]:
-        """The models of the best epochs, best first; damaged ones are left out with a warning.
+    def models(self, epochs: Sequence[int], like: Checkpoint | None = None) -> list[Checkpoint]:
+        """The models of some epochs; damaged ones and another run's are left out with a warning.
 
         Args:
-            history: of the run.
-            count: how many.
+            epochs: best first.
             like: see `load_latest`.
 
         Raises:
             RunError: none can be read.
         """
-        models: list[Model] = []
-        for epoch in kept_epochs(history, count):
+        models: list[Checkpoint] = []
+        run = {"run": self.contents()["id"]}
+        for epoch in epochs:
+            path = self._epoch(epoch)
             try:
-                checkpoint = _load(self._epoch(epoch), like)
+                model = _load(path, like)
+                require_fit(path, model, replace(model, progress=run))
+                models.append(model)
             except RunError as error:
                 log.warning("%s; epoch %d is left out of the ensemble", error, epoch)
-            else:
-                models.append((checkpoint.learned, checkpoint.state))
         if not models:
             raise RunError(f"no epoch's checkpoint in {self._checkpoints} can be read")
         return models
+
+    def latest(self, iteration: int) -> Path:
+        """The file of a moment."""
+        return self._checkpoints / f"latest-{iteration:09d}.safetensors"
 
     def _latest(self) -> list[Path]:
         return sorted(self._checkpoints.glob("latest-*.safetensors"))
@@ -329,44 +247,61 @@ class RunFolder:
         return self._checkpoints / f"epoch-{epoch:06d}.safetensors"
 
 
-def first_difference(stored: RunConfig, config: RunConfig) -> tuple[str, Any, Any] | None:
-    """The name and both values of the first setting that makes two runs different ones."""
-    for name in RunConfig.model_fields:
-        old, new = getattr(stored, name), getattr(config, name)
-        if name not in CHANGEABLE_FIELDS and old != new:
-            return name, old, new
-    return None
-
-
-def _load(path: Path, like: Model) -> Checkpoint:
-    learned, state = like
-    checkpoint = load_checkpoint(path, next(iter(learned.values())).device)
-    require_fit(path, checkpoint, learned, state)
+def _load(path: Path, like: Checkpoint | None) -> Checkpoint:
+    checkpoint = load_checkpoint(path)
+    if like is not None:
+        require_fit(path, checkpoint, like)
     return checkpoint
 
 
 def refuse_if_occupied(folder: Path, *, resume: bool) -> None:
-    """Refuse an output folder that already holds something.
+    """Raise if an output folder already holds something.
 
     Args:
         folder: may exist or not.
-        resume: accept what a run leaves that is killed before its configuration is written.
+        resume: accept what a run leaves that is killed before `run.json` is written.
 
     Raises:
-        RunError: it does, or it is no folder.
+        RunError: it does, or it is not a folder.
     """
     try:
-        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-        if resume:
-            names -= WRITTEN_FIRST | {name for name in names if name.endswith(UNFINISHED)}
+        # The lock may be this process's own.
+        names = {path.name for path in folder.iterdir()} - {LOCK} if folder.exists() else set()
     except OSError as error:
         raise RunError(
             f"the output folder {folder} cannot be used: {error.strerror or error}; choose "
-            "another with --out"
+            "another (--out)"
         ) from error
+    if resume and "inputs.json" in names:
+        RunFolder(folder).contents()  # raises: of the first version
+    if resume:
+        names -= WRITTEN_FIRST | {name for name in names if name.endswith(UNFINISHED)}
     # What a user knows the folder by comes before its ".lock".
     if occupied := sorted(names, key=lambda name: (name.startswith("."), name)):
         raise RunError(
-            f"the output folder {folder} already holds {occupied[0]!r}; choose another with "
-            "--out, continue it with --resume auto, or delete it if you no longer need it"
+            f"the output folder {folder} already holds {occupied[0]!r}; choose another (--out), "
+            "continue it (resume='auto', --resume auto), or delete it if you no longer need it"
         )
+
+
+def require_room(folder: Path, *, resume: bool) -> None:
+    """Raise if a run cannot be in a folder, before any work is done for it.
+
+    Raises:
+        RunError: the folder holds something else.
+    """
+    if not (resume and RunFolder(folder).started):
+        refuse_if_occupied(folder, resume=resume)
+
+
+def kept_epochs(history: History, score: str, rank: Any, count: int) -> list[int]:
+    """The epochs with the best scores, best first, ties to the earlier one.
+
+    Args:
+        history: of the run.
+        score: the metric that selects.
+        rank: `Metric.rank` of it.
+        count: how many at most.
+    """
+    ranked = sorted((rank(record.mean(score)), record.epoch) for record in history)
+    return [epoch for _, epoch in ranked[:count]]

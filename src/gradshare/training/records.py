@@ -6,121 +6,159 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from gradshare.errors import RunError
-from gradshare.inner_loop import Tensors
-from gradshare.training.evaluation import InnerLoopFit
 from gradshare.training.files import null_where_not_finite, write_atomically
-from gradshare.training.statistics import best_epochs
+from gradshare.training.statistics import Interval
+
+TRAIN, VALIDATION = "train", "validation"
+# The fit on the validation tasks before and after adaptation. A support set that is fitted far
+# better than the queries is over-fitting of the inner loop. `VALIDATION` is the queries after it.
+FITS = ("support before", "support after", "query before")
+
+History = Sequence["EpochRecord"]
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One line of `metrics.jsonl`. Accuracies are fractions, losses cross-entropies in nats.
+    """One line of `metrics.jsonl`.
 
     Attributes:
         epoch: from 1.
         iterations: outer iterations so far.
-        train_loss: outer loss, mean over the epoch's iterations.
-        train_accuracy: of the queries of the training tasks after adaptation.
-        val_accuracy: mean over the validation tasks.
-        val_ci95: half the 95 % interval over tasks; None for a single task.
-        inner_loop: the fit before and after adaptation on the validation tasks.
-        m: σ(m_k) for each inner step; None where there is no m.
-        lambda_: σ(λ_k) for each inner step; None where there is no λ.
-        outer_lr: the outer learning rate at the epoch's end.
+        metrics: each metric's mean, 95 % interval and number of values, by split and name. The
+            splits are `TRAIN` (over the epoch's iterations, without interval), `VALIDATION` and
+            `FITS`.
+        learned: what the rules report, such as σ(m_k) and σ(λ_k), with a value for each inner step.
+        outer_lr: the outer learning rate of the first parameter group at the epoch's end.
         seconds: of training, validation and writing, since the run began.
-        skipped: the epoch's iterations that were refused and passed over; the training loss and
-            accuracy are means over the others, not finite if there are none.
-        first_skipped: where and why the first of them was refused; None if there is none.
+        skipped: the epoch's iterations that were refused and skipped; the training metrics are
+            means over the others, NaN if there are none.
+        first_skipped: where and why the first of them was refused.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     epoch: int
     iterations: int
-    train_loss: float
-    train_accuracy: float
-    val_accuracy: float
-    val_ci95: float | None
-    inner_loop: InnerLoopFit
-    m: list[float] | None
-    lambda_: list[float] | None
+    metrics: dict[str, dict[str, Interval]]
+    learned: dict[str, list[float]]
     outer_lr: float
     seconds: float
     skipped: int = 0
     first_skipped: str | None = None
 
+    def mean(self, metric: str, split: str = VALIDATION) -> float:
+        """The mean of a metric."""
+        return self.metrics[split][metric].mean
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The record as rows of one long table: epoch, split, metric, value, ci95."""
+        return [
+            {"epoch": self.epoch, "split": split, "metric": name, "value": m.mean, "ci95": m.ci95}
+            for split, metrics in self.metrics.items()
+            for name, m in metrics.items()
+        ]
+
     def to_json(self) -> dict[str, Any]:
-        """As a line of the file."""
-        return asdict(self)
+        """As a line of the file; JSON has no NaN, so what is not finite is null."""
+        # Not by `asdict`, which copies deeply: each checkpoint holds all of the history.
+        return null_where_not_finite(vars(self))  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> EpochRecord:
-        """From a line of the file, where null stands for what is not finite.
+        """From a line of the file.
 
         Raises:
             ValueError, TypeError, KeyError: it is no such line.
         """
-        return _RECORD.validate_python(
-            {**_with_nan(record, _MAY_BE_NAN), "inner_loop": _with_nan(record["inner_loop"])}
-        )
+        metrics = {
+            split: {name: [_nan(mean), ci95, n] for name, (mean, ci95, n) in values.items()}
+            for split, values in record["metrics"].items()
+        }
+        learned = {name: [_nan(v) for v in values] for name, values in record["learned"].items()}
+        rate = _nan(record["outer_lr"])  # of an optimiser that has none
+        values = {"metrics": metrics, "learned": learned, "outer_lr": rate}
+        try:
+            return _RECORD.validate_python({**record, **values})
+        except ValidationError as error:
+            raise ValueError(first_mistake(error)) from error
 
 
 _RECORD = TypeAdapter(EpochRecord)
-_MAY_BE_NAN = ("train_loss", "train_accuracy")
 
 
-def _with_nan(values: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Any]:
-    return {
-        name: math.nan if value is None and (names is None or name in names) else value
-        for name, value in values.items()
-    }
+def first_mistake(error: ValidationError) -> str:
+    """The first of pydantic's complaints, in one line."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def kept_epochs(history: Sequence[EpochRecord], count: int) -> list[int]:
-    """The epochs whose models make the ensemble: the best by validation accuracy, best first."""
-    return best_epochs([r.epoch for r in history], [r.val_accuracy for r in history], count)
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
-def sharing_parameters(learned: Tensors) -> dict[str, list[float] | None]:
-    """σ(m_k) and σ(λ_k) for each inner step, for an `EpochRecord`."""
-    values: dict[str, list[float] | None] = {}
-    for field, name in (("m", "sharing.m"), ("lambda_", "sharing.lambda")):
-        values[field] = torch.sigmoid(learned[name]).tolist() if name in learned else None
-    return values
+@dataclass
+class EpochTotals:
+    """Sums over the iterations of an epoch that goes on.
+
+    Attributes:
+        sums: of each training metric.
+        taken: how many iterations were taken.
+        skipped: see `EpochRecord`.
+        first_skipped: see `EpochRecord`.
+    """
+
+    sums: dict[str, float] = field(default_factory=dict)
+    taken: int = 0
+    skipped: int = 0
+    first_skipped: str | None = None
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Count an iteration."""
+        self.taken += 1
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self, names: Sequence[str]) -> dict[str, Interval]:
+        """The mean of each metric over the iterations that were taken."""
+        return {
+            name: Interval(
+                self.sums[name] / self.taken if self.taken else math.nan, None, self.taken
+            )
+            for name in names
+        }
 
 
 class MetricsWriter:
-    """Writes every epoch's record to `metrics.jsonl` and `tensorboard/` in a run's folder.
+    """Writes each epoch's record to `metrics.jsonl` and `tensorboard/` in a run's folder.
 
     Args:
         folder: the run's.
-        history: records of epochs done before, of a run that is continued.
+        history: records of earlier epochs, of a run that is continued.
 
     Raises:
         RunError: the files cannot be written.
     """
 
-    def __init__(self, folder: Path, history: Sequence[EpochRecord]) -> None:
+    def __init__(self, folder: Path, history: History) -> None:
         self._folder = folder
         write_atomically(folder / "metrics.jsonl", "".join(map(_line, history)).encode())
         with self._errors():
             (folder / "tensorboard").mkdir(exist_ok=True)
             for old in (folder / "tensorboard").iterdir():
                 old.unlink()
-            # Not SummaryWriter: its thread would meet a full disk where nobody can say so.
+            # SummaryWriter would meet a full disk in a thread, where it can't be reported.
             self._events = RecordWriter(
                 str(folder / "tensorboard" / f"events.out.tfevents.{time.time_ns()}.gradshare")
             )
@@ -132,7 +170,7 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Everything was flushed when it was written; what fails now must not hide what ends this.
+        # All was flushed when it was written; an error now must not hide the one that ends this.
         with contextlib.suppress(OSError):
             self._events.close()
 
@@ -148,17 +186,10 @@ class MetricsWriter:
             self._scalars(record)
 
     def _scalars(self, record: EpochRecord) -> None:
-        scalars = {
-            "train/loss": record.train_loss,
-            "train/accuracy": record.train_accuracy,
-            "validation/accuracy": record.val_accuracy,
-            "outer_lr": record.outer_lr,
-            "train/skipped": record.skipped,
-            **{f"inner_loop/{name}": value for name, value in asdict(record.inner_loop).items()},
-        }
-        for name, values in (("m", record.m), ("lambda", record.lambda_)):
-            if values is not None:
-                scalars |= {f"sharing/{name}_{k}": v for k, v in enumerate(values, start=1)}
+        scalars = {f"{row['split']}/{row['metric']}": row["value"] for row in record.rows()}
+        scalars |= {"outer_lr": record.outer_lr, "train/skipped": record.skipped}
+        for name, values in record.learned.items():
+            scalars |= {f"learned/{name}_{k}": value for k, value in enumerate(values, start=1)}
         for name, value in scalars.items():
             if math.isfinite(value):
                 self._event(record.epoch, summary=scalar(name, value))
@@ -175,10 +206,9 @@ class MetricsWriter:
         except OSError as error:
             raise RunError(
                 f"the metrics in {self._folder} cannot be written: {error.strerror or error}; free "
-                "the space and continue with --resume auto"
+                "the space and continue with resume='auto' (--resume auto)"
             ) from error
 
 
 def _line(record: EpochRecord) -> str:
-    # JSON has no NaN: what is not finite is null, as in results.json.
-    return json.dumps(null_where_not_finite(record.to_json()), allow_nan=False) + "\n"
+    return json.dumps(record.to_json(), allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""What is said about an accuracy over tasks: its mean, how sure that is, and its best epoch."""
+"""Means with intervals, and the ranking of epochs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ class Interval(NamedTuple):
 
     Attributes:
         mean: in the unit of the values.
-        ci95: half the interval's width. None for a single value: one value does not say how much
-            values differ, so the interval is unbounded.
+        ci95: half the interval's width; None for a single value, which has no interval.
         n: how many values there were.
     """
 
@@ -53,7 +52,8 @@ def confidence95(values: Sequence[float]) -> Interval:
     mean = round(float(array.mean()), 12)
     if count == 1:
         return Interval(mean, None, count)
-    return Interval(mean, Z95 * float(array.std(ddof=1)) / math.sqrt(count), count)
+    deviation = float(array.std(ddof=1)) if math.isfinite(mean) else math.nan
+    return Interval(mean, Z95 * deviation / math.sqrt(count), count)
 
 
 def student975(freedom: int) -> float:
@@ -67,7 +67,7 @@ def student975(freedom: int) -> float:
 
 
 def student95(values: Sequence[float]) -> Interval:
-    """Mean ± t·s/√n with Student's t: for so few values that 1.96 would promise too much.
+    """Mean ± t·s/√n with Student's t, for few values, for which 1.96 is too narrow.
 
     Raises:
         ValueError: there are no values.
@@ -78,24 +78,23 @@ def student95(values: Sequence[float]) -> Interval:
     return normal._replace(ci95=normal.ci95 / Z95 * student975(normal.n - 1))
 
 
-def best_epochs(epochs: Sequence[int], accuracies: Sequence[float], count: int) -> list[int]:
-    """The epochs with the highest validation accuracies, best first, ties to the earlier (§3).
+def best_epochs(epochs: Sequence[int], ranks: Sequence[float], count: int) -> list[int]:
+    """The epochs with the lowest ranks, best first, ties to the earlier one.
 
     Args:
-        epochs: the epochs at which there was a validation, in any order.
-        accuracies: one for each of them.
+        epochs: in any order.
+        ranks: one for each of them, the lower the better (see `Metric.rank`).
         count: how many epochs at most.
     """
-    ranked = sorted(zip([-accuracy for accuracy in accuracies], epochs, strict=True))
-    return [epoch for _, epoch in ranked[:count]]
+    return [epoch for _, epoch in sorted(zip(ranks, epochs, strict=True))[:count]]
 
 
 def best_epoch(epochs: Sequence[int], accuracies: Sequence[float]) -> int:
-    """The earliest epoch at which the highest validation accuracy is reached (§3).
+    """The earliest epoch at which the highest validation accuracy is reached.
 
     Raises:
         ValueError: there are no epochs, or not one accuracy for each.
     """
     if not epochs:
         raise ValueError("the best epoch needs at least one validation, got none")
-    return best_epochs(epochs, accuracies, 1)[0]
+    return best_epochs(epochs, [-accuracy for accuracy in accuracies], 1)[0]

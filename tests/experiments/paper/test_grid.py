@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gradshare.config import ORIGINAL, SHARING
+from gradshare.config import ORIGINAL, SHARING, train
 from gradshare.errors import DataError, GradshareError, RunError
 from gradshare.experiments.executors.local import LocalExecutor
 from gradshare.experiments.paper.grid import (
@@ -24,7 +24,7 @@ from gradshare.experiments.paper.status import tally
 from gradshare.experiments.results import save_results
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.run import Progress, train
+from gradshare.training.options import Progress
 from tests.conftest import TINY_SIZE
 from tests.experiments.synthetic_results import arm, comparison
 
@@ -89,8 +89,8 @@ def test_a_cell_that_fails_is_noted_and_tried_again_the_next_time(
     failed, done = run(cells, tmp_path, CountingExecutor())
     assert (failed.state, done.state) == ("failed", "done")
     assert failed.fault == (
-        f"the output folder {stray.parent} already holds 'thesis.txt'; choose another with --out, "
-        "continue it with --resume auto, or delete it if you no longer need it"
+        f"the output folder {stray.parent} already holds 'thesis.txt'; choose another (--out), "
+        "continue it (resume='auto', --resume auto), or delete it if you no longer need it"
     )
     assert (stray.parent / FAILURE).read_text(encoding="utf-8") == f"{failed.fault}\n"
     stray.unlink()
@@ -133,7 +133,7 @@ def test_a_folder_with_another_run_is_refused_before_anything_is_begun(
     ("file", "content", "fault"),
     [
         ("results.json", "{", "results.json: not valid JSON at line 1"),
-        ("config.yaml", "sharing: perhaps", "holds a run with settings that are none: --sharing "),
+        ("config.yaml", "sharing: perhaps", "holds a run with invalid settings: --sharing "),
         ("config.yaml", "novel: 1", "unknown setting 'novel'"),
     ],
 )
@@ -143,6 +143,7 @@ def test_a_damaged_cell_is_named_and_hides_no_other(
     folder = tmp_path / "toy/original"
     folder.mkdir(parents=True)
     (folder / file).write_text(content, encoding="utf-8")
+    RunFolder(folder).store({"gradshare": "0.2.0"})  # which makes it the folder of a run
     damaged, left = (standing(cell, tmp_path) for cell in cells)
     assert (damaged.state, left.state) == ("unreadable", "left")
     assert damaged.fault is not None
@@ -226,11 +227,11 @@ def test_an_interrupted_cell_is_begun_and_its_time_is_told_from_itself(
     cells: list[Cell], tmp_path: Path
 ) -> None:
     def stop(progress: Progress) -> None:
-        if progress.epoch == 2:
+        if progress.done == cells[0].config.iterations_per_epoch + 1:
             raise RunStoppedError("enough", 15)
 
     with pytest.raises(GradshareError):
-        train(cells[0].config, tmp_path / cells[0].name, stop)
+        train(cells[0].config, tmp_path / cells[0].name, watch=stop)
     begun, left = (standing(cell, tmp_path) for cell in cells)
     assert (begun.state, left.state) == ("begun", "left")
     assert begun.iterations == cells[0].config.iterations_per_epoch

@@ -64,8 +64,8 @@ def test_settings_of_the_machine_have_to_fit_the_cells_they_are_for_and_no_other
     with pytest.raises(ConfigError) as error:
         on_machine(cells, {"workers": 2})
     assert str(error.value) == (
-        "cell first/batch-1/original: --workers 2 has no task for every process: a batch has 1; "
-        "use at most as many workers as --task-batch; pick others with --only or --except"
+        "cell first/batch-1/original: --workers 2 is more than the 1 tasks of a batch; use at most "
+        "as many workers as --task-batch; pick others with --only or --except"
     )
 
 
@@ -105,7 +105,7 @@ def test_every_cell_of_a_plan_is_one_run_with_a_name_of_its_own(scale: Scale) ->
     assert len({cell.name for cell in cells}) == len(cells)
     for study in load_plan(scale).studies:
         own = [cell for cell in cells if cell.study == study]
-        assert len({cell.config for cell in own}) == len(own), study
+        assert len({cell.config.to_yaml() for cell in own}) == len(own), study
         words = [word for cell in own for word in {*cell.labels.values(), study}]
         assert not any("/" in word or "," in word for word in words)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gradshare.config import RunConfig
 from gradshare.errors import ConfigError
 from gradshare.experiments.executors.local import LocalExecutor, default_jobs, default_threads
 from gradshare.experiments.executors.loop import Executor
@@ -53,7 +52,7 @@ class Choice:
                     f"or add --executor {reader}"
                 )
 
-    def executor(self, config: RunConfig, out: Path, runs: int) -> Executor:
+    def executor(self, config: Any, out: Path, runs: int) -> Executor:
         """Make the executor.
 
         Args:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from gradshare.config import RunConfig
+from gradshare.config import train
 from gradshare.errors import GradshareError, RunError
+from gradshare.experiments.arms import Finished, finished
 from gradshare.training.distributed import LostRankError
 from gradshare.training.machine import keep_freed_memory
-from gradshare.training.run import RunResult, Watch, train
+from gradshare.training.options import Watch
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Job:
         folder: where to.
     """
 
-    config: RunConfig
+    config: Any
     folder: Path
 
 
@@ -47,7 +49,7 @@ class UnexpectedError(RunError):
         return str(self.args[0])
 
 
-Outcome = RunResult | GradshareError
+Outcome = Finished | GradshareError
 """What became of a run. Errors are values here, since they have to travel between processes."""
 
 
@@ -62,7 +64,8 @@ def run_job(job: Job, threads: int, watch: Watch) -> Outcome:
     keep_freed_memory()
     torch.set_num_threads(threads)
     try:
-        return train(job.config, job.folder, watch, resume=True)
+        run = train(job.config, job.folder, resume=True, watch=watch)
+        return finished(run, job.config)
     except LostRankError as error:
         return LostError(str(error))
     except GradshareError as error:

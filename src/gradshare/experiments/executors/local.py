@@ -4,39 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Self
+from typing import Any, Self
 
-from gradshare.config import RunConfig
+import torch
+
 from gradshare.experiments.executors.job import Job, LostError, run_job
 from gradshare.experiments.executors.loop import Event
 from gradshare.experiments.wording import counted
+from gradshare.training.device import choose_device
 from gradshare.training.interruption import STATUS_MEANS
 from gradshare.training.machine import cores
-from gradshare.training.run import Progress
-from gradshare.training.setup import choose_device
+from gradshare.training.options import Progress
 
 POLL_SECONDS = 0.2
 
 
-def default_jobs(config: RunConfig) -> int:
+def default_jobs(config: Any) -> int:
     """How many runs go at a time at most: one on an accelerator, else one more than there are
     cores, so that a last odd run does not leave a core idle; fewer if each has several processes.
     """
     if choose_device(config.device).type != "cpu":
         return 1
     if config.workers > 1:
-        return max(1, cores() // config.workers)
+        return max(1, cores() // int(config.workers))
     return cores() + 1
 
 
-def default_threads(config: RunConfig, jobs: int) -> int:
+def default_threads(config: Any, jobs: int) -> int:
     """CPU threads of each process when `jobs` run at a time."""
-    return config.threads or max(1, cores() // jobs)
+    if not config.threads and "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()  # which is what the variable says
+    return int(config.threads or max(1, cores() // jobs))
 
 
 @dataclass(frozen=True)

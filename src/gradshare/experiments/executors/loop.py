@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from gradshare.errors import GradshareError, RunError
+from gradshare.experiments.arms import Finished
 from gradshare.experiments.executors.job import Job, LostError, Outcome, UnexpectedError
 from gradshare.experiments.wording import counted
 from gradshare.training.files import make_folder, write_atomically
 from gradshare.training.interruption import RunStoppedError, StopRequests
-from gradshare.training.run import Progress, RunResult
+from gradshare.training.options import Progress
 
 log = logging.getLogger(__name__)
 
 WatchAll = Callable[[str, Progress], None]
 """Told the name of a run and where it is."""
 
-Record = Callable[[str, RunResult], None]
+Record = Callable[[str, Finished], None]
 """Given the name of a run and what it came to."""
 
 RecordFailure = Callable[[str, GradshareError], None]
@@ -90,7 +91,7 @@ def run_all(
     record: Record,
     *,
     failed: RecordFailure | None = None,
-) -> dict[str, RunResult]:
+) -> dict[str, Finished]:
     """Train every run, from where its folder was saved last; the result by the run's name.
 
     Args:
@@ -137,7 +138,7 @@ class _Runs:
         record: Record,
         failed: RecordFailure | None,
     ) -> None:
-        self.finished: dict[str, RunResult] = {}
+        self.finished: dict[str, Finished] = {}
         self.failure: GradshareError | None = None
         self._jobs = jobs
         self._executor = executor
@@ -184,7 +185,7 @@ class _Runs:
             self._watch(name, news)
             return
         self._running.discard(name)
-        if isinstance(news, RunResult):
+        if isinstance(news, Finished):
             try:
                 self._record(name, news)
             except GradshareError as error:  # a full disk, perhaps: the others can still be saved

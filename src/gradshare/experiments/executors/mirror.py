@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradshare.training.files import UNFINISHED, write_atomically, writing
-from gradshare.training.folder import LOCK
+from gradshare.training.lock import LOCK
 
 _Stamp = tuple[int, int, int]
 

@@ -28,7 +28,6 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from gradshare.config import RunConfig
 from gradshare.errors import ConfigError, RunError
 from gradshare.experiments.executors.job import Job, LostError, Outcome, UnexpectedError, run_job
 from gradshare.experiments.executors.loop import Event
@@ -37,7 +36,7 @@ from gradshare.experiments.wording import counted
 from gradshare.training.files import make_folder, write_atomically
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.machine import cores
-from gradshare.training.run import Progress
+from gradshare.training.options import Progress
 
 POLL_SECONDS = 0.2
 TELL_SECONDS = 0.5
@@ -83,9 +82,7 @@ class RayExecutor:
 
     here = False
 
-    def __init__(
-        self, config: RunConfig, address: str | None, at_a_time: int, retries: int
-    ) -> None:
+    def __init__(self, config: Any, address: str | None, at_a_time: int, retries: int) -> None:
         if config.device.startswith("cuda:"):
             raise ConfigError(
                 f"--device {config.device} names one card, but Ray deals out the cards; use "

@@ -24,15 +24,15 @@ from typing import Any, Final, Self
 import submitit
 from submitit.core.utils import DelayedSubmission, FailedSubmissionError, UncompletedJobError
 
-from gradshare.config import RunConfig
 from gradshare.errors import SIGNAL_STATUS, ConfigError, RunError
+from gradshare.experiments.arms import ACCURACY, Finished
 from gradshare.experiments.executors.job import Job, LostError, Outcome, run_job
 from gradshare.experiments.executors.loop import Event
 from gradshare.experiments.wording import counted
 from gradshare.training.files import make_folder, write_atomically
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.run import Progress, RunResult
+from gradshare.training.options import Progress
 
 FOLDER: Final = "slurm"
 JOBS: Final = "jobs.json"
@@ -197,7 +197,7 @@ class SlurmExecutor:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: Any,
         out: Path,
         settings: Mapping[str, Any],
         at_a_time: int,
@@ -306,7 +306,7 @@ class SlurmExecutor:
             yield from self._progress(name)
             del self._submitted[name]
             self._over_since.pop(name, None)
-            if isinstance(outcome, RunResult):
+            if isinstance(outcome, Finished):
                 self._unfinished.discard(name)
             else:
                 self._unfinished.add(name)
@@ -340,7 +340,7 @@ class SlurmExecutor:
         state = _queue([number]).get(number, GONE)
         if earlier.paths.result_pickle.exists():
             try:
-                alive = isinstance(earlier.result(), RunResult)
+                alive = isinstance(earlier.result(), Finished)
             except UncompletedJobError:  # it failed before it could say how, as at an import
                 alive = False
         else:
@@ -378,7 +378,7 @@ class SlurmExecutor:
                     history[-1].iterations,
                     config.iterations,
                     epoch=min(len(history) + 1, config.epochs),
-                    val_accuracy=history[-1].val_accuracy,
+                    score=f"accuracy {100 * history[-1].mean(ACCURACY):.1f} %",
                 ),
             )
 

@@ -12,24 +12,25 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from gradshare.config import RunConfig
+from gradshare.config import MACHINE_FIELDS, first_difference, from_settings, stored
 from gradshare.errors import ConfigError, DataError, GradshareError, RunError
-from gradshare.experiments.compare import results_of_runs
+from gradshare.experiments.arms import Finished, images_of
+from gradshare.experiments.compare import require_trainable, results_of_runs
 from gradshare.experiments.executors.job import Job
 from gradshare.experiments.executors.loop import ERROR, Executor, WatchAll, run_all
 from gradshare.experiments.paper.plan import Cell, Scale
 from gradshare.experiments.results import FILENAME, Arm, Results, load_results, save_results
 from gradshare.training.files import make_folder, write_atomically
-from gradshare.training.folder import MACHINE_FIELDS, RunFolder, first_difference
-from gradshare.training.preflight import require_memory
-from gradshare.training.run import RunResult
-from gradshare.training.setup import set_up
+from gradshare.training.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 FAILURE = "failure.txt"
+
+# Settings of the first version, which changed no result.
+DROPPED_SETTINGS = {"compile"}
 
 State = Literal["done", "running", "begun", "failed", "unreadable", "left"]
 """Of a cell. Begun: it was interrupted, and goes on where it was saved last. Unreadable: its folder
@@ -122,7 +123,7 @@ def _images(one: Standing) -> str | None:
     return None if recorded is None else str(recorded)
 
 
-def _dataset(config: RunConfig) -> Hashable:
+def _dataset(config: Any) -> Hashable:
     return config.dataset, config.image_size, config.resize
 
 
@@ -163,7 +164,7 @@ def run_cells(
     for job in jobs.values():  # what an earlier attempt failed of is to be tried again
         _forget_failure(job.folder)
 
-    def record(name: str, run: RunResult) -> None:
+    def record(name: str, run: Finished) -> None:
         results = results_of_runs([run], command_of(scale, by_name[name]))
         # Where it ran is no setting of what ran, and a path means nothing elsewhere.
         config = {key: v for key, v in results.config.items() if key not in MACHINE_FIELDS}
@@ -218,19 +219,15 @@ def require_data(cells: Sequence[Cell], beside: Sequence[Standing], executor: Ex
         if kind not in largest or _work(config) > _work(largest[kind].config):
             largest[kind] = cell
     for kind, cell in largest.items():
-        config = cell.config
-        if not executor.here:  # the devices and the memory of other machines are theirs to check
-            config = config.model_copy(update={"device": "cpu"})
+        dataset = cell.config.dataset
         try:
-            setup = set_up(config)
+            images = images_of(require_trainable(cell.config, executor))
             if kind in usual:
-                _require_images(setup.images_sha256, usual[kind])
+                _require_images(images["images_sha256"], usual[kind])
         except DataError as error:
             raise DataError(
-                f"cells of {config.dataset} cannot be run: {error}{_without(config.dataset, cells)}"
+                f"cells of {dataset} cannot be run: {error}{_without(dataset, cells)}"
             ) from error
-        if executor.here:
-            require_memory(config, setup, at_a_time=executor.at_a_time)
 
 
 def _without(dataset: str, cells: Sequence[Cell]) -> str:
@@ -262,16 +259,18 @@ def _require_images(here: str, finished: Standing) -> None:
         )
 
 
-def _work(config: RunConfig) -> int:
+def _work(config: Any) -> int:
     """Something that grows with the memory of a step."""
-    return config.task_batch * config.ways * (config.shots * config.inner_steps + config.queries)
+    images = config.shots * config.inner_steps + config.queries
+    return int(config.task_batch * config.ways * images)
 
 
 def _finished(cell: Cell, folder: Path) -> Standing:
     results = load_results(folder)
     with _settings_of(folder):
-        stored = RunConfig(**results.config)
-    _require_same(cell, stored, folder)
+        known = {name: v for name, v in results.config.items() if name not in DROPPED_SETTINGS}
+        config = from_settings(known)
+    _require_same(cell, config, folder)
     if len(results.arms) != 1:
         raise RunError(f"{folder / FILENAME} holds a comparison, not one run")
     (run,) = results.arms
@@ -285,8 +284,8 @@ def _unfinished(cell: Cell, run: RunFolder) -> Standing:
     iterations, seconds, fault = 0, None, None
     if run.started:
         with _settings_of(run.path):
-            stored = run.config()
-        _require_same(cell, stored, run.path)
+            config = stored(run.path)
+        _require_same(cell, config, run.path)
         with contextlib.suppress(RunError):  # no epoch is complete
             last = run.history()[-1]
             iterations, seconds = last.iterations, last.seconds
@@ -302,24 +301,24 @@ def _unfinished(cell: Cell, run: RunFolder) -> Standing:
 
 @contextlib.contextmanager
 def _settings_of(folder: Path) -> Iterator[None]:
-    """Say whose settings are wrong.
+    """Name the folder in an error about its settings.
 
     Raises:
-        RunError: they are.
+        RunError: they are invalid.
     """
     try:
         yield
     except ConfigError as error:
-        raise RunError(f"{folder} holds a run with settings that are none: {error}") from error
+        raise RunError(f"{folder} holds a run with invalid settings: {error}") from error
 
 
-def _require_same(cell: Cell, stored: RunConfig, folder: Path) -> None:
+def _require_same(cell: Cell, config: Any, folder: Path) -> None:
     """Refuse a folder that holds another run.
 
     Raises:
         RunError: names the first setting that differs.
     """
-    difference = first_difference(stored, cell.config)
+    difference = first_difference(config, cell.config)
     if difference is not None:
         name, old, new = difference
         raise RunError(f"{folder} holds a run with {name} {old!r}, the plan has {new!r}")

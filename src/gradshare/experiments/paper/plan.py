@@ -11,14 +11,14 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from gradshare.config import RunConfig
+from gradshare.config import from_settings
 from gradshare.errors import ConfigError
 
 Scale = Literal["paper", "cpu"]
@@ -121,8 +121,12 @@ class Cell:
     """
 
     study: str
-    labels: Mapping[str, str] = field(hash=False)  # a dict has no hash; the others suffice for one
-    config: RunConfig
+    labels: Mapping[str, str]
+    config: Any
+
+    def __hash__(self) -> int:
+        """By the name: labels and settings have no hash."""
+        return hash(self.name)
 
     @property
     def name(self) -> str:
@@ -153,7 +157,7 @@ class Plan(BaseModel):
         for name, study in self.studies.items():
             for labels in study.combinations():
                 settings = {**self.settings, **study.settings_of(labels.values())}
-                cells.append(Cell(name, labels, RunConfig(**settings)))
+                cells.append(Cell(name, labels, from_settings(settings)))
         return cells
 
     def owns(self, cell: Cell) -> bool:
@@ -237,7 +241,7 @@ def paper_settings(dataset: str, task_batch: int, method: str) -> Settings:
     Args:
         dataset: "cub" or "mini-imagenet".
         task_batch: 5 or 1.
-        method: as in `RunConfig`.
+        method: as `--method` takes it.
 
     Raises:
         ConfigError: the paper has no such experiment.

@@ -6,8 +6,8 @@ import statistics
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from gradshare.config import RunConfig
 from gradshare.experiments.paper.grid import Standing, State
 from gradshare.tasks.datasets import DATASETS
 
@@ -80,15 +80,15 @@ def _of_images(one: Standing) -> Hashable:
 
 
 def _of_device(one: Standing) -> Hashable:
-    return one.cell.config.device
+    return str(one.cell.config.device)
 
 
 def _share(one: Standing) -> float:
     """How much of its training is done. A run that diverged has stopped short of its end."""
-    return one.iterations / one.cell.config.iterations
+    return one.iterations / int(one.cell.config.iterations)
 
 
-def _passes(config: RunConfig, share: float) -> float:
+def _passes(config: Any, share: float) -> float:
     """Pixels passed through the model, in forward passes, by a share of a run and, at its end, the
     test.
 
@@ -106,4 +106,4 @@ def _passes(config: RunConfig, share: float) -> float:
     test = config.test_tasks * config.ensemble * (adapting + query)
     passes = share * (config.iterations * iteration + config.epochs * validation)
     size = config.image_size or DATASETS[config.dataset].image_size
-    return size**2 * (passes + (test if share == 1 else 0))
+    return float(size**2 * (passes + (test if share == 1 else 0)))

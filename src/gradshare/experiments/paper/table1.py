@@ -16,7 +16,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING, RunConfig
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.experiments import wording
 from gradshare.experiments.paper.formats import (
     LATEX_HEAD,
@@ -179,7 +179,7 @@ class Table:
 class _Setting:
     """A row: all cells that differ in nothing but the arm."""
 
-    config: RunConfig
+    config: Any
     printed: Printed | None
     runs: dict[str, Arm] = field(default_factory=dict)
 
@@ -255,7 +255,7 @@ def _place(setting: _Setting) -> tuple[float, int]:
     return setting.config.inner_lr_scale, -setting.config.shots
 
 
-def _block_title(config: RunConfig) -> str:
+def _block_title(config: Any) -> str:
     rate = "" if config.inner_lr_scale == 1 else f", {config.inner_lr_scale:g}× the inner rate"
     return f"{wording.dataset(config.dataset)}, {config.ways}-way {config.shots}-shot{rate}"
 

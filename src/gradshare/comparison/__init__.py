@@ -1,0 +1,1 @@
+"""Comparing learners: arms × seeds, statistics, a verdict, a report."""

@@ -1,0 +1,272 @@
+"""`gradshare.compare`: arms × seeds, paired by task, with their controls and a verdict.
+
+All arms of a comparison start from the same seed and see the same tasks. A comparison's folder
+holds `results.json`, the report, and a run for each arm and seed under `runs/`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from gradshare.comparison.checks import checked
+from gradshare.comparison.plan import RUNS, Factory, Plan, seeds_from
+from gradshare.comparison.results import (
+    FILENAME,
+    Results,
+    load_results,
+    results_of,
+    save_results,
+)
+from gradshare.comparison.running import Key, WatchAll, offered, run_all
+from gradshare.comparison.table import arm_rows, as_text
+from gradshare.comparison.verdict import Verdict, verdict
+from gradshare.errors import ConfigError, require_choice, require_count
+from gradshare.executors import LocalExecutor, RayExecutor
+from gradshare.tasks import TaskSource
+from gradshare.training.device import choose_device
+from gradshare.training.files import make_folder
+from gradshare.training.fit import Resume
+from gradshare.training.folder import refuse_if_occupied
+from gradshare.training.interruption import StopRequests
+from gradshare.training.lock import locked
+from gradshare.training.machine import TUNABLES, cores
+from gradshare.training.options import Options
+from gradshare.training.progress import RunBars
+
+
+class Comparison:
+    """A finished comparison. `print(comparison)` shows the table and the verdict.
+
+    Attributes:
+        path: its folder.
+        results: everything in `results.json`.
+    """
+
+    def __init__(self, path: Path, results: Results) -> None:
+        self.path = path
+        self.results = results
+
+    @property
+    def verdict(self) -> Verdict:
+        """What it says, in words."""
+        return verdict(self.results)
+
+    def __str__(self) -> str:
+        """The table and the verdict."""
+        return f"{as_text(arm_rows(self.results))}\n\n{self.verdict}"
+
+    def to_pandas(self) -> Any:
+        """One long DataFrame: arm, seed, epoch, split, metric, value, ci95, task.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        try:
+            import pandas as pd  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "to_pandas needs pandas, which is not installed: pip install pandas; without it "
+                "`comparison.results.table()` has the same rows"
+            ) from error
+        return pd.DataFrame(self.results.table())
+
+    def report(self) -> Path:
+        """Write `report.html`, one file without outside resources, and return its path."""
+        from gradshare.comparison.report import write_report  # noqa: PLC0415  # matplotlib
+
+        return write_report(self.results, self.path)
+
+
+def compare(
+    arms: Mapping[str, Factory],
+    train: TaskSource,
+    validation: TaskSource,
+    test: TaskSource,
+    *,
+    out: str | Path,
+    seeds: int | Sequence[int] = 1,
+    baseline: str | None = None,
+    controls: Sequence[str] = (),
+    executor: Any = None,
+    at_a_time: int | None = None,
+    retries: int = 0,
+    resume: Resume = "never",
+    progress: bool | WatchAll = True,
+    **options: Any,
+) -> Comparison:
+    """Train arms with the same seeds on the same tasks, and say how they differ.
+
+    Args:
+        arms: a function for each arm, by name, that makes its learner.
+        train: the source of training tasks.
+        validation: the source of validation tasks.
+        test: the source of test tasks.
+        out: a new folder for everything that comes out.
+        seeds: how many, from the option `seed` on, or which.
+        baseline: the arm that the others are compared with; by default the first.
+        controls: arms that leave out what the others are meant to show. Without one the verdict
+            says that there was none.
+        executor: where the runs are trained: anything with `submit(function, *args)` that returns
+            a future. It stays open. Default: processes on this machine, which share its cores.
+        at_a_time: how many runs are submitted at a time. Default: on this machine as many as there
+            are cores, or one on a GPU; all with an executor of your own, but one in threads.
+        retries: how often in a row a run whose process or machine is lost is started again from
+            its last checkpoint, while it does not complete another epoch.
+        resume: "auto" continues the comparison in `out`, with more arms or seeds too.
+        progress: show it; or a function that is called with the name of a run and its `Progress`,
+            None while it is queued.
+        **options: of `fit`, the same for all arms.
+
+    Raises:
+        ConfigError, DataError: the arguments cannot be compared; nothing was written.
+        RunError: the folder cannot be used, or some runs failed, with the others saved.
+        RunStoppedError: Ctrl-C or SIGTERM; each run has saved what it had.
+    """
+    names = list(arms) if isinstance(arms, Mapping) else []
+    made = Options.of(**options)
+    require_choice("resume", resume, Resume)
+    plan = Plan(
+        arms,
+        baseline if baseline is not None else (names[0] if names else ""),
+        (controls,) if isinstance(controls, str) else tuple(controls),
+        train,
+        validation,
+        test,
+        made,
+        seeds_from(seeds, made.seed),
+    )
+    return run_plan(
+        plan,
+        Path(out).expanduser(),
+        executor=executor,
+        at_a_time=at_a_time,
+        retries=retries,
+        resume=resume == "auto",
+        progress=progress,
+    )
+
+
+def run_plan(
+    plan: Plan,
+    folder: Path,
+    *,
+    executor: Any = None,
+    at_a_time: int | None = None,
+    retries: int = 0,
+    resume: bool = False,
+    progress: bool | WatchAll = True,
+    settings: Mapping[str, Any] | None = None,
+    commands: Sequence[str] = (),
+) -> Comparison:
+    """Run a comparison; arguments as for `compare`.
+
+    Args:
+        plan: of the comparison.
+        folder: of the comparison.
+        executor: where the runs are trained.
+        at_a_time: how many are submitted at a time.
+        retries: of a run that is lost.
+        resume: whether the comparison may be continued.
+        progress: as for `compare`.
+        settings: of all runs, for the report; by default those of `plan.options`.
+        commands: that reproduce it, for the report.
+    """
+    require_count("retries", retries, least=0)
+    if at_a_time is not None:
+        require_count("at_a_time", at_a_time)
+    _require_room(folder, resume=resume)
+    ready = checked(plan)
+    with locked(folder, doing="comparing"):
+        _require_room(folder, resume=resume)  # another process may have begun one meanwhile
+        make_folder(folder / RUNS)
+        finished = ready.finished(folder)
+        left = [key for key in plan.runs if key not in finished]
+        if left:
+            _train(
+                ready.plan,
+                folder,
+                left,
+                executor=executor,
+                at_a_time=at_a_time,
+                retries=retries,
+                progress=progress,
+            )
+        results = results_of(
+            ready.plan,
+            folder,
+            ready.metrics,
+            ready.score,
+            settings=settings or _settings(ready.plan.options),
+            commands=commands or [shlex.join(["python", *sys.orig_argv[1:]])],
+            notes=ready.notes,
+            yardsticks={},
+        )
+        save_results(results, folder / FILENAME)
+        comparison = Comparison(folder, results)
+        comparison.report()
+    return comparison
+
+
+def _train(
+    plan: Plan,
+    folder: Path,
+    left: Sequence[Key],
+    *,
+    executor: Any,
+    at_a_time: int | None,
+    retries: int,
+    progress: bool | WatchAll,
+) -> None:
+    """Train the runs that are left; see `run_all`."""
+    threads = isinstance(executor, ThreadPoolExecutor)
+    if executor is None:
+        device = choose_device(plan.options.device)
+        at_a_time = at_a_time or (cores() if device.type == "cpu" else 1)
+        # Not by what is left: with other threads a run that is continued would round differently.
+        executor = LocalExecutor(at_a_time, _environment(min(at_a_time, len(plan.runs))))
+    elif threads:
+        at_a_time = 1  # threads share the random generators
+    with StopRequests() as stop, ExitStack() as stack:
+        path = stack.enter_context(offered(plan, folder, threads=threads))
+        if isinstance(executor, LocalExecutor | RayExecutor):
+            stack.enter_context(executor)
+        watch = progress if callable(progress) else stack.enter_context(RunBars(shown=progress))
+        run_all(
+            executor,
+            plan,
+            path,
+            left,
+            at_a_time=at_a_time or len(left),
+            retries=retries,
+            watch=watch,
+            stop=stop,
+        )
+
+
+def _environment(at_a_time: int) -> dict[str, str]:
+    """Environment variables for each of some processes that share this machine's cores."""
+    name, value = TUNABLES
+    return {
+        name: value,
+        "OMP_NUM_THREADS": str(max(1, cores() // at_a_time)),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait must not take others' cores
+    }
+
+
+def _require_room(folder: Path, *, resume: bool) -> None:
+    """Raise RunError if a folder holds something, except a comparison that is continued."""
+    if resume and (folder / FILENAME).is_file():
+        load_results(folder)  # raises if another version has written them
+    if not (resume and (folder / RUNS).is_dir()):
+        refuse_if_occupied(folder, resume=False)
+
+
+def _settings(options: Options) -> dict[str, Any]:
+    names = ("epochs", "iterations", "task_batch", "val_tasks", "test_tasks", "ensemble")
+    return {name: getattr(options, name) for name in (*names, "tasks", "memory", "device")}

@@ -1,0 +1,189 @@
+"""What a comparison is made of: arms by name, sources, options, seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import cloudpickle
+import torch
+
+from gradshare.errors import ConfigError, GradshareError
+from gradshare.methods import Learner
+from gradshare.tasks import TaskSource
+from gradshare.training.checks import require_learner
+from gradshare.training.files import write_atomically
+from gradshare.training.options import Options
+from gradshare.training.randomness import generators_kept, seed_generators
+
+RUNS = "runs"
+LARGEST = 64 << 20
+
+Factory = Callable[[], Learner]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison to be run.
+
+    Attributes:
+        arms: makes the learner of each arm, by name.
+        baseline: the arm that the others are compared with.
+        controls: arms that leave out what the others are meant to show.
+        train: the source of training tasks.
+        validation: the source of validation tasks.
+        test: the source of test tasks.
+        options: of each run, but for its seed.
+        seeds: of the runs.
+    """
+
+    arms: Mapping[str, Factory]
+    baseline: str
+    controls: tuple[str, ...]
+    train: TaskSource
+    validation: TaskSource
+    test: TaskSource
+    options: Options
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check the names and seeds.
+
+        Raises:
+            ConfigError: there are no arms, one is not a function, a name is not an arm's, or a
+                seed is not one.
+        """
+        if not isinstance(self.arms, Mapping) or not self.arms:
+            raise ConfigError(
+                "a comparison needs arms: a dictionary of functions that make a learner, such as "
+                '{"original": lambda: gradshare.maml(Net())}'
+            )
+        for name, factory in self.arms.items():
+            if not isinstance(name, str) or not name.strip():
+                raise ConfigError(f"the arm {name!r} has no name; give a text")
+            if not callable(factory) or hasattr(factory, "outer_step"):
+                raise ConfigError(
+                    f"the arm {name!r} is a {type(factory).__name__}; give a function that makes "
+                    "the learner (lambda: gradshare.maml(…)), so that each seed has its own"
+                )
+        for role, names in (("baseline", (self.baseline,)), ("control", self.controls)):
+            for name in names:
+                if name not in self.arms:
+                    raise ConfigError(
+                        f"the {role} {name!r} is not an arm; the arms are {list(self.arms)}"
+                    )
+        if self.baseline in self.controls:
+            raise ConfigError(f"{self.baseline!r} is both the baseline and a control")
+        for seed in self.seeds:
+            self.options_of(seed)
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """Each arm with each seed, all arms of a seed before the next seed."""
+        return [(arm, seed) for seed in self.seeds for arm in self.arms]
+
+    @property
+    def sources(self) -> tuple[TaskSource, TaskSource, TaskSource]:
+        """The sources of training, validation and test tasks."""
+        return self.train, self.validation, self.test
+
+    def learner(self, arm: str, seed: int) -> Learner:
+        """Make the learner of an arm, with the same random numbers for all arms of a seed.
+
+        Raises:
+            ConfigError: the function fails, or does not return a learner.
+        """
+        with generators_kept(torch.device("cpu")):
+            seed_generators(seed)
+            try:
+                learner = self.arms[arm]()
+                require_learner(learner)
+            except GradshareError as error:
+                raise ConfigError(f"the arm {arm!r} cannot be made: {error}") from error
+            except Exception as error:
+                raise ConfigError(
+                    f"the arm {arm!r} cannot be made: {type(error).__name__}: {error}"
+                ) from error
+        return learner
+
+    def options_of(self, seed: int) -> Options:
+        """The options of one run."""
+        return replace(self.options, seed=seed)
+
+    def place(self, folder: Path, arm: str, seed: int) -> Path:
+        """The folder of one run, which does not depend on the other arms."""
+        plain = re.sub(r"[^\w.+-]+", "-", arm).strip("-.")[:40]
+        if plain != arm:  # another arm may look the same
+            plain = f"{plain}-{hashlib.sha256(arm.encode()).hexdigest()[:8]}".lstrip("-")
+        return folder / RUNS / plain / f"seed-{seed}"
+
+    def save(self, path: Path) -> None:
+        """Write the plan for workers in other processes.
+
+        Raises:
+            ConfigError: it can't be pickled, or is too large.
+            RunError: it can't be written.
+        """
+        modules = list(_own_modules())
+        try:
+            for module in modules:
+                cloudpickle.register_pickle_by_value(module)
+            data = cloudpickle.dumps(self)
+        except Exception as error:
+            raise ConfigError(
+                f"the arms or sources can't be sent to other processes: {type(error).__name__}: "
+                f"{error!s:.300}; keep what they use picklable, or compare in this process: "
+                "executor=concurrent.futures.ThreadPoolExecutor(1)"
+            ) from error
+        finally:
+            for module in modules:
+                cloudpickle.unregister_pickle_by_value(module)
+        if len(data) > LARGEST:
+            raise ConfigError(
+                f"the arms and sources take {len(data) >> 20} MB when they are sent to other "
+                f"processes, and {LARGEST >> 20} MB is the most; give a source that reads its "
+                "data from a path, such as ClassTasks.load(path)"
+            )
+        write_atomically(path, data)
+
+    @staticmethod
+    def load(data: bytes) -> Plan:
+        """The plan that was saved."""
+        plan = cloudpickle.loads(data)
+        assert isinstance(plan, Plan)
+        return plan
+
+
+def _own_modules() -> Iterator[ModuleType]:
+    """The user's own modules, which workers on other machines do not have: all but installed ones,
+    those of Python and gradshare's.
+    """
+    paths = sysconfig.get_paths()
+    known = (paths["stdlib"], paths["platstdlib"], str(Path(__file__).parents[1]))
+    for module in list(sys.modules.values()):
+        file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+        if not isinstance(file, str) or not file.endswith(".py"):
+            continue
+        installed = {"site-packages", "dist-packages"} & {*Path(file).parts}
+        # Twice under one name would not be found again; the main module is always sent.
+        found = sys.modules.get(module.__name__) is module and module.__name__ != "__main__"
+        if found and not installed and not file.startswith(known):
+            yield module
+
+
+def seeds_from(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:
+    """That many seeds from a first one on, or the given ones.
+
+    Raises:
+        ConfigError: there are none, or one is given twice.
+    """
+    found = tuple(range(first, first + seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not found or len(set(found)) < len(found):
+        raise ConfigError(f"seeds is {seeds!r}; give a number of at least 1, or different seeds")
+    return found

@@ -1,0 +1,225 @@
+"""Registered names and import paths: what `--model`, `--method` and the like stand for."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gradshare.errors import ConfigError, GradshareError
+
+REGISTERED: dict[str, dict[str, str]] = {
+    "model": {"conv4": "gradshare.models:Conv4", "resnet12": "gradshare.models:ResNet12"},
+    "method": {
+        "maml": "gradshare.methods:maml",
+        "meta-sgd": "gradshare.methods:meta_sgd",
+        "maml++": "gradshare.methods:maml_plus_plus",
+        "unicorn-maml": "gradshare.methods:unicorn_maml",
+    },
+    "rule": {},
+    "loss": {
+        "cross-entropy": "torch.nn.functional:cross_entropy",
+        "mse": "torch.nn.functional:mse_loss",
+    },
+    "metric": {
+        "accuracy": "gradshare.training.metrics:accuracy",
+        "loss": "",  # the learner's own
+        "mse": "torch.nn.functional:mse_loss",
+    },
+}
+"""The import path of each registered name."""
+
+EXAMPLES = {
+    "dataset": "my_tasks.py:make_splits",
+    "model": "my_models.py:MyNet",
+    "method": "my_methods.py:my_method",
+    "rule": "my_rules.py:MyRule",
+    "loss": "my_losses.py:my_loss",
+    "metric": "my_metrics.py:my_metric",
+}
+
+
+def is_import_path(name: str) -> bool:
+    """Whether a name is `package.module:Name` or `file.py:Name`."""
+    return ":" in name
+
+
+def checked(kind: str, name: str) -> str:
+    """A name as it is stored: the file of an import path is made absolute, so that a run can be
+    opened from another folder.
+
+    Args:
+        kind: "model", "method", …
+        name: as it was given.
+
+    Raises:
+        ValueError: it is neither registered nor an import path.
+    """
+    if is_import_path(name):
+        where, _, attribute = name.rpartition(":")
+        if not where or not attribute.isidentifier():
+            raise ValueError(f"not an import path; write it like {EXAMPLES[kind]}")
+        return f"{Path(where).expanduser().resolve()}:{attribute}" if _is_file(where) else name
+    known = REGISTERED.get(kind)
+    if known is None or name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    registered = f"{', '.join(known)}, or " if known else ""
+    raise ValueError(
+        f"there is no such {kind}; {hint}give {registered}an import path like {EXAMPLES[kind]}"
+    )
+
+
+def load(kind: str, name: str) -> Any:
+    """What a name stands for.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    where, _, attribute = REGISTERED.get(kind, {}).get(name, name).rpartition(":")
+    said = f"--{kind} {name!r}"
+    try:
+        module = _run_file(Path(where)) if _is_file(where) else _import_package(where)
+    except FileNotFoundError as error:
+        if error.filename != where:
+            raise _fault(said, error) from error
+        raise ConfigError(f"{said}: there is no file {where}; correct the path") from error
+    except ModuleNotFoundError as error:
+        if not f"{where}.".startswith(f"{error.name}."):
+            raise _fault(said, error) from error
+        raise ConfigError(
+            f"{said}: there is no module {error.name!r} here; install it, start gradshare in the "
+            f"folder that holds it, or give a file like {EXAMPLES[kind]}"
+        ) from error
+    except Exception as error:
+        raise _fault(said, error) from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        near = difflib.get_close_matches(attribute, vars(module), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "correct the name"
+        raise ConfigError(f"{said}: {where} has no {attribute!r}; {hint}") from error
+
+
+def parameters(function: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
+    """What can be passed by keyword.
+
+    Returns:
+        For each parameter whether it must be given, and whether there is a `**`.
+    """
+    found = inspect.signature(function).parameters.values()
+    named = {
+        p.name: p.default is p.empty
+        for p in found
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    return named, any(p.kind is p.VAR_KEYWORD for p in found)
+
+
+def call(
+    kind: str,
+    name: str,
+    options: Mapping[str, Any],
+    given: Mapping[str, Any],
+    more: Collection[str] = (),
+) -> Any:
+    """Call what a name stands for, with its options and what else its signature asks for.
+
+    Args:
+        kind: "model", "method", …
+        name: registered or an import path.
+        options: what the user has chosen.
+        given: what the configuration can give, by parameter.
+        more: the parameters that a `**` takes as well.
+
+    Raises:
+        ConfigError: it takes no such option, needs one that is not given, or raises an error.
+    """
+    function = load(kind, name)
+    if not callable(function):
+        raise ConfigError(f"--{kind} {name!r}: it is {function!r:.60}; name a class or a function")
+    require_options(kind, name, function, options)
+    named, takes_any = parameters(function)
+    taken = {*named, *(more if takes_any else ())}
+    arguments = {**{n: v for n, v in given.items() if n in taken}, **options}
+    missing = [n for n, required in named.items() if required and n not in arguments]
+    if missing:
+        raise ConfigError(
+            f"--{kind} {name!r}: it needs {missing[0]!r}, which is not known here; give it: "
+            f"--{kind}-option {missing[0]}=VALUE"
+        )
+    try:
+        return function(**arguments)
+    except GradshareError:
+        raise
+    except Exception as error:
+        raise _fault(f"--{kind} {name!r}", error) from error
+
+
+def require_options(
+    kind: str, name: str, function: Callable[..., Any], options: Mapping[str, Any]
+) -> None:
+    """Raise ConfigError if a function does not take an option."""
+    named, takes_any = parameters(function)
+    for option in options:
+        if option not in named and not takes_any:
+            raise ConfigError(
+                f"--{kind}-option {option}: {name} has no such option; it has "
+                f"{', '.join(n for n, required in named.items() if not required) or 'none'}"
+            )
+
+
+def _is_file(where: str) -> bool:
+    return where.endswith(".py")
+
+
+def _import_package(name: str) -> ModuleType:
+    # Last, so that nothing there hides an installed package.
+    _add_to_path(Path.cwd())
+    return importlib.import_module(name)
+
+
+def _run_file(path: Path) -> ModuleType:
+    """Import a file under a name that no package has."""
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    _add_to_path(path.parent)  # for the files beside it
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _add_to_path(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _fault(said: str, error: Exception) -> ConfigError:
+    """An error in the user's code, with the line of it."""
+    place = ""
+    if not isinstance(error, SyntaxError):  # whose text names the line
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if "site-packages" not in frame.filename][-1]
+        place = f" ({own.filename}, line {own.lineno})"
+    return ConfigError(
+        f"{said}: {type(error).__name__}: {error!s:.300}{place}; correct the code, or the options "
+        "that it is given"
+    )

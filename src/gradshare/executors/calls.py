@@ -1,0 +1,100 @@
+"""A call on an executor of any kind, which may refuse it for a moment, not answer, or lose it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gradshare.errors import GradshareError, RunError
+from gradshare.executors.local import LostWorkerError
+
+log = logging.getLogger(__name__)
+
+# A scheduler that refuses a job for a moment, as a busy sbatch does, is asked again after so long.
+BACK_OFF_SECONDS = (1, 2, 4, 8, 16)
+HEAD, TAIL = 150, 350
+
+
+class Call:
+    """A call on an executor.
+
+    Args:
+        name: for messages.
+        executor: has `submit(function, *args)` that returns a future.
+        function: what is called.
+        args: its arguments.
+    """
+
+    def __init__(self, name: str, executor: Any, function: Callable[..., Any], *args: Any) -> None:
+        self.name = name
+        self._submit: Callable[[], Any] = lambda: executor.submit(function, *args)
+        self._future: Any = None
+        self._refused = 0
+        self._not_before = 0.0
+        self._silent = False
+
+    def submitted(self) -> bool:
+        """Submit the call, unless it was refused a moment ago.
+
+        Returns:
+            Whether the executor accepted it.
+
+        Raises:
+            GradshareError: the executor refuses it, or has refused it too often.
+        """
+        if time.monotonic() < self._not_before:
+            return False
+        try:
+            self._future = self._submit()
+        except GradshareError:
+            raise
+        except Exception as error:
+            if self._refused == len(BACK_OFF_SECONDS):
+                raise RunError(f"it could not be submitted: {_brief(error)}") from error
+            wait = BACK_OFF_SECONDS[self._refused]
+            self._refused += 1
+            self._not_before = time.monotonic() + wait
+            log.warning(
+                "%s could not be submitted (%s); it is submitted again in %d s",
+                *(self.name, _brief(error), wait),
+            )
+            return False
+        self._refused = 0
+        return True
+
+    def done(self) -> bool:
+        """Whether there is a result; False if the executor does not answer, since it may later."""
+        try:
+            return bool(self._future.done())
+        except Exception as error:
+            if not self._silent:
+                log.warning("the executor does not answer about %s: %s", self.name, _brief(error))
+            self._silent = True
+            return False
+
+    def result(self) -> Any:
+        """What the function returned.
+
+        Raises:
+            LostWorkerError: it did not return.
+        """
+        try:
+            return self._future.result()
+        except LostWorkerError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise LostWorkerError(_brief(error)) from error
+
+    def cancel(self) -> None:
+        """Cancel the call if the executor can."""
+        with contextlib.suppress(Exception):
+            self._future.cancel()
+
+
+def _brief(error: BaseException) -> str:
+    """An error in one line, without the middle of a long one."""
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    return words if len(words) <= HEAD + TAIL else f"{words[:HEAD]} … {words[-TAIL:]}"

@@ -1,0 +1,186 @@
+"""Ray as an executor."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Self
+
+from gradshare.errors import ConfigError, RunError
+
+# Read when Ray is imported: its use is not reported, and tasks that ask for no GPU see them.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+OBJECT_STORE_BYTES = 2**27  # of a cluster of this machine: only names travel
+CONNECT_SECONDS = 10
+
+
+class RayExecutor:
+    """Calls functions as Ray tasks, on a cluster of this machine or at an address.
+
+    Args:
+        address: of a cluster, as `ray.init` takes it: "auto", "HOST:PORT". None for one of this
+            machine, which ends with the context. If Ray is initialised already, that is used.
+        cpus: CPUs of each task.
+        gpus: GPUs of each task; a fraction shares one.
+        memory: bytes of each task; None for no limit.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        cpus: float = 1,
+        gpus: float = 0,
+        memory: int | None = None,
+    ) -> None:
+        try:
+            import ray  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "the executor ray needs the package ray: pip install 'gradshare[ray]'"
+            ) from error
+        self._ray: Any = ray
+        self._address = address
+        self._resources = {"num_cpus": cpus, "num_gpus": gpus, "memory": memory}
+        self._leaving = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            ConfigError: the cluster wants a token, or has too little for a task.
+            RunError: there is no cluster at the address.
+        """
+        if not self._ray.is_initialized():
+            with contextlib.ExitStack() as stack:
+                self._connect(stack.enter_context(ThreadPoolExecutor(1)))
+                stack.callback(self._ray.shutdown)
+                if self._address is None:
+                    self._require_room()
+                self._leaving = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leaving.close()
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> _Future:
+        """Call a function in a worker, which ends with the call."""
+        remote = self._ray.remote(max_retries=0, max_calls=1, **self._resources)(function)
+        return _Future(self._ray, remote.remote(*args))
+
+    def _connect(self, thread: ThreadPoolExecutor) -> None:
+        own: dict[str, Any] = {}
+        if self._address is None:
+            own = {
+                "num_cpus": len(os.sched_getaffinity(0)),
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+            }
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        with _signals_kept(), _raw_lines() as said:
+            try:
+                _require_an_answer(self._address)
+                # In the main thread Ray would replace Python's signal handlers, too. A cluster of
+                # this machine ends with the thread that starts it.
+                thread.submit(
+                    self._ray.init,
+                    self._address or "local",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **own,
+                ).result()
+            except Exception as error:
+                raise _explained(self._address, error, said()) from error
+
+    def _require_room(self) -> None:
+        """Raise ConfigError if this machine cannot run a task: Ray would wait forever."""
+        has = self._ray.cluster_resources()
+        for name, asked in zip(("CPU", "GPU", "memory"), self._resources.values(), strict=True):
+            if asked and asked > has.get(name, 0):
+                raise ConfigError(
+                    f"each run asks Ray for {asked} {name} and this machine has "
+                    f"{has.get(name, 0):.0f}; ask for less, or give the address of a cluster"
+                )
+
+
+class _Future:
+    """A Ray task as a future."""
+
+    def __init__(self, ray: Any, reference: Any) -> None:
+        self._ray = ray
+        self._reference = reference
+
+    def done(self) -> bool:
+        try:
+            ready, _ = self._ray.wait([self._reference], timeout=0)
+        except self._ray.exceptions.RayError:  # Ray is gone, and so is the task
+            return True
+        return bool(ready)
+
+    def result(self) -> Any:
+        return self._ray.get(self._reference)
+
+    def cancel(self) -> None:
+        self._ray.cancel(self._reference, force=False)
+
+
+def _require_an_answer(address: str | None) -> None:
+    """Raise OSError at once if nothing listens at an address: Ray takes minutes to find out."""
+    host, _, port = (address or "").rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put the handlers of SIGINT and SIGTERM back, since Ray's C++ code replaces them."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _raw_lines() -> Iterator[Callable[[], str]]:
+    """Keep what Ray's C++ code writes to standard error, and give a function that returns it."""
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+
+        def said() -> str:
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        try:
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _explained(address: str | None, error: Exception, said: str) -> ConfigError | RunError:
+    words = " ".join(str(error).split())
+    where = f"at {address}" if address else "of this machine"
+    if "token" in f"{words} {said}".lower():
+        return ConfigError(
+            f"the Ray cluster {where} wants a token, and has got none or another one; set "
+            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's token or "
+            "RAY_AUTH_TOKEN_PATH to a file that holds it"
+        )
+    return RunError(f"the Ray cluster {where} cannot be used: {type(error).__name__}: {words:.300}")

@@ -1,0 +1,297 @@
+"""A torch module as a pure function of its parameters.
+
+The user's module is never changed and never called: calls go to private copies of it. In these a
+layer with running statistics uses the batch's, since statistics of one task would leak into the
+next; buffers are constants, so what `forward` writes to them is dropped; and evaluation has a copy
+of its own, in which dropout is off.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gradshare.errors import ConfigError
+from gradshare.inner_loop import Tensors
+from gradshare.inner_loop.flat_memory import random_state, set_random_state
+from gradshare.models import BatchNorm2d
+from gradshare.tasks.batch import Tree, first_leaf, task_of
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["float32", "bfloat16"]
+"""What a model computes in: "bfloat16" is mixed precision, by `torch.autocast`."""
+
+NORMS = (BatchNorm2d, nn.modules.batchnorm._NormBase)
+ATTENTIVE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+class Network:
+    """A module as a function. Several threads may call it; they take turns.
+
+    Args:
+        model: the user's module. Its mode (train or eval) says how it is used while training.
+        precision: "bfloat16" computes convolutions and matrix products in bfloat16; parameters,
+            gradients and outputs stay as they are.
+
+    Raises:
+        ConfigError: the model is not a module, or one of a kind that can't be copied.
+    """
+
+    def __init__(self, model: nn.Module, *, precision: Precision = "float32") -> None:
+        _require_usable(model)
+        self.model = model
+        self.precision = precision
+        self.vmaps = True
+        self._lock = threading.RLock()
+        self._training = _Copy(_private(model, evaluation=False))
+        self._evaluation = _Copy(_private(model, evaluation=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the copies and the lock, which can't be pickled."""
+        return {"model": self.model, "precision": self.precision}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make them anew."""
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __call__(
+        self,
+        params: Tensors,
+        shared: Tensors,
+        x: Tree,
+        *,
+        support: Tree | None = None,
+        sizes: Sequence[int] | None = None,
+        support_sizes: Sequence[int] | None = None,
+        training: bool,
+        together: bool = False,
+    ) -> Tensor:
+        """The outputs of some tasks.
+
+        Args:
+            params: (t, …) each task's own parameters.
+            shared: (…) parameters that the tasks share.
+            x: (t, n, …) inputs, a tree of tensors.
+            support: (t, s, …) inputs that supply the batch statistics, for `forward(x, support)`.
+            sizes: t numbers: only so many examples of each task are real; None for all.
+            support_sizes: likewise, of `support`.
+            training: whether dropout is on, if the model is in training mode.
+            together: compute the tasks in one `torch.vmap`, if the module allows it and the tasks
+                are of one size, instead of one after the other.
+
+        Returns:
+            (t, n, …); zero where an example is not real.
+
+        Raises:
+            ConfigError: the model does not return one tensor.
+        """
+        network = self._training if training else self._evaluation
+        count = len(first_leaf(x))
+
+        def forward(params: Tensors, x: Tree, support: Tree | None) -> Tensor:
+            with self._lock, self._autocast(first_leaf(x)):
+                return network(self.model, {**shared, **params}, x, support)
+
+        refusal = None
+        if together and self.vmaps and count > 1 and sizes is None and support_sizes is None:
+            device = first_leaf(x).device
+            random = random_state(device)
+            try:
+                dims = (0, 0, None if support is None else 0)
+                return torch.vmap(forward, dims, randomness="different")(dict(params), x, support)
+            except RuntimeError as error:  # perhaps the module's own, which the loop raises again
+                refusal = str(error).partition("\n")[0][:200]
+            set_random_state(random, device)
+        outputs = []
+        for task in range(count):
+            own = {name: tensor[task] for name, tensor in params.items()}
+            norm = None if support is None else task_of(support, task, support_sizes)
+            outputs.append(forward(own, task_of(x, task, sizes), norm))
+        if refusal is not None:
+            self.vmaps = False
+            log.warning(
+                "%s can't be computed for all tasks at once; they are computed one after the other "
+                "(torch.vmap: %s)",
+                type(self.model).__name__,
+                refusal,
+            )
+        if sizes is not None:
+            n = first_leaf(x).shape[1]
+            outputs = [torch.cat([y, y.new_zeros(n - len(y), *y.shape[1:])]) for y in outputs]
+        return torch.stack(outputs)
+
+    @contextmanager
+    def _autocast(self, like: Tensor) -> Iterator[None]:
+        if self.precision == "float32":
+            yield
+            return
+        # Without the cache, which would hand one pass the casts of another one's graph.
+        with torch.autocast(like.device.type, torch.bfloat16, cache_enabled=False):
+            yield
+
+    def module(self, params: Tensors) -> nn.Module:
+        """The model with other parameters, as a module of its own in evaluation mode."""
+        private = _Copy(_private(self.model, evaluation=True))
+        for name, tensor in params.items():
+            for owner, key in private.slots[name]:
+                owner._parameters[key] = nn.Parameter(tensor.detach().clone())
+        return private.module.to(next(iter(params.values())).device)
+
+    def batch_norms(self) -> dict[str, nn.Module]:
+        """The batch-norm layers by name."""
+        kinds = (BatchNorm2d, nn.modules.batchnorm._BatchNorm)
+        modules = self._training.module.named_modules()
+        return {name: module for name, module in modules if isinstance(module, kinds)}
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether an output depends on the other inputs of its batch, by batch norm."""
+        norms = self.batch_norms().values()
+        return any(not getattr(module, "track_running_stats", False) for module in norms)
+
+
+class _Copy:
+    """A private copy of a module, and where each of its parameters and buffers belongs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.device: torch.device | None = None
+        self.slots: dict[str, list[tuple[nn.Module, str]]] = {}
+        names = {id(p): name for name, p in module.named_parameters()}
+        for owner in module.modules():
+            for key, parameter in owner._parameters.items():
+                if parameter is not None:  # a tied parameter has one name and several slots
+                    self.slots.setdefault(names[id(parameter)], []).append((owner, key))
+        self.buffers: list[tuple[nn.Module, str, Tensor, Tensor, int]] = []
+
+    def __call__(
+        self, original: nn.Module, params: Tensors, x: Tree, support: Tree | None
+    ) -> Tensor:
+        """The outputs for one task, by other parameters than the copy's own."""
+        device = first_leaf(x).device
+        if device != self.device:
+            self.module.to(device)
+            self.device = device
+            self._keep_buffers()
+        before = [
+            (owner, key, owner._parameters[key])
+            for name in params
+            for owner, key in self.slots[name]
+        ]
+        try:
+            for name, tensor in params.items():
+                for owner, key in self.slots[name]:
+                    owner._parameters[key] = tensor  # type: ignore[assignment]
+            outputs = call_module(self.module, x, support)
+        finally:
+            for owner, key, parameter in before:
+                owner._parameters[key] = parameter
+            self._restore_buffers()
+        if not isinstance(outputs, Tensor):
+            raise ConfigError(
+                f"{type(original).__name__}.forward returned a {type(outputs).__name__}; it must "
+                "return one tensor: wrap it in a module that returns its outputs alone"
+            )
+        return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
+
+    def _keep_buffers(self) -> None:
+        """Note the buffers, each with a copy for `forward` to write to."""
+        self.buffers = []
+        for owner in self.module.modules():
+            for key, buffer in owner._buffers.items():
+                if buffer is not None:
+                    working = buffer.clone()
+                    owner._buffers[key] = working
+                    self.buffers.append((owner, key, buffer, working, working._version))
+
+    def _restore_buffers(self) -> None:
+        """Replace the buffers that `forward` has written to."""
+        for index, (owner, key, buffer, working, version) in enumerate(self.buffers):
+            if owner._buffers[key] is not working or working._version != version:
+                fresh = buffer.clone()
+                owner._buffers[key] = fresh
+                self.buffers[index] = (owner, key, buffer, fresh, fresh._version)
+
+
+def call_module(module: Callable[..., Any], x: Tree, support: Tree | None = None) -> Any:
+    """Call a module with a tuple as positional arguments and a dictionary as keyword arguments."""
+    extra = {} if support is None else {"support": support}
+    if isinstance(x, Mapping):
+        return module(**x, **extra)
+    if isinstance(x, tuple):
+        return module(*x, **extra)
+    return module(x, **extra)
+
+
+def _private(model: nn.Module, *, evaluation: bool) -> nn.Module:
+    """A copy of a module that holds nothing back from task to task."""
+    # A tensor that another one was computed to, as weight norm's, can't be copied otherwise.
+    computed = {
+        id(value): value.detach()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        private = copy.deepcopy(model, computed)
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"{type(model).__name__} can't be copied ({error!s:.200}); make it a module that "
+            "copy.deepcopy accepts"
+        ) from error
+    replaced = []
+    for name, module in private.named_modules():
+        norm = isinstance(module, NORMS)
+        if norm and module.training and getattr(module, "track_running_stats", False):
+            module.track_running_stats = False
+            for key in list(module._buffers):
+                module._buffers[key] = None
+            replaced.append(name)
+        # A module with buffers keeps its mode, which says how they are used.
+        keeps_mode = norm or any(buffer is not None for buffer in module._buffers.values())
+        if evaluation and not keeps_mode:
+            module.training = False
+        if isinstance(module, ATTENTIVE) and not module.training:
+            # Out of training mode they have a fast path, which has no derivative under vmap.
+            module.training = True
+            if isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
+    if replaced and not evaluation:
+        log.info(
+            "%d layers of %s with running statistics (%s, …) use the statistics of the batch: a "
+            "task's must not leak into the next",
+            len(replaced),
+            type(model).__name__,
+            replaced[0],
+        )
+    return private
+
+
+def _require_usable(model: object) -> None:
+    """Raise ConfigError unless `model` is a module that can be called with other parameters."""
+    if not isinstance(model, nn.Module):
+        kind = f"class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise ConfigError(f"the model is a {kind}; give an object of a torch.nn.Module")
+    name = type(model).__name__
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ConfigError(f"the model is a {name}; give the module inside it: model.module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(f"the model is a {name}; give the module before torch.jit compiled it")
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ConfigError(
+                f"{path} of {name} has no shape yet; call the model once on an example input"
+            )
+        if tensor.is_meta:
+            raise ConfigError(
+                f"{path} of {name} is on the meta device and has no values; make the model on a "
+                "real one"
+            )

@@ -1,0 +1,243 @@
+"""Arrays of examples: checking them, reading rows of them, and finding them in files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gradshare.errors import DataError
+from gradshare.tasks.batch import Tree, leaves, tree_map
+from gradshare.tasks.store import memory_map
+
+Array = npt.NDArray[Any]
+
+_DIGEST_BYTES = 2**24  # read at a time
+
+
+class NpyFiles:
+    """The rows of `.npy` files, one file after the other, read from disk when they are used.
+
+    A pickle of it holds the paths, not the data.
+
+    Args:
+        paths: files with arrays of one type, and of one shape apart from the first dimension.
+
+    Raises:
+        DataError: a file cannot be read, or differs from the first one in shape or type.
+    """
+
+    def __init__(self, *paths: Path) -> None:
+        self.paths = tuple(path.absolute() for path in paths)
+        self.parts = [_map_file(path) for path in paths]
+        self.ends = np.cumsum([len(part) for part in self.parts])
+        self.dtype = self.parts[0].dtype
+        self.shape: tuple[int, ...] = (int(self.ends[-1]), *self.parts[0].shape[1:])
+        for path, part in zip(paths, self.parts, strict=True):
+            if part.dtype != self.dtype or part.shape[1:] != self.shape[1:]:
+                raise DataError(
+                    f"{path} has examples of {part.dtype} {part.shape[1:]}, {paths[0]} of "
+                    f"{self.dtype} {self.shape[1:]}; bring them to one shape and type"
+                )
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NpyFiles, self.paths
+
+    def take(self, rows: Array, axis: int) -> Array:
+        """The rows of the given numbers, as `numpy.take` along the first axis."""
+        taken = np.empty((*rows.shape, *self.shape[1:]), dtype=self.dtype)
+        files = np.searchsorted(self.ends, rows, side="right")
+        for file in np.unique(files):
+            part, inside = self.parts[file], files == file
+            start = self.ends[file] - len(part)
+            taken[inside] = part.take(rows[inside] - start, axis=axis)
+        return taken
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Inputs with their targets and groups: the data that copies of a source share.
+
+    Attributes:
+        x: (n, …) inputs; an array, or a tuple or dictionary of arrays.
+        y: (n, …) targets.
+        groups: (n,) the group of each example, or None.
+
+    Raises:
+        DataError: the arrays do not have the same length.
+    """
+
+    x: Tree
+    y: Array
+    groups: Array | None
+
+    def __post_init__(self) -> None:
+        lengths = {path: len(array) for path, array in self._arrays().items()}
+        if len(set(lengths.values())) > 1:
+            found = ", ".join(f"{path} {length}" for path, length in lengths.items())
+            raise DataError(
+                f"the arrays have unequal lengths: {found}; give each one entry for each example"
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of all values."""
+        return digest(self._arrays())
+
+    def _arrays(self) -> dict[str, Any]:
+        groups = {} if self.groups is None else {"groups": self.groups}
+        return {**dict(leaves(self.x, "x")), "y": self.y, **groups}
+
+
+def inputs(x: Any, name: str = "x") -> Tree:
+    """The inputs as arrays of numbers.
+
+    Args:
+        x: an array, a tensor, a list, or a tuple or dictionary of them.
+        name: of `x`, for the message.
+
+    Raises:
+        DataError: an array does not hold numbers.
+    """
+    if isinstance(x, Mapping):
+        return {key: inputs(value, f"{name}[{key!r}]") for key, value in x.items()}
+    if isinstance(x, tuple):
+        return tuple(inputs(value, f"{name}[{key}]") for key, value in enumerate(x))
+    array = x if isinstance(x, NpyFiles) else as_array(x)
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            f"{name} holds {array.dtype}, not numbers; give an array of numbers in which all "
+            "examples have one shape: pad sequences, encode texts as token ids"
+        )
+    return array
+
+
+def labels(y: Any, name: str = "y") -> Array:
+    """The labels (n,) as an array that numpy can sort.
+
+    Args:
+        y: integers, strings, booleans, or floats that are whole numbers.
+        name: of `y`, for the message.
+
+    Raises:
+        DataError: a label is missing or not a whole number, or there is not one for each example.
+    """
+    # As text, a missing label in a list of strings would be a class "nan".
+    array = as_array(y, dtype=None if hasattr(y, "dtype") else object)
+    if array.ndim != 1:
+        raise DataError(
+            f"{name} has the shape {array.shape}; give one label for each example, of the shape "
+            "(n,): argmax(-1) makes it of one-hot labels"
+        )
+    if array.dtype.kind in "Of":
+        missing = [row for row, label in enumerate(array) if label is None or label != label]  # noqa: PLR0124
+        if missing:
+            raise DataError(
+                f"{name}[{missing[0]}] is {array[missing[0]]}: {len(missing)} of {len(array)} "
+                "entries are missing; leave those examples out"
+            )
+    if array.dtype == object:
+        array = np.array(array.tolist())
+    if array.dtype.kind == "f":
+        fractions = array[array % 1 != 0]
+        if len(fractions):
+            raise DataError(
+                f"{name} holds {fractions[0]}, which is not a class label; for real-valued "
+                "targets use GroupTasks or a source of your own"
+            )
+        array = array.astype(np.int64)
+    return array
+
+
+def as_array(values: Any, dtype: Any = None) -> Array:
+    """An array of the values of an array, a tensor or a list."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+    return np.asarray(values, dtype=dtype)
+
+
+def take(x: Tree, rows: Array) -> Tree:
+    """The examples of some rows, as tensors of the shape (*rows.shape, …).
+
+    Floats and uint8 become float32, booleans stay, other integers become int64.
+    """
+
+    def tensor(array: Any) -> Tensor:
+        kind = array.dtype.kind
+        is_float = kind == "f" or array.dtype == np.uint8
+        dtype = np.float32 if is_float else np.bool_ if kind == "b" else np.int64
+        return torch.from_numpy(np.asarray(array.take(rows, axis=0)).astype(dtype, copy=False))
+
+    return tree_map(tensor, x)
+
+
+def digest(tree: Tree) -> str:
+    """The SHA-256 of the values, types and shapes of the arrays of a tree."""
+    sha256 = hashlib.sha256()
+    for path, array in leaves(tree):
+        sha256.update(f"{path} {array.dtype.str} {array.shape}".encode())
+        row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
+        step = max(1, _DIGEST_BYTES // max(1, row_bytes))
+        for start in range(0, len(array), step):
+            rows = np.arange(start, min(start + step, len(array)))
+            sha256.update(array.take(rows, axis=0).tobytes())
+    return sha256.hexdigest()
+
+
+def fingerprint(*parts: object) -> str:
+    """The SHA-256 of what some values print as."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def load(path: str | Path) -> tuple[Any, Array, Array | None]:
+    """Read x, y and groups from a file or a folder.
+
+    Args:
+        path: an `.npz` file with the arrays x, y and, if there are groups, groups; or a folder
+            with x.npy, y.npy and groups.npy; or a folder with one NAME.npy for each class. Files
+            in a folder are memory-mapped.
+
+    Raises:
+        DataError: there is none of these at the path, or it cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = {file.stem: file for file in sorted(path.glob("*.npy"))}
+        if "x" in files and "y" in files:
+            groups = _map_file(files["groups"]) if "groups" in files else None
+            return NpyFiles(files["x"]), _map_file(files["y"]), groups
+        if files:
+            x = NpyFiles(*files.values())
+            return x, np.repeat(list(files), [len(part) for part in x.parts]), None
+    elif path.suffix == ".npz" and path.is_file():
+        try:
+            with path.open("rb") as file:
+                arrays = dict(np.load(file))
+        except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
+            raise DataError(f"{path} cannot be read: {error}") from error
+        if "x" in arrays and "y" in arrays:
+            return arrays["x"], arrays["y"], arrays.get("groups")
+    raise DataError(
+        f"there are no examples in {path}; give an .npz file with the arrays x, y and perhaps "
+        "groups, a folder with x.npy, y.npy and perhaps groups.npy, or a folder with one NAME.npy "
+        "for each class"
+    )
+
+
+def _map_file(path: Path) -> Array:
+    try:
+        return memory_map(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error

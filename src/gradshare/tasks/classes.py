@@ -1,0 +1,180 @@
+"""Few-shot classification tasks from labelled arrays."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradshare.errors import DataError
+from gradshare.tasks.arrays import Examples, fingerprint, inputs, labels, load, take
+from gradshare.tasks.batch import TaskBatch
+from gradshare.tasks.drawing import (
+    Rows,
+    can_divide,
+    class_labels,
+    divide_groups,
+    draw_classes,
+    generator,
+    require_enough,
+    split_codes,
+    with_settings,
+)
+
+_SETTINGS = ("ways", "shots", "queries")
+_ATTEMPTS = 1000
+
+
+class ClassTasks:
+    """N-way few-shot tasks from examples with class labels.
+
+    Each task draws classes without replacement and numbers them 0 … ways - 1 in random order;
+    then it draws examples of each class without replacement, first the support ones. Within a
+    task the classes follow each other.
+
+    Args:
+        x: (n, …) inputs: an array (also memory-mapped), a tensor, or a tuple or dictionary of
+            them. Batches have float32 for floats and uint8, int64 for other integers.
+        y: (n,) class labels: integers, strings or booleans.
+        ways: classes in a task (N).
+        shots: support examples of each class.
+        queries: query examples of each class.
+        groups: (n,) what an example belongs to, such as a patient, a speaker or a recording. No
+            group is then in both the support and the query set of a task.
+
+    Raises:
+        ConfigError: ways, shots or queries is below 1.
+        DataError: the arrays cannot be used, there are fewer classes than ways, or a class has too
+            few examples or groups.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any,
+        *,
+        ways: int = 5,
+        shots: int = 1,
+        queries: int = 15,
+        groups: Any = None,
+    ) -> None:
+        grouped = None if groups is None else labels(groups, "groups")
+        self._examples = Examples(inputs(x), labels(y), grouped)
+        names, codes = np.unique(self._examples.y, return_inverse=True)
+        self.classes: tuple[Any, ...] = tuple(names.tolist())
+        self._order = np.argsort(codes, kind="stable")
+        self._groups = None
+        if grouped is not None:
+            self._groups = np.unique(grouped, return_inverse=True)[1][self._order]
+        self._counts = np.bincount(codes)
+        self._starts = self._counts.cumsum() - self._counts
+        self._name = "the data"
+        self.ways, self.shots, self.queries = ways, shots, queries
+        self._check()
+
+    @classmethod
+    def load(cls, path: str | Path, **options: int) -> ClassTasks:
+        """Read the examples from files.
+
+        Args:
+            path: an `.npz` file with the arrays x, y and perhaps groups; a folder with x.npy,
+                y.npy and perhaps groups.npy; or a folder with one NAME.npy for each class. Inputs
+                in a folder are memory-mapped.
+            **options: ways, shots and queries.
+
+        Raises:
+            DataError: there is none of these at the path, or it cannot be used.
+        """
+        x, y, groups = load(path)
+        return cls(x, y, groups=groups, **options)
+
+    def split_classes(self, *shares: float, seed: int = 0) -> tuple[ClassTasks, ...]:
+        """Split the classes at random, for example into training, validation and test classes.
+
+        Args:
+            shares: of the classes, such as 0.6, 0.2, 0.2; they add up to 1.
+            seed: the same seed gives the same splits.
+
+        Raises:
+            ConfigError: the shares do not add up to 1.
+            DataError: a split has fewer classes than ways.
+        """
+        parts = []
+        for number, codes in enumerate(split_codes(len(self.classes), shares, seed), 1):
+            part = copy.copy(self)
+            part.classes = tuple(self.classes[code] for code in codes)
+            part._starts, part._counts = self._starts[codes], self._counts[codes]
+            part._name = f"split {number} of {len(shares)}"
+            part._check()
+            parts.append(part)
+        return tuple(parts)
+
+    def replace(self, **changes: int) -> ClassTasks:
+        """The same data with other ways, shots or queries."""
+        changed = with_settings(self, _SETTINGS, changes)
+        changed._check()
+        return changed
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the data, the classes and the settings."""
+        return fingerprint(self._examples.digest, self.classes, self.ways, self.shots, self.queries)
+
+    def __repr__(self) -> str:
+        return (
+            f"ClassTasks({self._name}: {len(self.classes)} classes, {self._counts.sum()} examples; "
+            f"ways={self.ways}, shots={self.shots}, queries={self.queries})"
+        )
+
+    def batch(self, indices: Sequence[int]) -> TaskBatch:
+        """The tasks of the given indices."""
+        rows = self._order[np.stack([self._draw(generator(index)) for index in indices])]
+        tasks = len(rows)  # rows are (T, ways, shots + queries)
+        return TaskBatch(
+            take(self._examples.x, rows[:, :, : self.shots].reshape(tasks, -1)),
+            class_labels(tasks, self.ways, self.shots),
+            take(self._examples.x, rows[:, :, self.shots :].reshape(tasks, -1)),
+            class_labels(tasks, self.ways, self.queries),
+        )
+
+    def _draw(self, random: np.random.Generator) -> Rows:
+        """Rows (ways, shots + queries) of the order by class."""
+        if self._groups is None:
+            examples = self.shots + self.queries
+            return draw_classes(random, self._starts, self._counts, self.ways, examples)
+        for _ in range(_ATTEMPTS):
+            classes = random.choice(len(self.classes), self.ways, replace=False)
+            rows = [np.arange(self._counts[code]) + self._starts[code] for code in classes]
+            groups = [self._groups[of_class] for of_class in rows]
+            divided = divide_groups(random, groups, self.shots, self.queries)
+            if divided is not None:
+                return np.stack(
+                    [
+                        np.append(
+                            random.choice(of_class[support], self.shots, replace=False),
+                            random.choice(of_class[~support], self.queries, replace=False),
+                        )
+                        for of_class, support in zip(rows, divided, strict=True)
+                    ]
+                )
+        raise DataError(
+            f"the groups of {self.ways} classes of {self._name} could not be divided into "
+            f"{self.shots} shots and {self.queries} queries of each, in {_ATTEMPTS} draws; lower "
+            "ways, shots or queries, or use smaller groups"
+        )
+
+    def _check(self) -> None:
+        require_enough(self._name, self.classes, self._counts, self.ways, self.shots, self.queries)
+        if self._groups is None:
+            return
+        for name, start, count in zip(self.classes, self._starts, self._counts, strict=True):
+            sizes = np.unique(self._groups[start : start + count], return_counts=True)[1]
+            if not can_divide(sizes.tolist(), self.shots, self.queries):
+                raise DataError(
+                    f"class {name!r} of {self._name} has examples of {len(sizes)} groups, which "
+                    f"cannot be divided into {self.shots} shots and {self.queries} queries from "
+                    "different groups; lower shots or queries, add groups, or leave the class out"
+                )

@@ -1,0 +1,160 @@
+"""Drawing classes and examples: what the sources of this package share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gradshare.errors import ConfigError, DataError, require_count
+
+Rows = npt.NDArray[np.int64]
+Source = TypeVar("Source")
+
+_SALT = 0x7461736B  # keeps these draws apart from those of a user who seeds with the index alone
+
+
+def generator(index: int) -> np.random.Generator:
+    """The random generator of one task."""
+    return np.random.default_rng([int(index), _SALT])
+
+
+def draw_classes(
+    random: np.random.Generator, starts: Rows, counts: Rows, ways: int, examples: int
+) -> Rows:
+    """Draw classes without replacement, then examples of each without replacement.
+
+    Args:
+        random: the task's generator.
+        starts: (classes,) the first row of each class; the rows of a class follow each other.
+        counts: (classes,) how many rows each class has.
+        ways: classes to draw.
+        examples: rows to draw of each class.
+
+    Returns:
+        (ways, examples) rows.
+    """
+    classes = random.choice(len(starts), ways, replace=False)
+    rows = np.empty((ways, examples), dtype=np.int64)
+    for row, count in zip(rows, counts[classes], strict=True):
+        row[:] = random.choice(count, examples, replace=False)
+    return rows + starts[classes, None]
+
+
+def divide_groups(
+    random: np.random.Generator, groups: Sequence[Rows], shots: int, queries: int
+) -> list[npt.NDArray[np.bool_]] | None:
+    """Divide the groups of some classes at random into support groups and query groups.
+
+    The groups come in random order. Each goes to the side whose need it fills more; where it fills
+    both alike, and once neither needs it, chance decides.
+
+    Args:
+        random: the task's generator.
+        groups: for each class, the group (n,) of each of its examples.
+        shots: support examples that each class needs.
+        queries: query examples that each class needs.
+
+    Returns:
+        for each class, whether each of its examples (n,) is on the support side; or None if a class
+        has too few examples on a side. Another order of the groups may then work.
+    """
+    present, codes = np.unique(np.concatenate(groups), return_inverse=True)
+    lengths = [len(of_class) for of_class in groups]
+    table = np.zeros((len(present), len(groups)), dtype=np.int64)  # examples by group and class
+    np.add.at(table, (codes, np.repeat(np.arange(len(groups)), lengths)), 1)
+    needs = np.array([[shots], [queries]])
+    missing = needs.repeat(len(groups), axis=1)  # by side and class
+    is_support = np.empty(len(present), dtype=np.bool_)
+    for group in random.permutation(len(present)):
+        fills = (np.minimum(table[group], missing) / needs).sum(1)
+        side = random.integers(2) if fills[0] == fills[1] else fills.argmax()
+        is_support[group] = side == 0
+        missing[side] = np.maximum(missing[side] - table[group], 0)
+    if missing.any():
+        return None
+    return np.split(is_support[codes], np.cumsum(lengths)[:-1])
+
+
+def can_divide(sizes: Sequence[int], shots: int, queries: int) -> bool:
+    """Whether groups of these sizes can be divided into two sets with enough examples each."""
+    sums = 1  # bit s is set if some of the groups have s examples together
+    for size in sizes:
+        sums |= sums << size
+    return any(sums >> support & 1 for support in range(shots, sum(sizes) - queries + 1))
+
+
+def class_labels(tasks: int, ways: int, examples: int) -> Tensor:
+    """Labels (tasks, ways·examples) of tasks whose classes follow each other."""
+    return torch.arange(ways).repeat_interleave(examples).repeat(tasks, 1)
+
+
+def require_enough(
+    where: str, classes: Sequence[object], counts: Rows, ways: int, shots: int, queries: int
+) -> None:
+    """Raise an error if the classes are too few or too small for the tasks.
+
+    Args:
+        where: what has the classes, for the message.
+        classes: their names.
+        counts: (classes,) how many examples each has.
+        ways: classes in a task.
+        shots: support examples of each class.
+        queries: query examples of each class.
+
+    Raises:
+        ConfigError: ways, shots or queries is not a whole number of at least 1.
+        DataError: there are fewer classes than ways, or a class has fewer examples than
+            shots + queries.
+    """
+    for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
+        require_count(name, value)
+    if len(classes) < ways:
+        raise DataError(
+            f"{ways}-way tasks need {ways} classes, {where} has {len(classes)}; lower ways, or "
+            "give it more classes"
+        )
+    smallest = int(counts.argmin())
+    if counts[smallest] < shots + queries:
+        raise DataError(
+            f"class {classes[smallest]!r} of {where} has {counts[smallest]} examples, a task needs "
+            f"{shots + queries} ({shots} shots + {queries} queries); lower queries or shots, add "
+            "examples, or leave the class out"
+        )
+
+
+def split_codes(count: int, shares: Sequence[float], seed: int) -> list[Rows]:
+    """Split the numbers 0 … count - 1 at random into parts of the given shares.
+
+    Raises:
+        ConfigError: a share is not above 0, or they do not add up to 1.
+    """
+    if min(shares, default=0) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ConfigError(
+            f"the shares of the splits are {shares} and add up to {sum(shares):g}; give fractions "
+            "above 0 that add up to 1, such as 0.6, 0.2, 0.2"
+        )
+    shuffled = np.random.default_rng([seed, _SALT]).permutation(count)
+    bounds = np.rint(np.cumsum(shares) * count).astype(np.int64)
+    return [np.sort(part) for part in np.split(shuffled, bounds[:-1])]
+
+
+def with_settings(source: Source, known: Sequence[str], changes: Mapping[str, Any]) -> Source:
+    """A copy of a source that shares its data and has other settings.
+
+    Raises:
+        ConfigError: the source has no setting of that name.
+    """
+    for name in changes:
+        if name not in known:
+            raise ConfigError(
+                f"{type(source).__name__} has no setting {name!r}; use {', '.join(known)}"
+            )
+    changed = copy.copy(source)
+    vars(changed).update(changes)
+    return changed

@@ -1,0 +1,232 @@
+"""What is checked once, when a learner meets its sources: by one dry run of each part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradshare.errors import ConfigError, GradshareError
+from gradshare.inner_loop import Tensors
+from gradshare.methods import Learner, MetaLearner, UnicornMAML
+from gradshare.tasks import TaskBatch, TaskSource
+from gradshare.tasks.batch import PARTS, leaves
+from gradshare.tasks.source import prepared, require_pure
+from gradshare.training.metrics import Metric, default_metrics, require_metrics
+
+METHODS = ("init", "outer_step", "adapt", "predict")
+
+
+def require_learner(learner: object) -> None:
+    """Raise ConfigError unless `learner` has the four methods of a `Learner`."""
+    missing = [name for name in METHODS if not callable(getattr(learner, name, None))]
+    if isinstance(learner, type) or missing:
+        raise ConfigError(
+            f"the learner is {learner!r:.100}; give an object with the methods "
+            f"{', '.join(METHODS)}, such as gradshare.maml(model)"
+        )
+
+
+def require_source(name: str, source: Any) -> None:
+    """Raise unless a source's tasks are functions of their index.
+
+    Args:
+        name: "train", "validation" or "test".
+        source: the source.
+
+    Raises:
+        ConfigError: it has no method `batch`.
+        DataError: see `require_pure`.
+    """
+    if isinstance(source, type) or not callable(getattr(source, "batch", None)):
+        raise ConfigError(
+            f"{name} is {source!r:.100}; give a source of tasks: an object with "
+            "`batch(indices) -> TaskBatch`, such as gradshare.ClassTasks(x, y)"
+        )
+    try:
+        require_pure(source, 0)
+    except GradshareError as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
+def initial_state(learner: Learner) -> tuple[dict[str, Tensor], Tensors]:
+    """`learner.init()`, with what it returns checked.
+
+    Raises:
+        ConfigError: the meta-parameters are not named leaves that require gradients.
+    """
+    returned: Any = learner.init()
+    match returned:
+        case (Mapping() as meta, Mapping() as carried) if meta:
+            odd = [n for n, t in meta.items() if not (isinstance(t, Tensor) and t.is_leaf)]
+            if odd or not all(t.requires_grad for t in meta.values()):
+                raise ConfigError(
+                    "the meta-parameters that init() returns must be leaf tensors that require "
+                    f"gradients, and {(odd or list(meta))[0]!r} is not one; use "
+                    "tensor.detach().clone().requires_grad_()"
+                )
+            return dict(meta), carried
+        case _:
+            raise ConfigError(
+                f"{type(learner).__name__}.init() returned {returned!r:.100}; it must return two "
+                "dictionaries of named tensors: the meta-parameters and the carried tensors"
+            )
+
+
+def require_together(
+    learner: Learner,
+    state: tuple[Tensors, Tensors],
+    train: TaskSource,
+    validation: TaskSource,
+    metrics: Mapping[str, Metric] | None,
+    score: str | None,
+) -> tuple[dict[str, Metric], str]:
+    """Try a meta-step and an evaluation on one task each, and return the metrics and the score.
+
+    Args:
+        learner: the method.
+        state: its meta-parameters and carried tensors, on the device.
+        train: the source of training tasks.
+        validation: the source of validation tasks.
+        metrics: what the user wants to measure; None for the defaults.
+        score: the metric that selects checkpoints; None for the first.
+
+    Raises:
+        ConfigError: the learner does not fit the source, or a metric not the learner.
+    """
+    meta, carried = state
+    device = next(iter(meta.values())).device
+    lean = learner
+    if isinstance(learner, MetaLearner):  # in the least memory, whatever the layout will be
+        lean = learner.laid_out(tasks_at_a_time=1, recompute=True)
+    tasks = prepared(train, train.batch([0]).to(device))
+    with fitting(learner, "train", tasks):
+        step = lean.outer_step(meta, carried, tasks, iteration=0)
+        require_outputs(learner, step.outputs, tasks, train)
+        if step.objective.shape != (1,) or step.losses.shape != (1,):
+            raise ConfigError(
+                f"{type(learner).__name__}.outer_step returned an objective of shape "
+                f"{tuple(step.objective.shape)} for one task; give one value for each task"
+            )
+        reached = torch.autograd.grad(step.objective.mean(), list(meta.values()), allow_unused=True)
+        if all(gradient is None for gradient in reached):
+            raise ConfigError(
+                "the objective does not depend on any meta-parameter; compute it from `meta`, "
+                "without detach() or torch.no_grad()"
+            )
+    tasks = prepared(validation, validation.batch([0]).to(device))
+    with fitting(learner, "validation", tasks), torch.no_grad():
+        outputs = lean.predict(meta, lean.adapt(meta, carried, tasks), tasks)
+        require_outputs(learner, outputs, tasks, validation)
+        if metrics is None:
+            metrics = default_metrics(learner, outputs, tasks.query_y)
+        score = require_metrics(metrics, score)
+        for metric in metrics.values():
+            metric.values(outputs, tasks.query_y, tasks.query_n)
+    return dict(metrics), score
+
+
+def require_outputs(learner: Learner, outputs: Any, tasks: TaskBatch, source: TaskSource) -> None:
+    """Raise ConfigError unless outputs are one tensor with as many classes as the tasks have."""
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+        what = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else "another type"
+        raise ConfigError(
+            f"the outputs for a batch of tasks are of {what}; give one tensor (T, queries, …)"
+        )
+    loss = getattr(learner, "loss", None)
+    if loss is not F.cross_entropy and not isinstance(loss, nn.CrossEntropyLoss):
+        return
+    labels = [y for y in (tasks.support_y, tasks.query_y) if isinstance(y, Tensor)]
+    if any(y.is_floating_point() for y in labels) or outputs.ndim < 3:
+        if outputs.ndim == 2 or any(y.ndim < outputs.ndim for y in labels):
+            raise ConfigError(
+                f"the targets are real values and the outputs {tuple(outputs.shape)}; cross "
+                "entropy needs classes: give a loss of your own, such as loss=F.mse_loss"
+            )
+        return
+    model = getattr(learner, "model", None)
+    has, needs = outputs.shape[2], int(max(int(y.max()) for y in labels)) + 1
+    largest = getattr(source, "ways", None)
+    if has < needs or has < 2:
+        raise ConfigError(
+            f"{type(model).__name__} has {has} outputs and the tasks have {max(needs, 2)} classes; "
+            f"make it with {max(needs, 2)} outputs, or number the classes of each task from 0"
+        )
+    if isinstance(largest, int) and has > largest and not isinstance(learner, UnicornMAML):
+        raise ConfigError(
+            f"{type(model).__name__} has {has} outputs and the largest task has {largest} classes; "
+            f"make it with {largest} outputs: the others could only be wrong"
+        )
+
+
+def make_optimizer(
+    factory: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+    meta: Mapping[str, Tensor],
+    groups: Callable[[str], Mapping[str, Any]] | None,
+) -> torch.optim.Optimizer:
+    """The outer optimiser.
+
+    Args:
+        factory: makes it from a list of parameter groups.
+        meta: the meta-parameters.
+        groups: from a meta-parameter's name to its options, such as {"lr": 1e-4}; parameters with
+            the same options are one group. None for one group without options.
+
+    Raises:
+        ConfigError: the factory does not return an optimiser of all of them.
+    """
+    sorted_out: dict[str, dict[str, Any]] = {}
+    for name, tensor in meta.items():
+        options = dict(groups(name)) if groups is not None else {}
+        group = sorted_out.setdefault(repr(sorted(options.items())), {**options, "params": []})
+        group["params"].append(tensor)
+    try:
+        optimizer = factory(list(sorted_out.values()))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the optimiser cannot be made: {error}; give a factory that takes parameter groups, "
+            "such as functools.partial(torch.optim.Adam, lr=1e-3)"
+        ) from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(
+            f"optimizer returned a {type(optimizer).__name__}; give a factory of a torch "
+            "optimiser, such as functools.partial(torch.optim.Adam, lr=1e-3)"
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, tensor in meta.items() if id(tensor) not in held]
+    if missing:
+        raise ConfigError(
+            f"the optimiser does not hold the meta-parameter {missing[0]!r}; build it from the "
+            "parameter groups that the factory is given"
+        )
+    return optimizer
+
+
+@contextmanager
+def fitting(learner: Learner, name: str, tasks: TaskBatch) -> Iterator[None]:
+    """Say of an error in here that the learner and the source do not fit.
+
+    Raises:
+        ConfigError: for any error but gradshare's own and one of memory.
+    """
+    try:
+        yield
+    except (GradshareError, torch.cuda.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        if "can't allocate memory" in str(error):
+            raise
+        model = type(getattr(learner, "model", learner)).__name__
+        shapes = ", ".join(
+            f"{path} {str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape[1:])}"
+            for part in PARTS
+            for path, leaf in leaves(getattr(tasks, part), part)
+        )
+        raise ConfigError(
+            f"{model} and the source {name!r} do not fit: {type(error).__name__}: "
+            f"{error!s:.300}; a task of the source is {shapes}"
+        ) from error

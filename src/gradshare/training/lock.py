@@ -1,0 +1,75 @@
+"""One process at a time in a folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from gradshare.errors import RunError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path, *, doing: str, seconds: float = 0) -> Iterator[None]:
+    """Make a folder if there is none, and let no other process in until the end of the block.
+
+    The lock ends with the process that holds it. On a disk without `flock` it is the file alone,
+    which a killed process leaves behind.
+
+    Args:
+        folder: the folder.
+        doing: what its users do there, for the message: "training" or "comparing".
+        seconds: how long to wait for another process.
+
+    Raises:
+        RunError: another process holds the lock, or the folder cannot be written.
+    """
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=seconds)
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(
+            f"another process is {doing} in {folder}{_holder(path)}; wait for it, or choose "
+            "another folder (--out)"
+        ) from error
+    except OSError as error:
+        raise RunError(
+            f"the output folder {folder} cannot be written: {error.strerror or error}; choose "
+            "another (--out)"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder."""
+    path = folder / LOCK
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # nothing can be written there, so no process works there
+        return False
+
+
+def _holder(path: Path) -> str:
+    """Who holds a lock that is the file alone; such a file has the process and the host in it."""
+    try:
+        process, host, *_ = path.read_text(encoding="utf-8").split()
+        minutes = (time.time() - path.stat().st_mtime) / 60
+    except (OSError, ValueError):
+        return ""
+    age = f"for {minutes:.0f} minutes"
+    return f" (process {process} on {host}, {age}; if it was killed, delete {path})"

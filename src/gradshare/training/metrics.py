@@ -1,0 +1,147 @@
+"""What is measured on a task's queries, and which measure selects checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gradshare.errors import ConfigError
+from gradshare.methods.meta_learner import each_task
+from gradshare.training.statistics import Interval
+
+LOSS = "loss"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of one task.
+
+    Attributes:
+        function: of a task's outputs (n, …) and targets, to one number.
+        best: whether a high or a low value is better.
+        unit: written behind values; "%" shows fractions as percentages.
+        chance: its value for guessing, where there is one.
+    """
+
+    function: Callable[[Tensor, Any], Any]
+    best: Literal["high", "low"] = "high"
+    unit: str = ""
+    chance: float | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise ConfigError(f"a metric's function is {self.function!r}; give a function")
+        if self.best not in ("high", "low"):
+            raise ConfigError(f"a metric's best is {self.best!r}; give 'high' or 'low'")
+
+    def values(self, outputs: Tensor, targets: Any, sizes: Any = None) -> Tensor:
+        """Its value for each of T tasks.
+
+        Args:
+            outputs: (T, n, …).
+            targets: (T, n, …), a tree.
+            sizes: T numbers of real examples; None for all.
+
+        Returns:
+            (T,), float64.
+
+        Raises:
+            ConfigError: the function does not return one number for a task.
+        """
+        with torch.no_grad():
+            found = each_task(self.function, outputs, targets, sizes)
+        values = []
+        for value in found:
+            if not isinstance(value, float | int) and getattr(value, "shape", None) != ():
+                shape = getattr(value, "shape", None)
+                what = f"shape {tuple(shape)}" if shape is not None else type(value).__name__
+                name = getattr(self.function, "__name__", type(self.function).__name__)
+                raise ConfigError(
+                    f"the metric {name} returned a value of {what} for a task; it must return one "
+                    "number, such as the mean over the queries"
+                )
+            values.append(torch.as_tensor(value, dtype=torch.float64))
+        return torch.stack(values)
+
+    def show(self, interval: Interval) -> str:
+        """A mean with its interval and unit: 71.3 ± 1.2 %."""
+        scale = 100 if self.unit == "%" else 1
+        mean, half = scale * interval.mean, interval.ci95 and scale * interval.ci95
+        # As many digits as the interval has meaning for.
+        smallest = half if half and math.isfinite(half) else abs(mean) / 100
+        digits = 1
+        if scale == 1 and smallest and math.isfinite(smallest):
+            digits = max(0, min(8, 1 - math.floor(math.log10(smallest))))
+        shown = f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+        return f"{shown} {self.unit}".rstrip()
+
+    def rank(self, value: float) -> float:
+        """A number that is the lower the better the value is; not finite ranks last."""
+        if not math.isfinite(value):
+            return math.inf
+        return -value if self.best == "high" else value
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The share of examples that are classified right.
+
+    Outputs that are not finite name no class and count as wrong.
+
+    Args:
+        outputs: (n, classes, …) scores.
+        targets: (n, …) classes.
+    """
+    right = (outputs.argmax(1) == targets) & outputs.isfinite().all(1)
+    return right.double().mean()
+
+
+def default_metrics(learner: Any, outputs: Tensor, targets: Any) -> dict[str, Metric]:
+    """Accuracy and the loss where the targets are classes, else the loss alone.
+
+    Args:
+        learner: its `loss` is used, cross entropy if it has none.
+        outputs: (T, n, …) of a batch of tasks.
+        targets: likewise.
+    """
+    loss = getattr(learner, "loss", torch.nn.functional.cross_entropy)
+    metrics = {LOSS: Metric(loss, best="low")}
+    if are_classes(outputs, targets):
+        # Guessing among the classes that the model tells apart.
+        chance = 1 / outputs.shape[2]
+        metrics = {"accuracy": Metric(accuracy, unit="%", chance=chance), **metrics}
+    return metrics
+
+
+def are_classes(outputs: Tensor, targets: Any) -> bool:
+    """Whether (T, n, …) targets are classes that (T, n, classes, …) outputs score."""
+    return (
+        isinstance(targets, Tensor)
+        and not targets.is_floating_point()
+        and outputs.ndim == targets.ndim + 1
+        and outputs.shape[:2] == targets.shape[:2]
+        and outputs.shape[3:] == targets.shape[2:]
+    )
+
+
+def require_metrics(metrics: Mapping[str, Metric], score: str | None) -> str:
+    """Check metrics that a user gave, and return the name of the score.
+
+    Raises:
+        ConfigError: one is not a Metric, or the score is none of them.
+    """
+    for name, metric in metrics.items():
+        if not isinstance(metric, Metric):
+            raise ConfigError(
+                f"the metric {name!r} is {metric!r:.100}; give a gradshare.Metric(function, "
+                "best='high' or 'low')"
+            )
+    if score is None:
+        return next(iter(metrics))
+    if score not in metrics:
+        raise ConfigError(f"the score {score!r} is not a metric; give one of {list(metrics)}")
+    return score

@@ -1,0 +1,96 @@
+"""Progress of runs in a terminal, or as lines."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from gradshare.training.options import Progress, Watch
+
+MOST_BARS = 8  # more would not fit on a screen
+
+PHASES = {"validate": "validating", "test": "testing"}
+
+
+class RunBars:
+    """One bar for each run, with its epoch and the score of its last validation.
+
+    Of many runs those that are done make room for the others. If the output is not a terminal,
+    there is one line for each epoch and run instead.
+
+    Args:
+        console: where to.
+        shown: whether anything is shown.
+    """
+
+    def __init__(self, console: Console | None = None, *, shown: bool = True) -> None:
+        self._console = console or Console(quiet=not shown)
+        self._bars = Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[phase]}", markup=False),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._done: list[TaskID] = []
+        self._hidden = 0
+        self._epochs: dict[str, int] = {}
+        self._began: dict[str, tuple[float, int]] = {}
+
+    def __enter__(self) -> RunBars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def watch(self, name: str) -> Watch:
+        """What shows the progress of one run."""
+        return lambda progress: self(name, progress)
+
+    def __call__(self, name: str, progress: Progress | None) -> None:
+        """Show where a run is; None while it is queued."""
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, phase="queued", total=None)
+        if progress is None:
+            return
+        seen = "" if progress.score is None else f"validation {progress.score}"
+        phase = PHASES.get(progress.phase, f"epoch {progress.epoch}")
+        self._bars.update(
+            self._tasks[name],
+            completed=progress.done,
+            total=progress.total,
+            phase=f"{phase:<11} {seen}",
+        )
+        if progress.phase == "test" and progress.done == progress.total:
+            self._done.append(self._tasks[name])
+        if len(self._tasks) - self._hidden > MOST_BARS and self._hidden < len(self._done):
+            self._bars.update(self._done[self._hidden], visible=False)
+            self._hidden += 1
+        if not self._console.is_terminal and progress.phase != "validate":
+            self._line(name, progress, f"{phase}  {seen}")
+
+    def _line(self, name: str, progress: Progress, text: str) -> None:
+        """One line when a run begins an epoch or its test, with the time left of training."""
+        epoch = 0 if progress.phase == "test" else progress.epoch
+        began, first = self._began.setdefault(name, (time.monotonic(), progress.done))
+        if self._epochs.get(name) == epoch:
+            return
+        self._epochs[name] = epoch
+        left = ""
+        if epoch and progress.done > first:
+            each = (time.monotonic() - began) / (progress.done - first)
+            left = f"  {_duration(each * (progress.total - progress.done))} left"
+        self._console.print(f"{name}: {text}{left}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,43 @@
+"""Global random generators as functions of a number, so that a resumed run draws what it would
+have drawn.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def generators_kept(device: torch.device) -> Iterator[None]:
+    """Put torch's, numpy's and Python's global generators back afterwards."""
+    python, array = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)  # noqa: NPY002
+
+
+def seed_generators(number: int) -> None:
+    """Seed them all from a number of up to 64 bits, for a user's code that draws from them."""
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)  # noqa: NPY002
+    random.seed(number)
+
+
+def touches_generators(function: object) -> bool:
+    """Whether calling a function changes torch's, numpy's or Python's global generator."""
+
+    def states() -> tuple[object, ...]:
+        array = np.random.get_state()  # noqa: NPY002
+        return torch.get_rng_state().numpy().tobytes(), str(array), random.getstate()
+
+    before = states()
+    function()  # type: ignore[operator]
+    return states() != before

@@ -1,0 +1,241 @@
+"""`gradshare train` as its users meet it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradshare.cli.options import read_config
+from gradshare.config import stored
+from tests import own
+from tests.cli.test_runs import Program, options, program
+
+__all__ = ["program"]  # a fixture
+
+OWN: dict[str, Any] = {
+    "ways": 3,
+    "queries": 2,
+    "inner_steps": 2,
+    "task_batch": 2,
+    "epochs": 1,
+    "iterations_per_epoch": 2,
+    "val_tasks": 3,
+    "test_tasks": 3,
+    "device": "cpu",
+    "threads": 1,
+}
+
+
+def test_settings_from_a_file_are_overridden_by_options(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(json.dumps({**tiny, "epochs": 2}), encoding="utf-8")  # JSON is YAML
+    run = tmp_path / "run"
+    status, _, err = program("train", "--config", str(file), "--epochs", "1", "--out", str(run))
+    assert (status, err) == (0, "")
+    stored = (run / "config.yaml").read_text(encoding="utf-8")
+    assert "epochs: 1\n" in stored
+    assert "queries: 4\n" in stored
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task-batch", "0"], "--task-batch 0: must be greater than or equal to 1"),
+        (["--dataset", "omniglott"], "did you mean 'omniglot'?"),
+        (["--model", "conv5"], "--model 'conv5': there is no such model; did you mean 'conv4'?"),
+        (["--model", "absent.py:Net"], "absent.py; correct the path"),
+        (["--preset", "paper"], "--preset paper needs --dataset cub or mini-imagenet"),
+        (
+            ["--preset", "paper", "--dataset", "glyphs"],
+            "--preset paper: the paper has no settings for dataset 'glyphs'; use --dataset cub or "
+            "mini-imagenet",
+        ),
+        (
+            ["--preset", "paper", "--dataset", "cub", "--task-batch", "4"],
+            "--preset paper: the paper has task batches 5 and 1, not 4; use --task-batch 5 or 1",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    arguments: list[str], message: str, program: Program, data_root: Path, tmp_path: Path
+) -> None:
+    status, _, err = program(
+        "train", "--out", str(tmp_path / "run"), "--data-root", str(data_root), *arguments
+    )
+    assert status == 1
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistyped_option_names_the_nearest(program: Program) -> None:
+    status, _, err = program("train", "--out", "x", "--iner-lr", "0.1")
+    assert status == 2
+    assert "No such option '--iner-lr'" in err
+    assert "--inner-lr" in err
+
+
+def test_help_explains_every_field_with_its_default(program: Program) -> None:
+    status, out, _ = program("train", "--help")
+    assert status == 0
+    for words in ("Inner loop and sharing", "--sharing / --no-sharing", "[default: --sharing]"):
+        assert words in " ".join(out.split())
+    assert "--inner-lr FLOAT" in out
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{shlex.quote(sys.executable)} -m gradshare train --help | head -1"
+    result = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.stdout.startswith("Usage: ")
+    assert result.stderr == ""
+
+
+def test_the_paper_preset_is_appendix_a(program: Program, data_root: Path, tmp_path: Path) -> None:
+    five = read_config(None, "paper", {"dataset": "mini-imagenet"})
+    assert (five.epochs, five.iterations_per_epoch, five.task_batch) == (250, 1000, 5)
+    assert (five.inner_steps, five.inner_lr, five.queries, five.image_size) == (5, 0.1, 15, 84)
+    assert (five.val_tasks, five.test_tasks, five.ensemble) == (600, 600, 5)
+    one = read_config(None, "paper", {"dataset": "cub", "task_batch": 1, "inner_lr_scale": 10.0})
+    assert (one.epochs, one.inner_lr_scale) == (750, 10)
+
+
+def test_a_dry_run_says_what_the_run_would_take(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = options({**tiny, "method": "maml++", "multi_step_loss": "4"})
+    status, out, err = program("train", "--dry-run", *settings)
+    assert (status, err) == (0, "")
+    patterns = (
+        r"layout +tasks all at once \(vmap\), graphs kept \(keep\)",
+        r"iterations 1 to 4 +\d+\.\d{3} s each",
+        r"iterations 5 to 9 +\d+\.\d{3} s each",
+        r"validation +\d+\.\d s after each epoch",
+        r"test +\d+\.\d s",
+        r"an epoch +\d+\.\d s, validation included",
+        r"all 3 epochs and the test +\d+\.\d s",
+        r"peak memory +(\d+\.\d MB measured, )?\d+\.\d MB estimated from what autograd keeps",
+        r"disk +\d+\.\d MB at most",
+    )
+    lines = out.splitlines()
+    assert len(lines) == len(patterns)
+    for line, pattern in zip(lines, patterns, strict=True):
+        assert re.fullmatch(pattern, line), line
+    folder = tmp_path / "run"
+    assert program("train", "--dry-run", "--out", str(folder), *settings)[0] == 0
+    assert not folder.exists()
+
+
+def test_a_run_needs_a_folder(program: Program, tiny: dict[str, Any]) -> None:
+    status, out, err = program("train", *options(tiny))
+    assert (status, out) == (1, "")
+    assert err == "error: --out is missing; name a new folder for everything that comes out\n"
+
+
+def test_a_dry_run_is_of_one_process(program: Program, tiny: dict[str, Any]) -> None:
+    status, out, err = program("train", "--dry-run", "--workers", "2", *options(tiny))
+    assert (status, out) == (1, "")
+    assert err == "error: --dry-run measures a run in one process; leave --workers out\n"
+
+
+def test_a_dry_run_may_be_of_a_run_that_is_to_be_continued(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "kept.txt").write_text("kept")
+    arguments = ["--resume", "auto", "--out", str(tmp_path / "run")]
+    assert program("train", "--dry-run", *arguments, *options(tiny))[0] == 0
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["kept.txt"]
+
+
+def test_names_and_options_of_ones_own(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(own.__file__, tmp_path / "my parts.py")
+    words = ["--dataset", "my parts.py:signals", "--dataset-option", "noise=1e-1"]
+    words += ["--model", "my parts.py:Net", "--model-option", "width=6"]
+    words += ["--rule", "my parts.py:Momentum", "--rule-option", "beta=0.25"]
+    words += ["--loss", "my parts.py:doubled", "--loss-option", "factor=3"]
+    words += ["--metric", "my parts.py:wrong", "--metric-option", "best=low"]
+    words += ["--metric-option", "unit=%", "--metric", "accuracy"]
+    status, out, err = program("train", "--out", "run", *words, *options(OWN))
+    assert (status, err) == (0, "")
+    assert "Test: wrong " in out
+    assert "Report: " not in out  # it is about accuracies that select checkpoints
+    config = stored("run")
+    assert config.model == f"{tmp_path}/my parts.py:Net"
+    assert config.metric_option == {"best": "low", "unit": "%"}
+    assert config.dataset_option == {"noise": 0.1}
+
+    monkeypatch.chdir("/")
+    status, out, err = program("evaluate", f"{tmp_path}/run", "--shots", "2", "--steps", "4")
+    assert (status, err) == (0, "")
+    ensemble, best = out.splitlines()
+    assert re.fullmatch(r"Ensemble: wrong .* \(3 tasks, 4 inner steps\)", ensemble)
+    assert best.startswith("Best checkpoint: wrong ")
+
+
+def test_a_regression(program: Program, tmp_path: Path) -> None:
+    words = ["--dataset", "tests.own:sines", "--model", "tests.own:Curve", "--loss", "mse"]
+    settings = {name: value for name, value in OWN.items() if name not in ("ways", "queries")}
+    run = ["--out", str(tmp_path / "run")]
+    status, out, err = program("train", *run, *words, *options(settings))
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == f"Run: {tmp_path / 'run'}"
+    assert "epoch 1" in out
+    status, out, err = program("evaluate", str(tmp_path / "run"))
+    assert (status, err) == (
+        1,
+        f"error: {tmp_path / 'run'} has no test tasks; name a --dataset that has some\n",
+    )
+
+
+def test_an_option_that_is_not_key_and_value_is_refused(program: Program) -> None:
+    status, _, err = program("train", "--out", "x", "--model-option", "width")
+    assert status == 2
+    assert "Invalid value for '--model-option': 'width' is not of the form key=value" in err
+
+
+def test_a_dry_run_draws_no_glyphs_into_the_data_root(program: Program, tmp_path: Path) -> None:
+    settings = {**OWN, "filters": 4, "image_size": 16, "data_root": tmp_path / "data"}
+    status, out, err = program("train", "--dry-run", *options(settings))
+    assert (status, err) == (0, "")
+    assert out.startswith("layout ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_diverges_is_a_result(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    settings = {**tiny, "outer_lr": 1e30}
+    status, out, err = program("train", "--out", str(folder), *options(settings))
+    assert (status, err) == (0, "")
+    assert "Diverged: epoch 1, iteration " in out
+
+
+def test_the_threads_of_the_machine_are_left_alone(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert program("train", "--out", str(tmp_path / "run"), *options(tiny))[0] == 0
+        assert program("evaluate", str(tmp_path / "run"), "--threads", "2")[0] == 0
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

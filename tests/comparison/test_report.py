@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gradshare.comparison.figures import MOST_ARMS
+from gradshare.comparison.report import write_report
+from gradshare.comparison.results import FILENAME, Results, load_results, save_results
+from gradshare.comparison.table import arm_rows
+from gradshare.comparison.verdict import verdict
+from gradshare.errors import RunError
+from tests.comparison.builders import arm_run, classification, regression, results_of
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+HOSTILE = (
+    "[/x]",
+    "<b>bold</b>",
+    "two\nlines",
+    "x" * 10_000,
+    "x" * 9_999,
+    "比較のための腕",
+    "🦊 👩‍👩‍👧",
+    "\x00\x1b[31mred",
+    "_under",
+    "$x_1$",
+    "\u202eright to left",
+    "\ud800 lone",
+    "{{ 7 * 7 }}",
+    "&amp;",
+    '" onload="alert(1)',
+)
+
+
+class Page(HTMLParser):
+    """A page's text, tags, tables as rows of cells, and terms with what they are."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.html = html
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.rows: list[list[str]] = []
+        self.terms: list[list[str]] = []
+        self.headings: list[str] = []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("th", "td"):
+            self.rows[-1].append("")
+        elif tag == "dt":
+            self.terms.append(["", ""])
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        within = self.open[-1] if self.open else ""
+        if within != "style":
+            self.words.append(data)
+        if within in ("th", "td"):
+            self.rows[-1][-1] += data
+        elif within in ("dt", "dd"):
+            self.terms[-1][within == "dd"] += data
+        elif within == "h2":
+            self.headings.append(data)
+
+
+def page_of(results: Results, folder: Path) -> Page:
+    return Page(write_report(results, folder).read_text(encoding="utf-8"))
+
+
+def three_arms(**changes: Any) -> Results:
+    return classification(
+        "original", "sharing", "control", seeds=3, controls=["control"], **changes
+    )
+
+
+def test_the_page_says_all_that_the_results_hold(tmp_path: Path) -> None:
+    results = three_arms(
+        settings={"epochs": 4, "outer_lr": 0.001, "first_order": False, "shots": None},
+        commands=("python compare.py --out 'a b'", "second"),
+        notes=("sharing starts with another weight than original",),
+    )
+    page = page_of(results, tmp_path)
+    said = verdict(results)
+    for sentence in (said.headline, *said.sentences, *said.caveats, *results.notes):
+        assert sentence in page.text
+    assert page.headings == [
+        "The arms",
+        "Learning curves",
+        "Differences by task",
+        "What the rules learned",
+        "Settings",
+        "Environment",
+        "Notes",
+        "To reproduce",
+    ]
+    facts = [*results.settings.items(), *results.runs[0].environment.items()]
+    assert page.terms == [[key, str(value)] for key, value in facts]
+    assert "python compare.py --out 'a b'\nsecond" in "".join(page.words)
+    assert "seeds 0, 1, 2 · 30 test tasks · score: accuracy (higher is better)" in page.text
+    assert "the ensemble of the 5 best checkpoints" in page.text
+
+
+def test_a_few_arms_are_the_columns_of_the_table_and_many_its_rows(tmp_path: Path) -> None:
+    results = three_arms()
+    rows = arm_rows(results)
+    turned = [[column, *(row[column] for row in rows)] for column in rows[0]]
+    assert page_of(results, tmp_path).rows == turned
+    results = classification(*(f"arm {place}" for place in range(6)))
+    rows = arm_rows(results)
+    expected = [list(rows[0]), *(list(row.values()) for row in rows)]
+    assert page_of(results, tmp_path).rows == expected
+
+
+def test_yardsticks_are_in_the_table_and_explained(tmp_path: Path) -> None:
+    page = page_of(three_arms(yardsticks={"class mean": {"accuracy": [0.25, 0.75]}}), tmp_path)
+    assert page.rows[0][-1] == "class mean"
+    assert any("50.0 ± 49.0 %" in cell for row in page.rows for cell in row)
+    assert "Yardsticks are fitted to the support set of each test task alone" in page.text
+    assert "Yardstick" not in page_of(three_arms(), tmp_path).text
+
+
+def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    page = page_of(three_arms(), tmp_path)
+    assert "http" not in page.html
+    assert "@import" not in page.html
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "img", "iframe")
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+    assert not re.search(r"url\((?!#)", page.html)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_tags_are_closed_in_order_and_ids_are_unique_and_found(tmp_path: Path) -> None:
+    page = page_of(three_arms(), tmp_path)
+    assert page.open == []
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r"url\(#([^)]+)\)", page.html))
+    used |= {(attributes["href"] or "")[1:] for _, attributes in page.tags if "href" in attributes}
+    assert used
+    assert used <= set(ids)
+
+
+def test_each_figure_is_described_for_a_reader_who_cannot_see_it(tmp_path: Path) -> None:
+    page = page_of(three_arms(), tmp_path)
+    labels = [attributes["aria-label"] or "" for tag, attributes in page.tags if tag == "svg"]
+    assert len(labels) == 3
+    assert "sharing ends at" in labels[0]
+    assert "sharing: better on" in labels[1]
+    assert "sharing.lambda" in labels[2]
+
+
+def test_the_report_of_a_regression_has_no_accuracy_percent_or_chance(tmp_path: Path) -> None:
+    results = regression("original", "sharing", "control", seeds=3, controls=["control"])
+    page = page_of(results, tmp_path)
+    without_levels = page.text.replace("95 %", "")  # of confidence, and of the baseline's gain
+    for word in ("accuracy", "percent", "chance", "points", "%"):
+        assert word not in without_levels
+        assert (
+            word != "%" and word in page_of(three_arms(), tmp_path).text or word in ("percent", "%")
+        )
+    assert "score: error (lower is better)" in page.text
+    assert "validation error (mm)" in page.text
+
+
+def test_a_single_arm_is_shown_without_differences(tmp_path: Path) -> None:
+    page = page_of(classification("only"), tmp_path)
+    assert page.headings == [
+        "The arms",
+        "Learning curves",
+        "Settings",
+        "Environment",
+        "To reproduce",
+    ]
+    assert "minus that of" not in page.text
+
+
+def test_arms_that_came_to_nothing_are_shown(tmp_path: Path) -> None:
+    results = results_of(
+        arm_run("base", validation=[], outcome="diverged"),
+        arm_run("new", validation=[], outcome="diverged"),
+    )
+    page = page_of(results, tmp_path)
+    assert verdict(results).headline in page.text
+    assert "Learning curves" not in page.headings
+    assert "test tasks ·" not in page.text
+
+
+def test_values_of_the_environment_that_differ_are_listed_once_each(tmp_path: Path) -> None:
+    runs = [
+        arm_run("a", seed, validation=[0.4], environment={"torch": "2.13", "processor": name})
+        for seed, name in enumerate(["AMD", "Intel", "AMD"])
+    ]
+    assert ["processor", "AMD; Intel"] in page_of(results_of(*runs), tmp_path).terms
+
+
+def test_the_load_of_the_machine_is_said_beside_the_times(tmp_path: Path) -> None:
+    run = arm_run("a", validation=[0.4], environment={"load": 3.5})
+    assert "load average of the machine: 3.5" in page_of(results_of(run), tmp_path).text
+    assert "load" not in page_of(classification("a"), tmp_path).text
+
+
+def test_text_of_users_is_never_markup(tmp_path: Path) -> None:
+    results = classification(
+        "$a_1$",
+        *HOSTILE,
+        controls=["<b>bold</b>"],
+        settings={"<i>key</i>": "<i>value</i>\x1b"},
+        commands=("run <i>\x00",),
+        notes=("<i>note</i> {{ 7 * 7 }}" * 50,),
+    )
+    page = page_of(results, tmp_path)
+    assert page.open == []
+    assert not {"b", "i"} & {tag for tag, _ in page.tags}
+    assert not any("onload" in attributes for _, attributes in page.tags)
+    for written in ("[/x]", "<b>bold</b>", "two lines", "比較のための腕", "{{ 7 * 7 }}", "&amp;"):
+        assert written in [row[0] for row in page.rows]
+        assert page.words.count(written) >= 3  # the table and the legends of two figures
+    assert "49" not in re.findall(r"\d+", " ".join(page.words[:20]))
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202e\ud800]", page.html)
+    names = [row[0] for row in page.rows[1:]]
+    assert len(set(names)) == len(names) == 1 + len(HOSTILE)
+    assert max(map(len, names)) < 50
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.text(st.characters(), min_size=1, max_size=60), min_size=2, max_size=3, unique=True)
+)
+def test_any_names_give_a_whole_page(tmp_path: Path, names: list[str]) -> None:
+    page = page_of(classification(*names, tasks=3), tmp_path)
+    assert page.open == []
+    assert len(page.rows[0]) == 1 + len(names) == len(set(page.rows[0]))
+
+
+def test_thousands_of_arms_have_a_table_and_figures_of_a_few(tmp_path: Path) -> None:
+    results = classification(*(f"arm {place}" for place in range(300)), tasks=3)
+    page = page_of(results, tmp_path)
+    assert len(page.rows) == 301
+    assert f"{MOST_ARMS} of the 300 arms are drawn" in page.text
+    assert "287 more" in page.text or "more" in page.text
+    assert ("details", {}) in page.tags
+
+
+def test_results_that_were_read_from_their_file_give_the_same_page(tmp_path: Path) -> None:
+    results = three_arms()
+    save_results(results, tmp_path / FILENAME)
+    first = write_report(results, tmp_path / "one").read_bytes()
+    assert write_report(load_results(tmp_path), tmp_path / "two").read_bytes() == first
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file.report.*choose another output folder"):
+        write_report(classification("a"), tmp_path / "file" / "report")

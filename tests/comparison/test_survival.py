@@ -1,0 +1,154 @@
+"""Programs that compare, and their workers, are stopped and killed: nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gradshare.training.folder import RunFolder
+from tests.comparison.driver import EPOCHS
+from tests.comparison.small import assert_same, leftovers, run_folders, small
+
+PATIENCE = 240
+WHERE = ["local", "ray", "submitit"]
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the driver's comparison comes to when nothing happens to it."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    small(out, executor=ThreadPoolExecutor(1), epochs=EPOCHS, seeds=1)
+    return out
+
+
+@contextmanager
+def driver(
+    out: Path, where: str, *, retries: int = 0, seconds: float = 0.3
+) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "tests.comparison.driver", str(out), where),
+            *(str(retries), str(seconds)),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def workers(out: Path) -> list[int]:
+    """The processes that have trained, and still live."""
+    return [int(path.name) for path in out.with_name("workers").glob("*") if alive(int(path.name))]
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs: one that has ended and was not waited for has no command line."""
+    try:
+        return bool(Path(f"/proc/{process}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    end = time.monotonic() + PATIENCE
+    while not what():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, said = process.communicate(timeout=PATIENCE)
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("where", [*WHERE, "threads"])
+def test_a_program_that_is_stopped_saves_everything_and_continues_to_the_same_numbers(
+    where: str, tmp_path: Path, undisturbed: Path
+) -> None:
+    out = tmp_path / "out"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with driver(out, where) as process:
+            wait_for(lambda: workers(out), process)
+            if number == signal.SIGINT:
+                os.killpg(process.pid, number)  # as a terminal does
+            else:
+                process.send_signal(number)
+            status, said = ended(process)
+        assert said == f"stopped; everything so far is saved in {out}\n"
+        assert status == 128 + number
+        assert leftovers(out) == []
+        assert any(list(run.glob("checkpoints/latest-*")) for run in run_folders(out))
+        wait_for(lambda: not workers(out))
+    with driver(out, where, seconds=0) as process:
+        assert ended(process) == (0, "")
+    assert leftovers(out) == []
+    assert_same(out, undisturbed)
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_a_worker_that_is_killed_is_reported_or_retried_to_the_same_numbers(
+    where: str, tmp_path: Path, undisturbed: Path
+) -> None:
+    out = tmp_path / "out"
+    with driver(out, where) as process:
+        wait_for(lambda: workers(out), process)
+        os.kill(workers(out)[0], signal.SIGKILL)
+        status, said = ended(process)
+    assert status == 1
+    assert said.count("\n") == 1
+    assert said.startswith(("error: original failed: ", "error: sharing failed: "))
+    assert "its worker was lost: " in said
+    assert said.endswith(
+        f". The other runs are saved in {out}; correct the cause and continue (resume='auto', "
+        "--resume auto)\n"
+    )
+    lengths = sorted(len(RunFolder(run).history()) for run in run_folders(out) if started(run))
+    assert lengths[-1] == EPOCHS
+    with driver(out, where, retries=1) as process:
+        wait_for(lambda: workers(out), process)
+        os.kill(workers(out)[0], signal.SIGKILL)
+        status, said = ended(process)
+    assert status == 0
+    assert "the run goes on from its last checkpoint (retry 1 of 1)" in said
+    assert_same(out, undisturbed)
+
+
+def started(run: Path) -> bool:
+    return (run / "metrics.jsonl").is_file() and bool((run / "metrics.jsonl").stat().st_size)
+
+
+def test_workers_save_and_end_when_their_program_is_killed_and_a_restart_clears_what_is_left(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    out = tmp_path / "out"
+    with driver(out, "local", seconds=0.5) as process:
+        wait_for(lambda: workers(out), process)
+        process.kill()
+        process.wait()
+        assert leftovers(out)
+        # At once: the new workers wait for the old ones, which find their plan gone.
+        with driver(out, "local", seconds=0) as again:
+            assert ended(again) == (0, "")
+    assert not workers(out)
+    assert leftovers(out) == []
+    assert_same(out, undisturbed)

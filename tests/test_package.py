@@ -1,0 +1,74 @@
+"""What `import gradshare` gives, and what it leaves alone until it is used."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gradshare as gs
+
+
+def in_a_new_process(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_each_public_name_can_be_used_and_is_what_a_type_checker_sees() -> None:
+    tree = ast.parse(Path(gs.__file__).read_text(encoding="utf-8"))
+    seen = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert sorted(seen) == sorted(gs.__all__)
+    for name, module in seen.items():
+        imported = __import__(module or "", fromlist=[name])
+        assert getattr(gs, name) is getattr(imported, name), name
+
+
+def test_everything_can_be_imported_at_once() -> None:
+    code = "from gradshare import *; print(fit.__name__, testing.__name__, ResNet12.__name__)"
+    assert in_a_new_process(code) == "fit gradshare.testing ResNet12\n"
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'gradshare' has no attribute 'train'"):
+        _ = gs.train
+    assert not hasattr(gs.config, "xyzzy")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import gradshare",
+        "import gradshare.cli",
+        "from gradshare.config import RunConfig; RunConfig(model='my.py:Net').to_yaml()",
+        "from gradshare.cli.train import train_command",
+    ],
+)
+def test_what_needs_no_torch_does_not_import_it(code: str) -> None:
+    heavy = "{'torch', 'matplotlib', 'numpy', 'rich'}"
+    assert in_a_new_process(f"{code}; import sys; print({heavy} & sys.modules.keys())") == "set()\n"
+
+
+@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["train", "-h"]])
+def test_help_needs_no_torch(command: list[str]) -> None:
+    code = f"""
+import sys
+from gradshare.cli import program
+sys.argv = ["gradshare", *{command!r}]
+try:
+    program()
+finally:
+    print({{"torch", "matplotlib", "numpy", "rich"}} & sys.modules.keys(), end="")
+"""
+    assert in_a_new_process(code).endswith("set()")

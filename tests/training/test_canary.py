@@ -1,0 +1,189 @@
+"""A run that is continued with other code or other data is refused by the loss of a fixed batch."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import gradshare as gs
+from gradshare.errors import RunError
+from gradshare.training.canary import Canary
+from gradshare.training.folder import RunFolder
+from gradshare.training.run import Run
+from gradshare.training.state import TrainState
+from tests.training.killing import latest, require_same_end, timeless
+from tests.training.small import ROWS, Poisoned, Wrapped, mlp, rows
+
+# A user's code: a model, a loss, a rule and a source.
+CODE = '''
+import torch
+from torch import nn
+from torch.nn import functional as F
+import gradshare as gs
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.b(self.a(x).tanh())
+
+
+def loss(outputs, targets):
+    return F.cross_entropy(outputs, targets)
+
+
+class Rule(gs.UpdateRule):
+    def update(self, gradients, meta, carried, task, step):
+        return {n: 1.0 * g for n, g in gradients.items()}, carried, task
+
+
+class Source:
+    def __init__(self, tasks):
+        self.tasks = tasks
+
+    def batch(self, indices):
+        batch = self.tasks.batch(indices)
+        return batch.map(lambda x: x + 0.0 if x.is_floating_point() else x)
+'''
+
+CHANGES = {
+    "the model": ("self.a(x).tanh()", "self.a(x).relu()"),
+    "the rule": ("1.0 * g", "0.5 * g"),
+    "the loss": ("F.cross_entropy(outputs, targets)", "2 * F.cross_entropy(outputs, targets)"),
+    "the data": ("x + 0.0", "x + 0.5"),
+}
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "mine.py"
+    path.write_text(CODE, encoding="utf-8")
+    yield path
+    sys.modules.pop("mine", None)
+
+
+def imported(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mine", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["mine"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def fit(path: Path, code: Path, **changes: Any) -> Run:
+    mine = imported(code)
+    torch.manual_seed(0)
+    learner = gs.maml(mine.Net(), steps=2, sharing=True, rule=mine.Rule(), loss=mine.loss)
+    given = rows(learner=learner, train=mine.Source(ROWS[0]), **changes)
+    return gs.fit(**given, out=path, resume="auto")
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_changed_code_is_refused_with_one_sentence_that_names_its_file(
+    what: str, user: Path, tmp_path: Path
+) -> None:
+    run = fit(tmp_path / "run", user)
+    before = {path: path.read_bytes() for path in run.path.rglob("*.safetensors")}
+    old, new = CHANGES[what]
+    assert old in CODE
+    user.write_text(CODE.replace(old, new), encoding="utf-8")
+    for epochs in (3, 5):  # of a run that is complete and of one that is extended
+        with pytest.raises(RunError) as error:
+            fit(tmp_path / "run", user, epochs=epochs)
+        message = str(error.value)
+        assert message.startswith("the learner computes a loss of ")
+        assert message.endswith(
+            " when the run was saved: its model, rule, loss or data have changed since "
+            f"({user} has changed); continue with the code and the data that the run was started "
+            "with, or start another run"
+        )
+        assert "\n" not in message
+    assert {path: path.read_bytes() for path in run.path.rglob("*.safetensors")} == before
+    user.write_text(CODE, encoding="utf-8")
+    require_same_end(run, fit(tmp_path / "run", user))
+
+
+def test_code_that_changes_no_number_may_change(user: Path, tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole", user, epochs=5)
+    fit(tmp_path / "run", user)
+    user.write_text("# Formatted.\n" + CODE, encoding="utf-8")
+    assert timeless(fit(tmp_path / "run", user, epochs=5)) == timeless(whole)
+
+
+def test_data_that_change_without_a_file_are_refused_too(tmp_path: Path) -> None:
+    class Shifted(Wrapped):
+        shift = 0.0
+        fingerprint = None
+
+        def batch(self, indices: Any) -> Any:
+            batch = super().batch(indices)
+            return batch.map(lambda t: t + self.shift if t.is_floating_point() else t)
+
+    gs.fit(**rows(train=Shifted(ROWS[0])), out=tmp_path / "run")
+    Shifted.shift = 0.5
+    with pytest.raises(RunError, match="its model, rule, loss or data have changed since; contin"):
+        gs.fit(**rows(train=Shifted(ROWS[0])), out=tmp_path / "run", resume="auto")
+
+
+def state_of(learner: gs.MetaLearner, dtype: torch.dtype) -> TrainState:
+    meta, carried = learner.init()
+    meta = {name: t.detach().to(dtype).requires_grad_() for name, t in meta.items()}
+    return TrainState(meta, carried, torch.optim.SGD(meta.values(), lr=0.1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rounding", "too_much"),
+    [(torch.float32, 3e-4, 3e-3), (torch.float64, 3e-10, 3e-9)],
+)
+@pytest.mark.parametrize("size", [1.0, 1e-2])
+def test_rounding_is_not_a_change(
+    dtype: torch.dtype, rounding: float, too_much: float, size: float
+) -> None:
+    def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
+        return size * F.cross_entropy(outputs, targets)
+
+    learner = gs.maml(mlp().to(dtype), steps=2, loss=loss_of)
+    tasks = ROWS[0].batch([0, 1]).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+    state, canary = state_of(learner, dtype), Canary(learner, tasks)
+    loss = canary.loss(state)
+    assert loss is not None
+    assert loss == Canary(learner, tasks).loss(state)
+    canary.require_same(state, loss * (1 + rounding), "")
+    with pytest.raises(RunError, match="computes a loss of"):
+        canary.require_same(state, loss * (1 + too_much), "")
+
+
+def test_a_loss_that_is_not_finite_is_the_same_only_if_it_still_is_not() -> None:
+    learner = gs.maml(mlp(), steps=2)
+    state = state_of(learner, torch.float32)
+    infinite = Poisoned(ROWS[0], {1}).batch([0, 1])
+    assert Canary(learner, infinite).loss(state) is None
+    Canary(learner, infinite).require_same(state, None, "")
+    with pytest.raises(RunError, match=r"computes a loss of None on a fixed batch where it .* 0.5"):
+        Canary(learner, infinite).require_same(state, 0.5, "")
+    with pytest.raises(RunError, match="where it computed None when"):
+        Canary(learner, ROWS[0].batch([0, 1])).require_same(state, None, "")
+    state.meta["model.0.weight"].data.fill_(math.nan)
+    assert Canary(learner, ROWS[0].batch([0, 1])).loss(state) is None
+
+
+def test_each_checkpoint_holds_its_canary_and_the_folder_the_digests(tmp_path: Path) -> None:
+    run = gs.fit(**rows(), out=tmp_path / "run")
+    assert 0 < latest(run.path).progress["canary"] < 10
+    files = RunFolder(run.path).contents()["files"]
+    assert any(path.endswith("methods/meta_learner.py") for path in files)
+    assert all(len(digest) == 64 for digest in files.values())
