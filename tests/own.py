@@ -39,6 +39,11 @@ def nothing() -> int:
     return 3
 
 
+def broken() -> gs.Splits:
+    """A dataset whose sources are none."""
+    return gs.Splits(3, 3)  # type: ignore[arg-type]
+
+
 class Net(nn.Module):
     """A network for signals."""
 

@@ -320,9 +320,12 @@ def test_any_number_of_classes_if_the_method_takes_it(tmp_path: Path) -> None:
 def test_inputs_of_several_parts_and_classes_that_are_the_same_in_all_tasks(
     tmp_path: Path,
 ) -> None:
+    torch.manual_seed(0)
     random = np.random.default_rng(0)
-    x = {"a": random.normal(size=(60, 3)), "b": random.integers(5, size=(60, 2))}
-    labels = np.array(["well", "ill"])[np.arange(60) % 2]
+    odd = np.arange(60) % 2
+    a = random.normal(odd[:, None], 0.1, (60, 3))
+    x = {"a": a, "b": random.integers(5, size=(60, 2))}
+    labels = np.array(["well", "ill"])[odd]
     source = gs.GroupTasks(x, labels, np.arange(60) // 10, shots=2, queries=2)
 
     class Both(torch.nn.Module):

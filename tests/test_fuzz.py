@@ -31,20 +31,22 @@ from PIL import Image
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+import gradshare as gs
+from gradshare.comparison.results import load_results, save_results
 from gradshare.config import RunConfig
 from gradshare.errors import GradshareError
-from gradshare.experiments.results import load_results, save_results
-from gradshare.tasks import EpisodeSampler, ImageStore, hdf5
+from gradshare.tasks import ImageStore, ImageTasks, hdf5
 from gradshare.tasks.archives import members
 from gradshare.tasks.folder import find_classes
 from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.mini_imagenet import _pickled_split, _table
 from gradshare.training import checkpoint
 from gradshare.training.folder import RunFolder
-from gradshare.training.run import train
-from tests.experiments.synthetic_results import usual
+from gradshare.training.run import Run, open_run
+from tests.comparison.builders import classification
 from tests.tasks.archive_builders import COMPRESSORS, encoded, make_tar, make_zip, pixels
 from tests.tasks.builders import random_store
+from tests.training.small import Arguments, rows
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 FORM = ImageFormat(size=8, channels=3)
@@ -303,8 +305,8 @@ def test_stores(random: Random, tmp_path: Path) -> None:
         store = ImageStore.open(path)
         assert len(store.image_shape) == 3
         for split in store.splits.values():
-            sampler = EpisodeSampler(split, ways=2, shots=1, queries=1, seed=0)
-            assert sampler.batch(range(2)).support_x.shape[2:] == store.image_shape
+            tasks = ImageTasks(split, ways=2, shots=1, queries=1)
+            assert tasks.batch(range(2)).support_x.shape[2:] == store.image_shape
 
 
 # What gradshare itself wrote
@@ -333,7 +335,7 @@ def test_configurations(random: Random, tmp_path: Path) -> None:
 @given(random=randoms)
 def test_results(random: Random, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    save_results(usual(epochs=3), path)
+    save_results(classification("original", "sharing", tasks=3), path)
     value = json.loads(path.read_bytes())
     path.write_bytes(as_text(twisted(value, random), random))
     with refusing():
@@ -342,30 +344,20 @@ def test_results(random: Random, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
-    """A run of seconds."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a fraction of a second."""
     folder = tmp_path_factory.mktemp("fuzz") / "run"
-    train(RunConfig(**tiny_run(data_root)), folder)
+    gs.fit(**tiny_run(), out=folder)
     return folder
 
 
-def tiny_run(data_root: Path) -> dict[str, Any]:
-    return {
-        "dataset": "tiny",
-        "data_root": str(data_root),
-        "ways": 2,
-        "queries": 1,
-        "task_batch": 1,
-        "inner_steps": 1,
-        "filters": 2,
-        "epochs": 2,
-        "iterations_per_epoch": 1,
-        "val_tasks": 2,
-        "test_tasks": 2,
-        "ensemble": 1,
-        "device": "cpu",
-        "threads": 1,
-    }
+def tiny_run() -> Arguments:
+    sizes = {"epochs": 2, "iterations": 1, "val_tasks": 2, "test_tasks": 2, "ensemble": 1}
+    return rows(**sizes, tasks="loop", memory="keep")
+
+
+def resume(folder: Path) -> Run:
+    return gs.fit(**tiny_run(), out=folder, resume="auto")
 
 
 @contextmanager
@@ -381,14 +373,19 @@ def put_back(*paths: Path) -> Iterator[None]:
 
 @fuzzed
 @given(random=randoms)
-def test_inputs(random: Random, finished: Path) -> None:
-    path = finished / "inputs.json"
-    with put_back(path):
+def test_runs(random: Random, finished: Path) -> None:
+    """What `run.json` says is used too: the run is opened and continued."""
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    path = finished / "run.json"
+    with put_back(*files):
         value = json.loads(path.read_bytes())
         path.write_bytes(as_text(twisted(value, random), random))
         with refusing():
-            inputs = RunFolder(finished).inputs()
-            assert len(inputs.mean) == inputs.image_shape[0]
+            run = open_run(finished, tiny_run()["learner"])
+            assert len(run.table()) == 2 * 5 * 2
+            assert run.tensors()
+        with refusing():
+            assert len(resume(finished).history) == 2
 
 
 @fuzzed
@@ -400,7 +397,7 @@ def test_metrics(random: Random, finished: Path) -> None:
         path.write_bytes(b"".join(as_text(line, random) + b"\n" for line in lines))
         with refusing():
             for record in RunFolder(finished).history():
-                assert isinstance(record.val_accuracy, float)
+                assert all(isinstance(row["value"], float) for row in record.rows())
 
 
 def rewritten(data: bytes, random: Random) -> bytes:
@@ -426,24 +423,24 @@ def rewritten(data: bytes, random: Random) -> bytes:
         random.choice(changes)()
     metadata["progress"] = json.dumps(progress)
     metadata["sha256"] = checkpoint._digest(tensors, metadata["progress"])
-    metadata["format_version"] = random.choice(("1", "1", "1", "1", "2", "x" * 50))
+    metadata["format_version"] = random.choice(("2", "2", "2", "2", "1", "x" * 50))
     return save_tensors(tensors, metadata)
 
 
 @fuzzed
 @given(random=randoms, whole=st.booleans())
-def test_checkpoints(random: Random, whole: bool, finished: Path, data_root: Path) -> None:
+def test_checkpoints(random: Random, whole: bool, finished: Path) -> None:
     """What they hold is used too: a run is continued from them."""
     paths = sorted((finished / "checkpoints").iterdir())
-    others = [path for path in finished.iterdir() if path.is_file()]
+    others = [path for path in finished.rglob("*") if path.is_file()]
     with put_back(*paths, *others):
         for path in paths:
             if path.name.startswith("latest") or random.random() < 0.5:
                 data = path.read_bytes()
                 path.write_bytes(rewritten(data, random) if whole else damaged(data, random))
         with refusing():
-            result = train(RunConfig(**tiny_run(data_root)), finished, resume=True)
-            assert (result.test is not None) == bool(result.history)
+            run = resume(finished)
+            assert (run.test is not None) == bool(run.history)
     # `put_back` cannot know of files that this run added.
     for path in set((finished / "checkpoints").iterdir()) - set(paths):
         path.unlink()

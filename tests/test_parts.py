@@ -392,6 +392,11 @@ def test_a_dataset_may_have_no_test() -> None:
             "values; add --loss mse, or a loss of your own",
         ),
         (
+            {"dataset": "tests.own:broken", "queries": 15, "ways": 5},
+            "--dataset 'tests.own:broken': train is 3; give a source of tasks: an object with "
+            "`batch(indices) -> TaskBatch`, such as gradshare.ClassTasks(x, y)",
+        ),
+        (
             {"dataset": "tests.own:nothing", "queries": 15, "ways": 5},
             "--dataset 'tests.own:nothing' returned 3; return gradshare.Splits(train, "
             "validation, test)",

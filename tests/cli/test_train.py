@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from gradshare.cli import COMMANDS
 from gradshare.cli.options import read_config
 from gradshare.config import stored
 from tests import own
@@ -202,6 +203,28 @@ def test_a_regression(program: Program, tmp_path: Path) -> None:
         1,
         f"error: {tmp_path / 'run'} has no test tasks; name a --dataset that has some\n",
     )
+
+
+def test_options_on_the_command_line_replace_those_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("model_option: {width: 3}\nrule_option: {beta: 0.5}\nmetric: [loss]\n")
+    options = {"model_option": {"depth": 2}, "rule_option": None, "metric": ()}
+    config = read_config(file, None, options)
+    assert config.model_option == {"depth": 2}
+    assert (config.rule_option, config.metric) == ({"beta": 0.5}, ("loss",))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help(name: str, program: Program) -> None:
+    status, out, err = program(name, "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"Usage: gradshare {name} ")
+
+
+def test_an_unknown_command_is_named(program: Program) -> None:
+    status, _, err = program("trian")
+    assert status == 2
+    assert "No such command 'trian'" in err
 
 
 def test_an_option_that_is_not_key_and_value_is_refused(program: Program) -> None:

@@ -147,12 +147,15 @@ def test_chance_is_drawn_where_it_does_not_flatten_the_curves(score: float, draw
     assert (axes.get_ylim()[0] < 20) == drawn
 
 
-def test_the_intervals_of_a_single_epoch_stand_beside_each_other() -> None:
-    results = results_of(*(arm_run(name, validation=[0.4]) for name in "abc"))
+def test_the_points_of_a_single_epoch_stand_beside_each_other_with_their_intervals() -> None:
+    results = results_of(*(arm_run(name, validation=[0.4], half=0.02) for name in "abc"))
     axes = axes_of(drawing(results, "curves"))
-    places = [bar.lines[0].get_xdata()[0] for bar in axes.containers]  # type: ignore[attr-defined]
+    places = [line(axes, name)[0][0] for name in "abc"]
     assert len(set(places)) == 3
     assert np.mean(places) == pytest.approx(1)
+    bars = [np.asarray(bar.lines[2][0].get_segments()[0]) for bar in axes.containers]  # type: ignore[attr-defined]
+    assert [bar[0][0] for bar in bars] == places
+    assert [bar[:, 1].tolist() for bar in bars] == [pytest.approx([38, 42])] * 3
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

@@ -172,12 +172,12 @@ def test_each_figure_is_described_for_a_reader_who_cannot_see_it(tmp_path: Path)
 def test_the_report_of_a_regression_has_no_accuracy_percent_or_chance(tmp_path: Path) -> None:
     results = regression("original", "sharing", "control", seeds=3, controls=["control"])
     page = page_of(results, tmp_path)
-    without_levels = page.text.replace("95 %", "")  # of confidence, and of the baseline's gain
-    for word in ("accuracy", "percent", "chance", "points", "%"):
-        assert word not in without_levels
-        assert (
-            word != "%" and word in page_of(three_arms(), tmp_path).text or word in ("percent", "%")
-        )
+    others = page_of(three_arms(), tmp_path).text
+    # But for 95 %: of confidence, and of the baseline's gain.
+    for pattern in ("accuracy", "chance", r"\bpoints", "(?<!95 )%"):
+        assert re.search(pattern, others)
+        assert not re.search(pattern, page.text)
+    assert "percent" not in page.text
     assert "score: error (lower is better)" in page.text
     assert "validation error (mm)" in page.text
 
@@ -242,7 +242,9 @@ def test_text_of_users_is_never_markup(tmp_path: Path) -> None:
     assert max(map(len, names)) < 50
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.lists(st.text(st.characters(), min_size=1, max_size=60), min_size=2, max_size=3, unique=True)
 )
@@ -252,12 +254,19 @@ def test_any_names_give_a_whole_page(tmp_path: Path, names: list[str]) -> None:
     assert len(page.rows[0]) == 1 + len(names) == len(set(page.rows[0]))
 
 
+def test_arms_whose_names_begin_alike_stay_apart(tmp_path: Path) -> None:
+    names = ["x" * 50, "x" * 51, f"{'x' * 31}… (2)", "x" * 52]
+    first = page_of(classification(*names), tmp_path).rows[0]
+    assert len(first) == len(set(first)) == 5
+
+
 def test_thousands_of_arms_have_a_table_and_figures_of_a_few(tmp_path: Path) -> None:
     results = classification(*(f"arm {place}" for place in range(300)), tasks=3)
     page = page_of(results, tmp_path)
     assert len(page.rows) == 301
     assert f"{MOST_ARMS} of the 300 arms are drawn" in page.text
-    assert "287 more" in page.text or "more" in page.text
+    folded = len(verdict(results).sentences) - 12
+    assert f"{folded} more" in page.text
     assert ("details", {}) in page.tags
 
 

@@ -53,7 +53,7 @@ def test_a_killed_process_is_named_and_the_others_keep_what_they_have(
     victim: list[int] = []
 
     def kill(name: str, progress: Progress) -> None:
-        if name == "victim" and progress.epoch > 1 and "short" in done and not victim:
+        if name == "victim" and progress.epoch > 2 and "short" in done and not victim:
             victim.extend(children())
             os.kill(victim[0], signal.SIGKILL)
 
@@ -96,7 +96,7 @@ def test_a_stop_after_one_run_is_done_keeps_its_result(
     asked: list[bool] = []
 
     def stop(name: str, progress: Progress) -> None:
-        if "short" in done and name == "long" and progress.epoch > 1 and not asked:
+        if "short" in done and name == "long" and progress.epoch > 2 and not asked:
             asked.append(True)  # a second time would interrupt at once
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -116,7 +116,7 @@ def test_a_killed_process_can_be_retried(tiny: dict[str, Any], tmp_path: Path) -
     victim: list[int] = []
 
     def kill(name: str, progress: Progress) -> None:
-        if progress.epoch > 1 and not victim:
+        if progress.epoch > 2 and not victim:
             victim.extend(children())
             os.kill(victim[0], signal.SIGKILL)
 

@@ -75,7 +75,9 @@ def rows(**changes: Any) -> Arguments:
 SIGNALS = class_tasks(2, 16)
 
 
-def signals(*, dropout: float = 0.3, **changes: Any) -> Arguments:
+def signals(
+    *, dropout: float = 0.3, rule: gs.UpdateRule | None = None, **changes: Any
+) -> Arguments:
     """1-D signals, with dropout, batch norm and sharing."""
     with seeded():
         model = nn.Sequential(
@@ -86,12 +88,13 @@ def signals(*, dropout: float = 0.3, **changes: Any) -> Arguments:
             nn.Flatten(),
             nn.Linear(6 * 12, WAYS),
         )
-    return arguments(gs.maml(model, steps=2, sharing=True), SIGNALS, changes)
+    return arguments(gs.maml(model, steps=2, sharing=True, rule=rule), SIGNALS, changes)
 
 
-def regression(**changes: Any) -> Arguments:
+def regression(*, rule: gs.UpdateRule | None = None, **changes: Any) -> Arguments:
     """Sinusoids, by the squared error, which is best low."""
-    learner = gs.maml(mlp(inputs=1, outputs=1), steps=2, inner_lr=0.01, loss=F.mse_loss)
+    model = mlp(inputs=1, outputs=1)
+    learner = gs.maml(model, steps=2, inner_lr=0.01, loss=F.mse_loss, rule=rule)
     return arguments(
         learner,
         [gs.Sinusoids()] * 3,
@@ -127,11 +130,12 @@ def two_inputs() -> tuple[gs.ClassTasks, ...]:
 TWO_INPUTS = two_inputs()
 
 
-def named_inputs(**changes: Any) -> Arguments:
+def named_inputs(*, rule: gs.UpdateRule | None = None, **changes: Any) -> Arguments:
     """Inputs by name: token ids and numbers."""
     with seeded():
         model = TwoInputs()
-    return arguments(gs.maml(model, steps=2, inner_lr=0.5, sharing=True), TWO_INPUTS, changes)
+    learner = gs.maml(model, steps=2, inner_lr=0.5, sharing=True, rule=rule)
+    return arguments(learner, TWO_INPUTS, changes)
 
 
 PROBLEMS: dict[str, Callable[..., Arguments]] = {

@@ -25,7 +25,7 @@ from tests.training.killing import latest, require_same_end, timeless
 from tests.training.small import ROWS, Poisoned, Wrapped, mlp, rows
 
 # A user's code: a model, a loss, a rule and a source.
-CODE = '''
+CODE = """
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -57,7 +57,7 @@ class Source:
     def batch(self, indices):
         batch = self.tasks.batch(indices)
         return batch.map(lambda x: x + 0.0 if x.is_floating_point() else x)
-'''
+"""
 
 CHANGES = {
     "the model": ("self.a(x).tanh()", "self.a(x).relu()"),

@@ -170,16 +170,34 @@ def test_parameters_that_are_not_finite_are_named_first() -> None:
 
 
 def test_of_another_learner_the_task_is_named() -> None:
-    learner = Prototypes(mlp())
-    tasks = poisoned(rows(), 1, task=2)["train"].batch(range(2**40, 2**40 + 2))
+    learner = Prototypes(nn.Linear(6, 4))
+    tasks = rows()["train"].batch(range(2))
+    tasks.query_x[1, 0] = 1e38  # its distances overflow
     assert diagnose(learner, *learner.init(), tasks, iteration=0) == (
         "the outer loss of task 2 is not finite"
     )
 
 
+@pytest.mark.parametrize("part", ["support_x", "query_x", "query_y"])
+def test_inputs_and_targets_that_are_not_finite_are_named_first(part: str) -> None:
+    learner = gs.maml(Line(1.0), steps=2, inner_lr=0.1, loss=half_square)
+    for value in (math.nan, math.inf):
+        tasks = tasks_of([1.0, 1.0], [1.0, 1.0]).map(torch.clone)
+        getattr(tasks, part)[1, 0] = value
+        assert fault(learner, tasks)[1] == f"{part} of task 2 holds a value that is not finite"
+
+
+def test_values_that_are_not_finite_in_the_padding_are_not_blamed() -> None:
+    learner = gs.maml(Line(1.0), steps=2, inner_lr=0.1, loss=half_square)
+    x, y = torch.ones(2, 3, 1), torch.zeros(2, 3)
+    tasks = TaskBatch(x, y, x.clone(), y, query_n=(2, 3))
+    tasks.query_x[0, 2] = math.nan
+    assert fault(learner, tasks) == (None, None)
+
+
 # What a run does
 
-FAULT = "the query loss of task 1 is not finite after inner step 2"
+FAULT = "query_x of task 1 holds a value that is not finite"
 
 
 def fit(path: Path, bad: Sequence[int] = (5,), **changes: Any) -> Run:

@@ -136,9 +136,7 @@ def test_meta_parameters_of_ones_own_are_evaluated_as_a_plain_loop_does(problem:
     given = problem()
     ours, metrics = given["learner"], given.get("metrics", METRICS)
     meta, carried = ours.init()
-    found = gs.evaluate(
-        ours, meta, carried, given["test"], tasks=13, steps=3, metrics=metrics
-    )
+    found = gs.evaluate(ours, meta, carried, given["test"], tasks=13, steps=3, metrics=metrics)
     for index in range(13):
         task = given["test"].batch([index])
         outputs = ours.predict(meta, ours.adapt(meta, carried, task, steps=3), task)[0]
@@ -153,7 +151,9 @@ def test_an_evaluation_changes_neither_the_tensors_nor_the_generators() -> None:
     ours = gs.maml(mlp(), steps=2, sharing=True)
     meta, carried = ours.init()
     before = {name: tensor.clone() for name, tensor in {**meta, **carried}.items()}
+    generator = torch.get_rng_state()
     gs.evaluate(ours, meta, carried, ROWS[2], tasks=3, metrics=METRICS)
+    assert torch.equal(torch.get_rng_state(), generator)
     for name, tensor in {**meta, **carried}.items():
         assert torch.equal(tensor, before[name])
 

@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import gradshare as gs
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.training.run import Run, open_run
-from tests.training.killing import timeless
-from tests.training.small import PROBLEMS, ROWS, WAYS, Arguments, Wrapped, mlp, rows
+from tests.training.small import PROBLEMS, ROWS, Arguments, Wrapped, mlp, rows
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +35,7 @@ def test_without_a_learner_history_metrics_and_tensors_are_read(run: Run) -> Non
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert repr(opened) == repr(run)
+    assert open_run(str(run.path)).seconds == run.seconds > 0
 
 
 def test_without_a_learner_anything_else_says_what_to_give(run: Run) -> None:
@@ -110,7 +109,9 @@ def test_a_run_that_has_not_completed_an_epoch_is_opened_and_has_no_models(tmp_p
     opened = open_run(tmp_path / "run")
     assert opened.history == []
     assert opened.tested is None
-    with pytest.raises(RunError, match="has no epoch yet|cannot be read|has completed no epoch"):
+    with pytest.raises(
+        RunError, match="has completed no epoch: it goes on, was stopped, or diverged in its first"
+    ):
         opened.tensors()
 
 
@@ -211,15 +212,3 @@ def test_targets_with_fixed_classes_keep_their_numbers(tmp_path: Path) -> None:
     assert net(x[:3]).shape == (3, 3)
     with pytest.raises(DataError, match="the label 'none' is none of the classes"):
         run.adapt(x[:3], ["low", "none", "high"])
-
-
-def test_a_finished_run_and_its_folder_say_the_same(run: Run) -> None:
-    assert timeless(open_run(run.path)) == timeless(run)
-    assert open_run(str(run.path)).seconds == run.seconds > 0
-    assert F.cross_entropy is run.metrics["loss"].function
-    assert WAYS == len(run.adapt(*_support()).classes or ())
-
-
-def _support() -> tuple[Tensor, Tensor]:
-    task = ROWS[2].batch([0])
-    return task.support_x[0], task.support_y[0]

@@ -14,16 +14,16 @@ from gradshare.errors import SIGNAL_STATUS, ConfigError, GradshareError
 FAILED = 1
 
 COMMANDS = {
-    "compare": ("runs:compare_command", "Compare gradient sharing with the original."),
+    "compare": ("compare:compare_command", "Compare gradient sharing with the original."),
     "train": ("train:train_command", "Meta-train one learner, and test it."),
     "evaluate": ("runs:evaluate_command", "Test the best checkpoints of a RUN."),
-    "report": ("runs:report_command", "Write the report of finished RUNs."),
+    "report": ("compare:report_command", "Write the report of finished RUNs."),
     "paper": ("paper:paper", "Reproduce the paper's tables and figures."),
     "data": ("data:data", "Prepare datasets and look at them."),
 }
 """For each command the module and the name of its function, and its line in the help."""
 
-TRAINING = ("train", "compare", "paper")
+TRAINING = {"train", "compare", "paper"}
 
 
 class LazyGroup(click.Group):
@@ -73,7 +73,7 @@ def program() -> None:
     """The program as a shell starts it. Processes that train need the allocator's settings from
     their start on: those that `compare` and others start, and this one if it trains itself.
     """
-    if sys.argv[1:2] and sys.argv[1] in TRAINING and not {"-h", "--help"} & {*sys.argv}:
+    if TRAINING & {*sys.argv[1:2]} and not {"-h", "--help"} & {*sys.argv}:
         from gradshare.training.machine import join_freed_memory  # noqa: PLC0415
 
         join_freed_memory(start_again=sys.argv[1] == "train")

@@ -22,6 +22,9 @@ from gradshare.training.layout import Layout
 from gradshare.training.metrics import Metric
 from gradshare.training.randomness import generators_kept
 
+Starts = dict[str, Mapping[str, Tensor]]
+"""The meta-parameters of each arm before any training."""
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -38,7 +41,7 @@ class Checked:
     plan: Plan
     metrics: dict[str, Metric]
     score: str
-    identities: Mapping[str, Mapping[str, Any]]
+    identities: dict[str, Mapping[str, Any]]
     notes: tuple[str, ...]
 
     def finished(self, folder: Path) -> list[tuple[str, int]]:
@@ -47,22 +50,16 @@ class Checked:
         Raises:
             RunError: an arm is not what it was when they were trained.
         """
+        plan = self.plan
         found = [
             (arm, seed)
-            for arm, seed in self.plan.runs
-            if is_finished(
-                self.plan.place(folder, arm, seed), {**self.identities[arm], "seed": seed}
-            )
+            for arm, seed in plan.runs
+            if is_finished(plan.place(folder, arm, seed), {**self.identities[arm], "seed": seed})
         ]
         for arm, seed in dict(found).items():  # one of each arm tells whether it changed
-            fit_in(
-                OneProcess(),
-                self.plan.learner(arm, seed),
-                self.plan.sources,
-                self.plan.options_of(seed),
-                self.plan.place(folder, arm, seed),
-                resume=True,
-            )
+            place = plan.place(folder, arm, seed)
+            learner, options = plan.learner(arm, seed), plan.options_of(seed)
+            fit_in(OneProcess(), learner, plan.sources, options, place, resume=True)
         return found
 
 
@@ -74,7 +71,13 @@ def checked(plan: Plan) -> Checked:
     """
     learners = {arm: plan.learner(arm, plan.seeds[0]) for arm in plan.arms}
     others = {arm: plan.learner(arm, plan.seeds[-1]) for arm in plan.arms}
-    _require_own(learners, others)
+    made: dict[int, str] = {}
+    for arm in plan.arms:
+        if made.setdefault(id(learners[arm]), arm) != arm or learners[arm] is others[arm]:
+            raise ConfigError(
+                f"the arm {arm!r} returns an object that was returned before; make the model and "
+                "the learner within its function"
+            )
     device = choose_device(plan.options.device)
     tried = {}
     for arm, learner in learners.items():
@@ -85,42 +88,25 @@ def checked(plan: Plan) -> Checked:
                 raise ConfigError(f"the arm {arm!r}: {error}") from error
     first, (_, metrics, score, _) = next(iter(tried.items()))
     for arm, (_, theirs, _, _) in tried.items():
-        if theirs.keys() != metrics.keys() or _function(theirs[score]) != _function(metrics[score]):
+        if theirs.keys() != metrics.keys() or _name(theirs[score]) != _name(metrics[score]):
             raise ConfigError(
-                f"the arm {arm!r} is measured by {_named(theirs)}, {first!r} by "
-                f"{_named(metrics)}; give metrics=… that all arms can be measured by"
+                f"the arm {arm!r} is measured by {_names(theirs)}, and {first!r} by "
+                f"{_names(metrics)}; give metrics=… that all arms can be measured by"
             )
-    largest = max(
-        (Layout(**contents["layout"]) for *_, contents in tried.values()),
-        key=lambda layout: layout.bytes,
-    )
-    options = replace(plan.options, tasks=largest.tasks, memory=largest.memory)
-    starts = {arm: state.meta for arm, (state, *_) in tried.items()}
+    layouts = [Layout(**contents["layout"]) for *_, contents in tried.values()]
+    largest = max(layouts, key=lambda layout: layout.bytes)
+    starts: Starts = {arm: state.meta for arm, (state, *_) in tried.items()}
     return Checked(
-        replace(plan, options=options),
+        replace(plan, options=replace(plan.options, tasks=largest.tasks, memory=largest.memory)),
         metrics,
         score,
         {arm: contents["identity"] for arm, (*_, contents) in tried.items()},
-        (*_other_starts(starts), *(_same_starts(plan, starts, others))),
+        (*_other_starts(starts), *(_same_starts(starts, others) if len(plan.seeds) > 1 else ())),
     )
 
 
-def _require_own(learners: Mapping[str, Learner], others: Mapping[str, Learner]) -> None:
-    """Raise ConfigError if a function returns an object that it, or another one, has returned."""
-    made: dict[int, str] = {}
-    for arm, learner in learners.items():
-        other = made.setdefault(id(learner), arm)
-        if other != arm or learner is others[arm]:
-            raise ConfigError(
-                f"the arms {other!r} and {arm!r} return the same object"
-                if other != arm
-                else f"the arm {arm!r} returns the same object each time"
-                "; make the model and the learner within the function"
-            )
-
-
-def _other_starts(starts: Mapping[str, Mapping[str, Tensor]]) -> Iterator[str]:
-    """Notes on tensors that two arms share by name and do not start the same."""
+def _other_starts(starts: Starts) -> Iterator[str]:
+    """Notes on tensors that two arms share by name and that start differently."""
     known: dict[str, tuple[str, Tensor]] = {}
     for arm, tensors in starts.items():
         differ: dict[str, list[str]] = {}
@@ -132,20 +118,18 @@ def _other_starts(starts: Mapping[str, Mapping[str, Tensor]]) -> Iterator[str]:
             yield f"{arm} starts with another {', '.join(names[:3])} than {first}."
 
 
-def _same_starts(
-    plan: Plan, starts: Mapping[str, Mapping[str, Tensor]], others: Mapping[str, Learner]
-) -> Iterator[str]:
-    """Notes on arms that start the same with each seed, such as from one model for all."""
-    for arm, learner in others.items() if len(plan.seeds) > 1 else ():
+def _same_starts(starts: Starts, others: Mapping[str, Learner]) -> Iterator[str]:
+    """Notes on arms that start the same with another seed, such as from one model for all."""
+    for arm, learner in others.items():
         meta, _ = initial_state(learner)
         if all(torch.equal(meta[name].to(t.device), t) for name, t in starts[arm].items()):
             yield f"{arm} starts from the same parameters with each seed."
 
 
-def _function(metric: Metric) -> str:
+def _name(metric: Metric) -> str:
     function = metric.function
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
-def _named(metrics: Mapping[str, Metric]) -> str:
-    return ", ".join(f"{name} ({_function(metric)})" for name, metric in metrics.items())
+def _names(metrics: Mapping[str, Metric]) -> str:
+    return ", ".join(f"{name} ({_name(metric)})" for name, metric in metrics.items())

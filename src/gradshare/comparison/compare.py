@@ -23,10 +23,10 @@ from gradshare.comparison.results import (
     results_of,
     save_results,
 )
-from gradshare.comparison.running import Key, WatchAll, offered, run_all
+from gradshare.comparison.running import WatchAll, offered, run_all
 from gradshare.comparison.table import arm_rows, as_text
 from gradshare.comparison.verdict import Verdict, verdict
-from gradshare.errors import ConfigError, require_choice, require_count
+from gradshare.errors import require_choice, require_count
 from gradshare.executors import LocalExecutor, RayExecutor
 from gradshare.tasks import TaskSource
 from gradshare.training.device import choose_device
@@ -58,22 +58,14 @@ class Comparison:
         return verdict(self.results)
 
     def __str__(self) -> str:
-        """The table and the verdict."""
-        return f"{as_text(arm_rows(self.results))}\n\n{self.verdict}"
+        """The table, the verdict and the notes."""
+        table = as_text(arm_rows(self.results))
+        return "\n".join((table, "", str(self.verdict), *self.results.notes))
 
     def to_pandas(self) -> Any:
-        """One long DataFrame: arm, seed, epoch, split, metric, value, ci95, task.
+        """`results.table()` as a DataFrame."""
+        import pandas as pd  # noqa: PLC0415  # not needed otherwise
 
-        Raises:
-            ConfigError: pandas is not installed.
-        """
-        try:
-            import pandas as pd  # noqa: PLC0415
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                "to_pandas needs pandas, which is not installed: pip install pandas; without it "
-                "`comparison.results.table()` has the same rows"
-            ) from error
         return pd.DataFrame(self.results.table())
 
     def report(self) -> Path:
@@ -164,7 +156,7 @@ def run_plan(
     settings: Mapping[str, Any] | None = None,
     commands: Sequence[str] = (),
 ) -> Comparison:
-    """Run a comparison; arguments as for `compare`.
+    """Run a comparison; see `compare`.
 
     Args:
         plan: of the comparison.
@@ -172,31 +164,46 @@ def run_plan(
         executor: where the runs are trained.
         at_a_time: how many are submitted at a time.
         retries: of a run that is lost.
-        resume: whether the comparison may be continued.
+        resume: whether the comparison in the folder may be continued.
         progress: as for `compare`.
         settings: of all runs, for the report; by default those of `plan.options`.
-        commands: that reproduce it, for the report.
+        commands: that reproduce it, for the report; by default the one that is running.
     """
     require_count("retries", retries, least=0)
     if at_a_time is not None:
         require_count("at_a_time", at_a_time)
+    threads = isinstance(executor, ThreadPoolExecutor)
+    if executor is None:
+        device = choose_device(plan.options.device)
+        at_a_time = at_a_time or (cores() if device.type == "cpu" else 1)
+        # Not by what is left: with other threads a run that is continued would round differently.
+        executor = LocalExecutor(at_a_time, _environment(min(at_a_time, len(plan.runs))))
+    elif threads:
+        at_a_time = 1  # threads share the random generators
     _require_room(folder, resume=resume)
     ready = checked(plan)
     with locked(folder, doing="comparing"):
         _require_room(folder, resume=resume)  # another process may have begun one meanwhile
         make_folder(folder / RUNS)
         finished = ready.finished(folder)
-        left = [key for key in plan.runs if key not in finished]
-        if left:
-            _train(
-                ready.plan,
-                folder,
-                left,
-                executor=executor,
-                at_a_time=at_a_time,
-                retries=retries,
-                progress=progress,
-            )
+        if left := [key for key in plan.runs if key not in finished]:
+            with StopRequests() as stop, ExitStack() as stack:
+                path = stack.enter_context(offered(ready.plan, folder, threads=threads))
+                if isinstance(executor, LocalExecutor | RayExecutor):
+                    stack.enter_context(executor)
+                watch = progress
+                if not callable(watch):
+                    watch = stack.enter_context(RunBars(shown=watch))
+                run_all(
+                    executor,
+                    ready.plan,
+                    path,
+                    left,
+                    at_a_time=at_a_time or len(left),
+                    retries=retries,
+                    watch=watch,
+                    stop=stop,
+                )
         results = results_of(
             ready.plan,
             folder,
@@ -213,42 +220,6 @@ def run_plan(
     return comparison
 
 
-def _train(
-    plan: Plan,
-    folder: Path,
-    left: Sequence[Key],
-    *,
-    executor: Any,
-    at_a_time: int | None,
-    retries: int,
-    progress: bool | WatchAll,
-) -> None:
-    """Train the runs that are left; see `run_all`."""
-    threads = isinstance(executor, ThreadPoolExecutor)
-    if executor is None:
-        device = choose_device(plan.options.device)
-        at_a_time = at_a_time or (cores() if device.type == "cpu" else 1)
-        # Not by what is left: with other threads a run that is continued would round differently.
-        executor = LocalExecutor(at_a_time, _environment(min(at_a_time, len(plan.runs))))
-    elif threads:
-        at_a_time = 1  # threads share the random generators
-    with StopRequests() as stop, ExitStack() as stack:
-        path = stack.enter_context(offered(plan, folder, threads=threads))
-        if isinstance(executor, LocalExecutor | RayExecutor):
-            stack.enter_context(executor)
-        watch = progress if callable(progress) else stack.enter_context(RunBars(shown=progress))
-        run_all(
-            executor,
-            plan,
-            path,
-            left,
-            at_a_time=at_a_time or len(left),
-            retries=retries,
-            watch=watch,
-            stop=stop,
-        )
-
-
 def _environment(at_a_time: int) -> dict[str, str]:
     """Environment variables for each of some processes that share this machine's cores."""
     name, value = TUNABLES
@@ -261,10 +232,11 @@ def _environment(at_a_time: int) -> dict[str, str]:
 
 def _require_room(folder: Path, *, resume: bool) -> None:
     """Raise RunError if a folder holds something, except a comparison that is continued."""
+    if resume and (folder / RUNS).is_dir():
+        return
     if resume and (folder / FILENAME).is_file():
-        load_results(folder)  # raises if another version has written them
-    if not (resume and (folder / RUNS).is_dir()):
-        refuse_if_occupied(folder, resume=False)
+        load_results(folder)  # raises: of another version
+    refuse_if_occupied(folder, resume=False)
 
 
 def _settings(options: Options) -> dict[str, Any]:

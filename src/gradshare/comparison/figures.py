@@ -77,14 +77,7 @@ Looks = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and what is said of it.
-
-    Attributes:
-        name: of the figure.
-        figure: what `svg` saves.
-        description: for a reader who cannot see it.
-        caption: below it.
-    """
+    """A figure with a description, for a reader who cannot see it, and a caption."""
 
     name: str
     figure: Figure
@@ -117,22 +110,18 @@ def draw_all(results: Results) -> list[Drawing]:
         results: with names of arms that a legend has room for, see `shown`.
     """
     arms = _drawn(results)
-    looks = {
-        arm: {
-            "color": COLORS[i % 8],
-            "linestyle": LINES[(i + i // 8) % 5],
-            "marker": MARKERS[i % 11],
-        }
-        for i, arm in enumerate(arms)
-    }
+    looks: dict[str, dict[str, Any]] = {}
+    for i, arm in enumerate(arms):
+        looks[arm] = {"color": COLORS[i % 8], "linestyle": LINES[(i + i // 8) % 5]}
+        looks[arm]["marker"] = MARKERS[i % 11]
     with style():
         drawings = [draw(results, arms, looks) for draw in (_curves, _differences, _learned)]
     return [drawing for drawing in drawings if drawing is not None]
 
 
 def shown(text: str, width: int = 32) -> str:
-    """A user's text in one short line, without characters that control a terminal or the direction
-    of writing.
+    """A user's text in one short line, without control characters, which can turn the text around
+    it or make a page invalid.
     """
     plain = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", " ", text)
     plain = " ".join(plain.split()) or "unnamed"
@@ -166,9 +155,6 @@ def _drawn(results: Results) -> dict[str, list[ArmRun]]:
     return {arm: runs for arm, runs in arms.items() if arm in chosen}
 
 
-# The figures --------------------------------------------------------------------------------------
-
-
 def _curves(results: Results, arms: Arms, looks: Looks) -> Drawing | None:
     """The score on the validation tasks over epochs."""
     metric, score = results.metric(results.score), shown(results.score)
@@ -179,16 +165,20 @@ def _curves(results: Results, arms: Arms, looks: Looks) -> Drawing | None:
         sound = [c for run, c in zip(runs, seeds[arm], strict=True) if run.outcome != "diverged"]
         curve = _mean(sound or seeds[arm]) if len(runs) > 1 else seeds[arm][0]
         if curve.x.size:
-            curves[arm] = curve
+            curves[arm] = _thinned(curve)
     if not curves:
         return None
+    if all(curve.x.size == 1 for curve in curves.values()):  # beside each other, so that all show
+        places = np.arange(len(curves)) / len(curves)
+        shifts = dict(zip(curves, places - places.mean(), strict=True))
+        curves = {arm: curve._replace(x=curve.x + shifts[arm]) for arm, curve in curves.items()}
     banded = len(curves) <= MOST_BANDS
     figure, [[axes]] = _figure(1, 1, looks, {arm: arm for arm in curves})
     for arm in curves:
         for run, curve in zip(arms[arm], seeds[arm], strict=True):
             color = looks[arm]["color"]
             if banded and len(arms[arm]) > 1:
-                axes.plot(curve.x, curve.y, color=color, linewidth=0.6, alpha=0.5)
+                axes.plot(*_thinned(curve)[:2], color=color, linewidth=0.6, alpha=0.5)
             if run.outcome == "diverged":
                 axes.plot(curve.x[-1:], curve.y[-1:], "X", color=color, markersize=10)
     same = _lines(axes, curves, looks)
@@ -198,8 +188,7 @@ def _curves(results: Results, arms: Arms, looks: Looks) -> Drawing | None:
         axes.set_yscale("log")
     if banded:
         _bands(axes, curves, looks)
-    if metric.chance is not None:
-        _chance(axes, scale * metric.chance)
+    near = metric.chance is not None and _chance(axes, scale * metric.chance)
     units = ", ".join(filter(None, [metric.unit, "logarithmic" if logarithmic else ""]))
     axes.set_ylabel(f"validation {score}" + (f" ({units})" if units else ""))
     _whole_numbers(axes, "epoch")
@@ -210,7 +199,7 @@ def _curves(results: Results, arms: Arms, looks: Looks) -> Drawing | None:
         "Thin lines: the seeds. Bands: 95 % confidence interval over the seeds that did not "
         "diverge.": banded and several,
         "✖: diverged.": any(run.outcome == "diverged" for runs in arms.values() for run in runs),
-        "Dotted, where it is near: chance.": metric.chance is not None,
+        "Dotted: chance.": near,
     }
     caption = " ".join(note for note, holds in notes.items() if holds)
     ends = "; ".join(f"{arm} ends at {curve.y[-1]:.4g}" for arm, curve in curves.items())
@@ -226,7 +215,7 @@ def _differences(results: Results, arms: Arms, looks: Looks) -> Drawing | None:
         values = np.sort(_by_task(arms[arm], arms[results.baseline], results.score))
         curve = _finite(np.arange(1.0, 1 + len(values)), scale * values)
         if curve.x.size:
-            curves[arm] = curve
+            curves[arm] = _thinned(curve)
             signs = [int((np.sign(curve.y) == sign).sum()) for sign in (1, -1)]
             better, worse = signs if metric.best == "high" else signs[::-1]
             labels[arm] = f"{arm}: better on {better}, worse on {worse} of {curve.x.size} tasks"
@@ -235,9 +224,8 @@ def _differences(results: Results, arms: Arms, looks: Looks) -> Drawing | None:
     figure, [[axes]] = _figure(1, 1, looks, labels)
     axes.axhline(0, color=INK, linewidth=0.8)
     same = _lines(axes, curves, looks)
-    axes.set_ylabel(
-        f"{shown(results.score, 20)} − {results.baseline}" + (f" ({unit})" if unit else "")
-    )
+    label = f"{shown(results.score, 20)} − {results.baseline}"
+    axes.set_ylabel(f"{label} ({unit})" if unit else label)
     _whole_numbers(axes, "test tasks, sorted by the difference")
     side = "Above" if metric.best == "high" else "Below"
     caption = (
@@ -286,9 +274,6 @@ def _learned(_: Results, arms: Arms, looks: Looks) -> Drawing | None:
     return Drawing("learned", figure, f"Learned over epochs: {said}.", caption + "".join(same))
 
 
-# Curves -------------------------------------------------------------------------------------------
-
-
 def _history(run: ArmRun, score: str, scale: float) -> Curve:
     rows = [(r.epoch, *r.metrics[VALIDATION][score][:2]) for r in run.history]
     x, y, half = np.array(rows, dtype=float).reshape(-1, 3).T
@@ -325,7 +310,9 @@ def _mean(curves: Sequence[Curve]) -> Curve:
     return _finite(np.array(x), np.array([mean.mean for mean in means]), half)
 
 
-# Axes ---------------------------------------------------------------------------------------------
+def _thinned(curve: Curve) -> Curve:
+    kept = np.linspace(0, curve.x.size - 1, min(curve.x.size, MOST_POINTS)).astype(int)
+    return Curve(*(values[kept] for values in curve))
 
 
 def _figure(rows: int, columns: int, looks: Looks, labels: Mapping[str, str]) -> tuple[Figure, Any]:
@@ -334,9 +321,9 @@ def _figure(rows: int, columns: int, looks: Looks, labels: Mapping[str, str]) ->
     # matplotlib leaves out a label that begins with "_".
     names = [f" {text}" if text.startswith("_") else text for text in labels.values()]
     across = 2 if max(map(len, names)) <= 40 else 1
-    height = (3.2 if rows == 1 else 2.3 * rows) + 0.2 * len(names) / across
+    height = (3.2 if rows == 1 else 2.4 * rows) + 0.2 * len(names) / across
     figure = Figure(figsize=(7.2, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"hspace": 0.12})
     figure.legend(handles, names, loc="outside upper left", ncols=min(across, len(names)))
     return figure, axes
 
@@ -353,16 +340,15 @@ def _lines(axes: Axes, curves: Mapping[str, Curve], looks: Looks) -> str:
     same = ""
     for arms in groups.values():
         for place, arm in enumerate(arms):
-            count = curves[arm].x.size
-            kept = np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).astype(int))
-            every = -(-len(kept) // 8)
+            x, y, _ = curves[arm]
+            every = -(-x.size // 8)
             line = {**looks[arm], "label": arm, "markeredgecolor": "white", "markeredgewidth": 0.7}
             if len(arms) > 1:
                 line["linestyle"] = (4 * place, (4, 4 * (len(arms) - 1)))
             # Markers of close curves lie apart where they can, and the one below is larger.
             line["markevery"] = (list(curves).index(arm) * every // len(curves), every)
             line["markersize"] = 5 + 3 * min(4, len(arms) - 1 - place)
-            axes.plot(curves[arm].x[kept], curves[arm].y[kept], **line)
+            axes.plot(x, y, **line)
         if len(arms) > 1:
             same += f" The lines of {', '.join(arms)} coincide: their dashes alternate."
     return same
@@ -372,25 +358,26 @@ def _bands(axes: Axes, curves: Mapping[str, Curve], looks: Looks) -> None:
     """Bands of curves that are drawn; they may double the height of the axes, no more."""
     scale = axes.yaxis.get_transform()
     low, high = scale.transform(axes.get_ylim())
-    for place, (arm, (x, y, half)) in enumerate(curves.items()):
+    for arm, (x, y, half) in curves.items():
         color = looks[arm]["color"]
         axes.fill_between(x, y - half, y + half, color=color, alpha=0.15, linewidth=0)
-        if x.size == 1:  # beside each other, or they would cover each other
-            at = x + 0.5 * (place + 0.5 - len(curves) / 2) / len(curves)
-            axes.errorbar(at, y, half, color=color, fmt=looks[arm]["marker"], capsize=3)
+        if x.size == 1:
+            axes.errorbar(x, y, half, color=color, fmt="none", capsize=3)
     lowest, highest = scale.transform(axes.get_ylim())
     room = (high - low) / 2
     limits = np.array([max(lowest, low - room), min(highest, high + room)])
     axes.set_ylim(*scale.inverted().transform(limits))
 
 
-def _chance(axes: Axes, chance: float) -> None:
+def _chance(axes: Axes, chance: float) -> bool:
     """A line for guessing, unless it is so far away that the curves would be flat beside it."""
     low, high = axes.get_ylim()
     span = high - low
-    if low - span < chance < high + span:
+    near = low - span < chance < high + span
+    if near:
         axes.axhline(chance, color=PALE, linewidth=1.0, linestyle=":")
         axes.set_ylim(min(low, chance - 0.03 * span), max(high, chance + 0.03 * span))
+    return near
 
 
 def _whole_numbers(axes: Axes, label: str) -> None:

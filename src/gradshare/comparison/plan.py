@@ -7,7 +7,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -41,6 +41,7 @@ class Plan:
         test: the source of test tasks.
         options: of each run, but for its seed.
         seeds: of the runs.
+        settings: from which each arm can be made again, by name, if it can; see `fit_in`.
     """
 
     arms: Mapping[str, Factory]
@@ -51,6 +52,7 @@ class Plan:
     test: TaskSource
     options: Options
     seeds: tuple[int, ...]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the names and seeds.
@@ -115,6 +117,10 @@ class Plan:
     def options_of(self, seed: int) -> Options:
         """The options of one run."""
         return replace(self.options, seed=seed)
+
+    def settings_of(self, arm: str, seed: int) -> dict[str, Any] | None:
+        """From which one run can be made again; None if it can't."""
+        return {**self.settings[arm], "seed": seed} if arm in self.settings else None
 
     def place(self, folder: Path, arm: str, seed: int) -> Path:
         """The folder of one run, which does not depend on the other arms."""

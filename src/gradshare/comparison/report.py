@@ -19,7 +19,7 @@ from gradshare.training.files import make_folder, write_atomically
 FILENAME: Final = "report.html"
 
 FEW_ARMS: Final = 5
-"""So many arms are the columns of the table: it is then narrower than with the arms as rows."""
+"""Up to this number the arms are the columns of the table, which is narrower then."""
 
 
 def write_report(results: Results, folder: Path) -> Path:
@@ -67,13 +67,13 @@ def _page(results: Results) -> str:
 
 def _with_short_names(results: Results) -> Results:
     """The same results with names of arms that a table and a figure have room for."""
-    names: dict[str, str] = {}
-    for arm in results.arms:
-        name, number = shown(arm), 1
-        while name in names.values():
-            number += 1
-            name = f"{shown(arm)} ({number})"
-        names[arm] = name
+    taken: dict[str, str] = {}
+    for place, arm in enumerate(results.arms, 1):
+        name = shown(arm)
+        while name in taken:
+            name = f"{name} ({place})"
+        taken[name] = arm
+    names = {arm: name for name, arm in taken.items()}
     runs = [run.model_copy(update={"arm": names[run.arm]}) for run in results.runs]
     return results.model_copy(
         update={
@@ -98,9 +98,10 @@ def _table(rows: list[Row]) -> list[list[str]]:
 
 def _span(numbers: list[int]) -> str:
     """Such as "5", or "3 to 5"; empty for no numbers."""
-    return (
-        " to ".join(str(n) for n in dict.fromkeys((min(numbers), max(numbers)))) if numbers else ""
-    )
+    if not numbers:
+        return ""
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _environment(results: Results) -> dict[str, str]:

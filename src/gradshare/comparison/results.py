@@ -19,7 +19,7 @@ from gradshare.errors import RunError
 from gradshare.training.files import null_where_not_finite, write_atomically
 from gradshare.training.folder import RunFolder
 from gradshare.training.metrics import Metric
-from gradshare.training.records import VALIDATION, EpochRecord
+from gradshare.training.records import VALIDATION, EpochRecord, first_mistake
 from gradshare.training.statistics import Z95, Interval, best_epochs
 
 FORMAT_VERSION: Final = 3
@@ -115,16 +115,17 @@ class Results(_Part):
 
     @model_validator(mode="after")
     def _of_one_comparison(self) -> Results:
-        keys = [(run.arm, run.seed) for run in self.runs]
-        if len(set(keys)) < len(keys):
+        tests = [run.test for run in self.runs if run.test]
+        sizes = {len(values) for test in tests for values in test.values()}
+        validations = [r.metrics.get(VALIDATION, {}) for run in self.runs for r in run.history]
+        if len({(run.arm, run.seed) for run in self.runs}) < len(self.runs):
             raise ValueError("an arm has two runs of one seed")
-        missing = {self.baseline, *self.controls} - set(self.arms)
-        if missing or self.score not in self.metrics:
-            raise ValueError(f"there is no run of {sorted(missing)} or no metric {self.score!r}")
-        for run in self.runs:
-            for name, values in run.test.items():
-                if name not in self.metrics or not values:
-                    raise ValueError(f"{run.arm!r} has test values of an unknown metric {name!r}")
+        if not {self.baseline, *self.controls} <= {*self.arms}:
+            raise ValueError("the baseline or a control has no run")
+        if self.score not in self.metrics or any(self.score not in m for m in validations):
+            raise ValueError(f"the score {self.score!r} is not everywhere")
+        if any(test.keys() != self.metrics.keys() for test in tests) or len(sizes) > 1:
+            raise ValueError("the tests have different metrics or numbers of tasks")
         return self
 
     @property
@@ -146,22 +147,14 @@ class Results(_Part):
         return self.metrics[name].metric()
 
     def table(self) -> list[dict[str, Any]]:
-        """One long table: arm, seed, epoch, split, metric, value; of the test a row a task."""
+        """One long table with a row for each epoch, split and metric, and for each test task."""
         rows = []
         for run in self.runs:
-            own = {"arm": run.arm, "seed": run.seed}
+            own = {"arm": run.arm, "seed": run.seed, "task": None}
+            rows += [own | row for record in run.history for row in record.rows()]
+            own |= {"epoch": None, "split": "test", "ci95": None}
             rows += [
-                {**own, **row, "task": None} for record in run.history for row in record.rows()
-            ]
-            rows += [
-                {
-                    **own,
-                    "epoch": None,
-                    "split": "test",
-                    "metric": name,
-                    "value": value,
-                    "task": task,
-                }
+                own | {"metric": name, "value": value, "task": task}
                 for name, values in run.test.items()
                 for task, value in enumerate(values)
             ]
@@ -177,7 +170,7 @@ def results_of(
     settings: Mapping[str, Any],
     commands: Sequence[str],
     notes: Sequence[str],
-    yardsticks: Mapping[str, Mapping[str, Sequence[float]]],
+    yardsticks: dict[str, dict[str, list[float]]],
 ) -> Results:
     """Collect the results of a comparison from the folders of its runs."""
     runs = [
@@ -198,7 +191,7 @@ def results_of(
         settings=dict(settings),
         commands=tuple(commands),
         notes=tuple(notes),
-        yardsticks={name: dict(values) for name, values in yardsticks.items()},
+        yardsticks=yardsticks,
     )
 
 
@@ -254,12 +247,11 @@ def load_results(path: str | Path) -> Results:
         )
     try:
         return Results.model_validate(stored)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "as a whole"
+    except (ValidationError, TypeError, KeyError, AttributeError) as error:
+        what = first_mistake(error) if isinstance(error, ValidationError) else repr(error)
         raise RunError(
-            f"{file} is damaged or was edited: {where}: {first['msg']:.200}; write it again with "
-            "`gradshare compare --resume auto`"
+            f"{file} is damaged or was edited: {what:.300}; write it again with resume='auto' "
+            "(gradshare compare --resume auto)"
         ) from error
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradshare.comparison.results import ArmRun, Results, Values
-from gradshare.training.metrics import Metric
 from gradshare.training.statistics import Z95, Interval, confidence95, student95
 
 # The standard normal quantile of a power of 80 %.
@@ -19,7 +18,7 @@ GAIN = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of first - second, over the seeds in which both trained.
+    """A metric of first − second, over the seeds in which both trained.
 
     Attributes:
         first: an arm.
@@ -27,16 +26,14 @@ class Difference:
         metric: the metric's name.
         interval: the mean difference; over seeds and test tasks of several seeds, over test tasks
             of one. None if no seed has both.
-        seeds: in how many seeds both trained.
-        per_seed: the mean difference in each of them.
-        better: 1 if first is better and the interval excludes 0, -1 if it is worse, else 0.
+        per_seed: the mean difference in each seed.
+        better: 1 if first is better and the interval excludes 0, −1 if it is worse, else 0.
     """
 
     first: str
     second: str
     metric: str
     interval: Interval | None
-    seeds: int
     per_seed: tuple[float, ...]
     better: int
 
@@ -51,23 +48,18 @@ class Difference:
 def difference(results: Results, first: str, second: str, metric: str | None = None) -> Difference:
     """Compare two arms by a metric; by default the score."""
     name = metric or results.score
-    theirs = {run.seed: run for run in results.of(second) if run.trained}
-    rows = []
-    for run in results.of(first):
-        other = theirs.get(run.seed)
-        if run.trained and other is not None:
-            mine, its = np.asarray(run.test[name]), np.asarray(other.test[name])
-            if len(mine) == len(its):
-                rows.append(mine - its)
+    others = {run.seed: run for run in results.of(second) if run.trained}
+    rows = [
+        np.asarray(run.test[name]) - np.asarray(others[run.seed].test[name])
+        for run in results.of(first)
+        if run.trained and run.seed in others
+    ]
     interval = over_seeds_and_tasks(rows) if rows else None
+    better = 0
+    if interval is not None and interval.ci95 is not None and abs(interval.mean) > interval.ci95:
+        better = 1 if (interval.mean > 0) == (results.metric(name).best == "high") else -1
     return Difference(
-        first,
-        second,
-        name,
-        interval,
-        len(rows),
-        tuple(float(row.mean()) for row in rows),
-        _sign(interval, results.metric(name)),
+        first, second, name, interval, tuple(float(row.mean()) for row in rows), better
     )
 
 
@@ -83,12 +75,10 @@ test_score.__test__ = False  # type: ignore[attr-defined]  # pytest collects by 
 def over_seeds_and_tasks(rows: Sequence[Values]) -> Interval:
     """The mean of values (tasks,), one row for each seed, with the same tasks in each.
 
-    The variance over seeds of their means and that over tasks of theirs are added up. What is left
-    of a seed's and a task's interaction is in both, so that the interval errs on the wide side. A
-    single seed says nothing about others: the interval is then over tasks.
+    The variance over seeds of their means and that over tasks of theirs are added. The interaction
+    of seeds and tasks is in both, so the interval errs on the wide side. A single seed says
+    nothing about others: the interval is then over tasks.
     """
-    if len({len(row) for row in rows}) > 1:
-        return student95([float(row.mean()) for row in rows])
     values = np.stack(rows)
     by_task = confidence95(values.mean(0).tolist())
     if len(values) == 1:
@@ -98,8 +88,8 @@ def over_seeds_and_tasks(rows: Sequence[Values]) -> Interval:
     return Interval(by_seed.mean, math.hypot(*parts), len(values))
 
 
-def epochs_to_gain(results: Results, run: ArmRun, share: float = GAIN) -> int | None:
-    """The first epoch at which a run's validation score reaches a share of the baseline's gain.
+def epochs_to_gain(results: Results, run: ArmRun) -> int | None:
+    """The first epoch in which a run's validation score reaches 95 % of the baseline's gain.
 
     The gain is that of the baseline's run of the same seed, from chance (or from its first epoch,
     where there is no chance) to its best.
@@ -110,16 +100,6 @@ def epochs_to_gain(results: Results, run: ArmRun, share: float = GAIN) -> int | 
     metric, score = results.metric(results.score), results.score
     scores = [record.mean(score) for record in baseline.history]
     start = metric.chance if metric.chance is not None else scores[0]
-    best = max(scores) if metric.best == "high" else min(scores)
-    level = start + share * (best - start)
-    for record in run.history:
-        value = record.mean(score)
-        if value >= level if metric.best == "high" else value <= level:
-            return record.epoch
-    return None
-
-
-def _sign(interval: Interval | None, metric: Metric) -> int:
-    if interval is None or interval.ci95 is None or abs(interval.mean) <= interval.ci95:
-        return 0
-    return 1 if (interval.mean > 0) == (metric.best == "high") else -1
+    level = start + GAIN * (min(scores, key=metric.rank) - start)
+    reached = (r.epoch for r in run.history if metric.rank(r.mean(score)) <= metric.rank(level))
+    return next(reached, None)

@@ -1,12 +1,14 @@
-"""The tables of a comparison, for the terminal and the report."""
+"""The table of a comparison, for the terminal and the report."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from gradshare.comparison.results import Results, best_epoch
 from gradshare.comparison.statistics import difference, epochs_to_gain, test_score
 from gradshare.comparison.verdict import show_difference
+from gradshare.training.statistics import confidence95
 
 NOTHING = "–"
 
@@ -14,55 +16,47 @@ Row = dict[str, str]
 
 
 def arm_rows(results: Results) -> list[Row]:
-    """One row for each arm: its scores, differences and times."""
-    rows = []
-    for arm in results.arms:
-        runs = results.of(arm)
-        role = "baseline" if arm == results.baseline else ""
-        row = {"arm": arm, "role": "control" if arm in results.controls else role}
-        for name in results.metrics:
-            found = test_score(runs, name)
-            row[f"test {name}"] = NOTHING if found is None else results.metric(name).show(found)
-        for other in (results.baseline, *results.controls):
-            against = difference(results, arm, other).interval if arm != other else None
-            metric = results.metric(results.score)
-            row[f"− {other}"] = NOTHING if against is None else show_difference(metric, against)
-        best = [
-            best_epoch(r.history, results.metric(results.score), results.score)
-            for r in runs
-            if r.history
-        ]
-        reached = [epochs_to_gain(results, run) for run in runs]
-        row["best epoch"] = _span(best)
-        row["epochs to 95 % of the baseline’s gain"] = ", ".join(
-            NOTHING if epoch is None else str(epoch) for epoch in reached
-        )
-        row["training time"] = duration(sum(r.training_seconds for r in runs) / len(runs))
-        trained = sum(run.outcome == "trained" for run in runs)
-        row["trained"] = f"{trained} of {len(runs)}"
-        rows.append(row)
-    for name, values in results.yardsticks.items():
-        row = dict.fromkeys(rows[0], NOTHING) | {"arm": name, "role": "yardstick"}
-        for metric, column in values.items():
-            from gradshare.training.statistics import confidence95
-
-            row[f"test {metric}"] = results.metric(metric).show(confidence95(column))
-        rows.append(row)
+    """One row for each arm, and for each yardstick."""
+    rows = [_arm_row(results, arm) for arm in results.arms]
+    for name, metrics in results.yardsticks.items():
+        scores = {
+            f"test {metric}": results.metric(metric).show(confidence95(values))
+            for metric, values in metrics.items()
+        }
+        rows.append({**dict.fromkeys(rows[0], NOTHING), "arm": name, "role": "yardstick", **scores})
     return rows
 
 
+def _arm_row(results: Results, arm: str) -> Row:
+    runs, score = results.of(arm), results.metric(results.score)
+    role = "baseline" if arm == results.baseline else ""
+    row = {"arm": arm, "role": "control" if arm in results.controls else role}
+    for name in results.metrics:
+        found = test_score(runs, name)
+        row[f"test {name}"] = NOTHING if found is None else results.metric(name).show(found)
+    for other in (results.baseline, *results.controls):
+        against = difference(results, arm, other).interval if arm != other else None
+        row[f"− {other}"] = NOTHING if against is None else show_difference(score, against)
+    reached = [epochs_to_gain(results, run) for run in runs]
+    row["best epoch"] = _span(
+        [best_epoch(run.history, score, results.score) for run in runs if run.history]
+    )
+    row["epochs to 95 % of the baseline’s gain"] = ", ".join(str(e or NOTHING) for e in reached)
+    row["training time"] = duration(sum(run.training_seconds for run in runs) / len(runs))
+    row["trained"] = f"{sum(run.outcome == 'trained' for run in runs)} of {len(runs)}"
+    return row
+
+
 def as_text(rows: list[Row]) -> str:
-    """Rows as aligned columns of text; a table with more columns than a terminal has is turned."""
-    heading = next(iter(rows[0]))
-    turned = [
-        {heading: column, **{row[heading]: row[column] for row in rows}}
-        for column in rows[0]
-        if column != heading
-    ]
-    widths = {c: max(len(c), *(len(r[c]) for r in turned)) for c in turned[0]}
-    lines = ["  ".join(c.ljust(w) for c, w in widths.items())]
-    lines += ["  ".join(r[c].ljust(w) for c, w in widths.items()) for r in turned]
-    return "\n".join(line.rstrip() for line in lines)
+    """Rows as text, with a column for each."""
+    names = list(rows[0])
+    columns = [names, *([row[name] for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in columns]
+    lines = zip(*columns, strict=True)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def duration(seconds: float) -> str:
@@ -78,8 +72,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
-def _span(numbers: list[int]) -> str:
-    if not numbers:
+def _span(epochs: Sequence[int]) -> str:
+    if not epochs:
         return NOTHING
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low}–{high}"
+    return "–".join(map(str, sorted({min(epochs), max(epochs)})))

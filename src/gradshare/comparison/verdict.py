@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gradshare.comparison.results import Results
@@ -12,9 +13,11 @@ from gradshare.training.statistics import Interval
 
 ENOUGH_SEEDS = 3
 """Fewer seeds decide nothing: rounding alone, like another seed, moves a run by more than its
-interval over test tasks says."""
+interval over test tasks says.
+"""
 
 FEW_TASKS = 200
+MOST_DIGITS = 17
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,16 @@ class Verdict:
     caveats: tuple[str, ...]
 
     def __str__(self) -> str:
-        """The sentences in lines."""
+        """Each sentence in a line."""
         return "\n".join((self.headline, *self.sentences, *self.caveats))
 
 
 def verdict(results: Results) -> Verdict:
-    """Say what a comparison came to."""
+    """Say what a comparison shows."""
     arms = [arm for arm in results.arms if arm not in (results.baseline, *results.controls)]
     told = arms or list(results.controls)
     headline = " ".join(_headline(results, arm) for arm in told) or _alone(results)
-    decides = len(results.seeds) >= ENOUGH_SEEDS
-    if told and not decides:
+    if told and len(results.seeds) < ENOUGH_SEEDS:
         headline = f"Too few seeds to decide. So far: {headline}"
     sentences = [*_failures(results)]
     for arm in told:
@@ -51,109 +53,108 @@ def verdict(results: Results) -> Verdict:
 
 
 def show_difference(metric: Metric, interval: Interval) -> str:
-    """A signed difference with its interval: "+1.1 ± 0.9 points"."""
-    points = metric.unit == "%"
-    scale = 100 if points else 1
-    text = Metric(metric.function, unit="%" if points else "").show(interval)
-    text = text.removesuffix(" %")
-    # At the edge of its interval one digit more shows on which side of it the mean lies.
-    half = interval.ci95 or 0
-    if half and abs(abs(interval.mean) - half) * scale < 0.05 * (1 if points else half):
-        text = f"{scale * interval.mean:.3g} ± {scale * half:.3g}"
-    sign = "+" if interval.mean > 0 and not text.startswith("0.0 ") else ""
-    unit = "points" if points else metric.unit
-    return f"{sign}{text} {unit}".rstrip().replace("-", "−")
+    """A signed difference with its interval: "+1.1 ± 0.9 points".
+
+    The mean looks larger than half the interval exactly where it is: then the interval excludes 0.
+    """
+    scale, unit = (100, "points") if metric.unit == "%" else (1, metric.unit)
+    mean, half = scale * interval.mean, scale * (interval.ci95 or 0)
+    if not math.isfinite(mean):
+        return "not finite"
+    digits = len(metric.show(interval).split()[0].partition(".")[2])
+    while digits < MOST_DIGITS and (round(abs(mean), digits) > round(half, digits)) != (
+        abs(mean) > half
+    ):
+        digits += 1
+    sign = {1: "+", -1: "−"}.get((round(mean, digits) > 0) - (round(mean, digits) < 0), "")
+    behind = "" if interval.ci95 is None else f" ± {half:.{digits}f}"
+    return f"{sign}{abs(mean):.{digits}f}{behind} {unit}".rstrip()
 
 
 def _headline(results: Results, arm: str) -> str:
-    found = difference(results, arm, results.baseline)
+    baseline = results.baseline
+    found = difference(results, arm, baseline)
     if found.interval is None:
-        return f"{_cap(arm)} and {results.baseline} cannot be compared: no seed has both trained."
+        return f"{_cap(arm)} and {baseline} cannot be compared: no seed has both trained."
     if found.better == 0:
-        return f"No difference between {arm} and {results.baseline} can be told from these numbers."
-    word = "better" if found.better > 0 else "worse"
-    text = f"{_cap(arm)} was {word} than {results.baseline}"
+        return f"No difference between {arm} and {baseline} can be told from these numbers."
     if found.better < 0 or arm in results.controls:
-        return f"{text}."
-    if not results.controls:
-        return f"{text}; no control was run, so it stays open why."
-    against = [(c, difference(results, arm, c)) for c in results.controls]
-    known = [(control, d) for control, d in against if d.interval is not None]
+        return f"{_cap(arm)} was {'better' if found.better > 0 else 'worse'} than {baseline}."
+    return f"{_cap(arm)} was better than {baseline}{_beside_controls(results, arm)}."
+
+
+def _beside_controls(results: Results, arm: str) -> str:
+    """How an arm that was better than the baseline did beside its strongest control."""
+    known = [
+        (found.better, control)
+        for control in results.controls
+        if (found := difference(results, arm, control)).interval is not None
+    ]
     if not known:
-        return f"{text}; no control trained, so it stays open why."
-    control, strictest = min(known, key=lambda pair: pair[1].better)
-    if strictest.better > 0:
-        return f"{text}, and better than {control}."
-    if strictest.better < 0:
-        return f"{text}, but {control}, a control, did better still."
+        why = "no control trained" if results.controls else "no control was run"
+        return f"; {why}, so it stays open why"
+    better, control = min(known)
+    if better > 0:
+        return f", and better than {control}"
+    if better < 0:
+        return f", but {control}, a control, did better still"
     return (
-        f"{text}, but not distinguishably better than {control}, a control: the gain is not shown "
-        f"to be owed to what {arm} adds."
+        f", but not distinguishably better than {control}, a control: the gain is not shown to "
+        f"come from what {arm} adds"
     )
 
 
-def _sentences(results: Results, arm: str) -> list[str]:
-    """The differences of an arm from the baseline and the controls."""
-    sentences = []
+def _sentences(results: Results, arm: str) -> Iterator[str]:
+    """The differences of an arm from the baseline and the controls, and its pace."""
     for other in (results.baseline, *results.controls):
         found = difference(results, arm, other)
         if arm != other and found.interval is not None:
-            sentences.append(_difference(results, found))
-    pace = _pace(results, arm)
-    return [*sentences, *([pace] if pace else [])]
+            yield _difference(results.metric(found.metric), found, found.interval)
+    pairs = [
+        (epochs_to_gain(results, run), epochs_to_gain(results, other))
+        for run in results.of(arm)
+        for other in results.of(results.baseline)
+        if other.seed == run.seed and run.trained and other.trained
+    ]
+    if pairs:
+        mine, theirs = (
+            ", ".join("– (never)" if epoch is None else str(epoch) for epoch in column)
+            for column in zip(*pairs, strict=True)
+        )
+        yield (
+            f"{_cap(arm)} came to 95 % of {results.baseline}’s gain in epoch {mine}; "
+            f"{results.baseline} in epoch {theirs}{' (one for each seed)' * (len(pairs) > 1)}."
+        )
 
 
-def _difference(results: Results, found: Difference) -> str:
-    assert found.interval is not None
-    metric = results.metric(found.metric)
-    over = f"over {found.seeds} seeds" if found.seeds > 1 else "over the test tasks of one seed"
-    text = (
-        f"{found.metric}, {found.first} − {found.second}: "
-        f"{show_difference(metric, found.interval)} {over}, "
-        f"{'' if found.better else 'not '}distinguishable from zero"
-    )
-    if not found.better and found.detectable is not None:
+def _difference(metric: Metric, found: Difference, interval: Interval) -> str:
+    seeds = len(found.per_seed)
+    over = f"over {seeds} seeds" if seeds > 1 else "over the test tasks of one seed"
+    text = f"{found.metric}, {found.first} − {found.second}: "
+    if interval.mean == 0 == interval.ci95:
+        return f"{text}none on any test task, {over}."
+    text += f"{show_difference(metric, interval)} {over}, "
+    if found.better:
+        return f"{text}distinguishable from zero."
+    text += "not distinguishable from zero"
+    if found.detectable is not None:
         size = show_difference(metric, Interval(found.detectable, None, 0)).removeprefix("+")
         text += f" (a difference of {size} would have been seen)"
     return f"{text}."
 
 
-def _pace(results: Results, arm: str) -> str:
-    """How soon an arm came to 95 % of the baseline's gain."""
-    pairs = []
-    for run in results.of(arm):
-        other = next((r for r in results.of(results.baseline) if r.seed == run.seed), None)
-        if other is not None and run.trained and other.trained:
-            pairs.append((epochs_to_gain(results, run), epochs_to_gain(results, other)))
-    if not pairs:
-        return ""
-    mine, theirs = ([_epoch(pair[i]) for pair in pairs] for i in (0, 1))
-    return (
-        f"{_cap(arm)} came to 95 % of {results.baseline}’s gain in epoch {', '.join(mine)}; "
-        f"{results.baseline} in epoch {', '.join(theirs)}"
-        f"{' (one for each seed)' if len(pairs) > 1 else ''}."
-    )
-
-
-def _epoch(epoch: int | None) -> str:
-    return "– (never)" if epoch is None else str(epoch)
-
-
-def _failures(results: Results) -> list[str]:
+def _failures(results: Results) -> Iterator[str]:
     """Which arms diverged or did not train."""
-    sentences = []
     for arm in results.arms:
         runs = results.of(arm)
         for outcome, word in (("diverged", "diverged"), ("not trained", "did not train")):
             failed = [run for run in runs if run.outcome == outcome]
             if failed:
                 where = f" ({failed[0].message})" if failed[0].message else ""
-                sentences.append(f"{_cap(arm)} {word} in {len(failed)} of {len(runs)} runs{where}.")
-    return sentences
+                yield f"{_cap(arm)} {word} in {len(failed)} of {len(runs)} runs{where}."
 
 
 def _alone(results: Results) -> str:
-    """A single arm in words."""
     found = test_score(results.of(results.baseline), results.score)
     if found is None:
         return f"{_cap(results.baseline)} was not tested."
@@ -161,22 +162,20 @@ def _alone(results: Results) -> str:
     return f"{_cap(results.baseline)} has a test {results.score} of {shown}."
 
 
-def _caveats(results: Results, told: Sequence[str]) -> list[str]:
-    caveats = []
+def _caveats(results: Results, told: Sequence[str]) -> Iterator[str]:
     if told and len(results.seeds) < ENOUGH_SEEDS:
-        caveats.append(
+        yield (
             "With fewer than three seeds the intervals say how far other test tasks would move "
             "these numbers, not how far another seed would; repeat with seeds=3 (--seeds 3)."
         )
     if told and not results.controls:
-        caveats.append(
+        yield (
             "There was no control. If an arm changes more than one thing at a time, such as the "
             "size of its steps, only a control that leaves one of them out shows which one matters."
         )
     tasks = min((len(v) for run in results.runs for v in run.test.values()), default=0)
     if 0 < tasks < FEW_TASKS:
-        caveats.append(f"There were only {tasks} test tasks.")
-    return caveats
+        yield f"There were only {tasks} test tasks."
 
 
 def _cap(name: str) -> str:

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,35 +25,23 @@ from gradshare.training.interruption import RunStoppedError, StopRequests
 from gradshare.training.machine import keep_freed_memory
 from gradshare.training.options import Progress
 
-TELL_SECONDS = 0.5
-# A worker whose program was killed saves and ends, and may need so long for it.
+ERRORS = "errors.txt"
+POLL_SECONDS = 0.5
+# A worker whose program was killed saves and ends, and may need this long.
 LEAVE_SECONDS = 60
 
 LIVE: dict[str, Plan] = {}
 """Plans of comparisons whose workers are threads of this process, by path."""
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a run. Errors are values, since they travel between processes.
-
-    Attributes:
-        kind: "done"; "stopped" by a request to; "refused" for an error that the user can correct;
-            "failed" for any other.
-        message: of the error.
-        trace: of an error that is not gradshare's.
-    """
-
-    kind: Literal["done", "stopped", "refused", "failed"]
-    message: str = ""
-    trace: str = ""
+Outcome = tuple[Literal["done", "stopped", "failed"], str]
+"""What became of a run, and why: a value, since errors do not travel well between processes."""
 
 
 def train_run(path: str, arm: str, seed: int) -> Outcome:
     """Train a run of a comparison from where its folder was saved last, and test it.
 
     Args:
-        path: of the plan, in the comparison's folder. The run is stopped when it is gone.
+        path: of the plan, in the comparison's folder. When it is removed the run stops.
         arm: the run's arm.
         seed: the run's seed.
     """
@@ -72,24 +60,21 @@ def train_run(path: str, arm: str, seed: int) -> Outcome:
                 place,
                 resume=True,
                 watch=_Teller(place),
+                settings=plan.settings_of(arm, seed),
             )
         except RunStoppedError as error:
-            outcome = Outcome("stopped", str(error))
+            return "stopped", str(error)
         except GradshareError as error:
-            outcome = Outcome("refused", str(error))
+            return "failed", str(error)
         except Exception as error:
-            outcome = Outcome("failed", f"{type(error).__name__}: {error}", traceback.format_exc())
-        else:
-            outcome = Outcome("done")
-    return outcome
+            errors = Path(path).with_name(ERRORS)
+            with contextlib.suppress(OSError), errors.open("a", encoding="utf-8") as file:
+                traceback.print_exc(file=file)
+            return "failed", f"{type(error).__name__}: {error} (see {errors})"
+    return "done", ""
 
 
 def _plan(path: str) -> Plan:
-    """The plan of a path, and memory settings for a process that does nothing else.
-
-    Raises:
-        RunError: it can't be read here.
-    """
     if path in LIVE:
         return LIVE[path]
     keep_freed_memory()
@@ -103,42 +88,11 @@ def _plan(path: str) -> Plan:
     return Plan.load(data)
 
 
-def _again(*args: Any) -> Any:
-    from submitit.helpers import DelayedSubmission  # noqa: PLC0415
-
-    return DelayedSubmission(train_run, *args)
-
-
-# Asked by submitit for what to queue again when the time of a job is up.
-train_run.checkpoint = _again  # type: ignore[attr-defined]
-
-
-@contextmanager
-def _when_time_is_up() -> Iterator[None]:
-    """Let a run save before submitit's handler of SIGUSR2 queues its job again and ends it."""
-    handler = signal.getsignal(signal.SIGUSR2)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    time_is_up = False
-
-    def note(*_: object) -> None:
-        nonlocal time_is_up
-        time_is_up = True
-        signal.raise_signal(signal.SIGTERM)
-
-    signal.signal(signal.SIGUSR2, note)
-    yield
-    signal.signal(signal.SIGUSR2, handler)
-    if time_is_up:
-        handler(signal.SIGUSR2, None)
-
-
 def _await_the_last(place: Path, processes: OneProcess) -> None:
-    """Wait for a worker of a program that was killed, which stops when it finds its plan gone."""
+    """Wait for a worker of a program that was killed, which stops when its plan is removed."""
     end = time.monotonic() + LEAVE_SECONDS
     while RunFolder(place).in_use and time.monotonic() < end and processes.asked is None:
-        time.sleep(TELL_SECONDS)
+        time.sleep(POLL_SECONDS)
     if processes.asked is not None:
         raise RunStoppedError("stopped before it began", processes.asked)
 
@@ -155,7 +109,7 @@ class _Stop(StopRequests):
 
     @property
     def signal(self) -> int | None:
-        if self._number is None and time.monotonic() - self._looked > TELL_SECONDS:
+        if self._number is None and time.monotonic() - self._looked > POLL_SECONDS:
             self._looked = time.monotonic()
             if self._path not in LIVE and not Path(self._path).exists():
                 self._number = signal.SIGTERM
@@ -167,12 +121,12 @@ class _Stop(StopRequests):
 
 
 def progress_file(place: Path) -> Path:
-    """The file beside a run's folder where its worker says how far it is."""
+    """The file beside a run's folder where its worker writes how far it is."""
     return place.with_name(f".{place.name}.json")
 
 
 def progress_of(place: Path) -> Progress | None:
-    """Where a run said last that it is; None before it began."""
+    """How far a run is; None before it began."""
     try:
         return Progress(**json.loads(progress_file(place).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -180,18 +134,46 @@ def progress_of(place: Path) -> Progress | None:
 
 
 class _Teller:
-    """Writes where a run is into a file, for the program that shows it."""
+    """Writes how far a run is, for the program that shows it."""
 
     def __init__(self, place: Path) -> None:
         self._path = progress_file(place)
         self._told = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        last = progress.done == progress.total
-        if last or time.monotonic() - self._told > TELL_SECONDS:
+        if progress.done == progress.total or time.monotonic() - self._told > POLL_SECONDS:
             self._told = time.monotonic()
             temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-            # On a full disk what matters will say so.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # a full disk: what matters will say so
                 temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
                 temporary.replace(self._path)
+
+
+@contextmanager
+def _when_time_is_up() -> Iterator[None]:
+    """Let a run save before submitit's handler of SIGUSR2 queues its job again and ends it."""
+    handler = signal.getsignal(signal.SIGUSR2)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        asked.append(number)
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGUSR2, stop)
+    yield
+    signal.signal(signal.SIGUSR2, handler)
+    if asked:
+        handler(signal.SIGUSR2, None)
+
+
+def _again(*args: Any) -> Any:
+    from submitit.helpers import DelayedSubmission  # noqa: PLC0415
+
+    return DelayedSubmission(train_run, *args)
+
+
+# Where submitit looks for what it queues again when the time of a job is up.
+train_run.checkpoint = _again  # type: ignore[attr-defined]

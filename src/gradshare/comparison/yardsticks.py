@@ -12,7 +12,7 @@ from gradshare.tasks.source import prepared
 
 LARGEST_INPUT = 2**15
 AT_A_TIME = 2**24
-"""So many numbers of inputs are in memory at a time; large chunks keep PyTorch's overhead small."""
+"""The numbers of inputs in memory at a time: large chunks keep PyTorch's overhead small."""
 
 L2 = 0.1
 STEPS = 100
@@ -56,11 +56,10 @@ def yardsticks(source: TaskSource, tasks: int) -> dict[str, dict[str, list[float
 
 def _fits(batch: TaskBatch) -> bool:
     x, y = batch.support_x, batch.support_y
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or y.ndim != 2:
         return False
     numbers = x.is_floating_point() or x.dtype == torch.uint8
-    classes = y.ndim == 2 and not y.is_floating_point()
-    return numbers and classes and x[0, 0].numel() <= LARGEST_INPUT
+    return numbers and not y.is_floating_point() and x[0, 0].numel() <= LARGEST_INPUT
 
 
 def _real(targets: Tensor, sizes: Sequence[int] | None) -> Tensor:
@@ -71,7 +70,9 @@ def _real(targets: Tensor, sizes: Sequence[int] | None) -> Tensor:
 
 
 def _standardised(batch: TaskBatch, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Support and query inputs as rows (T, n, D) of unit mean square, over the support set."""
+    """Support and query inputs as rows (T, n, D); those of the support set have mean 0 and about
+    unit length.
+    """
     support, queries = (x.flatten(2).float() for x in (batch.support_x, batch.query_x))
     weight = (real / real.sum(1, keepdim=True))[..., None]
     mean = (support * weight).sum(1, keepdim=True)
@@ -94,8 +95,8 @@ def _regression_scores(support: Tensor, targets: Tensor, queries: Tensor) -> Ten
     """The logits (T, q, classes) of the weights W that minimise the sum of the cross entropy over
     the support set + L2/2 ‖W‖².
 
-    W is a sum of the examples, each times its coefficients (n, classes), by which Nesterov's method
-    descends; so its cost hardly depends on D. A constant input stands for the bias.
+    W is a sum of the examples, each times a coefficient for each class. Nesterov's method descends
+    in these coefficients, so that its cost hardly depends on D. A constant input gives the bias.
     """
     gram = support @ support.mT + 1
     missing = targets.sum(1, keepdim=True) == 0

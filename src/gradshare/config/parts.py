@@ -31,6 +31,7 @@ from gradshare.methods import Learner, MetaLearner
 from gradshare.tasks import ImageStore, ImageTasks, Normalization, Splits, TaskBatch, TaskSource
 from gradshare.tasks.datasets import open_dataset
 from gradshare.tasks.source import prepared
+from gradshare.training.checks import require_source
 from gradshare.training.metrics import LOSS, Metric, accuracy
 from gradshare.training.options import Options
 
@@ -85,9 +86,12 @@ def build(config: RunConfig) -> Parts:
         ConfigError: a name or an import path does not lead to something that can be used.
     """
     splits = splits_of(config)
-    task = prepared(splits.train, splits.train.batch([0]))
-    classes = _classes(splits.train, task)
-    learner = _learner(config, task, classes)
+    # The first parameters are drawn on the CPU. `torch.manual_seed` would seed the generators of
+    # all GPUs too, which `fork_rng` does not put back here.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        learner = learner_of(config, splits.train)
+    classes = _classes(splits.train, prepared(splits.train, splits.train.batch([0])))
     metrics = _metrics(config, learner, classes)
     options = Options.of(
         epochs=config.epochs,
@@ -125,6 +129,7 @@ def splits_of(config: RunConfig) -> Splits:
                 f"--dataset {config.dataset!r} returned {splits!r:.100}; return "
                 "gradshare.Splits(train, validation, test)"
             )
+        require_source(f"--dataset {config.dataset!r}: train", splits.train)
         return splits
     if config.dataset_option:
         raise ConfigError(
@@ -144,38 +149,45 @@ def splits_of(config: RunConfig) -> Splits:
     return Splits(source("train"), source("val"), source("test"))
 
 
-def _learner(config: RunConfig, task: TaskBatch, classes: int | None) -> Learner:
+def learner_of(config: RunConfig, train: TaskSource) -> Learner:
+    """The learner, initialised from torch's generator as it is.
+
+    Args:
+        config: of the run.
+        train: the source of training tasks, to which the model is fitted.
+
+    Raises:
+        ConfigError: see `build`.
+    """
+    task = prepared(train, train.batch([0]))
+    classes = _classes(train, task)
     given = {name: getattr(config, name) for name in SETTINGS_OF["model"]}
     x = task.support_x
     if classes is not None:
         given |= {"ways": classes, "classes": classes}
     if isinstance(x, Tensor) and x.ndim in (4, 5):  # (1, n, C, L) or (1, n, C, H, W)
         given |= {"channels": x.shape[2], "image_size": x.shape[-1]}
-    # The first parameters are drawn on the CPU. `torch.manual_seed` would seed the generators of
-    # all GPUs too, which `fork_rng` does not put back here.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        model = _call(config, "model", given)
-        rule = None if config.rule is None else _call(config, "rule", {})
-        given = {
-            "model": model,
-            "steps": config.inner_steps,
-            "inner_lr": config.inner_rate,
-            "sharing": _sharing(config),
-            "rule": rule,
-            "loss": _loss(config),
-            "second_order": config.order == "second",
-            "first_order_iterations": config.span(config.first_order_for),
-            "batch_norm": config.batch_norm,
-            "precision": config.precision,
+    model = _call(config, "model", given)
+    rule = None if config.rule is None else _call(config, "rule", {})
+    given = {
+        "model": model,
+        "steps": config.inner_steps,
+        "inner_lr": config.inner_rate,
+        "sharing": _sharing(config),
+        "rule": rule,
+        "loss": _loss(config),
+        "second_order": config.order == "second",
+        "first_order_iterations": config.span(config.first_order_for),
+        "batch_norm": config.batch_norm,
+        "precision": config.precision,
+    }
+    if config.method == "maml++":
+        given |= {
+            "multi_step_iterations": config.span(config.multi_step_loss),
+            "per_step_rates": config.per_step_rates,
+            "per_step_batch_norm": config.per_step_batch_norm,
         }
-        if config.method == "maml++":
-            given |= {
-                "multi_step_iterations": config.span(config.multi_step_loss),
-                "per_step_rates": config.per_step_rates,
-                "per_step_batch_norm": config.per_step_batch_norm,
-            }
-        learner: Learner = _call(config, "method", given, more=parameters(MetaLearner)[0])
+    learner: Learner = _call(config, "method", given, more=parameters(MetaLearner)[0])
     # Of outputs (n, 1) it is zero, without an error.
     if classes is None and getattr(learner, "loss", None) is F.cross_entropy:
         raise ConfigError(

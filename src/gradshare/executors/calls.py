@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -88,10 +87,12 @@ class Call:
         except (Exception, SystemExit) as error:
             raise LostWorkerError(_brief(error)) from error
 
-    def cancel(self) -> None:
-        """Cancel the call if the executor can."""
-        with contextlib.suppress(Exception):
-            self._future.cancel()
+    def cancel(self) -> bool:
+        """Cancel the call; False if the executor says that it is too late."""
+        try:
+            return self._future.cancel() is not False
+        except Exception:
+            return True
 
 
 def _brief(error: BaseException) -> str:

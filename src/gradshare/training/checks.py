@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradshare.errors import ConfigError, GradshareError
+from gradshare.errors import ConfigError, DataError, GradshareError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner, MetaLearner, UnicornMAML
 from gradshare.tasks import TaskBatch, TaskSource
-from gradshare.tasks.batch import PARTS, leaves
+from gradshare.tasks.batch import PARTS, leaves, task_of
 from gradshare.tasks.source import prepared, require_pure
 from gradshare.training.metrics import Metric, default_metrics, require_metrics
 
@@ -25,22 +25,26 @@ def require_learner(learner: object) -> None:
     """Raise ConfigError unless `learner` has the four methods of a `Learner`."""
     missing = [name for name in METHODS if not callable(getattr(learner, name, None))]
     if isinstance(learner, type) or missing:
+        kind = (
+            f"the class {learner.__name__}" if isinstance(learner, type) else type(learner).__name__
+        )
         raise ConfigError(
-            f"the learner is {learner!r:.100}; give an object with the methods "
+            f"the learner is {kind}; give an object with the methods "
             f"{', '.join(METHODS)}, such as gradshare.maml(model)"
         )
 
 
-def require_source(name: str, source: Any) -> None:
+def require_source(name: str, source: Any, index: int = 0) -> None:
     """Raise unless a source's tasks are functions of their index.
 
     Args:
         name: "train", "validation" or "test".
         source: the source.
+        index: of the first task that is asked for.
 
     Raises:
         ConfigError: it has no method `batch`.
-        DataError: see `require_pure`.
+        DataError: see `require_pure`; or it fails.
     """
     if isinstance(source, type) or not callable(getattr(source, "batch", None)):
         raise ConfigError(
@@ -48,9 +52,17 @@ def require_source(name: str, source: Any) -> None:
             "`batch(indices) -> TaskBatch`, such as gradshare.ClassTasks(x, y)"
         )
     try:
-        require_pure(source, 0)
+        require_pure(source, index)
     except GradshareError as error:
         raise type(error)(f"{name}: {error}") from error
+    except (MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # a list of tasks ends, a seed has 32 bits
+        raise DataError(
+            f"{name}: {type(source).__name__}.batch failed at index {index} with "
+            f"{type(error).__name__}: {error!s:.200}; it must have a task for each index below "
+            "2**63, such as tasks[index % len(tasks)]"
+        ) from error
 
 
 def initial_state(learner: Learner) -> tuple[dict[str, Tensor], Tensors]:
@@ -80,8 +92,7 @@ def initial_state(learner: Learner) -> tuple[dict[str, Tensor], Tensors]:
 def require_together(
     learner: Learner,
     state: tuple[Tensors, Tensors],
-    train: TaskSource,
-    validation: TaskSource,
+    sources: Mapping[str, TaskSource],
     metrics: Mapping[str, Metric] | None,
     score: str | None,
 ) -> tuple[dict[str, Metric], str]:
@@ -90,44 +101,62 @@ def require_together(
     Args:
         learner: the method.
         state: its meta-parameters and carried tensors, on the device.
-        train: the source of training tasks.
-        validation: the source of validation tasks.
+        sources: "train", "validation" and perhaps "test".
         metrics: what the user wants to measure; None for the defaults.
         score: the metric that selects checkpoints; None for the first.
 
     Raises:
         ConfigError: the learner does not fit the source, or a metric not the learner.
     """
-    meta, carried = state
-    device = next(iter(meta.values())).device
+    device = next(iter(state[0].values())).device
     lean = learner
     if isinstance(learner, MetaLearner):  # in the least memory, whatever the layout will be
         lean = learner.laid_out(tasks_at_a_time=1, recompute=True)
-    tasks = prepared(train, train.batch([0]).to(device))
-    with fitting(learner, "train", tasks):
-        step = lean.outer_step(meta, carried, tasks, iteration=0)
-        require_outputs(learner, step.outputs, tasks, train)
-        if step.objective.shape != (1,) or step.losses.shape != (1,):
-            raise ConfigError(
-                f"{type(learner).__name__}.outer_step returned an objective of shape "
-                f"{tuple(step.objective.shape)} for one task; give one value for each task"
-            )
-        reached = torch.autograd.grad(step.objective.mean(), list(meta.values()), allow_unused=True)
-        if all(gradient is None for gradient in reached):
-            raise ConfigError(
-                "the objective does not depend on any meta-parameter; compute it from `meta`, "
-                "without detach() or torch.no_grad()"
-            )
-    tasks = prepared(validation, validation.batch([0]).to(device))
-    with fitting(learner, "validation", tasks), torch.no_grad():
-        outputs = lean.predict(meta, lean.adapt(meta, carried, tasks), tasks)
-        require_outputs(learner, outputs, tasks, validation)
-        if metrics is None:
-            metrics = default_metrics(learner, outputs, tasks.query_y)
-        score = require_metrics(metrics, score)
-        for metric in metrics.values():
-            metric.values(outputs, tasks.query_y, tasks.query_n)
-    return dict(metrics), score
+    for name, source in sources.items():
+        tasks = prepared(source, source.batch([0]).to(device))
+        with fitting(learner, name, tasks):
+            # Without an inner step, whose loss would blame the labels.
+            require_outputs(learner, _outputs(lean, state, tasks, steps=0), tasks, source)
+            if name == "train":
+                require_outputs(learner, _outer_step_outputs(lean, state, tasks), tasks, source)
+            outputs = _outputs(lean, state, tasks)
+            if metrics is None:
+                metrics = default_metrics(learner, outputs, tasks.query_y)
+            score = require_metrics(metrics, score)
+            for metric in metrics.values():
+                metric.values(outputs, tasks.query_y, tasks.query_n)
+    return dict(metrics or {}), score or ""
+
+
+@torch.no_grad()
+def _outputs(
+    learner: Learner, state: tuple[Tensors, Tensors], tasks: TaskBatch, *, steps: int | None = None
+) -> Any:
+    return learner.predict(state[0], learner.adapt(*state, tasks, steps=steps), tasks)
+
+
+def _outer_step_outputs(learner: Learner, state: tuple[Tensors, Tensors], tasks: TaskBatch) -> Any:
+    """The outputs of an outer step on one task, whose objective is checked.
+
+    Raises:
+        ConfigError: it cannot be differentiated.
+    """
+    step = learner.outer_step(*state, tasks, iteration=0)
+    if step.objective.shape != (1,) or step.losses.shape != (1,):
+        raise ConfigError(
+            f"{type(learner).__name__}.outer_step returned an objective of shape "
+            f"{tuple(step.objective.shape)} for one task; give one value for each task"
+        )
+    meta = list(state[0].values())
+    if not step.objective.requires_grad or all(
+        gradient is None
+        for gradient in torch.autograd.grad(step.objective.mean(), meta, allow_unused=True)
+    ):
+        raise ConfigError(
+            "the objective does not depend on any meta-parameter; compute it from `meta`, "
+            "without detach() or torch.no_grad()"
+        )
+    return step.outputs
 
 
 def require_outputs(learner: Learner, outputs: Any, tasks: TaskBatch, source: TaskSource) -> None:
@@ -140,9 +169,13 @@ def require_outputs(learner: Learner, outputs: Any, tasks: TaskBatch, source: Ta
     loss = getattr(learner, "loss", None)
     if loss is not F.cross_entropy and not isinstance(loss, nn.CrossEntropyLoss):
         return
-    labels = [y for y in (tasks.support_y, tasks.query_y) if isinstance(y, Tensor)]
+    labels = [
+        task_of(y, 0, sizes)
+        for y, sizes in ((tasks.support_y, tasks.support_n), (tasks.query_y, tasks.query_n))
+        if isinstance(y, Tensor)
+    ]
     if any(y.is_floating_point() for y in labels) or outputs.ndim < 3:
-        if outputs.ndim == 2 or any(y.ndim < outputs.ndim for y in labels):
+        if outputs.ndim == 2 or not all(map(_are_probabilities, labels)):
             raise ConfigError(
                 f"the targets are real values and the outputs {tuple(outputs.shape)}; cross "
                 "entropy needs classes: give a loss of your own, such as loss=F.mse_loss"
@@ -161,6 +194,12 @@ def require_outputs(learner: Learner, outputs: Any, tasks: TaskBatch, source: Ta
             f"{type(model).__name__} has {has} outputs and the largest task has {largest} classes; "
             f"make it with {largest} outputs: the others could only be wrong"
         )
+
+
+def _are_probabilities(y: Tensor) -> bool:
+    """Whether targets (n, …) are probabilities of classes, which cross entropy takes too."""
+    several = y.ndim > 1 and y.shape[1] > 1 and y.is_floating_point()
+    return several and bool((y >= 0).all()) and torch.allclose(y.sum(1), torch.ones_like(y[:, 0]))
 
 
 def make_optimizer(

@@ -18,6 +18,7 @@ from gradshare.inner_loop.rule import sum_over_local_tasks
 from gradshare.methods import Adapted, Learner, MetaLearner
 from gradshare.methods.meta_learner import MODEL
 from gradshare.tasks import TaskBatch
+from gradshare.tasks.batch import PARTS, leaves, task_of
 
 
 def diagnose(
@@ -39,6 +40,12 @@ def diagnose(
     unusable = not_finite(meta)
     if unusable is not None:
         return f"{unusable} is not finite"
+    for task in range(len(tasks)):
+        for name in PARTS:
+            sizes = tasks.support_n if name.startswith("support") else tasks.query_n
+            for path, leaf in leaves(task_of(getattr(tasks, name), task, sizes), name):
+                if not bool(leaf.isfinite().all()):
+                    return f"{path} of task {task + 1} holds a value that is not finite"
     if not isinstance(learner, MetaLearner):
         losses = learner.outer_step(meta, carried, tasks, iteration=iteration).losses
         blamed = _not_finite_tasks({"loss": losses})

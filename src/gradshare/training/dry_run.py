@@ -26,7 +26,7 @@ from gradshare.training.memory import PeakMemory
 from gradshare.training.options import Options
 from gradshare.training.outer_loop import outer_iteration
 from gradshare.training.preflight import amount, memory_errors, require_disk, require_memory
-from gradshare.training.randomness import generators_kept
+from gradshare.training.randomness import isolated
 
 # The first of its kind is slower, and is not counted.
 REPETITIONS = 5
@@ -152,7 +152,7 @@ def dry_run(
     if folder is not None:
         refuse_if_occupied(folder, resume=False)
     device = choose_device(options.device)
-    with memory_errors(), generators_kept(device):
+    with memory_errors(), isolated(device):
         state, metrics, _, contents = prepare_run(learner, sources, options, device, None)
         layout = Layout(**contents["layout"])
         laid_out = layout.applied(learner)

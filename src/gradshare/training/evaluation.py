@@ -17,7 +17,7 @@ from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import prepared
 from gradshare.training.distributed import OneProcess
 from gradshare.training.metrics import Metric
-from gradshare.training.randomness import seed_generators
+from gradshare.training.randomness import isolated, seed_generators
 from gradshare.training.records import VALIDATION
 from gradshare.training.statistics import Interval, confidence95
 
@@ -108,7 +108,8 @@ def evaluate(
     """
     device = next(iter(meta.values())).device
     measure = measuring(learner, [(meta, carried)], metrics, steps=steps)
-    rows = on_all_tasks(OneProcess(), source, tasks, device, measure)
+    with isolated(device):
+        rows = on_all_tasks(OneProcess(), source, tasks, device, measure)
     return Evaluation(joined(rows, "ensemble"), metrics, score or next(iter(metrics)))
 
 

@@ -15,7 +15,7 @@ import torch
 from gradshare.errors import ConfigError, RunError, require_choice
 from gradshare.methods import Learner
 from gradshare.tasks import TaskSource
-from gradshare.tasks.source import fingerprint_of, prepared
+from gradshare.tasks.source import fingerprint_of, prepared, training_indices
 from gradshare.training.canary import Canary, changed_files, source_digests
 from gradshare.training.checkpoint import Checkpoint, on_device
 from gradshare.training.checks import (
@@ -36,7 +36,7 @@ from gradshare.training.metrics import Metric
 from gradshare.training.options import ADAM, Callback, OnDivergence, Options, Watch, ignore
 from gradshare.training.preflight import memory_errors, require_disk, require_memory
 from gradshare.training.progress import RunBars
-from gradshare.training.randomness import generators_kept
+from gradshare.training.randomness import isolated
 from gradshare.training.run import Run
 from gradshare.training.state import CPU, TrainState
 
@@ -196,10 +196,7 @@ def fit_in(
         stack.enter_context(memory_errors())
         device = device_of_process(options.device, processes)
         keep_float32(device)
-        stack.enter_context(generators_kept(device))
-        # Nothing depends on what the caller has set.
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(isolated(device))
         continued = RunFolder(folder) if resume and RunFolder(folder).started else None
         state, metrics, score, contents = processes.agree(
             lambda: prepare_run(learner, sources, options, device, continued)
@@ -285,16 +282,19 @@ def prepare_run(
     Returns:
         The state, the metrics, the score, and the contents of `run.json`.
     """
-    train, validation, test = sources
     require_learner(learner)
-    for name, source in (("train", train), ("validation", validation), ("test", test)):
-        if source is not None:
-            require_source(name, source)
+    train, validation, test = sources
+    named = {"train": train, "validation": validation}
+    if test is not None:
+        named["test"] = test
+    for name, source in named.items():
+        first = training_indices(options.seed, 0, 1)[0] if name == "train" else 0
+        require_source(name, source, first)
     meta, carried = initial_state(learner)
     meta = {name: t.detach().to(device).requires_grad_() for name, t in meta.items()}
     carried = on_device(carried, device)
     metrics, score = require_together(
-        learner, (meta, carried), train, validation, options.metrics, options.score
+        learner, (meta, carried), named, options.metrics, options.score
     )
     optimizer = make_optimizer(options.optimizer, meta, options.groups)
     if options.schedule is not None:
@@ -312,18 +312,14 @@ def prepare_run(
             tasks=options.tasks,
             memory=options.memory,
         )
-    fingerprints = {
-        name: fingerprint_of(source)
-        for name, source in (("train", train), ("validation", validation), ("test", test))
-        if source is not None
-    }
+    fingerprints = {name: fingerprint_of(source) for name, source in named.items()}
     contents = {
         "gradshare": version("gradshare"),
         "id": uuid.uuid4().hex,
         "identity": options.identity(meta, optimizer, metrics, score, fingerprints),
         "layout": {"tasks": layout.tasks, "memory": layout.memory, "bytes": layout.bytes},
         "prepares": hasattr(train, "prepare"),
-        "files": source_digests(learner, train, validation),
+        "files": source_digests(learner, *named.values()),
     }
     return TrainState(meta, carried, optimizer), metrics, score, contents
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,10 @@ from gradshare.training.interruption import RunStoppedError
 
 if dist.is_available():  # not in every build of PyTorch
     from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
+
+
+_groups = itertools.count()
+"""Numbers the groups of this process, as in the other processes of the program."""
 
 
 @contextmanager
@@ -103,10 +108,11 @@ def _torchrun_group(device: str) -> ProcessGroup:
         raise RunError(
             f"the processes that torchrun started do not find each other: {error}"
         ) from error
-    # After an elastic restart the store may still hold what the processes before it said.
+    # The store still holds what was said by the groups before: of another run of this program, and
+    # after an elastic restart of the processes before it.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return ProcessGroup(
-        PrefixStore(f"gradshare/{attempt}", store),
+        PrefixStore(f"gradshare/{attempt}/{next(_groups)}", store),
         rank,
         size,
         local_rank=_number("LOCAL_RANK", "0"),

@@ -371,5 +371,5 @@ def _progress(job: Job, state: TrainState, phase: Phase, done: int, total: int) 
         interval = state.history[-1].metrics[VALIDATION][job.score]
         shown = job.metrics[job.score].show(interval._replace(ci95=None))
         score = f"{job.score} {shown}"
-    epoch = min(state.iteration // job.options.iterations + 1, job.options.epochs)
+    epoch = min(len(state.history) + 1, job.options.epochs)
     return Progress(phase, done, total, epoch, score)

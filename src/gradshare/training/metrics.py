@@ -134,6 +134,8 @@ def require_metrics(metrics: Mapping[str, Metric], score: str | None) -> str:
     Raises:
         ConfigError: one is not a Metric, or the score is none of them.
     """
+    if not isinstance(metrics, Mapping) or not metrics:
+        raise ConfigError(f"metrics is {metrics!r:.100}; give a dictionary of metrics by name")
     for name, metric in metrics.items():
         if not isinstance(metric, Metric):
             raise ConfigError(

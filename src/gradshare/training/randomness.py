@@ -24,6 +24,14 @@ def generators_kept(device: torch.device) -> Iterator[None]:
         np.random.set_state(array)  # noqa: NPY002
 
 
+@contextmanager
+def isolated(device: torch.device) -> Iterator[None]:
+    """Compute alike whatever the caller has set (no_grad, autocast), and keep its generators."""
+    autocast = torch.autocast(device.type, enabled=False)
+    with generators_kept(device), torch.enable_grad(), autocast:
+        yield
+
+
 def seed_generators(number: int) -> None:
     """Seed them all from a number of up to 64 bits, for a user's code that draws from them."""
     torch.manual_seed(number)

@@ -33,7 +33,7 @@ from gradshare.training.layout import Layout
 from gradshare.training.metrics import LOSS, Metric, accuracy
 from gradshare.training.options import shapes_digest
 from gradshare.training.preflight import memory_errors
-from gradshare.training.randomness import generators_kept
+from gradshare.training.randomness import generators_kept, isolated
 from gradshare.training.records import EpochRecord
 from gradshare.training.state import Test, TrainState
 
@@ -151,7 +151,7 @@ class Run:
         learner = self._learner()
         require_source("the source", source)
         models = self.models(ensemble)
-        with generators_kept(self.device), memory_errors():
+        with isolated(self.device), memory_errors():
             chosen = dict(metrics or self.metrics)
             measure = measuring(learner, models, chosen, steps=steps)
             rows = on_all_tasks(OneProcess(), source, tasks, self.device, measure)
@@ -196,7 +196,7 @@ class Run:
             )
         tasks = tasks.to(self.device)
         ready = tasks if source is None else prepared(source, tasks)
-        with generators_kept(self.device), torch.no_grad():
+        with isolated(self.device), torch.no_grad():
             adapted = learner.adapt(meta, carried, ready, steps=steps)
         return AdaptedModel(learner, meta, adapted, tasks, source, classes)
 

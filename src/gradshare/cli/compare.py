@@ -1,0 +1,182 @@
+"""`gradshare compare` and `report`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from rich.console import Console
+
+from gradshare.cli.options import (
+    GroupedCommand,
+    UserPath,
+    out_option,
+    read_config,
+    resume_option,
+    run_options,
+)
+from gradshare.cli.printing import print_line
+from gradshare.comparison.compare import Comparison, run_plan
+from gradshare.comparison.report import write_report
+from gradshare.comparison.results import load_results
+from gradshare.config import ARM_FIELDS, RunConfig
+from gradshare.config.comparing import plan_of
+from gradshare.errors import ConfigError
+from gradshare.executors import RayExecutor, slurm_executor
+from gradshare.training.machine import cores
+
+REMOTE_RETRIES = 2
+
+
+@click.command(name="compare", cls=GroupedCommand)
+@out_option(required=True)
+@resume_option
+@click.option("--control", is_flag=True, help="Train the arm rate-control too.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="Repeat the comparison with so many seeds, from --seed on.",
+)
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray", "slurm"]),
+    default="local",
+    show_default=True,
+    help="Where the runs are trained: in processes on this machine, on Ray, or as Slurm jobs; see "
+    "docs/clusters.md.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 10_000),
+    help="Runs at a time.  [default: local: as many as there are cores; ray, slurm: all]",
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(0, 1000),
+    help="Start a run whose process or machine is lost again from its last checkpoint, so many "
+    "times in a row without another epoch.  [default: local: 0; ray, slurm: 2]",
+)
+@click.option("--cpus", type=click.IntRange(1, 10_000), help="CPUs of each run.  [default: 1]")
+@click.option(
+    "--gpus", type=click.FloatRange(0, 100), help="GPUs of each run, on Ray fractions too."
+)
+@click.option(
+    "--ray-address",
+    help="Ray cluster, as `ray.init` takes it: auto, HOST:PORT.  [default: one of this machine]",
+)
+@click.option(
+    "--slurm",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Slurm's settings, as submitit takes them: partition=gpu, timeout_min=600, mem_gb=16, "
+    "qos=…, additional_parameters='{requeue: true}'.  Repeat for each.",
+)
+@run_options(leave_out=ARM_FIELDS)
+def compare_command(
+    out: Path,
+    resume: str,
+    control: bool,
+    seeds: int,
+    executor: str,
+    jobs: int | None,
+    retries: int | None,
+    cpus: int | None,
+    gpus: float | None,
+    ray_address: str | None,
+    slurm: tuple[str, ...],
+    config_file: Path | None,
+    preset: str | None,
+    **options: Any,
+) -> None:
+    """Compare gradient sharing, or a rule of your own (--rule), with the original.
+
+    All arms are trained on the same tasks from the same initialisation.
+    """
+    console = Console()
+    for option, given, reader in (("--ray-address", ray_address, "ray"), ("--slurm", slurm, "slurm")):
+        if given and executor != reader:
+            raise ConfigError(
+                f"{option} is read by --executor {reader}, not by {executor}; leave it out, or add "
+                f"--executor {reader}"
+            )
+    config = read_config(config_file, preset, options)
+    if config.workers > 1:
+        raise ConfigError(
+            f"--workers {config.workers}: `gradshare compare` trains each run in one process; "
+            "leave it out, and give --cpus"
+        )
+    plan = plan_of(config, control=control, seeds=seeds)
+    where: Any = None
+    if executor == "local":
+        each = cpus or config.threads
+        jobs = jobs or (max(1, cores() // each) if each else None)
+    elif executor == "ray":
+        where = RayExecutor(ray_address, cpus=cpus or 1, gpus=gpus or 0)
+    else:
+        where = slurm_executor(out / ".slurm", out.name, _slurm_settings(slurm, cpus, gpus))
+    print_line(
+        console,
+        f"{', '.join(plan.arms)}: {len(plan.runs)} runs of {config.epochs} epochs of "
+        f"{config.iterations_per_epoch} iterations on {config.dataset}; everything goes to {out}.",
+    )
+    comparison = run_plan(
+        plan,
+        out,
+        executor=where,
+        at_a_time=jobs,
+        retries=REMOTE_RETRIES if retries is None and executor != "local" else retries or 0,
+        resume=resume == "auto",
+        settings=config.model_dump(mode="json", exclude=set(ARM_FIELDS)),
+        commands=commands(config),
+    )
+    show(comparison, console)
+
+
+@click.command(name="report")
+@click.argument("comparison", type=UserPath())
+def report_command(comparison: Path) -> None:
+    """Print a finished COMPARISON, and write its report again."""
+    results = load_results(comparison)
+    home = comparison.parent if comparison.is_file() else comparison
+    write_report(results, home)
+    show(Comparison(home, results), Console())
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Print the table, the verdict and where the report is."""
+    print_line(console, str(comparison))
+    print_line(console, f"\nReport: {comparison.path / 'report.html'}")
+
+
+def commands(config: RunConfig) -> list[str]:
+    """What reproduces this: preparing the data, and the command itself."""
+    words = ["gradshare", *sys.argv[1:]]
+    if "--data-root" not in words:
+        words += ["--data-root", str(config.data_root)]
+    prepare = ["gradshare", "data", "prepare", config.dataset, "--data-root", str(config.data_root)]
+    own = ":" in config.dataset or config.dataset == "glyphs"
+    hint = [] if own else [f"{shlex.join(prepare)} --download   # or --from PATH"]
+    return [*hint, shlex.join(words)]
+
+
+def _slurm_settings(
+    pairs: tuple[str, ...], cpus: int | None, gpus: float | None
+) -> Mapping[str, Any]:
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--slurm {pair!r} is not KEY=VALUE; write it like partition=gpu")
+        settings[key.replace("-", "_")] = yaml.safe_load(value)
+    if cpus is not None:
+        settings["cpus_per_task"] = cpus
+    if gpus is not None:
+        settings["gpus_per_node"] = int(gpus)
+    return settings

@@ -1,0 +1,74 @@
+"""From a configuration to a comparison: arms by name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from gradshare.comparison.plan import Plan, seeds_from
+from gradshare.config.arms import ORIGINAL, RATE_CONTROL, SHARING
+from gradshare.config.parts import build, learner_of, splits_of
+from gradshare.config.settings import RunConfig
+from gradshare.errors import ConfigError
+from gradshare.methods import Learner
+
+
+def plan_of(config: RunConfig, *, control: bool, seeds: int) -> Plan:
+    """The comparison of a configuration with the original.
+
+    The original has neither a rule of its own nor sharing. It is compared with the configuration's
+    rule, or with gradient sharing if there is none.
+
+    Args:
+        config: what all arms have in common.
+        control: whether the rate-control is an arm too.
+        seeds: how many, from `config.seed` on.
+
+    Raises:
+        GradshareError: see `gradshare.config.build`.
+    """
+    arms = _arms(config, control=control)
+    main = list(arms.values())[1]
+    parts = build(main)
+    if parts.test is None:
+        raise ConfigError(
+            f"--dataset {config.dataset} has no test tasks, which a comparison needs; return "
+            "gradshare.Splits(train, validation, test)"
+        )
+    return Plan(
+        {name: functools.partial(make_learner, _stored(arm)) for name, arm in arms.items()},
+        ORIGINAL,
+        (RATE_CONTROL,) if control else (),
+        parts.train,
+        parts.validation,
+        parts.test,
+        parts.options,
+        seeds_from(seeds, config.seed),
+        {name: _stored(arm) for name, arm in arms.items()},
+    )
+
+
+def make_learner(settings: Mapping[str, Any]) -> Learner:
+    """The learner of some settings, initialised from torch's generator as it is."""
+    config = RunConfig(**settings)
+    return learner_of(config, splits_of(config).train)
+
+
+def _arms(config: RunConfig, *, control: bool) -> dict[str, RunConfig]:
+    alone: dict[str, Any] = {"rule": None, "rule_option": {}}
+    bare = config.without_arm()
+    arms = {ORIGINAL: bare.model_copy(update={**alone, "sharing": False})}
+    if config.rule is None:
+        arms[SHARING] = bare
+    else:
+        arms[config.rule.rpartition(":")[2]] = bare.model_copy(update={"sharing": False})
+    if control:
+        arms[RATE_CONTROL] = bare.model_copy(update={**alone, "sharing_control": "rate-control"})
+    return arms
+
+
+def _stored(config: RunConfig) -> dict[str, Any]:
+    """The settings of an arm, which may be read in another folder."""
+    settings = config.model_dump(mode="json")
+    return {**settings, "data_root": str(config.data_root.absolute())}

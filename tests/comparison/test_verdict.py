@@ -1,0 +1,241 @@
+"""The words of a comparison, on results that nobody ran."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradshare.comparison.results import ArmRun, MetricFacts, Results
+from gradshare.comparison.table import arm_rows, as_text, duration
+from gradshare.comparison.verdict import show_difference, verdict
+from gradshare.training.metrics import Metric
+from gradshare.training.statistics import Interval
+from tests.comparison.builders import ACCURACY, ERROR, arm_run, results_of
+
+TASKS = 300
+
+
+def runs(arm: str, level: float, *, seeds: int = 3, **options: str) -> list[ArmRun]:
+    """A run for each seed, whose test scores lie around a level; tasks are as hard for all."""
+    made = []
+    for seed in range(seeds):
+        hard = np.random.default_rng(seed).normal(0, 0.05, TASKS)
+        own = np.random.default_rng([seed, *arm.encode()]).normal(0, 0.02, TASKS)
+        test = (level + hard + own).tolist()
+        made.append(arm_run(arm, seed, validation=[0.3, level], test=test, **options))
+    return made
+
+
+def compared(
+    levels: dict[str, float], *controls: str, seeds: int = 3, facts: MetricFacts = ACCURACY
+) -> Results:
+    made = [run for arm, level in levels.items() for run in runs(arm, level, seeds=seeds)]
+    return results_of(*made, controls=controls, facts=facts)
+
+
+@pytest.mark.parametrize(
+    ("levels", "controls", "headline"),
+    [
+        ({"base": 0.5, "new": 0.6, "control": 0.5}, ["control"],
+         "New was better than base, and better than control."),
+        ({"base": 0.5, "new": 0.6}, [],
+         "New was better than base; no control was run, so it stays open why."),
+        ({"base": 0.5, "new": 0.6, "control": 0.6}, ["control"],
+         "New was better than base, but not distinguishably better than control, a control: the "
+         "gain is not shown to come from what new adds."),
+        ({"base": 0.5, "new": 0.6, "control": 0.7}, ["control"],
+         "New was better than base, but control, a control, did better still."),
+        ({"base": 0.5, "new": 0.6, "weak": 0.5, "strong": 0.7}, ["weak", "strong"],
+         "New was better than base, but strong, a control, did better still."),
+        ({"base": 0.5, "new": 0.4, "control": 0.5}, ["control"],
+         "New was worse than base."),
+        ({"base": 0.5, "new": 0.5}, [],
+         "No difference between new and base can be told from these numbers."),
+        ({"base": 0.5, "control": 0.6}, ["control"],
+         "Control was better than base."),
+        ({"base": 0.5, "new": 0.6, "other": 0.4}, [],
+         "New was better than base; no control was run, so it stays open why. Other was worse "
+         "than base."),
+    ],
+)  # fmt: skip
+def test_the_headline_says_what_the_numbers_show(
+    levels: dict[str, float], controls: list[str], headline: str
+) -> None:
+    assert verdict(compared(levels, *controls)).headline == headline
+
+
+def test_low_is_better_where_the_metric_says_so() -> None:
+    levels = {"base": 0.5, "new": 0.4}
+    said = verdict(compared(levels, facts=MetricFacts(best="low", unit="mm", chance=None)))
+    assert said.headline.startswith("New was better than base; ")
+    assert said.sentences[0].startswith("accuracy, new − base: −0.1")
+    assert " mm over 3 seeds, distinguishable from zero." in said.sentences[0]
+
+
+def test_one_arm_has_its_score() -> None:
+    said = verdict(compared({"base": 0.5}))
+    assert re.fullmatch(r"Base has a test accuracy of 50\.\d ± \d\.\d %\.", said.headline)
+    assert said.caveats == ()
+    untested = results_of(arm_run("base", validation=[0.3]))
+    assert verdict(untested).headline == "Base was not tested."
+
+
+def test_few_seeds_decide_nothing() -> None:
+    said = verdict(compared({"base": 0.5, "new": 0.6}, seeds=1))
+    assert said.headline.startswith("Too few seeds to decide. So far: New was better than base")
+    assert "over the test tasks of one seed, distinguishable" in said.sentences[0]
+    assert "repeat with seeds=3 (--seeds 3)" in said.caveats[0]
+    assert not any("repeat" in c for c in verdict(compared({"base": 0.5, "new": 0.6})).caveats)
+
+
+def test_a_comparison_without_a_control_says_so_and_few_tasks_too() -> None:
+    few = [arm_run(arm, validation=[0.3], test=[0.5] * 20) for arm in ("base", "new")]
+    caveats = verdict(results_of(*few)).caveats
+    assert any(caveat.startswith("There was no control.") for caveat in caveats)
+    assert "There were only 20 test tasks." in caveats
+    caveats = verdict(compared({"base": 0.5, "new": 0.6, "c": 0.5}, "c")).caveats
+    assert caveats == ()
+
+
+def test_arms_that_failed_are_named_and_do_not_hide_the_others() -> None:
+    diverged = [arm_run("wild", seed, validation=[], outcome="diverged") for seed in range(3)]
+    late = runs("late", 0.2, outcome="not trained")
+    results = results_of(*runs("base", 0.5), *diverged, *late, *runs("new", 0.6))
+    said = verdict(results)
+    assert said.headline == (
+        "Wild and base cannot be compared: no seed has both trained. Late and base cannot be "
+        "compared: no seed has both trained. New was better than base; no control was run, so it "
+        "stays open why."
+    )
+    assert said.sentences[0] == "Wild diverged in 3 of 3 runs (in epoch 2: the loss is nan)."
+    assert said.sentences[1] == "Late did not train in 3 of 3 runs."
+    untrained = results_of(*runs("base", 0.5), *runs("new", 0.6), *diverged, controls=["wild"])
+    assert verdict(untrained).headline == (
+        "New was better than base; no control trained, so it stays open why."
+    )
+
+
+def test_an_undistinguished_difference_says_what_would_have_been_seen() -> None:
+    said = verdict(compared({"base": 0.5, "new": 0.5}))
+    assert re.search(
+        r"^accuracy, new − base: .* points over 3 seeds, not distinguishable from zero "
+        r"\(a difference of \d\.\d points would have been seen\)\.$",
+        said.sentences[0],
+    )
+
+
+def test_arms_with_the_same_values_are_said_to_be_the_same() -> None:
+    made = [arm_run(arm, validation=[0.3], test=[0.5, 0.7]) for arm in ("base", "new")]
+    said = verdict(results_of(*made))
+    assert said.sentences[0] == (
+        "accuracy, new − base: none on any test task, over the test tasks of one seed."
+    )
+
+
+def test_the_pace_is_said_for_each_seed() -> None:
+    made = [
+        arm_run(arm, seed, validation=validation, test=[0.5, 0.6])
+        for arm, validation in (("base", [0.3, 0.5, 0.6]), ("new", [0.6, 0.5, 0.5]))
+        for seed in range(2)
+    ]
+    made[3] = arm_run("new", 1, validation=[0.3], test=[0.5, 0.6])
+    assert verdict(results_of(*made)).sentences[-1] == (
+        "New came to 95 % of base’s gain in epoch 1, – (never); base in epoch 3, 3 (one for each "
+        "seed)."
+    )
+
+
+PERCENT, PLAIN = Metric(max, unit="%"), Metric(max, unit="mm")
+
+
+@pytest.mark.parametrize(
+    ("metric", "mean", "half", "shown"),
+    [
+        (PERCENT, 0.0114, 0.0093, "+1.1 ± 0.9 points"),
+        (PERCENT, -0.0114, 0.0093, "−1.1 ± 0.9 points"),
+        (PERCENT, 0.0, 0.01, "0.0 ± 1.0 points"),
+        (PERCENT, 0.00001, 0.01, "0.0 ± 1.0 points"),
+        (PERCENT, 0.0504, 0.0501, "+5.04 ± 5.01 points"),
+        (PERCENT, 0.05004, 0.05001, "+5.004 ± 5.001 points"),
+        (PERCENT, 0.05, 0.05, "+5.0 ± 5.0 points"),
+        (PERCENT, 0.02, None, "+2.0 points"),
+        (PLAIN, -0.0123, 0.0045, "−0.0123 ± 0.0045 mm"),
+        (PLAIN, 123.4, 45.6, "+123 ± 46 mm"),
+        (PLAIN, float("nan"), float("nan"), "not finite"),
+    ],
+)
+def test_a_difference_is_shown_with_its_sign_unit_and_as_many_digits_as_it_has_meaning_for(
+    metric: Metric, mean: float, half: float | None, shown: str
+) -> None:
+    assert show_difference(metric, Interval(mean, half, 3)) == shown
+
+
+@given(
+    st.floats(-10, 10, allow_subnormal=False),
+    st.floats(0, 10, allow_subnormal=False),
+    st.booleans(),
+    st.sampled_from([PERCENT, PLAIN]),
+)
+def test_distinguishable_is_never_said_beside_numbers_that_look_equal(
+    mean: float, half: float, near: bool, metric: Metric
+) -> None:
+    mean = half * (1 + mean * 1e-6) if near else mean
+    shown = show_difference(metric, Interval(mean, half, 3)).replace("−", "-").split()
+    looks, halves = abs(float(shown[0])), float(shown[2])
+    if abs(mean) > half * (1 + 1e-9) + 1e-12:
+        assert looks > halves
+    elif abs(mean) <= half:
+        assert looks <= halves
+
+
+def test_the_table_has_a_column_for_each_arm_and_what_a_reader_compares() -> None:
+    results = compared({"base": 0.5, "new": 0.6, "control": 0.5}, "control")
+    values = {"nearest class mean": {"accuracy": [0.25, 0.35]}}
+    rows = arm_rows(results.model_copy(update={"yardsticks": values}))
+    assert [row["arm"] for row in rows] == ["base", "new", "control", "nearest class mean"]
+    assert [row["role"] for row in rows] == ["baseline", "", "control", "yardstick"]
+    base, new, control, yardstick = rows
+    assert re.fullmatch(r"60\.\d ± \d\.\d %", new["test accuracy"])
+    assert new["− base"].startswith(("+10.", "+9."))
+    assert (base["− base"], control["− control"]) == ("–", "–")
+    assert new["best epoch"] == "2"
+    assert new["epochs to 95 % of the baseline’s gain"] == "2, 2, 2"
+    assert new["training time"] == "12.0 s"
+    assert new["trained"] == "3 of 3"
+    assert yardstick["test accuracy"] == "30.0 ± 9.8 %"
+    assert yardstick["trained"] == "–"
+    lines = as_text(rows).splitlines()
+    assert lines[0].split() == ["arm", "base", "new", "control", "nearest", "class", "mean"]
+    assert len(lines) == len(base)
+
+
+def test_the_table_of_a_regression_has_its_unit_and_no_percent() -> None:
+    made = [
+        arm_run(arm, validation=[2.0, level], test=[level, level + 0.2], score="error")
+        for arm, level in (("base", 1.0), ("new", 0.5))
+    ]
+    made.append(arm_run("wild", validation=[], score="error", outcome="diverged"))
+    text = as_text(arm_rows(results_of(*made, score="error", facts=ERROR)))
+    assert "0.60 ± 0.20 mm" in text
+    assert "−0.50 ± 0.00 mm" in text or "−0.500000 ± 0.000000 mm" in text
+    assert "0 of 1" in text
+    assert "%" not in text.replace("95 % of the baseline’s gain", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (4.24, "4.2 s"),
+        (59.97, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (7800, "2 h 10 min"),
+        (float("nan"), "–"),
+    ],
+)
+def test_a_time_has_about_three_digits(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown

@@ -1,0 +1,432 @@
+"""What cannot be trained with is said in one error, with cause, value and remedy, before a folder
+is made.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gradshare as gs
+from gradshare.errors import ConfigError, DataError, GradshareError
+from tests.training.small import (
+    ROWS,
+    WAYS,
+    Prototypes,
+    Wrapped,
+    class_tasks,
+    mlp,
+    named_inputs,
+    regression,
+    rows,
+)
+
+
+def refusal(path: Path, given: dict[str, Any], kind: type[GradshareError]) -> str:
+    """What `fit` says, which a dry run says too; nothing is written."""
+    with pytest.raises(kind) as error:
+        gs.fit(**given, out=path / "run")
+    assert not (path / "run").exists()
+    given = {name: value for name, value in given.items() if name not in ("progress", "resume")}
+    with pytest.raises(kind) as again:
+        gs.estimate(**given)
+    assert str(again.value) == str(error.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"epochs": 0}, "epochs is 0; give a whole number, at least 1"),
+        ({"iterations": 2.5}, "iterations is 2.5; give a whole number, at least 1"),
+        ({"task_batch": "4"}, "task_batch is '4'; give a whole number, at least 1"),
+        ({"val_tasks": None}, "val_tasks is None; give a whole number, at least 1"),
+        ({"ensemble": -1}, "ensemble is -1; give a whole number, at least 1"),
+        ({"seed": -1}, "seed is -1; give a whole number, at least 0"),
+        ({"seed": 2**22}, "seed is 4194304; give a whole number below 4194304"),
+        ({"on_divergence": "ignore"}, "on_divergence 'ignore' is unknown; use 'stop' or 'skip'"),
+        ({"memory": "flat"}, "memory 'flat' is unknown; use 'auto' or 'keep' or 'recompute'"),
+        ({"tasks": "all"}, "tasks 'all' is unknown; use 'auto' or 'loop' or 'vmap'"),
+        ({"device": "gpu"}, "--device 'gpu' is unknown; use auto, cpu, cuda or cuda:N"),
+        ({"clip_norm": 0}, "clip_norm is 0; give a number above 0, or None"),
+        ({"clamp_gradients": -1.0}, "clamp_gradients is -1.0; give a number above 0, or None"),
+        ({"schedule": 0.5}, "schedule is a float; give a function"),
+        ({"groups": {"lr": 1}}, "groups is a dict; give a function"),
+        ({"callbacks": ["print"]}, "the callback 'print' is not a function"),
+    ],
+)
+def test_an_option_with_a_value_that_it_does_not_take(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    assert refusal(tmp_path, rows(**changes), ConfigError).startswith(words)
+
+
+def test_resume_with_a_value_that_it_does_not_take(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^resume True is unknown; use 'never' or 'auto'$"):
+        gs.fit(**rows(resume=True), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# Learner and model
+
+
+@pytest.mark.parametrize("learner", [gs.maml, gs.MetaLearner, mlp(), None, Prototypes])
+def test_a_learner_that_is_none(learner: Any, tmp_path: Path) -> None:
+    words = refusal(tmp_path, rows(learner=learner), ConfigError)
+    assert words.startswith("the learner is ")
+    assert words.endswith(
+        "; give an object with the methods init, outer_step, adapt, predict, such as "
+        "gradshare.maml(model)"
+    )
+
+
+class BadState(Prototypes):
+    returned: Any = None
+
+    def init(self) -> Any:
+        return self.returned
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (None, "BadState.init() returned None; it must return two dictionaries of named tensors"),
+        (({}, {}), "BadState.init() returned ({}, {}); it must return two dictionaries"),
+        (({"w": torch.ones(1)}, {}), "requires? gradients, and 'w' is not one; use tensor.detach"),
+        (({"w": np.ones(1)}, {}), "require gradients, and 'w' is not one; use tensor.detach"),
+        (
+            ({"w": torch.ones(1, requires_grad=True) * 2}, {}),
+            "require gradients, and 'w' is not one; use tensor.detach().clone().requires_grad_()",
+        ),
+    ],
+)
+def test_a_learner_whose_state_is_not_named_leaves(
+    returned: Any, words: str, tmp_path: Path
+) -> None:
+    learner = BadState(mlp())
+    learner.returned = returned
+    assert words.replace("requires? ", "require ") in refusal(
+        tmp_path, rows(learner=learner), ConfigError
+    )
+
+
+class BadStep(Prototypes):
+    objective: Any = None
+
+    def outer_step(self, *arguments: Any, **options: Any) -> gs.OuterStep:
+        step = super().outer_step(*arguments, **options)
+        return gs.OuterStep(self.objective(step.objective), step.losses, step.outputs, {})
+
+
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        (
+            Tensor.mean,
+            "BadStep.outer_step returned an objective of shape () for one task; give one",
+        ),
+        (Tensor.detach, "the objective does not depend on any meta-parameter; compute it from `me"),
+    ],
+)
+def test_a_learner_whose_objective_cannot_be_differentiated(
+    objective: Any, words: str, tmp_path: Path
+) -> None:
+    learner = BadStep(mlp())
+    learner.objective = objective
+    assert refusal(tmp_path, rows(learner=learner), ConfigError).startswith(words)
+
+
+@pytest.mark.parametrize("sources", [("train", "validation"), ("validation",), ("test",)])
+def test_a_model_with_fewer_outputs_than_a_task_has_classes(
+    sources: Sequence[str], tmp_path: Path
+) -> None:
+    wide = {name: class_tasks(6)[0].replace(ways=5) for name in sources}
+    assert refusal(tmp_path, rows(**wide), ConfigError) == (
+        "Sequential has 3 outputs and the tasks have 5 classes; make it with 5 outputs, or number "
+        "the classes of each task from 0"
+    )
+
+
+def test_a_model_with_more_outputs_than_the_largest_task_needs(tmp_path: Path) -> None:
+    given = rows(learner=gs.maml(mlp(outputs=7), steps=2))
+    assert refusal(tmp_path, given, ConfigError) == (
+        "Sequential has 7 outputs and the largest task has 3 classes; make it with 3 outputs: the "
+        "others could only be wrong"
+    )
+
+
+@pytest.mark.parametrize(
+    ("forward", "words"),
+    [
+        (lambda y: (y, y), "Odd.forward returned a tuple; it must return one tensor"),
+        (lambda y: {"y": y}, "Odd.forward returned a dict; it must return one tensor"),
+        (lambda y: y.mean(), "of shape (1,); give one tensor (T, queries, …)"),
+    ],
+)
+def test_outputs_that_are_not_one_tensor_for_the_queries(
+    forward: Any, words: str, tmp_path: Path
+) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, WAYS)
+
+        def forward(self, x: Tensor) -> Any:
+            return forward(self.linear(x))
+
+    learner = gs.maml(Odd(), steps=2, loss=lambda y, t: y.square().mean())
+    assert words in refusal(tmp_path, rows(learner=learner), ConfigError)
+
+
+def test_a_learner_of_ones_own_whose_outputs_are_no_tensor(tmp_path: Path) -> None:
+    class Lists(Prototypes):
+        def predict(self, *arguments: Any) -> Any:
+            return super().predict(*arguments).tolist()
+
+    assert refusal(tmp_path, rows(learner=Lists(mlp())), ConfigError) == (
+        "the outputs for a batch of tasks are of another type; give one tensor (T, queries, …)"
+    )
+
+
+def test_a_loss_that_returns_no_scalar(tmp_path: Path) -> None:
+    loss = functools.partial(F.cross_entropy, reduction="none")
+    words = refusal(tmp_path, rows(learner=gs.maml(mlp(), steps=2, loss=loss)), ConfigError)
+    assert "the loss of a task must be a tensor of shape ()" in words
+    assert words.endswith("give one that takes the mean (reduction='mean')")
+
+
+# Learner and source
+
+
+def test_a_learner_and_a_source_that_do_not_fit_are_named_with_the_shapes(tmp_path: Path) -> None:
+    words = refusal(tmp_path, rows(learner=gs.maml(mlp(inputs=7), steps=2)), ConfigError)
+    assert words == (
+        "Sequential and the source 'train' do not fit: RuntimeError: mat1 and mat2 shapes cannot "
+        "be multiplied (12x6 and 7x8); a task of the source is support_x float32 (3, 6), support_y "
+        "int64 (3,), query_x float32 (12, 6), query_y int64 (12,)"
+    )
+    words = refusal(tmp_path, rows(validation=class_tasks(7)[1]), ConfigError)
+    assert words.startswith("Sequential and the source 'validation' do not fit: RuntimeError: mat1")
+    words = refusal(tmp_path, rows(test=class_tasks(7)[1]), ConfigError)
+    assert words.startswith("Sequential and the source 'test' do not fit: RuntimeError: mat1")
+
+
+def test_inputs_by_names_that_the_model_does_not_take(tmp_path: Path) -> None:
+    class Renamed(Wrapped):
+        def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+            b = super().batch(indices)
+            x, z = ({"a": part["a"], "c": part["b"]} for part in (b.support_x, b.query_x))
+            return gs.TaskBatch(x, b.support_y, z, b.query_y)
+
+    given = named_inputs()
+    words = refusal(tmp_path, {**given, "train": Renamed(given["train"])}, ConfigError)
+    assert words.startswith("TwoInputs and the source 'train' do not fit: TypeError: ")
+    assert "unexpected keyword argument 'c'" in words
+    assert "support_x['c'] float32 (3, 3)" in words
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_real_targets_with_the_loss_for_classes(outputs: int, tmp_path: Path) -> None:
+    given = regression(learner=gs.maml(mlp(inputs=1, outputs=outputs), steps=2))
+    for values in ({}, {"metrics": None, "score": None}):
+        assert refusal(tmp_path, {**given, **values}, ConfigError) == (
+            f"the targets are real values and the outputs (1, 10, {outputs}); cross entropy needs "
+            "classes: give a loss of your own, such as loss=F.mse_loss"
+        )
+
+
+def test_probabilities_of_classes_are_targets_for_cross_entropy(tmp_path: Path) -> None:
+    class Soft(Wrapped):
+        def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+            b = super().batch(indices)
+            y, z = (0.9 * F.one_hot(part, WAYS) + 0.1 / WAYS for part in (b.support_y, b.query_y))
+            return gs.TaskBatch(b.support_x, y, b.query_x, z)
+
+    soft = dict(zip(("train", "validation", "test"), map(Soft, ROWS), strict=True))
+    run = gs.fit(**rows(**soft), out=tmp_path / "run")
+    assert list(run.metrics) == ["loss"]
+
+
+# Sources
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+@pytest.mark.parametrize("source", [None, gs.ClassTasks, [1, 2], gs.Sinusoids().batch])
+def test_a_source_that_is_none(name: str, source: Any, tmp_path: Path) -> None:
+    if name == "test" and source is None:
+        return
+    words = refusal(tmp_path, rows(**{name: source}), ConfigError)
+    assert words.startswith(f"{name} is ")
+    assert words.endswith(
+        "; give a source of tasks: an object with `batch(indices) -> TaskBatch`, such as "
+        "gradshare.ClassTasks(x, y)"
+    )
+
+
+class Counting(Wrapped):
+    """A source that gives other tasks each time."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__(source)
+        self.calls = itertools.count()
+
+    def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+        return super().batch([index + next(self.calls) for index in indices])
+
+
+class Neighbourly(Wrapped):
+    """A source whose tasks depend on those beside them."""
+
+    def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+        batch = super().batch(indices)
+        mean = batch.support_x.mean(0, keepdim=True)
+        x = batch.support_x - mean if len(indices) > 1 else batch.support_x
+        return gs.TaskBatch(x, batch.support_y, batch.query_x, batch.query_y)
+
+
+class Unseeded(Wrapped):
+    def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+        batch = super().batch(indices)
+        return batch.map(lambda t: t + torch.randn(t.shape) if t.is_floating_point() else t)
+
+
+class TooFew(Wrapped):
+    def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+        return super().batch(indices[:1])
+
+
+class NoBatch(Wrapped):
+    def batch(self, indices: Sequence[int]) -> Any:
+        return [super().batch(indices)]
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (
+            Counting,
+            "for task {first} when it was asked for again; a task must depend on its index only",
+        ),
+        (
+            Unseeded,
+            "for task {first} when it was asked for again; a task must depend on its index only",
+        ),
+        (
+            Neighbourly,
+            "gave another support_x for task {first} when it was asked for beside other tasks",
+        ),
+        (TooFew, "TooFew.batch returned 1 tasks for 3 indices; return one for each index"),
+        (NoBatch, "NoBatch.batch returned a list; return a gradshare.TaskBatch"),
+    ],
+)
+def test_a_source_whose_tasks_are_not_functions_of_their_index(
+    name: str, kind: Any, words: str, tmp_path: Path
+) -> None:
+    source = kind(dict(zip(("train", "validation", "test"), ROWS, strict=True))[name])
+    message = refusal(tmp_path, rows(**{name: source}), DataError)
+    assert message.startswith(f"{name}: ")
+    assert words.format(first=2**40 if name == "train" else 0) in message
+
+
+class ListOfTasks(Wrapped):
+    def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+        return super().batch([range(1000)[index] for index in indices])
+
+
+class SeedOf32Bits(Wrapped):
+    def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+        for index in indices:
+            np.random.seed(index)  # noqa: NPY002
+        return super().batch(indices)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (ListOfTasks, "IndexError: range object index out of range"),
+        (SeedOf32Bits, "ValueError: Seed must be between 0 and 2**32 - 1"),
+    ],
+)
+def test_a_source_without_a_task_for_each_training_index(
+    kind: Any, words: str, tmp_path: Path
+) -> None:
+    assert refusal(tmp_path, rows(train=kind(ROWS[0])), DataError) == (
+        f"train: {kind.__name__}.batch failed at index {2**40} with {words}; it must have a task "
+        "for each index below 2**63, such as tasks[index % len(tasks)]"
+    )
+
+
+def test_a_fingerprint_that_is_no_text(tmp_path: Path) -> None:
+    class Odd(Wrapped):
+        fingerprint = 3
+
+    words = refusal(tmp_path, rows(train=Odd(ROWS[0])), DataError)
+    assert words == (
+        "fingerprint of Odd is a int; make it a string, or a property that returns one"
+    )
+
+
+# Metrics and optimiser
+
+
+def test_a_metric_that_does_not_return_one_number_for_a_task(tmp_path: Path) -> None:
+    def each(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.argmax(1) == targets).float()
+
+    words = refusal(tmp_path, rows(metrics={"right": gs.Metric(each)}), ConfigError)
+    assert words == (
+        "the metric each returned a value of shape (12,) for a task; it must return one number, "
+        "such as the mean over the queries"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"metrics": {"a": F.mse_loss}}, "the metric 'a' is <function mse_loss"),
+        ({"metrics": {}}, "metrics is {}; give a dictionary of metrics by name"),
+        ({"metrics": [F.mse_loss]}, "metrics is [<function mse_loss"),
+        ({"score": "acc"}, "the score 'acc' is not a metric; give one of ['accuracy', 'loss']"),
+    ],
+)
+def test_metrics_that_are_none(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    assert refusal(tmp_path, rows(**changes), ConfigError).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        ("adam", "optimizer is a str; give a function"),
+        (
+            torch.optim.Adam([torch.ones(1, requires_grad=True)]),
+            "optimizer is a Adam; give a function",
+        ),
+        (lambda groups: groups, "optimizer returned a list; give a factory of a torch optimiser"),
+        (lambda: None, "the optimiser cannot be made: "),
+        (
+            functools.partial(torch.optim.Adam, lr=-1.0),
+            "the optimiser cannot be made: Invalid learning rate: -1.0; give a factory that takes",
+        ),
+        (
+            functools.partial(torch.optim.Adam, momentum=0.9),
+            "the optimiser cannot be made: ",
+        ),
+        (
+            lambda groups: torch.optim.Adam([torch.ones(1, requires_grad=True)]),
+            "the optimiser does not hold the meta-parameter 'model.0.weight'; build it from the",
+        ),
+    ],
+)
+def test_an_optimiser_that_is_none(optimizer: Any, words: str, tmp_path: Path) -> None:
+    assert refusal(tmp_path, rows(optimizer=optimizer), ConfigError).startswith(words)

@@ -1,0 +1,47 @@
+"""What `torchrun` starts for `tests/test_matrix.py`: a process of some runs, one after the other.
+
+Each process saves what it holds at the end of each run in a file of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gradshare as gs
+from tests.training.small import PROBLEMS, Arguments, in_float64
+
+
+def variants(problem: str) -> dict[str, Arguments]:
+    """The runs of a problem, in float64. Only one without random numbers is the same for any number
+    of processes.
+    """
+    if problem != "signals":
+        return {"run": in_float64(PROBLEMS[problem]())}
+    return {
+        "run": in_float64(PROBLEMS[problem](dropout=0.0)),
+        "dropout": in_float64(PROBLEMS[problem]()),
+    }
+
+
+def main(problem: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    for name, given in variants(problem).items():
+        made: list[torch.optim.Optimizer] = []
+
+        def adam(groups: Any, made: list[torch.optim.Optimizer] = made) -> torch.optim.Optimizer:
+            made.append(torch.optim.Adam(groups, lr=1e-3))
+            return made[0]
+
+        gs.fit(**given, optimizer=adam, out=folder / name)
+        parameters = made[0].param_groups[0]["params"]
+        end = {"parameters": parameters, "state": made[0].state_dict()["state"]}
+        torch.save(end, folder / f"{name}-{os.environ['RANK']}.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
