@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
@@ -33,16 +33,27 @@ from benchmarks.contenders import Contender, ours
 from benchmarks.driver import ROOT, Entry, Race, Start, Worker, timed
 from benchmarks.problems import Problem
 from benchmarks.rows import write
+from gradshare.comparison.figures import style
 from gradshare.errors import GradshareError
-from gradshare.experiments.drawing import DASH_DOT, DASHES, DOTS, DPI, ArmStyle, style
 from gradshare.training.files import write_atomically
 from gradshare.training.machine import cores
 
-CONTENDERS: Mapping[str, tuple[Entry, ArmStyle]] = {
-    f"gradshare, {KEPT}": (Entry(ours()), ArmStyle("#D55E00", "-", "o")),
-    f"gradshare, {FLAT}": (Entry(ours(flat=True)), ArmStyle("#009E73", DASH_DOT, "^")),
-    "plain loop": (Entry(Contender("plain")), ArmStyle("#0072B2", DASHES, "s")),
-    "higher": (Entry(Contender("higher")), ArmStyle("#CC79A7", DOTS, "D")),
+DPI = 200
+
+
+class Look(NamedTuple):
+    """A line's colour, dashes and marker, in matplotlib's terms."""
+
+    color: str
+    line: Any
+    marker: str
+
+
+CONTENDERS: Mapping[str, tuple[Entry, Look]] = {
+    f"gradshare, {KEPT}": (Entry(ours()), Look("#D55E00", "-", "o")),
+    f"gradshare, {FLAT}": (Entry(ours(flat=True)), Look("#009E73", (0, (6, 1.5, 1.2, 1.5)), "^")),
+    "plain loop": (Entry(Contender("plain")), Look("#0072B2", (0, (5, 1.6)), "s")),
+    "higher": (Entry(Contender("higher")), Look("#CC79A7", (0, (1.2, 1.4)), "D")),
 }
 
 AXES = {

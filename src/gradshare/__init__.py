@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradshare import testing
     from gradshare.classifier import FewShotClassifier
+    from gradshare.comparison.compare import Comparison, compare
+    from gradshare.comparison.results import load_results
     from gradshare.config import RunConfig, open_run
     from gradshare.errors import ConfigError, DataError, GradshareError, RunError
-    from gradshare.experiments.results import load_results
     from gradshare.inner_loop import (
         LSLR,
         SGD,
@@ -69,6 +70,7 @@ __all__ = [
     "Chain",
     "ClassImages",
     "ClassTasks",
+    "Comparison",
     "ConfigError",
     "Conv4",
     "DataError",
@@ -101,6 +103,7 @@ __all__ = [
     "UnicornMAML",
     "UpdateRule",
     "adapt",
+    "compare",
     "estimate",
     "evaluate",
     "fit",
@@ -136,7 +139,8 @@ _HOMES = (
     "training.run",
     "training.statistics",
     "classifier",
-    "experiments.results",
+    "comparison.compare",
+    "comparison.results",
 )
 
 

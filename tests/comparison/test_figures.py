@@ -227,6 +227,8 @@ def test_only_seeds_in_which_both_trained_are_compared() -> None:
         arm_run("base", 1, validation=[0.4], test=[0.9, 0.9], outcome="not trained"),
         arm_run("new", 0, validation=[0.4], test=[0.3, 0.4]),
         arm_run("new", 1, validation=[0.4], test=[0.1, 0.1]),
+        arm_run("base", 2, validation=[0.4], test=[0.9, 0.9]),
+        arm_run("new", 2, validation=[0.4], test=[0.1, 0.1], outcome="not trained"),
         arm_run("lost", 1, validation=[0.4], test=[0.1, 0.1]),
     )
     found = drawing(results, "differences")

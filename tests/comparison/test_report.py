@@ -225,7 +225,7 @@ def test_text_of_users_is_never_markup(tmp_path: Path) -> None:
         *HOSTILE,
         controls=["<b>bold</b>"],
         settings={"<i>key</i>": "<i>value</i>\x1b"},
-        commands=("run <i>\x00",),
+        commands=("run <i>\x00\ud800",),
         notes=("<i>note</i> {{ 7 * 7 }}" * 50,),
     )
     page = page_of(results, tmp_path)

@@ -124,6 +124,7 @@ def test_a_worker_that_is_killed_is_reported_or_retried_to_the_same_numbers(
     )
     lengths = sorted(len(RunFolder(run).history()) for run in run_folders(out) if started(run))
     assert lengths[-1] == EPOCHS
+    wait_for(lambda: not workers(out))
     with driver(out, where, retries=1) as process:
         wait_for(lambda: workers(out), process)
         os.kill(workers(out)[0], signal.SIGKILL)
@@ -135,6 +136,19 @@ def test_a_worker_that_is_killed_is_reported_or_retried_to_the_same_numbers(
 
 def started(run: Path) -> bool:
     return (run / "metrics.jsonl").is_file() and bool((run / "metrics.jsonl").stat().st_size)
+
+
+def test_a_job_whose_time_is_up_saves_and_is_queued_again_to_the_same_numbers(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    out = tmp_path / "out"
+    with driver(out, "submitit") as process:
+        wait_for(lambda: workers(out), process)
+        first = workers(out)
+        os.kill(first[0], signal.SIGUSR2)  # as Slurm sends it some time before the end
+        assert ended(process) == (0, "")
+    assert len(list(out.with_name("workers").iterdir())) == 3
+    assert_same(out, undisturbed)
 
 
 def test_workers_save_and_end_when_their_program_is_killed_and_a_restart_clears_what_is_left(

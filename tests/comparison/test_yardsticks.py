@@ -120,14 +120,15 @@ def test_padding_and_its_labels_are_not_seen() -> None:
     tasks = clusters().batch(range(5))
     expected = yardsticks(Fixed(tasks), 5)
 
-    def padded(tensor: Tensor, filling: float) -> Tensor:
-        return torch.cat([tensor, torch.full_like(tensor[:, :2], filling)], 1)
+    def with_four(tensor: Tensor, more: Tensor) -> Tensor:
+        return torch.cat([tensor, more.to(tensor.dtype).expand(5, 4, *tensor.shape[2:])], 1)
 
+    every_class = torch.arange(4)  # one of them is guessed right
     longer = TaskBatch(
-        padded(tasks.support_x, 1e6),
-        padded(tasks.support_y, 9),
-        padded(tasks.query_x, 1e6),
-        padded(tasks.query_y, 9),
+        with_four(tasks.support_x, torch.tensor(1e6)),
+        with_four(tasks.support_y, every_class),
+        with_four(tasks.query_x, torch.tensor(0.0)),
+        with_four(tasks.query_y, every_class),
         support_n=[12] * 5,
         query_n=[24] * 5,
     )
@@ -146,6 +147,9 @@ def test_a_class_without_support_examples_is_never_guessed() -> None:
     )
     for values in yardsticks(Fixed(tasks), 2).values():
         assert values["accuracy"] == [0.5, 1.0]
+    alike = dataclasses.replace(tasks, support_x=0 * tasks.support_x, query_x=0 * tasks.query_x)
+    for values in yardsticks(Fixed(alike), 2).values():
+        assert values["accuracy"] == [0.5, 0.5]
 
 
 def test_inputs_are_seen_as_the_source_prepares_them() -> None:

@@ -16,14 +16,13 @@ FAILED = 1
 COMMANDS = {
     "compare": ("compare:compare_command", "Compare gradient sharing with the original."),
     "train": ("train:train_command", "Meta-train one learner, and test it."),
-    "evaluate": ("runs:evaluate_command", "Test the best checkpoints of a RUN."),
+    "evaluate": ("evaluate:evaluate_command", "Test the best checkpoints of a RUN."),
     "report": ("compare:report_command", "Write the report of finished RUNs."),
-    "paper": ("paper:paper", "Reproduce the paper's tables and figures."),
     "data": ("data:data", "Prepare datasets and look at them."),
 }
 """For each command the module and the name of its function, and its line in the help."""
 
-TRAINING = {"train", "compare", "paper"}
+TRAINING = {"train", "compare"}
 
 
 class LazyGroup(click.Group):

@@ -100,7 +100,10 @@ def compare_command(
     All arms are trained on the same tasks from the same initialisation.
     """
     console = Console()
-    for option, given, reader in (("--ray-address", ray_address, "ray"), ("--slurm", slurm, "slurm")):
+    for option, given, reader in (
+        ("--ray-address", ray_address, "ray"),
+        ("--slurm", slurm, "slurm"),
+    ):
         if given and executor != reader:
             raise ConfigError(
                 f"{option} is read by --executor {reader}, not by {executor}; leave it out, or add "

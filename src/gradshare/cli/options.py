@@ -13,6 +13,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from gradshare.config import MACHINE_FIELDS, RunConfig, at_home, heading_of, load_yaml, option_name
+from gradshare.config.presets import paper_settings
 from gradshare.config.text import key_and_value
 from gradshare.errors import ConfigError
 
@@ -133,8 +134,6 @@ def read_config(config_file: Path | None, preset: str | None, options: dict[str,
     if preset == "paper":
         if "dataset" not in settings:
             raise ConfigError("--preset paper needs --dataset cub or mini-imagenet")
-        from gradshare.experiments.paper.plan import paper_settings  # noqa: PLC0415  # heavy
-
         given = RunConfig(**settings)
         settings = {**paper_settings(given.dataset, given.task_batch, given.method), **settings}
     return RunConfig(**settings)

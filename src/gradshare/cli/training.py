@@ -9,13 +9,10 @@ import click
 import torch
 from rich.console import Console
 
-from gradshare.cli.printing import command_line, print_line, print_report
+from gradshare.cli.printing import print_line
 from gradshare.config import RunConfig, build
 from gradshare.config import train as train_run
 from gradshare.errors import ConfigError
-from gradshare.experiments.arms import ACCURACY, finished
-from gradshare.experiments.compare import results_of_runs
-from gradshare.experiments.results import FILENAME, save_results
 from gradshare.tasks.datasets import is_prepared
 from gradshare.tasks.glyphs import GLYPHS
 from gradshare.training.dry_run import dry_run
@@ -37,10 +34,6 @@ def train(config: RunConfig, out: Path, *, resume: bool) -> None:
     if run.tested is not None:
         print_line(console, f"Test: {run.tested}")
     print_line(console, f"Run: {run.path}")
-    if run.score == ACCURACY:  # what reports are about
-        results = results_of_runs([finished(run, config)], command_line())
-        save_results(results, out / FILENAME)
-        print_report([results], out, console)
 
 
 def estimate(config: RunConfig, out: Path | None) -> None:

@@ -26,6 +26,7 @@ from gradshare.comparison.results import (
 from gradshare.comparison.running import WatchAll, offered, run_all
 from gradshare.comparison.table import arm_rows, as_text
 from gradshare.comparison.verdict import Verdict, verdict
+from gradshare.comparison.yardsticks import yardsticks
 from gradshare.errors import require_choice, require_count
 from gradshare.executors import LocalExecutor, RayExecutor
 from gradshare.tasks import TaskSource
@@ -36,6 +37,7 @@ from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.interruption import StopRequests
 from gradshare.training.lock import locked
 from gradshare.training.machine import TUNABLES, cores
+from gradshare.training.metrics import Metric
 from gradshare.training.options import Options
 from gradshare.training.progress import RunBars
 
@@ -212,12 +214,19 @@ def run_plan(
             settings=settings or _settings(ready.plan.options),
             commands=commands or [shlex.join(["python", *sys.orig_argv[1:]])],
             notes=ready.notes,
-            yardsticks={},
+            yardsticks=_yardsticks(ready.plan, ready.metrics),
         )
         save_results(results, folder / FILENAME)
         comparison = Comparison(folder, results)
         comparison.report()
     return comparison
+
+
+def _yardsticks(plan: Plan, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """What costs nothing on the test tasks, where the metric is the accuracy."""
+    if "accuracy" not in metrics:
+        return {}
+    return yardsticks(plan.test, plan.options.test_tasks)
 
 
 def _environment(at_a_time: int) -> dict[str, str]:

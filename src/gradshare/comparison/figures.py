@@ -318,7 +318,7 @@ def _thinned(curve: Curve) -> Curve:
 def _figure(rows: int, columns: int, looks: Looks, labels: Mapping[str, str]) -> tuple[Figure, Any]:
     """A figure with axes and, above them, a legend of some arms."""
     handles = [Line2D([], [], **looks[arm]) for arm in labels]
-    # matplotlib leaves out a label that begins with "_".
+    # matplotlib before 3.10 leaves out a label that begins with "_".
     names = [f" {text}" if text.startswith("_") else text for text in labels.values()]
     across = 2 if max(map(len, names)) <= 40 else 1
     height = (3.2 if rows == 1 else 2.4 * rows) + 0.2 * len(names) / across

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cloudpickle
 import torch
@@ -154,7 +155,7 @@ class Plan:
             raise ConfigError(
                 f"the arms and sources take {len(data) >> 20} MB when they are sent to other "
                 f"processes, and {LARGEST >> 20} MB is the most; give a source that reads its "
-                "data from a path, such as ClassTasks.load(path)"
+                "data from a path, such as ClassTasks.load(folder)"
             )
         write_atomically(path, data)
 

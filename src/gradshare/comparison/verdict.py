@@ -17,6 +17,7 @@ interval over test tasks says.
 """
 
 FEW_TASKS = 200
+FEW_ARMS = 3
 MOST_DIGITS = 17
 
 
@@ -44,6 +45,8 @@ def verdict(results: Results) -> Verdict:
     arms = [arm for arm in results.arms if arm not in (results.baseline, *results.controls)]
     told = arms or list(results.controls)
     headline = " ".join(_headline(results, arm) for arm in told) or _alone(results)
+    if len(told) > FEW_ARMS:
+        headline = _summary(results, told)
     if told and len(results.seeds) < ENOUGH_SEEDS:
         headline = f"Too few seeds to decide. So far: {headline}"
     sentences = [*_failures(results)]
@@ -102,6 +105,19 @@ def _beside_controls(results: Results, arm: str) -> str:
         f", but not distinguishably better than {control}, a control: the gain is not shown to "
         f"come from what {arm} adds"
     )
+
+
+def _summary(results: Results, arms: Sequence[str]) -> str:
+    """How many arms differ from the baseline in one sentence."""
+    found = {arm: difference(results, arm, results.baseline) for arm in arms}
+    groups = {
+        "better": [arm for arm, d in found.items() if d.better > 0],
+        "worse": [arm for arm, d in found.items() if d.better < 0],
+        "not distinguishable": [arm for arm, d in found.items() if d.better == 0],
+    }
+    said = [f"{len(names)} {word}" for word, names in groups.items() if names]
+    best = f" (among them {', '.join(groups['better'][:FEW_ARMS])})" if groups["better"] else ""
+    return f"Of {len(arms)} arms against {results.baseline}: {', '.join(said)}{best}."
 
 
 def _sentences(results: Results, arm: str) -> Iterator[str]:

@@ -17,9 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import NonNegativeInt, PositiveInt, StringConstraints, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from gradshare.errors import RunError
 from gradshare.training.checkpoint import (
@@ -33,7 +35,7 @@ from gradshare.training.checkpoint import (
 )
 from gradshare.training.files import UNFINISHED, make_folder, write_atomically
 from gradshare.training.lock import LOCK, is_locked, locked
-from gradshare.training.records import EpochRecord, History
+from gradshare.training.records import EpochRecord, History, first_mistake
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,37 @@ KEPT_LATEST = 2
 LOCK_SECONDS = 0.5
 RUN, SETTINGS = "run.json", "config.yaml"
 WRITTEN_FIRST = {"checkpoints", SETTINGS}
+
+
+class _Layout(TypedDict):
+    tasks: Literal["loop", "vmap"]
+    memory: Literal["keep", "recompute"]
+    bytes: NonNegativeInt
+
+
+_Identity = TypedDict(
+    "_Identity",
+    {
+        "epochs": PositiveInt,
+        "ensemble": PositiveInt,
+        "metrics": dict[str, Literal["high", "low"]],
+        "score": str,
+        "schedule": str,
+        "meta-parameters": str,
+    },
+)
+
+
+class _Contents(TypedDict):
+    id: Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+    identity: _Identity
+    layout: _Layout
+    prepares: bool
+    files: dict[str, str]
+
+
+_CONTENTS = TypeAdapter(_Contents)
+"""What is read of `run.json`, which has more."""
 
 
 class RunFolder:
@@ -130,8 +163,11 @@ class RunFolder:
             contents = json.loads(path.read_bytes())
             version = contents["format"]
             author = contents["gradshare"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{path} cannot be read: {error!r:.200}; give another run") from error
+            if version == FORMAT_VERSION:
+                _CONTENTS.validate_python(contents, strict=True)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            cause = first_mistake(error) if isinstance(error, ValidationError) else repr(error)
+            raise RunError(f"{path} cannot be read: {cause:.200}; give another run") from error
         if version != FORMAT_VERSION:
             raise RunError(
                 f"{path} has format {version!r:.20}, this gradshare reads {FORMAT_VERSION}; use "

@@ -77,6 +77,7 @@ def environment(device: torch.device, layout: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": cores(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "device": str(device),
         "layout": layout,
     }

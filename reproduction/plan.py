@@ -1,0 +1,202 @@
+"""The experiments as data: which runs there are, at each of two scales.
+
+A plan is a YAML file in `plans/`. It has studies. A study has axes, and a cell (one training run)
+for each combination of a label of each axis. A label stands for settings of a run. A cell's
+settings are the plan's, then its study's, then those of its labels in the order of the axes, then
+those that `also` gives to a combination of labels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from gradshare import ConfigError, RunConfig
+
+HOME = Path(__file__).parent
+
+Scale = Literal["paper", "cpu"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+
+Settings = dict[str, Any]
+
+ARM, SEED = "arm", "seed"
+"""The axes with a meaning: cells that differ in these alone are compared."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Combination(_Part):
+    """Settings of the cells that have all of some labels."""
+
+    of: list[str]
+    settings: Settings
+
+
+class Loan(_Part):
+    """Cells of another study that would be the same runs in this one, and stand in it too.
+
+    Attributes:
+        of: their study and labels there.
+        labels: the labels that they get here instead.
+    """
+
+    of: list[str]
+    labels: dict[str, str] = {}
+
+
+class Study(_Part):
+    """Runs that answer one question together.
+
+    Attributes:
+        title: what the study is.
+        note: a caveat, shown with its results.
+        settings: of all its cells.
+        axes: for each axis, the settings of each label.
+        also: settings of combinations of labels.
+        leave_out: combinations of labels without a cell.
+        borrows: cells of another study.
+        sweep: the setting on the x axis of its figure, if there is one.
+        curves: whether curves are drawn of its comparisons.
+    """
+
+    title: str
+    note: str = ""
+    settings: Settings = {}
+    axes: dict[str, dict[str, Settings]]
+    also: list[Combination] = []
+    leave_out: list[list[str]] = []
+    borrows: Loan | None = None
+    sweep: str | None = None
+    curves: bool = True
+
+    @property
+    def heading(self) -> str:
+        """The title, as the beginning of a sentence."""
+        return f"{self.title[0].upper()}{self.title[1:]}"
+
+    def combinations(self) -> list[dict[str, str]]:
+        """The labels of each of its own cells by axis."""
+        return [
+            dict(zip(self.axes, labels, strict=True))
+            for labels in itertools.product(*self.axes.values())
+            if not any(set(absent) <= set(labels) for absent in self.leave_out)
+        ]
+
+    def settings_of(self, labels: Collection[str]) -> Settings:
+        """The settings that labels stand for."""
+        settings = dict(self.settings)
+        for axis in self.axes.values():
+            for label, its_own in axis.items():
+                if label in labels:
+                    settings |= its_own
+        for combination in self.also:
+            if set(combination.of) <= set(labels):
+                settings |= combination.settings
+        return settings
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a plan: its study, its label on each axis, and what is run."""
+
+    study: str
+    labels: Mapping[str, str]
+    config: RunConfig
+
+    def __hash__(self) -> int:
+        """By the name: labels and settings have no hash."""
+        return hash(self.name)
+
+    @property
+    def name(self) -> str:
+        """Its study and labels, as the path of its folder."""
+        return "/".join((self.study, *self.labels.values()))
+
+    @property
+    def common(self) -> dict[str, str]:
+        """Its labels on the axes other than arm and seed."""
+        return {axis: label for axis, label in self.labels.items() if axis not in (ARM, SEED)}
+
+    def is_called(self, word: str) -> bool:
+        """Whether a word is its study, one of its labels, its name or the beginning of that."""
+        return word in self.labels.values() or f"{self.name}/".startswith(f"{word}/")
+
+
+class Plan(_Part):
+    """All runs at one scale.
+
+    Attributes:
+        settings: of all cells.
+        studies: by name, in the order in which they are run.
+    """
+
+    settings: Settings
+    studies: dict[str, Study]
+
+    def cells(self) -> list[Cell]:
+        """Each run, in the order in which they are trained."""
+        return [
+            Cell(name, labels, RunConfig(**self.settings | study.settings_of(labels.values())))
+            for name, study in self.studies.items()
+            for labels in study.combinations()
+        ]
+
+    def owns(self, cell: Cell) -> bool:
+        """Whether a cell belongs to its study and is not borrowed."""
+        return cell.labels in self.studies[cell.study].combinations()
+
+
+def load_plan(scale: Scale) -> Plan:
+    """The plan of a scale."""
+    text = (HOME / "plans" / f"{scale}.yaml").read_text("utf-8")
+    return Plan.model_validate(yaml.safe_load(text))
+
+
+def on_machine(cells: Iterable[Cell], settings: Mapping[str, Any]) -> list[Cell]:
+    """The same cells with settings that change no result, such as the device."""
+    return [replace(cell, config=cell.config.model_copy(update=settings)) for cell in cells]
+
+
+def pick(cells: Sequence[Cell], only: Iterable[str], without: Iterable[str] = ()) -> list[Cell]:
+    """The cells that fit each of `only` and none of `without`.
+
+    Args:
+        cells: to choose from.
+        only: filters; each is a word, see `Cell.is_called`, or several joined by commas, of which
+            one must fit.
+        without: likewise.
+
+    Raises:
+        ConfigError: a word fits no cell, or no cell is left.
+    """
+    chosen = list(cells)
+    for option, filters, wanted in (("--only", only, True), ("--except", without, False)):
+        for text in filters:
+            words = [word.strip().strip("/") for word in text.split(",")]
+            for word in words:
+                _require_known(option, word, cells)
+            chosen = [cell for cell in chosen if any(map(cell.is_called, words)) == wanted]
+    if not chosen:
+        given = [*(f"--only {text}" for text in only), *(f"--except {text}" for text in without)]
+        raise ConfigError(f"no cell fits {' '.join(given)} together; leave one of them out")
+    return chosen
+
+
+def _require_known(option: str, word: str, cells: Sequence[Cell]) -> None:
+    if not any(cell.is_called(word) for cell in cells):
+        known = dict.fromkeys(w for c in cells for w in (c.study, *c.labels.values()))
+        near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+        raise ConfigError(
+            f"{option} {word!r} fits no cell; did you mean {near[0]!r}? Studies and labels: "
+            f"{', '.join(known)}"
+        )

@@ -1,1 +1,0 @@
-"""The paper: its comparison, Table 1, its figures, and the report."""
