@@ -136,10 +136,14 @@ class Plan(_Part):
     """All runs at one scale.
 
     Attributes:
+        legend: how to read the tables.
+        contrast: the caption of the table of what sharing adds to its control.
         settings: of all cells.
         studies: by name, in the order in which they are run.
     """
 
+    legend: str = ""
+    contrast: str = ""
     settings: Settings
     studies: dict[str, Study]
 

@@ -1,26 +1,17 @@
-"""Means with 95 % intervals, over tasks and over seeds."""
+"""Ratios over seeds, and the smallest difference that could have been seen."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from gradshare import Interval
+from gradshare.training.statistics import Z95, student95, student975
 
 Floats = npt.NDArray[np.float64]
-
-Z95: Final = 1.96
-
-# The 97.5 % quantile of Student's t for 1, 2, … degrees of freedom.
-STUDENT: Final = (
-    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
-    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
-)
 
 WIDTHS: Final = 200
 """How many widths of an interval `detectable` averages over."""
@@ -28,55 +19,7 @@ WIDTHS: Final = 200
 POWER: Final = 0.8
 
 
-def confidence95(values: Sequence[float]) -> Interval:
-    """Mean ± 1.96·s/√n, the interval of the paper's Table 1, where the values are of n tasks.
-
-    Raises:
-        ValueError: there are no values.
-    """
-    if not values:
-        raise ValueError("a mean needs at least one value, got none")
-    array = np.asarray(values, dtype=np.float64)
-    # The rounding error of the sum depends on its order, and would decide ties.
-    mean = round(float(array.mean()), 12)
-    if len(values) == 1:
-        return Interval(mean, None, 1)
-    return Interval(mean, Z95 * float(array.std(ddof=1)) / math.sqrt(len(values)), len(values))
-
-
-def student975(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t-distribution."""
-    if freedom > len(STUDENT):
-        raise ValueError(f"at most {len(STUDENT) + 1} seeds can be compared, got {freedom + 1}")
-    return STUDENT[freedom - 1]
-
-
-def student95(values: Sequence[float]) -> Interval:
-    """Mean ± t·s/√n, for values of a few seeds, for which 1.96 is too narrow."""
-    normal = confidence95(values)
-    if normal.ci95 is None:
-        return normal
-    return normal._replace(ci95=normal.ci95 / Z95 * student975(normal.n - 1))
-
-
-def over_seeds_and_tasks(rows: Sequence[Floats]) -> Interval:
-    """The mean of values (tasks,), one row for each seed, with the same tasks in each.
-
-    The variance over seeds of their means and that over tasks of theirs are added. The interaction
-    of seeds and tasks is in both, so the interval errs on the wide side. The interval of a single
-    seed is over tasks.
-    """
-    values = np.stack(rows)
-    by_task = confidence95(values.mean(0).tolist())
-    if len(values) == 1:
-        return by_task
-    by_seed = student95(values.mean(1).tolist())
-    parts = [interval.ci95 for interval in (by_task, by_seed) if interval.ci95 is not None]
-    return Interval(by_seed.mean, math.hypot(*parts), len(values))
-
-
-@dataclass(frozen=True)
-class RatioInterval:
+class RatioInterval(NamedTuple):
     """The geometric mean of ratios with its 95 % interval; None for a single ratio."""
 
     ratio: float

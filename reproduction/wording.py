@@ -61,7 +61,7 @@ def bracketed(text: str, *notes: str) -> str:
 
 
 def of_seeds(count: int, seeds: int) -> str:
-    """ "2 of 3" where something is not known of all seeds; else empty."""
+    """How many seeds something is known of, as "2 of 3"; empty for all of them."""
     return "" if count == seeds else f"{count} of {seeds}"
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,7 +86,7 @@ def test_the_readmes_photographs_are_classified(
         make_image(Path(path), shade=len(path))
     for path in ("garden.jpg", "pond.jpg"):
         make_image(Path(path))
-    train(gs.RunConfig(**tiny), "runs/birds/gradient-sharing")
+    train(gs.RunConfig(**tiny), "runs/birds/runs/gradient-sharing/seed-0")
     capsys.readouterr()
     run(blocks("README.md")[1], "README.md", {"gs": gs, "Path": Path})
     predicted = capsys.readouterr().out.strip("[]\n").replace("'", "").split()
@@ -263,10 +265,53 @@ def test_the_documented_results_are_those_of_the_run(
     assert CliRunner().invoke(cli, words, catch_exceptions=False).exit_code == 0
     for block in blocks("docs/configuration.md"):
         run(block, "docs/configuration.md", {})
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("gradient-sharing ")
-    history = gs.open_run("runs/first").history
-    assert second == str([record.mean("accuracy") for record in history])
+    validation, gates, tested = map(json.loads, capsys.readouterr().out.splitlines())
+    assert len(validation) == tiny["epochs"]
+    assert len(gates) == stored("runs/first").inner_steps
+    opened = gs.open_run("runs/first")
+    assert opened.test is not None
+    assert tested == opened.test.ensemble["accuracy"][:3]
+
+
+# docs/comparing.md
+
+
+def test_the_documented_comparison_runs_and_takes_another_arm_and_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second, third = blocks("docs/comparing.md")
+    # Runs of a moment in this process, and one seed less.
+    changes = {
+        '"epochs": 10, "iterations": 100,': '"epochs": 1, "iterations": 2, "val_tasks": 3,',
+        '"task_batch": 4': '"test_tasks": 3, "executor": ThreadPoolExecutor(1), "task_batch": 2',
+        "seeds=3": "seeds=1",
+    }
+    names = {"__name__": "__main__", "ThreadPoolExecutor": ThreadPoolExecutor}
+    run(replaced(first, changes), "docs/comparing.md", names)
+    assert "There was no control" not in capsys.readouterr().out
+    run(second, "docs/comparing.md", names)
+    assert "('original', 'momentum', 'larger-steps') (0,)" in capsys.readouterr().out
+    run(replaced(third, {"seeds=4": "seeds=2"}), "docs/comparing.md", names)
+    results = gs.load_results("runs/momentum")
+    assert (results.arms[-1], results.seeds) == ("half-rate", (0, 1))
+
+
+def test_the_documented_command_compares_its_arms_and_writes_what_the_readme_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(ROOT / "examples")
+    (block,) = blocks("docs/comparing.md", "console")
+    compare, report = (line.split()[2:] for line in block.replace("\\\n", " ").splitlines())
+    for words in ([*compare, *SHORT, "--seeds=1"], report):
+        result = CliRunner().invoke(cli, words, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    assert gs.load_results("runs/beats").arms == ("original", "Momentum", "rate-control")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `runs/birds/(.*?)` \|", readme, re.M)
+    assert len(listed) == 3
+    assert all(list(Path("runs/beats").glob(re.sub("ARM|N", "*", name))) for name in listed)
 
 
 # All documents

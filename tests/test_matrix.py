@@ -1,5 +1,5 @@
-"""Everything that a run can do, with data and networks of each kind: 1-D signals with dropout, batch
-norm and sharing; regression, whose score is best low; and inputs by name.
+"""All that a run can do, with data and networks of each kind: 1-D signals with dropout, batch norm
+and sharing; regression, whose score is best low; and inputs by name.
 """
 
 from __future__ import annotations
@@ -246,5 +246,5 @@ def test_new_classes_are_learned_by_the_classifier_and_other_targets_by_adapting
 
 def test_a_classifier_of_other_targets_is_refused(tmp_path: Path) -> None:
     run: Any = gs.fit(**PROBLEMS["regression"](), out=tmp_path / "run")
-    with pytest.raises(gs.ConfigError, match="are not classes; use run.adapt"):
+    with pytest.raises(gs.ConfigError, match=r"are not classes; use run\.adapt"):
         gs.FewShotClassifier(run)

@@ -28,7 +28,7 @@ from gradshare.training.run import Run
 
 Labels = npt.NDArray[Any]
 
-# So many examples are predicted at once if that changes no prediction.
+# The number of examples that are predicted at once, if that changes no prediction.
 CHUNK = 200
 
 
@@ -224,10 +224,10 @@ def _paths(images: Any) -> list[Path]:
 
 
 def _one_for_each(examples: Sized, y: npt.ArrayLike | Tensor) -> Labels:
-    """Labels (n,) of so many examples.
+    """The labels (n,) of some examples.
 
     Raises:
-        DataError: there is another number of them.
+        DataError: there are more or fewer labels than examples.
     """
     given: Labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y).reshape(-1)
     if len(given) != len(examples):

@@ -18,7 +18,7 @@ import torch
 
 import gradshare
 from gradshare.cli import main
-from gradshare.config import RunConfig, stored, train
+from gradshare.config import RunConfig, train
 from gradshare.errors import ConfigError, RunError
 from gradshare.training.distributed import OtherRankError
 from gradshare.training.folder import RunFolder
@@ -242,25 +242,6 @@ def test_workers_share_the_threads_unless_they_are_set(
         torch.set_num_threads(1)
 
 
-def test_compare_trains_each_arm_with_workers(
-    tiny: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    command = ["compare", "--workers", "2", "--out", str(tmp_path / "run"), *options(tiny)]
-    monkeypatch.setattr(sys, "argv", ["gradshare", *command])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 0
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    assert "each run shared by 2 processes" in captured.out
-    for arm in ("original", "gradient-sharing"):
-        assert stored(tmp_path / "run" / arm).workers == 2
-        assert len(RunFolder(tmp_path / "run" / arm).history()) == 3
-
-
 def torchrun(*arguments: str) -> list[str]:
     return ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
 
@@ -294,7 +275,7 @@ def test_a_rank_that_is_killed_ends_the_run_and_the_same_command_continues_it(
         os.kill(rank_of(process.pid, 1), signal.SIGKILL)
         out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
-    assert out.count("Report: ") == 1
+    assert out.count("Run: ") == 1
     assert_same_end(folder, whole)
 
 

@@ -84,6 +84,13 @@ def test_one_arm_has_its_score() -> None:
     assert verdict(untested).headline == "Base was not tested."
 
 
+def test_many_arms_are_summed_up_in_one_sentence() -> None:
+    levels = {"base": 0.5, "a": 0.6, "b": 0.5, "c": 0.4, "d": 0.7}
+    assert verdict(compared(levels)).headline == (
+        "Of 4 arms against base: 2 better, 1 worse, 1 not distinguishable (among them a, d)."
+    )
+
+
 def test_few_seeds_decide_nothing() -> None:
     said = verdict(compared({"base": 0.5, "new": 0.6}, seeds=1))
     assert said.headline.startswith("Too few seeds to decide. So far: New was better than base")

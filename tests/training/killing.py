@@ -21,7 +21,7 @@ from gradshare.training.checkpoint import Checkpoint, load_checkpoint
 from gradshare.training.run import Run
 from tests.training.small import Arguments
 
-# What makes the arguments of a run; it and its own arguments go to another process.
+# Makes the arguments of a run. A function and not the arguments, since another process needs it.
 Problem = Callable[..., Arguments]
 
 
@@ -30,8 +30,9 @@ def kill_self(*arguments: object) -> None:
 
 
 def fit_until_killed(problem: Problem, options: Arguments, folder: Path, seed: int) -> None:
-    """The body of a process that kills itself: in even turns after a random time, in odd ones in
-    the middle of writing a file, before or after it takes its final name."""
+    """Run until this process kills itself: with an even seed after a random time, with an odd one
+    while it writes a file, before or after the file gets its final name.
+    """
     torch.set_num_threads(1)
     given = problem(**options)
     choice = random.Random(seed)
@@ -55,7 +56,7 @@ def fit_until_killed(problem: Problem, options: Arguments, folder: Path, seed: i
 
 
 def in_a_process(function: Callable[..., None], *arguments: Any) -> int:
-    """Call a function in a process of its own, and return its exit status."""
+    """Call a function in a new process, and return its exit status."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gradshare", __name__])
     process = context.Process(target=function, args=arguments)
@@ -68,7 +69,7 @@ def in_a_process(function: Callable[..., None], *arguments: Any) -> int:
 def kill_often(
     problem: Problem, options: Arguments, folder: Path, most: int, first_seed: int = 0
 ) -> int:
-    """Start a run and kill it, again and again, until it ends or was killed `most` times.
+    """Start a run and kill it, until it ends or was killed `most` times.
 
     Returns:
         How many times it was killed.

@@ -158,10 +158,12 @@ class Prototypes:
     def adapt(self, meta: Any, carried: Any, tasks: Any, *, steps: int | None = None) -> Tensor:
         embedded = torch.func.functional_call(self.model, meta, tasks.support_x)
         of_class = F.one_hot(tasks.support_y, WAYS).to(embedded.dtype).transpose(1, 2)
-        return of_class @ embedded / of_class.sum(2, keepdim=True)
+        means: Tensor = of_class @ embedded / of_class.sum(2, keepdim=True)
+        return means
 
     def predict(self, meta: Any, adapted: Tensor, tasks: Any) -> Tensor:
-        return -torch.cdist(torch.func.functional_call(self.model, meta, tasks.query_x), adapted)
+        embedded: Tensor = torch.func.functional_call(self.model, meta, tasks.query_x)
+        return -torch.cdist(embedded, adapted)
 
     def outer_step(
         self,
@@ -248,7 +250,7 @@ def fit_on(
     return fit_in(
         processes,
         learner,
-        sources,  # type: ignore[arg-type]
+        sources,
         Options.of(**options),
         folder,
         resume=resume,

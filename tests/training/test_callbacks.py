@@ -1,4 +1,4 @@
-"""Callbacks: what they are told, and that they can end a run, exactly, also after a kill."""
+"""Callbacks: which events they get, and how they end a run, also one that was killed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.training.small import poisoned, rows
 from tests.training.test_resume import at
 
 
-def test_they_are_told_of_each_iteration_epoch_and_checkpoint_in_order(tmp_path: Path) -> None:
+def test_they_get_each_iteration_epoch_and_checkpoint_in_order(tmp_path: Path) -> None:
     events: list[Event] = []
 
     def note(event: Event) -> None:
@@ -44,7 +44,7 @@ def test_they_are_told_of_each_iteration_epoch_and_checkpoint_in_order(tmp_path:
         assert mean == pytest.approx(run.history[0].mean(name, "train"))
 
 
-def test_an_iteration_that_was_skipped_is_not_told_of(tmp_path: Path) -> None:
+def test_they_do_not_get_an_iteration_that_was_skipped(tmp_path: Path) -> None:
     seen: list[int] = []
 
     def note(event: Event) -> None:
@@ -97,7 +97,7 @@ def test_only_true_ends_a_run(value: object, epochs: int, tmp_path: Path) -> Non
     assert len(run.history) == epochs
 
 
-def test_all_callbacks_are_told_and_any_can_end_the_run(tmp_path: Path) -> None:
+def test_all_callbacks_get_each_event_and_any_can_end_the_run(tmp_path: Path) -> None:
     told: list[str] = []
 
     def first(event: Event) -> bool:
@@ -131,7 +131,7 @@ def test_what_a_callback_raises_reaches_the_caller_and_costs_nothing(
     require_same_end(whole, gs.fit(**rows(), out=tmp_path / "run", resume="auto"))
 
 
-def test_a_checkpoint_within_an_epoch_is_told_of_too(
+def test_they_get_a_checkpoint_within_an_epoch_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", -1)
@@ -146,14 +146,14 @@ def test_a_checkpoint_within_an_epoch_is_told_of_too(
     assert names == [f"latest-{number:09d}.safetensors" for number in (1, 2, 3, 3)]
 
 
-def test_a_stopped_run_tells_its_callbacks_of_the_moment_that_it_saves(tmp_path: Path) -> None:
+def test_they_get_the_checkpoint_of_a_stopped_run(tmp_path: Path) -> None:
     last: list[Event] = []
     with pytest.raises(RunStoppedError):
         gs.fit(**rows(callbacks=[last.append], progress=at("train", 5)), out=tmp_path / "run")
     assert (last[-1].kind, last[-1].iteration) == ("checkpoint", 5)
 
 
-def test_metrics_that_are_not_finite_are_told_as_they_are(tmp_path: Path) -> None:
+def test_they_get_metrics_that_are_not_finite(tmp_path: Path) -> None:
     values: list[float] = []
 
     def note(event: Event) -> None:

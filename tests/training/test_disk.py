@@ -28,7 +28,7 @@ def fit(path: Path, **changes: Any) -> Run:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of two megabytes."""
+    """A small file system, which can be filled."""
     place = tmp_path / "disk"
     place.mkdir()
     made = subprocess.run(

@@ -285,9 +285,9 @@ def whole_run() -> Arguments:
 
 
 def take_part(group: ProcessGroup, folder: str, on_rank_1: str | None, resume: bool) -> Run:
-    """A rank of a whole run, with a folder of its own, in which something befalls rank 1."""
+    """A rank of a whole run in which something happens to rank 1. Each rank has another folder."""
 
-    def befallen(*arguments: Any, **options: Any) -> Any:
+    def interrupted(*arguments: Any, **options: Any) -> Any:
         if group.rank == 1 and options["iteration"] == 4:
             if on_rank_1 == "SIGTERM":
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -299,14 +299,14 @@ def take_part(group: ProcessGroup, folder: str, on_rank_1: str | None, resume: b
                 time.sleep(3600)
         return outer_iteration(*arguments, **options)
 
-    loop.outer_iteration = befallen  # type: ignore[attr-defined]
+    loop.outer_iteration = interrupted  # type: ignore[attr-defined]
     with member(group):
         return fit_on(group, whole_run(), Path(f"{folder}-{group.rank}"), resume=resume)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run over two processes that nothing befell."""
+    """A run over two processes to which nothing happens."""
     folder = tmp_path_factory.mktemp("whole")
     with ranks(2, folder) as two:
         first, second = two(take_part, str(folder / "run"), None, False)

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: where they are found, and what a run does then."""
+"""Losses and gradients that are not finite: how they are named, and how a run goes on."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_values_that_are_not_finite_in_the_padding_are_not_blamed() -> None:
     assert fault(learner, tasks) == (None, None)
 
 
-# What a run does
+# Runs
 
 FAULT = "query_x of task 1 holds a value that is not finite"
 
@@ -278,7 +278,7 @@ def test_the_training_metrics_are_means_over_the_iterations_that_were_taken(
     tmp_path: Path,
 ) -> None:
     # With one iteration to an epoch its record shows that iteration's metrics.
-    changes = {"bad": (2,), "on_divergence": "skip"}
+    changes: dict[str, Any] = {"bad": (2,), "on_divergence": "skip"}
     (together,) = fit(tmp_path / "together", epochs=1, iterations=3, **changes).history
     apart = fit(tmp_path / "apart", epochs=3, iterations=1, **changes).history
     for name in ("loss", "accuracy"):

@@ -73,17 +73,17 @@ def test_the_fit_before_and_after_adaptation_is_the_oracles(inductive: bool) -> 
                 ("query", oracle.network(theta, query_x, 0.01, statistics), query_y),
             ):
                 right = (outputs.argmax(-1) == labels).double().mean()
-                values = (right.item(), F.cross_entropy(outputs, labels).item())
-                expected.setdefault(f"{what} {when}", []).append(values)
+                task_values = (right.item(), F.cross_entropy(outputs, labels).item())
+                expected.setdefault(f"{what} {when}", []).append(task_values)
     expected["validation"] = expected.pop("query after")
 
     measure = measuring_fit(ours, (meta, carried), METRICS)
-    rows_found = on_all_tasks(OneProcess(), Listed(batch), count, CPU, measure)
-    for split, values in expected.items():
-        found = joined(rows_found, split)
-        assert found["accuracy"] == [right for right, _ in values]
-        assert found["loss"] == pytest.approx([loss for _, loss in values], rel=1e-9)
-    assert len({tuple(joined(rows_found, split)["loss"]) for split in expected}) == 4
+    found = on_all_tasks(OneProcess(), Listed(batch), count, CPU, measure)
+    for split, by_task in expected.items():
+        values = joined(found, split)
+        assert values["accuracy"] == [right for right, _ in by_task]
+        assert values["loss"] == pytest.approx([loss for _, loss in by_task], rel=1e-9)
+    assert len({tuple(joined(found, split)["loss"]) for split in expected}) == 4
 
 
 def test_an_ensemble_is_of_the_mean_outputs_and_its_first_member_alone_is_told_apart() -> None:
@@ -132,7 +132,7 @@ def test_the_mean_of_members_leaves_out_examples_that_are_not_finite(
 
 
 @pytest.mark.parametrize("problem", [rows, regression])
-def test_meta_parameters_of_ones_own_are_evaluated_as_a_plain_loop_does(problem: Any) -> None:
+def test_any_meta_parameters_are_evaluated_as_by_a_plain_loop(problem: Any) -> None:
     given = problem()
     ours, metrics = given["learner"], given.get("metrics", METRICS)
     meta, carried = ours.init()

@@ -1,6 +1,4 @@
-"""How a run's work is laid out: what is asked for, what "auto" means, and that no result depends on
-it.
-"""
+"""The layout of a run: what was asked for, what "auto" means, and that no result depends on it."""
 
 from __future__ import annotations
 
@@ -65,8 +63,15 @@ def test_more_work_takes_more(more: dict[str, Any]) -> None:
     assert chosen(**{"learner": maml(), **more}).bytes > chosen(maml()).bytes
 
 
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
+def test_a_learner_with_one_inner_step_is_measured_too(memory: str) -> None:
+    for method in (gs.maml, gs.meta_sgd, gs.unicorn_maml):
+        learner = method(mlp(), steps=1, sharing=True)
+        assert 0 < chosen(learner, memory=memory).bytes < chosen(maml(), memory=memory).bytes
+
+
 def test_recomputing_takes_hardly_more_for_more_steps() -> None:
-    # So many examples that activations take more than parameters, as in networks of any use.
+    # With 300 examples, activations take more memory than parameters, as in most networks.
     x, y = torch.randn(2, 300, 6), torch.arange(WAYS).repeat(100).expand(2, 300)
     batch = gs.TaskBatch(x, y, x, y)
 

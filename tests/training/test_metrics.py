@@ -1,7 +1,8 @@
-"""Metrics of one's own, the score that selects checkpoints, and values that are not finite."""
+"""Metrics, the score that selects checkpoints, and values that are not finite."""
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def test_defaults_are_accuracy_and_loss_for_classes_and_the_loss_for_other_targe
     assert list(default_metrics(real, torch.randn(2, 5, 1), torch.randn(2, 5, 1))) == ["loss"]
 
 
-def test_metrics_of_ones_own_are_measured_by_split_and_selected_by_the_score(
+def test_the_users_metrics_are_measured_by_split_and_selected_by_the_score(
     tmp_path: Path,
 ) -> None:
     metrics = {"largest": Metric(largest, best="low", unit="V"), "accuracy": Metric(accuracy)}
@@ -222,9 +223,12 @@ def test_a_metric_that_returns_no_number_for_a_task_is_named(value: Any, what: s
     )
 
 
+def constant(value: Any, outputs: Tensor, targets: Tensor) -> Any:
+    return value
+
+
 def test_numbers_of_numpy_and_python_are_numbers() -> None:
     for value in (np.float32(0.5), np.array(0.5), 0.5, torch.tensor(0.5)):
-        found = Metric(lambda outputs, targets, value=value: value).values(
-            torch.randn(2, 3, WAYS), torch.zeros(2, 3)
-        )
+        metric = Metric(functools.partial(constant, value))
+        found = metric.values(torch.randn(2, 3, WAYS), torch.zeros(2, 3))
         assert found.tolist() == [0.5, 0.5]

@@ -122,7 +122,8 @@ def plain_adapt(given: Arguments, run: Run, task: gs.TaskBatch) -> Tensor:
     """The query outputs of one task by the learner itself."""
     learner = given["learner"]
     meta, carried = run.tensors()
-    return learner.predict(meta, learner.adapt(meta, carried, task), task)[0]
+    outputs: Tensor = learner.predict(meta, learner.adapt(meta, carried, task), task)[0]
+    return outputs
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

@@ -103,7 +103,7 @@ tasks = gs.ClassTasks(x, y, ways=3, shots=5, queries=5)
 model = gs.Conv4(ways=3, image_size=20, channels=1, filters=64)
 learner = gs.maml(model, steps=4, sharing=True, second_order=options.pop("second_order"))
 found = dry_run.estimate(
-    learner, tasks, tasks, epochs=1, iterations=1, task_batch=8, val_tasks=1, device="cpu", **options
+    learner, tasks, tasks, epochs=1, iterations=1, task_batch=8, device="cpu", **options
 )
 print(json.dumps([found.memory_estimated, found.memory_measured]))
 """
@@ -136,7 +136,7 @@ def needed(*, processes: int = 1, **changes: Any) -> int:
     del given["progress"]
     learner, sources = given.pop("learner"), [given.pop(n) for n in ("train", "validation", "test")]
     options = Options.of(**given)
-    state, _, _, contents = prepare_run(learner, tuple(sources), options, CPU, None)  # type: ignore[arg-type]
+    state, _, _, contents = prepare_run(learner, tuple(sources), options, CPU, None)
     return memory_needed(Layout(**contents["layout"]), options, state, processes=processes)
 
 

@@ -43,7 +43,7 @@ def maml_plus_plus() -> gs.MetaLearner:
 
 
 def halving(iteration: int) -> float:
-    return 0.5 ** (iteration / 3)
+    return float(0.5 ** (iteration / 3))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 import gradshare as gs
 from gradshare.errors import RunError
 from gradshare.tasks.source import training_indices
-from gradshare.training.evaluation import measuring, on_all_tasks
 from gradshare.training.distributed import OneProcess
+from gradshare.training.evaluation import measuring, on_all_tasks
 from gradshare.training.folder import RunFolder
 from gradshare.training.run import Run
 from tests.training.killing import latest, timeless
@@ -98,12 +99,14 @@ def test_images_of_a_prepared_store_are_trained_on(data_root: Path, tmp_path: Pa
 def test_a_learner_with_the_four_methods_and_nothing_else_is_trained_and_adapted(
     tmp_path: Path,
 ) -> None:
-    run = fit(tmp_path / "run", learner=Prototypes(mlp(outputs=4)), epochs=2, iterations=10)
+    learner = Prototypes(mlp(outputs=4))
+    run = fit(tmp_path / "run", learner=learner, epochs=2, iterations=10)
     assert list(run.metrics) == ["accuracy", "loss"]
     assert run.history[-1].mean("accuracy", "train") > 1 / WAYS
     task = ROWS[2].batch([0])
     net = run.adapt(task.support_x[0], task.support_y[0])
-    expected = run.learner.predict(run.tensors()[0], run.learner.adapt(*run.tensors(), task), task)
+    meta, carried = run.tensors()
+    expected = learner.predict(meta, learner.adapt(meta, carried, task), task)
     torch.testing.assert_close(net(task.query_x[0]), expected[0])
 
 
@@ -166,7 +169,7 @@ def test_neither_the_users_module_nor_the_learner_is_changed(tmp_path: Path) -> 
 def test_a_folder_that_holds_something_is_refused_and_untouched(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / ".lock").touch()  # what is hidden is not what a folder is known by
+    (folder / ".lock").touch()  # the message names a file that the user can see
     (folder / "thesis.txt").write_text("years of work", encoding="utf-8")
     for resume in ("never", "auto"):
         with pytest.raises(RunError) as error:
@@ -190,9 +193,9 @@ def test_a_folder_of_the_first_version_is_named_with_the_version_that_reads_it(
 ) -> None:
     (tmp_path / "config.yaml").write_text("{}", encoding="utf-8")
     (tmp_path / "inputs.json").write_text("{}", encoding="utf-8")
-    for use in (lambda: fit(tmp_path, resume="auto"), lambda: gs.open_run(tmp_path)):
+    for use in (functools.partial(fit, resume="auto"), gs.open_run):
         with pytest.raises(RunError) as error:
-            use()
+            use(tmp_path)
         assert str(error.value) == (
             f"the run in {tmp_path} was written by gradshare 0.1.0; use that version to read or "
             "continue it, or train it again"

@@ -1,10 +1,11 @@
-"""What the caller has set changes no result, and what a run needs it puts back."""
+"""A run does not depend on the caller's settings and generators, and leaves them as they were."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import gradshare as gs
+from gradshare.tasks.batch import PARTS
 from gradshare.training.batches import Batches
 from gradshare.training.run import Run
 from tests.training.killing import require_same_end
@@ -117,14 +119,11 @@ class SeedsTheGlobalGenerators(Wrapped):
             torch.manual_seed(index % 2**32)
             np.random.seed(index % 2**32)  # noqa: NPY002
             batch = super().batch([index])
-            noise = float(np.random.normal())  # noqa: NPY002
-            parts.append(batch.map(lambda t, n=noise: t + n if t.is_floating_point() else t))
-        return gs.TaskBatch(
-            *(
-                torch.cat([getattr(part, name) for part in parts])
-                for name in ("support_x", "support_y", "query_x", "query_y")
-            )
+            parts.append(replace(batch, query_x=batch.query_x + np.random.normal()))  # noqa: NPY002
+        support_x, support_y, query_x, query_y = (
+            torch.cat([getattr(part, name) for part in parts]) for name in PARTS
         )
+        return gs.TaskBatch(support_x, support_y, query_x, query_y)
 
 
 def test_a_source_that_seeds_global_generators_is_used_in_turn_with_the_model(

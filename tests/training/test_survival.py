@@ -22,7 +22,7 @@ from tests.training.killing import kill_often, require_same_end, timeless
 from tests.training.small import ROWS, Arguments, class_tasks, mlp, poisoned, rows
 
 KILLS = 24
-REFUSED = 7  # of so many iterations, one
+REFUSED = 7  # each seventh iteration is refused
 EPOCHS, ITERATIONS = 200, 2
 LATEST = "latest-000000009.safetensors"
 

@@ -1,6 +1,6 @@
-"""What `torchrun` starts for `tests/test_matrix.py`: a process of some runs, one after the other.
+"""A program that `tests/test_matrix.py` starts with `torchrun`: some runs, one after the other.
 
-Each process saves what it holds at the end of each run in a file of its own.
+At the end of each run each process saves its tensors.
 """
 
 from __future__ import annotations

@@ -163,11 +163,8 @@ def run_plan(
     Args:
         plan: of the comparison.
         folder: of the comparison.
-        executor: where the runs are trained.
-        at_a_time: how many are submitted at a time.
-        retries: of a run that is lost.
+        executor, at_a_time, retries, progress: see `compare`.
         resume: whether the comparison in the folder may be continued.
-        progress: as for `compare`.
         settings: of all runs, for the report; by default those of `plan.options`.
         commands: that reproduce it, for the report; by default the one that is running.
     """

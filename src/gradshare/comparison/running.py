@@ -36,18 +36,14 @@ WatchAll = Callable[[str, Progress | None], None]
 
 @contextmanager
 def offered(plan: Plan, folder: Path, *, threads: bool) -> Iterator[str]:
-    """Let workers read a plan, and remove it at the end.
+    """Let workers read a plan at the path that is returned, and remove it at the end.
 
-    Each plan has a name of its own: workers of a program that was killed do not take the next
-    program's plan for theirs, and stop.
+    Each plan has a name of its own: workers of a program that was killed miss theirs, and stop.
 
     Args:
         plan: the plan.
         folder: of the comparison.
         threads: whether the workers are threads of this process, which need no file.
-
-    Returns:
-        The plan's path, for `train_run`.
 
     Raises:
         ConfigError, RunError: it cannot be saved.
@@ -86,7 +82,6 @@ class _Run(Call):
         self._epoch = 0
 
     def submitted(self) -> bool:
-        """Submit it, unless it was refused a moment ago."""
         self.told = None
         with contextlib.suppress(OSError):  # most have none
             progress_file(self.place).unlink()
@@ -140,14 +135,10 @@ def run_all(
     """Train some runs, each from where its folder was saved last.
 
     Args:
-        executor: has `submit(function, *args)` that returns a future.
+        executor, at_a_time, retries, watch: see `compare`.
         plan: of the comparison.
         path: of the plan, which workers can read.
         keys: the runs.
-        at_a_time: how many are submitted at a time.
-        retries: how often in a row a run that is lost is submitted again, while it does not
-            complete an epoch.
-        watch: told how far each run is.
         stop: notes Ctrl-C and SIGTERM.
 
     Raises:
@@ -175,8 +166,9 @@ def run_all(
                 failures.setdefault(str(error), []).append(run.name)
             waiting.remove(run)
         for run in running[:]:
+            done = run.done()
             run.look(watch)
-            if run.done():
+            if done:
                 running.remove(run)
                 kind, why = run.outcome()
                 if kind == "stopped" and run.goes_on(retries, why):

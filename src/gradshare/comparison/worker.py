@@ -7,11 +7,8 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +18,7 @@ from gradshare.errors import GradshareError, RunError
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in
 from gradshare.training.folder import RunFolder
-from gradshare.training.interruption import RunStoppedError, StopRequests
+from gradshare.training.interruption import RunStoppedError
 from gradshare.training.machine import keep_freed_memory
 from gradshare.training.options import Progress
 
@@ -45,32 +42,30 @@ def train_run(path: str, arm: str, seed: int) -> Outcome:
         arm: the run's arm.
         seed: the run's seed.
     """
-    with _when_time_is_up(), StopRequests() as early:
-        try:
-            plan = _plan(path)
-            place = plan.place(Path(path).parent, arm, seed)
-            processes = OneProcess()
-            processes.stop = _Stop(path, early)
-            _await_the_last(place, processes)
-            fit_in(
-                processes,
-                plan.learner(arm, seed),
-                plan.sources,
-                plan.options_of(seed),
-                place,
-                resume=True,
-                watch=_Teller(place),
-                settings=plan.settings_of(arm, seed),
-            )
-        except RunStoppedError as error:
-            return "stopped", str(error)
-        except GradshareError as error:
-            return "failed", str(error)
-        except Exception as error:
-            errors = Path(path).with_name(ERRORS)
-            with contextlib.suppress(OSError), errors.open("a", encoding="utf-8") as file:
-                traceback.print_exc(file=file)
-            return "failed", f"{type(error).__name__}: {error} (see {errors})"
+    try:
+        plan = _plan(path)
+        place = plan.place(Path(path).parent, arm, seed)
+        processes = _Worker(path)
+        _await_the_last(place, processes)
+        fit_in(
+            processes,
+            plan.learner(arm, seed),
+            plan.sources,
+            plan.options_of(seed),
+            place,
+            resume=True,
+            watch=_Teller(progress_file(place)),
+            settings=plan.settings_of(arm, seed),
+        )
+    except RunStoppedError as error:
+        return "stopped", str(error)
+    except GradshareError as error:
+        return "failed", str(error)
+    except Exception as error:
+        errors = Path(path).with_name(ERRORS)
+        with contextlib.suppress(OSError), errors.open("a", encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+        return "failed", f"{type(error).__name__}: {error} (see {errors})"
     return "done", ""
 
 
@@ -97,27 +92,22 @@ def _await_the_last(place: Path, processes: OneProcess) -> None:
         raise RunStoppedError("stopped before it began", processes.asked)
 
 
-class _Stop(StopRequests):
-    """A request to stop: a signal, now or earlier, or that the plan is gone."""
+class _Worker(OneProcess):
+    """The one process of a run, which is also asked to stop by the removal of the plan."""
 
-    def __init__(self, path: str, early: StopRequests) -> None:
-        self._path = path
-        self._early = early
-        self._looked = 0.0
-        self._number: int | None = None
+    def __init__(self, path: str) -> None:
         super().__init__()
+        self._path = path
+        self._looked = 0.0
 
     @property
-    def signal(self) -> int | None:
-        if self._number is None and time.monotonic() - self._looked > POLL_SECONDS:
+    def asked(self) -> int | None:
+        if self.stop.signal is None and time.monotonic() - self._looked > POLL_SECONDS:
             self._looked = time.monotonic()
-            if self._path not in LIVE and not Path(self._path).exists():
-                self._number = signal.SIGTERM
-        return self._number or self._early.signal
-
-    @signal.setter
-    def signal(self, number: int | None) -> None:
-        self._number = number
+            with contextlib.suppress(OSError):  # a disk that does not answer now may answer later
+                if self._path not in LIVE and not Path(self._path).exists():
+                    self.stop.signal = signal.SIGTERM
+        return self.stop.signal
 
 
 def progress_file(place: Path) -> Path:
@@ -134,10 +124,10 @@ def progress_of(place: Path) -> Progress | None:
 
 
 class _Teller:
-    """Writes how far a run is, for the program that shows it."""
+    """Writes how far a run is into a file, for the program that shows it."""
 
-    def __init__(self, place: Path) -> None:
-        self._path = progress_file(place)
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._told = 0.0
 
     def __call__(self, progress: Progress) -> None:
@@ -147,26 +137,6 @@ class _Teller:
             with contextlib.suppress(OSError):  # a full disk: what matters will say so
                 temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
                 temporary.replace(self._path)
-
-
-@contextmanager
-def _when_time_is_up() -> Iterator[None]:
-    """Let a run save before submitit's handler of SIGUSR2 queues its job again and ends it."""
-    handler = signal.getsignal(signal.SIGUSR2)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        asked.append(number)
-        signal.raise_signal(signal.SIGTERM)
-
-    signal.signal(signal.SIGUSR2, stop)
-    yield
-    signal.signal(signal.SIGUSR2, handler)
-    if asked:
-        handler(signal.SIGUSR2, None)
 
 
 def _again(*args: Any) -> Any:

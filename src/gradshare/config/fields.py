@@ -35,7 +35,7 @@ Names = Annotated[
 
 # Where and how fast a run goes, but not what it is: a run may be continued with others.
 MACHINE_FIELDS = ("data_root", "device", "threads", "workers")
-# What a run does at its first refused iteration changes nothing before that.
+# `on_divergence` changes nothing before the first refused iteration.
 CHANGEABLE_FIELDS = (*MACHINE_FIELDS, "on_divergence")
 
 DATA, TASKS, METHOD, PLUS, OUTER, EVALUATION, MACHINE = (

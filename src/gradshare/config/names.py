@@ -137,7 +137,7 @@ def call(
     Args:
         kind: "model", "method", …
         name: registered or an import path.
-        options: what the user has chosen.
+        options: chosen by the user.
         given: what the configuration can give, by parameter.
         more: the parameters that a `**` takes as well.
 

@@ -127,7 +127,7 @@ class RunConfig(Settings):
 
     @property
     def arm(self) -> str:
-        """What the run is called in a comparison, by its `ARM_FIELDS`."""
+        """The run's name in a comparison, from its `ARM_FIELDS`."""
         if not self.sharing:
             return ORIGINAL
         held = {"lambda": self.fixed_lambda, "m": self.fixed_m}

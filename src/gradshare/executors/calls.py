@@ -56,10 +56,8 @@ class Call:
             wait = BACK_OFF_SECONDS[self._refused]
             self._refused += 1
             self._not_before = time.monotonic() + wait
-            log.warning(
-                "%s could not be submitted (%s); it is submitted again in %d s",
-                *(self.name, _brief(error), wait),
-            )
+            said = "%s could not be submitted (%s); it is submitted again in %d s"
+            log.warning(said, self.name, _brief(error), wait)
             return False
         self._refused = 0
         return True

@@ -83,11 +83,9 @@ class LocalExecutor:
         return value
 
     def _start(self, writing: int) -> subprocess.Popen[bytes]:
+        program = f"from gradshare.executors.local import work; work({writing})"
         return subprocess.Popen(
-            [
-                *(sys.executable, "-P", "-c"),
-                f"from gradshare.executors.local import work; work({writing})",
-            ],
+            [sys.executable, "-P", "-c", program],
             stdin=subprocess.PIPE,
             pass_fds=[writing],
             env={
@@ -101,11 +99,7 @@ class LocalExecutor:
 
 
 def work(writing: int) -> None:
-    """The body of a process.
-
-    Args:
-        writing: the end of a pipe for what the call returns or raises.
-    """
+    """The body of a process; `writing` is a pipe for what the call returns or raises."""
     function, args = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
     try:

@@ -82,26 +82,17 @@ class RayExecutor:
         return _Future(self._ray, remote.remote(*args))
 
     def _connect(self, thread: ThreadPoolExecutor) -> None:
-        own: dict[str, Any] = {}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is None:
-            own = {
-                "num_cpus": len(os.sched_getaffinity(0)),
-                "include_dashboard": False,
-                "object_store_memory": OBJECT_STORE_BYTES,
-            }
+            options |= {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+            options["object_store_memory"] = OBJECT_STORE_BYTES
         logging.getLogger("ray").setLevel(logging.ERROR)
-        with _signals_kept(), _raw_lines() as said:
+        with _undisturbed() as said:
             try:
                 _require_an_answer(self._address)
                 # In the main thread Ray would replace Python's signal handlers, too. A cluster of
                 # this machine ends with the thread that starts it.
-                thread.submit(
-                    self._ray.init,
-                    self._address or "local",
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    **own,
-                ).result()
+                thread.submit(self._ray.init, self._address or "local", **options).result()
             except Exception as error:
                 raise _explained(self._address, error, said()) from error
 
@@ -145,33 +136,22 @@ def _require_an_answer(address: str | None) -> None:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Put the handlers of SIGINT and SIGTERM back, since Ray's C++ code replaces them."""
+def _undisturbed() -> Iterator[Callable[[], str]]:
+    """Put back the signal handlers, which Ray's C++ code replaces, and collect what it writes to
+    standard error, for the function that this yields.
+    """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-
-@contextmanager
-def _raw_lines() -> Iterator[Callable[[], str]]:
-    """Keep what Ray's C++ code writes to standard error, and give a function that returns it."""
+    kept = os.dup(2)
     with tempfile.TemporaryFile() as file:
-        kept = os.dup(2)
         os.dup2(file.fileno(), 2)
-
-        def said() -> str:
-            file.seek(0)
-            return file.read().decode(errors="replace")
-
         try:
-            yield said
+            yield lambda: os.pread(file.fileno(), 2**20, 0).decode(errors="replace")
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
 
 
 def _explained(address: str | None, error: Exception, said: str) -> ConfigError | RunError:

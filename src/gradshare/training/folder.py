@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import NonNegativeInt, PositiveInt, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    NonNegativeInt,
+    PositiveInt,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 from typing_extensions import TypedDict
 
 from gradshare.errors import RunError
@@ -47,6 +54,8 @@ WRITTEN_FIRST = {"checkpoints", SETTINGS}
 
 
 class _Layout(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
     tasks: Literal["loop", "vmap"]
     memory: Literal["keep", "recompute"]
     bytes: NonNegativeInt
@@ -164,7 +173,8 @@ class RunFolder:
             version = contents["format"]
             author = contents["gradshare"]
             if version == FORMAT_VERSION:
-                _CONTENTS.validate_python(contents, strict=True)
+                identity = _CONTENTS.validate_python(contents, strict=True)["identity"]
+                identity["metrics"][identity["score"]]  # raises KeyError if it is none of them
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             cause = first_mistake(error) if isinstance(error, ValidationError) else repr(error)
             raise RunError(f"{path} cannot be read: {cause:.200}; give another run") from error

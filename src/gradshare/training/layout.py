@@ -125,11 +125,13 @@ def _peak(
     """The bytes that the graphs of a meta-step take, extrapolated from one task and one and two
     inner steps. Where graphs are recomputed, that of one step of `together` tasks comes and goes.
     """
-    one, two = (_saved(learner, state, task, steps, recompute=recompute) for steps in (1, 2))
+    # What is learned for each step does not exist beyond the last one.
+    measured = (1, min(2, learner.steps))
+    one, two = (_saved(learner, state, task, steps, recompute=recompute) for steps in measured)
     each_step = max(two - one, 0)
     everything = task_batch * (one + (learner.steps - 1) * each_step)
     if recompute:
-        kept = [_saved(learner, state, task, steps, recompute=False) for steps in (1, 2)]
+        kept = [_saved(learner, state, task, steps, recompute=False) for steps in measured]
         everything += together * max(kept[1] - kept[0], kept[0])
     return everything
 

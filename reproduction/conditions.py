@@ -1,0 +1,198 @@
+"""Finished cells as comparisons: those that differ in their arm and seed alone are compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from gradshare import Interval
+from gradshare.comparison.statistics import over_seeds_and_tasks
+from gradshare.training.statistics import confidence95
+from reproduction.plan import ARM, Cell, Plan
+from reproduction.records import Run
+from reproduction.statistics import Floats, detectable_difference
+
+ORIGINAL: Final = "original"
+SHARING: Final = "gradient-sharing"
+RATE_CONTROL: Final = "rate-control"
+
+YARDSTICKS: Final = (ORIGINAL, RATE_CONTROL)
+"""What each arm is compared with: the method without sharing, and with all of it but sharing."""
+
+Results = Mapping[Cell, Run]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The finished cells of a study that differ in their arm and seed alone.
+
+    Attributes:
+        labels: what they have in common, by axis.
+        arms: the runs of each arm, in the order of their seeds; at most one a seed.
+    """
+
+    labels: Mapping[str, str]
+    arms: Mapping[str, tuple[Run, ...]]
+
+    def runs(self, arm: str) -> tuple[Run, ...]:
+        """The runs of an arm."""
+        return self.arms.get(arm, ())
+
+    def pairs(self, first: str, second: str) -> list[tuple[Run, Run]]:
+        """The runs of two arms with the same seed."""
+        others = {run.seed: run for run in self.runs(second)}
+        return [(run, others[run.seed]) for run in self.runs(first) if run.seed in others]
+
+
+def with_borrowed(plan: Plan, results: Results) -> dict[Cell, Run]:
+    """Finished cells as they stand in each study: those that it borrows, under its name and with
+    the labels that they get there, then its own.
+    """
+    standing = {}
+    for name, study in plan.studies.items():
+        if (loan := study.borrows) is not None:
+            for cell, found in results.items():
+                if set(loan.of) <= {cell.study, *cell.labels.values()}:
+                    known = {**cell.labels, **loan.labels}
+                    labels = {axis: known[axis] for axis in study.axes}
+                    standing[replace(cell, study=name, labels=labels)] = found
+        standing |= {cell: found for cell, found in results.items() if cell.study == name}
+    return standing
+
+
+def conditions(plan: Plan, results: Results, study: str) -> list[Condition]:
+    """The comparisons of a study, in the order of the plan; those of a sweep by its values."""
+    grouped: dict[tuple[tuple[str, str], ...], list[tuple[str, Run]]] = {}
+    for cell, run in results.items():
+        if cell.study == study:
+            grouped.setdefault(tuple(cell.common.items()), []).append((cell.labels[ARM], run))
+    every = [_condition(dict(common), runs) for common, runs in grouped.items()]
+    sweep = plan.studies[study].sweep
+    return every if sweep is None else sorted(every, key=lambda one: swept_value(one, sweep))
+
+
+def _condition(labels: Mapping[str, str], runs: Sequence[tuple[str, Run]]) -> Condition:
+    arms: dict[str, list[Run]] = {}
+    for arm, run in sorted(runs, key=lambda one: one[1].seed):
+        arms.setdefault(arm, []).append(run)
+    return Condition(labels, {arm: tuple(of) for arm, of in arms.items()})
+
+
+def swept_value(condition: Condition, setting: str) -> float:
+    """The value of a sweep's setting in a condition; the inner rate is what inner steps take."""
+    settings = next(iter(condition.arms.values()))[0].settings
+    scale = settings["inner_lr_scale"] if setting == "inner_lr" else 1
+    return float(settings[setting] * scale)
+
+
+def each_at_its_best(swept: Sequence[Condition]) -> tuple[Condition, dict[str, Condition]]:
+    """A sweep as one comparison, of each arm at the setting that is best for it.
+
+    The setting is chosen by validation accuracy, so the test accuracy is unbiased. Seeds differ in
+    difficulty: settings are compared by the seeds that the arm has at all of them, if there are
+    any.
+
+    Returns:
+        The comparison, and for each arm the condition that it was taken from.
+    """
+    names = dict.fromkeys(arm for condition in swept for arm in condition.arms)
+    chosen = {arm: _best(swept, arm) for arm in names}
+    runs = [(arm, run) for arm, condition in chosen.items() for run in condition.runs(arm)]
+    return _condition({}, runs), chosen
+
+
+def _best(swept: Sequence[Condition], arm: str) -> Condition:
+    """The condition in which an arm has the highest validation accuracy."""
+    having = [condition for condition in swept if condition.runs(arm)]
+    seeds = set[int].intersection(*({r.seed for r in one.runs(arm)} for one in having))
+
+    def validated(condition: Condition) -> float:
+        runs = [run for run in condition.runs(arm) if not seeds or run.seed in seeds]
+        return math.fsum(run.best.mean if run.best else run.chance for run in runs) / len(runs)
+
+    return max(having, key=validated)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One arm's test accuracy less another's.
+
+    Attributes:
+        interval: the mean difference, over seeds and tasks.
+        count: how many seeds have both arms.
+        detectable: see `detectable_difference`.
+    """
+
+    interval: Interval
+    count: int
+    detectable: float | None
+
+
+def differences(condition: Condition, first: str, second: str) -> list[Interval]:
+    """Test accuracy of first - second for each seed that has both, over the test tasks."""
+    return [confidence95(row.tolist()) for row in _by_task(condition, first, second).values()]
+
+
+def difference(condition: Condition, first: str, second: str) -> Difference | None:
+    """Test accuracy of first - second; None where no seed has both."""
+    return pooled_difference([condition], first, second)
+
+
+def pooled_difference(every: Sequence[Condition], first: str, second: str) -> Difference | None:
+    """Test accuracy of first - second, the mean over conditions with the same test tasks.
+
+    Conditions share their seeds and tasks and are not independent. So each seed's differences are
+    averaged task by task first, and the interval is over seeds and tasks.
+
+    Returns:
+        None unless a seed has both arms in each condition.
+    """
+    tables = [_by_task(condition, first, second) for condition in every]
+    seeds = set[int].intersection(*(set(table) for table in tables))
+    rows = [np.mean([table[seed] for table in tables], axis=0) for seed in sorted(seeds)]
+    return _over_seeds(rows)
+
+
+def change(after: Condition, before: Condition, first: str, second: str) -> Difference | None:
+    """How much larger first - second is in one condition than in another with the same test tasks;
+    None unless a seed has both arms in both.
+    """
+    later, earlier = (_by_task(condition, first, second) for condition in (after, before))
+    return _over_seeds([later[s] - earlier[s] for s in sorted(later.keys() & earlier.keys())])
+
+
+def _over_seeds(rows: Sequence[Floats]) -> Difference | None:
+    if not rows:
+        return None
+    return Difference(over_seeds_and_tasks(rows), len(rows), detectable_difference(np.stack(rows)))
+
+
+def mean_test_accuracy(runs: Sequence[Run]) -> Interval | None:
+    """The mean test accuracy of an arm's runs; None if none was tested.
+
+    A run that diverged before it was tested guesses.
+    """
+    known = [run for run in runs if run.test is not None]
+    if not known:
+        return None
+    return over_seeds_and_tasks([_accuracies(run, len(known[0].test or ())) for run in runs])
+
+
+def _by_task(condition: Condition, first: str, second: str) -> dict[int, Floats]:
+    """For each seed that has both arms, first - second on each test task (tasks,)."""
+    pairs = condition.pairs(first, second)
+    counts = {len(run.test) for pair in pairs for run in pair if run.test is not None}
+    if len(counts) != 1:  # nothing was tested, or the tasks differ
+        return {}
+    (tasks,) = counts
+    return {
+        mine.seed: _accuracies(mine, tasks) - _accuracies(theirs, tasks) for mine, theirs in pairs
+    }
+
+
+def _accuracies(run: Run, tasks: int) -> Floats:
+    return np.full(tasks, run.chance) if run.test is None else np.asarray(run.test)

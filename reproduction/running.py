@@ -1,0 +1,184 @@
+"""Training the cells of a plan, and knowing how far each of them is.
+
+A cell's folder, `OUT/CELL`, is that of its run. `result.json` is written there when it has ended.
+`pack` moves these results into one file a study, `OUT/STUDY.jsonl.gz`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import statistics
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gradshare import GradshareError, RunConfig, RunError
+from gradshare.config import train
+from gradshare.executors import LocalExecutor, LostWorkerError
+from gradshare.training.folder import RunFolder
+from gradshare.training.machine import TUNABLES, keep_freed_memory
+from reproduction.plan import Cell
+from reproduction.records import PACKED, Run, first_difference, read_runs, record_of, write_runs
+
+RESULT, FAILURE = "result.json", "failure.txt"
+
+log = logging.getLogger(__name__)
+
+State = Literal["done", "running", "begun", "failed", "left"]
+"""Of a cell. Begun: it was interrupted, and continues from its last checkpoint."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a cell is.
+
+    Attributes:
+        cell: which.
+        state: in a word.
+        run: what it came to, if it is done.
+        iterations: how many it has completed.
+        seconds: how long those took.
+        fault: why it failed.
+    """
+
+    cell: Cell
+    state: State
+    run: Run | None = None
+    iterations: int = 0
+    seconds: float = 0.0
+    fault: str | None = None
+
+
+def standings(cells: Sequence[Cell], out: Path) -> list[Standing]:
+    """How far some cells are.
+
+    Raises:
+        RunError: a result is of other settings than the plan has, or of other images than the
+            results beside it.
+    """
+    packed = {run.cell: run for file in sorted(out.glob(f"*{PACKED}")) for run in read_runs(file)}
+    found = [_standing(cell, out / cell.name, packed.get(cell.name)) for cell in cells]
+    images: dict[Any, tuple[str, str]] = {}
+    for cell, run in finished(found).items():
+        config, digest = cell.config, run.environment.get("images_sha256")
+        if digest is not None:
+            kind = config.dataset, config.image_size, config.resize
+            other, there = images.setdefault(kind, (cell.name, digest))
+            if there != digest:
+                raise RunError(
+                    f"{out} holds runs on different images of {config.dataset}, which have other "
+                    f"test tasks: {cell.name} (SHA-256 {digest:.12}…) and {other} "
+                    f"({there:.12}…); move one of them away"
+                )
+    return found
+
+
+def finished(found: Sequence[Standing]) -> dict[Cell, Run]:
+    """What the finished cells came to."""
+    return {one.cell: one.run for one in found if one.run is not None}
+
+
+def _standing(cell: Cell, folder: Path, run: Run | None) -> Standing:
+    if run is None and (folder / RESULT).is_file():
+        run = Run.model_validate_json((folder / RESULT).read_bytes())
+    if run is not None:
+        if difference := first_difference(run, cell.config):
+            raise RunError(
+                f"the result of {cell.name} is of a run with {difference}; give another --out"
+            )
+        iterations = run.epochs * cell.config.iterations_per_epoch
+        return Standing(cell, "done", run, iterations, run.seconds)
+    iterations, seconds = 0, 0.0
+    if (folder / "metrics.jsonl").is_file():
+        # The last line may be half written.
+        lines = (folder / "metrics.jsonl").read_text("utf-8").split("\n")[:-1]
+        if lines:
+            last = json.loads(lines[-1])
+            iterations, seconds = last["iterations"], last["seconds"]
+    state: State = "begun" if iterations else "left"
+    fault = None
+    if RunFolder(folder).in_use:
+        state = "running"
+    elif (folder / FAILURE).is_file():
+        state, fault = "failed", (folder / FAILURE).read_text("utf-8").strip()
+    return Standing(cell, state, None, iterations, seconds, fault)
+
+
+def seconds_left(one: Standing, measured: Sequence[Standing]) -> float | None:
+    """How long a cell will take, by the pace of itself or of its study; None if there is none."""
+    if one.state == "done":
+        return 0.0
+    left = one.cell.config.iterations - one.iterations
+    alike = [other for other in measured if other.cell.study == one.cell.study and other.iterations]
+    paces = [o.seconds / o.iterations for o in ([one] if one.iterations else alike)]
+    return left * statistics.median(paces) if paces else None
+
+
+def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> Iterator[tuple[Cell, str | None]]:
+    """Train cells in processes on this machine, those that were interrupted from where they were.
+
+    Ctrl-C and SIGTERM stop the processes, which save what they have.
+
+    Args:
+        cells: in the order in which they are begun.
+        out: the folder of all cells.
+        jobs: how many are trained at a time.
+
+    Yields:
+        Each cell that has ended, and why it failed if it did. The others go on without it.
+    """
+    out = out.absolute()
+    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        with LocalExecutor(jobs, dict([TUNABLES])) as executor:
+            futures = {}
+            for cell in cells:
+                settings = cell.config.model_dump(mode="json")
+                settings["data_root"] = str(cell.config.data_root.absolute())
+                futures[executor.submit(train_cell, cell.name, settings, out / cell.name)] = cell
+            for future in as_completed(futures):
+                try:
+                    fault = future.result()
+                except LostWorkerError as error:
+                    fault = str(error)
+                yield futures[future], fault
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def train_cell(name: str, settings: dict[str, Any], folder: Path) -> str | None:
+    """Train a cell in a worker, and write its result.
+
+    Returns:
+        Why it failed, which is written to its folder too; None if it did not.
+    """
+    keep_freed_memory()
+    config = RunConfig(**settings)
+    try:
+        run = train(config, folder, resume=True)
+        (folder / FAILURE).unlink(missing_ok=True)
+        unfinished = folder / f".{RESULT}"
+        unfinished.write_text(record_of(name, run, config).model_dump_json(), "utf-8")
+        unfinished.replace(folder / RESULT)
+    except Exception as error:
+        fault = str(error) if isinstance(error, GradshareError) else traceback.format_exc()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FAILURE).write_text(fault, "utf-8")
+        return fault
+    return None
+
+
+def pack(cells: Sequence[Cell], out: Path) -> list[Path]:
+    """Write the results of finished cells into one file a study."""
+    runs = finished(standings(cells, out))
+    paths = []
+    for study in dict.fromkeys(cell.study for cell in runs):
+        paths.append(out / f"{study}{PACKED}")
+        write_runs(paths[-1], [run for cell, run in runs.items() if cell.study == study])
+    return paths

@@ -1,0 +1,267 @@
+"""The tables of a study, as rows of text by column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from gradshare.training.statistics import student95
+from reproduction import wording
+from reproduction.conditions import (
+    ORIGINAL,
+    YARDSTICKS,
+    Condition,
+    Difference,
+    change,
+    difference,
+    each_at_its_best,
+    mean_test_accuracy,
+)
+from reproduction.pace import LONG, Pace, fits, paces, papers_speedups
+from reproduction.plan import ARM, SEED, Study
+from reproduction.records import Run
+from reproduction.statistics import ratio_interval
+from reproduction.wording import NOTHING, bracketed, of_seeds
+
+Row = dict[str, str]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table, ending in a newline."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def tables_of(study: Study, conditions: Sequence[Condition]) -> list[tuple[str, list[Row]]]:
+    """Each table of a study: its caption and its rows.
+
+    Args:
+        study: what it is.
+        conditions: its finished comparisons.
+    """
+    tables = [
+        (
+            "Test accuracy, and differences task by task; in brackets the smallest difference that "
+            "would have been seen about four times in five",
+            [
+                {**condition.labels, "arm": arm, **_accuracy(condition, arm)}
+                for condition in conditions
+                for arm in condition.arms
+            ],
+        )
+    ]
+    pace = (
+        "Iterations to shares of the original’s gain over chance, on smoothed validation curves, "
+        "and how much sooner than the original"
+    )
+    soon = [(pace, _pace_rows(conditions, conditions))]
+    if study.sweep == "inner_lr":  # a larger task batch costs more, so it is no free choice
+        best, taken = each_at_its_best(conditions)
+        tables.append(
+            (
+                "The same of each arm at the setting that is best for it by validation accuracy",
+                [
+                    {
+                        "arm": arm,
+                        "at": _chosen(study, conditions, arm, taken[arm]),
+                        **_accuracy(best, arm),
+                    }
+                    for arm in best.arms
+                ],
+            )
+        )
+        soon.append(
+            (f"{pace}, each at the setting that is best for it", _pace_rows([best], conditions))
+        )
+    if study.sweep == "task_batch":  # the paper claims that it grows with the number of tasks
+        first, *larger = conditions
+        if rows := _change_rows(larger, first):
+            caption = f"How much larger these differences are than at {_at(first)}"
+            tables.append((f"{caption}, seed by seed and task by task", rows))
+    return [
+        *tables,
+        *soon,
+        (
+            "Accuracy on support / query images after adaptation, on validation tasks, and the gap "
+            "between them: the inner loop’s over-fitting; and where the gates ended",
+            _fit_rows(conditions),
+        ),
+    ]
+
+
+def _accuracy(condition: Condition, arm: str) -> Row:
+    """Test accuracy of an arm, and its differences to the original and to the control."""
+    runs = condition.runs(arm)
+    accuracy = mean_test_accuracy(runs)
+    last = [run.validation[-1] for run in runs if run.validation]
+    return {
+        "seeds": str(len(runs)),
+        "outcome": _outcome(runs),
+        "test accuracy": NOTHING if accuracy is None else wording.accuracy(accuracy),
+        **_against_yardsticks(condition, arm, partial(difference, condition)),
+        "last validation": bracketed(
+            wording.percent(math.fsum(last) / len(last)), of_seeds(len(last), len(runs))
+        )
+        if last
+        else NOTHING,
+    }
+
+
+def _change_rows(conditions: Sequence[Condition], first: Condition) -> list[Row]:
+    """How much larger the differences between arms are in some conditions than in the first."""
+    return [
+        {
+            **condition.labels,
+            "arm": arm,
+            **_against_yardsticks(condition, arm, partial(change, condition, first)),
+        }
+        for condition in conditions
+        for arm in condition.arms
+        if arm != ORIGINAL
+    ]
+
+
+def _against_yardsticks(
+    condition: Condition, arm: str, compared: Callable[[str, str], Difference | None]
+) -> Row:
+    """A column for each yardstick.
+
+    Args:
+        condition: of the arm.
+        arm: its name.
+        compared: compares two arms by their names.
+    """
+    row = {}
+    for yardstick in YARDSTICKS:
+        found = None if arm == yardstick else compared(arm, yardstick)
+        row[f"− {yardstick}"] = NOTHING
+        if found is not None:
+            text = wording.difference(found.interval, found.detectable)
+            all_seeds = found.count == len(condition.runs(arm))
+            row[f"− {yardstick}"] = (
+                text if all_seeds else f"{text}, {wording.counted(found.count, 'seed')}"
+            )
+    return row
+
+
+def _at(condition: Condition) -> str:
+    return " ".join(condition.labels.values())
+
+
+def _chosen(study: Study, conditions: Sequence[Condition], arm: str, taken: Condition) -> str:
+    """At which setting, and "best of 2 of 6 settings" if the arm is not finished at all of them."""
+    planned = {
+        " ".join(label for axis, label in labels.items() if axis not in (ARM, SEED))
+        for labels in study.combinations()
+        if labels.get(ARM) == arm
+    }
+    finished = {_at(condition) for condition in conditions if condition.runs(arm)}
+    if planned <= finished:
+        return _at(taken)
+    settings = wording.counted(len(planned | finished), "setting")
+    return f"{_at(taken)}, best of {len(finished)} of {settings}"
+
+
+def _outcome(runs: Sequence[Run]) -> str:
+    """Such as "trained", or "trained in 2, diverged in 1"."""
+    kinds = ("trained", "not trained", "diverged")
+    counts = {kind: sum(run.outcome == kind for run in runs) for kind in kinds}
+    found = [kind for kind, count in counts.items() if count]
+    if len(found) == 1:
+        return found[0]
+    return ", ".join(f"{kind} in {counts[kind]}" for kind in found)
+
+
+def _pace_rows(conditions: Sequence[Condition], study: Sequence[Condition]) -> list[Row]:
+    """How soon each arm reached 80, 90 and 95 % of the original's gain over chance.
+
+    Args:
+        conditions: of which.
+        study: all conditions of their study, from which the time of an epoch is known.
+    """
+    rows = []
+    for condition in conditions:
+        for arm in condition.arms:
+            found = paces(condition, arm, study)
+            columns = {
+                "sooner, in iterations": " / ".join(_sooner(p.ratios, p) for p in found),
+                "sooner, in seconds": " / ".join(_sooner(p.seconds, p) for p in found),
+                "paper’s speed-up": _papers(condition, arm),
+            }
+            rows.append(
+                {
+                    **condition.labels,
+                    "arm": arm,
+                    "iterations to 80 / 90 / 95 %": " / ".join(_iterations(p) for p in found),
+                    **(dict.fromkeys(columns, NOTHING) if arm == ORIGINAL else columns),
+                }
+            )
+    return rows
+
+
+def _iterations(pace: Pace) -> str:
+    """The mean over the seeds; "≤" where one was there at its first validation."""
+    if (otherwise := _absent(pace)) is not None:
+        return otherwise
+    known = [count for count in pace.iterations if count is not None]
+    text = f"{'≤ ' if any(pace.at_once) else ''}{round(math.fsum(known) / len(known)):,}"
+    return bracketed(text, of_seeds(len(known), len(pace.told)))
+
+
+def _sooner(ratios: Sequence[float], pace: Pace) -> str:
+    """(original - arm) / arm of the geometric mean, with its interval unless it is a bound."""
+    if (otherwise := _absent(pace)) is not None:
+        return otherwise
+    if not ratios:
+        return NOTHING
+    seeds = of_seeds(len(ratios), len(pace.told))
+    mean = wording.mean_speedup(ratio_interval(ratios), seeds, interval=not pace.bound)
+    return f"{pace.bound} {mean}".lstrip()
+
+
+def _absent(pace: Pace) -> str | None:
+    """The text in place of a figure where the arm did not get there in each seed."""
+    told = sum(pace.told)
+    if not told:
+        return NOTHING
+    if not pace.arrived:
+        return bracketed("never", of_seeds(told, len(pace.told)))
+    return None if pace.arrived == told else f"{pace.arrived} of {told} got there"
+
+
+def _papers(condition: Condition, arm: str) -> str:
+    """The paper's speed-up, or why it has no meaning."""
+    ratios = papers_speedups(condition, arm)
+    known = [1 + ratio for ratio in ratios if ratio is not None]
+    if not ratios:
+        return NOTHING
+    if not known:
+        return "too short" if max(r.epochs for r in condition.runs(arm)) < LONG else "not flat"
+    return wording.mean_speedup(ratio_interval(known), of_seeds(len(known), len(ratios)))
+
+
+def _fit_rows(conditions: Sequence[Condition]) -> list[Row]:
+    """Over-fitting of the inner loop early and late, and where the gates ended."""
+    rows = []
+    for condition in conditions:
+        for arm in condition.arms:
+            runs = condition.runs(arm)
+            row = {**condition.labels, "arm": arm}
+            for when, fit in zip(("first", "last"), fits(runs) or (None, None), strict=True):
+                row[f"{when} third"] = NOTHING
+                if fit is not None:
+                    both = f"{100 * fit.support:.1f} / {100 * fit.query:.1f}"
+                    row[f"{when} third"] = f"{both}, gap {100 * fit.gap:.1f} %"
+            row["σ(m) at the end"] = _gate(runs, "m")
+            row["σ(λ) at the end"] = _gate(runs, "lambda")
+            rows.append(row)
+    return rows
+
+
+def _gate(runs: Sequence[Run], name: str) -> str:
+    last = [values[-1] for run in runs if (values := run.gate(name))]
+    if not last:
+        return NOTHING
+    mean = student95(last)
+    return f"{mean.mean:.3f}" if mean.ci95 is None else f"{mean.mean:.3f} ± {mean.ci95:.3f}"
