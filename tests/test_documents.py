@@ -281,7 +281,7 @@ def test_the_documented_comparison_runs_and_takes_another_arm_and_seed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     first, second, third = blocks("docs/comparing.md")
-    # Runs of a moment in this process, and one seed less.
+    # Runs of a moment in this process, and fewer seeds.
     changes = {
         '"epochs": 10, "iterations": 100,': '"epochs": 1, "iterations": 2, "val_tasks": 3,',
         '"task_batch": 4': '"test_tasks": 3, "executor": ThreadPoolExecutor(1), "task_batch": 2',

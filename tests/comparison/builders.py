@@ -60,7 +60,6 @@ def arm_run(
         message="in epoch 2: the loss is nan" if outcome == "diverged" else None,
         history=history,
         test={score: list(test)} if len(test) else {},
-        single={},
         members=5 if len(test) else 0,
         training_seconds=12.0,
         environment=dict(environment),

@@ -58,7 +58,7 @@ def fit_until_killed(problem: Problem, options: Arguments, folder: Path, seed: i
 def in_a_process(function: Callable[..., None], *arguments: Any) -> int:
     """Call a function in a new process, and return its exit status."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradshare", __name__])
+    context.set_forkserver_preload(["gradshare.training.fit", __name__])
     process = context.Process(target=function, args=arguments)
     process.start()
     process.join()

@@ -54,7 +54,7 @@ class Ranks:
 def ranks(size: int, folder: Path, timeout: float = PATIENCE) -> Iterator[Ranks]:
     """Start a group of processes; they end with the context."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradshare", "tests.oracle", __name__])
+    context.set_forkserver_preload(["gradshare.training.fit", "tests.oracle", __name__])
     ours, processes = [], []
     for rank in range(size):
         pipe, theirs = context.Pipe()

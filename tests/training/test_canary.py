@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import copy
 import math
 import sys
 from collections.abc import Iterator
@@ -158,32 +159,65 @@ def test_rounding_is_not_a_change(
 
     learner = gs.maml(mlp().to(dtype), steps=2, loss=loss_of)
     tasks = ROWS[0].batch([0, 1]).map(lambda t: t.to(dtype) if t.is_floating_point() else t)
-    state, canary = state_of(learner, dtype), Canary(learner, tasks)
-    loss = canary.loss(state)
-    assert loss is not None
-    assert loss == Canary(learner, tasks).loss(state)
-    canary.require_same(state, loss * (1 + rounding), "")
-    with pytest.raises(RunError, match="computes a loss of"):
-        canary.require_same(state, loss * (1 + too_much), "")
+    state, canary = state_of(learner, dtype), Canary(learner, ROWS[0], tasks)
+    found = canary.values(state)
+    assert found is not None
+    assert found == Canary(learner, ROWS[0], tasks).values(state)
+    canary.require_same(state, [value * (1 + rounding) for value in found], "")
+    for which in range(2):
+        changed = [v * (1 + too_much) if i == which else v for i, v in enumerate(found)]
+        with pytest.raises(RunError, match="computes a loss of"):
+            canary.require_same(state, changed, "")
 
 
 def test_a_loss_that_is_not_finite_is_the_same_only_if_it_still_is_not() -> None:
     learner = gs.maml(mlp(), steps=2)
     state = state_of(learner, torch.float32)
     infinite = Poisoned(ROWS[0], {1}).batch([0, 1])
-    assert Canary(learner, infinite).loss(state) is None
-    Canary(learner, infinite).require_same(state, None, "")
-    with pytest.raises(RunError, match=r"computes a loss of None on a fixed batch where it .* 0.5"):
-        Canary(learner, infinite).require_same(state, 0.5, "")
-    with pytest.raises(RunError, match="where it computed None when"):
-        Canary(learner, ROWS[0].batch([0, 1])).require_same(state, None, "")
+    bad = Canary(learner, ROWS[0], infinite)
+    assert bad.values(state) is None
+    bad.require_same(state, None, "")
+    with pytest.raises(RunError, match=r"computes a loss that is not finite on .* loss of 0.5"):
+        bad.require_same(state, [0.5, 1.0], "")
+    good = ROWS[0].batch([0, 1])
+    with pytest.raises(RunError, match="where it computed a loss that is not finite when"):
+        Canary(learner, ROWS[0], good).require_same(state, None, "")
     state.meta["model.0.weight"].data.fill_(math.nan)
-    assert Canary(learner, ROWS[0].batch([0, 1])).loss(state) is None
+    assert Canary(learner, ROWS[0], good).values(state) is None
+
+
+def test_a_change_of_the_backward_pass_alone_is_noticed(tmp_path: Path) -> None:
+    gs.fit(**rows(), out=tmp_path / "run")
+    first_order = rows()["learner"]
+    first_order.second_order = False
+    with pytest.raises(RunError, match="with a gradient of norm"):
+        gs.fit(**rows(learner=first_order, epochs=3), out=tmp_path / "run", resume="auto")
+
+
+def test_a_prepare_that_draws_random_numbers_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    class Noisy(type(ROWS[0])):  # type: ignore[misc]
+        fingerprint = None
+
+        def prepare(self, batch: Any) -> Any:
+            return batch.map(
+                lambda t: t + 0.1 * torch.randn_like(t) if t.is_floating_point() else t
+            )
+
+    noisy = copy.copy(ROWS[0])
+    noisy.__class__ = Noisy
+    whole = gs.fit(**rows(train=noisy, epochs=2), out=tmp_path / "whole")
+    gs.fit(**rows(train=noisy, epochs=1), out=tmp_path / "parts")
+    parts = gs.fit(**rows(train=noisy, epochs=2), out=tmp_path / "parts", resume="auto")
+    ends = [latest(run.path) for run in (whole, parts)]
+    for name, tensor in ends[0].meta.items():
+        assert torch.equal(tensor, ends[1].meta[name])
 
 
 def test_each_checkpoint_holds_its_canary_and_the_folder_the_digests(tmp_path: Path) -> None:
     run = gs.fit(**rows(), out=tmp_path / "run")
-    assert 0 < latest(run.path).progress["canary"] < 10
+    loss, norm = latest(run.path).progress["canary"]
+    assert 0 < loss < 10
+    assert 0 < norm < 100
     files = RunFolder(run.path).contents()["files"]
     assert any(path.endswith("methods/meta_learner.py") for path in files)
     assert all(len(digest) == 64 for digest in files.values())

@@ -18,7 +18,7 @@ from gradshare.training.checks import initial_state
 from gradshare.training.device import choose_device
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in, prepare_run
-from gradshare.training.layout import Layout
+from gradshare.training.layout import Layout, Memory, Tasks
 from gradshare.training.metrics import Metric
 from gradshare.training.randomness import generators_kept
 
@@ -94,10 +94,13 @@ def checked(plan: Plan) -> Checked:
                 f"{_names(metrics)}; give metrics=… that all arms can be measured by"
             )
     layouts = [Layout(**contents["layout"]) for *_, contents in tried.values()]
-    largest = max(layouts, key=lambda layout: layout.bytes)
+    # One for all arms, so that their times can be compared: what the largest of them needs.
+    tasks: Tasks = "loop" if any(one.tasks == "loop" for one in layouts if one.bytes) else "vmap"
+    lean = any(one.memory == "recompute" for one in layouts)
+    memory: Memory = "recompute" if lean else "keep"
     starts: Starts = {arm: state.meta for arm, (state, *_) in tried.items()}
     return Checked(
-        replace(plan, options=replace(plan.options, tasks=largest.tasks, memory=largest.memory)),
+        replace(plan, options=replace(plan.options, tasks=tasks, memory=memory)),
         metrics,
         score,
         {arm: contents["identity"] for arm, (*_, contents) in tried.items()},

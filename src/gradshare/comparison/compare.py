@@ -171,7 +171,7 @@ def run_plan(
     require_count("retries", retries, least=0)
     if at_a_time is not None:
         require_count("at_a_time", at_a_time)
-    threads = isinstance(executor, ThreadPoolExecutor)
+    own, threads = executor is None, isinstance(executor, ThreadPoolExecutor)
     if executor is None:
         device = choose_device(plan.options.device)
         at_a_time = at_a_time or (cores() if device.type == "cpu" else 1)
@@ -188,7 +188,7 @@ def run_plan(
         if left := [key for key in plan.runs if key not in finished]:
             with StopRequests() as stop, ExitStack() as stack:
                 path = stack.enter_context(offered(ready.plan, folder, threads=threads))
-                if isinstance(executor, LocalExecutor | RayExecutor):
+                if own or isinstance(executor, RayExecutor):
                     stack.enter_context(executor)
                 watch = progress
                 if not callable(watch):

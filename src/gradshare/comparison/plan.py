@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -190,7 +191,9 @@ def seeds_from(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:
     Raises:
         ConfigError: there are none, or one is given twice.
     """
-    found = tuple(range(first, first + seeds)) if isinstance(seeds, int) else tuple(seeds)
+    given: Sequence[int] = seeds if not isinstance(seeds, int | Integral) else range(int(seeds))
+    start = first if isinstance(seeds, int | Integral) else 0
+    found = tuple(start + int(seed) for seed in given)
     if not found or len(set(found)) < len(found):
         raise ConfigError(f"seeds is {seeds!r}; give a number of at least 1, or different seeds")
     return found

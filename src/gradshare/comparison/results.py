@@ -63,7 +63,6 @@ class ArmRun(_Part):
         message: where it diverged.
         history: a record for each epoch.
         test: each metric's value for each test task, of the ensemble of the best checkpoints.
-        single: likewise, of the best checkpoint alone.
         members: how many checkpoints the ensemble has.
         training_seconds: wall time of training alone.
         environment: versions, hardware and layout of the process that trained it.
@@ -75,7 +74,6 @@ class ArmRun(_Part):
     message: str | None
     history: Annotated[list[EpochRecord], BeforeValidator(lambda h: [_record(r) for r in h])]
     test: dict[str, Numbers]
-    single: dict[str, Numbers]
     members: int = Field(ge=0)
     training_seconds: float
     environment: dict[str, Any]
@@ -269,7 +267,6 @@ def _run_of(place: Path, arm: str, seed: int, metric: Metric, score: str) -> Arm
         message=diverged,
         history=history,
         test=test.get("ensemble", {}),
-        single=test.get("single", {}),
         members=test.get("members", 0),
         training_seconds=progress["training_seconds"],
         environment=progress["environment"],

@@ -129,7 +129,7 @@ def splits_of(config: RunConfig) -> Splits:
                 f"--dataset {config.dataset!r} returned {splits!r:.100}; return "
                 "gradshare.Splits(train, validation, test)"
             )
-        require_source(f"--dataset {config.dataset!r}: train", splits.train)
+        require_source(f"--dataset {config.dataset!r}: train", splits.train, range(2))
         return splits
     if config.dataset_option:
         raise ConfigError(

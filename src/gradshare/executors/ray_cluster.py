@@ -56,6 +56,7 @@ class RayExecutor:
         self._address = address
         self._resources = {"num_cpus": cpus, "num_gpus": gpus, "memory": memory}
         self._leaving = contextlib.ExitStack()
+        self._entered = 0  # by its owner, and by a comparison within
 
     def __enter__(self) -> Self:
         """Connect.
@@ -64,6 +65,7 @@ class RayExecutor:
             ConfigError: the cluster wants a token, or has too little for a task.
             RunError: there is no cluster at the address.
         """
+        self._entered += 1
         if not self._ray.is_initialized():
             with contextlib.ExitStack() as stack:
                 self._connect(stack.enter_context(ThreadPoolExecutor(1)))
@@ -74,7 +76,9 @@ class RayExecutor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._leaving.close()
+        self._entered -= 1
+        if not self._entered:
+            self._leaving.close()
 
     def submit(self, function: Callable[..., Any], *args: Any) -> _Future:
         """Call a function in a worker, which ends with the call."""

@@ -9,6 +9,7 @@ of its own, in which dropout is off.
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -265,14 +266,19 @@ def _private(model: nn.Module, *, evaluation: bool) -> nn.Module:
             if isinstance(module, nn.MultiheadAttention):
                 module.dropout = 0.0
     if replaced and not evaluation:
-        log.info(
-            "%d layers of %s with running statistics (%s, …) use the statistics of the batch: a "
-            "task's must not leak into the next",
-            len(replaced),
-            type(model).__name__,
-            replaced[0],
-        )
+        _say_once(type(model).__name__, replaced[0], len(replaced))
     return private
+
+
+@functools.cache
+def _say_once(model: str, first: str, count: int) -> None:
+    log.warning(
+        "%d layers of %s have running statistics (the first is %r); they use the statistics of the "
+        "batch, since those of a task must not leak into the next",
+        count,
+        model,
+        first,
+    )
 
 
 def _require_usable(model: object) -> None:

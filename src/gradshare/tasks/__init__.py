@@ -5,7 +5,6 @@ from gradshare.tasks.classes import ClassTasks
 from gradshare.tasks.groups import GroupTasks
 from gradshare.tasks.image_tasks import ImageTasks
 from gradshare.tasks.normalization import Normalization
-from gradshare.tasks.sampler import EpisodeSampler
 from gradshare.tasks.sinusoids import Sinusoids
 from gradshare.tasks.source import TaskSource
 from gradshare.tasks.splits import Splits
@@ -13,7 +12,6 @@ from gradshare.tasks.store import ImageStore, Split
 
 __all__ = [
     "ClassTasks",
-    "EpisodeSampler",
     "GroupTasks",
     "ImageStore",
     "ImageTasks",

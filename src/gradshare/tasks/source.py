@@ -78,8 +78,13 @@ def training_indices(seed: int, iteration: int, task_batch: int) -> range:
     return range(start, start + task_batch)
 
 
-def require_pure(source: TaskSource, index: int) -> None:
-    """Check that the source gives the same task again, and beside other tasks.
+def require_pure(source: TaskSource, index: int, other: int | None = None) -> None:
+    """Check that the source gives the same task again, and beside another one.
+
+    Args:
+        source: the source.
+        index: of the task.
+        other: of a task beside it; by default the next.
 
     Raises:
         DataError: it does not; or `batch` returns something else than a `TaskBatch`, or another
@@ -87,10 +92,10 @@ def require_pure(source: TaskSource, index: int) -> None:
     """
     alone = _task(_ask(source, [index]), 0)
     again = _task(_ask(source, [index]), 0)
-    beside = _task(_ask(source, [index + 1, index, index + 2]), 1)
-    for other, when in ((again, "asked for again"), (beside, "asked for beside other tasks")):
-        for path in dict.fromkeys([*alone, *other]):
-            one, two = alone.get(path), other.get(path)
+    beside = _task(_ask(source, [index + 1 if other is None else other, index]), 1)
+    for found, when in ((again, "asked for again"), (beside, "asked for beside other tasks")):
+        for path in dict.fromkeys([*alone, *found]):
+            one, two = alone.get(path), found.get(path)
             if one is None or two is None or not torch.equal(one, two):
                 raise DataError(
                     f"{_name(source)}.batch gave another {path} for task {index} when it was "

@@ -15,7 +15,8 @@ import torch
 from gradshare.errors import RunError
 from gradshare.inner_loop.rule import Chain
 from gradshare.methods import Learner
-from gradshare.tasks import TaskBatch
+from gradshare.tasks import TaskBatch, TaskSource
+from gradshare.tasks.source import prepared
 from gradshare.training.divergence import not_finite
 from gradshare.training.randomness import seed_generators
 from gradshare.training.state import TrainState
@@ -26,58 +27,73 @@ FLOAT32_TOLERANCE = 1e-3
 
 
 class Canary:
-    """Computes the outer loss of a fixed batch at a state.
+    """Computes a meta-step on a fixed batch at a state: the outer loss, and the norm of its
+    gradient, which tells second order from first.
 
     Args:
         learner: the method.
-        tasks: prepared tasks.
+        source: whose `prepare` runs.
+        tasks: on the device, not prepared.
     """
 
-    def __init__(self, learner: Learner, tasks: TaskBatch) -> None:
+    def __init__(self, learner: Learner, source: TaskSource, tasks: TaskBatch) -> None:
         self._learner = learner
+        self._source = source
         self._tasks = tasks
-        self._known: tuple[int, float | None] | None = None
+        self._known: tuple[int, list[float] | None] | None = None
 
-    @torch.no_grad()
-    def loss(self, state: TrainState) -> float | None:
-        """Its loss; None if it is not finite."""
+    def values(self, state: TrainState) -> list[float] | None:
+        """The loss and the norm of its gradient; None if one is not finite."""
         if self._known is None or self._known[0] != state.iteration:
-            loss = math.nan
-            if not_finite(state.meta) is None:
-                seed_generators(0)
-                step = self._learner.outer_step(
-                    *state.model, self._tasks, iteration=state.iteration
-                )
-                loss = float(step.losses.mean())
-            self._known = state.iteration, loss if math.isfinite(loss) else None
+            found = self._values(state) if not_finite(state.meta) is None else [math.nan]
+            finite = all(math.isfinite(value) for value in found)
+            self._known = state.iteration, found if finite else None
         return self._known[1]
 
-    def require_same(self, state: TrainState, saved: float | None, changed: str) -> None:
-        """Raise unless the loss is the one that was saved with a state.
+    def _values(self, state: TrainState) -> list[float]:
+        seed_generators(0)
+        tasks = prepared(self._source, self._tasks)
+        step = self._learner.outer_step(*state.model, tasks, iteration=state.iteration)
+        gradients = torch.autograd.grad(
+            step.objective.mean(), list(state.meta.values()), allow_unused=True
+        )
+        squares = [g.double().square().sum() for g in gradients if g is not None]
+        return [step.losses.detach().mean().item(), math.sqrt(float(torch.stack(squares).sum()))]
+
+    def require_same(self, state: TrainState, saved: list[float] | None, changed: str) -> None:
+        """Raise unless the values are those that were saved with a state.
 
         Args:
             state: as it was restored.
-            saved: the loss.
+            saved: the values.
             changed: which source files have changed, as the end of a sentence.
 
         Raises:
             RunError: it is another.
         """
-        found = self.loss(state)
+        found = self.values(state)
         dtype = next(iter(state.meta.values())).dtype
         tolerance = TOLERANCE.get(dtype, FLOAT32_TOLERANCE)
-        same = (
-            found is saved
-            if found is None or saved is None
-            else math.isclose(found, saved, rel_tol=tolerance, abs_tol=1e-3 * tolerance)
-        )
+        if found is None or saved is None:
+            same = found is saved
+        else:
+            same = all(
+                math.isclose(one, other, rel_tol=tolerance, abs_tol=1e-3 * tolerance)
+                for one, other in zip(found, saved, strict=True)
+            )
         if not same:
             raise RunError(
-                f"the learner computes a loss of {found} on a fixed batch where it computed "
-                f"{saved} when the run was saved: its model, rule, loss or data have changed "
-                f"since{changed}; continue with the code and the data that the run was started "
-                "with, or start another run"
+                f"the learner computes {_shown(found)} on a fixed batch where it computed "
+                f"{_shown(saved)} when the run was saved: its model, rule, loss or data have "
+                f"changed since{changed}; continue with the code and the data that the run was "
+                "started with, or start another run"
             )
+
+
+def _shown(values: list[float] | None) -> str:
+    if values is None:
+        return "a loss that is not finite"
+    return f"a loss of {values[0]:.9g} with a gradient of norm {values[1]:.9g}"
 
 
 def source_digests(learner: Any, *sources: Any) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,13 +34,13 @@ def require_learner(learner: object) -> None:
         )
 
 
-def require_source(name: str, source: Any, index: int = 0) -> None:
+def require_source(name: str, source: Any, indices: Sequence[int]) -> None:
     """Raise unless a source's tasks are functions of their index.
 
     Args:
         name: "train", "validation" or "test".
         source: the source.
-        index: of the first task that is asked for.
+        indices: the tasks that it will be asked for.
 
     Raises:
         ConfigError: it has no method `batch`.
@@ -52,14 +52,14 @@ def require_source(name: str, source: Any, index: int = 0) -> None:
             "`batch(indices) -> TaskBatch`, such as gradshare.ClassTasks(x, y)"
         )
     try:
-        require_pure(source, index)
+        require_pure(source, indices[-1], indices[0])
     except GradshareError as error:
         raise type(error)(f"{name}: {error}") from error
     except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # a list of tasks ends, a seed has 32 bits
         raise DataError(
-            f"{name}: {type(source).__name__}.batch failed at index {index} with "
+            f"{name}: {type(source).__name__}.batch failed at index {indices[-1]} with "
             f"{type(error).__name__}: {error!s:.200}; it must have a task for each index below "
             "2**63, such as tasks[index % len(tasks)]"
         ) from error

@@ -227,9 +227,9 @@ def on_all_tasks(
         own = chunks[processes.rank]
         measured: Rows = []
         if own:
-            tasks = prepared(source, source.batch(own).to(device))
+            batch = source.batch(own).to(device)
             seed_generators(own.start)
-            measured = measure(tasks)
+            measured = measure(prepared(source, batch))
         rows += processes.gather(measured)
         advance(sum(map(len, chunks)))
     return rows

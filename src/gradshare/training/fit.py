@@ -228,8 +228,8 @@ def fit_in(
         layout = Layout(**stored["layout"])
         laid_out = layout.applied(learner)
         train, validation, test = sources
-        tasks = prepared(train, train.batch(list(range(CANARY_TASKS))).to(device))
-        canary = Canary(laid_out, tasks)
+        tasks = train.batch(training_indices(options.seed, 0, CANARY_TASKS)).to(device)
+        canary = Canary(laid_out, train, tasks)
         if saved is not None:
             processes.agree(lambda: state.restore(saved, options.total))
             files = changed_files(stored["files"], contents["files"])
@@ -288,8 +288,9 @@ def prepare_run(
     if test is not None:
         named["test"] = test
     for name, source in named.items():
-        first = training_indices(options.seed, 0, 1)[0] if name == "train" else 0
-        require_source(name, source, first)
+        counts = {"validation": options.val_tasks, "test": options.test_tasks}
+        asked = range(counts.get(name, 0)) or training_indices(options.seed, 0, 2)
+        require_source(name, source, asked)
     meta, carried = initial_state(learner)
     meta = {name: t.detach().to(device).requires_grad_() for name, t in meta.items()}
     carried = on_device(carried, device)

@@ -135,7 +135,9 @@ class RunFolder:
         Raises:
             RunError: it cannot be written.
         """
-        text = json.dumps({"format": FORMAT_VERSION, **contents}, indent=1, ensure_ascii=False)
+        contents = {"format": FORMAT_VERSION, **contents}
+        # Options can be numpy's numbers.
+        text = json.dumps(contents, indent=1, ensure_ascii=False, default=lambda v: v.item())
         write_atomically(self.path / RUN, text.encode())
 
     def store_settings(self, settings: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ saved moment ends where it would have ended.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -204,7 +204,7 @@ class _Safekeeping:
     def _save(self) -> None:
         job, state = self._job, self._state
         job.home.save_latest(
-            state.iteration, state.checkpoint(job.identity, job.canary.loss(state))
+            state.iteration, state.checkpoint(job.identity, job.canary.values(state))
         )
         if job.options.callbacks:
             _tell(job, state, "checkpoint", path=job.home.latest(state.iteration))
@@ -283,8 +283,9 @@ def _iterate(job: Job, state: TrainState, batches: Batches) -> str | None:
     share = job.processes.share(indices)
     following = job.processes.share(job.tasks(iteration + 1)).tasks
     last = iteration + 1 == options.total
-    own = _prepared(job, batches.get(share.tasks, None if last else following))
+    batch = batches.get(share.tasks, None if last else following)
     seed_generators(indices.start)
+    own = _prepared(job, batch)
     result = outer_iteration(
         job.learner,
         state.meta,
@@ -299,8 +300,9 @@ def _iterate(job: Job, state: TrainState, batches: Batches) -> str | None:
     if result.refused is not None:
 
         def walk_again() -> str | None:
-            whole = own if share.tasks == indices else _prepared(job, job.train.batch(indices))
+            batch = job.train.batch(indices)
             seed_generators(indices.start)
+            whole = _prepared(job, batch)
             return diagnose(job.learner, *state.model, whole, iteration=iteration)
 
         # One process alone walks through the whole batch: where the others are does not matter.
@@ -351,13 +353,18 @@ def _validate(job: Job, state: TrainState, advance: Callable[[int], None]) -> Ep
             TRAIN: state.totals.means(job.trained_metrics),
             **{split: intervals(joined(rows, split)) for split in (VALIDATION, *FITS)},
         },
-        learned={} if report is None else report(state.meta),
+        learned={} if report is None else numbers(report(state.meta)),
         # Not the optimiser's: that of a run continued just here has taken no step yet.
         outer_lr=_base_lr(state) * job.options.factor(state.iteration - 1),
         seconds=0.0,
         skipped=state.totals.skipped,
         first_skipped=state.totals.first_skipped,
     )
+
+
+def numbers(report: Mapping[str, Any]) -> dict[str, list[float]]:
+    """What a rule reports as lists of numbers; it may be tensors or arrays."""
+    return {n: torch.as_tensor(v).detach().double().flatten().tolist() for n, v in report.items()}
 
 
 def _base_lr(state: TrainState) -> float:

@@ -54,7 +54,7 @@ class Metric:
             ConfigError: the function does not return one number for a task.
         """
         with torch.no_grad():
-            found = each_task(self.function, outputs, targets, sizes)
+            found = each_task(self._value, outputs, targets, sizes)
         values = []
         for value in found:
             if not isinstance(value, float | int) and getattr(value, "shape", None) != ():
@@ -67,6 +67,15 @@ class Metric:
                 )
             values.append(torch.as_tensor(value, dtype=torch.float64))
         return torch.stack(values)
+
+    def _value(self, outputs: Tensor, targets: Any) -> Any:
+        """The value for one task; NaN if the function can't take outputs that are not finite."""
+        try:
+            return self.function(outputs, targets)
+        except Exception:
+            if bool(outputs.isfinite().all()):
+                raise
+            return math.nan
 
     def show(self, interval: Interval) -> str:
         """A mean with its interval and unit: 71.3 ± 1.2 %."""
@@ -108,9 +117,15 @@ def default_metrics(learner: Any, outputs: Tensor, targets: Any) -> dict[str, Me
         outputs: (T, n, …) of a batch of tasks.
         targets: likewise.
     """
-    loss = getattr(learner, "loss", torch.nn.functional.cross_entropy)
-    metrics = {LOSS: Metric(loss, best="low")}
-    if are_classes(outputs, targets):
+    loss = getattr(learner, "loss", None)
+    classes = are_classes(outputs, targets)
+    if loss is None and not classes:
+        raise ConfigError(
+            f"{type(learner).__name__} has no `loss` to measure real targets by; give it one, or "
+            "metrics={name: gradshare.Metric(…, best='low')}"
+        )
+    metrics = {LOSS: Metric(loss or torch.nn.functional.cross_entropy, best="low")}
+    if classes:
         # Guessing among the classes that the model tells apart.
         chance = 1 / outputs.shape[2]
         metrics = {"accuracy": Metric(accuracy, unit="%", chance=chance), **metrics}

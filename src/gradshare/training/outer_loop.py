@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from gradshare.inner_loop import Tensors
-from gradshare.methods import Learner
+from gradshare.methods import Learner, MetaLearner
 from gradshare.methods.meta_learner import MODEL
 from gradshare.tasks import TaskBatch
 from gradshare.training.distributed import OneProcess, Share
@@ -85,7 +85,7 @@ def outer_iteration(
     for name, metric in metrics.items():
         if name != LOSS:
             measured[name] = metric.values(step.outputs, tasks.query_y, tasks.query_n)
-    means = [share.part_of_mean(values).to(objective.dtype) for values in measured.values()]
+    means = [share.part_of_mean(values).to(objective) for values in measured.values()]
     *gradients, total, sums = share.processes.total(
         [*own_gradients, objective.detach(), torch.stack(means)]
     )
@@ -103,7 +103,9 @@ def outer_iteration(
         return IterationResult(carried, found, refused)
     for (name, tensor), gradient in zip(meta.items(), gradients, strict=True):
         tensor.grad = gradient
-        if clipping.clamp is not None and name.startswith(f"{MODEL}."):
+        # What a rule of a MetaLearner learns is never clamped.
+        clamped = name.startswith(f"{MODEL}.") or not isinstance(learner, MetaLearner)
+        if clipping.clamp is not None and clamped:
             tensor.grad = gradient.clamp(-clipping.clamp, clipping.clamp)
     if clipping.norm is not None:
         torch.nn.utils.clip_grad_norm_(meta.values(), clipping.norm)

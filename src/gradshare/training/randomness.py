@@ -35,7 +35,7 @@ def isolated(device: torch.device) -> Iterator[None]:
 def seed_generators(number: int) -> None:
     """Seed them all from a number of up to 64 bits, for a user's code that draws from them."""
     torch.manual_seed(number)
-    np.random.seed(number % 2**32)  # noqa: NPY002
+    np.random.seed([number % 2**32, number >> 32])  # noqa: NPY002
     random.seed(number)
 
 

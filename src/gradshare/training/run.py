@@ -149,7 +149,7 @@ class Run:
             DataError: the source is not a function of the index.
         """
         learner = self._learner()
-        require_source("the source", source)
+        require_source("the source", source, range(tasks))
         models = self.models(ensemble)
         with isolated(self.device), memory_errors():
             chosen = dict(metrics or self.metrics)

@@ -44,11 +44,11 @@ class Progress(BaseModel):
 
     Attributes:
         run: the identity of the run.
-        canary: the loss of a fixed small batch at this moment.
+        canary: the loss of a fixed small batch at this moment, and the norm of its gradient.
     """
 
     run: str
-    canary: float | None
+    canary: list[float] | None
     iteration: int
     totals: EpochTotals
     skipped_in_a_row: int
@@ -100,7 +100,7 @@ class TrainState:
         """The meta-parameters and the carried tensors."""
         return self.meta, self.carried
 
-    def checkpoint(self, run: str, canary: float | None) -> Checkpoint:
+    def checkpoint(self, run: str, canary: list[float] | None) -> Checkpoint:
         """As it is saved."""
         own = {name: getattr(self, name) for name in Progress.model_fields if hasattr(self, name)}
         own["history"] = [record.to_json() for record in self.history]
