@@ -313,3 +313,17 @@ def test_torchrun_passes_a_request_to_stop_on(tiny: dict[str, Any], tmp_path: Pa
     assert sum(line.startswith("stopped after iteration ") for line in err.splitlines()) == 1
     assert SOURCES not in err
     assert RunFolder(folder).history()
+
+
+def test_ranks_save_and_stop_when_their_launcher_is_killed(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with started(*torchrun(*train_in(folder, {**tiny, "epochs": LONG}))) as process:
+        wait_for_epochs([folder], process)
+        ranks = [rank_of(process.pid, rank) for rank in (0, 1)]
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), "orphans train on")
+    assert RunFolder(folder).history()
+    assert not RunFolder(folder).in_use

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +20,8 @@ from gradshare.training.interruption import RunStoppedError
 if dist.is_available():  # not in every build of PyTorch
     from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
+
+LOOK_SECONDS = 1.0
 
 _groups = itertools.count()
 """Numbers the groups of this process, as in the other processes of the program."""
@@ -36,7 +41,17 @@ def torchrun_processes(device: str) -> Iterator[OneProcess]:
         return
     require_free()
     with member(_torchrun_group(device)) as group:
+        watch = threading.Thread(target=_stop_without_launcher, args=(group,), daemon=True)
+        watch.start()
         yield group
+
+
+def _stop_without_launcher(group: OneProcess) -> None:
+    """Ask for a stop when torchrun is gone: killed, it leaves its processes behind."""
+    launcher = os.getppid()
+    while os.getppid() == launcher:
+        time.sleep(LOOK_SECONDS)
+    group.stop.signal = group.stop.signal or signal.SIGTERM
 
 
 def torchrun_size() -> int | None:
