@@ -16,7 +16,7 @@ from reproduction import wording
 from reproduction.conditions import Results, with_borrowed
 from reproduction.drawing import save_all
 from reproduction.figures import draw_studies
-from reproduction.paper_figures import draw_paper
+from reproduction.paper import draw_paper, on_the_papers_images, table1
 from reproduction.plan import HOME, SCALES, Plan, Scale, load_plan, on_machine, pick
 from reproduction.report import cells_csv, study_tables
 from reproduction.running import (
@@ -28,7 +28,6 @@ from reproduction.running import (
     seconds_left,
     standings,
 )
-from reproduction.table1 import on_the_papers_images, table1
 
 Command = Callable[..., None]
 
@@ -105,7 +104,8 @@ def run_command(
         click.echo(f"{count} of {len(todo)}: {cell.name}: {fault or 'done'}")
     if failed:
         raise RunError(
-            f"{wording.counted(failed, 'cell')} failed; correct the cause and run the same again"
+            f"{wording.counted(failed, 'cell')} failed; correct the cause and give the same "
+            "command again"
         )
 
 
@@ -122,11 +122,9 @@ def status_command(
     found = picked(everything, only, without)
     for one in found if cells else ():
         iterations = f"{one.iterations:,} of {one.cell.config.iterations:,} iterations"
-        test = "" if one.run is None else f", {one.run.outcome}"
-        if one.run is not None and one.run.tested is not None:
-            test += f", test {wording.accuracy(one.run.tested)}"
-        spent = wording.duration(one.seconds)
-        click.echo(f"{one.cell.name}: {one.state}, {iterations}, {spent}{test}")
+        tested = one.run and one.run.tested
+        test = f", test {wording.accuracy(tested)}" if tested else ""
+        click.echo(f"{one.cell.name}: {one.state}, {iterations}{test}")
     for study in dict.fromkeys(one.cell.study for one in found):
         click.echo(f"{study}: {plan.studies[study].title}")
         click.echo(f"  {_progress([o for o in found if o.cell.study == study], everything)}")
@@ -216,17 +214,15 @@ def finished_of(plan: Plan, scale: Scale, home: Path) -> Results:
 
 def _progress(of: Sequence[Standing], measured: Sequence[Standing]) -> str:
     """Such as "3 of 54 done, 2 running, 49 left; 12 min so far, about 3 h 40 min left"."""
-    states = Counter[State](one.state for one in of)
-    parts = [f"{states['done']} of {len(of)} done"]
-    parts += [f"{states[state]} {state}" for state in get_args(State)[1:] if states[state]]
-    text = f"{', '.join(parts)}; {wording.duration(sum(one.seconds for one in of))} so far"
+    states = Counter[str](one.state for one in of)
+    others = [f", {states[state]} {state}" for state in get_args(State)[1:] if states[state]]
     left = [seconds_left(one, measured) for one in of]
-    known = [seconds for seconds in left if seconds is not None]
-    if len(known) < len(left):
+    spent = wording.duration(sum(one.seconds for one in of))
+    text = f"{states['done']} of {len(of)} done{''.join(others)}; {spent} so far"
+    if None in left:
         return f"{text}, time left unknown"
-    return (
-        f"{text}, about {wording.duration(sum(known))} left, one at a time" if any(known) else text
-    )
+    rest = sum(filter(None, left))
+    return f"{text}, about {wording.duration(rest)} left" if rest else text
 
 
 def main() -> None:

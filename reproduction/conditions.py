@@ -11,14 +11,11 @@ import numpy as np
 
 from gradshare import Interval
 from gradshare.comparison.statistics import over_seeds_and_tasks
+from gradshare.config import ORIGINAL, RATE_CONTROL
 from gradshare.training.statistics import confidence95
 from reproduction.plan import ARM, Cell, Plan
 from reproduction.records import Run
 from reproduction.statistics import Floats, detectable_difference
-
-ORIGINAL: Final = "original"
-SHARING: Final = "gradient-sharing"
-RATE_CONTROL: Final = "rate-control"
 
 YARDSTICKS: Final = (ORIGINAL, RATE_CONTROL)
 """What each arm is compared with: the method without sharing, and with all of it but sharing."""

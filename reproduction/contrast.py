@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from gradshare.config import RATE_CONTROL, SHARING
 from reproduction import wording
 from reproduction.conditions import (
-    RATE_CONTROL,
-    SHARING,
     Condition,
     Difference,
     Results,

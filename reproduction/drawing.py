@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import matplotlib as mpl
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from gradshare.comparison.figures import COLORS, LINES, MARKERS, PALE, style
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from gradshare.training.statistics import student95
-from reproduction.conditions import ORIGINAL, RATE_CONTROL, SHARING, Difference
+from reproduction.conditions import Difference
 from reproduction.records import Run
 from reproduction.statistics import Floats
 
-INK: Final = "#1f2328"
-PALE: Final = "#6e7781"
+KNOWN: Final = (ORIGINAL, SHARING, RATE_CONTROL)
+"""Arms with a look of their own, in the order in which they are drawn."""
 
-STYLE: Final[Any] = {
-    "font.family": ["DejaVu Sans"],
-    "axes.titlesize": "medium",
-    "axes.titleweight": "bold",
-    "axes.edgecolor": PALE,
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.xmargin": 0.02,
-    "grid.color": "#e3e6ea",
-    "legend.fontsize": "small",
-    "legend.frameon": False,
-    "legend.handlelength": 2.4,
-    "legend.borderpad": 0.1,
-    "text.color": INK,
-    "xtick.color": PALE,
-    "ytick.color": PALE,
-}
+DASHES: Final = LINES[0]
+LEVEL_LINE: Final[Any] = {"color": PALE, "linewidth": 1.0, "linestyle": ":", "zorder": 1}
 
 MARKED_EPOCHS: Final = 10
 
@@ -55,41 +36,11 @@ class Look(NamedTuple):
     marker: str
 
 
-DASHES: Final = (0, (5.0, 1.6))
-LEVEL_LINE: Final[Any] = {"color": PALE, "linewidth": 1.0, "linestyle": ":", "zorder": 1}
-
-# Okabe and Ito's colours, which the colour-blind can tell apart, then a few more.
-LOOKS: Final = {
-    ORIGINAL: Look("#0072B2", DASHES, "s"),
-    SHARING: Look("#D55E00", "-", "o"),
-    RATE_CONTROL: Look("#009E73", (0, (6.0, 1.5, 1.2, 1.5)), "^"),
-}
-FURTHER_LOOKS: Final = (
-    Look("#CC79A7", (0, (3.0, 1.2, 1.2, 1.2, 1.2, 1.2)), "D"),
-    Look("#E69F00", (0, (8.0, 2.0)), "v"),
-    Look("#56B4E9", (0, (2.0, 1.0)), "P"),
-    Look(INK, (0, (4.0, 1.0, 1.0, 1.0)), "*"),
-    Look("#AA3377", (0, (10.0, 1.5, 1.2, 1.5)), "<"),
-    Look("#999933", (0, (1.2, 0.8)), ">"),
-    Look("#6A5ACD", (0, (5.0, 1.2, 5.0, 1.2, 1.2, 1.2)), "p"),
-    Look("#A6611A", (0, (3.0, 2.5)), "h"),
-    Look("#7F7F7F", (0, (12.0, 1.5)), "d"),
-    Look("#CC79A7", (0, (8.0, 1.5, 2.5, 1.5)), "8"),
-)
-
-
 class Drawing(NamedTuple):
     """A figure and the name of its file."""
 
     name: str
     figure: Figure
-
-
-@contextmanager
-def style(size: float = 9.0) -> Iterator[None]:
-    """matplotlib's settings for these figures, with fonts of a size in points."""
-    with mpl.style.context(["default", {**STYLE, "font.size": size}]):
-        yield
 
 
 def save_all(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
@@ -104,9 +55,14 @@ def save_all(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
 
 
 def looks(arms: Iterable[str]) -> dict[str, Look]:
-    """The look of each arm; those without one of their own get the further ones in turn."""
-    further = iter(FURTHER_LOOKS)
-    return {arm: LOOKS[arm] if arm in LOOKS else next(further) for arm in arms}
+    """The look of each arm, as in the report of a comparison."""
+    arms = list(arms)
+    places = {arm: i for i, arm in enumerate(dict.fromkeys((*KNOWN, *arms)))}
+    return {
+        arm: Look(COLORS[i % 8], LINES[(i + i // 8) % 5], MARKERS[i % 11])
+        for arm, i in places.items()
+        if arm in arms
+    }
 
 
 def sample(look: Look) -> Line2D:
@@ -114,10 +70,12 @@ def sample(look: Look) -> Line2D:
     return Line2D([], [], color=look.color, linestyle=look.line, marker=look.marker)
 
 
-def put_below(figure: Figure, text: str) -> None:
-    """Write a note below a figure, in lines that fit its width."""
-    lines = textwrap.fill(text, round(16.2 * figure.get_figwidth()))
-    figure.supxlabel(lines, fontsize=7.0, color=PALE)
+def finished(name: str, figure: Figure, title: str, note: str) -> Drawing:
+    """A drawing with its title and a note below it, in lines that fit its width."""
+    lines = textwrap.fill(f"{title} {note}", round(16.2 * figure.get_figwidth()))
+    with style():
+        figure.supxlabel(lines, fontsize=7.0, color=PALE)
+    return Drawing(name, figure)
 
 
 class Curve(NamedTuple):

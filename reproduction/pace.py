@@ -10,7 +10,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from reproduction.conditions import ORIGINAL, Condition
+from gradshare.config import ORIGINAL
+from reproduction.conditions import Condition
 from reproduction.records import Run
 
 SHARES: Final = (80, 90, 95)
@@ -169,39 +170,25 @@ def _pace(pairs: Sequence[tuple[Run, Run | None]], share: int, dearer: float | N
         share: of the original's gain.
         dearer: the arm's time for an epoch / the original's, if it is known.
     """
-    told: list[bool] = []
-    iterations: list[float | None] = []
-    at_once: list[bool] = []
-    ratios: list[float | None] = []
-    bounds: set[Literal["≥", "≤"]] = set()
+    told, here, there = [], [], []
     for mine, original in pairs:
         accuracy = None if original is None else _level(original, share)
-        here = None if accuracy is None else crossing(mine, accuracy)
         told.append(accuracy is not None)
-        an_epoch = mine.settings["iterations_per_epoch"]
-        iterations.append(None if here is None else here * an_epoch)
-        at_once.append(here == 1)
-        if original is None or accuracy is None:
-            continue
-        there = crossing(original, accuracy)
-        if here is None or there is None or here == there == 1:
-            ratios.append(None)
-            continue
-        ratios.append(there / here)
-        if here == 1:
-            bounds.add("≥")
-        elif there == 1:
-            bounds.add("≤")
-    sound = [ratio for ratio in ratios if ratio is not None]
-    if len(sound) < len(ratios) or len(bounds) > 1:
-        sound.clear()
-        bounds.clear()
+        here.append(None if accuracy is None else crossing(mine, accuracy))
+        if original is not None and accuracy is not None:
+            there.append((here[-1], crossing(original, accuracy)))
+    known = [(h, t) for h, t in there if h and t and not h == t == 1]
+    bounds: set[Literal["≥", "≤"]] = {"≥" if h == 1 else "≤" for h, t in known if 1 in (h, t)}
+    if len(known) < len(there) or len(bounds) > 1:
+        known, bounds = [], set()
+    ratios = tuple(t / h for h, t in known)
+    epochs = [run.settings["iterations_per_epoch"] for run, _ in pairs]
     return Pace(
         tuple(told),
-        tuple(iterations),
-        tuple(at_once),
-        tuple(sound),
-        () if dearer is None else tuple(ratio / dearer for ratio in sound),
+        tuple(h and h * epoch for h, epoch in zip(here, epochs, strict=True)),
+        tuple(h == 1 for h in here),
+        ratios,
+        () if dearer is None else tuple(ratio / dearer for ratio in ratios),
         next(iter(bounds), ""),
     )
 

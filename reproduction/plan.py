@@ -27,6 +27,9 @@ SCALES: tuple[Scale, ...] = get_args(Scale)
 
 Settings = dict[str, Any]
 
+PAPERS_IMAGES = {"cub": 11_788, "mini-imagenet": 60_000}
+"""How many images the paper's datasets have."""
+
 ARM, SEED = "arm", "seed"
 """The axes with a meaning: cells that differ in these alone are compared."""
 

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from reproduction import wording
 from reproduction.conditions import Condition, Results, conditions
 from reproduction.contrast import contrast_rows, contrasts
-from reproduction.plan import Cell, Plan, Study
+from reproduction.plan import PAPERS_IMAGES, Cell, Plan, Study
 from reproduction.records import Run
-from reproduction.table1 import PAPERS_IMAGES
 from reproduction.tables import markdown, tables_of
 
 

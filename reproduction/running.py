@@ -7,12 +7,11 @@ A cell's folder, `OUT/CELL`, is that of its run. `result.json` is written there 
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import statistics
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,12 @@ from gradshare import GradshareError, RunConfig, RunError
 from gradshare.config import train
 from gradshare.executors import LocalExecutor, LostWorkerError
 from gradshare.training.folder import RunFolder
+from gradshare.training.interruption import RunStoppedError
 from gradshare.training.machine import TUNABLES, keep_freed_memory
 from reproduction.plan import Cell
 from reproduction.records import PACKED, Run, first_difference, read_runs, record_of, write_runs
 
 RESULT, FAILURE = "result.json", "failure.txt"
-
-log = logging.getLogger(__name__)
 
 State = Literal["done", "running", "begun", "failed", "left"]
 """Of a cell. Begun: it was interrupted, and continues from its last checkpoint."""
@@ -36,15 +34,8 @@ State = Literal["done", "running", "begun", "failed", "left"]
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a cell is.
-
-    Attributes:
-        cell: which.
-        state: in a word.
-        run: what it came to, if it is done.
-        iterations: how many it has completed.
-        seconds: how long those took.
-        fault: why it failed.
+    """How far a cell is: how many iterations it has completed and how many seconds those took,
+    what it came to if it is done, and why it failed.
     """
 
     cell: Cell
@@ -59,24 +50,30 @@ def standings(cells: Sequence[Cell], out: Path) -> list[Standing]:
     """How far some cells are.
 
     Raises:
-        RunError: a result is of other settings than the plan has, or of other images than the
-            results beside it.
+        RunError: a result has other settings than the plan, or other test tasks than the results
+            beside it: other images, or those of gradshare 0.1, which drew other tasks.
     """
     packed = {run.cell: run for file in sorted(out.glob(f"*{PACKED}")) for run in read_runs(file)}
     found = [_standing(cell, out / cell.name, packed.get(cell.name)) for cell in cells]
-    images: dict[Any, tuple[str, str]] = {}
-    for cell, run in finished(found).items():
-        config, digest = cell.config, run.environment.get("images_sha256")
-        if digest is not None:
-            kind = config.dataset, config.image_size, config.resize
-            other, there = images.setdefault(kind, (cell.name, digest))
-            if there != digest:
-                raise RunError(
-                    f"{out} holds runs on different images of {config.dataset}, which have other "
-                    f"test tasks: {cell.name} (SHA-256 {digest:.12}…) and {other} "
-                    f"({there:.12}…); move one of them away"
-                )
+    _require_the_same_tasks(finished(found))
     return found
+
+
+def _require_the_same_tasks(runs: Mapping[Cell, Run]) -> None:
+    """Raise RunError if two runs on one dataset cannot be compared task by task."""
+    seen: dict[Any, tuple[str, Any]] = {}
+    for cell, run in runs.items():
+        config, facts = cell.config, run.environment
+        data = config.dataset, config.image_size, config.resize
+        version = "0.1" if facts["gradshare"].startswith("0.1.") else "0.2"
+        for what, value in ("images", facts.get("images_sha256")), ("gradshare", version):
+            if value is not None:
+                other, there = seen.setdefault((what, data), (cell.name, value))
+                if there != value:
+                    raise RunError(
+                        f"{cell.name} and {other} have different test tasks, and cannot be "
+                        f"compared: {what} {value:.12} and {there:.12}; move one of them away"
+                    )
 
 
 def finished(found: Sequence[Standing]) -> dict[Cell, Run]:
@@ -160,12 +157,14 @@ def train_cell(name: str, settings: dict[str, Any], folder: Path) -> str | None:
     """
     keep_freed_memory()
     config = RunConfig(**settings)
+    (folder / FAILURE).unlink(missing_ok=True)
     try:
         run = train(config, folder, resume=True)
-        (folder / FAILURE).unlink(missing_ok=True)
         unfinished = folder / f".{RESULT}"
         unfinished.write_text(record_of(name, run, config).model_dump_json(), "utf-8")
         unfinished.replace(folder / RESULT)
+    except RunStoppedError as error:  # it is saved
+        return str(error)
     except Exception as error:
         fault = str(error) if isinstance(error, GradshareError) else traceback.format_exc()
         folder.mkdir(parents=True, exist_ok=True)

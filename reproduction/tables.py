@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from gradshare.config import ORIGINAL
 from gradshare.training.statistics import student95
 from reproduction import wording
 from reproduction.conditions import (
-    ORIGINAL,
     YARDSTICKS,
     Condition,
     Difference,
@@ -95,16 +95,14 @@ def _accuracy(condition: Condition, arm: str) -> Row:
     runs = condition.runs(arm)
     accuracy = mean_test_accuracy(runs)
     last = [run.validation[-1] for run in runs if run.validation]
+    mean = wording.percent(math.fsum(last) / max(1, len(last)))
+    validated = bracketed(mean, of_seeds(len(last), len(runs)))
     return {
         "seeds": str(len(runs)),
         "outcome": _outcome(runs),
         "test accuracy": NOTHING if accuracy is None else wording.accuracy(accuracy),
         **_against_yardsticks(condition, arm, partial(difference, condition)),
-        "last validation": bracketed(
-            wording.percent(math.fsum(last) / len(last)), of_seeds(len(last), len(runs))
-        )
-        if last
-        else NOTHING,
+        "last validation": validated if last else NOTHING,
     }
 
 
@@ -132,16 +130,14 @@ def _against_yardsticks(
         arm: its name.
         compared: compares two arms by their names.
     """
-    row = {}
+    row = dict.fromkeys((f"− {yardstick}" for yardstick in YARDSTICKS), NOTHING)
     for yardstick in YARDSTICKS:
         found = None if arm == yardstick else compared(arm, yardstick)
-        row[f"− {yardstick}"] = NOTHING
         if found is not None:
             text = wording.difference(found.interval, found.detectable)
-            all_seeds = found.count == len(condition.runs(arm))
-            row[f"− {yardstick}"] = (
-                text if all_seeds else f"{text}, {wording.counted(found.count, 'seed')}"
-            )
+            some = found.count < len(condition.runs(arm))
+            seeds = f", {wording.counted(found.count, 'seed')}" if some else ""
+            row[f"− {yardstick}"] = f"{text}{seeds}"
     return row
 
 
@@ -167,10 +163,8 @@ def _outcome(runs: Sequence[Run]) -> str:
     """Such as "trained", or "trained in 2, diverged in 1"."""
     kinds = ("trained", "not trained", "diverged")
     counts = {kind: sum(run.outcome == kind for run in runs) for kind in kinds}
-    found = [kind for kind, count in counts.items() if count]
-    if len(found) == 1:
-        return found[0]
-    return ", ".join(f"{kind} in {counts[kind]}" for kind in found)
+    found = [f"{kind} in {count}" for kind, count in counts.items() if count]
+    return runs[0].outcome if len(found) == 1 else ", ".join(found)
 
 
 def _pace_rows(conditions: Sequence[Condition], study: Sequence[Condition]) -> list[Row]:

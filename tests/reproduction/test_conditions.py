@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from gradshare.comparison.statistics import over_seeds_and_tasks
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from reproduction.conditions import (
-    ORIGINAL,
-    RATE_CONTROL,
-    SHARING,
     Condition,
     change,
     conditions,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from reproduction.conditions import RATE_CONTROL, SHARING, Results, with_borrowed
+from gradshare.config import RATE_CONTROL, SHARING
+from reproduction.conditions import Results, with_borrowed
 from reproduction.contrast import contrast_rows, contrasts
 from tests.reproduction.toy import PLAN, results_with, run
 

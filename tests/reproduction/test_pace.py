@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reproduction.conditions import SHARING, Condition
+from gradshare.config import SHARING
+from reproduction.conditions import Condition
 from reproduction.pace import (
     Pace,
     crossing,

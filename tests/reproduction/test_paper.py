@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from reproduction.conditions import Results
-from reproduction.paper_figures import draw_paper
+from reproduction.paper import draw_paper, on_the_papers_images, printed, printed_table, table1
 from reproduction.plan import load_plan, pick
-from reproduction.table1 import on_the_papers_images, printed, printed_table, table1
 from tests.reproduction.plotted import digest
 from tests.reproduction.toy import run
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from reproduction.conditions import ORIGINAL, RATE_CONTROL, SHARING, Condition
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
+from reproduction.conditions import Condition
 from reproduction.plan import Cell, Plan
 from reproduction.records import Run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -68,9 +69,16 @@ def as_inputs(x: Tree, like: Tree) -> Tree:
     likes = (leaf for _, leaf in leaves(like))
 
     def convert(value: Any) -> Tensor:
-        tensor, other = torch.as_tensor(value), next(likes)
+        tensor, other = as_tensor(value), next(likes)
         if other.is_floating_point() or not tensor.is_floating_point():
             tensor = tensor.to(other.dtype)
         return tensor.to(other.device)
 
     return tree_map(convert, x)
+
+
+def as_tensor(value: Any) -> Tensor:
+    """An array, a list or a tensor as a tensor; a read-only array is copied, as torch wants it."""
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
+        value = value.copy()
+    return torch.as_tensor(value)

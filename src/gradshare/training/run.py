@@ -16,7 +16,7 @@ from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import tree_map
 from gradshare.tasks.source import prepared
-from gradshare.training.adapted import AdaptedModel, as_inputs
+from gradshare.training.adapted import AdaptedModel, as_inputs, as_tensor
 from gradshare.training.checkpoint import on_device
 from gradshare.training.checks import initial_state, require_source
 from gradshare.training.device import choose_device, keep_float32
@@ -179,7 +179,7 @@ class Run:
         """
         learner = self._learner()
         (meta, carried), *_ = self.models(1)
-        like = tree_map(torch.as_tensor, x)
+        like = tree_map(as_tensor, x)
         if self._source is not None:
             like = self._source.batch([0]).support_x
         else:  # real numbers of the model's type

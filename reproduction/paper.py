@@ -1,7 +1,7 @@
-"""Table 1 at the paper's scale: the paper's own figures beside ours.
+"""The paper's Table 1, with its own figures beside ours, and its Figures 2 to 11.
 
-What was not run stays empty. The paper's figures stand beside cells of exactly their settings.
-Below the paper's table stand the other numbers of shots and inner rates of its grid.
+A cell that was not run is empty. The paper's figures are shown beside runs of exactly their
+settings. A second table has the other numbers of shots and inner rates of the paper's grid.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from typing import Any, Final
 import yaml
 
 from gradshare import Interval, RunConfig
+from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from reproduction import wording
-from reproduction.conditions import ORIGINAL, RATE_CONTROL, SHARING, Results
+from reproduction.conditions import Results
+from reproduction.curves import Heading, Quantity, draw_curves, heading
+from reproduction.drawing import Drawing
 from reproduction.pace import paper_speedup, speedup_to_reach
-from reproduction.plan import ARM, HOME, Cell
+from reproduction.plan import ARM, HOME, PAPERS_IMAGES, Cell
 from reproduction.records import Run
 from reproduction.tables import markdown
 
@@ -26,16 +29,6 @@ HEADINGS: Final = {
     SHARING: "gradient sharing",
     RATE_CONTROL: "rate-control",
 }
-
-BATCH_NORM: Final = {
-    "transductive": "all queries of a task are normalised together, as in the paper: a prediction "
-    "depends on the other queries",
-    "inductive": "queries are normalised with the support set’s statistics: a prediction depends "
-    "on no other query",
-}
-
-PAPERS_IMAGES: Final = {"cub": 11_788, "mini-imagenet": 60_000}
-"""How many images the paper's datasets have."""
 
 TITLES: Final = {
     True: "The paper’s figures beside ours",
@@ -141,9 +134,8 @@ def _row(setting: _Setting) -> dict[str, str]:
         row["speed-up to 95 % (ours)"] = wording.speedup(speedup_to_reach(*both, 95))
     if paper is not None:
         for arm in (ORIGINAL, SHARING):
-            row[f"{HEADINGS[arm]} (paper)"] = wording.accuracy(
-                Interval(paper[arm][0], paper[arm][1], 0)
-            )
+            mean, half = paper[arm]
+            row[f"{HEADINGS[arm]} (paper)"] = wording.accuracy(Interval(mean, half, 0))
         row["speed-up (paper)"] = wording.speedup(paper["speedup"])
     return row
 
@@ -164,10 +156,54 @@ def _notes(cells: Sequence[Cell], results: Results) -> list[str]:
         "paper: as printed in its Table 1. ours: test accuracy of the ensemble of the "
         f"{config.ensemble} checkpoints with the highest validation accuracy ± 95 % interval over "
         f"{config.test_tasks} test tasks.",
-        f"Batch norm is {config.batch_norm} throughout: {BATCH_NORM[config.batch_norm]}.",
+        "Batch norm is transductive throughout: all queries of a task are normalised together, as "
+        "in the paper: a prediction depends on the other queries.",
         "Speed-up: (epoch of the original − epoch of sharing) / epoch of sharing, of the earliest "
         "epochs of their highest validation accuracy, as in the paper. To 95 %: the same for the "
         "first epochs with 95 % of the original’s gain over chance, which hang less on noise.",
         f"Empty: not run. {wording.NOTHING}: not defined, since an arm did not train or never got "
         "there.",
     ]
+
+
+# The figures --------------------------------------------------------------------------------------
+
+METHODS: Final = tuple(heading(name, label) for label, name in wording.METHODS.items())
+TASKS: Final = (
+    heading("1-shot, 5 tasks", "shot-1", "batch-5"),
+    heading("1-shot, 1 task", "shot-1", "batch-1"),
+    heading("5-shot, 5 tasks", "shot-5", "batch-5"),
+    heading("5-shot, 1 task", "shot-5", "batch-1"),
+)
+EXAMPLES: Final = (
+    heading("CUB, MAML, 1-shot, 5 tasks", "cub", "maml", "shot-1", "batch-5"),
+    heading(
+        "mini-ImageNet, MAML++, 5-shot, 1 task", "mini-imagenet", "maml++", "shot-5", "batch-1"
+    ),
+)
+GRIDS: Final = {
+    4: ("CUB", "cub", "rate-1x"),
+    6: ("mini-ImageNet", "mini-imagenet", "rate-1x"),
+    8: ("CUB, 10× the inner rate", "cub", "rate-10x"),
+    10: ("mini-ImageNet, 10× the inner rate", "mini-imagenet", "rate-10x"),
+}
+"""The figures of a dataset and inner rate by number. That of m and λ is the next one."""
+
+
+def draw_paper(results: Results) -> list[Drawing]:
+    """The paper's figures that have a curve to draw."""
+    mini = heading("mini-ImageNet", "mini-imagenet", "rate-1x")
+    cases = heading("a good and a pathological case", "rate-1x")
+    every: list[tuple[int, Quantity, Heading, Sequence[Heading], Sequence[Heading]]] = [
+        (2, "validation", mini, TASKS[:2], METHODS),
+        (3, "sharing", cases, [heading("")], EXAMPLES),
+    ]
+    for number, grid in GRIDS.items():
+        every.append((number, "validation", heading(*grid), TASKS, METHODS))
+        every.append((number + 1, "sharing", heading(*grid), TASKS, METHODS))
+    drawings = []
+    for number, quantity, (title, labels), rows, columns in every:
+        own = {cell: run for cell, run in results.items() if labels <= {*cell.labels.values()}}
+        name, sentence = f"figure-{number}", f"Figure {number}. {title}."
+        drawings += draw_curves(name, sentence, own, rows, columns, quantity)
+    return drawings
