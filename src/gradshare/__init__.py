@@ -153,3 +153,7 @@ def __getattr__(name: str) -> Any:
             if not isinstance(found, ModuleType | None):  # a function's module can have its name
                 return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -17,14 +17,15 @@ from gradshare.training.checkpoint import load_checkpoint
 from tests.training.small import SIGNALS, WAYS
 
 Arms = dict[str, Callable[[], Any]]
+RELU = nn.ReLU()
 
 
-def net() -> nn.Module:
+def net(activation: nn.Module = RELU) -> nn.Module:
     """With batch norm, and dropout that draws random numbers."""
     return nn.Sequential(
         nn.Conv1d(2, 6, 5),
         nn.BatchNorm1d(6, track_running_stats=False),
-        nn.ReLU(),
+        activation,
         nn.Dropout(0.3),
         nn.Flatten(),
         nn.Linear(6 * 12, WAYS),

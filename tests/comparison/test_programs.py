@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from gradshare.comparison.results import load_results
+from tests.comparison.small import assert_same, small
 
 PATIENCE = 240
 ROUNDS = 5
@@ -121,3 +123,12 @@ def test_a_script_needs_no_main_guard_and_its_own_modules_reach_every_worker(
     assert said.stdout == "once\n"
     for name in ("local", "submitit"):
         assert load_results(tmp_path / name).runs[0].test
+
+
+def test_a_client_of_dask_is_an_executor(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.Client(**options) as client:
+        small(tmp_path / "dask", executor=client)
+    small(tmp_path / "here", executor=ThreadPoolExecutor(1))
+    assert_same(tmp_path / "dask", tmp_path / "here")

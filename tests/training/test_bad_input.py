@@ -130,17 +130,17 @@ class NoBatch(Wrapped):
     [
         (
             Counting,
-            "for task {first} when it was asked for again; a task must depend on its index only",
+            "for task {last} when it was asked for again; a task must depend on its index only",
         ),
         (
             Unseeded,
-            "for task {first} when it was asked for again; a task must depend on its index only",
+            "for task {last} when it was asked for again; a task must depend on its index only",
         ),
         (
             Neighbourly,
-            "gave another support_x for task {first} when it was asked for beside other tasks",
+            "gave another support_x for task {last} when it was asked for beside other tasks",
         ),
-        (TooFew, "TooFew.batch returned 1 tasks for 3 indices; return one for each index"),
+        (TooFew, "TooFew.batch returned 1 tasks for 2 indices; return one for each index"),
         (NoBatch, "NoBatch.batch returned a list; return a gradshare.TaskBatch"),
     ],
 )
@@ -150,7 +150,9 @@ def test_a_source_whose_tasks_are_not_functions_of_their_index(
     source = kind(dict(zip(("train", "validation", "test"), ROWS, strict=True))[name])
     message = refusal(tmp_path, rows(**{name: source}), DataError)
     assert message.startswith(f"{name}: ")
-    assert words.format(first=2**40 if name == "train" else 0) in message
+    settings = {"val_tasks": 200, "test_tasks": 600} | rows()
+    last = {"train": 2**40 + 1, "validation": settings["val_tasks"] - 1}
+    assert words.format(last=last.get(name, settings["test_tasks"] - 1)) in message
 
 
 class ListOfTasks(Wrapped):
@@ -176,8 +178,8 @@ def test_a_source_without_a_task_for_each_training_index(
     kind: Any, words: str, tmp_path: Path
 ) -> None:
     assert refusal(tmp_path, rows(train=kind(ROWS[0])), DataError) == (
-        f"train: {kind.__name__}.batch failed at index {2**40} with {words}; it must have a task "
-        "for each index below 2**63, such as tasks[index % len(tasks)]"
+        f"train: {kind.__name__}.batch failed at index {2**40 + 1} with {words}; it must have a "
+        "task for each index below 2**63, such as tasks[index % len(tasks)]"
     )
 
 

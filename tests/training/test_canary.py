@@ -190,7 +190,7 @@ def test_a_change_of_the_backward_pass_alone_is_noticed(tmp_path: Path) -> None:
     gs.fit(**rows(), out=tmp_path / "run")
     first_order = rows()["learner"]
     first_order.second_order = False
-    with pytest.raises(RunError, match="with a gradient of norm"):
+    with pytest.raises(RunError, match="a run with second_order 'True', this one has 'False'"):
         gs.fit(**rows(learner=first_order, epochs=3), out=tmp_path / "run", resume="auto")
 
 

@@ -27,7 +27,7 @@ from gradshare.comparison.running import WatchAll, offered, run_all
 from gradshare.comparison.table import arm_rows, as_text
 from gradshare.comparison.verdict import Verdict, verdict
 from gradshare.comparison.yardsticks import yardsticks
-from gradshare.errors import require_choice, require_count
+from gradshare.errors import ConfigError, require_choice, require_count
 from gradshare.executors import LocalExecutor, RayExecutor
 from gradshare.tasks import TaskSource
 from gradshare.training.device import choose_device
@@ -171,6 +171,11 @@ def run_plan(
     require_count("retries", retries, least=0)
     if at_a_time is not None:
         require_count("at_a_time", at_a_time)
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise ConfigError(
+            f"the executor is {executor!r:.100}; give an object with `submit(function, *args)`, "
+            "such as gradshare.executors.RayExecutor()"
+        )
     own, threads = executor is None, isinstance(executor, ThreadPoolExecutor)
     if executor is None:
         device = choose_device(plan.options.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -169,19 +168,19 @@ class Plan:
 
 
 def _own_modules() -> Iterator[ModuleType]:
-    """The user's own modules, which workers on other machines do not have: all but installed ones,
-    those of Python and gradshare's.
+    """The modules of the user's project, which workers on other machines may not find: those that
+    lie where the program was started or beside its script, and are not installed there.
     """
-    paths = sysconfig.get_paths()
-    known = (paths["stdlib"], paths["platstdlib"], str(Path(__file__).parents[1]))
-    for module in list(sys.modules.values()):
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    homes = {Path.cwd(), *([Path(script).resolve().parent] if script else [])}
+    for name, module in list(sys.modules.items()):
         file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
-        if not isinstance(file, str) or not file.endswith(".py"):
-            continue
-        installed = {"site-packages", "dist-packages"} & {*Path(file).parts}
-        # Twice under one name would not be found again; the main module is always sent.
-        found = sys.modules.get(module.__name__) is module and module.__name__ != "__main__"
-        if found and not installed and not file.startswith(known):
+        if name == "__main__" or not str(file).endswith(".py") or module.__name__ != name:
+            continue  # the main module is always sent
+        place = Path(str(file)).resolve()
+        installed = {"site-packages", "dist-packages"} & {*place.parts}
+        ours = Path(__file__).resolve().parents[1] in place.parents
+        if not (installed or ours) and homes & {*place.parents}:
             yield module
 
 

@@ -143,7 +143,7 @@ class Network:
         private = _Copy(_private(self.model, evaluation=True))
         for name, tensor in params.items():
             for owner, key in private.slots[name]:
-                owner._parameters[key] = nn.Parameter(tensor.detach().clone())
+                owner._parameters[key] = nn.Parameter(tensor.detach().clone(), requires_grad=False)
         return private.module.to(next(iter(params.values())).device)
 
     def batch_norms(self) -> dict[str, nn.Module]:

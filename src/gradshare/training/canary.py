@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gradshare.errors import RunError
-from gradshare.inner_loop.rule import Chain
+from gradshare.inner_loop.rule import Chain, UpdateRule
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import prepared
@@ -117,3 +117,25 @@ def changed_files(then: dict[str, str], now: dict[str, str]) -> str:
     """Which source files have changed, as the end of a sentence; empty if none has."""
     changed = [path for path, digest in now.items() if then.get(path, digest) != digest]
     return f" ({', '.join(changed)} has changed)" if changed else ""
+
+
+def description(learner: Any) -> dict[str, str]:
+    """What a learner is made of besides tensors: its type, inner steps, order, rules and rates.
+
+    Two learners with the same tensors can differ in these.
+    """
+    found = {"method": type(learner).__name__}
+    for name in ("steps", "second_order", "first_order_iterations", "inductive", "rule"):
+        value = getattr(learner, name, None)
+        if value is not None:
+            found[name] = _described(value)
+    return found
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Chain):
+        return ", ".join(f"{name}={_described(rule)}" for name, rule in value.rules.items())
+    if isinstance(value, UpdateRule):
+        simple = {n: v for n, v in vars(value).items() if isinstance(v, bool | int | float | str)}
+        return f"{type(value).__name__}({', '.join(f'{n}={v!r}' for n, v in simple.items())})"
+    return repr(value)

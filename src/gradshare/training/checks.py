@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -235,6 +236,8 @@ def make_optimizer(
             f"optimizer returned a {type(optimizer).__name__}; give a factory of a torch "
             "optimiser, such as functools.partial(torch.optim.Adam, lr=1e-3)"
         )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigError("LBFGS evaluates the loss within its step; give another optimiser")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, tensor in meta.items() if id(tensor) not in held]
     if missing:
@@ -253,7 +256,10 @@ def fitting(learner: Learner, name: str, tasks: TaskBatch) -> Iterator[None]:
         ConfigError: for any error but gradshare's own and one of memory.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            # Targets (n,) beside outputs (n, 1) are broadcast to (n, n), with a warning only.
+            warnings.filterwarnings("error", message="Using a target size")
+            yield
     except (GradshareError, torch.cuda.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:

@@ -16,7 +16,7 @@ from gradshare.errors import ConfigError, RunError, require_choice
 from gradshare.methods import Learner
 from gradshare.tasks import TaskSource
 from gradshare.tasks.source import fingerprint_of, prepared, training_indices
-from gradshare.training.canary import Canary, changed_files, source_digests
+from gradshare.training.canary import Canary, changed_files, description, source_digests
 from gradshare.training.checkpoint import Checkpoint, on_device
 from gradshare.training.checks import (
     initial_state,
@@ -317,7 +317,10 @@ def prepare_run(
     contents = {
         "gradshare": version("gradshare"),
         "id": uuid.uuid4().hex,
-        "identity": options.identity(meta, optimizer, metrics, score, fingerprints),
+        "identity": {
+            **options.identity(meta, optimizer, metrics, score, fingerprints),
+            **description(learner),
+        },
         "layout": {"tasks": layout.tasks, "memory": layout.memory, "bytes": layout.bytes},
         "prepares": hasattr(train, "prepare"),
         "files": source_digests(learner, *named.values()),

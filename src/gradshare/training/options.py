@@ -139,9 +139,10 @@ class Options:
         for name in ("optimizer", "groups", "schedule"):
             value = getattr(self, name)
             if value is not None and not callable(value):
+                example = ", such as functools.partial(torch.optim.Adam, lr=1e-3)"
                 raise ConfigError(
-                    f"{name} is a {type(value).__name__}; give a function, as optimizer for "
-                    "example functools.partial(torch.optim.Adam, lr=1e-3)"
+                    f"{name} is a {type(value).__name__}; give a function"
+                    f"{example if name == 'optimizer' else ''}"
                 )
         for callback in self.callbacks:
             if not callable(callback):

@@ -17,13 +17,15 @@ from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import tree_map
 from gradshare.tasks.source import prepared
 from gradshare.training.adapted import AdaptedModel, as_inputs, as_tensor
+from gradshare.training.canary import description
 from gradshare.training.checkpoint import on_device
-from gradshare.training.checks import initial_state, require_source
+from gradshare.training.checks import fitting, initial_state, require_source
 from gradshare.training.device import choose_device, keep_float32
 from gradshare.training.distributed import OneProcess
 from gradshare.training.evaluation import (
     Evaluation,
     Model,
+    Rows,
     joined,
     measuring,
     on_all_tasks,
@@ -149,11 +151,16 @@ class Run:
             DataError: the source is not a function of the index.
         """
         learner = self._learner()
-        require_source("the source", source, range(tasks))
+        require_source("the source", source, range(max(tasks, 1)))
         models = self.models(ensemble)
         with isolated(self.device), memory_errors():
             chosen = dict(metrics or self.metrics)
-            measure = measuring(learner, models, chosen, steps=steps)
+            measured = measuring(learner, models, chosen, steps=steps)
+
+            def measure(batch: TaskBatch) -> Rows:
+                with fitting(learner, "source", batch):
+                    return measured(batch)
+
             rows = on_all_tasks(OneProcess(), source, tasks, self.device, measure)
         how = ((f"ensemble of {ensemble}",) if ensemble > 1 else ()) + self._how(steps)
         score = self.score if self.score in chosen else next(iter(chosen))
@@ -196,7 +203,8 @@ class Run:
             )
         tasks = tasks.to(self.device)
         ready = tasks if source is None else prepared(source, tasks)
-        with isolated(self.device), torch.no_grad():
+        fits = fitting(learner, "support set", ready)
+        with isolated(self.device), torch.no_grad(), fits:
             adapted = learner.adapt(meta, carried, ready, steps=steps)
         return AdaptedModel(learner, meta, adapted, tasks, source, classes)
 
@@ -254,6 +262,12 @@ def open_run(
                 f"the run in {folder.path} has other meta-parameters than this learner; give the "
                 "learner that it was trained with"
             )
+        for name, value in description(learner).items():
+            if identity.get(name) != value:
+                raise RunError(
+                    f"the run in {folder.path} was trained with {name} {identity.get(name)}, and "
+                    f"this learner has {value}; give the learner that it was trained with"
+                )
         learner = Layout(**contents["layout"]).applied(learner)
     known = {"accuracy": Metric(accuracy, unit="%")}
     if (loss := getattr(learner, "loss", None)) is not None:
