@@ -99,7 +99,7 @@ def test_an_executor_that_does_not_answer_is_said_once_and_asked_on(
 
 
 @pytest.mark.parametrize("error", [OSError("no result"), SystemExit(3)])
-def test_any_error_in_the_place_of_a_result_means_a_lost_worker(error: BaseException) -> None:
+def test_any_error_instead_of_a_result_means_a_lost_worker(error: BaseException) -> None:
     call = Call("a run", Unreliable(done_with(error)), pow, 2, 3)
     assert call.submitted()
     with pytest.raises(LostWorkerError, match=f"{type(error).__name__}: {error}"):
