@@ -21,6 +21,7 @@ from gradshare.tasks.source import fingerprint_of
 from gradshare.training.evaluation import Evaluation
 from gradshare.training.folder import RunFolder
 from gradshare.training.launch import threads
+from gradshare.training.layout import Layout
 from gradshare.training.machine import keep_freed_memory
 from gradshare.training.run import open_run as reopen
 from gradshare.training.statistics import confidence95
@@ -74,18 +75,24 @@ def evaluate_command(
     """
     console = Console()
     given = {name: value for name, value in options.items() if value is not None}
+    changes = ("batch_norm", "sharing_control")  # of how a learner adapts, and none of its tensors
+    how = {name: value for name, value in given.items() if name in changes}
     config = stored(run)
-    if "sharing_control" in given and not config.shares:
+    if "sharing_control" in how and not config.shares:
         raise ConfigError(
             f"--sharing-control forgotten takes ĝ away, and {run} ({config.arm}) has none; leave "
             "it out, or name a run with gradient sharing"
         )
-    config = config.model_copy(update=given)
+    machine = {name: value for name, value in given.items() if name not in changes}
+    config = config.model_copy(update=machine)
     keep_freed_memory()
     with threads(config.threads or torch.get_num_threads()):
         parts = build(config)
         metrics = parts.options.metrics
         opened = reopen(run, parts.learner, parts.train, metrics=metrics, device=config.device)
+        if how:
+            layout = Layout(**RunFolder(run).contents()["layout"])
+            opened.learner = layout.applied(build(config.model_copy(update=how)).learner)
         if dataset is None:
             source = _own_test_source(run, config, parts)
         else:
