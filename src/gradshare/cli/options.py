@@ -12,7 +12,7 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
-from gradshare.config import MACHINE_FIELDS, RunConfig, at_home, heading_of, load_yaml, option_name
+from gradshare.config import RunConfig, at_home, heading_of, load_yaml, option_name
 from gradshare.config.presets import paper_settings
 from gradshare.config.text import key_and_value
 from gradshare.errors import ConfigError
@@ -105,13 +105,6 @@ def run_options(leave_out: Iterable[str] = ()) -> Callable[[Command], Command]:
         )(command)
 
     return decorate
-
-
-def machine_options(command: Command) -> Command:
-    """Give a command the settings that say where and how fast a run goes, but not what it is."""
-    for name in reversed(MACHINE_FIELDS):
-        command = _option(name, RunConfig.model_fields[name])(command)
-    return command
 
 
 def default_data_root(settings: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ from gradshare.training.evaluation import (
     measuring,
     on_all_tasks,
 )
-from gradshare.training.folder import SETTINGS, RunFolder, kept_epochs
+from gradshare.training.folder import RunFolder, kept_epochs
 from gradshare.training.layout import Layout
 from gradshare.training.metrics import LOSS, Metric, accuracy
 from gradshare.training.options import shapes_digest
@@ -262,10 +262,8 @@ def open_run(
                 f"the run in {folder.path} has other meta-parameters than this learner; give the "
                 "learner that it was trained with"
             )
-        # A run started from names has them in its configuration, and may be tested in another mode.
-        named = (folder.path / SETTINGS).is_file()
         for name, value in description(learner).items():
-            if not named and identity.get(name) != value:
+            if identity.get(name) != value:
                 raise RunError(
                     f"the run in {folder.path} was trained with {name} {identity.get(name)}, and "
                     f"this learner has {value}; give the learner that it was trained with"
