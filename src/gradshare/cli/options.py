@@ -123,8 +123,6 @@ def read_config(config_file: Path | None, preset: str | None, options: dict[str,
     """
     settings = load_yaml(config_file) if config_file else {}
     settings |= {name: value for name, value in options.items() if value not in (None, ())}
-    if settings.get("rule") is not None:  # as in `gradshare compare`, and in Python
-        settings.setdefault("sharing", False)
     default_data_root(settings)
     if preset == "paper":
         if "dataset" not in settings:

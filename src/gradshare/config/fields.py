@@ -112,7 +112,9 @@ class Settings(BaseModel):
         "cross-entropy", METHOD, "inner and outer loss: cross-entropy, mse, or an import path"
     )
     loss_option: Options = _options("loss", METHOD, "such as label_smoothing=0.1")
-    sharing: bool = _field(True, METHOD, "share gradients between tasks")
+    sharing: bool = _field(
+        True, METHOD, "share gradients between tasks; off by default where --rule is given"
+    )
     sharing_control: SharingControl | None = _field(
         None,
         METHOD,

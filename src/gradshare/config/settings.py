@@ -57,6 +57,13 @@ class RunConfig(Settings):
                 raise ValueError(f"{option_name(name)} {str(value)!r} holds a control character")
         return settings
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_rule_of_ones_own_shares_nothing_unless_asked(cls, settings: Any) -> Any:
+        if settings.get("rule") is None or settings.get("sharing_control") is not None:
+            return settings
+        return {"sharing": False, **settings}
+
     @field_validator("dataset", "model", "method", "rule", "loss")
     @classmethod
     def _known_or_an_import_path(cls, value: str | None, info: ValidationInfo) -> str | None:
