@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +102,15 @@ def compare_command(
     All arms are trained on the same tasks from the same initialisation.
     """
     console = Console()
-    for option, given, reader in (
-        ("--ray-address", ray_address, "ray"),
-        ("--slurm", slurm, "slurm"),
+    for option, given, readers in (
+        ("--ray-address", ray_address, ["ray"]),
+        ("--slurm", slurm, ["slurm"]),
+        ("--gpus", gpus, ["ray", "slurm"]),
     ):
-        if given and executor != reader:
+        if given and executor not in readers:
             raise ConfigError(
-                f"{option} is read by --executor {reader}, not by {executor}; leave it out, or add "
-                f"--executor {reader}"
+                f"{option} is read by --executor {' and '.join(readers)}, not by {executor}; leave "
+                f"it out, or add --executor {readers[0]}"
             )
     config = read_config(config_file, preset, options)
     if config.workers > 1:
@@ -115,30 +118,35 @@ def compare_command(
             f"--workers {config.workers}: `gradshare compare` trains each run in one process; "
             "leave it out, and give --cpus"
         )
-    plan = plan_of(config, control=control, seeds=seeds)
-    where: Any = None
-    if executor == "local":
-        each = cpus or config.threads
-        jobs = jobs or (max(1, cores() // each) if each else None)
-    elif executor == "ray":
-        where = RayExecutor(ray_address, cpus=cpus or 1, gpus=gpus or 0)
-    else:
-        where = slurm_executor(out / ".slurm", out.name, _slurm_settings(slurm, cpus, gpus))
+    threads = config.threads or cpus or 0
+    plan = replace(plan_of(config, control=control, seeds=seeds), threads=threads)
     print_line(
         console,
         f"{', '.join(plan.arms)}: {len(plan.runs)} runs of {config.epochs} epochs of "
         f"{config.iterations_per_epoch} iterations on {config.dataset}; everything goes to {out}.",
     )
-    comparison = run_plan(
-        plan,
-        out,
-        executor=where,
-        at_a_time=jobs,
-        retries=REMOTE_RETRIES if retries is None and executor != "local" else retries or 0,
-        resume=resume == "auto",
-        settings=config.model_dump(mode="json", exclude=set(ARM_FIELDS)),
-        commands=commands(config),
-    )
+    with ExitStack() as stack:
+        where: Any = None
+        if executor == "local":
+            jobs = jobs or (max(1, cores() // threads) if threads else None)
+        elif executor == "ray":
+            cpus = cpus or threads or 1
+            where = stack.enter_context(RayExecutor(ray_address, cpus=cpus, gpus=gpus or 0))
+        else:
+            settings = _slurm_settings(slurm, cpus or config.threads, gpus)
+            where = slurm_executor(out / ".slurm", out.name, settings)
+        if where is not None:
+            print_line(console, "The arms are tried on a first worker before the runs begin.")
+        comparison = run_plan(
+            plan,
+            out,
+            executor=where,
+            at_a_time=jobs,
+            retries=REMOTE_RETRIES if retries is None and executor != "local" else retries or 0,
+            resume=resume == "auto",
+            settings=config.model_dump(mode="json", exclude=set(ARM_FIELDS)),
+            commands=commands(config),
+        )
     show(comparison, console)
 
 
@@ -178,8 +186,8 @@ def _slurm_settings(
         if not equals or not key:
             raise ConfigError(f"--slurm {pair!r} is not KEY=VALUE; write it like partition=gpu")
         settings[key.replace("-", "_")] = yaml.safe_load(value)
-    if cpus is not None:
+    if cpus:
         settings["cpus_per_task"] = cpus
-    if gpus is not None:
-        settings["gpus_per_node"] = int(gpus)
+    if gpus:  # submitit says that it takes no fraction
+        settings["gpus_per_node"] = int(gpus) if gpus.is_integer() else gpus
     return settings

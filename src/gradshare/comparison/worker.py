@@ -1,4 +1,4 @@
-"""One run of a comparison, as an executor's worker does it."""
+"""What an executor's worker does of a comparison: try its arms, and train a run."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ import signal
 import socket
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from gradshare.comparison.checks import Key, Tried, tried, unfinished
 from gradshare.comparison.plan import Plan
 from gradshare.errors import GradshareError, RunError
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
+from gradshare.training.launch import threads
 from gradshare.training.machine import keep_freed_memory
 from gradshare.training.options import Progress
 
 ERRORS = "errors.txt"
+TRIAL = "arms"  # in the place of the folder of a run
 POLL_SECONDS = 0.5
 # A worker whose program was killed saves and ends, and may need this long.
 LEAVE_SECONDS = 60
@@ -31,8 +37,10 @@ LEAVE_SECONDS = 60
 LIVE: dict[str, Plan] = {}
 """Plans of comparisons whose workers are threads of this process, by path."""
 
-Outcome = tuple[Literal["done", "stopped", "failed"], str]
-"""What became of a run, and why: a value, since errors do not travel well between processes."""
+Outcome = tuple[Literal["done", "stopped", "failed"], Any]
+"""What became of a call, and what it returned, or why it did not: a value, since errors do not
+travel well between processes.
+"""
 
 
 def train_run(path: str, arm: str, seed: int) -> Outcome:
@@ -43,21 +51,49 @@ def train_run(path: str, arm: str, seed: int) -> Outcome:
         arm: the run's arm.
         seed: the run's seed.
     """
-    try:
-        plan = _plan(path)
+
+    def train(plan: Plan) -> None:
         place = plan.place(Path(path).parent, arm, seed)
         processes = _Worker(path)
         _await_the_last(place, processes)
-        fit_in(
-            processes,
-            plan.learner(arm, seed),
-            plan.sources,
-            plan.options_of(seed),
-            place,
-            resume=True,
-            watch=_Teller(progress_file(place)),
-            settings=plan.settings_of(arm, seed),
-        )
+        with threads(plan.threads or torch.get_num_threads()):
+            fit_in(
+                processes,
+                plan.learner(arm, seed),
+                plan.sources,
+                plan.options_of(seed),
+                place,
+                resume=True,
+                watch=_Teller(progress_file(place)),
+                settings=plan.settings_of(arm, seed),
+            )
+
+    return _outcome(path, train)
+
+
+def try_arms(path: str) -> Outcome:
+    """Try the arms of a comparison on this machine, and find the runs that are not finished.
+
+    Args:
+        path: of the plan, in the comparison's folder.
+    """
+    folder = Path(path).parent
+
+    def try_them(plan: Plan) -> tuple[Tried, list[Key]]:
+        tell = _Teller(progress_file(folder / TRIAL))
+        count = len(plan.arms)
+        tell(Progress("try", 0, count, epoch=0, score=None))
+        found = tried(plan)
+        tell(Progress("try", count, count, epoch=0, score=None))
+        return found, unfinished(plan, found, folder)
+
+    return _outcome(path, try_them)
+
+
+def _outcome(path: str, do: Callable[[Plan], Any]) -> Outcome:
+    """Do something with the plan at a path."""
+    try:
+        return "done", do(_plan(path))
     except RunStoppedError as error:
         return "stopped", str(error)
     except GradshareError as error:
@@ -67,7 +103,6 @@ def train_run(path: str, arm: str, seed: int) -> Outcome:
         with contextlib.suppress(OSError), errors.open("a", encoding="utf-8") as file:
             traceback.print_exc(file=file)
         return "failed", f"{type(error).__name__}: {error} (see {errors})"
-    return "done", ""
 
 
 def _plan(path: str) -> Plan:

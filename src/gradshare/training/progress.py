@@ -12,7 +12,7 @@ from gradshare.training.options import Progress, Watch
 
 MOST_BARS = 8  # more would not fit on a screen
 
-PHASES = {"validate": "validating", "test": "testing"}
+PHASES = {"try": "trying", "validate": "validating", "test": "testing"}
 
 
 class RunBars:
@@ -68,7 +68,7 @@ class RunBars:
             total=progress.total,
             phase=f"{phase:<11} {seen}",
         )
-        if progress.phase == "test" and progress.done == progress.total:
+        if progress.phase in ("try", "test") and progress.done == progress.total:
             self._done.append(self._tasks[name])
         if len(self._tasks) - self._hidden > MOST_BARS and self._hidden < len(self._done):
             self._bars.update(self._done[self._hidden], visible=False)
