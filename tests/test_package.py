@@ -11,6 +11,8 @@ import pytest
 
 import gradshare as gs
 
+PACKAGE = Path(gs.__file__).parent
+
 
 def in_a_new_process(code: str) -> str:
     command = [sys.executable, "-c", code]
@@ -33,6 +35,37 @@ def test_each_public_name_can_be_used_and_is_what_a_type_checker_sees() -> None:
     for name, module in seen.items():
         imported = __import__(module or "", fromlist=[name])
         assert getattr(gs, name) is getattr(imported, name), name
+
+
+# Each folder imports those before it.
+ORDER = [
+    {"errors"},
+    {"tasks", "models", "inner_loop", "executors"},
+    {"methods"},
+    {"training"},
+    {"comparison"},
+    {"config"},
+    {"cli"},
+]
+
+
+def folders_imported_by(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    modules = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    modules |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    return {name.split(".")[1] for name in modules if name.startswith("gradshare.")}
+
+
+def test_imports_point_in_one_direction() -> None:
+    known = set().union(*ORDER)
+    before: set[str] = set()
+    for folders in ORDER:
+        for folder in folders:
+            files = list((PACKAGE / folder).rglob("*.py")) or [PACKAGE / f"{folder}.py"]
+            for file in files:
+                wrong = (folders_imported_by(file) & known) - before - {folder}
+                assert not wrong, f"{file} imports {wrong}"
+        before |= folders
 
 
 def test_everything_can_be_imported_at_once() -> None:
