@@ -26,7 +26,8 @@ from tests.tasks.builders import make_image
 
 ROOT = Path(__file__).parent.parent
 
-DOCUMENTS = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+PAGES = sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ["README.md", "reproduction/README.md", *PAGES]
 
 SHORT = ["--epochs=1", "--iterations-per-epoch=2", "--val-tasks=3", "--test-tasks=3"]
 
@@ -88,6 +89,7 @@ def ran(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
                 code = [block.replace(old, new) for block in code]
             names = {"DATA": str(data_root), "ThreadPoolExecutor": ThreadPoolExecutor}
             with chdir(home), contextlib.redirect_stdout(io.StringIO()) as printed:
+                Path("reproduction").symlink_to(ROOT / "reproduction")
                 if document == "docs/index.md":
                     make_photographs_and_a_run(data_root)
                 for block in code:
@@ -216,7 +218,7 @@ def test_the_documented_comparison_has_a_control_and_takes_another_arm_and_seed(
 def commands() -> list[str]:
     """Every `gradshare …` of a console block."""
     found = []
-    for document in [*DOCUMENTS, "reproduction/README.md"]:
+    for document in DOCUMENTS:
         for block in blocks(document, "console"):
             lines = block.replace("\\\n", " ").splitlines()
             found += [line.split("$ ", 1)[1] for line in lines if "$ gradshare " in line]
