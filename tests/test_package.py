@@ -43,37 +43,6 @@ def test_the_citation_is_of_this_version() -> None:
     assert citation["version"] == gs.__version__
 
 
-# Each folder imports those before it.
-ORDER = [
-    {"errors"},
-    {"tasks", "models", "inner_loop", "executors"},
-    {"methods"},
-    {"training"},
-    {"comparison"},
-    {"config"},
-    {"cli"},
-]
-
-
-def folders_imported_by(file: Path) -> set[str]:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    modules = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    modules |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    return {name.split(".")[1] for name in modules if name.startswith("gradshare.")}
-
-
-def test_imports_point_in_one_direction() -> None:
-    known = set().union(*ORDER)
-    before: set[str] = set()
-    for folders in ORDER:
-        for folder in folders:
-            files = list((PACKAGE / folder).rglob("*.py")) or [PACKAGE / f"{folder}.py"]
-            for file in files:
-                wrong = (folders_imported_by(file) & known) - before - {folder}
-                assert not wrong, f"{file} imports {wrong}"
-        before |= folders
-
-
 def test_everything_can_be_imported_at_once() -> None:
     code = "from gradshare import *; print(fit.__name__, testing.__name__, ResNet12.__name__)"
     assert in_a_new_process(code) == "fit gradshare.testing ResNet12\n"
