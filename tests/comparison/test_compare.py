@@ -468,8 +468,8 @@ def test_a_trial_whose_worker_is_lost_is_reported_or_repeated(
     )
     compare(**quick(a=plain), out=tmp_path / "out", executor=Preempted(), retries=1)
     assert caplog.messages == [
-        "the trial of the arms: its worker was lost: OSError: preempted; it is started again, from "
-        "its last checkpoint (retry 1 of 1)"
+        "the trial of the arms: its worker was lost: OSError: preempted; it is started again "
+        "(retry 1 of 1)"
     ]
 
 

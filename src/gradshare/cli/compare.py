@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from rich.console import Console
 
 from gradshare.cli.options import (
     GroupedCommand,
     UserPath,
     out_option,
+    pairs,
     read_config,
     resume_option,
     run_options,
@@ -76,6 +74,7 @@ REMOTE_RETRIES = 2
 @click.option(
     "--slurm",
     multiple=True,
+    callback=pairs,
     metavar="KEY=VALUE",
     help="Slurm's settings, as submitit takes them: partition=gpu, timeout_min=600, mem_gb=16, "
     "qos=…, additional_parameters='{requeue: true}'.  Repeat for each.",
@@ -92,7 +91,7 @@ def compare_command(
     cpus: int | None,
     gpus: float | None,
     ray_address: str | None,
-    slurm: tuple[str, ...],
+    slurm: dict[str, Any] | None,
     config_file: Path | None,
     preset: str | None,
     **options: Any,
@@ -108,10 +107,8 @@ def compare_command(
         ("--gpus", gpus, ["ray", "slurm"]),
     ):
         if given and executor not in readers:
-            raise ConfigError(
-                f"{option} is read by --executor {' and '.join(readers)}, not by {executor}; leave "
-                f"it out, or add --executor {readers[0]}"
-            )
+            known = " and ".join(readers)
+            raise ConfigError(f"{option} is for --executor {known}, not {executor}; leave it out")
     config = read_config(config_file, preset, options)
     if config.workers > 1:
         raise ConfigError(
@@ -125,28 +122,31 @@ def compare_command(
         f"{', '.join(plan.arms)}: {len(plan.runs)} runs of {config.epochs} epochs of "
         f"{config.iterations_per_epoch} iterations on {config.dataset}; everything goes to {out}.",
     )
-    with ExitStack() as stack:
-        where: Any = None
-        if executor == "local":
-            jobs = jobs or (max(1, cores() // threads) if threads else None)
-        elif executor == "ray":
-            cpus = cpus or threads or 1
-            where = stack.enter_context(RayExecutor(ray_address, cpus=cpus, gpus=gpus or 0))
-        else:
-            settings = _slurm_settings(slurm, cpus or config.threads, gpus)
-            where = slurm_executor(out / ".slurm", out.name, settings)
-        if where is not None:
-            print_line(console, "The arms are tried on a first worker before the runs begin.")
-        comparison = run_plan(
-            plan,
-            out,
-            executor=where,
-            at_a_time=jobs,
-            retries=REMOTE_RETRIES if retries is None and executor != "local" else retries or 0,
-            resume=resume == "auto",
-            settings=config.model_dump(mode="json", exclude=set(ARM_FIELDS)),
-            commands=commands(config),
-        )
+    where: Any = None
+    if executor == "local":
+        jobs = jobs or (max(1, cores() // threads) if threads else None)
+    elif executor == "ray":
+        where = RayExecutor(ray_address, cpus=cpus or threads or 1, gpus=gpus or 0)
+    else:
+        slurm = slurm or {}
+        if threads:
+            slurm["cpus_per_task"] = cpus or threads
+        if gpus:  # submitit says that it takes no fraction
+            slurm["gpus_per_node"] = int(gpus) if gpus.is_integer() else gpus
+        where = slurm_executor(out / ".slurm", out.name, slurm)
+    if where is not None:
+        print_line(console, "The arms are tried on a first worker before the runs begin.")
+        retries = REMOTE_RETRIES if retries is None else retries
+    comparison = run_plan(
+        plan,
+        out,
+        executor=where,
+        at_a_time=jobs,
+        retries=retries or 0,
+        resume=resume == "auto",
+        settings=config.model_dump(mode="json", exclude=set(ARM_FIELDS)),
+        commands=commands(config),
+    )
     show(comparison, console)
 
 
@@ -175,19 +175,3 @@ def commands(config: RunConfig) -> list[str]:
     own = ":" in config.dataset or config.dataset == "glyphs"
     hint = [] if own else [f"{shlex.join(prepare)} --download   # or --from PATH"]
     return [*hint, shlex.join(words)]
-
-
-def _slurm_settings(
-    pairs: tuple[str, ...], cpus: int | None, gpus: float | None
-) -> Mapping[str, Any]:
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--slurm {pair!r} is not KEY=VALUE; write it like partition=gpu")
-        settings[key.replace("-", "_")] = yaml.safe_load(value)
-    if cpus:
-        settings["cpus_per_task"] = cpus
-    if gpus:  # submitit says that it takes no fraction
-        settings["gpus_per_node"] = int(gpus) if gpus.is_integer() else gpus
-    return settings

@@ -142,7 +142,7 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
     elif typing.get_origin(plain) is typing.Literal:
         kind = click.Choice(typing.get_args(plain))
     elif typing.get_origin(plain) is dict:
-        more = {"callback": _pairs, "metavar": "KEY=VALUE"}
+        more = {"callback": pairs, "metavar": "KEY=VALUE"}
     shown = "" if default in (None, (), {}) else f"  [default: {default}]"
     return click.option(
         flag,
@@ -155,7 +155,8 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
     )
 
 
-def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
+def pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
+    """Read the values of an option KEY=VALUE that may be repeated; None without any."""
     try:
         return dict(map(key_and_value, values)) or None
     except ValueError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,8 @@ from gradshare.training.layout import Layout, Memory, Tasks
 from gradshare.training.metrics import Metric
 from gradshare.training.randomness import generators_kept
 
-Key = tuple[str, int]
-"""A run: its arm and seed."""
-
-Starts = dict[str, Mapping[str, Tensor]]
-"""The meta-parameters of each arm before any training."""
+Key = tuple[str, int]  # a run: its arm and seed
+Starts = dict[str, Mapping[str, Tensor]]  # the meta-parameters of each arm before any training
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,7 @@ class Tried:
     """What trying the arms found: plain values, which another process can be sent.
 
     Attributes:
-        tasks: the layout of all arms; see `Layout`.
-        memory: likewise.
+        tasks, memory: the layout of all arms; see `Layout`.
         metrics: by name.
         score: the metric that decides.
         identities: what makes the runs of each arm what they are, but for the seed.
@@ -48,10 +44,6 @@ class Tried:
     score: str
     identities: dict[str, Mapping[str, Any]]
     notes: tuple[str, ...]
-
-    def laid_out(self, plan: Plan) -> Plan:
-        """A plan whose runs all have this layout."""
-        return replace(plan, options=replace(plan.options, tasks=self.tasks, memory=self.memory))
 
 
 def tried(plan: Plan) -> Tried:
@@ -117,14 +109,14 @@ def unfinished(plan: Plan, found: Tried, folder: Path) -> list[Key]:
     Raises:
         RunError: an arm is not what it was when its finished runs were trained.
     """
-    finished: list[Key] = []
-    for arm, seed in plan.runs:
-        identity = {**found.identities[arm], "seed": seed}
-        if is_finished(plan.place(folder, arm, seed), identity):
-            finished.append((arm, seed))
+    places = {(arm, seed): plan.place(folder, arm, seed) for arm, seed in plan.runs}
+    finished = [
+        (arm, seed)
+        for (arm, seed), place in places.items()
+        if is_finished(place, {**found.identities[arm], "seed": seed})
+    ]
     for arm, seed in dict(finished).items():  # one of each arm tells whether it changed
-        learner, options = plan.learner(arm, seed), plan.options_of(seed)
-        place = plan.place(folder, arm, seed)
+        learner, options, place = plan.learner(arm, seed), plan.options_of(seed), places[arm, seed]
         fit_in(OneProcess(), learner, plan.sources, options, place, resume=True)
     return [key for key in plan.runs if key not in finished]
 

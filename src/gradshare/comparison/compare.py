@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.interruption import StopRequests
 from gradshare.training.lock import locked
 from gradshare.training.machine import TUNABLES, cores
-from gradshare.training.metrics import Metric
 from gradshare.training.options import Options
 from gradshare.training.progress import RunBars
 
@@ -122,12 +122,11 @@ def compare(
         RunError: the folder cannot be used, or some runs failed, with the others saved.
         RunStoppedError: Ctrl-C or SIGTERM; each run has saved what it had.
     """
-    names = list(arms) if isinstance(arms, Mapping) else []
     made = Options.of(**options)
     require_choice("resume", resume, Resume)
     plan = Plan(
         arms,
-        baseline if baseline is not None else (names[0] if names else ""),
+        next(iter(arms), "") if baseline is None else baseline,
         (controls,) if isinstance(controls, str) else tuple(controls),
         train,
         validation,
@@ -161,10 +160,8 @@ def run_plan(
     """Run a comparison; see `compare`.
 
     Args:
-        plan: of the comparison.
-        folder: of the comparison.
-        executor, at_a_time, retries, progress: see `compare`.
-        resume: whether the comparison in the folder may be continued.
+        plan, folder: of the comparison.
+        executor, at_a_time, retries, resume, progress: see `compare`.
         settings: of all runs, for the report; by default those of `plan.options`.
         commands: that reproduce it, for the report; by default the one that is running.
     """
@@ -180,8 +177,7 @@ def run_plan(
     if own:
         device = choose_device(plan.options.device)
         at_a_time = at_a_time or (cores() if device.type == "cpu" else 1)
-        # Not by what is left: with other threads a run that is continued would round differently.
-        executor = LocalExecutor(at_a_time, _environment(min(at_a_time, len(plan.runs))))
+        executor = _local(plan, at_a_time)
     elif isinstance(executor, ThreadPoolExecutor):
         at_a_time = 1  # threads share the random generators
     _require_room(folder, resume=resume)
@@ -203,10 +199,12 @@ def run_plan(
                 found, left = runner.try_arms(plan)
             else:
                 left = unfinished(plan, found, folder)
-            plan = found.laid_out(plan)
+            options = replace(plan.options, tasks=found.tasks, memory=found.memory)
+            plan = replace(plan, options=options)
             if left:
                 runner.train(plan, left)
         metrics = {name: facts.metric() for name, facts in found.metrics.items()}
+        free = yardsticks(plan.test, plan.options.test_tasks) if "accuracy" in metrics else {}
         results = results_of(
             plan,
             folder,
@@ -215,7 +213,7 @@ def run_plan(
             settings=settings or _settings(plan.options),
             commands=commands or [shlex.join(["python", *sys.orig_argv[1:]])],
             notes=found.notes,
-            yardsticks=_yardsticks(plan, metrics),
+            yardsticks=free,
         )
         save_results(results, folder / FILENAME)
         comparison = Comparison(folder, results)
@@ -223,21 +221,13 @@ def run_plan(
     return comparison
 
 
-def _yardsticks(plan: Plan, metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    """What costs nothing on the test tasks, where the metric is the accuracy."""
-    if "accuracy" not in metrics:
-        return {}
-    return yardsticks(plan.test, plan.options.test_tasks)
-
-
-def _environment(at_a_time: int) -> dict[str, str]:
-    """Environment variables for each of some processes that share this machine's cores."""
-    name, value = TUNABLES
-    return {
-        name: value,
-        "OMP_NUM_THREADS": str(max(1, cores() // at_a_time)),
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait must not take others' cores
-    }
+def _local(plan: Plan, at_a_time: int) -> LocalExecutor:
+    """Processes that share this machine's cores."""
+    # Not by what is left: with other threads a run that is continued would round differently.
+    threads = max(1, cores() // min(at_a_time, len(plan.runs)))
+    # Threads that wait must not take others' cores.
+    openmp = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    return LocalExecutor(at_a_time, dict([TUNABLES]) | openmp)
 
 
 def _require_room(folder: Path, *, resume: bool) -> None:

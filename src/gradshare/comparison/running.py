@@ -15,20 +15,13 @@ from uuid import uuid4
 
 from gradshare.comparison.checks import Key, Tried
 from gradshare.comparison.plan import RUNS, Plan
-from gradshare.comparison.worker import (
-    LIVE,
-    TRIAL,
-    Outcome,
-    progress_file,
-    progress_of,
-    train_run,
-    try_arms,
-)
+from gradshare.comparison.worker import LIVE, TRIAL, Outcome, train_run, try_arms
 from gradshare.errors import GradshareError, RunError
 from gradshare.executors import Call, LostWorkerError
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError, StopRequests
 from gradshare.training.options import Progress
+from gradshare.training.progress import progress_of
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +51,7 @@ class Runner:
     stop: StopRequests
 
     def try_arms(self, plan: Plan) -> tuple[Tried, list[Key]]:
-        """Try the arms on a machine like those that train.
-
-        Returns:
-            What was found, and the runs that are not finished.
+        """What `try_arms` finds on a machine like those that train.
 
         Raises:
             RunError: the arms cannot be compared, or the trial was lost.
@@ -72,8 +62,7 @@ class Runner:
             ((kind, value),) = self._made([job], path).values()
         if kind != "done":
             raise RunError(f"{job.name} failed: {value}")
-        found: tuple[Tried, list[Key]] = value
-        return found
+        return value  # type: ignore[no-any-return]
 
     def train(self, plan: Plan, keys: Sequence[Key]) -> None:
         """Train some runs, each from where its folder was saved last.
@@ -94,17 +83,17 @@ class Runner:
             if kind != "done":
                 failures.setdefault(why, []).append(name)
         if failures:
-            said = (f"{_some(names)} failed: {why}" for why, names in failures.items())
+            said = "; ".join(f"{_some(names)} failed: {why}" for why, names in failures.items())
             raise RunError(
-                f"{'; '.join(said)}. The other runs are saved in {self.folder}; correct the cause "
-                "and continue (resume='auto', --resume auto)"
+                f"{said}. The other runs are saved in {self.folder}; correct the cause and "
+                "continue (resume='auto', --resume auto)"
             )
 
     @contextmanager
     def _offered(self, plan: Plan) -> Iterator[str]:
         """Let workers read a plan at the path that is returned, and remove it at the end.
 
-        Each plan has a name of its own: workers of a program that was killed miss theirs, and stop.
+        Each plan has a new name: workers of a program that was killed miss theirs, and stop.
 
         Raises:
             ConfigError, RunError: it cannot be saved.
@@ -154,7 +143,9 @@ class Runner:
                 if done:
                     running.remove(job)
                     kind, value = outcomes[job.name] = job.outcome()
-                    if kind == "stopped" and job.is_repeated(self.retries, value):
+                    if kind == "stopped" and job.lost <= self.retries:
+                        again = "%s: %s; it is started again (retry %d of %d)"
+                        log.warning(again, job.name, value, job.lost, self.retries)
                         waiting.append(job)
             time.sleep(POLL_SECONDS)
         return outcomes
@@ -165,9 +156,9 @@ class Runner:
         This is seen from the locks of their folders, since a scheduler may not answer.
         """
         self._withdraw(path)
-        trained = [job for job in jobs if job.trained]
+        trained = [job for job in jobs if job.trained()]
         loading = [job for job in jobs if job not in trained and not job.cancel()]
-        while any(job.trained for job in trained) or not all(job.done() for job in loading):
+        while any(map(_Job.trained, trained)) or not all(map(_Job.done, loading)):
             time.sleep(POLL_SECONDS)
 
 
@@ -176,7 +167,7 @@ class _Job(Call):
 
     Args:
         name: for messages.
-        place: the folder of its run; how far it is stands beside it.
+        place: the folder of its run.
         executor, function, args: see `Call`.
     """
 
@@ -184,28 +175,24 @@ class _Job(Call):
         self, name: str, place: Path, executor: Any, function: Callable[..., Outcome], *args: Any
     ) -> None:
         super().__init__(name, executor, function, *args)
-        self._place = place
+        self.place = place
         self._told: Progress | None = None
-        self._lost = 0  # in a row, without completing an epoch
+        self.lost = 0  # in a row, without completing an epoch
         self._epoch = 0
 
-    def submitted(self) -> bool:
-        self._told = None
-        with contextlib.suppress(OSError):  # most have none
-            progress_file(self._place).unlink()
-        return super().submitted()
-
-    @property
     def trained(self) -> bool:
         """Whether a process trains its run, whatever the executor says."""
-        return RunFolder(self._place).in_use
+        return RunFolder(self.place).in_use
 
     def look(self, watch: WatchAll) -> None:
         """Read how far it is, and tell it if that is new."""
-        progress = progress_of(self._place)
-        if progress is not None and progress != self._told:
-            self._told = progress
-            watch(self.name, progress)
+        progress = progress_of(self.place)
+        if progress is None or progress == self._told:
+            return
+        if progress.epoch > self._epoch:
+            self._epoch, self.lost = progress.epoch, 0
+        self._told = progress
+        watch(self.name, progress)
 
     def outcome(self) -> Outcome:
         """What became of it; one that was stopped was not stopped by this program."""
@@ -213,18 +200,10 @@ class _Job(Call):
             kind, value = self.result()
         except LostWorkerError as error:
             kind, value = "stopped", str(error)
-        return kind, f"its worker was lost: {value}" if kind == "stopped" else value
-
-    def is_repeated(self, retries: int, why: str) -> bool:
-        """Count that it was lost, and return whether it is submitted again."""
-        epoch = 0 if self._told is None else self._told.epoch
-        self._lost = 1 if epoch > self._epoch else self._lost + 1
-        self._epoch = max(self._epoch, epoch)
-        if self._lost > retries:
-            return False
-        words = "%s: %s; it is started again, from its last checkpoint (retry %d of %d)"
-        log.warning(words, self.name, why, self._lost, retries)
-        return True
+        if kind == "stopped":
+            value = f"its worker was lost: {value}"
+            self.lost += 1
+        return kind, value
 
 
 def _some(names: Sequence[str]) -> str:

@@ -49,7 +49,7 @@ class LostRankError(OtherRankError):
 
 @dataclass(frozen=True)
 class Share:
-    """What one process does of a task batch.
+    """The tasks of a batch that one process computes.
 
     Attributes:
         processes: who share the batch.
@@ -76,7 +76,7 @@ class Share:
 
 
 class OneProcess:
-    """A run in one process: it has every task, and nobody to exchange anything with.
+    """A run in one process: it has every task, and exchanges nothing.
 
     Attributes:
         rank: which process this is, from 0.
@@ -182,8 +182,8 @@ class ProcessGroup(OneProcess):
         self._asked: int | None = None
         self._store = store
         self._fate = fate
-        # Its functions hold on to the group that there is when it is first imported, which an
-        # optimiser does, and `close` would not close what it still has.
+        # When this module is first imported, which an optimiser does, its functions keep the
+        # group that exists then, and `close` would not close that one. So import it before.
         importlib.import_module("torch.distributed.nn")
         with self._exchange():
             dist.init_process_group(

@@ -60,7 +60,7 @@ def torchrun_size() -> int | None:
     """How many processes `torchrun` has started for this run; None without it.
 
     Raises:
-        ConfigError: its variables are no numbers.
+        ConfigError: its variables are not numbers.
     """
     return _number("WORLD_SIZE") if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else None
 
@@ -104,7 +104,7 @@ def member(group: ProcessGroup) -> Iterator[OneProcess]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Compute with so many threads, and afterwards with as many as before."""
+    """Compute with a number of threads, and afterwards with as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
