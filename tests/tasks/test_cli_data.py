@@ -14,8 +14,9 @@ from gradshare.errors import DataError, GradshareError
 from gradshare.tasks import datasets, glyphs
 from gradshare.tasks.contact_sheet import contact_sheet
 from gradshare.tasks.dataset import Archive
-from gradshare.tasks.datasets import DATASETS, open_dataset
+from gradshare.tasks.datasets import open_dataset
 from gradshare.tasks.download import OnProgress
+from gradshare.tasks.registry import DATASETS
 from tests.tasks.builders import make_classes, random_store
 from tests.tasks.download_server import Server
 

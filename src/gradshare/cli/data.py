@@ -26,8 +26,6 @@ from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
 from gradshare.errors import DataError
 from gradshare.tasks.contact_sheet import contact_sheet
 from gradshare.tasks.datasets import (
-    DATASETS,
-    DEFAULT_DATA_ROOT,
     IMAGE_SIZES,
     check_name,
     download_dataset,
@@ -38,6 +36,7 @@ from gradshare.tasks.datasets import (
 from gradshare.tasks.download import OnProgress
 from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import Resize
+from gradshare.tasks.registry import DATASETS, DEFAULT_DATA_ROOT
 from gradshare.tasks.store import ImageStore
 
 Option = Callable[[Callable[..., None]], Callable[..., None]]

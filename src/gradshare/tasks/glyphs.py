@@ -27,7 +27,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gradshare.errors import DataError
 from gradshare.tasks.dataset import Dataset
-from gradshare.tasks.store import SPLITS, ClassImages, Images
+from gradshare.tasks.store import SPLITS, Images
+from gradshare.tasks.writing import ClassImages
 
 GLYPHS = Dataset(
     name="glyphs",

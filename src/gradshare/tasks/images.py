@@ -1,4 +1,4 @@
-"""Decoding one image of unknown origin to the form that a store holds."""
+"""Decoding images of unknown origin to the form that a store holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,6 +21,7 @@ MAX_PIXELS = 100_000_000
 
 # Pillow knows dozens of formats more, some of which hand the file to another program (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Those whose deepest grey has 16 bits, which Pillow may read into a mode of 32.
 SIXTEEN_BITS = ("PNG", "PPM")
 BITS_PER_SAMPLE = 258  # the tag of a TIFF
@@ -74,6 +75,28 @@ def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
     with open_image(data, where) as image:
         check_size(image.size, where, form)
         return to_array(image, form)
+
+
+def decode(image: Any, where: str, form: ImageFormat) -> Images:
+    """Decode an image of a `FoundClass`: a path, the bytes of a file as an array, or pixels.
+
+    Args:
+        image: see `FoundClass`.
+        where: how an error names the image, if it is not a path.
+        form: what to turn it into.
+
+    Returns:
+        uint8 (C, H, W).
+
+    Raises:
+        DataError: see `read_image`.
+    """
+    if isinstance(image, Path):
+        return read_image(image, str(image), form)
+    if image.ndim == 1:
+        return read_image(image.tobytes(), where, form)
+    check_size(image.shape[1::-1], where, form)
+    return to_array(Image.fromarray(image), form)
 
 
 @contextmanager
