@@ -173,7 +173,7 @@ def show(
     out = out or Path(f"{store.name}-{store.path.name}.png")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(store).save(out, format="PNG")
+        contact_sheet(store).savefig(out, format="png", dpi=120, bbox_inches="tight")
     except OSError as error:
         raise DataError(
             f"cannot write the contact sheet to {out} ({error}); choose another --out"

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -35,54 +35,50 @@ LONGEST = 4096
 Images = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, eq=False)
-class StoredImages:
-    """The images of an opened store. A pickle of it holds no image but where they are, so that
-    another process maps the same file.
+class StoredImages(np.memmap[Any, Any]):
+    """The images of a store, memory-mapped. A pickle holds where they are, and not the images.
+
+    A part of the images has no attributes, and is pickled as an array.
 
     Attributes:
         path: the store's folder.
         sha256: of the images, see `ImageStore`.
-        images: uint8 (N, C, H, W), memory-mapped.
     """
 
     path: Path
     sha256: str
-    images: Images
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        if not hasattr(self, "path"):
+            return np.asarray(self).__reduce_ex__(protocol)
         return _reopened, (self.path.absolute(), self.sha256)
 
 
-def _reopened(path: Path, sha256: str) -> StoredImages:
+def _reopened(path: Path, sha256: str) -> Images:
     """The images that a pickle names.
 
     Raises:
         DataError: they are not there, or are others by now.
     """
     store = ImageStore.open(path)
-    stored = store.splits["train"].stored
-    if stored is None or store.sha256 != sha256:
+    if store.sha256 != sha256:
         raise DataError(
             f"the dataset in {path} was prepared anew since what reads it was pickled; "
             "open it again"
         )
-    return stored
+    return store.splits["train"].images
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """The classes of one split.
 
-    A pickle of a store's split holds where its images are, and not the images.
-
     Attributes:
         name: "train", "val" or "test".
-        images: uint8 (N, C, H, W), of the whole store, memory-mapped.
+        images: uint8 (N, C, H, W), of the whole store.
         class_names: one name a class.
         starts: (classes,) the first row of each class.
         counts: (classes,) how many rows each class has.
-        stored: what `images` are, of an opened store; None where they are in memory alone.
     """
 
     name: str
@@ -90,20 +86,13 @@ class Split:
     class_names: tuple[str, ...] = field(repr=False)
     starts: npt.NDArray[np.int64] = field(repr=False)
     counts: npt.NDArray[np.int64] = field(repr=False)
-    stored: StoredImages | None = field(default=None, repr=False)
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        if self.stored is not None and self.images is self.stored.images:
-            del state["images"]
-        else:
-            state["stored"] = None
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if state["stored"] is not None:
-            state = {**state, "images": state["stored"].images}
-        self.__dict__.update(state)
+    @property
+    def stored(self) -> StoredImages | None:
+        """The images, if they are all those of a store; None if they are in memory alone."""
+        if isinstance(self.images, StoredImages) and hasattr(self.images, "path"):
+            return self.images
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +153,8 @@ class ImageStore:
             raise DataError(
                 f"the prepared dataset in {path} is damaged ({cause}); {remedy}"
             ) from error
-        stored = StoredImages(path, index.sha256, images)
+        stored = images.view(StoredImages)
+        stored.path, stored.sha256 = path, index.sha256
         return cls(
             name=index.name,
             path=path,
@@ -251,8 +241,7 @@ def memory_map(path: Path) -> npt.NDArray[Any]:
         raise ValueError(f"{path.name} has no proper header: {error}") from error
 
 
-def _split(name: str, stored: StoredImages, entries: list[StoredClass]) -> Split:
+def _split(name: str, images: Images, entries: list[StoredClass]) -> Split:
     starts = np.array([entry.start for entry in entries], dtype=np.int64)
     counts = np.array([entry.count for entry in entries], dtype=np.int64)
-    names = tuple(entry.name for entry in entries)
-    return Split(name, stored.images, names, starts, counts, stored)
+    return Split(name, images, tuple(entry.name for entry in entries), starts, counts)
