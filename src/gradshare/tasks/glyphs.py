@@ -42,36 +42,19 @@ GLYPHS = Dataset(
 # Latin, Greek and Cyrillic look alike and stay together; the scripts held out resemble no other.
 SCRIPTS: dict[str, tuple[str, ...]] = {
     "train": (
-        "Latin",
-        "Greek",
-        "Cyrillic",
-        "Coptic",
-        "Old Italic",
-        "Lisu",
-        "Canadian Syllabics",
-        "Arabic",
+        *("Latin", "Greek", "Cyrillic", "Coptic", "Old Italic", "Lisu"),
+        *("Canadian Syllabics", "Arabic"),
     ),
     "val": ("Armenian", "Tifinagh", "Lao", "Ogham"),
     "test": ("Georgian", "Hebrew", "Nko"),
 }
 # The first face has nearly every letter; letters are compared with each other in it.
 FACES = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSansMono-Oblique",
-    "DejaVuSansMono-BoldOblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-Italic",
-    "DejaVuSerif-BoldItalic",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralItalic",
-    "STIXGeneralBolIta",
+    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
+    *("DejaVuSansMono", "DejaVuSansMono-Bold"),
+    *("DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique"),
+    *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
+    *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
 )
 SAMPLES = 20  # images a class, as in Omniglot: enough for 5 shots and 15 queries
 
