@@ -40,7 +40,7 @@ from gradshare.tasks import ImageStore, ImageTasks
 from gradshare.tasks.archives import unpacked
 from gradshare.tasks.folder import find_classes
 from gradshare.tasks.hdf5 import cache_files, find_cached
-from gradshare.tasks.images import ImageFormat, decode, read_image
+from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.mini_imagenet import find_in_pickle, read_table
 from gradshare.tasks.store import SPLITS
 from gradshare.training import checkpoint
@@ -241,7 +241,7 @@ def test_torchmetas_lists(random: Random, tmp_path: Path) -> None:
     labels.write_bytes(as_text(twisted(["train"], random), random))
     with refusing():
         for item in find_cached(tmp_path):
-            assert decode(item.images[0], "", FORM).shape == (3, 8, 8)
+            assert read_image(item.images[0], "", FORM).shape == (3, 8, 8)
 
 
 @fuzzed

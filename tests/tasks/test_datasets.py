@@ -530,10 +530,10 @@ def test_several_archives_are_handed_on_as_their_folder(root: Path, downloads: l
 def test_what_is_not_published_is_not_downloaded(root: Path) -> None:
     DATASETS["noise"] = noise(archives=())
     assert message_of(lambda: download_dataset("noise", root)) == (
-        "dataset 'noise' is not published for download; use --from PATH"
+        "dataset 'noise' is not published for download; leave out --download"
     )
     assert message_of(lambda: download_dataset("glyphs", root)) == (
-        "dataset 'glyphs' is drawn, not downloaded; leave out --download"
+        "dataset 'glyphs' is not published for download; leave out --download"
     )
     assert message_of(lambda: download_dataset("nois", root)).startswith(
         "there is no dataset 'nois'; did you mean 'noise'?"

@@ -19,7 +19,7 @@ from gradshare.tasks import images
 from gradshare.tasks.dataset import FoundClass
 from gradshare.tasks.folder import find_classes as find_classes_and_splits
 from gradshare.tasks.folder import is_grey
-from gradshare.tasks.images import ImageFormat, decode
+from gradshare.tasks.images import ImageFormat, read_image
 from tests.tasks.builders import make_classes, make_image
 
 BIRDS = ["crow", "finch", "heron", "lark", "owl"]
@@ -261,7 +261,7 @@ def test_every_kind_of_image_is_read(tmp_path: Path, extension: str) -> None:
     classes = find_classes(tmp_path)
     assert len(classes) == 3
     for item in classes:
-        (image,) = [decode(image, "", ImageFormat(8, 3)) for image in item.images]
+        (image,) = [read_image(image, "", ImageFormat(8, 3)) for image in item.images]
         assert image.shape == (3, 8, 8)
         assert (abs(image.astype(int) - 200) <= 2).all()
 
@@ -271,7 +271,7 @@ def test_images_come_in_the_order_of_their_names(tmp_path: Path) -> None:
         for shade in (90, 30, 60):
             make_image(tmp_path / name / f"{shade}.png", shade=shade, mode="L")
     for item in find_classes(tmp_path):
-        decoded = [decode(image, "", ImageFormat(5, 1)) for image in item.images]
+        decoded = [read_image(image, "", ImageFormat(5, 1)) for image in item.images]
         assert [int(image[0, 2, 2]) for image in decoded] == [30, 60, 90]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from gradshare.errors import DataError
 from gradshare.tasks.hdf5 import cache_files, find_cached
-from gradshare.tasks.images import ImageFormat, decode
+from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.store import SPLITS
 from tests.tasks.archive_builders import encoded, pixels
 
@@ -66,7 +66,7 @@ def test_pixels_and_files_are_read(tmp_path: Path, compression: str | None) -> N
         *(("train", "b"), ("train", "a"), ("val", "val"), ("test", "test"))
     ]
     for item in found:
-        images = [decode(image, "", ImageFormat(size=8, channels=3)) for image in item.images]
+        images = [read_image(image, "", ImageFormat(size=8, channels=3)) for image in item.images]
         assert np.array_equal(np.stack(images).transpose(0, 2, 3, 1), IMAGES)
 
 
@@ -140,8 +140,7 @@ def test_other_lists_of_names_are_refused(tmp_path: Path, labels: str) -> None:
     path = tmp_path / "train_labels.json"
     path.write_text(labels)
     message = refusal(tmp_path)
-    assert f"{path} is not torchmeta's JSON list of class names (" in message
-    assert message.endswith(REMEDY)
+    assert message == f"{path} is not a JSON list of distinct class names{REMEDY}"
     path.write_text("<!doctype html>")
     assert "is a web page, not a list of class names" in refusal(tmp_path)
 

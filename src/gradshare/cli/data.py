@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import click
+import yaml
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -201,21 +201,7 @@ def _print_contents(store: ImageStore) -> None:
     click.echo(f"Pixels of train, in [0, 1]: mean {mean}, standard deviation {std}")
     if store.rotate_classes:
         click.echo("Training episodes turn each class by a random multiple of 90°")
-    click.echo("Source:")
-    for key, value in store.source.items():
-        click.echo(f"  {key}: {_in_words(value)}")
-
-
-def _in_words(value: Any) -> str:
-    """A value of a store's record, which is JSON."""
-    if isinstance(value, dict):
-        return ", ".join(
-            f"{key} ({_in_words(item)})" if isinstance(item, dict) else f"{key} {_in_words(item)}"
-            for key, item in value.items()
-        )
-    if isinstance(value, list):
-        return ", ".join(_in_words(item) for item in value)
-    return str(value)
+    click.echo(yaml.safe_dump(dict(store.source), sort_keys=False, allow_unicode=True).rstrip())
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Self
 
 from gradshare.errors import DataError
 from gradshare.tasks.images import EXTENSIONS
-from gradshare.tasks.web_page import is_web_page, web_page_error
+from gradshare.tasks.web_page import refuse_web_page
 
 # The largest archive of the datasets that are read, full-size mini-ImageNet, holds 10 GB. Images
 # hardly compress.
@@ -54,15 +54,14 @@ def unpacked(path: Path, scratch: Path) -> Path:
         return path
     if not path.is_file():
         raise DataError(f"there is no file or folder {path}; check the path")
+    refuse_web_page(path, "an archive")
     with path.open("rb") as file:
-        head = file.read(512)
-    if is_web_page(head):
-        raise web_page_error(path, "an archive")
+        is_zip = file.read(2) == b"PK"
     folder = scratch / path.name
     folder.mkdir(parents=True)
     total = 0
     try:
-        for name, size, read in (_zip_files if head.startswith(b"PK") else _tar_files)(path):
+        for name, size, read in (_zip_files if is_zip else _tar_files)(path):
             total += size
             _require_no_bomb(path, total)
             target = folder / _safe_name(name, path)

@@ -46,12 +46,9 @@ def find(path: Path, scratch: Path) -> list[FoundClass]:
         if all(file.is_file() for part in SPLITS for file in hdf5.cache_files(folder, part)):
             return _find_cached(folder)
     folders = {folder.name: folder for folder in class_folders(_images(path, scratch))}
-    split_of = split(folders, path)
     return [
         FoundClass(part, name, image_files(folders[name]))
-        for part in SPLITS
-        for name in sorted(folders)
-        if split_of[name] == part
+        for name, part in split(folders, path).items()
     ]
 
 

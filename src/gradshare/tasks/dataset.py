@@ -18,7 +18,7 @@ class FoundClass:
         split: "train", "val" or "test".
         name: of the class, unique within the dataset.
         images: for each image the path of a file, the bytes of a file as uint8 (n,), or pixels as
-            uint8 (H, W, 3).
+            uint8 (H, W, 3) or (H, W).
     """
 
     split: str

@@ -22,7 +22,7 @@ from gradshare.tasks.dataset import FoundClass, require_classes
 from gradshare.tasks.download import OnProgress, download
 from gradshare.tasks.folder import find_classes, is_grey
 from gradshare.tasks.glyphs import GLYPHS
-from gradshare.tasks.images import ImageFormat, Resize, decode
+from gradshare.tasks.images import ImageFormat, Resize, read_image
 from gradshare.tasks.registry import (
     DATASETS,
     dataset_of,
@@ -30,7 +30,7 @@ from gradshare.tasks.registry import (
     prepared,
     require_new_name,
 )
-from gradshare.tasks.store import ImageStore, is_store
+from gradshare.tasks.store import SPLITS, ImageStore, is_store
 from gradshare.tasks.writing import ClassImages, fill, writing
 
 FOLDER_IMAGE_SIZE = 84  # of images of the user's own: the field's size for photographs
@@ -214,9 +214,7 @@ def download_dataset(name: str, data_root: Path, progress: OnProgress | None = N
     """
     dataset = dataset_of(name, data_root)
     if not dataset.archives:
-        reason = "drawn, not downloaded" if name == GLYPHS.name else "not published for download"
-        remedy = "leave out --download" if name == GLYPHS.name else "use --from PATH"
-        raise DataError(f"dataset {name!r} is {reason}; {remedy}")
+        raise DataError(f"dataset {name!r} is not published for download; leave out --download")
     folder = Path(data_root).expanduser() / name / "archives"
     paths = [download(archive, folder, progress) for archive in dataset.archives]
     return paths[0] if len(paths) == 1 else folder
@@ -263,6 +261,7 @@ def _found(
             assert dataset.read is not None, "only glyphs are not read"
             found, channels = dataset.read(path, scratch), dataset.channels
             require_classes(found, path, dataset.classes)
+            found.sort(key=lambda item: (SPLITS.index(item.split), item.name))
     form = ImageFormat(image_size, channels, resize)
     images = channels * sum(len(item.images) for item in found)
     return _Content(_decoded(found, form, path, scratch), len(found), images, source)
@@ -271,10 +270,14 @@ def _found(
 def _decoded(
     found: Sequence[FoundClass], form: ImageFormat, path: Path, scratch: Path
 ) -> Iterator[ClassImages]:
+    def where(image: Any, row: int, item: FoundClass) -> str:
+        is_file = isinstance(image, Path)
+        return str(image) if is_file else f"image {row} of class {item.name!r} in {path}"
+
     with _blaming(path, scratch):
         for item in found:
             images = [
-                decode(image, f"image {row} of class {item.name!r} in {path}", form)
+                read_image(image, where(image, row, item), form)
                 for row, image in enumerate(item.images)
             ]
             yield ClassImages(item.split, item.name, np.stack(images))

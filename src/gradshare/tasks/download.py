@@ -46,9 +46,8 @@ def download(archive: Archive, folder: Path, progress: OnProgress | None = None)
 
     def fetch_file(url: str, path: str, fetcher: Any) -> None:
         fetch(url, path, fetcher)
-        with Path(path).open("rb") as file:
-            if is_web_page(file.read(512)):
-                raise _failed(archive, "the server answered with a web page instead of the file")
+        if is_web_page(Path(path)):
+            raise _failed(archive, "the server answered with a web page instead of the file")
 
     fetcher = pooch.Pooch(
         folder,

@@ -17,7 +17,7 @@ import numpy as np
 from gradshare.errors import DataError
 from gradshare.tasks.dataset import FoundClass
 from gradshare.tasks.store import SPLITS
-from gradshare.tasks.web_page import is_web_page, web_page_error
+from gradshare.tasks.web_page import refuse_web_page
 
 _REMEDY = "; let torchmeta write it again, or prepare the dataset from its original archive"
 
@@ -50,9 +50,7 @@ def _find_split(folder: Path, split: str) -> Iterator[FoundClass]:
     path, labels = cache_files(folder, split)
     names = _class_names(labels)
     try:
-        with path.open("rb") as file:
-            if is_web_page(file.read(512)):
-                raise web_page_error(path, "an HDF5 file")
+        refuse_web_page(path, "an HDF5 file")
         # Reading needs no lock, and file systems without locks are common.
         group = h5py.File(path, "r", locking=False)["datasets"]
         held = set(group)
@@ -87,16 +85,11 @@ def _checked(images: Any, where: str) -> Any:
 
 
 def _class_names(path: Path) -> list[str]:
-    cause: object = "not a list of distinct names"
+    refuse_web_page(path, "a list of class names")
     try:
-        text = path.read_bytes()
-        if is_web_page(text):
-            raise web_page_error(path, "a list of class names")
-        names = json.loads(text)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); mend or replace it") from error
-    except (ValueError, RecursionError) as error:
-        names, cause = None, error
+        names = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        names = None
     if (
         isinstance(names, list)
         and names
@@ -104,4 +97,4 @@ def _class_names(path: Path) -> list[str]:
         and len(set(names)) == len(names)
     ):
         return names
-    raise DataError(f"{path} is not torchmeta's JSON list of class names ({cause}){_REMEDY}")
+    raise DataError(f"{path} is not a JSON list of distinct class names{_REMEDY}")

@@ -57,12 +57,13 @@ class ImageFormat:
         return self.channels, self.size, self.size
 
 
-def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
-    """Decode an image file, or the bytes of one.
+def read_image(image: Any, where: str, form: ImageFormat) -> Images:
+    """Decode an image.
 
     Args:
-        data: a path, or the encoded bytes.
-        where: how an error names the image: its path, or its archive and name in it.
+        image: the path of a file, the bytes of one (bytes, or uint8 (n,)), or pixels, uint8
+            (H, W, 3) or (H, W).
+        where: how an error names the image.
         form: what to turn it into.
 
     Returns:
@@ -72,31 +73,14 @@ def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
         DataError: no such file, not an image, truncated, larger than `MAX_PIXELS`, or of more than
             16 bits a channel.
     """
-    with open_image(data, where) as image:
-        check_size(image.size, where, form)
-        return to_array(image, form)
-
-
-def decode(image: Any, where: str, form: ImageFormat) -> Images:
-    """Decode an image of a `FoundClass`: a path, the bytes of a file as an array, or pixels.
-
-    Args:
-        image: see `FoundClass`.
-        where: how an error names the image, if it is not a path.
-        form: what to turn it into.
-
-    Returns:
-        uint8 (C, H, W).
-
-    Raises:
-        DataError: see `read_image`.
-    """
-    if isinstance(image, Path):
-        return read_image(image, str(image), form)
-    if image.ndim == 1:
-        return read_image(image.tobytes(), where, form)
-    check_size(image.shape[1::-1], where, form)
-    return to_array(Image.fromarray(image), form)
+    if isinstance(image, np.ndarray) and image.ndim > 1:
+        _require_size(image.shape[1::-1], where, form)
+        return _to_array(Image.fromarray(image), form)
+    if isinstance(image, np.ndarray):
+        image = image.tobytes()
+    with open_image(image, where) as opened:
+        _require_size(opened.size, where, form)
+        return _to_array(opened, form)
 
 
 @contextmanager
@@ -143,12 +127,8 @@ def _check_depth(image: Image.Image, where: str) -> None:
         )
 
 
-def check_size(size: tuple[int, int], where: str, form: ImageFormat) -> None:
-    """Refuse an image by its width and height, before it is decoded.
-
-    Raises:
-        DataError: it has more than `MAX_PIXELS`, or would have on its way to a store's form.
-    """
+def _require_size(size: tuple[int, int], where: str, form: ImageFormat) -> None:
+    """Refuse an image that has more than `MAX_PIXELS`, or would have on its way to a square."""
     width, height = size
     if width * height > MAX_PIXELS:
         raise DataError(
@@ -171,7 +151,7 @@ def _bits_of_grey(image: Image.Image) -> int:
     return int(bits)
 
 
-def to_array(image: Image.Image, form: ImageFormat) -> Images:
+def _to_array(image: Image.Image, form: ImageFormat) -> Images:
     """Bring a decoded image to a store's size and channels: uint8 (C, H, W)."""
     bits = _bits_of_grey(image)
     image = ImageOps.exif_transpose(image)  # telephones store photographs sideways and say so

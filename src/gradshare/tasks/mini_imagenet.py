@@ -39,7 +39,7 @@ from gradshare.tasks.dataset import Archive, Dataset, FoundClass
 from gradshare.tasks.folder import image_files, splits_from_folders
 from gradshare.tasks.pickles import load_pickle
 from gradshare.tasks.store import SPLITS
-from gradshare.tasks.web_page import is_web_page, web_page_error
+from gradshare.tasks.web_page import refuse_web_page
 
 CLASSES = {"train": 64, "val": 16, "test": 20}
 
@@ -152,12 +152,11 @@ def read_table(path: Path) -> dict[str, str]:
     Raises:
         DataError: it is not such a table; the message has the line.
     """
+    refuse_web_page(path, "a table of file names")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
         raise DataError(f"{path} is not readable as UTF-8 text ({error}); replace it") from error
-    if is_web_page(text[:512].encode()):
-        raise web_page_error(path, "a table of file names")
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     class_of: dict[str, str] = {}
     cause: object = None

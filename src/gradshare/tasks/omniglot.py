@@ -26,7 +26,6 @@ from gradshare.errors import DataError
 from gradshare.tasks.archives import find_archive, listing, unpacked
 from gradshare.tasks.dataset import Archive, Dataset, FoundClass
 from gradshare.tasks.folder import class_folders, image_files
-from gradshare.tasks.store import SPLITS
 
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS = 20
@@ -49,12 +48,7 @@ def find(path: Path, scratch: Path) -> list[FoundClass]:
     for part in CHARACTERS:
         drawings |= _find_part(path, part, scratch)
     split_of = split(drawings)
-    return [
-        FoundClass(its_split, name, drawings[name])
-        for its_split in SPLITS
-        for name in sorted(drawings)
-        if split_of[name] == its_split
-    ]
+    return [FoundClass(split_of[name], name, files) for name, files in drawings.items()]
 
 
 def split(characters: Iterable[str]) -> dict[str, str]:

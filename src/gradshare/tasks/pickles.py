@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshare.errors import DataError
-from gradshare.tasks.web_page import is_web_page, web_page_error
+from gradshare.tasks.web_page import refuse_web_page
 
 _NUMBERS = frozenset(("b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"))
 
@@ -142,10 +142,9 @@ class _ArrayUnpickler(pickle._Unpickler):
 
 
 def _load(path: Path) -> Any:
+    refuse_web_page(path, "a pickle")
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd escapes in damaged text
-        if is_web_page(file.read(512)):
-            raise web_page_error(path, "a pickle")
         # A file would make room for as many bytes as a damaged length asks for; a map does not.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content[-1:] != pickle.STOP:

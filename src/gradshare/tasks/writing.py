@@ -108,14 +108,7 @@ def fill(
     rotate_classes: bool,
     source: Mapping[str, Any],
 ) -> None:
-    """Write the two files of a store.
-
-    Args:
-        folder: a new folder for them.
-        classes: see `write_store`.
-        name: see `ImageStore`.
-        rotate_classes: see `ImageStore`.
-        source: see `ImageStore`.
+    """Write the two files of a store into a new folder; the other arguments as for `write_store`.
 
     Raises:
         DataError: see `write_store`.
