@@ -46,8 +46,8 @@ def unpacked(path: Path, scratch: Path) -> Path:
         scratch: the archive's images, tables and lists go to a new folder in it.
 
     Raises:
-        DataError: there is no archive; it is damaged, truncated, encrypted or a web page; it holds
-            a link, two files of one name or a name that leads out of it; or it is larger than the
+        DataError: the archive is missing, damaged, truncated, encrypted or a web page; it holds a
+            link, two files of one name or a name that leads out of it; or it is larger than the
             limits at the head of this module.
     """
     if path.is_dir():
@@ -65,7 +65,7 @@ def unpacked(path: Path, scratch: Path) -> Path:
             total += size
             _require_no_bomb(path, total)
             target = folder / _safe_name(name, path)
-            # macOS adds a folder of its own to zip archives.
+            # macOS adds this folder to zip archives.
             if target.suffix.lower() not in UNPACKED or "__MACOSX" in target.parts:
                 continue
             if size > MAX_FILE_BYTES:
@@ -129,7 +129,7 @@ def _tar_files(path: Path) -> Iterator[_File]:
             if not header.isreg() or header.issparse():
                 raise _refused(path, f"{header.name!r} is a link or a device")
             yield header.name, header.size, partial(_content, archive, header)
-        # The checksum of a compressed archive stands after the last file.
+        # The checksum of a compressed archive comes after the last file.
         rest = archive.offset
         while archive.fileobj and (read := len(archive.fileobj.read(1 << 20))):
             rest += read

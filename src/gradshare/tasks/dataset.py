@@ -1,4 +1,4 @@
-"""What a dataset is: where it is published, its form, and the reader that finds its classes."""
+"""A dataset that gradshare knows: where it is published, and the reader that finds its classes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Args:
     scratch: an empty folder to unpack archives into. It is removed when the store is written.
 
 Raises:
-    DataError: there is no complete copy of the dataset at the path.
+    DataError: the path does not hold a complete copy of the dataset.
 """
 
 

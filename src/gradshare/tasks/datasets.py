@@ -83,9 +83,9 @@ def open_dataset(
         progress: called after each class of glyphs that is drawn.
 
     Raises:
-        DataError: there is no dataset of the name, or it is not prepared in this form; the
-            message has the command that prepares it. Or its store is damaged, or holds images of
-            another size than its folder's name says.
+        DataError: the name is unknown; or the dataset is not prepared in this form, and the message
+            has the command that prepares it; or its store is damaged, or holds images of another
+            size than its folder's name says.
     """
     data_root = Path(data_root).expanduser()
     there = prepared(data_root).get(name, [])
@@ -342,7 +342,7 @@ def _require_room(target: Path, images: int, image_size: int) -> None:
 
 
 def _usual_size(name: str, data_root: Path, there: Sequence[str], resize: Resize) -> int:
-    """The size to open a dataset at when none is asked for."""
+    """The size to open a dataset at when the user does not say."""
     if name in DATASETS:
         return DATASETS[name].image_size
     suffix = _suffix(resize)

@@ -125,7 +125,7 @@ def splits_from_folders(root: Path) -> Mapping[str, list[Path]]:
     """The class folders of each split, in a folder of split folders.
 
     Raises:
-        DataError: a split is missing, empty or there twice, or another folder stands beside them.
+        DataError: a split is missing, empty or there twice, or another folder is beside them.
     """
     folder_of: dict[str, Path] = {}
     for folder in class_folders(root):

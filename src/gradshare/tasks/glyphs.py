@@ -92,10 +92,9 @@ class Letter:
 def letters() -> tuple[Letter, ...]:
     """The dataset's letters, in the order of `SCRIPTS` and of Unicode.
 
-    A letter is taken if Unicode calls it a letter (so there are no combining marks, digits or
-    modifiers) that is no variant of another (so there are no ligatures or positional forms), if
-    the first face and another have it, and if it does not look like a letter taken before it.
-    Letters without diacritics are taken first.
+    A letter is taken if Unicode calls it a letter and not a variant of one (a ligature or a
+    positional form), if the first face and another have it, and if it does not look like a letter
+    taken before it. Letters without diacritics are taken first.
 
     Raises:
         DataError: a font is missing from matplotlib's installation.

@@ -131,7 +131,7 @@ class ImageStore:
         """Open the store in a folder.
 
         Raises:
-            DataError: there is no store, or it is damaged or of another format version.
+            DataError: the folder holds no store, or one that is damaged or of another version.
         """
         path = Path(path)
         remedy = f"delete {path} and run `gradshare data prepare` again"
