@@ -283,6 +283,12 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
     assert message.endswith("directly into it, or remove it")
 
 
+def test_control_characters_of_a_name_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    make_classes(tmp_path, ["crow", "lark", "owl"])
+    (tmp_path / "wren\x1b[2J\x07").mkdir()
+    assert f"class folder {tmp_path}/wren\\x1b[2J\\x07 has no images; put" in refused(tmp_path)
+
+
 def test_a_class_that_holds_folders_is_named(tmp_path: Path) -> None:
     make_classes(tmp_path, ["crow", "lark", "owl"])
     make_image(tmp_path / "wren" / "2019" / "0.png")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gradshare.tasks.hdf5 import cache_files
+from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.mini_imagenet import CLASSES, MINI_IMAGENET
 from tests.tasks.archive_builders import (
     encoded,
@@ -344,12 +345,14 @@ def test_names_an_image_by_its_archive(tmp_path: Path) -> None:
     )
 
 
-def test_the_real_mini_imagenet() -> None:
+def test_the_real_mini_imagenet(tmp_path: Path) -> None:
     """A complete copy has 600 images of each class, the development copy the first 300."""
-    found = prepared_classes("mini-imagenet", real_data("mini-imagenet"), size=16)
-    assert Counter(split for split, _ in found) == CLASSES
-    for (_, name), (shape, data) in found.items():
-        assert name.startswith("n")
-        assert shape[0] in (300, 600)
-        assert shape[1:] == (3, 16, 16)
-        assert 10 < np.frombuffer(data, np.uint8).std() < 120
+    assert MINI_IMAGENET.read is not None
+    found = MINI_IMAGENET.read(real_data("mini-imagenet"), tmp_path)
+    assert Counter(item.split for item in found) == CLASSES
+    assert {len(item.images) for item in found} <= {300, 600}
+    for item in found:
+        assert item.name.startswith("n")
+        image = read_image(item.images[0], "", ImageFormat(size=16, channels=3))
+        assert image.shape == (3, 16, 16)
+        assert 10 < image.std() < 120

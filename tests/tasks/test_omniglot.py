@@ -6,10 +6,10 @@ import hashlib
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from gradshare.tasks import omniglot
+from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.omniglot import OMNIGLOT, SPLIT_SIZES, split
 from tests.tasks.archive_builders import (
     encoded,
@@ -55,20 +55,7 @@ def refusal(path: Path) -> str:
     return refusal_to_prepare("omniglot", path)
 
 
-def test_reads_the_two_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(omniglot, "DRAWINGS", 2)
-    background = part_files("images_background", 0, 964, drawings=2)
-    evaluation = part_files("images_evaluation", 964, 659, drawings=2)
-    found = prepared_classes("omniglot", make_archives(tmp_path, background, evaluation))
-    assert Counter(part for part, _name in found) == SPLIT_SIZES
-    assert {shape for shape, _ in found.values()} == {(2, 1, 8, 8)}
-    images_of = {name: images for (_part, name), (_, images) in found.items()}
-    # The images of a class are in the order of their names.
-    expected = [pixels(1)[..., 0].tobytes(), pixels(2)[..., 0].tobytes()]
-    assert images_of["Alphabet_0/character02"] == b"".join(expected)
-
-
-def test_a_folder_unpacked_from_an_archive_reads_the_same(
+def test_two_archives_and_what_they_unpack_to_read_the_same(
     tmp_path: Path, small: tuple[dict[str, bytes], dict[str, bytes]]
 ) -> None:
     archives = make_archives(make_folder(tmp_path / "zip", {}), *small)
@@ -76,7 +63,12 @@ def test_a_folder_unpacked_from_an_archive_reads_the_same(
     mixed = make_folder(tmp_path / "mixed", shuffled)
     make_zip(mixed / "images_evaluation.zip", small[1])
     classes = prepared_classes("omniglot", archives)
-    assert len(classes) == 10
+    assert Counter(part for part, _name in classes) == {"train": 5, "val": 2, "test": 3}
+    assert {shape for shape, _ in classes.values()} == {(20, 1, 8, 8)}
+    images_of = {name: images for (_part, name), (_, images) in classes.items()}
+    # The images of a class are in the order of their names.
+    expected = [pixels((1 + i) % 20)[..., 0].tobytes() for i in range(20)]
+    assert images_of["Alphabet_0/character02"] == b"".join(expected)
     assert prepared_classes("omniglot", mixed) == classes
 
 
@@ -104,8 +96,10 @@ def test_turns_classes_and_verifies_what_it_downloads() -> None:
     assert all(archive.md5 for archive in OMNIGLOT.archives)
 
 
-def test_names_what_is_missing(tmp_path: Path) -> None:
-    archive = make_zip(tmp_path / "images_background.zip", part_files("images_background", 0, 964))
+def test_names_what_is_missing(
+    tmp_path: Path, small: tuple[dict[str, bytes], dict[str, bytes]]
+) -> None:
+    archive = make_zip(tmp_path / "images_background.zip", small[0])
     assert refusal(archive).endswith(" It is no folder")
     assert (
         f"{tmp_path} has no images_evaluation.zip and no folder images_evaluation; Omniglot is "
@@ -140,19 +134,22 @@ def test_names_a_damaged_drawing(
     assert refusal(tmp_path).startswith(f"{archive}/{name} is not a readable image (")
 
 
-def test_the_real_omniglot_and_its_split() -> None:
+def test_the_real_omniglot_and_its_split(tmp_path: Path) -> None:
     """Results under another split would not be comparable: this must never change."""
-    found = prepared_classes("omniglot", real_data("omniglot"), size=28)
-    assert Counter(part for part, _name in found) == SPLIT_SIZES
-    assert {shape for shape, _ in found.values()} == {(20, 1, 28, 28)}
-    assert len({name.split("/")[0] for _part, name in found}) == 50
-    for part in SPLIT_SIZES:
-        # Black strokes on white.
-        shades = [np.frombuffer(found[key][1], np.uint8).mean() for key in found if key[0] == part]
-        assert np.mean(shades) > 200
-    names = [f"{part} {name}" for part, name in found]
+    assert OMNIGLOT.read is not None
+    found = OMNIGLOT.read(real_data("omniglot"), tmp_path)
+    assert Counter(item.split for item in found) == SPLIT_SIZES
+    assert {len(item.images) for item in found} == {20}
+    assert len({item.name.split("/")[0] for item in found}) == 50
+    names = [
+        f"{part} {name}"
+        for part in SPLIT_SIZES
+        for name in sorted(item.name for item in found if item.split == part)
+    ]
     assert names[0] == "train Alphabet_of_the_Magi/character02"
     assert names[1150] == "val Anglo-Saxon_Futhorc/character02"
     assert names[1200] == "test Alphabet_of_the_Magi/character01"
     digest = "b47afec4bb244b17f6cae66a0397a86f74c42bea8b462f4383d1f29a7fbe7f1e"
     assert hashlib.sha256("\n".join(names).encode()).hexdigest() == digest
+    drawing = read_image(found[0].images[0], "", ImageFormat(size=28, channels=1))
+    assert drawing.mean() > 200, "black strokes on white"
