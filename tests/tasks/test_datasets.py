@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gradshare.errors import DataError
-from gradshare.tasks import ImageStore, datasets, glyphs
+from gradshare.tasks import ImageStore, datasets, glyphs, writing
 from gradshare.tasks.dataset import Archive, Dataset, FoundClass, Reader
 from gradshare.tasks.datasets import (
     download_dataset,
@@ -289,33 +290,36 @@ def test_a_store_can_be_read_by_whoever_can_read_its_data_root(root: Path, archi
 
 
 def test_of_two_that_prepare_at_once_the_second_waits_for_the_first(
-    root: Path, archive: Path
+    root: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first_reads, second_starts = threading.Event(), threading.Event()
-    reads: list[Path] = []
+    first_reads, second_waits = threading.Event(), threading.Event()
+    reads, said = [], []
+
+    def warn(message: str, *values: object) -> None:
+        said.append(message % values)
+        second_waits.set()
 
     def read(path: Path, scratch: Path) -> list[FoundClass]:
         reads.append(path)
         first_reads.set()
-        assert second_starts.wait(30)
+        assert second_waits.wait(30)
         return read_noise(path, scratch)
 
+    monkeypatch.setattr(writing.log, "warning", warn)
     DATASETS["noise"] = noise(read)
-    results: list[datasets.Prepared] = []
-
-    def prepare() -> None:
-        results.append(prepare_dataset("noise", root, path=archive))
-
-    first, second = threading.Thread(target=prepare), threading.Thread(target=prepare)
-    first.start()
-    assert first_reads.wait(30)
-    second.start()
-    second_starts.set()
-    first.join()
-    second.join()
-    assert sorted(result.written for result in results) == [False, True]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(prepare_dataset, "noise", root, path=archive)
+        assert first_reads.wait(30)
+        second = pool.submit(prepare_dataset, "noise", root, path=archive)
+        assert first.result(60).written
+        assert not second.result(60).written
     assert len(reads) == 1
-    assert [path.name for path in (root / "noise").iterdir()] == ["12"]
+    folder = root / "noise"
+    assert said == [
+        f"another process is preparing {folder / '12'}; waiting for it (if it was killed, delete "
+        f"{folder / '.12.lock'})"
+    ]
+    assert [path.name for path in folder.iterdir()] == ["12"]
 
 
 def test_what_a_killed_process_left_is_cleared_by_the_next(root: Path) -> None:

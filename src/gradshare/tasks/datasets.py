@@ -270,14 +270,10 @@ def _found(
 def _decoded(
     found: Sequence[FoundClass], form: ImageFormat, path: Path, scratch: Path
 ) -> Iterator[ClassImages]:
-    def where(image: Any, row: int, item: FoundClass) -> str:
-        is_file = isinstance(image, Path)
-        return str(image) if is_file else f"image {row} of class {item.name!r} in {path}"
-
     with _blaming(path, scratch):
         for item in found:
             images = [
-                read_image(image, where(image, row, item), form)
+                read_image(image, f"image {row} of class {item.name!r} in {path}", form)
                 for row, image in enumerate(item.images)
             ]
             yield ClassImages(item.split, item.name, np.stack(images))

@@ -63,7 +63,7 @@ def read_image(image: Any, where: str, form: ImageFormat) -> Images:
     Args:
         image: the path of a file, the bytes of one (bytes, or uint8 (n,)), or pixels, uint8
             (H, W, 3) or (H, W).
-        where: how an error names the image.
+        where: how an error names the image, if it is not a path.
         form: what to turn it into.
 
     Returns:
@@ -73,6 +73,8 @@ def read_image(image: Any, where: str, form: ImageFormat) -> Images:
         DataError: no such file, not an image, truncated, larger than `MAX_PIXELS`, or of more than
             16 bits a channel.
     """
+    if isinstance(image, Path):
+        where = str(image)
     if isinstance(image, np.ndarray) and image.ndim > 1:
         _require_size(image.shape[1::-1], where, form)
         return _to_array(Image.fromarray(image), form)

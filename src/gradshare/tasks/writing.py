@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from gradshare.errors import DataError
@@ -26,6 +27,8 @@ from gradshare.tasks.store import (
     StoredClass,
     first_mistake,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,15 +92,22 @@ def writing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     workspace = path.with_name(f".{path.name}.partial")
-    lock = path.with_name(f".{path.name}.lock")
-    with FileLock(lock):
+    lock_path = path.with_name(f".{path.name}.lock")
+    lock = FileLock(lock_path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        killed = f"if it was killed, delete {lock_path}"
+        log.warning("another process is preparing %s; waiting for it (%s)", path, killed)
+        lock.acquire()
+    try:
         shutil.rmtree(workspace, ignore_errors=True)
         workspace.mkdir()
-        try:
-            yield workspace
-        finally:
-            shutil.rmtree(workspace, ignore_errors=True)
-            lock.unlink(missing_ok=True)  # while it is held: a process that waits makes a new one
+        yield workspace
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+        lock_path.unlink(missing_ok=True)  # while it is held: one that waits makes a new file
+        lock.release()
 
 
 def fill(
