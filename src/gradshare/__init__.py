@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     )
     from gradshare.tasks.datasets import open_dataset, prepare_dataset
     from gradshare.tasks.images import ImageFormat
-    from gradshare.tasks.store import ClassImages, write_store
+    from gradshare.tasks.writing import ClassImages, write_store
     from gradshare.training.dry_run import estimate
     from gradshare.training.evaluation import Evaluation, evaluate
     from gradshare.training.fit import fit
@@ -130,7 +130,7 @@ _HOMES = (
     "tasks",
     "tasks.datasets",
     "tasks.images",
-    "tasks.store",
+    "tasks.writing",
     "training.dry_run",
     "training.evaluation",
     "training.fit",
