@@ -265,7 +265,8 @@ def test_an_option_comes_before_what_the_configuration_gives() -> None:
 
 
 def test_a_rule_stands_between_sharing_and_the_inner_rate() -> None:
-    parts = parts_of(**SIGNALS, rule="tests.own:Momentum", rule_option={"beta": 0.25})
+    rule_of_ones_own = {"rule": "tests.own:Momentum", "rule_option": {"beta": 0.25}}
+    parts = parts_of(**SIGNALS, **rule_of_ones_own, sharing=True)
     rule = parts.learner.rule  # type: ignore[attr-defined]
     assert isinstance(rule, Chain)
     assert list(rule.rules) == ["sharing", "rule", "sgd"]
@@ -310,11 +311,11 @@ def test_a_loss_is_a_function_or_a_class_of_functions(
 
 def test_the_first_metric_is_the_score_and_the_loss_is_always_measured() -> None:
     options = parts_of(**SIGNALS).options
-    assert (options.metrics, options.score) == (None, None)  # by the targets
+    assert options.metrics is None  # by the targets
     options = parts_of(**SIGNALS, metric=("tests.own:errors", "accuracy")).options
     assert options.metrics is not None
     assert list(options.metrics) == ["errors", "accuracy", "loss"]
-    assert options.score == "errors"
+    assert options.score is None  # the first
     assert options.metrics["errors"] is own.errors
     assert options.metrics["accuracy"].chance == pytest.approx(1 / 3)
     options = parts_of(**SINES, metric="mse").options

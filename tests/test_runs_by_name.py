@@ -149,8 +149,6 @@ def test_a_run_is_not_extended_if_a_setting_depends_on_its_length(
         ({"epochs": 1}, "epochs 2, this one has 1"),
         ({"epochs": 3, "shots": 2}, "shots 1, this one has 2"),
         ({"model_option": {"width": 5}}, "model_option {}, this one has {'width': 5}"),
-        # What follows from other names is not looked at.
-        ({"dataset": "absent:data"}, "dataset 'tests.own:signals', this one has 'absent:data'"),
     ],
 )
 def test_a_run_is_not_continued_with_other_settings(

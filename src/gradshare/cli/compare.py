@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 import yaml
-from rich.console import Console
 
 from gradshare.cli.options import (
     GroupedCommand,
@@ -20,12 +19,11 @@ from gradshare.cli.options import (
     resume_option,
     run_options,
 )
-from gradshare.cli.printing import print_line
 from gradshare.comparison.compare import Comparison, run_plan
 from gradshare.comparison.report import write_report
 from gradshare.comparison.results import load_results
-from gradshare.config import ARM_FIELDS, RunConfig
 from gradshare.config.comparing import plan_of
+from gradshare.config.settings import ARM_FIELDS, RunConfig
 from gradshare.errors import ConfigError
 from gradshare.executors import RayExecutor, slurm_executor
 from gradshare.training.machine import cores
@@ -99,7 +97,6 @@ def compare_command(
 
     All arms are trained on the same tasks from the same initialisation.
     """
-    console = Console()
     for option, given, reader in (
         ("--ray-address", ray_address, "ray"),
         ("--slurm", slurm, "slurm"),
@@ -124,10 +121,9 @@ def compare_command(
         where = RayExecutor(ray_address, cpus=cpus or 1, gpus=gpus or 0)
     else:
         where = slurm_executor(out / ".slurm", out.name, _slurm_settings(slurm, cpus, gpus))
-    print_line(
-        console,
+    click.echo(
         f"{', '.join(plan.arms)}: {len(plan.runs)} runs of {config.epochs} epochs of "
-        f"{config.iterations_per_epoch} iterations on {config.dataset}; everything goes to {out}.",
+        f"{config.iterations_per_epoch} iterations on {config.dataset}; everything goes to {out}."
     )
     comparison = run_plan(
         plan,
@@ -139,7 +135,7 @@ def compare_command(
         settings=config.model_dump(mode="json", exclude=set(ARM_FIELDS)),
         commands=commands(config),
     )
-    show(comparison, console)
+    _show(comparison)
 
 
 @click.command(name="report")
@@ -149,13 +145,12 @@ def report_command(comparison: Path) -> None:
     results = load_results(comparison)
     home = comparison.parent if comparison.is_file() else comparison
     write_report(results, home)
-    show(Comparison(home, results), Console())
+    _show(Comparison(home, results))
 
 
-def show(comparison: Comparison, console: Console) -> None:
+def _show(comparison: Comparison) -> None:
     """Print the table, the verdict and where the report is."""
-    print_line(console, str(comparison))
-    print_line(console, f"\nReport: {comparison.path / 'report.html'}")
+    click.echo(f"{comparison}\n\nReport: {comparison.path / 'report.html'}")
 
 
 def commands(config: RunConfig) -> list[str]:
