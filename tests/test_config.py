@@ -29,20 +29,20 @@ from gradshare.training import options
         (
             {"method": "mamel"},
             "--method 'mamel': there is no such method; did you mean 'maml'? give maml, meta-sgd, "
-            "maml++, unicorn-maml, or an import path like my_methods.py:my_method",
+            "maml++, unicorn-maml, or an import path like my_file.py:Name",
         ),
         (
             {"rule": "momentum"},
-            "--rule 'momentum': there is no such rule; give an import path like my_rules.py:MyRule",
+            "--rule 'momentum': there is no such rule; give an import path like my_file.py:Name",
         ),
         (
             {"metric": ["accuracy", "f1"]},
             "--metric ['accuracy', 'f1']: there is no such metric; give accuracy, loss, mse, or an "
-            "import path like my_metrics.py:my_metric",
+            "import path like my_file.py:Name",
         ),
         (
             {"model": "my_net.py:"},
-            "--model 'my_net.py:': not an import path; write it like my_models.py:MyNet",
+            "--model 'my_net.py:': not an import path; write it like my_file.py:Name",
         ),
         (
             {"model_option": "width=3"},

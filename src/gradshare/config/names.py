@@ -37,14 +37,7 @@ REGISTERED: dict[str, dict[str, str]] = {
 }
 """The import path of each registered name."""
 
-EXAMPLES = {
-    "dataset": "my_tasks.py:make_splits",
-    "model": "my_models.py:MyNet",
-    "method": "my_methods.py:my_method",
-    "rule": "my_rules.py:MyRule",
-    "loss": "my_losses.py:my_loss",
-    "metric": "my_metrics.py:my_metric",
-}
+EXAMPLE = "my_file.py:Name"
 
 
 def is_import_path(name: str) -> bool:
@@ -66,7 +59,7 @@ def checked(kind: str, name: str) -> str:
     if is_import_path(name):
         where, _, attribute = name.rpartition(":")
         if not where or not attribute.isidentifier():
-            raise ValueError(f"not an import path; write it like {EXAMPLES[kind]}")
+            raise ValueError(f"not an import path; write it like {EXAMPLE}")
         is_file = where.endswith(".py")
         return f"{Path(where).expanduser().resolve()}:{attribute}" if is_file else name
     known = REGISTERED.get(kind)
@@ -76,7 +69,7 @@ def checked(kind: str, name: str) -> str:
     hint = f"did you mean {near[0]!r}? " if near else ""
     registered = f"{', '.join(known)}, or " if known else ""
     raise ValueError(
-        f"there is no such {kind}; {hint}give {registered}an import path like {EXAMPLES[kind]}"
+        f"there is no such {kind}; {hint}give {registered}an import path like {EXAMPLE}"
     )
 
 
@@ -96,7 +89,7 @@ def load(kind: str, name: str) -> Any:
         if isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(f"{error.name}."):
             raise ConfigError(
                 f"{option}: there is no module {error.name!r} here; install it, start gradshare in "
-                f"the folder that holds it, or give a file like {EXAMPLES[kind]}"
+                f"the folder that holds it, or give a file like {EXAMPLE}"
             ) from error
         raise _own_error(option, error) from error
     if not hasattr(module, attribute):
@@ -106,16 +99,21 @@ def load(kind: str, name: str) -> Any:
     return getattr(module, attribute)
 
 
-def parameters(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
-    """The parameters that can be passed by keyword.
+def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a function or class by name."""
+    return inspect.signature(function).parameters
 
-    Returns:
-        Their defaults by name, `inspect.Parameter.empty` without one; and whether there is a `**`.
+
+def taken_by(function: Callable[..., Any], more: Collection[str]) -> set[str]:
+    """The arguments that a function takes by keyword.
+
+    Args:
+        function: any function or class.
+        more: what its `**` takes, if it has one.
     """
-    found = inspect.signature(function).parameters.values()
-    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    named = {p.name: p.default for p in found if p.kind in by_keyword}
-    return named, any(p.kind is p.VAR_KEYWORD for p in found)
+    found = parameters(function).values()
+    named = {p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return named | (set(more) if any(p.kind is p.VAR_KEYWORD for p in found) else set())
 
 
 def call(
@@ -140,16 +138,9 @@ def call(
     function = load(kind, name)
     if not callable(function):
         raise ConfigError(f"--{kind} {name!r}: it is {function!r:.60}; name a class or a function")
-    require_options(kind, name, function, options)
-    named, takes_any = parameters(function)
-    taken = {*named, *(more if takes_any else ())}
+    taken = taken_by(function, more)
     arguments = {**{n: v for n, v in given.items() if n in taken}, **options}
-    for parameter, default in named.items():
-        if default is inspect.Parameter.empty and parameter not in arguments:
-            raise ConfigError(
-                f"--{kind} {name!r}: it needs {parameter!r}, which is not known here; give it: "
-                f"--{kind}-option {parameter}=VALUE"
-            )
+    require_arguments(kind, name, function, arguments)
     try:
         return function(**arguments)
     except GradshareError:
@@ -158,18 +149,18 @@ def call(
         raise _own_error(f"--{kind} {name!r}", error) from error
 
 
-def require_options(
-    kind: str, name: str, function: Callable[..., Any], options: Mapping[str, Any]
+def require_arguments(
+    kind: str, name: str, function: Callable[..., Any], arguments: Mapping[str, Any]
 ) -> None:
-    """Raise ConfigError if a function does not take an option."""
-    named, takes_any = parameters(function)
-    for option in options:
-        if option not in named and not takes_any:
-            free = [n for n, default in named.items() if default is not inspect.Parameter.empty]
-            raise ConfigError(
-                f"--{kind}-option {option}: {name} has no such option; it has "
-                f"{', '.join(free) or 'none'}"
-            )
+    """Raise ConfigError if a function cannot be called with some arguments by name."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"--{kind} {name!r}: {error}; it takes {', '.join(signature.parameters)}, as "
+            f"--{kind}-option NAME=VALUE"
+        ) from error
 
 
 def _import_module(name: str) -> ModuleType:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from gradshare.config.fields import PLUS_FIELDS, SharingControl
-from gradshare.config.names import call, is_import_path, load, parameters, require_options
+from gradshare.config.names import (
+    call,
+    is_import_path,
+    load,
+    parameters,
+    require_arguments,
+    taken_by,
+)
 from gradshare.config.settings import RunConfig, default_of, option_name
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import (
@@ -58,17 +64,8 @@ READ: dict[str, dict[str, tuple[str, ...]]] = {
 """The settings that one parameter of a dataset, a model or a method is made from."""
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The parts of a run.
-
-    Attributes:
-        learner: the method with its model, as it is before any training.
-        train: the source of training tasks.
-        validation: the source of validation tasks.
-        test: the source of test tasks, if there is one.
-        options: of `gradshare.fit`.
-    """
+class Parts(NamedTuple):
+    """The parts of a run: its learner before any training, its sources, the options of `fit`."""
 
     learner: Learner
     train: TaskSource
@@ -84,14 +81,13 @@ def build(config: RunConfig) -> Parts:
         DataError: the dataset is unknown, not prepared, damaged, or too small for these tasks.
         ConfigError: a name or an import path does not lead to something that can be used.
     """
-    config = with_own_defaults(config)
+    config = resolved(config)
     splits = splits_of(config)
     # The first parameters are drawn on the CPU. `torch.manual_seed` would seed the generators of
     # all GPUs too, which `fork_rng` does not put back here.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         learner = learner_of(config, splits.train)
-    metrics = metrics_of(config, learner, splits.train)
     options = Options.of(
         epochs=config.epochs,
         iterations=config.iterations_per_epoch,
@@ -99,7 +95,7 @@ def build(config: RunConfig) -> Parts:
         val_tasks=config.val_tasks,
         test_tasks=config.test_tasks,
         seed=config.seed,
-        metrics=metrics,
+        metrics=metrics_of(config, learner, splits.train),
         ensemble=config.ensemble,
         optimizer=functools.partial(torch.optim.Adam, lr=config.outer_lr),
         schedule=_schedule(config),
@@ -113,26 +109,26 @@ def build(config: RunConfig) -> Parts:
     return Parts(learner, splits.train, splits.validation, splits.test, options)
 
 
-def with_own_defaults(config: RunConfig) -> RunConfig:
-    """The configuration with the defaults of the user's own functions.
+def resolved(config: RunConfig) -> RunConfig:
+    """The configuration as a run stores it: wherever it is read, it means the same.
 
-    A setting that the user has not given, but for which a dataset, model or method of their own has
-    a default, such as `def make_splits(shots=4)`, gets that default.
+    The data root is absolute. A setting that was not given, but for which a dataset, model or
+    method of the user's own has a default, such as `def make_splits(shots=4)`, has that default.
 
     Raises:
         ConfigError: an import path cannot be imported, or a default is out of bounds.
     """
-    own: dict[str, Any] = {}
+    changes: dict[str, Any] = {"data_root": config.data_root.absolute()}
     for kind in ("dataset", "model", "method"):
         name = getattr(config, kind)
         function = load(kind, name) if is_import_path(name) else None
-        defaults = parameters(function)[0] if callable(function) else {}
+        found = parameters(function) if callable(function) else {}
         for parameter, (setting, *_) in READ[kind].items():
-            default = defaults.get(parameter)
+            default = found[parameter].default if parameter in found else None
             plain = setting in (parameter, "inner_steps") and isinstance(default, int | float | str)
             if plain and setting not in config.model_fields_set:
-                own[setting] = default
-    return config.model_copy(update=own) if own else config
+                changes[setting] = default
+    return config.model_copy(update=changes)
 
 
 def splits_of(config: RunConfig) -> Splits:
@@ -201,7 +197,7 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
     if config.method == "maml++":
         given |= _settings(config, *PLUS_FIELDS)
         given["multi_step_iterations"] = config.span(given.pop("multi_step_loss"))
-    learner: Learner = _call(config, "method", given, more=parameters(MetaLearner)[0])
+    learner: Learner = _call(config, "method", given, more=parameters(MetaLearner))
     # Cross entropy of outputs (n, 1) would be zero, without an error.
     if classes is None and getattr(learner, "loss", None) is F.cross_entropy:
         raise ConfigError(
@@ -246,17 +242,16 @@ def metrics_of(config: RunConfig, learner: Learner, train: TaskSource) -> dict[s
 
 
 def _call(
-    config: RunConfig, kind: str, given: Mapping[str, Any], more: Mapping[str, Any] | None = None
+    config: RunConfig, kind: str, given: Mapping[str, Any], more: Collection[str] = ()
 ) -> Any:
     """Make the dataset, the model, the rule or the method.
 
     Raises:
         ConfigError: see `names.call`; or it does not read a setting that was chosen.
     """
-    name, options = getattr(config, kind), getattr(config, f"{kind}_option")
-    made = call(kind, name, options, given, more or {})
-    named, takes_any = parameters(load(kind, name))
-    taken = {*named, *(more or {} if takes_any else {})}
+    name = getattr(config, kind)
+    made = call(kind, name, getattr(config, f"{kind}_option"), given, more)
+    taken = taken_by(load(kind, name), more)
     for parameter, settings in READ[kind].items():
         for setting in settings if parameter not in taken else ():
             if (value := getattr(config, setting)) != default_of(setting):
@@ -289,11 +284,14 @@ def _classes(source: TaskSource, task: TaskBatch) -> int | None:
 
 def _loss(config: RunConfig) -> Callable[..., Any]:
     """A loss is a function of outputs and targets, or a class of such functions."""
-    found = load("loss", config.loss)
+    name, options = config.loss, config.loss_option
+    found: Any = load("loss", name)
     if isinstance(found, type):
-        return call("loss", config.loss, config.loss_option, {})  # type: ignore[no-any-return]
-    require_options("loss", config.loss, found, config.loss_option)
-    return functools.partial(found, **config.loss_option) if config.loss_option else found
+        found = call("loss", name, options, {})
+    elif options:
+        require_arguments("loss", name, functools.partial(found, None, None), options)
+        found = functools.partial(found, **options)
+    return found  # type: ignore[no-any-return]
 
 
 def _own_metric(name: str, options: Mapping[str, Any]) -> Metric:
@@ -301,15 +299,15 @@ def _own_metric(name: str, options: Mapping[str, Any]) -> Metric:
     found = load("metric", name)
     if isinstance(found, type):
         found, options = call("metric", name, options, {}), {}
-    if isinstance(found, Metric):
-        if options:
-            raise ConfigError(
-                f"--metric-option {next(iter(options))}: {name} is a Metric, which has its own; "
-                "leave it out"
-            )
-        return found
-    require_options("metric", name, Metric, options)
-    return Metric(found, **options)
+    if not isinstance(found, Metric):
+        require_arguments("metric", name, Metric, {"function": found, **options})
+        return Metric(found, **options)
+    if options:
+        raise ConfigError(
+            f"--metric-option {next(iter(options))}: {name} is a Metric, which has its own; leave "
+            "it out"
+        )
+    return found
 
 
 def _schedule(config: RunConfig) -> Callable[[int], float] | None:

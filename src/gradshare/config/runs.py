@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gradshare.config.fields import MACHINE_FIELDS
-from gradshare.config.parts import build, with_own_defaults
+from gradshare.config.parts import build, resolved
 from gradshare.config.settings import RunConfig, option_name
 from gradshare.errors import ConfigError, GradshareError, RunError
 from gradshare.methods import Learner
@@ -75,13 +75,12 @@ def train_in(
 ) -> Run:
     """Take part in a run as one of its processes; the others call this too. See `train`."""
     processes.from_first(lambda: require_room(folder, resume=resume))
-    config = processes.agree(lambda: with_own_defaults(config))
+    config = processes.agree(lambda: resolved(config))
     settings = config.model_dump(mode="json")
     first = processes.from_first(lambda: settings)
     processes.agree(lambda: _require_alike(settings, first))
     processes.from_first(lambda: _require_same(config, folder, resume=resume))
     parts = processes.agree(lambda: build(config))
-    settings["data_root"] = str(config.data_root.absolute())  # it may be opened from elsewhere
     return fit_in(
         processes,
         parts.learner,
