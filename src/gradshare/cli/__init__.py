@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -48,12 +48,11 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. Ctrl-C where no run can be saved is one line, not click's "Aborted!"."""
+        """Run a command. click would say "Aborted!" after Ctrl-C, with status 1."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("stopped", err=True)
-            sys.exit(SIGNAL_STATUS + signal.SIGINT)
+            _interrupted()
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,6 +76,7 @@ class _Output:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        stream.reconfigure(errors="replace")  # such as "ĝ" in cp1252
         self.error: OSError | None = None
 
     def write(self, text: str) -> int:
@@ -100,24 +100,28 @@ def program() -> None:
     """The program as a shell starts it. Processes that train need the allocator's settings from
     their start on: those that `compare` starts, and this one if it trains itself.
     """
-    if {"train", "compare"} & {*sys.argv[1:2]} and not {"-h", "--help"} & {*sys.argv}:
-        from gradshare.training.machine import join_freed_memory  # noqa: PLC0415
-
-        join_freed_memory(start_again=sys.argv[1] == "train")
     if sys.stdout is None:  # closed by `>&-`; the next file that is opened would take its place
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # such as "ĝ" in cp1252
     output: Any = _Output(sys.stdout)
-    sys.stdout = output
     try:
+        if {"train", "compare"} & {*sys.argv[1:2]} and not {"-h", "--help"} & {*sys.argv}:
+            from gradshare.training.machine import join_freed_memory  # noqa: PLC0415
+
+            join_freed_memory(start_again=sys.argv[1] == "train")
+        sys.stdout = output
         main()
+    except KeyboardInterrupt:
+        _interrupted()
     finally:
         output.flush()
         if output.error is not None and not isinstance(output.error, BrokenPipeError):
             click.echo(f"error: the output cannot be written: {output.error.strerror}", err=True)
             sys.exit(1)
+
+
+def _interrupted() -> NoReturn:
+    click.echo("stopped", err=True)
+    sys.exit(SIGNAL_STATUS + signal.SIGINT)
 
 
 def main() -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from gradshare.cli.options import (
     GroupedCommand,
     UserPath,
     out_option,
+    pairs,
     read_config,
     resume_option,
     run_options,
@@ -73,6 +72,7 @@ REMOTE_RETRIES = 2
     "--slurm",
     multiple=True,
     metavar="KEY=VALUE",
+    callback=pairs,
     help="Slurm's settings, as submitit takes them: partition=gpu, timeout_min=600, mem_gb=16, "
     "qos=…, additional_parameters='{requeue: true}'.  Repeat for each.",
 )
@@ -88,7 +88,7 @@ def compare_command(
     cpus: int | None,
     gpus: float | None,
     ray_address: str | None,
-    slurm: tuple[str, ...],
+    slurm: dict[str, Any] | None,
     config_file: Path | None,
     preset: str | None,
     **options: Any,
@@ -97,11 +97,11 @@ def compare_command(
 
     All arms are trained on the same tasks from the same initialisation.
     """
-    for option, given, reader in (
+    for option, value, reader in (
         ("--ray-address", ray_address, "ray"),
         ("--slurm", slurm, "slurm"),
     ):
-        if given and executor != reader:
+        if value and executor != reader:
             raise ConfigError(
                 f"{option} is read by --executor {reader}, not by {executor}; leave it out, or add "
                 f"--executor {reader}"
@@ -120,7 +120,9 @@ def compare_command(
     elif executor == "ray":
         where = RayExecutor(ray_address, cpus=cpus or 1, gpus=gpus or 0)
     else:
-        where = slurm_executor(out / ".slurm", out.name, _slurm_settings(slurm, cpus, gpus))
+        asked = {"cpus_per_task": cpus, "gpus_per_node": None if gpus is None else int(gpus)}
+        given = {name: number for name, number in asked.items() if number is not None}
+        where = slurm_executor(out / ".slurm", out.name, {**(slurm or {}), **given})
     click.echo(
         f"{', '.join(plan.arms)}: {len(plan.runs)} runs of {config.epochs} epochs of "
         f"{config.iterations_per_epoch} iterations on {config.dataset}; everything goes to {out}."
@@ -133,7 +135,7 @@ def compare_command(
         retries=REMOTE_RETRIES if retries is None and executor != "local" else retries or 0,
         resume=resume == "auto",
         settings=config.model_dump(mode="json", exclude=set(ARM_FIELDS)),
-        commands=commands(config),
+        commands=_commands(config),
     )
     _show(comparison)
 
@@ -153,7 +155,7 @@ def _show(comparison: Comparison) -> None:
     click.echo(f"{comparison}\n\nReport: {comparison.path / 'report.html'}")
 
 
-def commands(config: RunConfig) -> list[str]:
+def _commands(config: RunConfig) -> list[str]:
     """What reproduces this: preparing the data, and the command itself."""
     words = ["gradshare", *sys.argv[1:]]
     if "--data-root" not in words:
@@ -162,19 +164,3 @@ def commands(config: RunConfig) -> list[str]:
     own = ":" in config.dataset or config.dataset == "glyphs"
     hint = [] if own else [f"{shlex.join(prepare)} --download   # or --from PATH"]
     return [*hint, shlex.join(words)]
-
-
-def _slurm_settings(
-    pairs: tuple[str, ...], cpus: int | None, gpus: float | None
-) -> Mapping[str, Any]:
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--slurm {pair!r} is not KEY=VALUE; write it like partition=gpu")
-        settings[key.replace("-", "_")] = yaml.safe_load(value)
-    if cpus is not None:
-        settings["cpus_per_task"] = cpus
-    if gpus is not None:
-        settings["gpus_per_node"] = int(gpus)
-    return settings

@@ -101,6 +101,14 @@ def run_options(leave_out: Iterable[str] = ()) -> Callable[[Command], Command]:
     return decorate
 
 
+def pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
+    """Read the KEY=VALUE words of an option."""
+    try:
+        return dict(map(key_and_value, values)) or None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 def read_config(config_file: Path | None, preset: str | None, options: dict[str, Any]) -> RunConfig:
     """The configuration that a command line asks for.
 
@@ -121,36 +129,21 @@ def read_config(config_file: Path | None, preset: str | None, options: dict[str,
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
-    kind, default = _plain(field.annotation), field.default
-    origin = typing.get_origin(kind)
-    flag, more = option_name(name), dict[str, Any](type={int: int, float: float}.get(kind, str))
+    kind: Any = field.annotation
+    default = field.default
+    while typing.get_origin(kind) in (typing.Union, UnionType, typing.Annotated):  # of X | None, X
+        kind = typing.get_args(kind)[0]
+    flag, origin = option_name(name), typing.get_origin(kind)
+    more: dict[str, Any] = {"type": {int: int, float: float, Path: UserPath()}.get(kind, str)}
     if kind is bool:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
         default = flag.split("/")[0 if default else 1]
         more = {}
-    elif kind is Path:
-        more = {"type": UserPath()}
     elif origin is typing.Literal:
         more = {"type": click.Choice(typing.get_args(kind))}
     elif origin is dict:
-        more = {"callback": _pairs, "metavar": "KEY=VALUE", "multiple": True}
+        more = {"callback": pairs, "metavar": "KEY=VALUE", "multiple": True}
     elif origin is tuple:
         more = {"multiple": True}
     shown = "" if default in (None, (), {}) else f"  [default: {default}]"
     return click.option(flag, name, default=None, help=f"{field.description}{shown}", **more)
-
-
-def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
-    try:
-        return dict(map(key_and_value, values)) or None
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _plain(annotation: Any) -> Any:
-    """The type behind `X | None` and `Annotated[X, …]`."""
-    if typing.get_origin(annotation) in (typing.Union, UnionType):
-        return _plain(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _plain(typing.get_args(annotation)[0])
-    return annotation
