@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gradshare.config import RunConfig, fields
-from gradshare.config.settings import heading_of, load_yaml
+from gradshare.config.settings import heading_of
 from gradshare.config.text import key_and_value
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import sharing
@@ -202,13 +202,13 @@ def test_a_bad_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as error:
-        load_yaml(path)
+        RunConfig.from_yaml(path)
     assert message in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the configuration .*absent\.yaml"):
-        load_yaml(tmp_path / "absent.yaml")
+        RunConfig.from_yaml(tmp_path / "absent.yaml")
 
 
 @pytest.mark.parametrize(("span", "iterations"), [("15%", 75), ("7500", 7500), ("0", 0)])
@@ -362,7 +362,7 @@ def test_what_the_fuzzer_found_in_yaml_is_refused(
     path = tmp_path / "config.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError) as error:
-        load_yaml(path)
+        RunConfig.from_yaml(path)
     assert message in str(error.value)
     assert len(str(error.value)) < 1000
 
@@ -371,7 +371,7 @@ def test_a_file_with_an_unknown_setting_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("shot: 5", encoding="utf-8")
     with pytest.raises(ConfigError) as error:
-        load_yaml(path)
+        RunConfig.from_yaml(path)
     assert str(error.value) == f"{path}: unknown setting 'shot'; did you mean 'shots'?"
 
 

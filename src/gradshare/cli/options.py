@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 
 from gradshare.config.fields import home_path
 from gradshare.config.presets import paper_settings
-from gradshare.config.settings import RunConfig, heading_of, load_yaml, option_name
-from gradshare.config.text import key_and_value
+from gradshare.config.settings import RunConfig, heading_of, option_name
+from gradshare.config.text import key_and_value, read_yaml
 
 Command = Callable[..., None]
 
@@ -118,7 +118,7 @@ def read_config(config_file: Path | None, preset: str | None, options: dict[str,
     Raises:
         ConfigError: a setting is unknown or out of bounds.
     """
-    settings = load_yaml(config_file) if config_file else {}
+    settings = read_yaml(config_file) if config_file else {}
     if data_root := os.environ.get(DATA_ROOT_VARIABLE):
         settings["data_root"] = data_root
     settings |= {name: value for name, value in options.items() if value not in (None, ())}

@@ -173,7 +173,11 @@ class RunConfig(Settings):
         Raises:
             ConfigError: it cannot be read, or a setting is unknown or out of bounds.
         """
-        return cls(**load_yaml(Path(path).expanduser()))
+        settings = read_yaml(Path(path).expanduser())
+        try:
+            return cls(**settings)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     def to_yaml(self) -> str:
         """All fields, as a file that `--config` and `from_yaml` read."""
@@ -188,20 +192,6 @@ def check_keys(settings: Mapping[str, Any]) -> None:
             near += difflib.get_close_matches(str(key), RunConfig.model_fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`gradshare train --help` has them all"
             raise ConfigError(f"unknown setting {reprlib.repr(key)}; {hint}")
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Read the settings of a YAML file.
-
-    Raises:
-        ConfigError: it cannot be read, or a setting is unknown.
-    """
-    settings = read_yaml(path)
-    try:
-        check_keys(settings)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return settings
 
 
 def default_of(name: str) -> Any:
