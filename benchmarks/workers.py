@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradshare.config import build, from_settings
+from gradshare.config import RunConfig, build
 from gradshare.tasks.source import prepared, training_indices
 from gradshare.tasks.writing import ClassImages, write_store
 from gradshare.training.fit import prepare_run
@@ -182,7 +182,7 @@ def _take_turn(settings: dict[str, Any], iterations: int) -> None:
     """The body of each process of a turn; the first prints the seconds of each iteration."""
     keep_freed_memory()
     torch.set_num_threads(settings["threads"])
-    parts = build(from_settings(settings))
+    parts = build(RunConfig(**settings))
     sources = (parts.train, parts.validation, parts.test)
     state, *_, contents = prepare_run(
         parts.learner, sources, parts.options, torch.device("cpu"), None

@@ -19,7 +19,7 @@ import gradshare as gs
 from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
-from gradshare.methods.meta_learner import Loss
+from gradshare.methods.learner import Loss
 from gradshare.tasks import TaskBatch
 from gradshare.training import loop, state
 from gradshare.training.divergence import diagnose

@@ -240,6 +240,8 @@ def fit_in(
                     home.store({**stored, "identity": contents["identity"]})
 
             processes.from_first(resume_from)
+        if settings is not None:  # a run may be continued with other ones, such as more epochs
+            processes.from_first(lambda: home.store_settings(settings))
         if not is_complete(options, state, test):
             state.test = None  # of a run that is extended
             if state.diverged is None:

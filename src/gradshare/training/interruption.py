@@ -12,10 +12,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Those that ask a run to save what it has and stop."""
 
 
-STATUS_MEANS = "a negative status is a signal, and -9 often means that memory ran out"
-"""What to make of the exit status of a process that ended without a word."""
-
-
 class RunStoppedError(RunError):
     """A run was asked to stop and did, with everything so far saved.
 

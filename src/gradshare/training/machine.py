@@ -10,9 +10,10 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -69,6 +70,8 @@ def environment(device: torch.device, layout: str) -> dict[str, Any]:
     """What figures depend on besides the configuration: versions, hardware, and the layout of the
     work on it, as `gradshare.training.layout.Layout.describe` says it.
     """
+    import torch  # noqa: PLC0415  # the program asks for this module before torch
+
     described: dict[str, Any] = {
         "gradshare": version("gradshare"),
         "python": platform.python_version(),

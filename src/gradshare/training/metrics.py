@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradshare.errors import ConfigError
-from gradshare.methods.meta_learner import each_task
+from gradshare.tasks.batch import each_task
 from gradshare.training.statistics import Interval
 
 LOSS = "loss"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradshare.errors import ConfigError, RunError
+from gradshare.errors import ConfigError, GradshareError, RunError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
@@ -53,6 +53,7 @@ class Run:
         test: what it came to on the test tasks, if there were any.
         seconds: of training, validation and test.
         environment: of the process that trained it.
+        missing: why a run that was started from names was opened without its learner.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Run:
         self.metrics = dict(metrics)
         self.score = score
         self.device = device
+        self.missing: GradshareError | None = None
         self._source = source
         self._ensemble = ensemble
         folder = RunFolder(path)
@@ -214,7 +216,7 @@ class Run:
 
     def _learner(self) -> Learner:
         if self.learner is None:
-            raise ConfigError(
+            raise self.missing or ConfigError(
                 f"the run in {self.path} was opened without its learner; give it: "
                 "open_run(path, learner)"
             )
