@@ -166,7 +166,7 @@ LOSSES = {"a": F.mse_loss, "b": F.l1_loss}
         ({"retries": -1}, "retries is -1"),
         ({"at_a_time": 0}, "at_a_time is 0"),
         ({"resume": "yes"}, "resume 'yes' is unknown"),
-        ({"device": "tpu"}, "--device 'tpu' is unknown"),
+        ({"device": "tpu"}, "device 'tpu' is unknown"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_said_before_anything_is_written(

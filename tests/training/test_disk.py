@@ -69,7 +69,7 @@ def test_a_full_disk_ends_the_run_and_costs_nothing(tmp_path: Path, disk: Path) 
         fit(folder, progress=at_iteration(5, lambda: fill(disk)))
     message = str(error.value)
     assert message.startswith(str(folder))
-    assert "cannot be written: No space left on device; free the space or choose another" in message
+    assert "cannot be written: No space left on device; free space there, or choose" in message
     (disk / "filler").unlink()
     assert not list(folder.rglob("*.unfinished"))
     require_same_end(whole, fit(folder))
@@ -92,10 +92,7 @@ def test_a_disk_that_becomes_read_only_ends_the_run_and_costs_nothing(
     try:
         with pytest.raises(RunError) as error:
             fit(folder)
-        assert str(error.value) == (
-            f"the output folder {folder} cannot be written: Read-only file system; choose another "
-            "(--out)"
-        )
+        assert str(error.value).startswith(f"{folder} cannot be written: Read-only file system; ")
     finally:
         remount("rw")
     require_same_end(whole, fit(folder))
@@ -127,7 +124,7 @@ def test_a_write_that_fails_anywhere_costs_nothing(
     try:
         fit(tmp_path / "run", **SHORT)
     except RunError as error:
-        assert "cannot be written: No space left on device; free the space" in str(error)
+        assert "cannot be written: No space left on device; free space" in str(error)
     else:
         assert left >= 0
     monkeypatch.setattr(os, "fsync", fsync)

@@ -16,12 +16,11 @@ import torch
 
 import gradshare as gs
 from gradshare.errors import RunError
-from gradshare.training import preflight
+from gradshare.training import memory
 from gradshare.training.fit import memory_needed, prepare_run
 from gradshare.training.layout import Layout
-from gradshare.training.memory import available
+from gradshare.training.memory import LESS_MEMORY, amount, available, require_memory
 from gradshare.training.options import Options
-from gradshare.training.preflight import LESS_MEMORY, amount, require_memory
 from tests.training.small import rows
 
 CPU = torch.device("cpu")
@@ -135,7 +134,7 @@ def needed(*, processes: int = 1, **changes: Any) -> int:
     given = rows(**changes)
     del given["progress"]
     learner, sources = given.pop("learner"), [given.pop(n) for n in ("train", "validation", "test")]
-    options = Options.of(**given)
+    options = Options(**given)
     state, _, _, contents = prepare_run(learner, tuple(sources), options, CPU, None)
     return memory_needed(Layout(**contents["layout"]), options, state, processes=processes)
 
@@ -149,7 +148,7 @@ def test_each_process_of_a_run_needs_memory_for_its_share_of_the_tasks() -> None
 def test_a_run_that_cannot_fit_is_refused_before_it_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "available", lambda device: 1000)
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
     with pytest.raises(RunError) as error:
         gs.fit(**rows(), out=tmp_path / "run")
     assert str(error.value) == (
@@ -165,7 +164,7 @@ def test_a_run_that_hardly_fits_is_warned_of(
     share: float, warns: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     need = 10**9
-    monkeypatch.setattr(preflight, "available", lambda device: share * need)
+    monkeypatch.setattr(memory, "available", lambda device: share * need)
     with caplog.at_level(logging.WARNING):
         require_memory(need, CPU)
     expected = (
@@ -177,7 +176,7 @@ def test_a_run_that_hardly_fits_is_warned_of(
 def test_on_a_gpu_where_the_estimate_is_not_calibrated_a_run_is_warned_of_and_not_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(preflight, "available", lambda device: 1)
+    monkeypatch.setattr(memory, "available", lambda device: 1)
     with caplog.at_level(logging.WARNING):
         require_memory(10**9, torch.device("cuda"))
     assert len(caplog.messages) == 1

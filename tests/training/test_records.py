@@ -98,8 +98,11 @@ def test_a_half_written_last_line_is_passed_over(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"epoch": "one"}, "epoch: Input should be a valid integer"),
-        ({"metrics": {"validation": {"loss": [0.5]}}}, "not enough values to unpack"),
-        ({"metrics": None}, "no attribute 'items'"),
+        (
+            {"metrics": {"validation": {"loss": [0.5]}}},
+            "metrics.validation.loss.1: Field required",
+        ),
+        ({"metrics": None}, "metrics: Input should be a valid dictionary"),
         ({"learned": {"sharing.m": ["x"]}}, "learned.sharing.m.0: Input should be a valid number"),
         ({"surprise": 1}, "surprise: Unexpected keyword argument"),
     ],

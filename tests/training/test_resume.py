@@ -61,14 +61,15 @@ def test_a_stopped_run_goes_on_to_where_it_would_have_been(number: int, tmp_path
     require_same_end(whole, fit(stopped, **changes))
 
 
-@pytest.mark.parametrize(("phase", "done"), [("validate", 6), ("test", 8)])
+@pytest.mark.parametrize(("phase", "done"), [("validate", 10), ("test", 10)])
 def test_a_run_stopped_while_it_validates_or_tests_goes_on_likewise(
     phase: str, done: int, tmp_path: Path
 ) -> None:
-    whole = fit(tmp_path / "whole", schedule=halving)
+    changes = {"schedule": halving, "val_tasks": 12, "test_tasks": 12}
+    whole = fit(tmp_path / "whole", **changes)
     with pytest.raises(RunStoppedError):
-        fit(tmp_path / "run", schedule=halving, progress=at(phase, done))
-    require_same_end(whole, fit(tmp_path / "run", schedule=halving))
+        fit(tmp_path / "run", progress=at(phase, done), **changes)
+    require_same_end(whole, fit(tmp_path / "run", **changes))
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

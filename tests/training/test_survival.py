@@ -243,8 +243,8 @@ def test_progress_that_no_run_makes_is_named(tmp_path: Path) -> None:
         ({"iteration": "soon"}, "iteration: Input should be a valid integer"),
         ({"iteration": 10}, "iteration is 10, this run has 9"),
         ({"iteration": -1}, "iteration is -1, this run has 9"),
-        ({"history": [{}]}, "'metrics'"),
-        ({"history": [3]}, "history.0: Input should be a valid dictionary"),
+        ({"history": [{}]}, "history.0.epoch: Field required"),
+        ({"history": [3]}, "history.0: Input should be a dictionary"),
     ):
         changed = {**saved.progress, "test": None, **change}
         save_checkpoint(path, dataclasses.replace(saved, progress=changed))

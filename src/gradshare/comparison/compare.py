@@ -123,7 +123,7 @@ def compare(
         RunStoppedError: Ctrl-C or SIGTERM; each run has saved what it had.
     """
     names = list(arms) if isinstance(arms, Mapping) else []
-    made = Options.of(**options)
+    made = Options(**options)
     require_choice("resume", resume, Resume)
     plan = Plan(
         arms,

@@ -93,7 +93,7 @@ def build(config: RunConfig) -> Parts:
         learner = learner_of(config, splits.train)
     classes = _classes(splits.train, prepared(splits.train, splits.train.batch([0])))
     metrics = _metrics(config, learner, classes)
-    options = Options.of(
+    options = Options(
         epochs=config.epochs,
         iterations=config.iterations_per_epoch,
         task_batch=config.task_batch,

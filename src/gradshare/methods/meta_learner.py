@@ -63,7 +63,8 @@ class Learner(Protocol):
 
     A learner can have more: `loss` (one task's outputs and targets to a scalar; the default metric
     and the canary of a checkpoint use it), `report(meta)` (learned quantities by name, with a value
-    for each inner step) and `laid_out(…)` (see `MetaLearner`).
+    for each inner step), `laid_out(…)` and `is_model_parameter(name)` (see `MetaLearner`; without
+    the latter `clamp_gradients` clamps all meta-parameters).
     """
 
     def init(self) -> tuple[dict[str, Tensor], Tensors]:
@@ -235,6 +236,10 @@ class MetaLearner:
             theta[name] = theta[name].expand(self.steps, *theta[name].shape)
         outer = {**with_prefix(MODEL, theta), **learned}
         return {name: t.detach().clone().requires_grad_() for name, t in outer.items()}, carried
+
+    def is_model_parameter(self, name: str) -> bool:
+        """Whether a meta-parameter is the model's and not learned by a rule."""
+        return name.startswith(f"{MODEL}.")
 
     def initial_parameters(self) -> dict[str, Tensor]:
         """The model's parameters as they are now, those that are adapted first."""

@@ -1,4 +1,4 @@
-"""What is checked once, when a learner meets its sources: by one dry run of each part."""
+"""Checks of a learner, its sources and metrics before a run: one dry run of each part."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from gradshare.errors import ConfigError, DataError, GradshareError
 from gradshare.inner_loop import Tensors
-from gradshare.methods import Learner, MetaLearner, UnicornMAML
+from gradshare.methods import Learner, MetaLearner
+from gradshare.methods.network import is_out_of_memory
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import PARTS, leaves, task_of
 from gradshare.tasks.source import prepared, require_pure
+from gradshare.training.divergence import not_finite_part
 from gradshare.training.metrics import Metric, default_metrics, require_metrics
 
 METHODS = ("init", "outer_step", "adapt", "predict")
@@ -56,9 +58,9 @@ def require_source(name: str, source: Any, indices: Sequence[int]) -> None:
         require_pure(source, indices[-1], indices[0])
     except GradshareError as error:
         raise type(error)(f"{name}: {error}") from error
-    except (MemoryError, torch.cuda.OutOfMemoryError):
-        raise
     except Exception as error:  # a list of tasks ends, a seed has 32 bits
+        if is_out_of_memory(error):
+            raise
         raise DataError(
             f"{name}: {type(source).__name__}.batch failed at index {indices[-1]} with "
             f"{type(error).__name__}: {error!s:.200}; it must have a task for each index below "
@@ -67,7 +69,7 @@ def require_source(name: str, source: Any, indices: Sequence[int]) -> None:
 
 
 def initial_state(learner: Learner) -> tuple[dict[str, Tensor], Tensors]:
-    """`learner.init()`, with what it returns checked.
+    """`learner.init()`, with its result checked.
 
     Raises:
         ConfigError: the meta-parameters are not named leaves that require gradients.
@@ -108,40 +110,35 @@ def require_together(
 
     Raises:
         ConfigError: the learner does not fit the source, or a metric not the learner.
+        DataError: a task holds values that are not finite, and the learner can't take them.
     """
-    device = next(iter(state[0].values())).device
+    meta, carried = state
     lean = learner
     if isinstance(learner, MetaLearner):  # in the least memory, whatever the layout will be
         lean = learner.laid_out(tasks_at_a_time=1, recompute=True)
     for name, source in sources.items():
-        tasks = prepared(source, source.batch([0]).to(device))
-        with fitting(learner, name, tasks):
-            # Without an inner step, whose loss would blame the labels.
-            require_outputs(learner, _outputs(lean, state, tasks, steps=0), tasks, source)
+        tasks = prepared(source, source.batch([0]).to(next(iter(meta.values())).device))
+        with explain_misfit(learner, meta, name, tasks):
+            # First without an inner step, whose loss would blame the labels.
+            with torch.no_grad():
+                outputs = lean.predict(meta, lean.adapt(meta, carried, tasks, steps=0), tasks)
+            require_outputs(learner, outputs, tasks, source)
             if name == "train":
-                require_outputs(learner, _outer_step_outputs(lean, state, tasks), tasks, source)
-            outputs = _outputs(lean, state, tasks)
+                _require_outer_step(lean, state, tasks, source)
+            with torch.no_grad():
+                outputs = lean.predict(meta, lean.adapt(meta, carried, tasks), tasks)
             if metrics is None:
                 metrics = default_metrics(learner, outputs, tasks.query_y)
             score = require_metrics(metrics, score)
-            for metric in metrics.values():
-                metric.values(outputs, tasks.query_y, tasks.query_n)
+            values = [m.values(outputs, tasks.query_y, tasks.query_n) for m in metrics.values()]
+            require_finite(name, tasks, [outputs, *values])
     return dict(metrics or {}), score or ""
 
 
-@torch.no_grad()
-def _outputs(
-    learner: Learner, state: tuple[Tensors, Tensors], tasks: TaskBatch, *, steps: int | None = None
-) -> Any:
-    return learner.predict(state[0], learner.adapt(*state, tasks, steps=steps), tasks)
-
-
-def _outer_step_outputs(learner: Learner, state: tuple[Tensors, Tensors], tasks: TaskBatch) -> Any:
-    """The outputs of an outer step on one task, whose objective is checked.
-
-    Raises:
-        ConfigError: it cannot be differentiated.
-    """
+def _require_outer_step(
+    learner: Learner, state: tuple[Tensors, Tensors], tasks: TaskBatch, source: TaskSource
+) -> None:
+    """Raise ConfigError unless the objective of an outer step on one task can be differentiated."""
     step = learner.outer_step(*state, tasks, iteration=0)
     if step.objective.shape != (1,) or step.losses.shape != (1,):
         raise ConfigError(
@@ -157,7 +154,26 @@ def _outer_step_outputs(learner: Learner, state: tuple[Tensors, Tensors], tasks:
             "the objective does not depend on any meta-parameter; compute it from `meta`, "
             "without detach() or torch.no_grad()"
         )
-    return step.outputs
+    require_outputs(learner, step.outputs, tasks, source)
+    require_finite("train", tasks, [step.losses])
+
+
+def require_finite(name: str, tasks: TaskBatch, computed: Sequence[Tensor]) -> None:
+    """Raise DataError if tasks hold values that are not finite and their results are not either.
+
+    A model that can take such inputs passes, and so does one that overflows on finite inputs.
+
+    Args:
+        name: of the source.
+        tasks: prepared tasks.
+        computed: their losses, outputs or metrics.
+    """
+    part = not_finite_part(tasks)
+    if part is not None and not all(bool(tensor.isfinite().all()) for tensor in computed):
+        raise DataError(
+            f"{name}: {part} (NaN or infinite), and the model can't take it; leave such examples "
+            "out, or replace these values"
+        )
 
 
 def require_outputs(learner: Learner, outputs: Any, tasks: TaskBatch, source: TaskSource) -> None:
@@ -168,6 +184,7 @@ def require_outputs(learner: Learner, outputs: Any, tasks: TaskBatch, source: Ta
             f"the outputs for a batch of tasks are of {what}; give one tensor (T, queries, …)"
         )
     loss = getattr(learner, "loss", None)
+    loss = getattr(loss, "func", loss)  # of a functools.partial
     if loss is not F.cross_entropy and not isinstance(loss, nn.CrossEntropyLoss):
         return
     labels = [
@@ -182,18 +199,18 @@ def require_outputs(learner: Learner, outputs: Any, tasks: TaskBatch, source: Ta
                 "entropy needs classes: give a loss of your own, such as loss=F.mse_loss"
             )
         return
-    model = getattr(learner, "model", None)
-    has, needs = outputs.shape[2], int(max(int(y.max()) for y in labels)) + 1
-    largest = getattr(source, "ways", None)
-    if has < needs or has < 2:
+    model = type(getattr(learner, "model", learner)).__name__
+    has, needs = outputs.shape[2], max([2, *(int(y.max()) + 1 for y in labels)])
+    if has < needs:
         raise ConfigError(
-            f"{type(model).__name__} has {has} outputs and the tasks have {max(needs, 2)} classes; "
-            f"make it with {max(needs, 2)} outputs, or number the classes of each task from 0"
+            f"{model} has {has} outputs and the tasks have {needs} classes; make it with {needs} "
+            "outputs, or number the classes of each task from 0"
         )
-    if isinstance(largest, int) and has > largest and not isinstance(learner, UnicornMAML):
+    largest = getattr(source, "ways", None)
+    if isinstance(largest, int) and has > largest:
         raise ConfigError(
-            f"{type(model).__name__} has {has} outputs and the largest task has {largest} classes; "
-            f"make it with {largest} outputs: the others could only be wrong"
+            f"{model} has {has} outputs and the largest task has {largest} classes; make it with "
+            f"{largest} outputs: the others could only be wrong"
         )
 
 
@@ -219,22 +236,23 @@ def make_optimizer(
     Raises:
         ConfigError: the factory does not return an optimiser of all of them.
     """
-    sorted_out: dict[str, dict[str, Any]] = {}
+    by_options: dict[str, dict[str, Any]] = {}
     for name, tensor in meta.items():
         options = dict(groups(name)) if groups is not None else {}
-        group = sorted_out.setdefault(repr(sorted(options.items())), {**options, "params": []})
+        group = by_options.setdefault(repr(sorted(options.items())), {**options, "params": []})
         group["params"].append(tensor)
+    example = "such as functools.partial(torch.optim.Adam, lr=1e-3)"
     try:
-        optimizer = factory(list(sorted_out.values()))
+        optimizer = factory(list(by_options.values()))
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"the optimiser cannot be made: {error}; give a factory that takes parameter groups, "
-            "such as functools.partial(torch.optim.Adam, lr=1e-3)"
+            f"{example}"
         ) from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(
             f"optimizer returned a {type(optimizer).__name__}; give a factory of a torch "
-            "optimiser, such as functools.partial(torch.optim.Adam, lr=1e-3)"
+            f"optimiser, {example}"
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ConfigError("LBFGS evaluates the loss within its step; give another optimiser")
@@ -249,29 +267,38 @@ def make_optimizer(
 
 
 @contextmanager
-def fitting(learner: Learner, name: str, tasks: TaskBatch) -> Iterator[None]:
-    """Say of an error in here that the learner and the source do not fit.
+def explain_misfit(learner: Learner, meta: Tensors, name: str, tasks: TaskBatch) -> Iterator[None]:
+    """Turn an error into a ConfigError that names learner, source and shapes.
 
-    Raises:
-        ConfigError: for any error but gradshare's own and one of memory.
+    Errors of gradshare's own and of memory pass.
     """
     try:
         with warnings.catch_warnings():
             # Targets (n,) beside outputs (n, 1) are broadcast to (n, n), with a warning only.
             warnings.filterwarnings("error", message="Using a target size")
             yield
-    except (GradshareError, torch.cuda.OutOfMemoryError, MemoryError):
+    except GradshareError:
         raise
     except Exception as error:
-        if "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise
         model = type(getattr(learner, "model", learner)).__name__
+        found = [leaf for part in PARTS for leaf in leaves(getattr(tasks, part), part)]
         shapes = ", ".join(
-            f"{path} {str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape[1:])}"
-            for part in PARTS
-            for path, leaf in leaves(getattr(tasks, part), part)
+            f"{path} {_name(leaf.dtype)} {tuple(leaf.shape[1:])}" for path, leaf in found
+        )
+        own = _name(next(iter(meta.values())).dtype)
+        others = {_name(leaf.dtype) for _, leaf in found if leaf.is_floating_point()} - {own}
+        remedy = "".join(
+            f"; the model is {own}: convert the source's tensors with x.to(torch.{own}), or the "
+            f"model with model.to(torch.{other})"
+            for other in sorted(others)[:1]
         )
         raise ConfigError(
             f"{model} and the source {name!r} do not fit: {type(error).__name__}: "
-            f"{error!s:.300}; a task of the source is {shapes}"
+            f"{error!s:.300}; a task of the source is {shapes}{remedy}"
         ) from error
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,9 +1,9 @@
-"""How the work of a run is laid out on its machine: the one place that decides it.
+"""The layout of a run's work on its machine.
 
 A layout changes speed and memory, and results by rounding only. It depends on the learner, the
-shapes of its tasks and the kind of device, never on measured time or on what happens to be free, so
-that the same command gives the same numbers tomorrow. It is written into the run's folder before
-the first iteration, and a resumed run reads it there.
+shapes of its tasks and the kind of device, never on measured time or free memory, so that the same
+command gives the same numbers tomorrow. It is written into the run's folder before the first
+iteration, and a resumed run reads it there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gradshare.methods import Learner, MetaLearner
 from gradshare.tasks import TaskBatch
 
 GIB = 1 << 30
-# Graphs are kept if a run then takes no more than this; on a CPU several runs go side by side.
+# Graphs are kept if they need at most this much. On a CPU several runs share the machine.
 KEPT_UP_TO = {"cpu": 4 * GIB, "cuda": 16 * GIB}
 
 Tasks = Literal["auto", "loop", "vmap"]
@@ -30,13 +30,13 @@ Memory = Literal["auto", "keep", "recompute"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the work of a run is laid out.
+    """The layout of a run's work.
 
     Attributes:
         tasks: whether the tasks of a batch are computed one after the other or all at once.
         memory: whether the graph of each inner step is kept for the backward pass, or built again
             in it.
-        bytes: an estimate of what the graphs take at the peak.
+        bytes: an estimate of the peak memory of the graphs.
     """
 
     tasks: Literal["loop", "vmap"]
@@ -72,15 +72,15 @@ def choose_layout(
     tasks: Tasks,
     memory: Memory,
 ) -> Layout:
-    """The layout that was asked for, and for each "auto" the best on such a device.
+    """The layout that was asked for, and for each "auto" the best on this kind of device.
 
     Args:
         learner: the method.
         state: its meta-parameters and carried tensors.
-        batch: prepared tasks, at least two if there can be as many.
+        batch: prepared tasks, at least two if T is.
         task_batch: T.
-        tasks: what was asked for.
-        memory: what was asked for.
+        tasks: as for `fit`.
+        memory: as for `fit`.
     """
     if not isinstance(learner, MetaLearner):
         return Layout("loop", "keep", 0)
@@ -122,8 +122,8 @@ def _peak(
     recompute: bool,
     together: int = 1,
 ) -> int:
-    """The bytes that the graphs of a meta-step take, extrapolated from one task and one and two
-    inner steps. Where graphs are recomputed, that of one step of `together` tasks comes and goes.
+    """The bytes of the graphs of a meta-step, extrapolated from one task and one and two inner
+    steps. Where graphs are recomputed, that of one step of `together` tasks comes on top.
     """
     # What is learned for each step does not exist beyond the last one.
     measured = (1, min(2, learner.steps))
@@ -174,5 +174,5 @@ class _Held:
 
 
 def tensor_bytes(tensors: Tensors) -> int:
-    """What tensors take."""
+    """The bytes of some tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

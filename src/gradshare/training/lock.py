@@ -10,16 +10,17 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gradshare.errors import RunError
+from gradshare.training.files import writing
 
 LOCK = ".lock"
 
 
 @contextmanager
 def locked(folder: Path, *, doing: str, seconds: float = 0) -> Iterator[None]:
-    """Make a folder if there is none, and let no other process in until the end of the block.
+    """Make a folder unless it exists, and keep other processes out until the end of the block.
 
-    The lock ends with the process that holds it. On a disk without `flock` it is the file alone,
-    which a killed process leaves behind.
+    The lock ends with the process that holds it. On a disk without `flock` the lock is the mere
+    existence of the file, which a killed process leaves behind.
 
     Args:
         folder: the folder.
@@ -30,20 +31,16 @@ def locked(folder: Path, *, doing: str, seconds: float = 0) -> Iterator[None]:
         RunError: another process holds the lock, or the folder cannot be written.
     """
     path = folder / LOCK
-    try:
+    lock = FileLock(path, timeout=seconds)
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=seconds)
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(
-            f"another process is {doing} in {folder}{_holder(path)}; wait for it, or choose "
-            "another folder (--out)"
-        ) from error
-    except OSError as error:
-        raise RunError(
-            f"the output folder {folder} cannot be written: {error.strerror or error}; choose "
-            "another (--out)"
-        ) from error
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"another process is {doing} in {folder}{_holder(path)}; wait for it, or choose "
+                "another folder (--out)"
+            ) from error
     try:
         yield
     finally:
@@ -60,12 +57,12 @@ def is_locked(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # nothing can be written there, so no process works there
+    except OSError:  # nobody can write there, so nobody works there
         return False
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock that is the file alone; such a file has the process and the host in it."""
+    """The process and host that a lock file names where there is no `flock`; empty elsewhere."""
     try:
         process, host, *_ = path.read_text(encoding="utf-8").split()
         minutes = (time.time() - path.stat().st_mtime) / 60

@@ -18,11 +18,11 @@ PHASES = {"validate": "validating", "test": "testing"}
 class RunBars:
     """One bar for each run, with its epoch and the score of its last validation.
 
-    Of many runs those that are done make room for the others. If the output is not a terminal,
-    there is one line for each epoch and run instead.
+    Beyond `MOST_BARS` runs the bars of finished ones are hidden. If the output is not a terminal,
+    there is one line for each validated epoch of each run instead.
 
     Args:
-        console: where to.
+        console: the output.
         shown: whether anything is shown.
     """
 
@@ -41,7 +41,8 @@ class RunBars:
         self._done: list[TaskID] = []
         self._hidden = 0
         self._epochs: dict[str, int] = {}
-        self._began: dict[str, tuple[float, int]] = {}
+        self._first: dict[str, tuple[float, int]] = {}
+        self._left: dict[str, str] = {}
 
     def __enter__(self) -> RunBars:
         self._bars.start()
@@ -51,7 +52,7 @@ class RunBars:
         self._bars.stop()
 
     def watch(self, name: str) -> Watch:
-        """What shows the progress of one run."""
+        """A function that shows the progress of one run."""
         return lambda progress: self(name, progress)
 
     def __call__(self, name: str, progress: Progress | None) -> None:
@@ -73,24 +74,21 @@ class RunBars:
         if len(self._tasks) - self._hidden > MOST_BARS and self._hidden < len(self._done):
             self._bars.update(self._done[self._hidden], visible=False)
             self._hidden += 1
-        if not self._console.is_terminal and progress.phase != "validate":
-            self._line(name, progress, f"{phase}  {seen}")
+        if not self._console.is_terminal:
+            self._line(name, progress, seen)
 
-    def _line(self, name: str, progress: Progress, text: str) -> None:
-        """One line when a run begins an epoch or its test, with the time left of training."""
-        epoch = 0 if progress.phase == "test" else progress.epoch
-        began, first = self._began.setdefault(name, (time.monotonic(), progress.done))
-        if self._epochs.get(name) == epoch:
-            return
-        self._epochs[name] = epoch
-        left = ""
-        if epoch and progress.done > first:
-            each = (time.monotonic() - began) / (progress.done - first)
-            left = f"  {_duration(each * (progress.total - progress.done))} left"
-        self._console.print(f"{name}: {text}{left}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
+    def _line(self, name: str, progress: Progress, seen: str) -> None:
+        """Print one line when another epoch is validated, with the time left of training."""
+        if progress.phase == "train":
+            now = time.monotonic()
+            began, first = self._first.setdefault(name, (now, progress.done))
+            if progress.done > first:
+                each = (now - began) / (progress.done - first)
+                left = round(each * (progress.total - progress.done))
+                self._left[name] = f"  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+        ended = progress.phase != "train" and progress.done == progress.total
+        validated = progress.epoch if ended or progress.phase == "test" else progress.epoch - 1
+        if seen and validated > self._epochs.get(name, 0):
+            self._epochs[name] = validated
+            text = f"{name}: epoch {validated}  {seen}{self._left.get(name, '')}"
+            self._console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -1,11 +1,9 @@
-"""Global random generators as functions of a number, so that a resumed run draws what it would
-have drawn.
-"""
+"""Seeding of the global random generators, so that a resumed run draws the same numbers."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -39,7 +37,7 @@ def seed_generators(number: int) -> None:
     random.seed(number)
 
 
-def touches_generators(function: object) -> bool:
+def touches_generators(function: Callable[[], object]) -> bool:
     """Whether calling a function changes torch's, numpy's or Python's global generator."""
 
     def states() -> tuple[object, ...]:
@@ -47,5 +45,5 @@ def touches_generators(function: object) -> bool:
         return torch.get_rng_state().numpy().tobytes(), str(array), random.getstate()
 
     before = states()
-    function()  # type: ignore[operator]
+    function()
     return states() != before
