@@ -27,7 +27,6 @@ from gradshare.comparison.worker import train_run
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.executors import LocalExecutor
 from gradshare.training.checkpoint import load_checkpoint
-from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.options import Progress
 from gradshare.training.progress import RunBars
@@ -41,6 +40,7 @@ from tests.comparison.small import (
     run_folders,
     small,
 )
+from tests.training.killing import records_in
 from tests.training.small import ROWS, SIGNALS, Wrapped, mlp
 
 
@@ -301,7 +301,7 @@ def test_what_a_finished_comparison_was_not_is_refused_by_the_runs_own_check(
         here(out, seeds=1, epochs=2, resume="auto")
     assert written(out) == everything
     here(out, seeds=1, epochs=4, resume="auto")
-    assert {len(RunFolder(run).history()) for run in run_folders(out)} == {4}
+    assert {len(records_in(run)) for run in run_folders(out)} == {4}
 
 
 def test_an_arm_that_diverges_is_a_result(tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_a_defect_is_one_sentence_its_trace_is_in_a_file_and_the_other_runs_fini
     trace = (out / "errors.txt").read_text(encoding="utf-8")
     assert "in outer_step" in trace
     assert trace.count("Traceback") == 4
-    assert all(RunFolder(run).history() for run in run_folders(out) if "good" in str(run))
+    assert all(records_in(run) for run in run_folders(out) if "good" in str(run))
     made["bad"] = lambda: Defective(plain(), mended=True)
     finished = compare(
         **{**quick(**made), "seeds": 4}, out=out, resume="auto", executor=ThreadPoolExecutor(1)
@@ -516,7 +516,7 @@ def test_a_scheduler_that_does_not_answer_does_not_keep_a_program_from_stopping(
     with pytest.raises(RunStoppedError):
         small(out, executor=executor, progress=watch, seeds=1, epochs=1000)
     executor.pool.shutdown()
-    assert RunFolder(out / "runs" / told[0] / "seed-0").history()
+    assert records_in(out / "runs" / told[0] / "seed-0")
     said = {m for m in caplog.messages if m.startswith("the executor does not answer about ")}
     assert said
     assert all(message.endswith("Unable to contact slurm controller") for message in said)

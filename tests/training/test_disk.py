@@ -13,10 +13,10 @@ import pytest
 
 import gradshare as gs
 from gradshare.errors import RunError
-from gradshare.training.folder import RunFolder, kept_epochs
+from gradshare.training.folder import kept_epochs
 from gradshare.training.options import Progress, Watch
 from gradshare.training.run import Run
-from tests.training.killing import require_same_end
+from tests.training.killing import records_in, require_same_end
 from tests.training.small import Arguments, rows
 
 DISK_BYTES = 2 << 20
@@ -146,7 +146,7 @@ def test_a_run_keeps_its_last_two_moments_its_best_models_and_nothing_else(
         names = {path.name for path in (folder / "checkpoints").iterdir()}
         latest = {name for name in names if name.startswith("latest-")}
         assert len(latest) == 2
-        best = kept_epochs(RunFolder(folder).history(), "accuracy", rank, 5)
+        best = kept_epochs(records_in(folder), "accuracy", rank, 5)
         assert names - latest == {f"epoch-{epoch:06d}.safetensors" for epoch in best}
         most = max(most, len(names))
 

@@ -226,7 +226,7 @@ def compute_differently(group: ProcessGroup, folder: Path) -> Run:
 def test_processes_on_different_kinds_of_device_do_not_mix(three: Ranks, tmp_path: Path) -> None:
     words = (
         "the device is cpu here and cuda in the first process; give every process of a run a GPU, "
-        "or --device cpu"
+        "or device='cpu' (--device cpu)"
     )
     results = three(compute_differently, tmp_path / "run")
     assert_refused_by_rank_1(results, words, tmp_path / "run")

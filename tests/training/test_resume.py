@@ -46,7 +46,7 @@ def halving(iteration: int) -> float:
     return float(0.5 ** (iteration / 3))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_goes_on_to_where_it_would_have_been(number: int, tmp_path: Path) -> None:
     changes = {"learner": maml_plus_plus(), "schedule": halving}
     whole = fit(tmp_path / "whole", **changes)
@@ -59,6 +59,15 @@ def test_a_stopped_run_goes_on_to_where_it_would_have_been(number: int, tmp_path
     assert error.value.signal == number
     assert latest(stopped).progress["iteration"] == 5
     require_same_end(whole, fit(stopped, **changes))
+
+
+def test_a_hangup_that_is_ignored_as_under_nohup_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = fit(tmp_path / "run", progress=at("train", 5, signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(run.history) == 3
 
 
 @pytest.mark.parametrize(("phase", "done"), [("validate", 10), ("test", 10)])

@@ -15,9 +15,8 @@ from gradshare.errors import RunError
 from gradshare.tasks.source import training_indices
 from gradshare.training.distributed import OneProcess
 from gradshare.training.evaluation import ensemble_values, on_all_tasks
-from gradshare.training.folder import RunFolder
 from gradshare.training.run import Run
-from tests.training.killing import latest, timeless
+from tests.training.killing import latest, records_in, timeless
 from tests.training.small import PROBLEMS, ROWS, WAYS, Prototypes, Wrapped, mlp, rows
 
 CPU = torch.device("cpu")
@@ -53,7 +52,7 @@ def test_every_method_is_trained_and_writes_what_its_run_came_to(
     assert run.test is not None
     assert len(run.test.ensemble["accuracy"]) == len(run.test.single["loss"]) == 8
     assert run.test.members == 2
-    assert RunFolder(run.path).history() == run.history
+    assert records_in(run.path) == run.history
     scores = [-record.mean("accuracy") for record in run.history]
     best = sorted(range(3), key=lambda epoch: (scores[epoch], epoch))[:2]
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [
@@ -182,7 +181,7 @@ def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     run = fit(tmp_path / "run")
     with pytest.raises(RunError, match="already holds 'checkpoints'; choose another"):
         fit(tmp_path / "run")
-    assert RunFolder(run.path).history() == run.history
+    assert records_in(run.path) == run.history
 
 
 def test_a_folder_of_the_first_version_is_named_with_the_version_that_reads_it(

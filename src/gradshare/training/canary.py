@@ -23,13 +23,8 @@ FLOAT32_TOLERANCE = 1e-3
 
 
 class Canary:
-    """Computes a meta-step on a fixed batch: the outer loss, and the norm of its gradient, by which
-    second order differs from first order.
-
-    Args:
-        learner: the method.
-        source: whose `prepare` runs.
-        tasks: on the device, not prepared.
+    """Computes a meta-step on fixed tasks that are not prepared: the outer loss, and the norm of
+    its gradient, by which second order differs from first order.
     """
 
     def __init__(self, learner: Learner, source: TaskSource, tasks: TaskBatch) -> None:
@@ -54,15 +49,12 @@ class Canary:
     def require_same(
         self, state: TrainState, then: Mapping[str, str], now: Mapping[str, str]
     ) -> None:
-        """Raise unless the values at a restored state are those that were saved with it.
+        """Raise RunError unless the values at a restored state are those that were saved with it.
 
         Args:
             state: as it was restored.
             then: digests of the source files when the run began, by path.
             now: their digests now.
-
-        Raises:
-            RunError: the values differ.
         """
         found, saved = self.values(state), state.status.canary
         dtype = next(iter(state.meta.values())).dtype

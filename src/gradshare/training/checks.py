@@ -26,11 +26,10 @@ METHODS = ("init", "outer_step", "adapt", "predict")
 
 def require_learner(learner: object) -> None:
     """Raise ConfigError unless `learner` has the four methods of a `Learner`."""
-    missing = [name for name in METHODS if not callable(getattr(learner, name, None))]
-    if isinstance(learner, type) or missing:
-        kind = (
-            f"the class {learner.__name__}" if isinstance(learner, type) else type(learner).__name__
-        )
+    if isinstance(learner, type) or not all(callable(getattr(learner, n, None)) for n in METHODS):
+        kind = type(learner).__name__
+        if isinstance(learner, type):
+            kind = f"the class {learner.__name__}"
         raise ConfigError(
             f"the learner is {kind}; give an object with the methods "
             f"{', '.join(METHODS)}, such as gradshare.maml(model)"
@@ -69,23 +68,18 @@ def require_source(name: str, source: Any, indices: Sequence[int]) -> None:
 
 
 def initial_state(learner: Learner) -> tuple[dict[str, Tensor], Tensors]:
-    """`learner.init()`, with its result checked.
-
-    Raises:
-        ConfigError: the meta-parameters are not named leaves that require gradients.
-    """
-    returned: Any = learner.init()
-    match returned:
+    """`learner.init()`; ConfigError if its meta-parameters are not named leaves."""
+    match learner.init():
         case (Mapping() as meta, Mapping() as carried) if meta:
-            odd = [n for n, t in meta.items() if not (isinstance(t, Tensor) and t.is_leaf)]
-            if odd or not all(t.requires_grad for t in meta.values()):
-                raise ConfigError(
-                    "the meta-parameters that init() returns must be leaf tensors that require "
-                    f"gradients, and {(odd or list(meta))[0]!r} is not one; use "
-                    "tensor.detach().clone().requires_grad_()"
-                )
+            for name, tensor in meta.items():
+                if not (isinstance(tensor, Tensor) and tensor.is_leaf and tensor.requires_grad):
+                    raise ConfigError(
+                        "the meta-parameters that init() returns must be leaf tensors that require "
+                        f"gradients, and {name!r} is not one; use "
+                        "tensor.detach().clone().requires_grad_()"
+                    )
             return dict(meta), carried
-        case _:
+        case returned:
             raise ConfigError(
                 f"{type(learner).__name__}.init() returned {returned!r:.100}; it must return two "
                 "dictionaries of named tensors: the meta-parameters and the carried tensors"
@@ -105,8 +99,7 @@ def require_together(
         learner: the method.
         state: its meta-parameters and carried tensors, on the device.
         sources: "train", "validation" and perhaps "test".
-        metrics: what the user wants to measure; None for the defaults.
-        score: the metric that selects checkpoints; None for the first.
+        metrics, score: as for `fit`.
 
     Raises:
         ConfigError: the learner does not fit the source, or a metric not the learner.
@@ -159,14 +152,9 @@ def _require_outer_step(
 
 
 def require_finite(name: str, tasks: TaskBatch, computed: Sequence[Tensor]) -> None:
-    """Raise DataError if tasks hold values that are not finite and their results are not either.
+    """Raise DataError if a source's tasks and what was computed from them are not finite.
 
     A model that can take such inputs passes, and so does one that overflows on finite inputs.
-
-    Args:
-        name: of the source.
-        tasks: prepared tasks.
-        computed: their losses, outputs or metrics.
     """
     part = not_finite_part(tasks)
     if part is not None and not all(bool(tensor.isfinite().all()) for tensor in computed):
@@ -187,17 +175,15 @@ def require_outputs(learner: Learner, outputs: Any, tasks: TaskBatch, source: Ta
     loss = getattr(loss, "func", loss)  # of a functools.partial
     if loss is not F.cross_entropy and not isinstance(loss, nn.CrossEntropyLoss):
         return
-    labels = [
-        task_of(y, 0, sizes)
-        for y, sizes in ((tasks.support_y, tasks.support_n), (tasks.query_y, tasks.query_n))
-        if isinstance(y, Tensor)
-    ]
-    if any(y.is_floating_point() for y in labels) or outputs.ndim < 3:
-        if outputs.ndim == 2 or not all(map(_are_probabilities, labels)):
-            raise ConfigError(
-                f"the targets are real values and the outputs {tuple(outputs.shape)}; cross "
-                "entropy needs classes: give a loss of your own, such as loss=F.mse_loss"
-            )
+    targets = (tasks.support_y, tasks.support_n), (tasks.query_y, tasks.query_n)
+    labels = [task_of(y, 0, sizes) for y, sizes in targets if isinstance(y, Tensor)]
+    real = any(y.is_floating_point() for y in labels)
+    if outputs.ndim == 2 or (real and not all(map(_are_probabilities, labels))):
+        raise ConfigError(
+            f"the targets are real values and the outputs {tuple(outputs.shape)}; cross "
+            "entropy needs classes: give a loss of your own, such as loss=F.mse_loss"
+        )
+    if real:
         return
     model = type(getattr(learner, "model", learner)).__name__
     has, needs = outputs.shape[2], max([2, *(int(y.max()) + 1 for y in labels)])
@@ -225,13 +211,11 @@ def make_optimizer(
     meta: Mapping[str, Tensor],
     groups: Callable[[str], Mapping[str, Any]] | None,
 ) -> torch.optim.Optimizer:
-    """The outer optimiser.
+    """The outer optimiser. Meta-parameters with the same options are one group.
 
     Args:
-        factory: makes it from a list of parameter groups.
+        factory, groups: as `optimizer` and `groups` of `fit`.
         meta: the meta-parameters.
-        groups: from a meta-parameter's name to its options, such as {"lr": 1e-4}; parameters with
-            the same options are one group. None for one group without options.
 
     Raises:
         ConfigError: the factory does not return an optimiser of all of them.
@@ -268,19 +252,16 @@ def make_optimizer(
 
 @contextmanager
 def explain_misfit(learner: Learner, meta: Tensors, name: str, tasks: TaskBatch) -> Iterator[None]:
-    """Turn an error into a ConfigError that names learner, source and shapes.
-
-    Errors of gradshare's own and of memory pass.
+    """Turn an error, but for gradshare's own and those of memory, into a ConfigError that names
+    learner, source and shapes.
     """
     try:
         with warnings.catch_warnings():
             # Targets (n,) beside outputs (n, 1) are broadcast to (n, n), with a warning only.
             warnings.filterwarnings("error", message="Using a target size")
             yield
-    except GradshareError:
-        raise
     except Exception as error:
-        if is_out_of_memory(error):
+        if isinstance(error, GradshareError) or is_out_of_memory(error):
             raise
         model = type(getattr(learner, "model", learner)).__name__
         found = [leaf for part in PARTS for leaf in leaves(getattr(tasks, part), part)]

@@ -15,24 +15,18 @@ import torch
 from gradshare.methods import Learner
 from gradshare.tasks import TaskSource
 from gradshare.tasks.source import prepared, training_indices
+from gradshare.training import evaluation
 from gradshare.training.device import choose_device
 from gradshare.training.distributed import OneProcess
-from gradshare.training.evaluation import (
-    CHUNK,
-    Measure,
-    ensemble_values,
-    on_all_tasks,
-    values_before_and_after,
-)
-from gradshare.training.fit import memory_needed, prepare_run, saved_bytes
+from gradshare.training.fit import Sources, memory_needed, prepare_run, saved_bytes
 from gradshare.training.folder import RunFolder, refuse_if_occupied
 from gradshare.training.layout import Layout
-from gradshare.training.memory import PeakMemory, amount, explain_out_of_memory, require_memory
+from gradshare.training.memory import amount, explain_out_of_memory, require_memory
 from gradshare.training.options import Options
 from gradshare.training.outer_loop import outer_iteration
+from gradshare.training.progress import duration
 from gradshare.training.randomness import isolated
 
-# The first of its kind is slower, and is not counted.
 REPETITIONS = 5
 ENOUGH_SECONDS = 20
 
@@ -43,15 +37,12 @@ class Estimate:
 
     Attributes:
         layout: of its work.
-        iteration: seconds of an iteration, the slower of the first and the last: MAML++ has some of
-            the first order, and some with a loss after each inner step.
+        iteration: seconds of an iteration, the slower of the first and the last.
         validation: seconds of the validation after each epoch.
         test: seconds of the test at the end.
         epochs: their number.
         iterations: in an epoch.
-        memory_measured: bytes at the peak above those of the idle process; None if the system does
-            not say.
-        memory_estimated: likewise, from what autograd keeps.
+        memory: bytes at the peak, from what autograd keeps.
         disk: bytes in the run's folder.
     """
 
@@ -61,8 +52,7 @@ class Estimate:
     test: float
     epochs: int
     iterations: int
-    memory_measured: int | None
-    memory_estimated: int
+    memory: int
     disk: int
 
     @property
@@ -77,7 +67,6 @@ class Estimate:
 
     def __str__(self) -> str:
         """A line for each quantity."""
-        measured = self.memory_measured
         rows = {
             "layout": self.layout.describe(),
             "an iteration": f"{self.iteration:.3f} s at most",
@@ -85,8 +74,7 @@ class Estimate:
             "test": duration(self.test),
             "an epoch": f"{duration(self.epoch)}, validation included",
             "the whole run": f"{duration(self.run)}, {self.epochs} × an epoch and the test",
-            "peak memory": ("" if measured is None else f"{amount(measured)} measured, ")
-            + f"{amount(self.memory_estimated)} estimated from what autograd keeps",
+            "peak memory": f"about {amount(self.memory)}",
             "disk": f"{amount(self.disk)} at most",
         }
         return "\n".join(f"{name:<13}  {value}" for name, value in rows.items())
@@ -116,12 +104,7 @@ def estimate(
     return dry_run(learner, (train, validation, test), Options(**options), folder)
 
 
-def dry_run(
-    learner: Learner,
-    sources: tuple[TaskSource, TaskSource, TaskSource | None],
-    options: Options,
-    folder: Path | None,
-) -> Estimate:
+def dry_run(learner: Learner, sources: Sources, options: Options, folder: Path | None) -> Estimate:
     """See `estimate`; arguments as of `fit_in`."""
     train, validation, test = sources
     if folder is not None:
@@ -131,55 +114,50 @@ def dry_run(
         state, metrics, _, contents = prepare_run(learner, sources, options, device, None)
         layout = Layout(**contents["layout"])
         learner = layout.applied(learner)
-        need = memory_needed(layout, options, state, processes=1)
+        need, disk = memory_needed(layout, options, state), saved_bytes(state, options)
         require_memory(need, device)
-        disk = saved_bytes(state, options)
         if folder is not None:
             RunFolder(folder).require_disk(disk)
-        peak = PeakMemory(device)
 
         def iterate(iteration: int, repetition: int) -> None:
             tasks = training_indices(options.seed, repetition, options.task_batch)
+            batch = prepared(train, train.batch(tasks).to(device))
             outer_iteration(
                 learner,
                 state.meta,
                 state.carried,
                 state.optimizer,
-                prepared(train, train.batch(tasks).to(device)),
+                batch,
                 iteration=iteration,
                 metrics=metrics,
             )
 
-        def seconds_of(source: TaskSource, tasks: int, measure: Measure) -> float:
-            few = min(tasks, CHUNK)
-            run = functools.partial(on_all_tasks, OneProcess(), source, few, device, measure)
-            return _seconds(lambda _: run()) * tasks / few
+        def seconds_of(source: TaskSource, tasks: int, measure: evaluation.Measure) -> float:
+            few = min(tasks, evaluation.CHUNK)
+            run = functools.partial(evaluation.on_all_tasks, OneProcess(), source, few, device)
+            return _seconds(lambda _: run(measure)) * tasks / few
 
+        # MAML++ has some iterations of the first order, and some with a loss after each inner step.
         ends = (0, options.total - 1)
         iteration = max(_seconds(functools.partial(iterate, number)) for number in ends)
-        before_and_after = values_before_and_after(learner, state.model, metrics)
-        validating = seconds_of(validation, options.val_tasks, before_and_after)
-        testing = 0.0
-        if test is not None:
-            models = [state.model] * min(options.ensemble, options.epochs)
-            ensemble = ensemble_values(learner, models, metrics)
-            testing = seconds_of(test, options.test_tasks, ensemble)
-    return Estimate(
-        layout=layout,
-        iteration=iteration,
-        validation=validating,
-        test=testing,
-        epochs=options.epochs,
-        iterations=options.iterations,
-        memory_measured=peak.bytes(),
-        memory_estimated=need,
-        disk=disk,
-    )
+        fit = evaluation.values_before_and_after(learner, state.model, metrics)
+        models = [state.model] * min(options.ensemble, options.epochs)
+        ensemble = evaluation.ensemble_values(learner, models, metrics)
+        return Estimate(
+            layout=layout,
+            iteration=iteration,
+            validation=seconds_of(validation, options.val_tasks, fit),
+            test=0.0 if test is None else seconds_of(test, options.test_tasks, ensemble),
+            epochs=options.epochs,
+            iterations=options.iterations,
+            memory=need,
+            disk=disk,
+        )
 
 
 def _seconds(work: Callable[[int], object]) -> float:
     """The median time of `work`, which is called with the number of the repetition."""
-    work(0)
+    work(0)  # the first is slower
     times: list[float] = []
     while len(times) < REPETITIONS and sum(times) < ENOUGH_SECONDS:
         began = time.perf_counter()
@@ -188,12 +166,3 @@ def _seconds(work: Callable[[int], object]) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     return statistics.median(times)
-
-
-def duration(seconds: float) -> str:
-    """A time in words."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -183,17 +183,10 @@ def on_all_tasks(
     measure: Measure,
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, Values]:
-    """The values of tasks 0, …, count - 1, in their order, whichever process measured them.
+    """The values of tasks 0, …, count - 1 of a source, in their order.
 
-    Each chunk seeds the global generators from its own number.
-
-    Args:
-        processes: that share the tasks.
-        source: where the tasks come from.
-        count: the number of tasks.
-        device: where they are measured.
-        measure: measures a chunk of prepared tasks.
-        advance: called with the number of tasks that are done.
+    The processes share the chunks of tasks. Each chunk seeds the global generators from its own
+    number. `advance` is called with the number of tasks that are done.
     """
     if count < 1:
         raise DataError(f"an evaluation needs at least one task, and {count} were asked for")
@@ -216,8 +209,3 @@ def on_all_tasks(
         what: {name: [v for part in measured for v in part[what][name]] for name in values}
         for what, values in measured[0].items()
     }
-
-
-def intervals(values: Values) -> dict[str, Interval]:
-    """The mean and interval of each metric."""
-    return {name: confidence95(column) for name, column in values.items()}

@@ -188,13 +188,10 @@ def fit_in(
     """Do this process's part of a run. Each process of the run calls this. See `fit`.
 
     Args:
-        processes: of the run.
-        learner: the method.
-        sources: of training, validation and test tasks.
-        options: of the run.
-        folder: of the run; the first process alone reads and writes it.
+        processes: of the run. The first alone uses `folder` and `watch`.
+        learner, sources, options, folder: of the run.
         resume: whether the run may be continued.
-        watch: called with the progress, by the first process.
+        watch: called with the progress.
         settings: names and options from which the learner and the sources can be rebuilt, for
             `config.yaml`.
     """
@@ -216,7 +213,7 @@ def fit_in(
         for name, tensor in state.meta.items():
             tensor.data.copy_(initial[0][name])
         state.carried = on_device(initial[1], device)
-        need = memory_needed(Layout(**contents["layout"]), options, state, processes=processes.size)
+        need = memory_needed(Layout(**contents["layout"]), options, state, processes.size)
         processes.agree(lambda: require_memory(need * processes.local_size, device))
 
         def open_folder() -> tuple[dict[str, Any], Checkpoint | None]:
@@ -298,10 +295,7 @@ def prepare_run(
     """Check that everything fits together, and make the state before any training.
 
     Args:
-        learner: the method.
-        sources: of training, validation and test tasks.
-        options: of the run.
-        device: where it runs.
+        learner, sources, options, device: of the run.
         continued: the run that is continued, whose layout is kept.
 
     Returns:
@@ -358,8 +352,8 @@ def prepare_run(
     return TrainState(meta, carried, optimizer), metrics, score, contents
 
 
-def memory_needed(layout: Layout, options: Options, state: TrainState, *, processes: int) -> int:
-    """An estimate of the peak memory in bytes of one process of a run."""
+def memory_needed(layout: Layout, options: Options, state: TrainState, processes: int = 1) -> int:
+    """An estimate of the peak memory of one process of a run, in bytes."""
     share = math.ceil(options.task_batch / processes)
     outside = COPIES_OF_META * tensor_bytes(state.meta) + tensor_bytes(state.carried)
     return layout.bytes * share // options.task_batch + outside

@@ -17,11 +17,9 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import PositiveInt, StringConstraints, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
 
 from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
@@ -34,10 +32,9 @@ from gradshare.training.checkpoint import (
     save_checkpoint,
 )
 from gradshare.training.files import UNFINISHED, make_folder, write_atomically, writing
-from gradshare.training.layout import Layout
 from gradshare.training.lock import LOCK, is_locked, locked
 from gradshare.training.memory import amount
-from gradshare.training.records import EpochRecord, History, first_mistake
+from gradshare.training.records import History
 
 log = logging.getLogger(__name__)
 
@@ -47,37 +44,9 @@ LOCK_SECONDS = 0.5
 RUN, SETTINGS = "run.json", "config.yaml"
 WRITTEN_FIRST = {"checkpoints", SETTINGS}
 
-_Identity = TypedDict(
-    "_Identity",
-    {
-        "epochs": PositiveInt,
-        "ensemble": PositiveInt,
-        "metrics": dict[str, Literal["high", "low"]],
-        "score": str,
-        "schedule": str,
-        "meta-parameters": str,
-    },
-)
-
-
-class _Contents(TypedDict):
-    id: Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
-    identity: _Identity
-    layout: Layout
-    prepares: bool
-    files: dict[str, str]
-
-
-_CONTENTS = TypeAdapter(_Contents)
-"""The part of `run.json` that is used."""
-
 
 class RunFolder:
-    """A run's folder.
-
-    Args:
-        path: where it is, or will be.
-    """
+    """A run's folder. What writes to it raises RunError if it can't."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -85,11 +54,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder unless it exists, and let no other process train in it.
-
-        Raises:
-            RunError: another process trains here, or the folder cannot be written.
-        """
+        """Make the folder unless it exists, and let no other process train in it; see `lock`."""
         with locked(self.path, doing="training", seconds=LOCK_SECONDS):
             for leftover in self.path.rglob(f"*{UNFINISHED}"):  # of a process that was killed
                 leftover.unlink(missing_ok=True)
@@ -110,10 +75,7 @@ class RunFolder:
 
         Args:
             contents: of `run.json`.
-            settings: of `config.yaml`.
-
-        Raises:
-            RunError: the folder cannot be written.
+            settings: of `config.yaml`; None of a run that was started from objects.
         """
         make_folder(self._checkpoints)
         if settings is not None:
@@ -121,22 +83,14 @@ class RunFolder:
         self.store(contents)
 
     def store(self, contents: Mapping[str, Any]) -> None:
-        """Write `run.json`.
-
-        Raises:
-            RunError: it cannot be written.
-        """
+        """Write `run.json`."""
         contents = {"format": FORMAT_VERSION, **contents}
         # Options can be numpy's numbers.
         text = json.dumps(contents, indent=1, ensure_ascii=False, default=lambda v: v.item())
         write_atomically(self.path / RUN, text.encode())
 
     def store_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write `config.yaml`.
-
-        Raises:
-            RunError: it cannot be written.
-        """
+        """Write `config.yaml`."""
         text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
         write_atomically(self.path / SETTINGS, text.encode())
 
@@ -147,51 +101,26 @@ class RunFolder:
             RunError: there is no run, or one of another version.
         """
         path = self.path / RUN
+        if (self.path / "inputs.json").is_file():
+            raise RunError(
+                f"the run in {self.path} was written by gradshare 0.1.0; use that version to read "
+                "or continue it, or train it again"
+            )
         if not self.started:
-            if (self.path / "inputs.json").is_file():
-                raise RunError(
-                    f"the run in {self.path} was written by gradshare 0.1.0; use that version to "
-                    "read or continue it, or train it again"
-                )
             below = sorted(found.parent.name for found in self.path.glob(f"*/{RUN}"))
             which = f"one of those below it: {', '.join(below)}" if below else "the folder of a run"
             raise RunError(f"{self.path} holds no run (no {RUN}); give {which}")
         try:
-            data = path.read_bytes()
-            contents = json.loads(data)
+            contents: dict[str, Any] = json.loads(path.read_bytes())
             version, author = contents["format"], contents["gradshare"]
-            if version == FORMAT_VERSION:
-                identity = _CONTENTS.validate_json(data, strict=True)["identity"]
-                identity["metrics"][identity["score"]]  # raises KeyError if it is none of them
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            cause = first_mistake(error) if isinstance(error, ValidationError) else repr(error)
-            raise RunError(f"{path} cannot be read: {cause:.200}; give another run") from error
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{path} cannot be read: {error!r:.200}; give another run") from error
         if version != FORMAT_VERSION:
             raise RunError(
                 f"{path} has format {version!r:.20}, this gradshare reads {FORMAT_VERSION}; use "
                 f"gradshare {author!s:.60}, which wrote it"
             )
-        return dict(contents)
-
-    def history(self) -> list[EpochRecord]:
-        """The records in `metrics.jsonl`.
-
-        Raises:
-            RunError: there are none, or they cannot be read.
-        """
-        path = self.path / "metrics.jsonl"
-        try:
-            *lines, _ = path.read_text(encoding="utf-8").split("\n")  # the last may be half written
-            history = [EpochRecord.from_json(json.loads(line)) for line in lines]
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{path} cannot be read: {error}; give the folder of a run") from error
-        if not history:
-            raise RunError(
-                f"the run in {self.path} has completed no epoch: it goes on, was stopped, or "
-                "diverged in its first; wait for it, continue it (resume='auto', --resume auto), "
-                "or give another"
-            )
-        return history
+        return contents
 
     def save_latest(self, iteration: int, checkpoint: Checkpoint) -> Path:
         """Save a checkpoint to continue from, keep the one before it, and return its file."""
@@ -254,9 +183,6 @@ class RunFolder:
     def models(self, epochs: Sequence[int]) -> list[Checkpoint]:
         """The models of some epochs; damaged ones and another run's are left out with a warning.
 
-        Args:
-            epochs: best first.
-
         Raises:
             RunError: none can be read.
         """
@@ -271,11 +197,7 @@ class RunFolder:
         return models
 
     def require_disk(self, need: int) -> None:
-        """Raise RunError if a run's checkpoints and records will not fit on the disk.
-
-        Args:
-            need: bytes of the whole run; what the folder already holds is counted.
-        """
+        """Raise RunError if a whole run of `need` bytes does not fit on the disk."""
         held = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
         places = (self.path, *self.path.absolute().parents)
         free = shutil.disk_usage(next(place for place in places if place.is_dir())).free
@@ -303,22 +225,20 @@ class RunFolder:
 
 
 def refuse_if_occupied(folder: Path, *, resume: bool) -> None:
-    """Raise if an output folder already holds something.
+    """Raise RunError if an output folder already holds something.
 
     Args:
         folder: may exist or not.
         resume: accept a run, and what a run leaves that is killed before `run.json` is written.
-
-    Raises:
-        RunError: it does, or it is not a folder.
     """
-    if resume and RunFolder(folder).started:
+    run = RunFolder(folder)
+    if resume and run.started:
         return
+    if resume and (folder / "inputs.json").is_file():
+        run.contents()  # raises: of version 0.1.0
     with writing(folder):
         # The lock may be this process's own.
         names = {path.name for path in folder.iterdir()} - {LOCK} if folder.exists() else set()
-    if resume and "inputs.json" in names:
-        RunFolder(folder).contents()  # raises: of the first version
     if resume:
         names -= WRITTEN_FIRST | {name for name in names if name.endswith(UNFINISHED)}
     # The message names a visible file if there is one.
@@ -332,13 +252,6 @@ def refuse_if_occupied(folder: Path, *, resume: bool) -> None:
 def kept_epochs(
     history: History, score: str, rank: Callable[[float], float], count: int
 ) -> list[int]:
-    """The epochs with the best scores, best first, ties to the earlier one.
-
-    Args:
-        history: of the run.
-        score: the metric that selects.
-        rank: `Metric.rank` of it.
-        count: the most epochs.
-    """
+    """The `count` epochs with the best scores by `Metric.rank`, best first, ties to the earlier."""
     ranked = sorted((rank(record.mean(score)), record.epoch) for record in history)
     return [epoch for _, epoch in ranked[:count]]

@@ -31,17 +31,7 @@ def identity_of(
     score: str,
     fingerprints: Mapping[str, str | None],
 ) -> dict[str, Any]:
-    """The identity of a run, as JSON.
-
-    Args:
-        learner: the method.
-        meta: its meta-parameters.
-        optimizer: over them.
-        options: of the run.
-        metrics: by name.
-        score: the metric that selects checkpoints.
-        fingerprints: of the sources, by name.
-    """
+    """The identity of a run, as JSON. `fingerprints` are those of the sources, by name."""
     groups = [
         {name: value for name, value in group.items() if name != "params"}
         for group in optimizer.param_groups
@@ -73,9 +63,7 @@ def shapes_digest(meta: Tensors) -> str:
 
 
 def description(learner: Learner) -> dict[str, str]:
-    """A learner's type, inner steps, order, rules and rates. Two learners with the same tensors
-    can differ in these.
-    """
+    """A learner's type, inner steps, order, rules and rates, which its tensors do not show."""
     found = {"method": type(learner).__name__}
     for name in ("steps", "second_order", "first_order_iterations", "inductive", "rule"):
         value = getattr(learner, name, None)
@@ -96,17 +84,13 @@ def _described(value: Any) -> str:
 def require_same_run(
     folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], options: Options
 ) -> None:
-    """Raise unless the run in a folder can be continued.
+    """Raise RunError unless the run in a folder can be continued.
 
     Args:
-        folder: of the run, for the error.
-        old: the identity in the folder.
+        folder: of the run.
+        old: its identity.
         new: the identity of the run that would continue it.
         options: of that run.
-
-    Raises:
-        RunError: the identities differ; fewer epochs are asked for; or more are, and the schedule
-            depends on their number.
     """
     for name in dict.fromkeys([*old, *new]):
         one, other = old.get(name), new.get(name)

@@ -26,7 +26,6 @@ from gradshare.training.distributed import OneProcess, OtherRankError
 from gradshare.training.divergence import diagnose, not_finite
 from gradshare.training.evaluation import (
     ensemble_values,
-    intervals,
     on_all_tasks,
     values_before_and_after,
 )
@@ -45,6 +44,7 @@ from gradshare.training.records import (
     MetricsWriter,
 )
 from gradshare.training.state import RunStatus, Test, TrainState
+from gradshare.training.statistics import confidence95
 
 # A kill costs at most this much, and an epoch.
 SAVE_EVERY_SECONDS = 300
@@ -56,23 +56,14 @@ MOST_SKIPPED_IN_A_ROW = 50
 
 @dataclass
 class Trainer:
-    """Trains a run from a state to its end, as one of its processes.
+    """Trains a run from a state, in place, to its end.
 
     Attributes:
         run: the identity of the run, which each checkpoint holds.
         learner: in its layout.
-        train: the source of training tasks.
-        validation: the source of validation tasks.
-        test: the source of test tasks; None for no test.
-        options: of the run.
-        metrics: by name.
-        score: the metric that selects checkpoints.
-        device: where everything runs.
-        folder: the run's.
-        processes: of the run.
-        canary: computes the loss of a fixed small batch.
-        watch: called with the progress.
-        state: is changed in place.
+        train, validation, test: sources of tasks.
+        options, metrics, score, device, folder, processes, canary, watch: of the run.
+        state: changed in place.
     """
 
     run: str
@@ -99,8 +90,8 @@ class Trainer:
         """Train, validate and test.
 
         Raises:
-            RunError: an iteration was refused that the options say to stop at, with everything
-                before it saved; or another process of the run failed.
+            RunError: an iteration was refused, with `on_divergence="stop"` and everything before it
+                saved; or another process of the run failed.
             RunStoppedError: a signal asked to stop; everything so far is saved.
         """
         status, processes = self._status, self.processes
@@ -254,11 +245,15 @@ class Trainer:
         trained = status.totals.means([LOSS, *(name for name in self.metrics if name != LOSS)])
         group = state.optimizer.param_groups[0]
         rate = group.get("initial_lr", group.get("lr", float("nan")))
+        measured = {
+            split: {name: confidence95(values) for name, values in found[split].items()}
+            for split in (VALIDATION, *FITS)
+        }
         report = getattr(self.learner, "report", None)
         return EpochRecord(
             epoch=len(status.history) + 1,
             iterations=status.iteration,
-            metrics={TRAIN: trained} | {s: intervals(found[s]) for s in (VALIDATION, *FITS)},
+            metrics={TRAIN: trained, **measured},
             learned={} if report is None else numbers(report(state.meta)),
             # Computed, since the optimiser's own rate is stale right after a resume.
             outer_lr=float(rate) * options.factor(status.iteration - 1),

@@ -1,4 +1,4 @@
-"""How much memory a run needs, and how much there is."""
+"""The memory that a run needs, and the memory that there is."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ LESS_MEMORY = (
     "use memory='recompute' (--memory recompute) or the first order"
 )
 
+# Of a control group in versions 1 and 2: where it is, its limit, its usage, and the pages of files
+# in it that are given back when memory runs short.
+GROUPS_1 = (
+    "sys/fs/cgroup/memory",
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "total_inactive_file ",
+)
+GROUPS_2 = ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file ")
+
 
 @contextmanager
 def explain_out_of_memory() -> Iterator[None]:
@@ -37,15 +47,9 @@ def explain_out_of_memory() -> Iterator[None]:
 
 
 def require_memory(need: int, device: torch.device) -> None:
-    """Raise if the processes of this machine surely need more memory than there is, and warn if
-    they hardly fit. On a GPU, where the estimate is not calibrated, only warn.
+    """Raise RunError if this machine surely has less than `need` bytes, and warn if it may.
 
-    Args:
-        need: bytes of all processes together.
-        device: where they run.
-
-    Raises:
-        RunError: it does not fit.
+    On a GPU, where the estimate is not calibrated, only warn.
     """
     there = available(device)
     if there is None:
@@ -65,35 +69,6 @@ def amount(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-class PeakMemory:
-    """The peak memory of this process above its memory when this is made.
-
-    Args:
-        device: where the work runs.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self._before: int | None = torch.cuda.memory_allocated(device)
-        else:
-            self._before = _resident("VmRSS:")
-
-    def bytes(self) -> int | None:
-        """So far; None where the system does not say."""
-        if self._device.type == "cuda":
-            peak: int | None = torch.cuda.max_memory_allocated(self._device)
-        else:
-            peak = _resident("VmHWM:")
-        return None if peak is None or self._before is None else peak - self._before
-
-
-def _resident(key: str) -> int | None:
-    """This process's memory now (VmRSS), or its peak (VmHWM)."""
-    return _number_of_bytes(Path("/proc/self/status"), key)
-
-
 def available(device: torch.device, root: Path = Path("/")) -> int | None:
     """The bytes that a process can still take; None where the system does not say.
 
@@ -104,40 +79,28 @@ def available(device: torch.device, root: Path = Path("/")) -> int | None:
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = _number_of_bytes(root / "proc/meminfo", "MemAvailable:")
-    return min([*([] if free is None else [free]), *_left_by_control_groups(root)], default=None)
+    free = [
+        1024 * int(line.split()[1])
+        for line in _lines(root / "proc/meminfo")
+        if line.startswith("MemAvailable:")
+    ]
+    return min([*free, *_left_by_control_groups(root)], default=None)
 
 
 def _left_by_control_groups(root: Path) -> Iterator[int]:
-    """What each control group above this process leaves of its limit, in versions 1 and 2."""
+    """The rest of the limit of each control group above this process."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            names = ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file ")
-        elif "memory" in controllers.split(","):
-            names = (
-                "sys/fs/cgroup/memory",
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file ",
-            )
-        else:
+        if controllers and "memory" not in controllers.split(","):
             continue
-        mount, limit, usage, cache = names
+        mount, limit, usage, cache = GROUPS_1 if controllers else GROUPS_2
         group = Path(path.lstrip("/"))
         for folder in (group, *group.parents):
             place = root / mount / folder
             limits, used = _lines(place / limit), _lines(place / usage)
             if limits and limits[0].isdecimal() and used:
-                # Pages of files that were read are given back when memory runs short.
                 freeable = [s for s in _lines(place / "memory.stat") if s.startswith(cache)]
                 yield int(limits[0]) - int(used[0]) + sum(int(s.split()[1]) for s in freeable)
-
-
-def _number_of_bytes(path: Path, key: str) -> int | None:
-    """The number of kilobytes behind a key in a file of the kernel, in bytes."""
-    found = (1024 * int(line.split()[1]) for line in _lines(path) if line.startswith(key))
-    return next(found, None)
 
 
 def _lines(path: Path) -> list[str]:

@@ -44,13 +44,12 @@ def outer_iteration(
     clip_norm: float | None = None,
     share: Share | None = None,
 ) -> IterationResult:
-    """Take one outer step on a task batch, in place in `meta` and `optimizer`: the same step in
+    """Take one outer step on prepared tasks, in place in `meta` and `optimizer`: the same step in
     each process that shares the batch.
 
     Args:
         learner: the method.
-        meta: the meta-parameters, leaves.
-        carried: the rules' carried tensors.
+        meta, carried: its state.
         optimizer: over `meta`.
         tasks: prepared tasks.
         iteration: the number of iterations before this one.

@@ -39,7 +39,6 @@ class RunBars:
         )
         self._tasks: dict[str, TaskID] = {}
         self._done: list[TaskID] = []
-        self._hidden = 0
         self._epochs: dict[str, int] = {}
         self._first: dict[str, tuple[float, int]] = {}
         self._left: dict[str, str] = {}
@@ -71,24 +70,31 @@ class RunBars:
         )
         if progress.phase == "test" and progress.done == progress.total:
             self._done.append(self._tasks[name])
-        if len(self._tasks) - self._hidden > MOST_BARS and self._hidden < len(self._done):
-            self._bars.update(self._done[self._hidden], visible=False)
-            self._hidden += 1
+        for task in self._done[: max(0, len(self._tasks) - MOST_BARS)]:
+            self._bars.update(task, visible=False)
         if not self._console.is_terminal:
             self._line(name, progress, seen)
 
     def _line(self, name: str, progress: Progress, seen: str) -> None:
         """Print one line when another epoch is validated, with the time left of training."""
         if progress.phase == "train":
-            now = time.monotonic()
-            began, first = self._first.setdefault(name, (now, progress.done))
+            began, first = self._first.setdefault(name, (time.monotonic(), progress.done))
             if progress.done > first:
-                each = (now - began) / (progress.done - first)
-                left = round(each * (progress.total - progress.done))
-                self._left[name] = f"  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+                each = (time.monotonic() - began) / (progress.done - first)
+                left = duration(each * (progress.total - progress.done))
+                self._left[name] = f"  {left} left"
         ended = progress.phase != "train" and progress.done == progress.total
         validated = progress.epoch if ended or progress.phase == "test" else progress.epoch - 1
         if seen and validated > self._epochs.get(name, 0):
             self._epochs[name] = validated
             text = f"{name}: epoch {validated}  {seen}{self._left.get(name, '')}"
             self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

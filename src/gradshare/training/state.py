@@ -67,11 +67,7 @@ class RunStatus(BaseModel):
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> RunStatus:
-        """The status that a checkpoint holds.
-
-        Raises:
-            RunError: it holds none.
-        """
+        """The status that a checkpoint holds; RunError if it holds none."""
         try:
             return cls.model_validate(checkpoint.progress)
         except ValidationError as error:
@@ -114,12 +110,8 @@ class TrainState:
     def restore(self, saved: Checkpoint, iterations: int) -> None:
         """Take over the saved state of the same run.
 
-        Args:
-            saved: it.
-            iterations: of the whole run.
-
         Raises:
-            RunError: the state is not one of such a run.
+            RunError: it is not the state of a run of so many iterations.
         """
         status = RunStatus.of(saved)
         if not 0 <= status.iteration <= iterations:
