@@ -42,6 +42,7 @@ def other_seeds() -> Iterator[None]:
 SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "float64 by default": float64_by_default,
     "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "other seeds": other_seeds,
 }

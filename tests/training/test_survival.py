@@ -130,6 +130,39 @@ def test_two_processes_cannot_train_into_one_folder(tmp_path: Path) -> None:
     )
 
 
+def test_a_lock_that_is_deleted_while_a_run_is_trained_is_taken_again(tmp_path: Path) -> None:
+    lock = tmp_path / "run" / ".lock"
+    locked: list[bool] = []
+
+    def delete(progress: Progress) -> None:
+        if (progress.phase, progress.done) == ("train", 2):
+            lock.unlink()
+        locked.append(RunFolder(tmp_path / "run").in_use)
+
+    require_same_end(fit(tmp_path / "whole"), fit(tmp_path / "run", progress=delete))
+    assert not any(locked[1:3])  # until the run is saved after its third iteration
+    assert all(locked[3:])
+
+
+def test_a_run_whose_lock_was_deleted_and_taken_by_another_process_ends(tmp_path: Path) -> None:
+    lock = tmp_path / "run" / ".lock"
+    other = FileLock(lock)
+
+    def take(progress: Progress) -> None:
+        if (progress.phase, progress.done) == ("train", 4):
+            lock.unlink()
+            other.acquire(timeout=0)
+
+    with pytest.raises(RunError) as error:
+        fit(tmp_path / "run", progress=take)
+    other.release()
+    assert str(error.value) == (
+        f"{lock} was deleted while this process was training, and another process is training "
+        "there now; wait for it, and continue with resume='auto' (--resume auto)"
+    )
+    require_same_end(fit(tmp_path / "whole"), fit(tmp_path / "run"))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -46,6 +46,10 @@ class Checkpoint:
     progress: dict[str, Any]
     optimizer: dict[str, Any] | None = None
 
+    def model(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The meta-parameters and carried tensors on a device."""
+        return on_device(self.meta, device), on_device(self.carried, device)
+
 
 def on_device(tensors: Tensors, device: torch.device) -> dict[str, Tensor]:
     """The same tensors on a device."""

@@ -197,13 +197,13 @@ def fit_in(
     """
     commit()  # as it is now; see there
     processes.from_first(lambda: refuse_if_occupied(folder, resume=resume))
-    home = RunFolder(folder)
+    run_folder = RunFolder(folder)
     with ExitStack() as stack:
         stack.enter_context(explain_out_of_memory())
         device = device_of_process(options.device, processes)
         keep_float32(device)
         stack.enter_context(isolated(device))
-        continued = home if resume and home.started else None
+        continued = run_folder if resume and run_folder.started else None
         state, metrics, score, contents = processes.agree(
             lambda: prepare_run(learner, sources, options, device, continued)
         )
@@ -217,16 +217,16 @@ def fit_in(
         processes.agree(lambda: require_memory(need * processes.local_size, device))
 
         def open_folder() -> tuple[dict[str, Any], Checkpoint | None]:
-            home.require_disk(saved_bytes(state, options))
-            stack.enter_context(home.locked())
+            run_folder.require_disk(saved_bytes(state, options))
+            stack.enter_context(run_folder.locked())
             # Another process may have begun a run meanwhile.
             refuse_if_occupied(folder, resume=resume)
-            if not home.started:
-                home.start(contents, settings)
+            if not run_folder.started:
+                run_folder.start(contents, settings)
                 return contents, None
-            stored = home.contents()
+            stored = run_folder.contents()
             require_same_run(folder, stored["identity"], contents["identity"], options)
-            return stored, home.load_latest(state.model)
+            return stored, run_folder.load_latest(state.model)
 
         stored, saved = processes.from_first(open_folder)
         layout = Layout(**stored["layout"])
@@ -236,7 +236,7 @@ def fit_in(
         canary = Canary(learner, train, canary_tasks)
         if saved is not None:
             processes.agree(lambda: state.restore(saved, options.total))
-            processes.from_first(lambda: _continue(home, stored, contents, canary, state))
+            processes.from_first(lambda: _continue(run_folder, stored, contents, canary, state))
         status = state.status
         if not is_complete(options, status, test):
             status.test = None  # of a run that is extended
@@ -252,17 +252,26 @@ def fit_in(
                 metrics=metrics,
                 score=score,
                 device=device,
-                folder=home,
+                folder=run_folder,
                 processes=processes,
                 canary=canary,
                 watch=watch if processes.rank == 0 else ignore,
                 state=state,
             ).run_to_the_end()
-    return Run(folder, learner, train, metrics, score, options.ensemble, device, status)
+    return Run(
+        folder,
+        learner,
+        train,
+        metrics=metrics,
+        score=score,
+        ensemble=options.ensemble,
+        device=device,
+        status=status,
+    )
 
 
 def _continue(
-    home: RunFolder,
+    run_folder: RunFolder,
     stored: Mapping[str, Any],
     contents: Mapping[str, Any],
     canary: Canary,
@@ -275,12 +284,12 @@ def _continue(
     """
     canary.require_same(state, stored["files"], contents["files"])
     if contents["identity"]["epochs"] != stored["identity"]["epochs"]:
-        home.store({**stored, "identity": contents["identity"]})
+        run_folder.store({**stored, "identity": contents["identity"]})
         if state.status.stopped:
             log.warning(
                 "a callback has ended the run in %s after epoch %d, and it stays ended; to train "
                 "longer, start another run",
-                home.path,
+                run_folder.path,
                 len(state.status.history),
             )
 

@@ -51,11 +51,12 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._checkpoints = self.path / "checkpoints"
+        self._keep_lock: Callable[[], None] | None = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Make the folder unless it exists, and let no other process train in it; see `lock`."""
-        with locked(self.path, doing="training", seconds=LOCK_SECONDS):
+        with locked(self.path, doing="training", seconds=LOCK_SECONDS) as self._keep_lock:
             for leftover in self.path.rglob(f"*{UNFINISHED}"):  # of a process that was killed
                 leftover.unlink(missing_ok=True)
             yield
@@ -124,6 +125,8 @@ class RunFolder:
 
     def save_latest(self, iteration: int, checkpoint: Checkpoint) -> Path:
         """Save a checkpoint to continue from, keep the one before it, and return its file."""
+        if self._keep_lock is not None:
+            self._keep_lock()
         path = self._checkpoints / f"latest-{iteration:09d}.safetensors"
         save_checkpoint(path, checkpoint)
         for older in self._latest()[:-KEPT_LATEST]:

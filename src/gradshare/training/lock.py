@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,11 +16,13 @@ LOCK = ".lock"
 
 
 @contextmanager
-def locked(folder: Path, *, doing: str, seconds: float = 0) -> Iterator[None]:
+def locked(folder: Path, *, doing: str, seconds: float = 0) -> Iterator[Callable[[], None]]:
     """Make a folder unless it exists, and keep other processes out until the end of the block.
 
     The lock ends with the process that holds it. On a disk without `flock` the lock is the mere
-    existence of the file, which a killed process leaves behind.
+    existence of the file, which a killed process leaves behind. The function that it yields takes
+    the lock again if somebody has deleted the file, and raises RunError if another process has
+    taken it since.
 
     Args:
         folder: the folder.
@@ -32,17 +34,35 @@ def locked(folder: Path, *, doing: str, seconds: float = 0) -> Iterator[None]:
     """
     path = folder / LOCK
     lock = FileLock(path, timeout=seconds)
+    file = 0
+
+    def acquire() -> None:
+        nonlocal file
+        with writing(folder):
+            try:
+                lock.acquire()
+            except Timeout as error:
+                raise RunError(
+                    f"another process is {doing} in {folder}{_holder(path)}; wait for it, or "
+                    "choose another folder (--out)"
+                ) from error
+            file = path.stat().st_ino
+
+    def keep() -> None:
+        if not path.exists():
+            lock.release()
+            acquire()
+        elif path.stat().st_ino != file:
+            raise RunError(
+                f"{path} was deleted while this process was {doing}, and another process is "
+                f"{doing} there now; wait for it, and continue with resume='auto' (--resume auto)"
+            )
+
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise RunError(
-                f"another process is {doing} in {folder}{_holder(path)}; wait for it, or choose "
-                "another folder (--out)"
-            ) from error
+    acquire()
     try:
-        yield
+        yield keep
     finally:
         lock.release()
 

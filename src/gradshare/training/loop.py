@@ -21,7 +21,6 @@ from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import prepared, training_indices
 from gradshare.training.batches import Batches
 from gradshare.training.canary import Canary
-from gradshare.training.checkpoint import on_device
 from gradshare.training.distributed import OneProcess, OtherRankError
 from gradshare.training.divergence import diagnose, not_finite
 from gradshare.training.evaluation import (
@@ -265,9 +264,7 @@ class Trainer:
     def _test(self, source: TaskSource) -> Test:
         """Test the best epochs."""
         saved = self.processes.from_first(lambda: self.folder.models(self._kept()))
-        models = [
-            (on_device(m.meta, self.device), on_device(m.carried, self.device)) for m in saved
-        ]
+        models = [checkpoint.model(self.device) for checkpoint in saved]
         found = on_all_tasks(
             self.processes,
             source,

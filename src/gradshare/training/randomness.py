@@ -24,9 +24,11 @@ def generators_kept(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def isolated(device: torch.device) -> Iterator[None]:
-    """Compute alike whatever the caller has set (no_grad, autocast), and keep its generators."""
+    """Compute alike whatever the caller has set (no_grad, inference_mode, autocast), and keep its
+    generators.
+    """
     autocast = torch.autocast(device.type, enabled=False)
-    with generators_kept(device), torch.enable_grad(), autocast:
+    with generators_kept(device), torch.inference_mode(mode=False), torch.enable_grad(), autocast:
         yield
 
 

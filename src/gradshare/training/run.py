@@ -17,7 +17,6 @@ from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import first_leaf, tree_map
 from gradshare.tasks.source import prepared
 from gradshare.training.adapted import AdaptedModel, as_inputs, as_tensor
-from gradshare.training.checkpoint import on_device
 from gradshare.training.checks import (
     explain_misfit,
     initial_state,
@@ -62,6 +61,7 @@ class Run:
         path: Path,
         learner: Learner | None,
         source: TaskSource | None,
+        *,
         metrics: Mapping[str, Metric],
         score: str,
         ensemble: int,
@@ -119,7 +119,7 @@ class Run:
                 f"number from 1 to {len(kept)}"
             )
         found = RunFolder(self.path).models(kept[:count])
-        return [(on_device(m.meta, self.device), on_device(m.carried, self.device)) for m in found]
+        return [checkpoint.model(self.device) for checkpoint in found]
 
     def evaluate(
         self,
@@ -147,15 +147,15 @@ class Run:
         """
         learner = self._require_learner()
         require_source("the source", source, range(max(tasks, 1)))
-        models = self.models(ensemble)
         chosen = dict(metrics or self.metrics)
-        measured = ensemble_values(learner, models, chosen, steps=steps)
-
-        def measure(batch: TaskBatch) -> dict[str, Values]:
-            with explain_misfit(learner, models[0][0], "source", batch):
-                return measured(batch)
-
         with isolated(self.device), explain_out_of_memory():
+            models = self.models(ensemble)
+            measured = ensemble_values(learner, models, chosen, steps=steps)
+
+            def measure(batch: TaskBatch) -> dict[str, Values]:
+                with explain_misfit(learner, models[0][0], "source", batch):
+                    return measured(batch)
+
             found = on_all_tasks(OneProcess(), source, tasks, self.device, measure)
         how = ((f"ensemble of {ensemble}",) if ensemble > 1 else ()) + self._how(steps)
         score = self.score if self.score in chosen else next(iter(chosen))
@@ -182,30 +182,30 @@ class Run:
                 model can't take.
         """
         learner = self._require_learner()
-        meta, carried = self.models()[0]
         source = self._source if prepare else None
         if prepare and source is None and RunFolder(self.path).contents()["prepares"]:
             raise ConfigError(
                 f"the source of {self.path} prepares its batches; open the run with it: "
                 "open_run(path, learner, source), or give prepared inputs and prepare=False"
             )
-        like = tree_map(as_tensor, x)
-        if self._source is not None:
-            like = self._source.batch([0]).support_x
-        else:  # real numbers of the model's type
-            dtype = next(iter(meta.values())).dtype
-            like = tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, like)
-        inputs = as_inputs(x, like)
-        if first_leaf(inputs).shape[:1] in ((), (0,)):
-            raise DataError("the support set x is empty; give at least one example, as x[None]")
         targets, classes = _encoded(y, self._source)
-        tasks = TaskBatch(*(tree_map(lambda t: t[None], part) for part in (inputs, targets) * 2))
-        tasks = tasks.to(self.device)
-        ready = tasks if source is None else prepared(source, tasks)
-        misfit = explain_misfit(learner, meta, "support set", ready)
-        with isolated(self.device), torch.no_grad(), misfit:
-            adapted = learner.adapt(meta, carried, ready, steps=steps)
-            require_finite("the support set", ready, [learner.predict(meta, adapted, ready)])
+        with isolated(self.device), torch.no_grad():
+            meta, carried = self.models()[0]
+            like = tree_map(as_tensor, x)
+            if self._source is not None:
+                like = self._source.batch([0]).support_x
+            else:  # real numbers of the model's type
+                dtype = next(iter(meta.values())).dtype
+                like = tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, like)
+            inputs = as_inputs(x, like)
+            if first_leaf(inputs).shape[:1] in ((), (0,)):
+                raise DataError("the support set x is empty; give at least one example, as x[None]")
+            parts = (tree_map(lambda t: t[None], part) for part in (inputs, targets) * 2)
+            tasks = TaskBatch(*parts).to(self.device)
+            ready = tasks if source is None else prepared(source, tasks)
+            with explain_misfit(learner, meta, "support set", ready):
+                adapted = learner.adapt(meta, carried, ready, steps=steps)
+                require_finite("the support set", ready, [learner.predict(meta, adapted, ready)])
         return AdaptedModel(learner, meta, adapted, tasks, source, classes)
 
     def tensors(self) -> tuple[Tensors, Tensors]:
@@ -278,8 +278,16 @@ def open_run(
     }
     saved = folder.load_latest()
     status = RunStatus() if saved is None else RunStatus.of(saved)
-    score, ensemble = identity["score"], identity["ensemble"]
-    return Run(folder.path, learner, source, found, score, ensemble, place, status)
+    return Run(
+        folder.path,
+        learner,
+        source,
+        metrics=found,
+        score=identity["score"],
+        ensemble=identity["ensemble"],
+        device=place,
+        status=status,
+    )
 
 
 def _not_given(*_: object) -> float:

@@ -111,7 +111,7 @@ class TrainState:
         """Take over the saved state of the same run.
 
         Raises:
-            RunError: it is not the state of a run of so many iterations.
+            RunError: it is not the state of a run with that many iterations.
         """
         status = RunStatus.of(saved)
         if not 0 <= status.iteration <= iterations:
