@@ -43,6 +43,7 @@ from tests.comparison.small import (
     run_folders,
     small,
 )
+from tests.training.killing import records_in
 from tests.training.small import ROWS, SIGNALS, Wrapped, mlp
 
 
@@ -170,7 +171,7 @@ LOSSES = {"a": F.mse_loss, "b": F.l1_loss}
         ({"retries": -1}, "retries is -1"),
         ({"at_a_time": 0}, "at_a_time is 0"),
         ({"resume": "yes"}, "resume 'yes' is unknown"),
-        ({"device": "tpu"}, "--device 'tpu' is unknown"),
+        ({"device": "tpu"}, "device 'tpu' is unknown"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_said_before_anything_is_written(
@@ -305,7 +306,7 @@ def test_what_a_finished_comparison_was_not_is_refused_by_the_runs_own_check(
         here(out, seeds=1, epochs=2, resume="auto")
     assert written(out) == everything
     here(out, seeds=1, epochs=4, resume="auto")
-    assert {len(RunFolder(run).history()) for run in run_folders(out)} == {4}
+    assert {len(records_in(run)) for run in run_folders(out)} == {4}
 
 
 def test_an_arm_that_diverges_is_a_result(tmp_path: Path) -> None:
@@ -356,7 +357,7 @@ def test_a_defect_is_one_sentence_its_trace_is_in_a_file_and_the_other_runs_fini
     trace = (out / "errors.txt").read_text(encoding="utf-8")
     assert "in outer_step" in trace
     assert trace.count("Traceback") == 4
-    assert all(RunFolder(run).history() for run in run_folders(out) if "good" in str(run))
+    assert all(records_in(run) for run in run_folders(out) if "good" in str(run))
     made["bad"] = lambda: Defective(plain(), mended=True)
     finished = compare(
         **{**quick(**made), "seeds": 4}, out=out, resume="auto", executor=ThreadPoolExecutor(1)
@@ -480,7 +481,7 @@ def test_each_run_computes_with_the_threads_of_the_plan(tmp_path: Path) -> None:
         found.add(torch.get_num_threads())
 
     before = torch.get_num_threads()
-    options = Options.of(epochs=1, iterations=2, val_tasks=2, test_tasks=2, callbacks=[note])
+    options = Options(epochs=1, iterations=2, val_tasks=2, test_tasks=2, callbacks=[note])
     train, validation, test = ROWS
     plan = Plan({"a": plain}, "a", (), train, validation, test, options, (0,), threads=before + 2)
     executor = ThreadPoolExecutor(1)
@@ -629,7 +630,7 @@ def test_a_scheduler_that_does_not_answer_does_not_keep_a_program_from_stopping(
     with pytest.raises(RunStoppedError):
         small(out, executor=executor, progress=watch, seeds=1, epochs=1000)
     executor.pool.shutdown()
-    assert RunFolder(out / "runs" / told[0] / "seed-0").history()
+    assert records_in(out / "runs" / told[0] / "seed-0")
     said = {m for m in caplog.messages if m.startswith("the executor does not answer about ")}
     assert said
     assert all(message.endswith("Unable to contact slurm controller") for message in said)

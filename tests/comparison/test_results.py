@@ -61,7 +61,7 @@ def set_to(*path: Any) -> Callable[[Any], None]:
         (set_to("runs", 0, "test", {"speed": [1.0]}), "the tests have different metrics or num"),
         (set_to("runs", 0, "test", "accuracy", [0.5]), "the tests have different metrics or num"),
         (set_to("runs", 0, "history", 0, "metrics", {}), "the score 'accuracy' is not everywhere"),
-        (set_to("runs", 0, "history", 0, {}), "KeyError('metrics')"),
+        (set_to("runs", 0, "history", 0, {}), "epoch: Field required"),
         (set_to("runs", 0, "history", 3), "TypeError"),
         (set_to("runs", 0, "test", "accuracy", 0.5), "TypeError"),
         (set_to("runs", 0, "seed", "one"), "runs.0.seed: Input should be a valid integer"),

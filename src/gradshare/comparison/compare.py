@@ -122,7 +122,7 @@ def compare(
         RunError: the folder cannot be used, or some runs failed, with the others saved.
         RunStoppedError: Ctrl-C or SIGTERM; each run has saved what it had.
     """
-    made = Options.of(**options)
+    made = Options(**options)
     require_choice("resume", resume, Resume)
     plan = Plan(
         arms,

@@ -17,10 +17,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from gradshare.comparison.plan import Plan
 from gradshare.errors import RunError
 from gradshare.training.files import null_where_not_finite, write_atomically
-from gradshare.training.folder import RunFolder
+from gradshare.training.folder import RunFolder, kept_epochs
 from gradshare.training.metrics import Metric
 from gradshare.training.records import VALIDATION, EpochRecord, first_mistake
-from gradshare.training.statistics import Z95, Interval, best_epochs
+from gradshare.training.statistics import Z95
 
 FORMAT_VERSION: Final = 3
 FILENAME = "results.json"
@@ -291,13 +291,12 @@ def judge(
         return "not trained"
     surer = NormalDist().inv_cdf(1 - 0.025 / len(history)) / Z95
     gain = best.mean - metric.chance if metric.best == "high" else metric.chance - best.mean
-    return "trained" if Interval(gain, surer * best.ci95, 0).above(0) else "not trained"
+    return "trained" if gain > surer * best.ci95 else "not trained"
 
 
 def best_epoch(history: Sequence[EpochRecord], metric: Metric, score: str) -> int:
     """The earliest epoch with the best validation score."""
-    ranks = [metric.rank(record.mean(score)) for record in history]
-    return best_epochs([record.epoch for record in history], ranks, 1)[0]
+    return kept_epochs(history, score, metric.rank, 1)[0]
 
 
 def _record(record: Any) -> Any:

@@ -170,6 +170,10 @@ class MetaLearner:
         outer = {**with_prefix(MODEL, theta), **learned}
         return {name: t.detach().clone().requires_grad_() for name, t in outer.items()}, carried
 
+    def is_model_parameter(self, name: str) -> bool:
+        """Whether a meta-parameter is the model's and not learned by a rule."""
+        return name.startswith(f"{MODEL}.")
+
     def initial_parameters(self) -> dict[str, Tensor]:
         """The model's parameters as they are now, those that are adapted first."""
         parameters = dict(self.model.named_parameters())

@@ -1,4 +1,4 @@
-"""Means with intervals, and the ranking of epochs."""
+"""Means with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+
+from gradshare.training.files import Number
 
 Z95 = 1.96
 
@@ -24,16 +26,12 @@ class Interval(NamedTuple):
     Attributes:
         mean: in the unit of the values.
         ci95: half the interval's width; None for a single value, which has no interval.
-        n: how many values there were.
+        n: the number of values.
     """
 
-    mean: float
+    mean: Number
     ci95: float | None
     n: int
-
-    def above(self, level: float) -> bool:
-        """Whether the whole interval lies above a level, such as chance."""
-        return self.ci95 is not None and self.mean - self.ci95 > level
 
 
 def confidence95(values: Sequence[float]) -> Interval:
@@ -76,25 +74,3 @@ def student95(values: Sequence[float]) -> Interval:
     if normal.ci95 is None:
         return normal
     return normal._replace(ci95=normal.ci95 / Z95 * student975(normal.n - 1))
-
-
-def best_epochs(epochs: Sequence[int], ranks: Sequence[float], count: int) -> list[int]:
-    """The epochs with the lowest ranks, best first, ties to the earlier one.
-
-    Args:
-        epochs: in any order.
-        ranks: one for each of them, the lower the better (see `Metric.rank`).
-        count: how many epochs at most.
-    """
-    return [epoch for _, epoch in sorted(zip(ranks, epochs, strict=True))[:count]]
-
-
-def best_epoch(epochs: Sequence[int], accuracies: Sequence[float]) -> int:
-    """The earliest epoch at which the highest validation accuracy is reached.
-
-    Raises:
-        ValueError: there are no epochs, or not one accuracy for each.
-    """
-    if not epochs:
-        raise ValueError("the best epoch needs at least one validation, got none")
-    return best_epochs(epochs, [-accuracy for accuracy in accuracies], 1)[0]
