@@ -38,7 +38,7 @@ from gradshare.training.options import Event, Options, Phase, Progress, Watch
 from gradshare.training.outer_loop import outer_iteration
 from gradshare.training.randomness import seed_generators
 from gradshare.training.records import FITS, TRAIN, VALIDATION, EpochRecord, MetricsWriter
-from gradshare.training.state import CPU, Test, TrainState
+from gradshare.training.state import CPU, SAMPLE_TASKS, Test, TrainState
 
 # Besides at each epoch's end a moment is saved after so long, which is what a kill can cost.
 SAVE_EVERY_SECONDS = 300
@@ -331,7 +331,14 @@ def _test(job: Job, source: TaskSource, state: TrainState, advance: Callable[[in
     models = [(on_device(m.meta, job.device), on_device(m.carried, job.device)) for m in saved]
     measure = measuring(job.learner, models, job.metrics)
     rows = on_all_tasks(job.processes, source, job.options.test_tasks, job.device, measure, advance)
-    return Test(joined(rows, "ensemble"), joined(rows, "single"), len(models))
+    labels = joined(rows, "labels")
+    return Test(
+        joined(rows, "ensemble"),
+        joined(rows, "single"),
+        len(models),
+        labels.get("right", []),
+        labels.get("predicted", [])[:SAMPLE_TASKS],
+    )
 
 
 def _validate(job: Job, state: TrainState, advance: Callable[[int], None]) -> EpochRecord:

@@ -19,6 +19,8 @@ from gradshare.training.records import EpochRecord, EpochTotals, first_mistake
 # so many in a row a run that skips them will not get any further.
 MOST_SKIPPED_IN_A_ROW = 50
 
+SAMPLE_TASKS = 3
+
 CPU = torch.device("cpu")
 
 
@@ -30,6 +32,8 @@ class Test:
         ensemble: the values of each task, of the mean outputs of all models.
         single: likewise, of the best model alone.
         members: how many models there were.
+        right: of classes, the ensemble's accuracy on each label's queries, for each task.
+        predicted: of classes, its label of each query, for the first `SAMPLE_TASKS` tasks.
     """
 
     __test__ = False  # to pytest, which collects classes by this prefix
@@ -37,6 +41,8 @@ class Test:
     ensemble: Values
     single: Values
     members: int
+    right: list[list[float]] = field(default_factory=list)
+    predicted: list[list[int]] = field(default_factory=list)
 
 
 class Progress(BaseModel):
