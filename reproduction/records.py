@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import gradshare as gs
 from gradshare import Interval, RunConfig, RunError
-from gradshare.comparison.results import judge
+from gradshare.comparison.collecting import judge
 from gradshare.config import MACHINE_FIELDS, build
 from gradshare.tasks import ImageTasks
 from gradshare.training.statistics import confidence95
