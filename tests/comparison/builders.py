@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from gradshare.comparison.results import ArmRun, Example, MetricFacts, Outcome, Results, SampleTask
+from gradshare.comparison.results import (
+    ArmRun,
+    MetricFacts,
+    Outcome,
+    Picture,
+    Results,
+    SampleTask,
+)
 from gradshare.training.records import EpochRecord
 from gradshare.training.statistics import Interval
 
@@ -16,9 +23,9 @@ ERROR = MetricFacts(best="low", unit="mm", chance=None)
 
 PICTURE = "data:image/png;base64,AAAA"
 SAMPLE = SampleTask(
-    classes=("cat", "dog"),
-    support=(Example(0, 0, PICTURE), Example(1, 1, PICTURE)),
-    queries=(Example(0, 0, PICTURE), Example(2, 1, PICTURE)),
+    support=(Picture("cat", PICTURE), Picture("dog", PICTURE)),
+    queries=(Picture("cat", PICTURE), Picture("dog", PICTURE)),
+    predicted={"base": ("cat", "cat"), "new": ("cat", "dog")},
 )
 
 ENVIRONMENT = {"python": "3.11.7", "torch": "2.13.0", "device": "cpu"}

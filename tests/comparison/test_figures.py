@@ -221,46 +221,6 @@ def test_a_single_arm_has_no_differences() -> None:
     assert [drawing.name for drawing in draw_all(classification("only"))] == ["curves"]
 
 
-# Learned quantities -------------------------------------------------------------------------------
-
-
-def test_learned_quantities_are_drawn_by_inner_step_after_the_last_epoch() -> None:
-    reports: list[Any] = [
-        [{"sharing.m": (0.5, 0.7)}, {"sharing.m": (0.2, 0.6)}],
-        [{"sharing.m": (0.5, 0.7)}, {"sharing.m": (0.4, 0.8)}],
-    ]
-    runs = [
-        arm_run("a", seed, validation=[0.3, 0.4], learned=learned)
-        for seed, learned in enumerate(reports)
-    ]
-    results = results_of(arm_run("base", validation=[0.3, 0.4]), *runs)
-    found = drawing(results, "learned")
-    axes = axes_of(found)
-    assert line(axes, "a") == ([1, 2], pytest.approx([0.3, 0.7]))
-    assert axes.get_title(loc="left") == "sharing.m"
-    assert legend(found) == ["a"]
-
-
-def test_of_many_learned_quantities_a_few_are_drawn_and_the_others_counted() -> None:
-    learned = [{f"rate {place}": (0.1,) for place in range(9)}]
-    found = drawing(results_of(arm_run("a", validation=[0.3], learned=learned)), "learned")
-    assert len(found.figure.axes) == figures.MOST_QUANTITIES
-    assert f"{figures.MOST_QUANTITIES} of 9 quantities are drawn" in found.caption
-
-
-def test_an_axis_does_not_magnify_the_fourth_digit() -> None:
-    learned = [{"gate": (0.50001, 0.50002)}]
-    found = drawing(results_of(arm_run("a", validation=[0.3], learned=learned)), "learned")
-    low, high = axes_of(found).get_ylim()
-    assert high - low >= 0.02
-
-
-def test_learned_quantities_that_are_empty_or_not_finite_have_no_figure() -> None:
-    learned = [{"nothing": (), "lost": (math.nan, math.nan)}]
-    results = results_of(arm_run("a", validation=[0.3], learned=learned))
-    assert [drawing.name for drawing in draw_all(results)] == ["curves"]
-
-
 # Looks and names ----------------------------------------------------------------------------------
 
 

@@ -125,11 +125,11 @@ def test_a_few_arms_are_the_columns_of_the_table_and_many_its_rows(tmp_path: Pat
     results = three_arms()
     rows = arm_rows(results)
     turned = [[column, *(row[column] for row in rows)] for column in rows[0]]
-    assert page_of(results, tmp_path).rows == turned
+    assert page_of(results, tmp_path).rows[: len(turned)] == turned
     results = classification(*(f"arm {place}" for place in range(6)))
     rows = arm_rows(results)
     expected = [list(rows[0]), *(list(row.values()) for row in rows)]
-    assert page_of(results, tmp_path).rows == expected
+    assert page_of(results, tmp_path).rows[: len(expected)] == expected
 
 
 def test_yardsticks_are_in_the_table_and_explained(tmp_path: Path) -> None:
@@ -166,10 +166,9 @@ def test_tags_are_closed_in_order_and_ids_are_unique_and_found(tmp_path: Path) -
 def test_each_figure_is_described_for_a_reader_who_cannot_see_it(tmp_path: Path) -> None:
     page = page_of(three_arms(), tmp_path)
     labels = [attributes["aria-label"] or "" for tag, attributes in page.tags if tag == "svg"]
-    assert len(labels) == 3
+    assert len(labels) == 2
     assert "validation accuracy after each epoch" in labels[0]
     assert "difference from original on each test task" in labels[1]
-    assert "What the update rules report" in labels[2]
 
 
 def test_the_report_of_a_regression_has_no_accuracy_percent_or_chance(tmp_path: Path) -> None:
@@ -238,7 +237,7 @@ def test_text_of_users_is_never_markup(tmp_path: Path) -> None:
     assert page.open == []
     assert not {"b", "i"} & {tag for tag, _ in page.tags}
     assert not any("onload" in attributes for _, attributes in page.tags)
-    assert [row[0] for row in page.rows[1:]] == ["$a_1$", *HOSTILE]
+    assert [row[0] for row in page.rows[1 : 2 + len(HOSTILE)]] == ["$a_1$", *HOSTILE]
     assert page.words.count("<b>bold</b>") >= 3  # the table and the legends of two figures
     assert "49" not in re.findall(r"\d+", " ".join(page.words[:20]))
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202e\ud800]", page.html)
@@ -264,47 +263,44 @@ def test_any_names_give_a_whole_page(tmp_path: Path, names: list[str]) -> None:
 def test_thousands_of_arms_have_a_table_and_figures_of_a_few(tmp_path: Path) -> None:
     results = classification(*(f"arm {place}" for place in range(300)), tasks=3)
     page = page_of(results, tmp_path)
-    assert len(page.rows) == 301
+    assert [row[0] for row in page.rows[1:301]] == list(results.arms)
     assert f"{MOST_ARMS} of the 300 arms are shown" in page.text
     assert "The table has the differences of all arms." in page.text
 
 
 def classes_and_samples() -> Results:
-    """Two arms and seeds, of which the second arm is right about everything."""
     runs = [
         arm_run(
             arm,
             seed,
             validation=[0.4],
             test=[0.5, 0.7],
-            by_class={"cat": cat, "dog": 0.5, "<b>": 0.9},
-            predicted=[[0, 1, guess]],
+            by_class={"cat": cat, "dog": 0.7, "<b>": 0.9},
         )
-        for arm, cat, guess in (("base", 0.25, 0), ("new", 1.0, 1))
+        for arm, cat in (("base", 0.25), ("new", 1.0))
         for seed in range(2)
     ]
     return results_of(*runs, samples=(SAMPLE,))
 
 
-def test_the_accuracy_by_class_is_a_table_with_the_baselines_hardest_class_first(
-    tmp_path: Path,
-) -> None:
+def test_the_accuracy_by_class_is_a_table_with_the_hardest_class_first(tmp_path: Path) -> None:
     page = page_of(classes_and_samples(), tmp_path)
     assert "Accuracy by class" in page.headings
     start = page.rows.index(["class", "base", "new"])
     assert page.rows[start + 1 : start + 4] == [
         ["cat", "25.0%", "100.0%"],
-        ["dog", "50.0%", "50.0%"],
+        ["dog", "70.0%", "70.0%"],
         ["<b>", "90.0%", "90.0%"],
     ]
 
 
-def test_of_many_classes_the_others_are_folded(tmp_path: Path) -> None:
+def test_of_many_classes_the_hardest_are_shown(tmp_path: Path) -> None:
     accuracies = {f"class {place}": place / 30 for place in range(30)}
     run = arm_run("a", validation=[0.4], test=[0.5], by_class=accuracies)
     page = page_of(results_of(run), tmp_path)
-    assert "10 more classes" in page.text
-    assert ["class 29", "96.7%"] in page.rows
+    assert "10 easier classes are in results.json" in page.text
+    assert ["class 19", "63.3%"] in page.rows
+    assert "class 20" not in page.text
 
 
 def test_sample_tasks_show_their_examples_and_what_each_arm_predicts(tmp_path: Path) -> None:
@@ -317,10 +313,18 @@ def test_sample_tasks_show_their_examples_and_what_each_arm_predicts(tmp_path: P
     assert pictures == [PICTURE] * 4
 
 
-def test_a_predicted_label_without_a_class_has_its_number(tmp_path: Path) -> None:
-    run = arm_run("a", validation=[0.4], test=[0.5], predicted=[[7, 0, -1]])
-    page = page_of(results_of(run, samples=(SAMPLE,)), tmp_path)
-    assert ["a", "✗ class 7", "✗ class -1"] in page.rows
+def test_what_rules_learned_is_a_table_by_inner_step_the_mean_over_seeds(tmp_path: Path) -> None:
+    reports: list[Any] = [
+        [{"gate": (0.5, 0.7)}, {"gate": (0.2, 0.6), "empty": ()}],
+        [{"gate": (0.5, 0.7)}, {"gate": (0.4, 0.8)}],
+    ]
+    runs = [
+        arm_run("new", seed, validation=[0.3, 0.4], learned=learned)
+        for seed, learned in enumerate(reports)
+    ]
+    page = page_of(results_of(arm_run("base", validation=[0.3, 0.4]), *runs), tmp_path)
+    start = page.rows.index(["quantity", "base", "new"])
+    assert page.rows[start + 1 :] == [["gate", "–", "0.3, 0.7"], ["empty", "–", "–"]]
 
 
 def test_results_that_were_read_from_their_file_give_the_same_page(tmp_path: Path) -> None:

@@ -51,29 +51,37 @@ def test_the_classes_of_a_task_are_those_its_examples_were_drawn_from(grouped: b
             assert of_label == batch.query_x[index, :, 0].tolist()
 
 
+def first_sample(source: gs.TaskSource, queries: int) -> SampleTask:
+    return sample_tasks(source, {"a": [[0] * queries]})[0]
+
+
 def test_an_image_is_a_picture_of_at_most_64_pixels() -> None:
-    grey = sample_tasks(class_tasks(1, 100, 80), 5)[0].queries[0].picture
+    grey = first_sample(class_tasks(1, 100, 80), 12).queries[0].image
     picture = Image.open(io.BytesIO(decoded(grey, "png")))
     assert (picture.size, picture.mode) == ((51, 64), "L")
-    coloured = sample_tasks(class_tasks(3, 20, 20), 5)[0].queries[0].picture
+    coloured = first_sample(class_tasks(3, 20, 20), 12).queries[0].image
     assert Image.open(io.BytesIO(decoded(coloured, "jpeg"))).size == (20, 20)
-    flat = sample_tasks(class_tasks(30, 30), 5)[0].queries[0].picture
+    flat = first_sample(class_tasks(30, 30), 12).queries[0].image
     assert Image.open(io.BytesIO(decoded(flat, "png"))).size == (30, 30)
 
 
 def test_a_signal_is_a_line_for_each_channel() -> None:
-    (task, *_) = sample_tasks(class_tasks(2, 1000), 5)
-    drawing = decoded(task.support[0].picture, "svg+xml").decode()
+    task = first_sample(class_tasks(2, 1000), 12)
+    drawing = decoded(task.support[0].image, "svg+xml").decode()
     assert drawing.count("<polyline") == 2
     assert drawing.count(",") == 400
 
 
-def test_a_task_shows_as_many_examples_of_each_label_in_their_order() -> None:
-    (task, *_) = sample_tasks(class_tasks(2, 30, ways=6, queries=4), 5)
-    labels = [example.label for example in task.queries]
-    assert len(labels) == MOST_EXAMPLES
-    assert labels == [0, 0, 1, 1, 2, 2, 3, 3, 4, 5]
-    assert [query.place for query in task.queries] == [0, 1, 4, 5, 8, 9, 12, 13, 16, 20]
+def test_a_task_shows_as_many_examples_of_each_class_and_what_is_predicted_for_them() -> None:
+    source = class_tasks(2, 30, ways=6, queries=4)
+    right = source.batch([0]).query_y[0].tolist()
+    (task,) = sample_tasks(source, {"right": [right], "wrong": [[9] * 24]})
+    names = [query.name for query in task.queries]
+    assert len(names) == MOST_EXAMPLES
+    assert names == [source.classes_of(0)[label] for label in (0, 0, 1, 1, 2, 2, 3, 3, 4, 5)]
+    assert task.predicted["right"] == tuple(names)
+    assert task.predicted["wrong"] == ("class 9",) * MOST_EXAMPLES
+    assert sample_tasks(source, {}) == ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +103,7 @@ class Fixed:
 )
 def test_inputs_that_cannot_be_drawn_give_no_samples(x: Any) -> None:
     y = torch.zeros(4, 3, dtype=torch.long)
-    assert sample_tasks(Fixed(TaskBatch(x, y, x, y)), 4) == ()
+    assert sample_tasks(Fixed(TaskBatch(x, y, x, y)), {"a": [[0, 0, 0]]}) == ()
 
 
 def test_padding_values_that_are_not_finite_and_labels_without_names_do_no_harm() -> None:
@@ -103,9 +111,9 @@ def test_padding_values_that_are_not_finite_and_labels_without_names_do_no_harm(
     y = torch.tensor([[0, 1, 9], [0, 1, 9]])
     tasks = Fixed(TaskBatch(x, y, x, y, support_n=[2, 3], query_n=[1, 3]))
     assert class_names(tasks, 2) == []
-    first, second = sample_tasks(tasks, 2)
+    first, second = sample_tasks(tasks, {"a": [[1], [0, 1, 9]]})
     assert (len(first.support), len(first.queries), len(second.queries)) == (2, 1, 3)
-    assert (first.classes, second.queries[-1].label) == ((), 9)
+    assert (first.predicted["a"], second.queries[-1].name) == (("class 1",), "class 9")
 
 
 def test_the_right_answers_of_each_label_and_the_predictions_leave_padding_out() -> None:
@@ -126,13 +134,11 @@ def test_a_comparison_has_the_accuracy_by_class_and_samples_of_the_tasks_that_it
     executor = ThreadPoolExecutor(1)
     results = small(tmp_path, {"original": arms()["original"]}, executor=executor, seeds=1).results
     test, (run,) = SIGNALS[2], results.runs
-    assert all(isinstance(task, SampleTask) for task in results.samples)
     assert len(results.samples) == 3
-    assert results.samples[0].classes == tuple(map(str, test.classes_of(0)))
-    batch = test.batch(range(len(run.predicted)))
-    right = np.array(run.predicted) == batch.query_y.numpy()
-    assert right.mean(1).tolist() == pytest.approx(run.test["accuracy"][:3])
-    # Each class is in as many queries of a task, so the mean of its tasks is the mean of all.
+    for index, task in enumerate(results.samples):
+        assert [query.name for query in task.queries[:2]] == [str(test.classes_of(index)[0])] * 2
+        assert len(task.predicted["original"]) == len(task.queries)
+    # Each class has as many queries in a task, so the mean over its tasks is the mean over all.
     counts = dict.fromkeys(run.by_class, 0)
     for index in range(len(run.test["accuracy"])):
         for name in map(str, test.classes_of(index)):

@@ -34,12 +34,18 @@ def results_of(
         **more: settings, commands, notes and yardsticks of `Results`.
     """
     names = class_names(plan.test, plan.options.test_tasks)
-    runs = [
-        _run_of(plan.place(folder, arm, seed), arm, seed, metrics[score], score, names)
-        for arm in plan.arms
-        for seed in plan.seeds
-    ]
-    has_samples = any(run.predicted for run in runs)
+    runs: list[ArmRun] = []
+    predicted: dict[str, list[list[int]]] = {}
+    for arm in plan.arms:
+        for seed in plan.seeds:
+            place = plan.place(folder, arm, seed)
+            saved = RunFolder(place).load_latest()
+            if saved is None:
+                raise RunError(f"{place} holds no checkpoint of the run {arm!r} with seed {seed}")
+            test = saved.progress["test"] or {}
+            if test.get("predicted"):
+                predicted.setdefault(arm, test["predicted"])
+            runs.append(_run_of(saved.progress, arm, seed, metrics[score], score, names))
     return Results(
         gradshare=version("gradshare"),
         baseline=plan.baseline,
@@ -50,7 +56,7 @@ def results_of(
             for name, metric in metrics.items()
         },
         runs=tuple(runs),
-        samples=sample_tasks(plan.test, plan.options.test_tasks) if has_samples else (),
+        samples=sample_tasks(plan.test, predicted),
         **more,
     )
 
@@ -67,17 +73,13 @@ def is_finished(place: Path, identity: Mapping[str, Any]) -> bool:
 
 
 def _run_of(
-    place: Path,
+    progress: Mapping[str, Any],
     arm: str,
     seed: int,
     metric: Metric,
     score: str,
     names: Sequence[tuple[str, ...]],
 ) -> ArmRun:
-    saved = RunFolder(place).load_latest()
-    if saved is None:
-        raise RunError(f"{place} holds no checkpoint of the run {arm!r} with seed {seed}")
-    progress = saved.progress
     history = [EpochRecord.from_json(record) for record in progress["history"]]
     diverged, test = progress["diverged"], progress["test"] or {}
     return ArmRun(
@@ -89,7 +91,6 @@ def _run_of(
         test=test.get("ensemble", {}),
         members=test.get("members", 0),
         by_class=_by_class(test.get("right", []), names),
-        predicted=test.get("predicted", []),
         training_seconds=progress["training_seconds"],
         environment=progress["environment"],
     )

@@ -1,4 +1,4 @@
-"""The figures of a comparison: learning curves, differences by task, what rules learned.
+"""The figures of a comparison: learning curves and differences by task.
 
 An arm has the same colour, line style and marker in each figure.
 """
@@ -29,7 +29,6 @@ from gradshare.training.records import VALIDATION
 from gradshare.training.statistics import student975
 
 MOST_ARMS: Final = 8
-MOST_QUANTITIES: Final = 6
 
 LARGEST: Final = 1e100
 """Larger values are left out, as those that are not finite: matplotlib's ticks would overflow."""
@@ -131,7 +130,7 @@ def draw_all(results: Results) -> list[Drawing]:
         for arm, color, line, marker in zip(arms, COLORS, LINES * 2, MARKERS, strict=False)
     }
     with style():
-        drawings = [draw(results, looks) for draw in (_curves, _differences, _learned)]
+        drawings = [draw(results, looks) for draw in (_curves, _differences)]
     return [drawing for drawing in drawings if drawing is not None]
 
 
@@ -149,7 +148,7 @@ def _curves(results: Results, looks: Looks) -> Drawing | None:
     curves = {arm: curve for arm, curve in curves.items() if np.isfinite(curve.y).any()}
     if not curves:
         return None
-    figure, [[axes]] = _figure(1, 1, looks, {arm: arm for arm in curves})
+    figure, axes = _figure(looks, {arm: arm for arm in curves})
     axes.margins(y=0.25)
     for arm in curves if several else ():
         for y, _ in seeds[arm]:
@@ -198,7 +197,7 @@ def _differences(results: Results, looks: Looks) -> Drawing | None:
         labels[arm] = f"{arm}: better on {better}, worse on {worse} of {values.size} tasks"
     if not curves:
         return None
-    figure, [[axes]] = _figure(1, 1, looks, labels)
+    figure, axes = _figure(looks, labels)
     axes.axhline(0, color=INK, linewidth=0.8)
     same = _lines(axes, curves, looks)
     label = f"{shown(results.score, 20)} − {baseline}"
@@ -210,38 +209,6 @@ def _differences(results: Results, looks: Looks) -> Drawing | None:
         f"trained. {side} zero the arm is better."
     )
     return Drawing("differences", figure, caption + same)
-
-
-def _learned(results: Results, looks: Looks) -> Drawing | None:
-    """What rules report after the last epoch, by inner step."""
-    found: dict[str, dict[str, Curve]] = {}
-    for arm in looks:
-        last = [run.history[-1].learned for run in results.of(arm) if run.history]
-        for name in dict.fromkeys(name for learned in last for name in learned):
-            rows = [_sane(np.array(learned[name])) for learned in last if name in learned]
-            curve = _over_seeds(rows)
-            if np.isfinite(curve.y).any():
-                found.setdefault(name, {})[arm] = curve
-    if not found:
-        return None
-    panels = dict(list(found.items())[:MOST_QUANTITIES])
-    having = {arm: arm for arm in looks if any(arm in panel for panel in panels.values())}
-    figure, axes = _figure(-(-len(panels) // 2), 2, looks, having)
-    same = ""
-    for panel, (name, curves) in zip(axes.flat, panels.items(), strict=False):
-        said = _lines(panel, curves, looks)
-        same += said if said not in same else ""
-        low, high = panel.get_ylim()  # a finer axis would make much of the fourth digit
-        least = max(high - low, 0.05 * max(abs(low), abs(high)))
-        panel.set_ylim((low + high - least) / 2, (low + high + least) / 2)
-        panel.set_title(shown(name, 32))
-        _whole_numbers(panel, "inner step")
-    for panel in axes.flat[len(panels) :]:
-        panel.remove()
-    caption = "What the update rules report after the last epoch, the mean over seeds."
-    if len(found) > len(panels):
-        caption += f" {len(panels)} of {len(found)} quantities are drawn."
-    return Drawing("learned", figure, caption + same)
 
 
 def _history(run: ArmRun, score: str, scale: float) -> Curve:
@@ -265,17 +232,15 @@ def _over_seeds(rows: Sequence[Values]) -> Curve:
     return Curve(table.mean(0), half)
 
 
-def _figure(rows: int, columns: int, looks: Looks, labels: Mapping[str, str]) -> tuple[Figure, Any]:
+def _figure(looks: Looks, labels: Mapping[str, str]) -> tuple[Figure, Axes]:
     """A figure with axes and, above them, a legend of some arms."""
     handles = [Line2D([], [], **looks[arm]) for arm in labels]
     # matplotlib before 3.10 leaves out a label that begins with "_".
     names = [f" {text}" if text.startswith("_") else text for text in labels.values()]
-    across = 2 if max(map(len, names)) <= 40 else 1
-    height = (3.2 if columns == 1 else 2.4 * rows) + 0.2 * len(names) / across
-    figure = Figure(figsize=(7.2, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"hspace": 0.12})
-    figure.legend(handles, names, loc="outside upper left", ncols=min(across, len(names)))
-    return figure, axes
+    columns = 2 if max(map(len, names)) <= 40 else 1
+    figure = Figure(figsize=(7.2, 3.2 + 0.2 * len(names) / columns), layout="constrained")
+    figure.legend(handles, names, loc="outside upper left", ncols=min(columns, len(names)))
+    return figure, figure.subplots()
 
 
 def _lines(axes: Axes, curves: Mapping[str, Curve], looks: Looks) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -14,8 +14,8 @@ from jinja2 import Environment, StrictUndefined
 from gradshare.comparison.differences import counted
 from gradshare.comparison.figures import draw_all, drawn
 from gradshare.comparison.plan import shown
-from gradshare.comparison.results import Example, Results, SampleTask
-from gradshare.comparison.table import FEW_ARMS, arm_rows, cells, span
+from gradshare.comparison.results import Results
+from gradshare.comparison.table import FEW_ARMS, NOTHING, arm_rows, cells, span
 from gradshare.comparison.verdict import verdict
 from gradshare.training.files import make_folder, write_atomically
 
@@ -50,82 +50,59 @@ def _page(results: Results) -> str:
     template = files("gradshare.comparison").joinpath("report.html.j2").read_text("utf-8")
     tested = [run for run in results.runs if run.test]
     arms, every = drawn(results), len(results.arms)
-    loads = [run.environment["load"] for run in results.runs if run.environment.get("load")]
+    some = f"{len(arms)} of the {every} arms are shown: the baseline, the controls and the best."
+    classes = _classes(results, arms)
     page = environment.from_string(template).render(
         results=results,
         metric=results.metrics[results.score],
-        title=_title(results.arms),
+        title=", ".join(results.arms[:FEW_ARMS]) + " …" * (len(results.arms) > FEW_ARMS),
         test_tasks=span([len(run.test[results.score]) for run in tested]),
         members=span([run.members for run in tested]),
         verdict=verdict(results),
         table=cells(arm_rows(results)),
-        load=span(loads),
-        some_arms=""
-        if len(arms) == every
-        else f"{len(arms)} of the {every} arms are shown: the baseline, the controls and those "
-        "with the best test scores.",
+        load=span([load for run in results.runs if (load := run.environment.get("load"))]),
+        some_arms=some if len(arms) < every else "",
         figures={drawing.name: drawing for drawing in draw_all(results)},
-        classes=_classes(results, arms),
-        few_classes=FEW_CLASSES,
-        samples=[_sample(results, arms, *task) for task in enumerate(results.samples)],
+        drawn=arms,
+        learned=_learned(results, arms),
+        classes=classes[: 1 + FEW_CLASSES],
+        hidden_classes=len(classes[1 + FEW_CLASSES :]),
         environment=_environment(results),
     )
     # Control characters, which HTML forbids.
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", page)
 
 
-def _title(arms: tuple[str, ...]) -> str:
-    if len(arms) > FEW_ARMS:
-        return f"Comparison of {len(arms):,} arms"
-    return f"{', '.join(arms[:-1])} and {arms[-1]}" if len(arms) > 1 else arms[0]
-
-
 def _classes(results: Results, arms: Sequence[str]) -> list[list[str]]:
-    """A line for each class with the accuracy of each arm, the heading first; empty without
-    classes.
+    """A line for each class with the accuracy of each arm, the hardest class and the heading
+    first. Empty without classes.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    means: dict[str, dict[str, float]] = {}
     for arm in arms:
-        for run in counted(results.of(arm)):
-            for name, accuracy in run.by_class.items():
-                found.setdefault(name, {}).setdefault(arm, []).append(accuracy)
-    means = {
-        name: {arm: float(np.mean(values)) for arm, values in by_arm.items()}
-        for name, by_arm in found.items()
-    }
+        runs = counted(results.of(arm))
+        for name in dict.fromkeys(name for run in runs for name in run.by_class):
+            accuracies = [run.by_class[name] for run in runs if name in run.by_class]
+            means.setdefault(name, {})[arm] = float(np.mean(accuracies))
     lines = [
-        [shown(name), *(f"{by_arm[arm]:.1%}" if arm in by_arm else "–" for arm in arms)]
-        for name, by_arm in sorted(
-            means.items(), key=lambda item: item[1].get(results.baseline, 0.0)
-        )
+        [shown(name), *(f"{by_arm[arm]:.1%}" if arm in by_arm else NOTHING for arm in arms)]
+        for name, by_arm in sorted(means.items(), key=lambda item: np.mean([*item[1].values()]))
     ]
     return [["class", *arms], *lines] if lines else []
 
 
-def _sample(results: Results, arms: Sequence[str], number: int, task: SampleTask) -> dict[str, Any]:
-    """A sample task with what each arm predicts for its queries."""
-
-    def named(label: int) -> str:
-        known = 0 <= label < len(task.classes)
-        return shown(task.classes[label], 20) if known else f"class {label}"
-
-    def pictures(examples: Sequence[Example]) -> list[tuple[str, str]]:
-        return [(example.picture, named(example.label)) for example in examples]
-
-    answers = {}
+def _learned(results: Results, arms: Sequence[str]) -> list[list[str]]:
+    """A line for each quantity that rules report, with its values by inner step after the last
+    epoch for each arm, the mean over seeds; the heading first. Empty without such quantities.
+    """
+    found: dict[str, dict[str, str]] = {}
     for arm in arms:
-        predicted = [run.predicted for run in counted(results.of(arm)) if run.predicted]
-        if predicted:
-            guesses = predicted[0][number]
-            answers[arm] = [
-                (guesses[query.place] == query.label, named(guesses[query.place]))
-                for query in task.queries
-            ]
-    return {
-        "support": pictures(task.support),
-        "queries": pictures(task.queries),
-        "answers": answers,
-    }
+        last = [run.history[-1].learned for run in results.of(arm) if run.history]
+        for name in dict.fromkeys(name for learned in last for name in learned):
+            rows = [learned[name] for learned in last if learned.get(name)]
+            steps = [f"{np.mean(values):.3g}" for values in zip(*rows, strict=False)]
+            found.setdefault(name, {})[arm] = ", ".join(steps)
+    lines = [[shown(name), *(by.get(arm) or NOTHING for arm in arms)] for name, by in found.items()]
+    return [["quantity", *arms], *lines] if lines else []
 
 
 def _environment(results: Results) -> dict[str, str]:

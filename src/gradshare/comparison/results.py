@@ -63,28 +63,25 @@ class MetricFacts(_Part):
     chance: float | None
 
 
-class Example(NamedTuple):
-    """An example of a sample task: its place in the support or query set, its label in the task,
-    and a picture as a data URI.
-    """
+class Picture(NamedTuple):
+    """An example of a sample task: the name of its class, and the example as a data URI."""
 
-    place: int
-    label: int
-    picture: Annotated[str, Field(pattern="^data:image/")]
+    name: str
+    image: Annotated[str, Field(pattern="^data:image/")]
 
 
 class SampleTask(_Part):
     """A test task to look at.
 
     Attributes:
-        classes: the names of its labels 0, 1, …
         support: some of its support examples.
         queries: some of its queries.
+        predicted: the names of the classes that each arm predicts for these queries.
     """
 
-    classes: tuple[str, ...]
-    support: tuple[Example, ...]
-    queries: tuple[Example, ...]
+    support: tuple[Picture, ...]
+    queries: tuple[Picture, ...]
+    predicted: dict[str, tuple[str, ...]]
 
 
 class ArmRun(_Part):
@@ -101,8 +98,6 @@ class ArmRun(_Part):
         members: how many checkpoints the ensemble has.
         by_class: the accuracy on each class, the mean over the test tasks that have it. Empty
             unless the test source names the classes of its tasks (`classes_of`).
-        predicted: the predicted label of each query, for the first test tasks. Empty without
-            classes.
         training_seconds: wall time of training alone.
         environment: versions, hardware and layout of the process that trained it.
     """
@@ -115,7 +110,6 @@ class ArmRun(_Part):
     test: dict[str, Numbers]
     members: int = Field(ge=0)
     by_class: dict[str, float] = {}
-    predicted: list[list[int]] = []
     training_seconds: float
     environment: dict[str, Any]
 
@@ -167,10 +161,6 @@ class Results(_Part):
             raise ValueError(f"the score {self.score!r} is not everywhere")
         if any(test.keys() != self.metrics.keys() for test in tests) or len(sizes) > 1:
             raise ValueError("the tests have different metrics or numbers of tasks")
-        for run in self.runs:
-            for task, predicted in zip(self.samples, run.predicted, strict=False):
-                if not all(0 <= query.place < len(predicted) for query in task.queries):
-                    raise ValueError("a sample task has more queries than predictions")
         return self
 
     @cached_property

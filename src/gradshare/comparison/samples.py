@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from gradshare.comparison.results import Example, SampleTask, Values
-from gradshare.tasks import TaskSource
+from gradshare.comparison.results import Picture, SampleTask, Values
+from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import task_of
-from gradshare.training.state import SAMPLE_TASKS
 
 MOST_EXAMPLES = 10
 MOST_PIXELS = 64
@@ -31,51 +31,66 @@ def class_names(source: TaskSource, tasks: int) -> list[tuple[str, ...]]:
     return [tuple(map(str, classes_of(index))) for index in range(tasks)]
 
 
-def sample_tasks(source: TaskSource, tasks: int) -> tuple[SampleTask, ...]:
-    """Pictures of the first of some tasks.
+def sample_tasks(
+    source: TaskSource, predicted: Mapping[str, Sequence[Sequence[int]]]
+) -> tuple[SampleTask, ...]:
+    """The first tasks of a source, with pictures.
 
     Args:
-        source: of the tasks, which have one class for each example.
-        tasks: how many there are.
+        source: of the tasks.
+        predicted: by arm, the label that it predicts for each query of each of these tasks. Empty
+            if the tasks have no classes.
 
     Returns:
-        At most `SAMPLE_TASKS` tasks. None if the inputs are not images (C, H, W) or (H, W), or
-        signals (C, L).
+        The tasks. None if the inputs are not images (C, H, W) or (H, W), or signals (C, L).
     """
-    count = min(SAMPLE_TASKS, tasks)
+    count = min(map(len, predicted.values()), default=0)
+    if count == 0:
+        return ()
     batch = source.batch(range(count))
-    names = class_names(source, count) or [()] * count
     x = batch.support_x
     if not isinstance(x, Tensor) or batch.support_y.shape != x.shape[:2]:
         return ()
     drawable = x.ndim == 4 or (x.ndim == 5 and x.shape[2] in (1, 3))
     if not drawable or not (x.is_floating_point() or x.dtype == torch.uint8):
         return ()
-    found = []
-    for task, classes in enumerate(names):
-        sets = []
-        for inputs, labels, sizes in (
-            (x, batch.support_y, batch.support_n),
-            (batch.query_x, batch.query_y, batch.query_n),
-        ):
-            values = task_of(inputs, task, sizes).double().nan_to_num(0, 0, 0).numpy()
-            sets.append(_examples(values, task_of(labels, task, sizes).tolist()))
-        found.append(SampleTask(classes=classes, support=sets[0], queries=sets[1]))
-    return tuple(found)
+    names = class_names(source, count) or [()] * count
+    return tuple(
+        _sample(batch, task, names[task], {arm: rows[task] for arm, rows in predicted.items()})
+        for task in range(count)
+    )
 
 
-def _examples(values: Values, labels: list[int]) -> tuple[Example, ...]:
-    """A few examples, as many of each label as of the others, in the order of their labels."""
+def _sample(
+    tasks: TaskBatch, task: int, classes: tuple[str, ...], predicted: Mapping[str, Sequence[int]]
+) -> SampleTask:
+    known = dict(enumerate(classes))
+
+    def named(label: int) -> str:
+        return known.get(label, f"class {label}")
+
+    support_y = task_of(tasks.support_y, task, tasks.support_n).tolist()
+    query_y = task_of(tasks.query_y, task, tasks.query_n).tolist()
+    support = _pictures(task_of(tasks.support_x, task, tasks.support_n), support_y)
+    queries = _pictures(task_of(tasks.query_x, task, tasks.query_n), query_y)
+    return SampleTask(
+        support=tuple(Picture(named(support_y[i]), image) for i, image in support.items()),
+        queries=tuple(Picture(named(query_y[i]), image) for i, image in queries.items()),
+        predicted={
+            arm: tuple(named(labels[i]) for i in queries) for arm, labels in predicted.items()
+        },
+    )
+
+
+def _pictures(inputs: Tensor, labels: list[int]) -> dict[int, str]:
+    """Pictures of a few examples by their places, as many of each label, in the labels' order."""
+    values = inputs.double().nan_to_num(0, 0, 0).numpy()
+    scaled = (values - values.min()) / max(np.ptp(values), 1e-12)
     nth = [labels[:place].count(label) for place, label in enumerate(labels)]
     first = sorted(range(len(labels)), key=lambda place: (nth[place], labels[place]))
-    low, high = values.min(), values.max()
-    scaled = (values - low) / max(high - low, 1e-12)
-    signals = scaled.ndim == 3 and scaled.shape[1] <= MOST_CHANNELS
-    draw = _signal if signals else _image
-    return tuple(
-        Example(place=place, label=labels[place], picture=draw(scaled[place]))
-        for place in sorted(first[:MOST_EXAMPLES], key=lambda place: labels[place])
-    )
+    draw = _signal if scaled.ndim == 3 and scaled.shape[1] <= MOST_CHANNELS else _image
+    chosen = sorted(first[:MOST_EXAMPLES], key=lambda place: labels[place])
+    return {place: draw(scaled[place]) for place in chosen}
 
 
 def _image(pixels: Values) -> str:
