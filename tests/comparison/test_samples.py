@@ -116,6 +116,20 @@ def test_padding_values_that_are_not_finite_and_labels_without_names_do_no_harm(
     assert (first.predicted["a"], second.queries[-1].name) == (("class 1",), "class 9")
 
 
+def test_a_source_that_cannot_name_its_classes_loses_the_names_and_no_results(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Wrong(Fixed):
+        def classes_of(self, index: int) -> Any:
+            raise KeyError("breed")
+
+    x = torch.zeros(1, 2, 3)
+    assert class_names(Wrong(TaskBatch(x, x, x, x)), 2) == []
+    assert (
+        "Wrong.classes_of failed: KeyError: 'breed'; the report has no class names" in caplog.text
+    )
+
+
 def test_the_right_answers_of_each_label_and_the_predictions_leave_padding_out() -> None:
     scores = torch.eye(3)[torch.tensor([[0, 0, 1, 2], [2, 2, 0, 1]])]
     scores[1, 1] = math.nan
@@ -123,7 +137,7 @@ def test_the_right_answers_of_each_label_and_the_predictions_leave_padding_out()
     tasks = TaskBatch(scores, y, scores, y, query_n=[4, 2])
     found = labels_of(scores, tasks)
     assert found["right"][0] == [1, 0.5, 1]
-    assert found["right"][1] == pytest.approx([math.nan, math.nan, 0.5], nan_ok=True)
+    assert found["right"][1] == [None, None, 0.5]
     assert found["predicted"] == [[0, 0, 1, 2], [2, -1]]
     assert labels_of(torch.zeros(2, 4), dataclasses.replace(tasks, query_y=torch.zeros(2, 4))) == {}
 

@@ -53,16 +53,3 @@ def test_one_task_has_no_interval() -> None:
 def test_no_tasks_have_no_mean() -> None:
     with pytest.raises(ValueError, match="at least one value"):
         confidence95([])
-
-
-@pytest.mark.parametrize(
-    ("interval", "expected"),
-    [
-        (Interval(0.30, 0.05, 9), True),
-        (Interval(0.22, 0.05, 9), False),
-        (Interval(0.10, 0.05, 9), False),
-        (Interval(0.90, None, 1), False),
-    ],
-)
-def test_above_chance_means_the_whole_interval(interval: Interval, expected: bool) -> None:
-    assert interval.above(0.2) is expected

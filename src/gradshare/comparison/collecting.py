@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,7 @@ from gradshare.errors import RunError
 from gradshare.training.folder import RunFolder
 from gradshare.training.metrics import Metric
 from gradshare.training.records import VALIDATION, EpochRecord
-from gradshare.training.statistics import Z95, Interval
+from gradshare.training.statistics import Z95
 
 
 def results_of(
@@ -97,18 +96,18 @@ def _run_of(
 
 
 def _by_class(
-    right: Sequence[Sequence[float]], names: Sequence[tuple[str, ...]]
+    right: Sequence[Sequence[float | None]], names: Sequence[tuple[str, ...]]
 ) -> dict[str, float]:
     """The mean accuracy on each class.
 
     Args:
-        right: for each task the accuracy on each label, NaN if it has no queries.
+        right: for each task the accuracy on each label, None if it has no queries.
         names: for each task the class of each label.
     """
     found: dict[str, list[float]] = {}
     for accuracies, classes in zip(right, names, strict=False):
         for accuracy, name in zip(accuracies, classes, strict=False):
-            if not math.isnan(accuracy):
+            if accuracy is not None:
                 found.setdefault(name, []).append(accuracy)
     return {name: float(np.mean(values)) for name, values in found.items()}
 
@@ -131,4 +130,4 @@ def judge(
         return "not trained"
     surer = NormalDist().inv_cdf(1 - 0.025 / len(history)) / Z95
     gain = best.mean - metric.chance if metric.best == "high" else metric.chance - best.mean
-    return "trained" if Interval(gain, surer * best.ci95, 0).above(0) else "not trained"
+    return "trained" if gain > surer * best.ci95 else "not trained"

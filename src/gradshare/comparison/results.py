@@ -62,6 +62,10 @@ class MetricFacts(_Part):
     unit: str
     chance: float | None
 
+    def metric(self) -> Metric:
+        """A metric that can show and rank values, but not compute them."""
+        return Metric(_no_function, self.best, self.unit, self.chance)
+
 
 class Picture(NamedTuple):
     """An example of a sample task: the name of its class, and the example as a data URI."""
@@ -185,9 +189,8 @@ class Results(_Part):
         return self._by_arm.get(arm, ())
 
     def metric(self, name: str) -> Metric:
-        """A metric that can show and rank values, but not compute them."""
-        facts = self.metrics[name]
-        return Metric(_no_function, facts.best, facts.unit, facts.chance)
+        """A metric, for its unit and direction."""
+        return self.metrics[name].metric()
 
     def table(self) -> list[dict[str, Any]]:
         """One long table with a row for each epoch, split and metric, and for each test task."""

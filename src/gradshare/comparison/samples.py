@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor
 from gradshare.comparison.results import Picture, SampleTask, Values
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import task_of
+
+log = logging.getLogger(__name__)
 
 MOST_EXAMPLES = 10
 MOST_PIXELS = 64
@@ -28,7 +31,14 @@ def class_names(source: TaskSource, tasks: int) -> list[tuple[str, ...]]:
     classes_of = getattr(source, "classes_of", None)
     if classes_of is None:
         return []
-    return [tuple(map(str, classes_of(index))) for index in range(tasks)]
+    try:
+        return [tuple(map(str, classes_of(index))) for index in range(tasks)]
+    except Exception as error:  # a user's: the results of the training matter more
+        log.warning(
+            "%s.classes_of failed: %s: %s; the report has no class names",
+            *(type(source).__name__, type(error).__name__, error),
+        )
+        return []
 
 
 def sample_tasks(

@@ -192,7 +192,7 @@ def labels_of(outputs: Tensor, tasks: TaskBatch) -> dict[str, list[Any]]:
         tasks: T tasks.
 
     Returns:
-        For each task, "right": the share of each label's queries that are classified right, NaN if
+        For each task, "right": the share of each label's queries that are classified right, None if
         it has none; and "predicted": the label of each query, -1 if its scores are not finite.
         Empty unless each query has one of at most `MOST_LABELS` classes.
     """
@@ -200,11 +200,10 @@ def labels_of(outputs: Tensor, tasks: TaskBatch) -> dict[str, list[Any]]:
     if not classes or outputs.shape[2] > MOST_LABELS:
         return {}
 
-    def of_one(scores: Tensor, labels: Tensor) -> tuple[list[float], list[int]]:
+    def of_one(scores: Tensor, labels: Tensor) -> tuple[list[float | None], list[int]]:
         found = scores.argmax(1).where(scores.isfinite().all(1), -1)
-        right = (found == labels).double()
-        shares = [right[labels == label].mean().item() for label in range(scores.shape[1])]
-        return shares, found.tolist()
+        right = [(found == labels)[labels == label].double() for label in range(scores.shape[1])]
+        return [each.mean().item() if len(each) else None for each in right], found.tolist()
 
     right, predicted = zip(
         *each_task(of_one, outputs.cpu(), tasks.query_y.cpu(), tasks.query_n), strict=True

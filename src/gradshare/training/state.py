@@ -32,7 +32,7 @@ class Test:
         ensemble: the values of each task, of the mean outputs of all models.
         single: likewise, of the best model alone.
         members: how many models there were.
-        right: of classes, the ensemble's accuracy on each label's queries, for each task.
+        right: of classes, the ensemble's accuracy on each label of each task, None without queries.
         predicted: of classes, its label of each query, for the first `SAMPLE_TASKS` tasks.
     """
 
@@ -41,7 +41,7 @@ class Test:
     ensemble: Values
     single: Values
     members: int
-    right: list[list[float]] = field(default_factory=list)
+    right: list[list[float | None]] = field(default_factory=list)
     predicted: list[list[int]] = field(default_factory=list)
 
 

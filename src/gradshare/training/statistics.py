@@ -25,10 +25,6 @@ class Interval(NamedTuple):
     ci95: float | None
     n: int
 
-    def above(self, level: float) -> bool:
-        """Whether the whole interval lies above a level, such as chance."""
-        return self.ci95 is not None and self.mean - self.ci95 > level
-
 
 def confidence95(values: Sequence[float]) -> Interval:
     """Mean ± 1.96·s/√n, with s the sample standard deviation (n - 1 in its denominator).
