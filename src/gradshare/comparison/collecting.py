@@ -35,16 +35,30 @@ def results_of(
     names = class_names(plan.test, plan.options.test_tasks)
     runs: list[ArmRun] = []
     predicted: dict[str, list[list[int]]] = {}
-    for arm in plan.arms:
-        for seed in plan.seeds:
-            place = plan.place(folder, arm, seed)
-            saved = RunFolder(place).load_latest()
-            if saved is None:
-                raise RunError(f"{place} holds no checkpoint of the run {arm!r} with seed {seed}")
-            test = saved.progress["test"] or {}
-            if test.get("predicted"):
-                predicted.setdefault(arm, test["predicted"])
-            runs.append(_run_of(saved.progress, arm, seed, metrics[score], score, names))
+    for arm, seed in [(arm, seed) for arm in plan.arms for seed in plan.seeds]:
+        place = plan.place(folder, arm, seed)
+        saved = RunFolder(place).load_latest()
+        if saved is None:
+            raise RunError(f"{place} holds no checkpoint of the run {arm!r} with seed {seed}")
+        progress, test = saved.progress, saved.progress["test"] or {}
+        if test.get("predicted"):
+            predicted.setdefault(arm, test["predicted"])
+        history = [EpochRecord.from_json(record) for record in progress["history"]]
+        diverged = progress["diverged"]
+        runs.append(
+            ArmRun(
+                arm=arm,
+                seed=seed,
+                outcome="diverged" if diverged else judge(history, metrics[score], score),
+                message=diverged,
+                history=history,
+                test=test.get("ensemble", {}),
+                members=test.get("members", 0),
+                by_class=_by_class(test.get("right", []), names),
+                training_seconds=progress["training_seconds"],
+                environment=progress["environment"],
+            )
+        )
     return Results(
         gradshare=version("gradshare"),
         baseline=plan.baseline,
@@ -69,30 +83,6 @@ def is_finished(place: Path, identity: Mapping[str, Any]) -> bool:
     progress = {} if saved is None else saved.progress
     diverged_at_once = progress.get("diverged") is not None and not progress["history"]
     return progress.get("test") is not None or diverged_at_once
-
-
-def _run_of(
-    progress: Mapping[str, Any],
-    arm: str,
-    seed: int,
-    metric: Metric,
-    score: str,
-    names: Sequence[tuple[str, ...]],
-) -> ArmRun:
-    history = [EpochRecord.from_json(record) for record in progress["history"]]
-    diverged, test = progress["diverged"], progress["test"] or {}
-    return ArmRun(
-        arm=arm,
-        seed=seed,
-        outcome="diverged" if diverged is not None else judge(history, metric, score),
-        message=diverged,
-        history=history,
-        test=test.get("ensemble", {}),
-        members=test.get("members", 0),
-        by_class=_by_class(test.get("right", []), names),
-        training_seconds=progress["training_seconds"],
-        environment=progress["environment"],
-    )
 
 
 def _by_class(

@@ -179,8 +179,8 @@ def _alone(results: Results) -> str:
 def _caveats(results: Results, found: list[Difference], few_seeds: bool) -> Iterator[str]:
     if few_seeds:
         yield (
-            "With fewer than three seeds the intervals say how far other test tasks would move "
-            "these numbers, not how far another seed would; repeat with seeds=3 (--seeds 3)."
+            "One or two seeds say little about others: rounding alone can move a run by more than "
+            "its interval over tasks. Compare at least three (seeds=3, --seeds 3)."
         )
     if found and not results.controls:
         yield (
