@@ -20,7 +20,7 @@ import gradshare as gs
 from gradshare.comparison.results import SampleTask
 from gradshare.comparison.samples import MOST_EXAMPLES, class_names, sample_tasks
 from gradshare.tasks import TaskBatch
-from gradshare.training.evaluation import labels_of
+from gradshare.training.labels import labels_of
 from tests.comparison.small import arms, small
 from tests.training.small import SIGNALS, WAYS
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 MOST_EXAMPLES = 10
 MOST_PIXELS = 64
 MOST_CHANNELS = 8
-"""Inputs (C, L) with at most so many channels are signals, others grey images."""
+"""Inputs (C, L) with at most this number of channels are signals, others grey images."""
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 

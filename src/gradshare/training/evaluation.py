@@ -13,11 +13,11 @@ from torch import Tensor
 from gradshare.errors import ConfigError, DataError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner
-from gradshare.methods.meta_learner import each_task
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import prepared
 from gradshare.training.distributed import OneProcess
-from gradshare.training.metrics import Metric, are_classes
+from gradshare.training.labels import labels_of
+from gradshare.training.metrics import Metric
 from gradshare.training.randomness import isolated, seed_generators
 from gradshare.training.records import VALIDATION
 from gradshare.training.statistics import Interval, confidence95
@@ -117,8 +117,6 @@ def evaluate(
 Rows = list[dict[str, dict[str, Any]]]
 """For each task the value of each metric, by what was measured (a split or a model) and name."""
 
-MOST_LABELS = 100
-
 
 def measuring(
     learner: Learner,
@@ -182,33 +180,6 @@ def values_of(
         name: metric.values(outputs, tasks.query_y, tasks.query_n).tolist()
         for name, metric in metrics.items()
     }
-
-
-def labels_of(outputs: Tensor, tasks: TaskBatch) -> dict[str, list[Any]]:
-    """What a classifier says of each label.
-
-    Args:
-        outputs: (T, n, classes) scores of the queries.
-        tasks: T tasks.
-
-    Returns:
-        For each task, "right": the share of each label's queries that are classified right, None if
-        it has none; and "predicted": the label of each query, -1 if its scores are not finite.
-        Empty unless each query has one of at most `MOST_LABELS` classes.
-    """
-    classes = are_classes(outputs, tasks.query_y) and outputs.ndim == 3
-    if not classes or outputs.shape[2] > MOST_LABELS:
-        return {}
-
-    def of_one(scores: Tensor, labels: Tensor) -> tuple[list[float | None], list[int]]:
-        found = scores.argmax(1).where(scores.isfinite().all(1), -1)
-        right = [(found == labels)[labels == label].double() for label in range(scores.shape[1])]
-        return [each.mean().item() if len(each) else None for each in right], found.tolist()
-
-    right, predicted = zip(
-        *each_task(of_one, outputs.cpu(), tasks.query_y.cpu(), tasks.query_n), strict=True
-    )
-    return {"right": list(right), "predicted": list(predicted)}
 
 
 def rows_of(tasks: TaskBatch, found: Mapping[str, Mapping[str, Sequence[Any]]]) -> Rows:

@@ -33,12 +33,13 @@ from gradshare.training.evaluation import (
 )
 from gradshare.training.folder import RunFolder, kept_epochs
 from gradshare.training.interruption import RunStoppedError
+from gradshare.training.labels import SAMPLE_TASKS
 from gradshare.training.metrics import LOSS, Metric
 from gradshare.training.options import Event, Options, Phase, Progress, Watch
 from gradshare.training.outer_loop import outer_iteration
 from gradshare.training.randomness import seed_generators
 from gradshare.training.records import FITS, TRAIN, VALIDATION, EpochRecord, MetricsWriter
-from gradshare.training.state import CPU, SAMPLE_TASKS, Test, TrainState
+from gradshare.training.state import CPU, Test, TrainState
 
 # Besides at each epoch's end a moment is saved after so long, which is what a kill can cost.
 SAVE_EVERY_SECONDS = 300

@@ -19,8 +19,6 @@ from gradshare.training.records import EpochRecord, EpochTotals, first_mistake
 # so many in a row a run that skips them will not get any further.
 MOST_SKIPPED_IN_A_ROW = 50
 
-SAMPLE_TASKS = 3
-
 CPU = torch.device("cpu")
 
 
