@@ -149,8 +149,10 @@ LOSSES = {"a": F.mse_loss, "b": F.l1_loss}
         ({"arms": {}}, "a comparison needs arms: a dictionary of functions that make a learner"),
         ({"arms": [plain]}, "a comparison needs arms: a dictionary of functions"),
         ({"arms": {"a": plain()}}, "the arm 'a' is a MetaLearner; give a function that makes"),
-        ({"arms": {" ": plain}}, "the arm ' ' has no name; give a text"),
-        ({"arms": {1: plain}}, "the arm 1 has no name; give a text"),
+        ({"arms": {" ": plain}}, "an arm is named ' '; give a text of at most 60"),
+        ({"arms": {"two\nlines": plain}}, "an arm is named 'two\\nlines'; give a text"),
+        ({"arms": {"x" * 10_000: plain}}, "give a text of at most 60 characters"),
+        ({"arms": {1: plain}}, "an arm is named 1; give a text"),
         ({"arms": {"lr": plain, "LR": plain}},
          "the arms 'lr' and 'LR' differ only in upper and lower case, and some disks would give"),
         ({"baseline": "c"}, "the baseline 'c' is not an arm; the arms are ['a', 'b']"),
@@ -314,7 +316,7 @@ def test_an_arm_that_diverges_is_a_result(tmp_path: Path) -> None:
     out, executor = tmp_path / "out", ThreadPoolExecutor(1)
     comparison = compare(**arguments, out=out, executor=executor)
     assert [run.outcome == "diverged" for run in comparison.results.runs] == [False, True]
-    assert "Wild diverged in 1 of 1 runs (epoch 1, iteration 1: " in str(comparison)
+    assert "“wild” diverged in 1 of 1 runs (epoch 1, iteration 1: " in str(comparison)
     everything = written(out)
     compare(**arguments, out=out, executor=executor, resume="auto")
     assert written(out) == everything

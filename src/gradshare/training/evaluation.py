@@ -15,6 +15,7 @@ from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import prepared
 from gradshare.training.distributed import OneProcess
+from gradshare.training.labels import labels_of
 from gradshare.training.metrics import Metric
 from gradshare.training.randomness import isolated, seed_generators
 from gradshare.training.records import VALIDATION
@@ -26,8 +27,8 @@ CHUNK = 10
 Model = tuple[Tensors, Tensors]
 """The meta-parameters and the carried tensors of one checkpoint."""
 
-Values = dict[str, list[float]]
-"""Each metric's value for each task."""
+Values = dict[str, list[Any]]
+"""For each task a value of each metric, or what `labels_of` returns."""
 
 Measure = Callable[[TaskBatch], dict[str, Values]]
 """Measures a batch: values by what was measured (a split or a model)."""
@@ -127,6 +128,7 @@ def ensemble_values(
         return {
             "ensemble": values_of(metrics, together, tasks),
             "single": values_of(metrics, outputs[0], tasks),
+            "labels": labels_of(together, tasks),
         }
 
     return measure

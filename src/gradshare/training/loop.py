@@ -30,6 +30,7 @@ from gradshare.training.evaluation import (
 )
 from gradshare.training.folder import RunFolder, kept_epochs
 from gradshare.training.interruption import RunStoppedError
+from gradshare.training.labels import SAMPLE_TASKS
 from gradshare.training.metrics import LOSS, Metric
 from gradshare.training.options import Event, Options, Phase, Progress, Watch
 from gradshare.training.outer_loop import outer_iteration
@@ -273,7 +274,14 @@ class Trainer:
             ensemble_values(self.learner, models, self.metrics),
             self._advance("test", self.options.test_tasks),
         )
-        return Test(found["ensemble"], found["single"], len(models))
+        labels = found["labels"]
+        return Test(
+            found["ensemble"],
+            found["single"],
+            len(models),
+            labels.get("right", []),
+            labels.get("predicted", [])[:SAMPLE_TASKS],
+        )
 
     def _kept(self) -> list[int]:
         """The epochs whose models are kept, best first."""

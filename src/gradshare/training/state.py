@@ -26,6 +26,8 @@ class Test:
         ensemble: the values of each task, of the mean outputs of all models.
         single: likewise, of the best model alone.
         members: the number of models.
+        right: of classes, the ensemble's accuracy on each label of each task, None without queries.
+        predicted: of classes, its label of each query, for the first `SAMPLE_TASKS` tasks.
     """
 
     __test__ = False  # to pytest, which collects classes by this prefix
@@ -33,6 +35,8 @@ class Test:
     ensemble: Values
     single: Values
     members: int
+    right: list[list[float | None]] = field(default_factory=list)
+    predicted: list[list[int]] = field(default_factory=list)
 
 
 class RunStatus(BaseModel):
