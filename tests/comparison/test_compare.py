@@ -438,7 +438,7 @@ def test_a_trial_that_fails_elsewhere_leaves_a_folder_that_can_be_compared_in(
         compare(**{**quick(a=plain), "device": "cuda:77"}, out=out, executor=executor)
     assert len(executor.calls) == 1  # the machine that submits is not asked for the device
     assert str(error.value).startswith(
-        "the trial of the arms failed: --device 'cuda:77' cannot be used here ("
+        "the trial of the arms failed: device 'cuda:77' cannot be used here ("
     )
     assert leftovers(out) == []
     compare(**quick(a=plain), out=out, executor=executor)

@@ -147,7 +147,8 @@ def test_the_best_models_are_those_that_the_test_was_of(tmp_path: Path) -> None:
     assert run.test is not None
     measure = ensemble_values(run.learner, run.models(2), run.metrics)  # type: ignore[arg-type]
     found = on_all_tasks(OneProcess(), given["test"], 8, CPU, measure)
-    assert found == {"ensemble": run.test.ensemble, "single": run.test.single}
+    assert found["ensemble"] == run.test.ensemble
+    assert found["single"] == run.test.single
     assert run.evaluate(given["test"], tasks=8).values == run.test.single
     assert run.evaluate(given["test"], tasks=8, ensemble=2).values == run.test.ensemble
 
