@@ -163,8 +163,14 @@ def test_an_arm_that_failed_in_one_seed_is_compared_over_the_others_and_its_cell
     assert new["− base"].endswith(" points (2 of 3 seeds)")
     assert "seeds" not in base["test accuracy"]
     said = verdict(results)
-    assert said.headline.startswith("Too few seeds to decide. So far: ")
+    assert said.headline.startswith(
+        "Too few seeds to decide. So far: “new” was better than “base” (2 of 3 seeds); no control"
+    )
     assert "over 2 seeds" in said.sentences[1]
+    assert "at least three" in said.caveats[0]
+    with_another = verdict(results_of(*results.runs, *runs("other", 0.4)))
+    assert with_another.headline.startswith("“new” was better than “base” (2 of 3 seeds); no")
+    assert with_another.headline.endswith("“other” was worse than “base”.")
 
 
 def test_names_are_never_altered_and_never_markup_in_the_text() -> None:
