@@ -101,11 +101,9 @@ def test_few_seeds_decide_nothing() -> None:
     assert not any("at least three" in caveat for caveat in enough.caveats)
 
 
-def test_a_comparison_without_a_control_says_so_and_few_tasks_too() -> None:
-    few = [arm_run(arm, validation=[0.3], test=[0.5] * 20) for arm in ("base", "new")]
-    caveats = verdict(results_of(*few)).caveats
-    assert any(caveat.startswith("There was no control.") for caveat in caveats)
-    assert "There were only 20 test tasks." in caveats
+def test_a_comparison_without_a_control_says_so() -> None:
+    (caveat,) = verdict(compared({"base": 0.5, "new": 0.6})).caveats
+    assert caveat.startswith("There was no control.")
     caveats = verdict(compared({"base": 0.5, "new": 0.6, "c": 0.5}, "c")).caveats
     assert caveats == ()
 

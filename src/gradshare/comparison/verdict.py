@@ -17,7 +17,6 @@ ENOUGH_SEEDS = 3
 interval over test tasks says.
 """
 
-FEW_TASKS = 200
 FEW_ARMS = 3
 MOST_SENTENCES = 12
 MOST_DIGITS = 17
@@ -187,6 +186,3 @@ def _caveats(results: Results, found: list[Difference]) -> Iterator[str]:
             "There was no control. If an arm changes more than one thing at a time, such as the "
             "size of its steps, only a control that leaves one of them out shows which one matters."
         )
-    tasks = min((len(v) for run in results.runs for v in run.test.values()), default=0)
-    if 0 < tasks < FEW_TASKS:
-        yield f"There were only {tasks} test tasks."
