@@ -1,6 +1,8 @@
 # Each command is complete on a fresh machine with Python 3.11 or newer:
 #   make demo          environment, install, then the main job on glyphs, into runs/demo
 #   make test          environment, install, lint, types, tests
+#   make docs          environment, install, then the documentation as a site, into build/site
+#   make check-wheel   environment, install, then build the wheel and try it in an empty environment
 #   make bench         environment, install, then time and memory beside the peers, into runs/
 #   make bench-growth  likewise, how both grow with K, shots, ways, image size and task batch
 
@@ -8,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install demo test soak lint types bench bench-growth clean
+.PHONY: install demo test soak lint types docs check-wheel bench bench-growth clean
 
 install: $(INSTALLED)
 
@@ -38,6 +40,13 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+# A link or an anchor that leads nowhere is an error.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+check-wheel: $(INSTALLED)
+	.ci/check-wheel $(BIN)/python
 
 # Takes up to 15 minutes each on 2 cores, which nothing else should use meanwhile.
 bench: $(INSTALLED)

@@ -69,7 +69,7 @@ if __name__ == "__main__":
         task_batch=4,
         val_tasks=60,
         out="runs/beats",
-        resume="auto",  # what is trained is not trained again
+        resume="auto",  # a second start continues or returns the run
     )
     print(run.evaluate(test, tasks=200))
     print(run.evaluate(test.replace(shots=5), tasks=200, steps=10))  # more shots, more steps

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import gradshare as gs
+
+PACKAGE = Path(gs.__file__).parent
 
 
 def in_a_new_process(code: str) -> str:
@@ -33,6 +36,11 @@ def test_each_public_name_can_be_used_and_is_what_a_type_checker_sees() -> None:
     for name, module in seen.items():
         imported = __import__(module or "", fromlist=[name])
         assert getattr(gs, name) is getattr(imported, name), name
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((Path(__file__).parents[1] / "CITATION.cff").read_text("utf-8"))
+    assert citation["version"] == gs.__version__
 
 
 def test_everything_can_be_imported_at_once() -> None:

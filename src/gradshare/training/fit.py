@@ -371,7 +371,7 @@ def _require_same(
     old_epochs, epochs = old.pop("epochs"), new.pop("epochs")
     old_schedule = old.pop("schedule")
     new.pop("schedule")
-    for name in old.keys() | new.keys():
+    for name in dict.fromkeys([*old, *new]):
         if old.get(name) != new.get(name):
             raise RunError(
                 f"{home.path} holds a run with {name} {old.get(name)!r:.200}, this one has "
