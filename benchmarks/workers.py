@@ -35,7 +35,7 @@ import torch
 
 from gradshare.config import RunConfig, build
 from gradshare.tasks.source import prepared, training_indices
-from gradshare.tasks.store import ClassImages, write_store
+from gradshare.tasks.writing import ClassImages, write_store
 from gradshare.training.fit import prepare_run
 from gradshare.training.launch import is_first, torchrun_processes
 from gradshare.training.layout import Layout

@@ -202,7 +202,7 @@ def _images_of(config: RunConfig) -> dict[str, Any]:
     """How many images the dataset has, and their SHA-256."""
     source = build(config).train
     stored = source.split.stored if isinstance(source, ImageTasks) else None
-    return {} if stored is None else {"images": len(stored.images), "images_sha256": stored.sha256}
+    return {} if stored is None else {"images": len(stored), "images_sha256": stored.sha256}
 
 
 def _finite(value: float) -> float | None:

@@ -21,7 +21,7 @@ from gradshare.inner_loop import Chain, Tensors
 from gradshare.methods import MetaLearner, UnicornMAML
 from gradshare.models import Conv4, ResNet12
 from gradshare.tasks import ClassTasks, ImageTasks, Normalization
-from gradshare.tasks.store import ClassImages, write_store
+from gradshare.tasks.writing import ClassImages, write_store
 from tests import own
 from tests.oracle import Setting
 from tests.problems import learner, perturbed, tasks

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     )
     from gradshare.tasks.datasets import open_dataset, prepare_dataset
     from gradshare.tasks.images import ImageFormat
-    from gradshare.tasks.store import ClassImages, write_store
+    from gradshare.tasks.writing import ClassImages, write_store
     from gradshare.training.dry_run import estimate
     from gradshare.training.evaluation import Evaluation, evaluate
     from gradshare.training.fit import fit
@@ -131,7 +131,7 @@ _HOMES = (
     "tasks",
     "tasks.datasets",
     "tasks.images",
-    "tasks.store",
+    "tasks.writing",
     "config.runs",  # before the `open_run` of training.run
     "training.dry_run",
     "training.evaluation",

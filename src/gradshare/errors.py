@@ -4,6 +4,7 @@ Each message names the cause, the value that caused it, and the remedy. The comm
 the message alone; a traceback that reaches a user is a defect.
 """
 
+import re
 from numbers import Integral
 from typing import get_args
 
@@ -13,8 +14,18 @@ has it.
 """
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+
+
 class GradshareError(Exception):
-    """Base of every error that a user can correct."""
+    """Base of every error that a user can correct.
+
+    Control characters of a file's name or content are escaped in the message, so that it cannot
+    change the terminal.
+    """
+
+    def __str__(self) -> str:
+        return _CONTROL.sub(lambda match: repr(match[0])[1:-1], super().__str__())
 
 
 class DataError(GradshareError):

@@ -15,7 +15,7 @@ from gradshare.comparison.verdict import show_difference
 from gradshare.config import Parts, RunConfig, build, open_run, stored, train
 from gradshare.errors import RunError
 from gradshare.tasks import ImageTasks
-from gradshare.tasks.store import ClassImages, write_store
+from gradshare.tasks.writing import ClassImages, write_store
 from gradshare.training.evaluation import Evaluation, evaluate
 from gradshare.training.folder import RunFolder
 from gradshare.training.layout import Layout

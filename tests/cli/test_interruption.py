@@ -72,25 +72,6 @@ def test_it_stops_cleanly_with_everything_saved(
         assert not list(run.rglob(f"*{UNFINISHED}"))
 
 
-def test_glyphs_that_are_half_drawn_are_cleared_away(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gradshare", "train", "--out", "run", "--data-root", "data"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-    def drawn() -> bool:
-        return bool(list(tmp_path.glob("data/glyphs/.prepare-*/.complete.*/store")))
-
-    wait_while_it_runs(process, drawn, "no glyph was drawn")
-    process.terminate()
-    out, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, out, err) == (128 + signal.SIGTERM, "", "")
-    assert list(tmp_path.rglob("*")) == [tmp_path / "data", tmp_path / "data" / "glyphs"]
-
-
 def test_ctrl_c_where_no_run_can_be_saved_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import pathlib, time\n"

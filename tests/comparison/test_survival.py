@@ -130,7 +130,7 @@ def test_a_worker_that_is_killed_is_reported_or_retried_to_the_same_numbers(
         os.kill(workers(out)[0], signal.SIGKILL)
         status, said = ended(process)
     assert status == 0
-    assert "; it goes on from its last checkpoint (retry 1 of 1)" in said
+    assert "; it is started again (retry 1 of 1)" in said
     assert_same(out, undisturbed)
 
 

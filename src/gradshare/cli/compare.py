@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ REMOTE_RETRIES = 2
 @click.option(
     "--slurm",
     multiple=True,
-    metavar="KEY=VALUE",
     callback=pairs,
+    metavar="KEY=VALUE",
     help="Slurm's settings, as submitit takes them: partition=gpu, timeout_min=600, mem_gb=16, "
     "qos=…, additional_parameters='{requeue: true}'.  Repeat for each.",
 )
@@ -97,42 +98,47 @@ def compare_command(
 
     All arms are trained on the same tasks from the same initialisation.
     """
-    for option, value, reader in (
-        ("--ray-address", ray_address, "ray"),
-        ("--slurm", slurm, "slurm"),
+    for option, given, readers in (
+        ("--ray-address", ray_address, ["ray"]),
+        ("--slurm", slurm, ["slurm"]),
+        ("--gpus", gpus, ["ray", "slurm"]),
     ):
-        if value and executor != reader:
-            raise ConfigError(
-                f"{option} is read by --executor {reader}, not by {executor}; leave it out, or add "
-                f"--executor {reader}"
-            )
+        if given and executor not in readers:
+            known = " and ".join(readers)
+            raise ConfigError(f"{option} is for --executor {known}, not {executor}; leave it out")
     config = read_config(config_file, preset, options)
     if config.workers > 1:
         raise ConfigError(
             f"--workers {config.workers}: `gradshare compare` trains each run in one process; "
             "leave it out, and give --cpus"
         )
-    plan = plan_of(config, control=control, seeds=seeds)
-    where: Any = None
-    if executor == "local":
-        each = cpus or config.threads
-        jobs = jobs or (max(1, cores() // each) if each else None)
-    elif executor == "ray":
-        where = RayExecutor(ray_address, cpus=cpus or 1, gpus=gpus or 0)
-    else:
-        asked = {"cpus_per_task": cpus, "gpus_per_node": None if gpus is None else int(gpus)}
-        given = {name: number for name, number in asked.items() if number is not None}
-        where = slurm_executor(out / ".slurm", out.name, {**(slurm or {}), **given})
+    threads = config.threads or cpus or 0
+    plan = replace(plan_of(config, control=control, seeds=seeds), threads=threads)
     click.echo(
         f"{', '.join(plan.arms)}: {len(plan.runs)} runs of {config.epochs} epochs of "
         f"{config.iterations_per_epoch} iterations on {config.dataset}; everything goes to {out}."
     )
+    where: Any = None
+    if executor == "local":
+        jobs = jobs or (max(1, cores() // threads) if threads else None)
+    elif executor == "ray":
+        where = RayExecutor(ray_address, cpus=cpus or threads or 1, gpus=gpus or 0)
+    else:
+        slurm = slurm or {}
+        if threads:
+            slurm["cpus_per_task"] = cpus or threads
+        if gpus:  # submitit says that it takes no fraction
+            slurm["gpus_per_node"] = int(gpus) if gpus.is_integer() else gpus
+        where = slurm_executor(out / ".slurm", out.name, slurm)
+    if where is not None:
+        click.echo("The arms are tried on a first worker before the runs begin.")
+        retries = REMOTE_RETRIES if retries is None else retries
     comparison = run_plan(
         plan,
         out,
         executor=where,
         at_a_time=jobs,
-        retries=REMOTE_RETRIES if retries is None and executor != "local" else retries or 0,
+        retries=retries or 0,
         resume=resume == "auto",
         settings=config.model_dump(mode="json", exclude=set(ARM_FIELDS)),
         commands=_commands(config),

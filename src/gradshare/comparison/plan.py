@@ -43,6 +43,7 @@ class Plan:
         options: of each run, but for its seed.
         seeds: of the runs.
         settings: from which each arm can be made again, by name, if it can; see `fit_in`.
+        threads: of each run; 0 for as many as its process has.
     """
 
     arms: Mapping[str, Factory]
@@ -54,6 +55,7 @@ class Plan:
     options: Options
     seeds: tuple[int, ...]
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    threads: int = 0
 
     def __post_init__(self) -> None:
         """Check the names and seeds.
@@ -74,6 +76,13 @@ class Plan:
                 raise ConfigError(
                     f"the arm {name!r} is a {type(factory).__name__}; give a function that makes "
                     "the learner (lambda: gradshare.maml(…)), so that each seed has its own"
+                )
+        alike: dict[str, str] = {}
+        for name in self.arms:
+            if (other := alike.setdefault(name.casefold(), name)) != name:
+                raise ConfigError(
+                    f"the arms {other!r} and {name!r} differ only in upper and lower case, and "
+                    "some disks would give them one folder; rename one"
                 )
         for role, names in (("baseline", (self.baseline,)), ("control", self.controls)):
             for name in names:

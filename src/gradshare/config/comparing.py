@@ -61,7 +61,10 @@ def _arms(config: RunConfig, *, control: bool) -> dict[str, RunConfig]:
     if config.rule is None:
         arms[SHARING] = bare
     else:
-        arms[config.rule.rpartition(":")[2]] = bare.model_copy(update={"sharing": False})
+        name = config.rule.rpartition(":")[2]
+        if name.casefold() == ORIGINAL:
+            raise ConfigError(f"--rule {config.rule}: the baseline has this name; rename the rule")
+        arms[name] = bare.model_copy(update={"sharing": False})
     if control:
         arms[RATE_CONTROL] = bare.model_copy(update={**alone, "sharing_control": "rate-control"})
     return arms

@@ -71,10 +71,7 @@ class ImageTasks:
     def fingerprint(self) -> str:
         """A digest of the images, the classes of the split and the settings."""
         split = self.split
-        if split.stored is not None and split.images is split.stored.images:
-            images = split.stored.sha256
-        else:
-            images = digest(split.images)
+        images = split.stored.sha256 if split.stored is not None else digest(split.images)
         classes = (split.name, split.class_names, split.starts.tolist(), split.counts.tolist())
         sizes = (self.ways, self.shots, self.queries)
         return fingerprint(images, classes, sizes, self.normalization, self.rotate_classes)

@@ -45,7 +45,7 @@ class OtherRankError(RunError):
 
 @dataclass(frozen=True)
 class Share:
-    """What one process does of a task batch.
+    """The tasks of a batch that one process computes.
 
     Attributes:
         processes: who share the batch.
@@ -72,7 +72,7 @@ class Share:
 
 
 class OneProcess:
-    """A run in one process: it has every task, and nobody to exchange anything with.
+    """A run in one process: it has every task, and exchanges nothing.
 
     Attributes:
         rank: which process this is, from 0.
@@ -175,8 +175,8 @@ class ProcessGroup(OneProcess):
         self.stop = StopRequests(patient=patient)
         self._asked: int | None = None
         self._store = store
-        # Its functions hold on to the group that there is when it is first imported, which an
-        # optimiser does, and `close` would not close what it still has.
+        # When this module is first imported, which an optimiser does, its functions keep the
+        # group that exists then, and `close` would not close that one. So import it before.
         importlib.import_module("torch.distributed.nn")
         with self._exchange():
             dist.init_process_group(

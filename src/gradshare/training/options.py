@@ -26,7 +26,7 @@ ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
 NO_CLIPPING = Clipping()
 
 OnDivergence = Literal["stop", "skip", "record"]
-Phase = Literal["train", "validate", "test"]
+Phase = Literal["try", "train", "validate", "test"]
 
 
 @dataclass(frozen=True)

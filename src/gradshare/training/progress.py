@@ -1,8 +1,13 @@
-"""Progress of runs in a terminal, or as lines."""
+"""Progress of runs: in a terminal, as lines, or in a file that another process reads."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -11,8 +16,9 @@ from rich.progress import Progress as Bars
 from gradshare.training.options import Progress, Watch
 
 MOST_BARS = 8  # more would not fit on a screen
+WRITE_SECONDS = 0.5
 
-PHASES = {"validate": "validating", "test": "testing"}
+PHASES = {"try": "trying", "validate": "validating", "test": "testing"}
 
 
 class RunBars:
@@ -68,7 +74,7 @@ class RunBars:
             total=progress.total,
             phase=f"{phase:<11} {seen}",
         )
-        if progress.phase == "test" and progress.done == progress.total:
+        if progress.phase in ("try", "test") and progress.done == progress.total:
             self._done.append(self._tasks[name])
         if len(self._tasks) - self._hidden > MOST_BARS and self._hidden < len(self._done):
             self._bars.update(self._done[self._hidden], visible=False)
@@ -88,6 +94,35 @@ class RunBars:
             each = (time.monotonic() - began) / (progress.done - first)
             left = f"  {_duration(each * (progress.total - progress.done))} left"
         self._console.print(f"{name}: {text}{left}", soft_wrap=True, highlight=False, markup=False)
+
+
+class ProgressFile:
+    """Writes how far a run is into a file beside its folder, at most twice a second."""
+
+    def __init__(self, place: Path) -> None:
+        self._path = _progress_path(place)
+        self._written = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Write it."""
+        if progress.done == progress.total or time.monotonic() - self._written > WRITE_SECONDS:
+            self._written = time.monotonic()
+            temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            with contextlib.suppress(OSError):  # a full disk: what matters will say so
+                temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+                temporary.replace(self._path)
+
+
+def progress_of(place: Path) -> Progress | None:
+    """How far the run of a folder is, as its `ProgressFile` says; None before it began."""
+    try:
+        return Progress(**json.loads(_progress_path(place).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _progress_path(place: Path) -> Path:
+    return place.with_name(f".{place.name}.json")
 
 
 def _duration(seconds: float) -> str:
