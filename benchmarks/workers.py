@@ -40,7 +40,7 @@ from gradshare.training.fit import prepare_run
 from gradshare.training.launch import is_first, torchrun_processes
 from gradshare.training.layout import Layout
 from gradshare.training.machine import environment, keep_freed_memory
-from gradshare.training.outer_loop import Clipping, outer_iteration
+from gradshare.training.outer_loop import outer_iteration
 
 WARM_UP = 1
 TURN = "GRADSHARE_BENCHMARK_TURN"  # the variable that tells a process of a turn what to do
@@ -200,7 +200,6 @@ def _take_turn(settings: dict[str, Any], iterations: int) -> None:
                 state.optimizer,
                 prepared(parts.train, parts.train.batch(share.tasks)),
                 iteration=iteration,
-                clipping=Clipping(),
                 metrics={},
                 share=share,
             ).carried

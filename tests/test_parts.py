@@ -311,7 +311,7 @@ def test_a_metric_that_is_not_there_or_twice_is_refused(
 
 def test_the_outer_gradient_may_be_clipped() -> None:
     options = parts_of(**SIGNALS, clip_norm=2.0, clamp_gradients=10).options
-    assert (options.clipping.norm, options.clipping.clamp) == (2.0, 10)
+    assert (options.clip_norm, options.clamp_gradients) == (2.0, 10)
 
 
 def test_an_option_comes_before_what_the_configuration_gives() -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+import gradshare as gs
 from gradshare.cli import COMMANDS
 from gradshare.cli.options import read_config
 from gradshare.config import stored
-from gradshare.training.folder import RunFolder
 from tests import own
 from tests.cli.test_runs import Program, options, program
 
@@ -143,7 +143,7 @@ def test_a_full_disk_behind_the_output_ends_no_training(
         )
     assert done.stderr == "error: the output cannot be written: No space left on device\n"
     assert done.returncode == 1
-    assert RunFolder(tmp_path / "run").history()[-1].epoch == tiny["epochs"]
+    assert gs.open_run(tmp_path / "run").history[-1].epoch == tiny["epochs"]
 
 
 def test_the_data_root_is_of_the_option_then_the_environment_then_the_file(

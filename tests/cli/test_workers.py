@@ -26,6 +26,7 @@ from gradshare.training.options import Progress
 from gradshare.training.run import Run
 from tests.cli.test_interruption import wait_for_epochs
 from tests.cli.test_runs import options
+from tests.training.killing import records_in
 
 LONG = 10_000
 SOURCES = str(Path(gradshare.__file__).parent)  # named by each line of a traceback of ours
@@ -212,7 +213,7 @@ def test_a_run_with_workers_ends_as_one_and_leaves_no_process(
         assert err.startswith("stopped after iteration ")
         assert err.count("\n") == 1
     wait_until(lambda: not Path(f"/proc/{worker}").exists(), "the worker is left over")
-    assert RunFolder(out).history()
+    assert records_in(out)
 
 
 @pytest.mark.parametrize(
@@ -267,9 +268,9 @@ def test_a_rank_that_is_killed_ends_the_run_and_the_same_command_continues_it(
     assert said[0].endswith(f" is saved in {folder}, continue it with --resume auto")
     assert SOURCES not in err  # torchrun prints a traceback of its own; the program prints none
     # This time torchrun starts the ranks again by itself.
-    epochs = len(RunFolder(folder).history())
+    epochs = len(records_in(folder))
     with started(*torchrun("--max-restarts", "1", *train_in(folder, whole[0]))) as process:
-        wait_until(lambda: len(RunFolder(folder).history()) > epochs, "it does not go on")
+        wait_until(lambda: len(records_in(folder)) > epochs, "it does not go on")
         os.kill(rank_of(process.pid, 1), signal.SIGKILL)
         out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
@@ -310,7 +311,7 @@ def test_torchrun_passes_a_request_to_stop_on(tiny: dict[str, Any], tmp_path: Pa
     assert process.returncode != 0
     assert sum(line.startswith("stopped after iteration ") for line in err.splitlines()) == 1
     assert SOURCES not in err
-    assert RunFolder(folder).history()
+    assert records_in(folder)
 
 
 def test_ranks_save_and_stop_when_their_launcher_is_killed(
@@ -323,5 +324,5 @@ def test_ranks_save_and_stop_when_their_launcher_is_killed(
         process.kill()
         process.communicate(timeout=PATIENCE)
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), "orphans train on")
-    assert RunFolder(folder).history()
+    assert records_in(folder)
     assert not RunFolder(folder).in_use

@@ -88,7 +88,7 @@ def build(config: RunConfig) -> Parts:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         learner = learner_of(config, splits.train)
-    options = Options.of(
+    options = Options(
         epochs=config.epochs,
         iterations=config.iterations_per_epoch,
         task_batch=config.task_batch,

@@ -18,7 +18,7 @@ from gradshare.tasks import TaskSource
 from gradshare.training import run as runs
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in
-from gradshare.training.folder import SETTINGS, RunFolder, require_room
+from gradshare.training.folder import SETTINGS, RunFolder, refuse_if_occupied
 from gradshare.training.launch import threads, torchrun_processes, torchrun_size
 from gradshare.training.metrics import Metric
 from gradshare.training.options import Watch, ignore
@@ -74,7 +74,7 @@ def train_in(
     watch: Watch = ignore,
 ) -> Run:
     """Take part in a run as one of its processes; the others call this too. See `train`."""
-    processes.from_first(lambda: require_room(folder, resume=resume))
+    processes.from_first(lambda: refuse_if_occupied(folder, resume=resume))
     config = processes.agree(lambda: resolved(config))
     settings = config.model_dump(mode="json")
     first = processes.from_first(lambda: settings)

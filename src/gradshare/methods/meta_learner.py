@@ -157,6 +157,10 @@ class MetaLearner:
         outer = {**with_prefix(MODEL, theta), **learned}
         return {name: t.detach().clone().requires_grad_() for name, t in outer.items()}, carried
 
+    def is_model_parameter(self, name: str) -> bool:
+        """Whether a meta-parameter is the model's and not learned by a rule."""
+        return name.startswith(f"{MODEL}.")
+
     def initial_parameters(self) -> dict[str, Tensor]:
         """The model's present parameters, the adapted ones first."""
         parameters = dict(self.model.named_parameters())
