@@ -217,7 +217,7 @@ def test_a_run_with_workers_ends_as_one_and_leaves_no_process(
 
 
 @pytest.mark.parametrize(
-    ("threads", "variable", "expected"), [(0, None, 2), (0, "4", 4), (3, None, 3), (3, "4", 3)]
+    ("threads", "variable", "expected"), [(0, None, 2), (0, "4", 4), (3, "4", 3)]
 )
 def test_workers_share_the_threads_unless_they_are_set(
     threads: int,

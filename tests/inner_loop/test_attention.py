@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
@@ -10,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradshare.inner_loop import Tensors
-from gradshare.inner_loop.attention import twice_differentiable
 from gradshare.methods import maml
 from tests.problems import WAYS, tasks
 
@@ -89,28 +86,3 @@ def test_pytorchs_transformer_layer_has_finite_meta_gradients(layout: dict[str, 
             return y
 
     assert all(gradient.isfinite().all() for gradient in outer_gradients(Rows(), **layout))
-
-
-def test_fused_kernels_come_back_when_the_last_of_two_threads_is_done() -> None:
-    before = fused()
-    other_is_in, other_may_go = threading.Event(), threading.Event()
-
-    def waiting(*_: Any) -> Tensor:
-        other_is_in.set()
-        assert other_may_go.wait(60)
-        return torch.zeros(())
-
-    def looking(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
-        return torch.tensor(fused())
-
-    def call_waiting() -> None:
-        twice_differentiable(waiting)({}, {}, slice(None))
-
-    other = threading.Thread(target=call_waiting)
-    other.start()
-    assert other_is_in.wait(60)
-    assert not twice_differentiable(looking)({}, {}, slice(None))
-    assert not fused()  # the other thread is still inside
-    other_may_go.set()
-    other.join()
-    assert fused() == before

@@ -4,7 +4,6 @@ module left bit for bit as it was.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -220,13 +219,6 @@ def test_recomputed_passes_have_the_dropout_of_the_first(
         assert_close(name, found[1][name], gradient)
 
 
-def scripted() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        module: nn.Module = torch.jit.script(nn.Linear(2, 2))
-    return module
-
-
 class WithGenerator(nn.Linear):
     """A module that copy.deepcopy can't copy."""
 
@@ -245,17 +237,8 @@ class WithGenerator(nn.Linear):
             "the model is a DataParallel; give the module inside it: model.module",
         ),
         (
-            scripted,
-            "the model is a RecursiveScriptModule; give the module before torch.jit compiled it",
-        ),
-        (
             lambda: nn.Sequential(nn.LazyLinear(3)),
             "0.weight of Sequential has no shape yet; call the model once on an example input",
-        ),
-        (
-            lambda: nn.Linear(2, 2, device="meta"),
-            "weight of Linear is on the meta device and has no values; make the model on a real "
-            "one",
         ),
         (
             WithGenerator,

@@ -89,8 +89,8 @@ def evaluate_command(
     def given(*names: str) -> dict[str, Any]:
         return {name: options[name] for name in names if options[name] is not None}
 
+    sizes, adapting = given("ways", "shots"), given("batch_norm", "sharing_control")
     config = stored(run)
-    adapting = given("batch_norm", "sharing_control")
     if "sharing_control" in adapting and not config.shares:
         raise ConfigError(
             f"--sharing-control forgotten takes ĝ away, and {run} ({config.arm}) has none; leave "
@@ -105,64 +105,47 @@ def evaluate_command(
         if adapting:
             layout = Layout(**RunFolder(run).contents()["layout"])
             opened.learner = layout.applied(build(config.model_copy(update=adapting)).learner)
-        if metric:
-            other = config.model_copy(update={"metric": metric, "metric_option": {}})
-            metrics = metrics_of(other, parts.learner, parts.train)
-        source = (
-            _own_test_source(run, config, parts)
-            if dataset is None
-            else _other_source(config, parts, dataset)
-        )
-        sizes = given("ways", "shots")
-        source = _replaced(source, sizes) if sizes else source
         how: dict[str, Any] = {"tasks": test_tasks or config.test_tasks, "steps": steps}
         if metric:
-            how["metrics"] = metrics
+            other = config.model_copy(update={"metric": metric, "metric_option": {}})
+            how["metrics"] = metrics_of(other, parts.learner, parts.train)
+        source = _source(run, config, parts, dataset)
+        if sizes:
+            source = _replaced(source, sizes)
         with Console().status(f"testing on {how['tasks']} tasks"):
             members = ensemble or min(config.ensemble, len(opened.history))
             together = opened.evaluate(source, ensemble=members, **how)
             click.echo(f"Ensemble: {together}")
             click.echo(f"Best checkpoint: {opened.evaluate(source, **how)}")
-    if dataset is None and not sizes and opened.test is not None:
-        own = opened.test.ensemble.get(together.score)
-        if own is not None:
-            click.echo(_difference(together, own))
+    own = None if opened.test is None else opened.test.ensemble.get(together.score)
+    if dataset is None and not sizes and own is not None:
+        click.echo(_difference(together, own))
 
 
-def _own_test_source(run: Path, config: RunConfig, parts: Parts) -> TaskSource:
-    """The source of the run's own test tasks.
+def _source(run: Path, config: RunConfig, parts: Parts, dataset: str | None) -> TaskSource:
+    """The test tasks of the run, or of another dataset with its images in the form of the run's.
 
     Raises:
-        ConfigError: it has none.
-        RunError: the dataset has changed.
+        ConfigError: there are no test tasks, or the images have other channels.
+        DataError: see `gradshare.config.build`.
+        RunError: the run's own dataset has changed.
     """
-    if parts.test is None:
-        raise ConfigError(f"{run} has no test tasks; name a --dataset that has some")
-    then = RunFolder(run).contents()["identity"].get("test source")
-    if fingerprint_of(parts.test) != then:
+    ours, source = parts.train, parts.test
+    if dataset is not None:
+        changes: dict[str, Any] = {"dataset": dataset, "dataset_option": {}}
+        if isinstance(ours, ImageTasks):
+            changes["image_size"] = ours.split.images.shape[-1]
+        source = splits_of(config.model_copy(update=changes)).test
+    elif source and fingerprint_of(source) != RunFolder(run).contents()["identity"]["test source"]:
         raise RunError(
             f"{run} was tested on other tasks than the dataset {config.dataset!r} in "
             f"{config.data_root} gives now; prepare the dataset as it was, name the folder that "
             "still holds it with --data-root, or name another --dataset"
         )
-    return parts.test
-
-
-def _other_source(config: RunConfig, parts: Parts, dataset: str) -> TaskSource:
-    """The test tasks of another dataset; images in the form that the run takes.
-
-    Raises:
-        ConfigError: it has no test tasks, or its images have other channels.
-        DataError: see `gradshare.config.build`.
-    """
-    ours = parts.train
-    changes: dict[str, Any] = {"dataset": dataset, "dataset_option": {}}
-    if isinstance(ours, ImageTasks):
-        changes["image_size"] = ours.split.images.shape[-1]
-    source = splits_of(config.model_copy(update=changes)).test
     if source is None:
-        raise ConfigError(f"--dataset {dataset} has no test tasks; name another")
-    if isinstance(ours, ImageTasks) and isinstance(source, ImageTasks):
+        where = run if dataset is None else f"--dataset {dataset}"
+        raise ConfigError(f"{where} has no test tasks; name a --dataset that has some")
+    if dataset is not None and isinstance(ours, ImageTasks) and isinstance(source, ImageTasks):
         here, there = source.split.images.shape[1], ours.split.images.shape[1]
         if here != there:
             raise ConfigError(

@@ -99,11 +99,6 @@ def load(kind: str, name: str) -> Any:
     return getattr(module, attribute)
 
 
-def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a function or class by name."""
-    return inspect.signature(function).parameters
-
-
 def taken_by(function: Callable[..., Any], more: Collection[str]) -> set[str]:
     """The arguments that a function takes by keyword.
 
@@ -111,7 +106,7 @@ def taken_by(function: Callable[..., Any], more: Collection[str]) -> set[str]:
         function: any function or class.
         more: what its `**` takes, if it has one.
     """
-    found = parameters(function).values()
+    found = inspect.signature(function).parameters.values()
     named = {p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return named | (set(more) if any(p.kind is p.VAR_KEYWORD for p in found) else set())
 

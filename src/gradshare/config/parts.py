@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ from gradshare.config.names import (
     call,
     is_import_path,
     load,
-    parameters,
     require_arguments,
     taken_by,
 )
@@ -122,12 +122,14 @@ def resolved(config: RunConfig) -> RunConfig:
     for kind in ("dataset", "model", "method"):
         name = getattr(config, kind)
         function = load(kind, name) if is_import_path(name) else None
-        found = parameters(function) if callable(function) else {}
-        for parameter, (setting, *_) in READ[kind].items():
-            default = found[parameter].default if parameter in found else None
-            plain = setting in (parameter, "inner_steps") and isinstance(default, int | float | str)
-            if plain and setting not in config.model_fields_set:
-                changes[setting] = default
+        if not callable(function):
+            continue
+        for parameter in inspect.signature(function).parameters.values():
+            setting = {"steps": "inner_steps"}.get(parameter.name, parameter.name)
+            left_out = setting not in config.model_fields_set
+            read = any(setting in settings for settings in READ[kind].values())
+            if left_out and read and isinstance(parameter.default, int | float | str):
+                changes[setting] = parameter.default
     return config.model_copy(update=changes)
 
 
@@ -197,7 +199,9 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
     if config.method == "maml++":
         given |= _settings(config, *PLUS_FIELDS)
         given["multi_step_iterations"] = config.span(given.pop("multi_step_loss"))
-    learner: Learner = _call(config, "method", given, more=parameters(MetaLearner))
+    learner: Learner = _call(
+        config, "method", given, more=inspect.signature(MetaLearner).parameters
+    )
     # Cross entropy of outputs (n, 1) would be zero, without an error.
     if classes is None and getattr(learner, "loss", None) is F.cross_entropy:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What happens inside a task: task gradients, update rules, gradient sharing, the K-step loop."""
+"""The inner loop: task gradients, update rules, gradient sharing, the K steps."""
 
 from gradshare.inner_loop.adapt import Adaptation, adapt, task_gradients
 from gradshare.inner_loop.controls import (

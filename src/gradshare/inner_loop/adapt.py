@@ -25,11 +25,11 @@ from gradshare.inner_loop.rule import Step, SumOverTasks, Tensors, UpdateRule, c
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What the inner loop returns.
+    """The result of the inner loop.
 
     Attributes:
         params: θ_{t,0}, …, θ_{t,K}: K + 1 dictionaries of (T, …) tensors.
-        carried: the rule's carried tensors, detached: no iteration's graph reaches into the next.
+        carried: the rule's carried tensors, detached from this iteration's graph.
     """
 
     params: list[Tensors]
@@ -55,32 +55,33 @@ def adapt(
     1 and 2).
 
     Args:
-        support_losses: the tasks' losses; differentiable.
-        params: (T, …) where the tasks start.
+        support_losses: computes the tasks' losses, differentiably.
+        params: (T, …) the parameters from which the tasks start.
         rule: turns task gradients into updates.
         meta: the rule's learned tensors.
         carried: the rule's carried tensors.
         steps: K, the steps to take.
-        trained_steps: the steps that the rule was made for; later ones use the tensors of its last.
-        second_order: whether the outer loop differentiates task gradients, or takes them for
+        trained_steps: the number of steps that the rule was made for. Later steps use the tensors
+            of the last of them.
+        second_order: whether the outer loop differentiates task gradients. If not, they are
             constants (first-order MAML; m, λ and learned rates still learn).
         sum_over_tasks: given while meta-training, None while meta-testing; see `Step`.
-        shared: what the losses of inner step k, from 0, depend on besides `params`.
-        chunks: which tasks are handed to `support_losses` together; by default all.
+        shared: the tensors that the losses of inner step k, from 0, depend on besides `params`.
+        chunks: the tasks that `support_losses` computes together; by default all.
         recompute: free each step's graph and build it again in the backward pass; see
             `gradshare.inner_loop.flat_memory`.
 
     Raises:
-        ConfigError: the rule returns something that does not fit the gradients; or under
-            `torch.inference_mode`.
+        ConfigError: the rule returns other names or shapes than the gradients have; or it is
+            called under `torch.inference_mode`.
     """
     if torch.is_inference_mode_enabled():
         raise ConfigError(
             "the inner loop takes gradients, which torch.inference_mode() does not allow; use "
             "torch.no_grad()"
         )
-    # One may start from another, as ProtoMAML's head from its body. As views they are separate in
-    # the graph, and the gradient by the one does not include the way through the other.
+    # One parameter may start from another, as ProtoMAML's head from its body. As views they are
+    # separate nodes of the graph, so that a gradient by one leaves out the path through the other.
     params = {name: tensor.view_as(tensor) for name, tensor in params.items()}
     trajectory: list[Tensors] = [params]
     task = rule.start(params)
@@ -125,7 +126,7 @@ def task_gradients(
     with torch.enable_grad():
         for chunk in chunks:
             part = {name: tensor[chunk] for name, tensor in params.items()}
-            # A parameter that the outer loop does not learn, such as a frozen layer's, is adapted.
+            # A parameter that the outer loop does not learn, such as a frozen one, is adapted too.
             part = {
                 name: t if second_order and t.requires_grad else t.detach().requires_grad_()
                 for name, t in part.items()

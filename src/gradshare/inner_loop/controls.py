@@ -1,5 +1,5 @@
 """Controls for gradient sharing: each leaves out or replaces one part of it, so that a comparison
-shows which part a gain is owed to. They take the place of `GradientSharing` in a chain.
+shows which part causes a gain. A control replaces `GradientSharing` in a chain.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from gradshare.inner_loop.sharing import GradientSharing, Norm, interpolate, nor
 class RateControl(UpdateRule):
     """The control for gradient sharing: the same learned gate with ĝ ≡ 0, Δ = (1 - σ(λ_k)) ∇.
 
-    It changes everything that sharing changes except sharing: with λ started at 0 it halves the
-    task's own gradient, and learning λ learns one rate for each step. A gain of sharing over the
-    original that this control has too is not owed to sharing.
+    Like sharing, it halves the task's own gradient at first (λ starts at 0) and learns one factor
+    for each step; but it shares nothing. If it gains as much over the original as sharing does,
+    sharing is not the cause.
 
     Learned: `lambda` (K,), started at 0.
     """
@@ -39,13 +39,13 @@ class RateControl(UpdateRule):
     def update(
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
-        """Eq. 4 with a stand-in for ĝ_k."""
+        """Eq. 4 with `replacement` for ĝ_k."""
         gate = torch.sigmoid(meta["lambda"][step.k])
-        ends = self.stand_in(gradients)
+        ends = self.replacement(gradients)
         return {n: interpolate(g, ends[n], gate) for n, g in gradients.items()}, carried, task
 
-    def stand_in(self, gradients: Tensors) -> Tensors:
-        """What stands for ĝ_k: zero."""
+    def replacement(self, gradients: Tensors) -> Tensors:
+        """The tensors that replace ĝ_k: zeros."""
         return {name: own.new_zeros(()) for name, own in gradients.items()}
 
     def report(self, meta: Tensors) -> dict[str, list[float]]:
@@ -54,9 +54,9 @@ class RateControl(UpdateRule):
 
 
 class OwnGradient(RateControl):
-    """The task's own gradient, normalised as in Eq. 1, in the place of ĝ_k.
+    """The control in which the task's own gradient, normalised as in Eq. 1, replaces ĝ_k.
 
-    Like sharing it adds a term of unit norm, but nothing of other tasks.
+    Like sharing it adds a term of unit norm, but nothing from other tasks.
 
     Learned: `lambda` (K,), started at 0.
 
@@ -71,8 +71,8 @@ class OwnGradient(RateControl):
         require_choice("norm", norm, Norm)
         self.norm = norm
 
-    def stand_in(self, gradients: Tensors) -> Tensors:
-        """Each task's own direction."""
+    def replacement(self, gradients: Tensors) -> Tensors:
+        """Each task's own normalised gradient."""
         return torch.vmap(lambda own: normalized(own, self.norm))(dict(gradients))
 
 
@@ -124,7 +124,7 @@ class DetachedSharing(GradientSharing):
 
 
 class ForgottenAtTest(GradientSharing):
-    """Sharing with ĝ = 0 at validation and test: the learned λ is there, what was shared is not."""
+    """Sharing that is tested with ĝ = 0: λ acts, and the shared gradient does not."""
 
     def update(
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
@@ -138,11 +138,11 @@ class ForgottenAtTest(GradientSharing):
 
 
 class Held(UpdateRule):
-    """A rule with some of its learned gates held at a value.
+    """A rule with some of its learned gates fixed.
 
     Args:
         rule: the rule.
-        gates: σ of each gate that is held, by name: {"lambda": 0.5}.
+        gates: the value of σ of each fixed gate by name: {"lambda": 0.5}.
 
     Raises:
         ConfigError: a gate outside [0, 1], or one that the rule does not learn.
@@ -156,7 +156,7 @@ class Held(UpdateRule):
         self.gates = dict(gates)
 
     def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
-        """The rule's tensors, without those that are held."""
+        """The rule's tensors without the fixed gates."""
         meta, carried = self.rule.init(params, steps)
         for name in self.gates:
             if name not in meta:
@@ -167,20 +167,20 @@ class Held(UpdateRule):
         return {name: t for name, t in meta.items() if name not in self.gates}, carried
 
     def start(self, params: Tensors) -> Tensors:
-        """The rule's state of new tasks."""
+        """The state that the rule gives new tasks."""
         return self.rule.start(params)
 
     def update(
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
-        """The rule's update, with the held gates among `meta`."""
+        """The rule's update with the fixed gates added to `meta`."""
         like = next(iter(gradients.values()))
         size, dtype = (step.k + 1,), gate_dtype(gradients)
         held = {n: like.new_full(size, _logit(gate), dtype=dtype) for n, gate in self.gates.items()}
         return self.rule.update(gradients, {**meta, **held}, carried, task, step)
 
     def report(self, meta: Tensors) -> dict[str, list[float]]:
-        """What the rule still learns."""
+        """The rule's report of the gates that it still learns."""
         return self.rule.report(meta)
 
 

@@ -1,20 +1,19 @@
-"""Task gradients and outer losses whose graphs are freed at once, so that memory grows neither with
-the number of inner steps nor with the number of tasks.
+"""Two autograd functions that free each pass's graph: memory grows neither with the number of inner
+steps nor with the number of tasks.
 
-Reverse-mode differentiation of the inner loop keeps the activations of each step of each task, but
-between two steps there are only tensors of the size of the parameters. So each step, and each query
-pass, is one autograd function here. Its inside is computed again in the backward pass, or its
-gradient is computed ahead of it:
+Ordinary reverse-mode differentiation keeps the activations of each inner step of each task. Between
+two steps there are only tensors of the size of the parameters, so each step and each query pass is
+one autograd function here:
 
-- `recomputed_gradients`: the task gradients G(θ, φ) = ∇_θ L(θ, φ) of a step and the losses L; φ is
-  everything else that the loss depends on. Only θ and φ are kept. For cotangents v of G and u of L
-  the backward pass builds L and G once more and differentiates v·G + u·L by θ and by φ. Without the
-  latter, γ and β would silently learn from the query passes alone. It costs one more forward and
-  backward pass a step. torch's own generators draw the same numbers again, and autocast is as it
-  was. Other hidden state, such as a counter in the model, changes the recomputed loss, which is an
-  error.
-- `losses_with_gradients`: the outer loss of a task enters the outer objective linearly, so its
-  gradient is computed with it, kept instead of the graph, and only scaled in the backward pass.
+- `recomputed_gradients` keeps only θ and φ of an inner step, where φ is everything besides θ that
+  the loss L depends on. For cotangents v of the task gradients G(θ, φ) = ∇_θ L(θ, φ) and u of L,
+  its backward pass computes L and G again and differentiates v·G + u·L by θ and φ. This costs one
+  more forward and backward pass for each step. torch's generators draw the same numbers again, and
+  autocast is as it was. Other hidden state, such as a counter in the model, changes the recomputed
+  loss, which raises an error.
+- `losses_with_gradients` computes each query loss together with its gradient, and keeps the
+  gradient instead of the graph. The outer objective is linear in these losses, so the backward pass
+  only scales the gradients.
 """
 
 from __future__ import annotations
@@ -46,14 +45,14 @@ def recomputed_gradients(
     """The (T, …) gradients of the tasks' losses and the losses (T,), differentiable once more.
 
     Args:
-        losses: may use no tensors that require gradients but those it is given.
-        params: (T, …) what the gradients are taken of.
+        losses: depends on no tensors that require gradients except its arguments.
+        params: (T, …) the parameters that the gradients are taken by.
         shared: everything else that the losses depend on.
-        chunks: which tasks are computed together, one chunk after the other.
+        chunks: the tasks that are computed together, one chunk after the other.
 
     Raises:
-        ConfigError: the losses depend on another tensor that requires gradients; or, in the
-            backward pass, they are others than the first time.
+        ConfigError: the losses depend on another tensor that requires gradients; or the backward
+            pass computes other losses than the forward pass.
     """
     inputs = _Inputs(losses, tuple(params), tuple(shared), chunks)
     *gradients, values = _RecomputedGradients.apply(  # type: ignore[no-untyped-call]
@@ -77,7 +76,7 @@ def losses_with_gradients(
 
 
 def gradients_of_chunk(losses: Tensor, params: Tensors, *, create_graph: bool) -> list[Tensor]:
-    """The gradients of tasks' losses by their parameters; zero for one that they do not use.
+    """The gradients of tasks' losses by their parameters; zero for an unused parameter.
 
     Each task's loss depends on its own slice of `params` only, so the gradient of their sum is
     the stack of the tasks' gradients.
@@ -87,7 +86,7 @@ def gradients_of_chunk(losses: Tensor, params: Tensors, *, create_graph: bool) -
     """
     expected = next(iter(params.values())).shape[:1]
     if losses.shape != expected:
-        # The sum of any other would be another multiple of the gradients.
+        # The sum over any other shape would have a multiple of the gradients.
         raise ConfigError(
             f"the losses are of shape {tuple(losses.shape)}; give one for each task, "
             f"{tuple(expected)}"
@@ -97,7 +96,7 @@ def gradients_of_chunk(losses: Tensor, params: Tensors, *, create_graph: bool) -
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What the two functions below are given besides tensors."""
+    """The arguments of the two functions below that are not tensors."""
 
     losses: Callable[..., Any]
     params: tuple[str, ...]
@@ -107,7 +106,7 @@ class _Inputs:
     def leaves(
         self, tensors: Sequence[Tensor], chunk: slice
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The parameters of a chunk's tasks and the shared tensors, cut off from their graphs."""
+        """The parameters of a chunk's tasks and the shared tensors, as new leaves."""
         params = dict(zip(self.params, tensors, strict=False))
         shared = dict(zip(self.shared, tensors[len(params) :], strict=True))
         return (
@@ -116,10 +115,10 @@ class _Inputs:
         )
 
 
-# Tensors that outlive a pass, its gradients, are allocated before the pass begins. Allocated among
-# its activations they would split the memory that these leave, and the pieces would be too small
-# for the next pass. For the same reason each pass is a function, whose variables are gone when the
-# next one begins. With K = 20 instead of 1, a step then takes 7 % more memory instead of 16 %.
+# The gradients of a pass outlive it, so they are allocated before it begins. Between its
+# activations they would leave free pieces of memory that are too small for the next pass. For the
+# same reason each pass is a function: its variables are freed before the next one begins. With
+# K = 20 instead of 1, a step then takes 7 % more memory instead of 16 %.
 
 
 class _RecomputedGradients(torch.autograd.Function):
@@ -149,6 +148,7 @@ class _RecomputedGradients(torch.autograd.Function):
         *of_gradients, of_losses = cotangents
         inputs, tensors = ctx.inputs, ctx.saved_tensors
         by_task = _empty_like(tensors[: len(inputs.params)])
+        # Without these, γ and β would learn from the query passes alone.
         by_all = {
             name: torch.zeros_like(t)
             for name, t in zip(inputs.shared, tensors[len(by_task) :], strict=True)
@@ -180,7 +180,7 @@ class _LossesWithGradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: _Inputs, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         of_tasks = tensors[: len(inputs.params)]
-        # One copy of a shared tensor for each task, whose losses may be weighted differently.
+        # Each task has a copy of each shared tensor, since its loss may get another weight.
         copies = {
             name: t.detach().expand(len(of_tasks[0]), *t.shape)
             for name, t in zip(inputs.shared, tensors[len(of_tasks) :], strict=True)
@@ -235,7 +235,7 @@ def _put(results: Sequence[Tensor], chunk: slice, values: Sequence[Tensor]) -> N
 def _gradients_or_zero(
     value: Tensor, tensors: Tensors, *, create_graph: bool = False
 ) -> list[Tensor]:
-    """∂value/∂tensors, where the value may depend on none of them (a loss linear in them)."""
+    """∂value/∂tensors; zero where the value does not depend on a tensor."""
     if not value.requires_grad:
         return [torch.zeros_like(t) for t in tensors.values()]
     return list(
@@ -270,8 +270,8 @@ def _require_no_other_leaves(losses: Tensor, leaves: Sequence[Tensor]) -> None:
 
 
 def _require_same(losses: Tensor, first: Tensor) -> None:
-    """Raise if recomputed losses are others than those of the first time. Not on a GPU, which would
-    have to be waited for.
+    """Raise ConfigError if recomputed losses differ from the first ones. Losses on a GPU are not
+    compared, since that would wait for the GPU.
     """
     if losses.device.type != "cpu":
         return
@@ -299,7 +299,7 @@ def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) 
 
 @contextmanager
 def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
-    """Draw torch's random numbers from a state on, and leave the generators as they are."""
+    """Set torch's generators to a state, and put them back afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         set_random_state(state, device)
         yield

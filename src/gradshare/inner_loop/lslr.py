@@ -9,12 +9,12 @@ from gradshare.inner_loop.sgd import require_rate
 class LSLR(UpdateRule):
     """Multiply by one learned rate for each tensor and inner step (Antoniou et al., 2018).
 
-    A layer's weight and bias have rates of their own.
+    The weight and the bias of a layer have separate rates.
 
     Learned: `rate.NAME` (K,).
 
     Args:
-        lr: where each rate starts.
+        lr: the initial value of each rate.
 
     Raises:
         ConfigError: the rate is not a finite number of at least 0.

@@ -17,8 +17,8 @@ class MetaSGD(UpdateRule):
     Learned: `alpha.NAME`, shaped like the parameter.
 
     Args:
-        lr: where each entry of α starts. (Li et al. draw it from [0.005, 0.1]; Chang & Lipson
-            start all at 0.1.)
+        lr: the initial value of each entry of α. (Li et al. draw it from [0.005, 0.1]; Chang &
+            Lipson use 0.1 for all.)
 
     Raises:
         ConfigError: the rate is not a finite number of at least 0.

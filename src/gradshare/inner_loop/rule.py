@@ -33,11 +33,11 @@ def sum_over_local_tasks(tensors: Tensors) -> Tensors:
 
 @dataclass(frozen=True)
 class Step:
-    """What a rule can see of inner step k besides the gradients it is given.
+    """The values of inner step k that a rule can use besides its gradients.
 
     Attributes:
-        k: the step, from 0. Steps beyond those that were trained have the number of the last one
-            that was, so that `meta["beta"][step.k]` always exists.
+        k: the step, from 0. Steps beyond the trained ones have the number of the last trained one,
+            so that `meta["beta"][step.k]` always exists.
         params: (T, …) the parameters before the step.
         own_gradients: (T, …) the gradients of each task's own loss, before any rule of a chain.
         losses: (T,) the support losses before the step.
@@ -81,7 +81,7 @@ class UpdateRule:
         """Make the state of new tasks, such as a momentum of zeros.
 
         Args:
-            params: (T, …) where the tasks start.
+            params: (T, …) the parameters from which the tasks start.
         """
         return {}
 
@@ -95,7 +95,7 @@ class UpdateRule:
             meta: the rule's learned tensors.
             carried: from the iteration before, or from the step before in this iteration.
             task: the tasks' state.
-            step: what else can be seen of the step.
+            step: other values of this inner step.
 
         Returns:
             The (T, …) updates, named as the gradients are; `carried`, with the same names as
@@ -181,12 +181,12 @@ def checked_update(
     task: Tensors,
     step: Step,
 ) -> tuple[Tensors, Tensors, Tensors]:
-    """Call `rule.update` and check the names and shapes that it returns: PyTorch would broadcast an
-    update of another shape over the parameters, which makes wrong steps and no error.
+    """Call `rule.update`, and check the names and shapes that it returns. Without this, PyTorch
+    would broadcast an update of another shape over the parameters: a wrong step, and no error.
 
     Raises:
-        ConfigError: the updates are not those of the gradients, by name and shape, or `carried` is
-            not what was given, by name and shape.
+        ConfigError: the updates have other names or shapes than the gradients, or the new `carried`
+            than the old.
     """
     returned: Any = rule.update(gradients, meta, carried, task, step)
     kind = type(rule).__name__
@@ -234,7 +234,7 @@ def require_rule(name: str, rule: object) -> UpdateRule:
 
 
 def gate_dtype(params: Tensors) -> torch.dtype:
-    """The type for a rule's few learned numbers: the widest of the parameters, float32 at least."""
+    """The dtype of gates: the widest of the parameters' dtypes, and at least float32."""
     dtype = torch.float32
     for tensor in params.values():
         dtype = torch.promote_types(dtype, tensor.dtype)

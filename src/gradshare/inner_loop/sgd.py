@@ -32,7 +32,7 @@ class SGD(UpdateRule):
 
 
 def require_rate(lr: float) -> float:
-    """Return an inner learning rate that makes sense.
+    """Return `lr`.
 
     Raises:
         ConfigError: it is not a finite number of at least 0.

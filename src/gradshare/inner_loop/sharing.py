@@ -24,9 +24,9 @@ class GradientSharing(UpdateRule):
     Learned: `m` and `lambda`, both (K,), started at 0.
 
     Carried: `g_hat.k.NAME`, ĝ_k of each parameter, and `seen` (K,), whether there is a ĝ_k yet.
-    What is stored is detached: the outer loss of an iteration reaches its own g_k, through the norm
-    too, and nothing of the iterations before it. (A head that grows with the number of classes has
-    one ĝ_k for all its classes, their mean.)
+    Both are detached: an outer loss is differentiated through g_k of its own iteration, the norm
+    included, and not through earlier iterations. (A head that grows with the number of classes has
+    one ĝ_k for all classes: their mean.)
 
     Args:
         norm: the norm of Eq. 1, over all adapted tensors together ("global", as the paper's vector
@@ -113,9 +113,9 @@ def _largest(tensor: Tensor) -> Tensor:
 
 
 def _unit(largest: Tensor) -> Tensor:
-    """A unit to measure numbers in, so that in float32 neither their squares nor the cubes in the
-    norm's derivative underflow or overflow, as they do for the gradients of a support set that is
-    fitted well. It is 1 wherever they do not, so that nothing is rounded there.
+    """A number to divide a gradient by, so that in float32 neither its squares nor the cubes in the
+    norm's derivative underflow or overflow, as they would for a support set that is fitted well. It
+    is 1 for gradients of ordinary size, so that these are not rounded.
     """
     small = (largest > 0) & (largest < 1e-6)
     large = (largest > 1e6) & largest.isfinite()
@@ -129,7 +129,7 @@ def _inverse_root(square: Tensor) -> Tensor:
 
 
 def _shaped_like(stored: Tensor, g: Tensor) -> Tensor:
-    """g with its mean in the place of each dimension that `stored` has only once."""
+    """g, averaged over each dimension in which `stored` has size 1."""
     if stored.shape == g.shape:
         return g
     grown = [d for d, (one, n) in enumerate(zip(stored.shape, g.shape, strict=True)) if one != n]

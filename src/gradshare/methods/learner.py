@@ -73,3 +73,11 @@ class Learner(Protocol):
     def predict(self, meta: Tensors, adapted: Any, tasks: TaskBatch) -> Tensor:
         """The (T, queries, …) outputs for the queries, from what `adapt` returned."""
         ...
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """Adapted tasks: their parameters (T, …), and the number of inner steps that were taken."""
+
+    params: Tensors
+    updates: int

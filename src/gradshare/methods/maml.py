@@ -21,15 +21,15 @@ def maml(
     rule: UpdateRule | None = None,
     **options: Any,
 ) -> MetaLearner:
-    """An initialisation from which K steps of gradient descent solve a task.
+    """MAML: learn an initialisation from which K steps of gradient descent solve a task.
 
     Args:
         model: see `MetaLearner`.
         steps: K.
-        inner_lr: α, which multiplies what the rules return.
+        inner_lr: α, by which the rules' updates are multiplied.
         sharing: True puts `GradientSharing()` before all other rules; a rule, such as a control,
-            takes its place.
-        rule: a rule of your own, between sharing and the multiplication by α.
+            replaces it.
+        rule: your own rule, between sharing and the multiplication by α.
         **options: of `MetaLearner`.
     """
     chain = Chain(sharing=sharing_rule(sharing), rule=rule, sgd=SGD(inner_lr))

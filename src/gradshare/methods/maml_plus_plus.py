@@ -27,14 +27,14 @@ def maml_plus_plus(
     per_step_batch_norm: bool = True,
     **options: Any,
 ) -> MetaLearner:
-    """MAML with MAML++'s parts, each of which can be left out.
+    """MAML with the parts of MAML++; each part can be left out.
 
     Args:
         model: see `MetaLearner`.
-        multi_step_iterations: how long the multi-step loss is annealed, in outer iterations (the
-            reference: 7500 of 50000); 0 leaves it out.
+        multi_step_iterations: the length of the multi-step loss's annealing in outer iterations
+            (the reference: 7500 of 50000); 0 leaves it out.
         steps: K.
-        inner_lr: where the inner rates start.
+        inner_lr: the initial value of the inner rates.
         sharing: see `maml`.
         rule: see `maml`.
         per_step_rates: learn one rate for each tensor and step (LSLR) instead of a fixed rate.

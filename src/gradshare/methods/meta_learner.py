@@ -6,7 +6,6 @@ import copy
 import inspect
 import reprlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
@@ -24,7 +23,7 @@ from gradshare.inner_loop import (
 )
 from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.rule import require_rule, with_prefix
-from gradshare.methods.learner import Loss, OuterStep
+from gradshare.methods.learner import Adapted, Loss, OuterStep
 from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.methods.network import Network, Precision
 from gradshare.models import BatchNormMode
@@ -33,20 +32,11 @@ from gradshare.tasks.batch import TaskBatch, each_task
 MODEL = "model"
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """Adapted tasks: their parameters (T, …), and the number of inner steps that were taken."""
-
-    params: Tensors
-    updates: int
-
-
 class MetaLearner:
     """Learns an initialisation, and whatever its rule learns, from which K steps solve a task.
 
     The meta-parameters are one flat dictionary: `model.NAME` for the model's parameters, and the
-    rule's own names. Neither they nor the carried tensors are kept here. The user's module is
-    called through private copies and never changed; see `gradshare.methods.network`.
+    rule's own names. The user's module is never changed; see `gradshare.methods.network`.
 
     Args:
         model: any module whose `forward` returns one tensor. Inputs that are a tuple are its
@@ -143,16 +133,13 @@ class MetaLearner:
         self.inductive = batch_norm == "inductive" and of_batch
 
     def laid_out(self, *, tasks_at_a_time: int | None, recompute: bool) -> Self:
-        """The same learner with another layout of its work, which changes results by rounding
-        only.
-        """
+        """The same learner with another layout, which changes results by rounding only."""
         other = copy.copy(self)
         other.tasks_at_a_time, other.recompute = tasks_at_a_time, recompute
         return other
 
     def init(self) -> tuple[dict[str, Tensor], Tensors]:
-        """The meta-parameters, as leaves that require gradients, and the carried tensors, before
-        any training.
+        """The meta-parameters and the carried tensors before any training; see `Learner`.
 
         Raises:
             ConfigError: the rule learns an integer tensor, or a name that belongs to the model.
@@ -175,7 +162,7 @@ class MetaLearner:
         return name.startswith(f"{MODEL}.")
 
     def initial_parameters(self) -> dict[str, Tensor]:
-        """The model's parameters as they are now, those that are adapted first."""
+        """The model's present parameters, the adapted ones first."""
         parameters = dict(self.model.named_parameters())
         return {name: parameters[name].detach() for name in (*self.adapted, *self.shared)}
 
@@ -197,8 +184,7 @@ class MetaLearner:
         iteration: int,
         sum_over_tasks: SumOverTasks = sum_over_local_tasks,
     ) -> OuterStep:
-        """The outer losses of a task batch (the loops of Algorithm 1), differentiable in each
-        meta-parameter that requires gradients.
+        """The differentiable outer losses of a task batch (the loops of Algorithm 1).
 
         Args:
             meta: the meta-parameters.
@@ -301,9 +287,7 @@ class MetaLearner:
         return self.rule.report(meta)
 
     def shared_parameters(self, meta: Tensors, step: int) -> dict[str, Tensor]:
-        """The model's parameters that the inner loop does not adapt, such as the γ and β of an
-        inner step.
-        """
+        """The model's parameters at an inner step that the inner loop does not adapt."""
         step = min(max(step, 0), self.steps - 1)
         shared = {}
         for name in self.shared:
@@ -333,7 +317,7 @@ class MetaLearner:
     def _query_losses(
         self, meta: Tensors, adapted: Adapted, tasks: TaskBatch
     ) -> tuple[Tensor, Tensor]:
-        """The query losses (T,) and outputs of a batch that is trained on."""
+        """The query losses (T,) and outputs of a training batch."""
 
         def losses(params: Tensors, shared: Tensors, chunk: slice) -> tuple[Tensor, Tensor]:
             part = tasks[chunk]

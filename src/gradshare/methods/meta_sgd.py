@@ -25,7 +25,7 @@ def meta_sgd(
     Args:
         model: see `MetaLearner`.
         steps: K.
-        inner_lr: where each learned rate starts.
+        inner_lr: the initial value of each learned rate.
         sharing: see `maml`.
         rule: see `maml`.
         **options: of `MetaLearner`.

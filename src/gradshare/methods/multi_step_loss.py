@@ -11,14 +11,14 @@ SMALLEST_SHARE = 0.03
 
 @dataclass(frozen=True)
 class MultiStepLoss:
-    """Weights of the query losses after each inner step: equal at first, annealed to the last step
-    alone.
+    """Weights of the query losses after each inner step. They are equal at first, and annealed
+    until only the last step counts.
 
-    The reference code holds the weights for each of its epochs of 500 iterations; here they move
-    with each iteration, equal to the reference's at the start of its epochs.
+    The reference code changes the weights after each of its epochs of 500 iterations. Here they
+    change with each iteration, and equal the reference's at the start of its epochs.
 
     Attributes:
-        iterations: how many outer iterations the annealing takes.
+        iterations: the length of the annealing in outer iterations.
 
     Raises:
         ConfigError: `iterations` is not a whole number of at least 0.

@@ -1,9 +1,11 @@
 """A torch module as a pure function of its parameters.
 
-The user's module is never changed and never called: calls go to private copies of it. In these a
-layer with running statistics uses the batch's, since statistics of one task would leak into the
-next; buffers are constants, so what `forward` writes to them is dropped; and evaluation has a copy
-of its own, in which dropout is off.
+The user's module is never changed and never called. Private copies of it are called instead:
+
+- layers with running statistics use the statistics of the batch, since running ones would leak from
+  one task into the next;
+- buffers are constants: what `forward` writes to them is dropped;
+- evaluation has a separate copy, in which dropout is off.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Network:
     """A module as a function. Several threads may call it; they take turns.
 
     Args:
-        model: the user's module. Its mode (train or eval) says how it is used while training.
+        model: the user's module. While meta-training it is used in its mode, train or eval.
         precision: "bfloat16" computes convolutions and matrix products in bfloat16; parameters,
             gradients and outputs stay as they are.
 
@@ -56,11 +58,11 @@ class Network:
         self._evaluation = _Copy(_private(model, evaluation=True))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the copies and the lock, which can't be pickled."""
+        """The constructor's arguments: the copies and the lock can't be pickled."""
         return {"model": self.model, "precision": self.precision}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make them anew."""
+        """Construct the network again."""
         self.__init__(**state)  # type: ignore[misc]
 
     def __call__(
@@ -82,11 +84,11 @@ class Network:
             shared: (…) parameters that the tasks share.
             x: (t, n, …) inputs, a tree of tensors.
             support: (t, s, …) inputs that supply the batch statistics, for `forward(x, support)`.
-            sizes: t numbers: only so many examples of each task are real; None for all.
-            support_sizes: likewise, of `support`.
+            sizes: the number of real examples of each task; None if there is no padding.
+            support_sizes: the same for `support`.
             training: whether dropout is on, if the model is in training mode.
-            together: compute the tasks in one `torch.vmap`, if the module allows it and the tasks
-                are of one size, instead of one after the other.
+            together: compute the tasks in one `torch.vmap`, if the module allows it and all tasks
+                have the same size. Otherwise they are computed one after the other.
 
         Returns:
             (t, n, …); zero where an example is not real.
@@ -136,12 +138,12 @@ class Network:
         if self.precision == "float32":
             yield
             return
-        # Without the cache, which would hand one pass the casts of another one's graph.
+        # The cache would give one pass the casts of another pass's graph.
         with torch.autocast(like.device.type, torch.bfloat16, cache_enabled=False):
             yield
 
     def module(self, params: Tensors) -> nn.Module:
-        """The model with other parameters, as a module of its own in evaluation mode."""
+        """A copy of the model with other parameters, in evaluation mode."""
         private = _Copy(_private(self.model, evaluation=True))
         for name, tensor in params.items():
             for owner, key in private.slots[name]:
@@ -162,7 +164,7 @@ class Network:
 
 
 class _Copy:
-    """A private copy of a module, and where each of its parameters and buffers belongs."""
+    """A private copy of a module, with the places of its parameters and buffers."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -178,7 +180,7 @@ class _Copy:
     def __call__(
         self, original: nn.Module, params: Tensors, x: Tree, support: Tree | None
     ) -> Tensor:
-        """The outputs for one task, by other parameters than the copy's own."""
+        """The outputs for one task with other parameters."""
         device = first_leaf(x).device
         if device != self.device:
             self.module.to(device)
@@ -206,7 +208,7 @@ class _Copy:
         return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
 
     def _keep_buffers(self) -> None:
-        """Note the buffers, each with a copy for `forward` to write to."""
+        """Remember the buffers, and let `forward` write to copies of them."""
         self.buffers = []
         for owner in self.module.modules():
             for key, buffer in owner._buffers.items():
@@ -235,8 +237,8 @@ def call_module(module: Callable[..., Any], x: Tree, support: Tree | None = None
 
 
 def _private(model: nn.Module, *, evaluation: bool) -> nn.Module:
-    """A copy of a module that holds nothing back from task to task."""
-    # A tensor that another one was computed to, as weight norm's, can't be copied otherwise.
+    """A copy of a module that carries nothing from task to task."""
+    # Computed tensors that are attributes, such as weight norm's, can't be copied otherwise.
     computed = {
         id(value): value.detach()
         for module in model.modules()
@@ -263,7 +265,7 @@ def _private(model: nn.Module, *, evaluation: bool) -> nn.Module:
         if evaluation and not keeps_mode:
             module.training = False
         if isinstance(module, ATTENTIVE) and not module.training:
-            # Out of training mode they have a fast path, which has no derivative under vmap.
+            # Their fast path in evaluation mode has no derivative under vmap.
             module.training = True
             if isinstance(module, nn.MultiheadAttention):
                 module.dropout = 0.0
@@ -299,15 +301,8 @@ def _require_usable(model: object) -> None:
     name = type(model).__name__
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ConfigError(f"the model is a {name}; give the module inside it: model.module")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ConfigError(f"the model is a {name}; give the module before torch.jit compiled it")
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise ConfigError(
                 f"{path} of {name} has no shape yet; call the model once on an example input"
-            )
-        if tensor.is_meta:
-            raise ConfigError(
-                f"{path} of {name} is on the meta device and has no values; make the model on a "
-                "real one"
             )

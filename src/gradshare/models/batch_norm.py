@@ -1,13 +1,13 @@
-"""Batch normalisation whose statistics are always those of the images at hand.
+"""Batch normalisation without running statistics.
 
-As in the reference MAML++ code there are no running statistics: support and query sets, in
-training and in testing, are normalised with batch statistics. Which images supply them is stated:
+As in the reference MAML++ code, support and query sets are normalised with batch statistics, in
+training and in testing. Two modes differ in the images that supply the statistics of the queries:
 
-- *transductive* (the paper's): each forward pass supplies its own. A task's queries are one pass,
-  so the prediction for one query depends on the others beside it;
-- *inductive*: the support set's, at the same weights and inner step, so that the prediction for a
+- *transductive* (the paper's): the queries themselves. All queries of a task are one forward pass,
+  so the prediction for one query depends on the others;
+- *inductive*: the support set, at the same weights and inner step, so that the prediction for a
   query depends on no other query. The support images go through the network in front of the
-  queries, and `statistics_from` says how many they are.
+  queries, and `statistics_from` is their number.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class BatchNorm2d(nn.Module):
 
         Args:
             x: (N, C, H, W).
-            statistics_from: take the mean and variance from the first so many images only (the
-                inductive mode's support set); None for all of them.
+            statistics_from: the number of images, from the first on, that supply the mean and
+                variance (the inductive mode's support set); None for all.
         """
         if statistics_from is None:
             return F.batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps)

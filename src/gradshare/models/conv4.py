@@ -28,12 +28,12 @@ class Conv4(nn.Module):
         filters: of each convolution.
         activation: "leaky_relu" has slope 0.01, as in the reference code; the paper says ReLU.
         conv_bias: whether the convolutions have a bias, as in the reference code. Batch norm
-            takes it out again, so that it changes no output and its gradient is zero but for
-            rounding; it is of use only to load the reference code's weights.
+            removes it again, so that it changes no output and its gradient is zero except for
+            rounding. It is useful only for loading the reference code's weights.
 
     Raises:
-        ConfigError: the image is too small to be halved four times, there are no outputs, channels
-            or filters, or another activation.
+        ConfigError: the image is too small to be halved four times, the number of outputs,
+            channels or filters is not positive, or the activation is unknown.
     """
 
     def __init__(

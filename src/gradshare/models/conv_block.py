@@ -1,12 +1,12 @@
 """One layer of the backbone: convolution, batch norm, activation and 2×2 max-pooling.
 
-The definition is short. On a CPU the same layer is computed by two functions with hand-written
-derivatives, since PyTorch differentiates batch norm and pooling twice in some fifty passes over the
-activations, most of them full-sized; these need ten, and about as many over the pooled quarter.
+On a CPU the layer is computed by two functions with hand-written derivatives. PyTorch needs some
+fifty passes over the activations to differentiate batch norm and pooling twice, most of them over
+full-sized ones. These functions need ten, and about as many over the pooled quarter.
 
-Under `torch.autocast` the convolutions alone are narrow, in each derivative: what they take is cast
-to bfloat16 and what they give is cast back. Statistics of 8 bits would be of no use, and the passes
-between convolutions are not what takes the time.
+Under `torch.autocast` only the convolutions compute in bfloat16, in each derivative: their inputs
+are cast to it, and their outputs are cast back. Statistics with 8 bits would be useless, and the
+passes between convolutions take little of the time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from gradshare.errors import ConfigError
 from gradshare.models.batch_norm import BatchNorm2d
 
-# Of one tensor that is computed a few images at a time.
+# Size of the part of a tensor that is computed at a time.
 CACHED_BYTES = 7_000_000
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
@@ -71,13 +71,13 @@ class ConvBlock(nn.Module):
             or not self._is_as_it_was_made()
         ):
             z = self.conv(x).to(x.dtype)
-            # Another norm in its place need not know of supports.
+            # A norm that replaces ours need not have `statistics_from`.
             z = self.norm(z) if statistics_from is None else self.norm(z, statistics_from)
-            # Pooling before the activation gives the same as after it, for an activation that
-            # never decreases, and leaves it a quarter of the work.
+            # The activation never decreases, so pooling before it gives the same result and leaves
+            # it a quarter of the work.
             return F.leaky_relu(F.max_pool2d(z, 2), self.negative_slope)
-        # A negative γ gives its sign to the filter, which changes nothing but that the norm never
-        # decreases either. The bias is left out: the norm takes it away again.
+        # The sign of a negative γ is moved to the filter, so that the norm never decreases either.
+        # The bias is left out, since the norm removes it.
         sign = torch.where(self.norm.weight < 0, -1.0, 1.0).to(x.dtype)
         filters, gamma = self.conv.weight * sign[:, None, None, None], self.norm.weight * sign
         tensors = (x.to(convolves_in), filters.to(convolves_in), gamma, self.norm.bias)
@@ -93,8 +93,8 @@ class ConvBlock(nn.Module):
         return y
 
     def _is_as_it_was_made(self) -> bool:
-        """Whether the convolution and the norm are still what the functions below compute, and
-        nobody listens to them.
+        """Whether the functions below compute this convolution and norm: neither has been changed,
+        replaced or given a hook.
         """
         conv, norm = self.conv, self.norm
         return (
@@ -110,8 +110,8 @@ class ConvBlock(nn.Module):
 
 
 class _Grouped(torch.autograd.Function):
-    """What the layer is under `torch.vmap`: T tasks are T groups of one convolution and T · C
-    channels of one norm, so that each pass over the activations serves them all.
+    """The layer under `torch.vmap`: T tasks are T groups of one convolution and T · C channels of
+    one norm, so that each pass over the activations serves all tasks.
     """
 
     @staticmethod
@@ -159,8 +159,8 @@ class _Grouped(torch.autograd.Function):
 
 
 class _Block(torch.autograd.Function):
-    """The layer. z, p, μ and r are returned beside y so that their gradients, of the first and of
-    the second derivative, meet before they are spread over z and go through the convolution.
+    """The layer. It also returns z, p, μ and r, so that the gradients of the first and of the
+    second derivative are added before they are spread over z and go through the convolution.
     """
 
     @staticmethod
@@ -242,7 +242,7 @@ class _BlockBackward(torch.autograd.Function):
             gz = gz_of(slice(None))
             gx, gW = _through_convolution(gz, x, W, groups, True)
         else:
-            # The first layer. Its gz is the largest tensor there is, and of use for gW alone.
+            # The first layer. Its gz is the largest tensor of all, and only gW needs it.
             gW = torch.zeros_like(W)
             for images in _within_cache(z):
                 gW += _through_convolution(gz_of(images), x[images], W, groups, False)[1]
@@ -300,8 +300,8 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _convolves_in(x: Tensor, filters: Tensor) -> torch.dtype:
-    """What the convolution computes in: as both are, or under `torch.autocast`, which leaves
-    float64 and whole numbers alone, what that says.
+    """The dtype of the convolution: that of its inputs, or under `torch.autocast`, which leaves
+    float64 and integers alone, autocast's.
     """
     device = x.device.type
     if (
@@ -329,9 +329,8 @@ def _through_convolution(
 
 
 def _within_cache(z: Tensor) -> Iterator[slice]:
-    """Some images after the other, so many that what is computed of them is still in the cache
-    when it is used: gz and from it gW, of 75 images of 84×84, take 19 ms in this way and 31 ms
-    all at once (4 MB to 11 MB at a time are alike).
+    """Slices of the images that are small enough for the cache. gz and gW of 75 images of 84×84
+    take 19 ms slice by slice and 31 ms at once (slices from 4 MB to 11 MB take the same time).
     """
     count = max(1, CACHED_BYTES // (z[0].numel() * z.element_size()))
     for start in range(0, len(z), count):
@@ -363,7 +362,7 @@ def _at_maxima(v: Tensor, where: Tensor) -> Tensor:
 
 
 def _like(g: Tensor, y: Tensor) -> Tensor:
-    """g in the memory layout of y; another would send the native kernels down a slow path."""
+    """g in the memory layout of y; with another layout the native kernels are slow."""
     layout = torch.channels_last if _is_channels_last(y) else torch.contiguous_format
     return g.contiguous(memory_format=layout)
 

@@ -21,6 +21,7 @@ from gradshare.training.launch import may_use_cuda, member, require_free
 from gradshare.training.machine import keep_freed_memory
 
 LOCALHOST = "127.0.0.1"
+ARRIVED = "arrived"  # the store's key for the number of other processes that have come
 POLL_SECONDS = 0.2
 # How long the other processes may take to end after the run has.
 LEAVE_SECONDS = 10.0
@@ -97,21 +98,16 @@ def _await(store: Any, others: Sequence[BaseProcess]) -> None:
     """Wait until every other process has come.
 
     Raises:
-        RunError: one has ended instead, or took too long.
+        RunError: one has ended instead.
     """
-    end = time.monotonic() + TIMEOUT.total_seconds()
-    for rank, process in enumerate(others, start=1):
-        while not store.check([_here(rank)]):
-            process.join(POLL_SECONDS)
-            if process.exitcode is not None or time.monotonic() > end:
+    while store.add(ARRIVED, 0) < len(others):
+        time.sleep(POLL_SECONDS)
+        for rank, process in enumerate(others, start=1):
+            if process.exitcode is not None:
                 raise RunError(
                     f"the process of rank {rank} of {len(others) + 1} did not begin (exit status "
                     f"{process.exitcode}); its own error is above"
                 )
-
-
-def _here(rank: int) -> str:
-    return f"here/{rank}"
 
 
 def _take_part(
@@ -128,7 +124,7 @@ def _take_part(
     keep_freed_memory()
     torch.set_num_threads(threads)
     store = _store(port, size, first=False)
-    store.set(_here(rank), "")
+    store.add(ARRIVED, 1)
     try:
         with member(_group(store, rank, size, device)) as group:
             work(group, *arguments)
