@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.problems import Problem, draw_tasks
 from gradshare.tasks import ImageStore, ImageTasks, TaskBatch
-from gradshare.tasks.store import ClassImages, write_store
+from gradshare.tasks.writing import ClassImages, write_store
 
 CLASSES, IMAGES = 20, 30
 STORE, FILES = "store", "files"

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import gradshare as gs
 from gradshare import Interval, RunConfig, RunError
-from gradshare.comparison.results import judge
-from gradshare.config import MACHINE_FIELDS, build
+from gradshare.comparison.collecting import judge
+from gradshare.config.fields import MACHINE_FIELDS
+from gradshare.config.parts import build
 from gradshare.tasks import ImageTasks
 from gradshare.training.statistics import confidence95
 
@@ -201,7 +202,7 @@ def _images_of(config: RunConfig) -> dict[str, Any]:
     """How many images the dataset has, and their SHA-256."""
     source = build(config).train
     stored = source.split.stored if isinstance(source, ImageTasks) else None
-    return {} if stored is None else {"images": len(stored.images), "images_sha256": stored.sha256}
+    return {} if stored is None else {"images": len(stored), "images_sha256": stored.sha256}
 
 
 def _finite(value: float) -> float | None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradshare.tasks.store import ClassImages, write_store
+from gradshare.tasks.writing import ClassImages, write_store
 
 # The same examples in every run, so that a change is what makes a test fail; new ones, to search
 # for what none has met yet, with `HYPOTHESIS_PROFILE=explore`.

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from gradshare.classifier import FewShotClassifier
     from gradshare.comparison.compare import Comparison, compare
     from gradshare.comparison.results import load_results
-    from gradshare.config import RunConfig, open_run
+    from gradshare.config.runs import open_run
+    from gradshare.config.settings import RunConfig
     from gradshare.errors import ConfigError, DataError, GradshareError, RunError
     from gradshare.inner_loop import (
         LSLR,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     )
     from gradshare.tasks.datasets import open_dataset, prepare_dataset
     from gradshare.tasks.images import ImageFormat
-    from gradshare.tasks.store import ClassImages, write_store
+    from gradshare.tasks.writing import ClassImages, write_store
     from gradshare.training.dry_run import estimate
     from gradshare.training.evaluation import Evaluation, evaluate
     from gradshare.training.fit import fit
@@ -122,7 +123,7 @@ __all__ = [
 
 # In which module each name is, in this order: the first that has it.
 _HOMES = (
-    "config",
+    "config.settings",
     "errors",
     "methods",  # before the modules of the same names in inner_loop
     "inner_loop",
@@ -130,7 +131,8 @@ _HOMES = (
     "tasks",
     "tasks.datasets",
     "tasks.images",
-    "tasks.store",
+    "tasks.writing",
+    "config.runs",  # before the `open_run` of training.run
     "training.dry_run",
     "training.evaluation",
     "training.fit",

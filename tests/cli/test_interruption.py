@@ -16,7 +16,7 @@ import pytest
 
 from gradshare.config import stored, train
 from gradshare.training.files import UNFINISHED
-from gradshare.training.folder import RunFolder
+from tests.training.killing import records_in
 
 PATIENCE = 120
 
@@ -67,28 +67,27 @@ def test_it_stops_cleanly_with_everything_saved(
     assert err.count("\n") == 1
     assert str(out) in err
     for run in runs:
-        assert len(RunFolder(run).history()) >= 1
+        assert len(records_in(run)) >= 1
         assert list((run / "checkpoints").glob("latest-*"))
         assert not list(run.rglob(f"*{UNFINISHED}"))
 
 
-def test_glyphs_that_are_half_drawn_are_cleared_away(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gradshare", "train", "--out", "run", "--data-root", "data"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def test_ctrl_c_where_no_run_can_be_saved_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import pathlib, time\n"
+        "pathlib.Path('imported').touch()\n"
+        "time.sleep(100)\n"
+        "def make(): pass\n"
     )
-
-    def drawn() -> bool:
-        return bool(list(tmp_path.glob("data/glyphs/.prepare-*/.complete.*/store")))
-
-    wait_while_it_runs(process, drawn, "no glyph was drawn")
-    process.terminate()
-    out, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, out, err) == (128 + signal.SIGTERM, "", "")
-    assert list(tmp_path.rglob("*")) == [tmp_path / "data", tmp_path / "data" / "glyphs"]
+    command = [sys.executable, "-m", "gradshare", "train", "--dataset", "mine.py:make"]
+    process = subprocess.Popen(
+        [*command, "--out", "run"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    wait_while_it_runs(process, (tmp_path / "imported").exists, "it imports nothing")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, err) == (128 + signal.SIGINT, "stopped\n")
+    assert not (tmp_path / "run").exists()
 
 
 def test_sigterm_while_python_shuts_down_says_nothing() -> None:

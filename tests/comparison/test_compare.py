@@ -43,6 +43,7 @@ from tests.comparison.small import (
     run_folders,
     small,
 )
+from tests.training.killing import records_in
 from tests.training.small import ROWS, SIGNALS, Wrapped, mlp
 
 
@@ -148,8 +149,10 @@ LOSSES = {"a": F.mse_loss, "b": F.l1_loss}
         ({"arms": {}}, "a comparison needs arms: a dictionary of functions that make a learner"),
         ({"arms": [plain]}, "a comparison needs arms: a dictionary of functions"),
         ({"arms": {"a": plain()}}, "the arm 'a' is a MetaLearner; give a function that makes"),
-        ({"arms": {" ": plain}}, "the arm ' ' has no name; give a text"),
-        ({"arms": {1: plain}}, "the arm 1 has no name; give a text"),
+        ({"arms": {" ": plain}}, "an arm is named ' '; give a text of at most 60"),
+        ({"arms": {"two\nlines": plain}}, "an arm is named 'two\\nlines'; give a text"),
+        ({"arms": {"x" * 10_000: plain}}, "give a text of at most 60 characters"),
+        ({"arms": {1: plain}}, "an arm is named 1; give a text"),
         ({"arms": {"lr": plain, "LR": plain}},
          "the arms 'lr' and 'LR' differ only in upper and lower case, and some disks would give"),
         ({"baseline": "c"}, "the baseline 'c' is not an arm; the arms are ['a', 'b']"),
@@ -170,7 +173,7 @@ LOSSES = {"a": F.mse_loss, "b": F.l1_loss}
         ({"retries": -1}, "retries is -1"),
         ({"at_a_time": 0}, "at_a_time is 0"),
         ({"resume": "yes"}, "resume 'yes' is unknown"),
-        ({"device": "tpu"}, "--device 'tpu' is unknown"),
+        ({"device": "tpu"}, "device 'tpu' is unknown"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_said_before_anything_is_written(
@@ -305,7 +308,7 @@ def test_what_a_finished_comparison_was_not_is_refused_by_the_runs_own_check(
         here(out, seeds=1, epochs=2, resume="auto")
     assert written(out) == everything
     here(out, seeds=1, epochs=4, resume="auto")
-    assert {len(RunFolder(run).history()) for run in run_folders(out)} == {4}
+    assert {len(records_in(run)) for run in run_folders(out)} == {4}
 
 
 def test_an_arm_that_diverges_is_a_result(tmp_path: Path) -> None:
@@ -313,7 +316,7 @@ def test_an_arm_that_diverges_is_a_result(tmp_path: Path) -> None:
     out, executor = tmp_path / "out", ThreadPoolExecutor(1)
     comparison = compare(**arguments, out=out, executor=executor)
     assert [run.outcome == "diverged" for run in comparison.results.runs] == [False, True]
-    assert "Wild diverged in 1 of 1 runs (epoch 1, iteration 1: " in str(comparison)
+    assert "“wild” diverged in 1 of 1 runs (epoch 1, iteration 1: " in str(comparison)
     everything = written(out)
     compare(**arguments, out=out, executor=executor, resume="auto")
     assert written(out) == everything
@@ -356,7 +359,7 @@ def test_a_defect_is_one_sentence_its_trace_is_in_a_file_and_the_other_runs_fini
     trace = (out / "errors.txt").read_text(encoding="utf-8")
     assert "in outer_step" in trace
     assert trace.count("Traceback") == 4
-    assert all(RunFolder(run).history() for run in run_folders(out) if "good" in str(run))
+    assert all(records_in(run) for run in run_folders(out) if "good" in str(run))
     made["bad"] = lambda: Defective(plain(), mended=True)
     finished = compare(
         **{**quick(**made), "seeds": 4}, out=out, resume="auto", executor=ThreadPoolExecutor(1)
@@ -435,7 +438,7 @@ def test_a_trial_that_fails_elsewhere_leaves_a_folder_that_can_be_compared_in(
         compare(**{**quick(a=plain), "device": "cuda:77"}, out=out, executor=executor)
     assert len(executor.calls) == 1  # the machine that submits is not asked for the device
     assert str(error.value).startswith(
-        "the trial of the arms failed: --device 'cuda:77' cannot be used here ("
+        "the trial of the arms failed: device 'cuda:77' cannot be used here ("
     )
     assert leftovers(out) == []
     compare(**quick(a=plain), out=out, executor=executor)
@@ -480,7 +483,7 @@ def test_each_run_computes_with_the_threads_of_the_plan(tmp_path: Path) -> None:
         found.add(torch.get_num_threads())
 
     before = torch.get_num_threads()
-    options = Options.of(epochs=1, iterations=2, val_tasks=2, test_tasks=2, callbacks=[note])
+    options = Options(epochs=1, iterations=2, val_tasks=2, test_tasks=2, callbacks=[note])
     train, validation, test = ROWS
     plan = Plan({"a": plain}, "a", (), train, validation, test, options, (0,), threads=before + 2)
     executor = ThreadPoolExecutor(1)
@@ -629,7 +632,7 @@ def test_a_scheduler_that_does_not_answer_does_not_keep_a_program_from_stopping(
     with pytest.raises(RunStoppedError):
         small(out, executor=executor, progress=watch, seeds=1, epochs=1000)
     executor.pool.shutdown()
-    assert RunFolder(out / "runs" / told[0] / "seed-0").history()
+    assert records_in(out / "runs" / told[0] / "seed-0")
     said = {m for m in caplog.messages if m.startswith("the executor does not answer about ")}
     assert said
     assert all(message.endswith("Unable to contact slurm controller") for message in said)

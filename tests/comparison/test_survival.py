@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from gradshare.executors import slurm_executor
-from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.options import Progress
 from tests.comparison.driver import EPOCHS, Slow
 from tests.comparison.small import assert_same, leftovers, run_folders, small
+from tests.training.killing import records_in
 
 PATIENCE = 240
 WHERE = ["local", "ray", "submitit"]
@@ -124,7 +124,7 @@ def test_a_worker_that_is_killed_is_reported_or_retried_to_the_same_numbers(
         f". The other runs are saved in {out}; correct the cause and continue (resume='auto', "
         "--resume auto)\n"
     )
-    lengths = sorted(len(RunFolder(run).history()) for run in run_folders(out) if started(run))
+    lengths = sorted(len(records_in(run)) for run in run_folders(out) if started(run))
     assert lengths[-1] == EPOCHS
     wait_for(lambda: not workers(out))
     with driver(out, where, retries=1) as process:

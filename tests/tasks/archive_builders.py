@@ -8,15 +8,19 @@ import io
 import lzma
 import os
 import tarfile
+import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gradshare.tasks.store import ClassImages, Images
+from gradshare.errors import DataError
+from gradshare.tasks.datasets import prepare_dataset
+from gradshare.tasks.images import Resize
+from gradshare.tasks.store import Images
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "tar": bytes,
@@ -68,15 +72,29 @@ def encoded(image: Images, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def by_class(
-    classes: Iterable[ClassImages],
+def prepared_classes(
+    name: str, path: Path, size: int = 8, resize: Resize = "stretch"
 ) -> dict[tuple[str, str], tuple[tuple[int, ...], bytes]]:
-    """Shape and pixels of each class of each split, in a form that == compares."""
-    found = {}
-    for item in classes:
-        assert (item.split, item.name) not in found
-        found[item.split, item.name] = item.images.shape, item.images.tobytes()
-    return found
+    """Prepare a dataset: shape and pixels of each class of each split, in the store's order."""
+    with tempfile.TemporaryDirectory() as root:
+        store = prepare_dataset(name, root, path=path, image_size=size, resize=resize).store
+        found = {}
+        for split in store.splits.values():
+            rows = zip(split.class_names, split.starts, split.counts, strict=True)
+            for class_name, start, count in rows:
+                images = split.images[start : start + count]
+                found[split.name, class_name] = images.shape, images.tobytes()
+        return found
+
+
+def refusal_to_prepare(name: str, path: Path) -> str:
+    """The error of preparing a dataset, which leaves nothing behind."""
+    with tempfile.TemporaryDirectory() as root:
+        with pytest.raises(DataError) as error:
+            prepare_dataset(name, root, path=path, image_size=8)
+        assert list(Path(root).rglob("*.partial")) == []
+    assert ".partial" not in str(error.value)
+    return str(error.value)
 
 
 def real_data(name: str) -> Path:

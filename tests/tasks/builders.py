@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gradshare.tasks.store import ClassImages, Images, ImageStore, write_store
+from gradshare.tasks.store import Images, ImageStore
+from gradshare.tasks.writing import ClassImages, write_store
 
 
 def random_images(

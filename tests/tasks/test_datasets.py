@@ -4,44 +4,65 @@ from __future__ import annotations
 
 import errno
 import shutil
-import signal
-import tempfile
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gradshare.errors import DataError
-from gradshare.tasks import ImageStore, datasets, glyphs
-from gradshare.tasks.dataset import Archive, Dataset
+from gradshare.tasks import ImageStore, datasets, glyphs, writing
+from gradshare.tasks.dataset import Archive, Dataset, FoundClass, Reader
 from gradshare.tasks.datasets import (
-    DATASETS,
     download_dataset,
     open_dataset,
     prepare_dataset,
-    prepared,
     store_path,
 )
 from gradshare.tasks.download import OnProgress
-from gradshare.tasks.images import ImageFormat
-from gradshare.tasks.spool import ImageSpool
-from gradshare.tasks.store import SPLITS, ClassImages
-from tests.tasks.builders import make_classes, random_classes, random_store
+from gradshare.tasks.registry import DATASETS, prepared
+from gradshare.tasks.store import SPLITS
+from tests.tasks.builders import make_classes, random_images, random_store
 
 COUNTS = {"train": [3, 2], "val": [2], "test": [2]}
 
 
-def read_noise(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
-    yield from random_classes(COUNTS, channels=form.channels, size=form.size)
+def read_noise(path: Path, scratch: Path) -> list[FoundClass]:
+    return [
+        FoundClass(split, f"{split} class {number}", list(random_images(count)[:, 0]))
+        for split, counts in COUNTS.items()
+        for number, count in enumerate(counts)
+    ]
+
+
+class Failing:
+    """Images of which the second fails when it is read."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, row: int) -> object:
+        if row:
+            raise self.error
+        return random_images(1)[0, 0]
 
 
 def noise(
-    read: Callable[[Path, ImageFormat], Iterable[ClassImages]] = read_noise,
+    read: Reader = read_noise,
     archives: tuple[Archive, ...] = (Archive("https://example.org/noise.tar", "noise.tar", None),),
 ) -> Dataset:
-    return Dataset("noise", "grey noise", 1, 12, True, read, archives)
+    return Dataset("noise", "grey noise", 1, 12, True, read, archives=archives)
+
+
+def failing(error: Exception) -> Dataset:
+    return noise(lambda path, scratch: [FoundClass("train", "a", Failing(error))])  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +211,7 @@ def test_a_store_of_another_size_than_its_folders_name_is_refused(root: Path) ->
     assert opened == prepared_again
     assert opened == (
         f"the images in {root / 'mine' / '16'} are of 8 pixels, not 16; name the folder by their "
-        f"size, {root / 'mine' / '8'}"
+        "size"
     )
 
 
@@ -222,7 +243,7 @@ def test_a_damaged_store_is_not_prepared_again_by_itself(root: Path) -> None:
 
 
 def test_what_is_prepared_already_is_left_as_it_is(root: Path, archive: Path) -> None:
-    def unexpected(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
+    def unexpected(path: Path, scratch: Path) -> list[FoundClass]:
         pytest.fail("the dataset was read again")
 
     store, written = prepare_dataset("noise", root, path=archive)
@@ -246,12 +267,8 @@ def test_force_replaces_a_store(root: Path) -> None:
 
 
 def test_force_that_fails_keeps_the_old_store(root: Path, archive: Path) -> None:
-    def failing(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
-        yield from random_classes({"train": [5]}, size=form.size)
-        raise DataError("the archive is damaged")
-
     before = images_of(prepare_dataset("noise", root, path=archive).store)
-    DATASETS["noise"] = noise(failing)
+    DATASETS["noise"] = failing(DataError("the archive is damaged"))
     message = message_of(lambda: prepare_dataset("noise", root, path=archive, force=True))
     assert message == "the archive is damaged"
     assert images_of(open_dataset("noise", root)) == before
@@ -272,28 +289,53 @@ def test_a_store_can_be_read_by_whoever_can_read_its_data_root(root: Path, archi
     assert store.path.stat().st_mode == plain.stat().st_mode
 
 
-def test_two_that_prepare_at_once_end_with_one_store(root: Path, archive: Path) -> None:
-    both_have_read = threading.Barrier(2, timeout=30)
+def test_of_two_that_prepare_at_once_the_second_waits_for_the_first(
+    root: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_reads, second_waits = threading.Event(), threading.Event()
+    reads, said = [], []
 
-    def read(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
-        yield from random_classes(COUNTS, size=form.size)
-        both_have_read.wait()
+    def warn(message: str, *values: object) -> None:
+        said.append(message % values)
+        second_waits.set()
 
+    def read(path: Path, scratch: Path) -> list[FoundClass]:
+        reads.append(path)
+        first_reads.set()
+        assert second_waits.wait(30)
+        return read_noise(path, scratch)
+
+    monkeypatch.setattr(writing.log, "warning", warn)
     DATASETS["noise"] = noise(read)
-    results: list[datasets.Prepared] = []
-    threads = [
-        threading.Thread(
-            target=lambda: results.append(prepare_dataset("noise", root, path=archive))
-        )
-        for _ in range(2)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(prepare_dataset, "noise", root, path=archive)
+        assert first_reads.wait(30)
+        second = pool.submit(prepare_dataset, "noise", root, path=archive)
+        assert first.result(60).written
+        assert not second.result(60).written
+    assert len(reads) == 1
+    folder = root / "noise"
+    assert said == [
+        f"another process is preparing {folder / '12'}; waiting for it (if it was killed, delete "
+        f"{folder / '.12.lock'})"
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(result.written for result in results) == [False, True]
-    assert images_of(results[0].store) == images_of(results[1].store)
-    assert [path.name for path in (root / "noise").iterdir()] == ["12"]
+    assert [path.name for path in folder.iterdir()] == ["12"]
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next(root: Path) -> None:
+    code = (
+        "import gradshare as gs\n"
+        f"gs.prepare_dataset('glyphs', {str(root)!r}, progress=lambda *_: print('!', flush=True))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"!\n"
+        process.kill()
+        process.wait()
+    assert (root / "glyphs" / ".28.partial").is_dir()
+    prepare_dataset("glyphs", root)
+    assert [path.name for path in (root / "glyphs").iterdir()] == ["28"]
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -340,10 +382,11 @@ def test_a_name_that_cannot_be_a_folder_is_refused(root: Path, birds: Path, name
     assert not root.exists()
 
 
-def test_a_folder_cannot_take_a_known_name(root: Path, birds: Path) -> None:
-    assert message_of(lambda: prepare_dataset("cub", root, path=birds, folder=True)) == (
-        "'cub' is the name of a dataset with a format of its own; leave out --format folder, or "
-        "give your images another name"
+@pytest.mark.parametrize("name", ["cub", "CUB", "mini_ImageNet", "miniimagenet"])
+def test_a_folder_cannot_take_a_published_name(root: Path, birds: Path, name: str) -> None:
+    assert message_of(lambda: prepare_dataset(name, root, path=birds, folder=True)) == (
+        f"{name!r} is the name of a dataset with a format of its own; leave out --format folder, "
+        "or give your images another name"
     )
 
 
@@ -386,22 +429,16 @@ def test_too_little_room_is_noticed_before_writing(
 ) -> None:
     usage = shutil._ntuple_diskusage(10**9, 10**9, 10**5)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
-    need = 2 * len(glyphs.letters()) * 20 * 84 * 84 / 1e9
+    need = len(glyphs.letters()) * 20 * 84 * 84 / 1e9
     assert message_of(lambda: prepare_dataset("glyphs", root, image_size=84)) == (
-        f"{root / 'glyphs' / '84'} needs {need:.1f} GB while it is written, {root.parent} has "
-        "0.0 GB free; free some, choose a smaller --image-size, or another --data-root"
+        f"{root / 'glyphs' / '84'} needs {need:.1f} GB, {root / 'glyphs'} has 0.0 GB free; free "
+        "some, choose a smaller --image-size, or another --data-root"
     )
-    assert not root.exists()
+    assert list((root / "glyphs").iterdir()) == []
 
 
-def test_a_disk_that_fills_up_is_named(
-    root: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path, classes: Iterable[ClassImages], **_: object) -> None:
-        for _item in classes:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(datasets, "write_store", full)
+def test_a_disk_that_fills_up_is_named(root: Path, archive: Path) -> None:
+    DATASETS["noise"] = failing(OSError(errno.ENOSPC, "No space left on device"))
     assert message_of(lambda: prepare_dataset("noise", root, path=archive)) == (
         f"cannot prepare 'noise' in {root / 'noise' / '12'} ([Errno 28] No space left on device); "
         "free space there, or choose a folder you may write to with --data-root"
@@ -410,16 +447,20 @@ def test_a_disk_that_fills_up_is_named(
 
 
 def test_a_source_that_fails_is_named_and_not_the_store(root: Path, archive: Path) -> None:
-    def failing(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
-        yield from random_classes({"train": [5]}, size=form.size)
-        raise OSError(errno.EIO, "Input/output error")
-
-    DATASETS["noise"] = noise(failing)
+    DATASETS["noise"] = failing(OSError(errno.EIO, "Input/output error"))
     assert message_of(lambda: prepare_dataset("noise", root, path=archive)) == (
         f"{archive} cannot be read (Input/output error); mend its permissions, or give a copy that "
         "can be read"
     )
     assert list((root / "noise").iterdir()) == []
+
+
+def test_an_image_that_cannot_be_read_is_named(root: Path, birds: Path) -> None:
+    path = birds / "owl" / "1.png"
+    path.write_bytes(path.read_bytes()[:40])
+    message = message_of(lambda: prepare_dataset("my-birds", root, path=birds, folder=True))
+    assert message.startswith(f"{path} is not a readable image (")
+    assert message.endswith("; replace or remove it")
 
 
 @pytest.mark.parametrize("closed", [".", "owl"])
@@ -442,48 +483,11 @@ def test_a_folder_that_may_not_be_read_is_named(
     )
 
 
-@pytest.mark.parametrize("folder", [None, "/tmp"])
-def test_a_temporary_folder_that_cannot_be_written_is_named(
-    monkeypatch: pytest.MonkeyPatch, folder: str | None
-) -> None:
-    def refuse() -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    monkeypatch.setattr(tempfile, "tempdir", folder)
-    assert message_of(lambda: ImageSpool(ImageFormat(8, 1))) == (
-        f"cannot write to the temporary folder{f' {folder}' if folder else ''} (No space left on "
-        "device); make room there, or set TMPDIR to another folder"
-    )
-
-
 def test_a_data_root_that_is_a_file_is_named(root: Path, archive: Path) -> None:
     root.write_text("", encoding="utf-8")
     message = message_of(lambda: prepare_dataset("noise", root, path=archive))
     assert message.startswith(f"cannot prepare 'noise' in {root / 'noise' / '12'} (")
     assert message.endswith("choose a folder you may write to with --data-root")
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_sigterm_is_obeyed_where_its_exit_is_lost(root: Path) -> None:
-    """An exception in a call from C++ goes nowhere; FreeType reads fonts by such calls."""
-
-    class InCpp:
-        def __del__(self) -> None:  # whose exceptions are lost likewise
-            signal.raise_signal(signal.SIGTERM)
-
-    asked: list[int] = []
-
-    def once(done: int, of: int | None) -> None:
-        if not asked:
-            asked.append(1)
-            InCpp()
-
-    with pytest.raises(SystemExit) as stopped:
-        prepare_dataset("glyphs", root, progress=once)
-    assert asked
-    assert stopped.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 # Downloading
@@ -528,10 +532,10 @@ def test_several_archives_are_handed_on_as_their_folder(root: Path, downloads: l
 def test_what_is_not_published_is_not_downloaded(root: Path) -> None:
     DATASETS["noise"] = noise(archives=())
     assert message_of(lambda: download_dataset("noise", root)) == (
-        "dataset 'noise' is not published for download; use --from PATH"
+        "dataset 'noise' is not published for download; leave out --download"
     )
     assert message_of(lambda: download_dataset("glyphs", root)) == (
-        "dataset 'glyphs' is drawn, not downloaded; leave out --download"
+        "dataset 'glyphs' is not published for download; leave out --download"
     )
     assert message_of(lambda: download_dataset("nois", root)).startswith(
         "there is no dataset 'nois'; did you mean 'noise'?"

@@ -17,7 +17,7 @@ from PIL import Image, ImageFont
 from gradshare.errors import DataError
 from gradshare.tasks import glyphs
 from gradshare.tasks.glyphs import Letter
-from gradshare.tasks.store import ClassImages
+from gradshare.tasks.writing import ClassImages
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 

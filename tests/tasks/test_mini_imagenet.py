@@ -13,21 +13,20 @@ import h5py
 import numpy as np
 import pytest
 
-from gradshare.errors import DataError
 from gradshare.tasks.hdf5 import cache_files
-from gradshare.tasks.images import ImageFormat
-from gradshare.tasks.mini_imagenet import CLASSES, MINI_IMAGENET, detect, read
+from gradshare.tasks.images import ImageFormat, read_image
+from gradshare.tasks.mini_imagenet import CLASSES, MINI_IMAGENET
 from tests.tasks.archive_builders import (
-    by_class,
     encoded,
     make_folder,
     make_tar,
     make_zip,
     pixels,
+    prepared_classes,
     real_data,
+    refusal_to_prepare,
 )
 
-FORM = ImageFormat(size=8, channels=3)
 IMAGES_PER_CLASS = 3
 
 
@@ -144,40 +143,27 @@ def folders_with_validation(folder: Path) -> Path:
     return folders(folder, val="validation")
 
 
-LAYOUTS: dict[Callable[[Path], Path], str] = {
-    csv_with_a_tar_a_split: "csv",
-    csv_with_one_archive: "csv",
-    csv_with_a_zip: "csv",
-    csv_with_a_folder: "csv",
-    pickles: "pickle",
-    pickles_of_learn2learn: "pickle",
-    torchmeta: "hdf5",
-    folders: "folders",
-    folders_with_validation: "folders",
-}
+LAYOUTS = [
+    *(csv_with_a_tar_a_split, csv_with_one_archive, csv_with_a_zip, csv_with_a_folder),
+    *(pickles, pickles_of_learn2learn, torchmeta, folders, folders_with_validation),
+]
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(DataError) as error:
-        list(read(path, FORM))
-    return str(error.value)
+    return refusal_to_prepare("mini-imagenet", path)
 
 
-@pytest.mark.parametrize(("make", "name"), LAYOUTS.items())
-def test_every_layout_gives_the_same_classes(
-    tmp_path: Path, make: Callable[[Path], Path], name: str
-) -> None:
-    path = make(tmp_path)
-    assert detect(path).name == name
-    found = by_class(read(path, FORM))
+@pytest.mark.parametrize("make", LAYOUTS)
+def test_every_layout_gives_the_same_classes(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    found = prepared_classes("mini-imagenet", make(tmp_path))
     assert found == EXPECTED
     assert list(found) == list(EXPECTED), "sorted, so that episodes do not depend on the layout"
 
 
-@pytest.mark.parametrize("make", [csv_with_a_folder, pickles, torchmeta, folders])
+@pytest.mark.parametrize("make", [csv_with_a_folder, pickles])
 def test_every_layout_is_resized(tmp_path: Path, make: Callable[[Path], Path]) -> None:
-    form = ImageFormat(size=5, channels=3, resize="center-crop")
-    assert all(item.images.shape == (3, 3, 5, 5) for item in read(make(tmp_path), form))
+    found = prepared_classes("mini-imagenet", make(tmp_path), size=9, resize="center-crop")
+    assert all(shape == (3, 3, 9, 9) for shape, _ in found.values())
 
 
 def test_knows_itself() -> None:
@@ -204,7 +190,6 @@ def test_lists_the_layouts_where_there_is_none(tmp_path: Path) -> None:
         f"{tmp_path} is not a complete copy of mini-ImageNet: found images.rar, photos/; {ACCEPTED}"
         == refusal(tmp_path)
     )
-    assert f"{tmp_path / 'x'} does not exist; {ACCEPTED}" == refusal(tmp_path / "x")
     assert f"{tmp_path / 'images.rar'} is a file, not a folder; unpack it; {ACCEPTED}" == refusal(
         tmp_path / "images.rar"
     )
@@ -225,14 +210,14 @@ def test_names_what_a_layout_lacks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name,class\na.jpg,a\n", "line 1 of {}: the columns are 'name,class', not 'filename,lab"),
-        ("", "line 1 of {}: the columns are '', not 'filename,label'"),
-        ("filename,label\na.jpg,a\nb.jpg\n", "line 3 of {}: it has 1 columns, not 2"),
-        ("filename,label\na.jpg,\n", "line 2 of {}: 'a.jpg','' is not a file name and a class"),
-        ("filename,label\n\n../a.jpg,a\n", "line 3 of {}: '../a.jpg','a' is not a file name"),
+        ("name,class\na.jpg,a\n", "line 1 of {}: the columns are not 'filename,label'"),
+        ("", "line 1 of {}: the columns are not 'filename,label'"),
+        ("filename,label\na.jpg,a\nb.jpg\n", "line 3 of {}: it does not have one file name and"),
+        ("filename,label\na.jpg,a,b\n", "line 2 of {}: it does not have one file name and one"),
+        ("filename,label\na.jpg,\n", "line 2 of {}: it does not have one file name and one class"),
+        ("filename,label\n\n../a.jpg,a\n", "line 3 of {}: it does not have one file name"),
         ("filename,label\na.jpg,a\na.jpg,b\n", "line 3 of {}: 'a.jpg' is listed twice"),
         ('filename,label\n"a.jpg,a\n', "line 2 of {}: unexpected end of data"),
-        ("filename,label\na.jpg,\xe9\n", "line 2 of {}: it is not UTF-8 text"),
     ],
 )
 def test_names_the_line_of_a_mistake_in_a_table(tmp_path: Path, text: str, said: str) -> None:
@@ -251,13 +236,16 @@ def test_reads_tables_with_other_columns_and_line_ends(tmp_path: Path) -> None:
         lines = [",label,filename"]
         lines += [f"{i},{name[:5]},{name}" for i, name in enumerate(files_of(split))]
         path.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
-    assert by_class(read(tmp_path, FORM)) == EXPECTED
+    assert prepared_classes("mini-imagenet", tmp_path) == EXPECTED
 
 
-def test_names_a_web_page_in_place_of_a_table(tmp_path: Path) -> None:
+def test_names_what_is_no_table(tmp_path: Path) -> None:
     csv_with_a_folder(tmp_path)
-    (tmp_path / "test.csv").write_text("<!DOCTYPE html>")
-    assert f"{tmp_path / 'test.csv'} is a web page, not a table of file names" in refusal(tmp_path)
+    path = tmp_path / "test.csv"
+    path.write_text("<!DOCTYPE html>")
+    assert f"{path} is a web page, not a table of file names" in refusal(tmp_path)
+    path.write_bytes(b"filename,label\na.jpg,\xe9\n")
+    assert f"{path} is not readable as UTF-8 text ('utf-8' codec can't" in refusal(tmp_path)
 
 
 def test_names_images_that_the_tables_list_and_that_are_not_there(tmp_path: Path) -> None:
@@ -265,8 +253,8 @@ def test_names_images_that_the_tables_list_and_that_are_not_there(tmp_path: Path
     for number in (1, 2):
         (tmp_path / "images" / f"n0000{number:08}.jpg").unlink()
     assert (
-        f"{tmp_path / 'images'} lacks 2 of the 300 images that the tables list, among them "
-        "'n000000000001.jpg'; add them, or remove their lines from the tables"
+        f"{tmp_path} lacks 2 of the 192 images that train.csv lists, among them "
+        "'n000000000001.jpg'; add them, or remove their lines from the table"
     ) == refusal(tmp_path)
 
 
@@ -284,10 +272,9 @@ def test_refuses_other_splits(
     make(tmp_path)
     message = refusal(tmp_path)
     assert (
-        "has 15 classes in 'val', Ravi and Larochelle's split of mini-ImageNet has 16; get a "
-        "complete copy with that split"
-    ) in message
-    assert str(tmp_path) in message
+        f"{tmp_path} has 15 classes in 'val', the published split has 16; get a complete copy with "
+        "that split"
+    ) == message
 
 
 @pytest.mark.parametrize("make", [pickles, torchmeta, folders])
@@ -299,9 +286,9 @@ def test_refuses_overlapping_splits(
     monkeypatch.setitem(SPLITS, "test", test)
     make(tmp_path)
     assert (
-        f"has class {shared!r} in both 'train' and 'test': test classes must not be trained on; "
-        "get a copy with Ravi and Larochelle's split"
-    ) in refusal(tmp_path)
+        f"class {shared!r} of {tmp_path} is in 'train' and in 'test': splits must not overlap; "
+        "give it to one of them"
+    ) == refusal(tmp_path)
 
 
 GOOD = np.zeros((4, 8, 8, 3), np.uint8)
@@ -310,12 +297,12 @@ GOOD = np.zeros((4, 8, 8, 3), np.uint8)
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ([1], "it has list, not 'image_data' and 'class_dict'"),
-        ({"images": 1}, "it has 'images', not 'image_data' and 'class_dict'"),
-        ({"image_data": [1], "class_dict": {}}, "'image_data' is list, not uint8 (N, height"),
-        ({"image_data": GOOD / 1, "class_dict": {}}, "'image_data' is float64 (4, 8, 8, 3), not"),
-        ({"image_data": GOOD[..., 0], "class_dict": {}}, "'image_data' is uint8 (4, 8, 8), not"),
-        ({"image_data": GOOD, "class_dict": []}, "'class_dict' is list"),
+        ([1], "'image_data' is not uint8 (N, height, width, 3)"),
+        ({"images": 1}, "'image_data' is not uint8 (N, height, width, 3)"),
+        ({"image_data": [1], "class_dict": {}}, "'image_data' is not uint8 (N, height"),
+        ({"image_data": GOOD / 1, "class_dict": {}}, "'image_data' is not uint8 (N, height"),
+        ({"image_data": GOOD[..., 0], "class_dict": {}}, "'image_data' is not uint8 (N, height"),
+        ({"image_data": GOOD, "class_dict": []}, "'class_dict' is not a dictionary"),
         (
             {"image_data": GOOD, "class_dict": {"a": [4]}},
             "class 'a' is not a list of rows of the 4",
@@ -344,18 +331,28 @@ def test_names_an_empty_class_folder(tmp_path: Path) -> None:
     folders(tmp_path)
     for image in (tmp_path / "val" / "n1003").iterdir():
         image.unlink()
-    assert f"{tmp_path / 'val' / 'n1003'} has no images; add some, or get a complete copy" == (
+    assert f"class folder {tmp_path / 'val' / 'n1003'} has no images; put images" in (
         refusal(tmp_path)
     )
 
 
-def test_the_real_mini_imagenet() -> None:
+def test_names_an_image_by_its_archive(tmp_path: Path) -> None:
+    csv_with_a_tar_a_split(tmp_path)
+    path = tmp_path / "images-train.tar"
+    make_tar(path, in_images(dict.fromkeys(files_of("train"), b"no image")))
+    assert refusal(tmp_path).startswith(
+        f"{path}/images/n000000000000.jpg is not a readable image ("
+    )
+
+
+def test_the_real_mini_imagenet(tmp_path: Path) -> None:
     """A complete copy has 600 images of each class, the development copy the first 300."""
-    classes: Counter[str] = Counter()
-    for item in read(real_data("mini-imagenet"), ImageFormat(size=16, channels=3)):
-        classes[item.split] += 1
-        assert len(item.images) in (300, 600)
-        assert item.images.shape[1:] == (3, 16, 16)
+    assert MINI_IMAGENET.read is not None
+    found = MINI_IMAGENET.read(real_data("mini-imagenet"), tmp_path)
+    assert Counter(item.split for item in found) == CLASSES
+    assert {len(item.images) for item in found} <= {300, 600}
+    for item in found:
         assert item.name.startswith("n")
-        assert 10 < item.images.std() < 120
-    assert classes == CLASSES
+        image = read_image(item.images[0], "", ImageFormat(size=16, channels=3))
+        assert image.shape == (3, 16, 16)
+        assert 10 < image.std() < 120

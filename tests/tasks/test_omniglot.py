@@ -6,24 +6,20 @@ import hashlib
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from gradshare.errors import DataError
 from gradshare.tasks import omniglot
-from gradshare.tasks.images import ImageFormat
-from gradshare.tasks.omniglot import OMNIGLOT, SPLIT_SIZES, read, split
-from gradshare.tasks.store import ClassImages
+from gradshare.tasks.images import ImageFormat, read_image
+from gradshare.tasks.omniglot import OMNIGLOT, SPLIT_SIZES, split
 from tests.tasks.archive_builders import (
-    by_class,
     encoded,
     make_folder,
     make_zip,
     pixels,
+    prepared_classes,
     real_data,
+    refusal_to_prepare,
 )
-
-FORM = ImageFormat(size=8, channels=1)
 
 # Twenty drawings in turn make all characters.
 DRAWINGS = [encoded(pixels(i)[..., 0]) for i in range(20)]
@@ -56,35 +52,24 @@ def make_archives(folder: Path, background: dict[str, bytes], evaluation: dict[s
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(DataError) as error:
-        list(read(path, FORM))
-    return str(error.value)
+    return refusal_to_prepare("omniglot", path)
 
 
-def test_reads_the_two_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(omniglot, "DRAWINGS", 2)
-    background = part_files("images_background", 0, 964, drawings=2)
-    evaluation = part_files("images_evaluation", 964, 659, drawings=2)
-    classes = list(read(make_archives(tmp_path, background, evaluation), FORM))
-    assert Counter(item.split for item in classes) == SPLIT_SIZES
-    assert all(item.images.shape == (2, 1, 8, 8) for item in classes)
-    found = {item.name: item for item in classes}
-    # The images of a class stand in the order of their names.
-    images = found["Alphabet_0/character02"].images
-    assert np.array_equal(images[0, 0], pixels(1)[..., 0])
-    assert np.array_equal(images[1, 0], pixels(2)[..., 0])
-
-
-def test_a_folder_unpacked_from_an_archive_reads_the_same(
+def test_two_archives_and_what_they_unpack_to_read_the_same(
     tmp_path: Path, small: tuple[dict[str, bytes], dict[str, bytes]]
 ) -> None:
     archives = make_archives(make_folder(tmp_path / "zip", {}), *small)
     shuffled = dict(reversed(small[0].items()))
     mixed = make_folder(tmp_path / "mixed", shuffled)
     make_zip(mixed / "images_evaluation.zip", small[1])
-    classes = by_class(read(archives, FORM))
-    assert len(classes) == 10
-    assert by_class(read(mixed, FORM)) == classes
+    classes = prepared_classes("omniglot", archives)
+    assert Counter(part for part, _name in classes) == {"train": 5, "val": 2, "test": 3}
+    assert {shape for shape, _ in classes.values()} == {(20, 1, 8, 8)}
+    images_of = {name: images for (_part, name), (_, images) in classes.items()}
+    # The images of a class are in the order of their names.
+    expected = [pixels((1 + i) % 20)[..., 0].tobytes() for i in range(20)]
+    assert images_of["Alphabet_0/character02"] == b"".join(expected)
+    assert prepared_classes("omniglot", mixed) == classes
 
 
 def test_the_split_is_dealt_out_by_the_digest_of_the_names() -> None:
@@ -111,12 +96,11 @@ def test_turns_classes_and_verifies_what_it_downloads() -> None:
     assert all(archive.md5 for archive in OMNIGLOT.archives)
 
 
-def test_names_what_is_missing(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "x").startswith(f"{tmp_path / 'x'} is not there; Omniglot is read")
-    archive = make_zip(tmp_path / "images_background.zip", {})
-    assert "is a file; Omniglot is read from the folder that holds images_background.zip" in (
-        refusal(archive)
-    )
+def test_names_what_is_missing(
+    tmp_path: Path, small: tuple[dict[str, bytes], dict[str, bytes]]
+) -> None:
+    archive = make_zip(tmp_path / "images_background.zip", small[0])
+    assert refusal(archive).endswith(" It is no folder")
     assert (
         f"{tmp_path} has no images_evaluation.zip and no folder images_evaluation; Omniglot is "
         "read from the folder that holds images_background.zip and images_evaluation.zip, or what "
@@ -141,35 +125,31 @@ def test_refuses_an_incomplete_part(
     ) == refusal(tmp_path)
 
 
-def test_names_a_damaged_drawing(tmp_path: Path) -> None:
-    name = "images_background/Greek/character01/0001_01.png"
-    make_zip(tmp_path / "images_background.zip", {name: b"\x89PNG"})
-    make_zip(tmp_path / "images_evaluation.zip", {})
-    assert f"{name} in {tmp_path / 'images_background.zip'} is not a readable image" in refusal(
-        tmp_path
-    )
+def test_names_a_damaged_drawing(
+    tmp_path: Path, small: tuple[dict[str, bytes], dict[str, bytes]]
+) -> None:
+    name = "images_background/Alphabet_0/character03/0002_07.png"
+    make_archives(tmp_path, small[0] | {name: b"\x89PNG"}, small[1])
+    archive = tmp_path / "images_background.zip"
+    assert refusal(tmp_path).startswith(f"{archive}/{name} is not a readable image (")
 
 
-@pytest.fixture(scope="module")
-def real() -> list[ClassImages]:
-    return list(read(real_data("omniglot"), ImageFormat(size=28, channels=1)))
-
-
-def test_the_real_omniglot(real: list[ClassImages]) -> None:
-    assert Counter(item.split for item in real) == SPLIT_SIZES
-    assert all(item.images.shape == (20, 1, 28, 28) for item in real)
-    alphabets = {item.name.split("/")[0] for item in real}
-    assert len(alphabets) == 50
-    for part in SPLIT_SIZES:
-        # Black strokes on white.
-        assert np.mean([item.images.mean() for item in real if item.split == part]) > 200
-
-
-def test_the_real_split_stays_as_it_is(real: list[ClassImages]) -> None:
+def test_the_real_omniglot_and_its_split(tmp_path: Path) -> None:
     """Results under another split would not be comparable: this must never change."""
-    names = [f"{item.split} {item.name}" for item in real]
+    assert OMNIGLOT.read is not None
+    found = OMNIGLOT.read(real_data("omniglot"), tmp_path)
+    assert Counter(item.split for item in found) == SPLIT_SIZES
+    assert {len(item.images) for item in found} == {20}
+    assert len({item.name.split("/")[0] for item in found}) == 50
+    names = [
+        f"{part} {name}"
+        for part in SPLIT_SIZES
+        for name in sorted(item.name for item in found if item.split == part)
+    ]
     assert names[0] == "train Alphabet_of_the_Magi/character02"
     assert names[1150] == "val Anglo-Saxon_Futhorc/character02"
     assert names[1200] == "test Alphabet_of_the_Magi/character01"
     digest = "b47afec4bb244b17f6cae66a0397a86f74c42bea8b462f4383d1f29a7fbe7f1e"
     assert hashlib.sha256("\n".join(names).encode()).hexdigest() == digest
+    drawing = read_image(found[0].images[0], "", ImageFormat(size=28, channels=1))
+    assert drawing.mean() > 200, "black strokes on white"

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from gradshare.errors import DataError
 from gradshare.tasks import ImageTasks
-from gradshare.tasks.store import SPLITS, ClassImages, ImageStore, write_store
+from gradshare.tasks.store import SPLITS, ImageStore
+from gradshare.tasks.writing import ClassImages, write_store
 from tests.tasks.builders import random_classes, random_images, random_store
 
 COUNTS = {"train": [3, 1], "val": [2], "test": [2, 2]}
@@ -172,8 +173,8 @@ def test_a_store_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     [
         (
             ClassImages("test", "train class 0", random_images(2)),
-            "class 'train class 0' stands twice, in 'train' and in 'test': splits must not "
-            "overlap; give it to one of them",
+            "class 'train class 0' is in 'train' and in 'test': splits must not overlap; give it "
+            "to one of them",
         ),
         (
             ClassImages("dev", "a", random_images(2)),
@@ -218,39 +219,46 @@ def test_classes_that_do_not_fit_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_may_be_tensors_and_a_source_has_to_be_json(tmp_path: Path) -> None:
+def test_images_may_be_tensors_and_a_source_may_hold_paths(tmp_path: Path) -> None:
     classes = [
         ClassImages(one.split, one.name, torch.from_numpy(one.images))  # type: ignore[arg-type]
         for one in random_classes(COUNTS)
     ]
     store = write(tmp_path / "4", classes)
     assert store.sha256 == write(tmp_path / "5", random_classes(COUNTS)).sha256
-    with pytest.raises(DataError) as caught:
-        write_store(
-            tmp_path / "6", (), name="x", rotate_classes=False, source={"from": Path("there")}
-        )
-    assert str(caught.value).startswith("source {'from': PosixPath('there')} is not JSON: ")
-    assert not (tmp_path / "6").exists()
+    source = {"from": Path("there")}
+    classes = random_classes(COUNTS)
+    store = write_store(tmp_path / "6", classes, name="x", rotate_classes=False, source=source)
+    assert store.source == {"from": "there"}
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"name": 7}, "name is 7; give a str"),
-        ({"rotate_classes": "yes"}, "rotate_classes is 'yes'; give a bool"),
+        (
+            {"name": 7},
+            "the store's index cannot be written (name: Input should be a valid string); correct "
+            "it",
+        ),
+        (
+            {"rotate_classes": "yes"},
+            "the store's index cannot be written (rotate_classes: Input should be a valid "
+            "boolean); correct it",
+        ),
+        ({"source": {"a": object()}}, "the store's index cannot be written (Unable to serialize"),
         ({"class_name": 3}, "a class has the name 3; give a str"),
     ],
 )
 def test_what_would_not_open_again_is_not_written(
     given: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    first = random_classes(COUNTS)[0]
+    first, *others = random_classes(COUNTS)
     named = dataclasses.replace(first, name=given.get("class_name", first.name))
-    options = {"name": "n", "rotate_classes": False, **given}
+    options = {"name": "n", "rotate_classes": False, "source": {}, **given}
     options.pop("class_name", None)
     with pytest.raises(DataError) as caught:
-        write_store(tmp_path / "4", [named], source={}, **options)
-    assert str(caught.value) == message
+        write_store(tmp_path / "4", [named, *others], **options)
+    assert str(caught.value).startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -320,7 +328,14 @@ def test_an_index_without_an_entry_is_damaged(stored: Path, key: str) -> None:
 @pytest.mark.parametrize("entry", [{"start": 9, "count": 5}, {"start": -1, "count": 2}])
 def test_rows_outside_the_images_are_named(stored: Path, entry: dict[str, int]) -> None:
     edit_index(stored, splits={"train": [{"name": "a", **entry}], "val": [], "test": []})
-    assert "split 'train' names rows outside the 10 images" in refused(stored)
+    assert "class 'a' has rows outside the 10 images" in refused(stored)
+
+
+def test_classes_that_share_images_are_named(stored: Path) -> None:
+    index = json.loads((stored / "index.json").read_text(encoding="utf-8"))
+    index["splits"]["test"][0]["start"] -= 1
+    edit_index(stored, splits=index["splits"])
+    assert "classes 'val class 0' and 'test class 0' share images" in refused(stored)
 
 
 def test_a_truncated_array_is_damaged(stored: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from gradshare.cli.options import (
     GroupedCommand,
@@ -20,12 +19,11 @@ from gradshare.cli.options import (
     resume_option,
     run_options,
 )
-from gradshare.cli.printing import print_line
 from gradshare.comparison.compare import Comparison, run_plan
 from gradshare.comparison.report import write_report
 from gradshare.comparison.results import load_results
-from gradshare.config import ARM_FIELDS, RunConfig
 from gradshare.config.comparing import plan_of
+from gradshare.config.settings import ARM_FIELDS, RunConfig
 from gradshare.errors import ConfigError
 from gradshare.executors import RayExecutor, slurm_executor
 from gradshare.training.machine import cores
@@ -100,7 +98,6 @@ def compare_command(
 
     All arms are trained on the same tasks from the same initialisation.
     """
-    console = Console()
     for option, given, readers in (
         ("--ray-address", ray_address, ["ray"]),
         ("--slurm", slurm, ["slurm"]),
@@ -117,10 +114,9 @@ def compare_command(
         )
     threads = config.threads or cpus or 0
     plan = replace(plan_of(config, control=control, seeds=seeds), threads=threads)
-    print_line(
-        console,
+    click.echo(
         f"{', '.join(plan.arms)}: {len(plan.runs)} runs of {config.epochs} epochs of "
-        f"{config.iterations_per_epoch} iterations on {config.dataset}; everything goes to {out}.",
+        f"{config.iterations_per_epoch} iterations on {config.dataset}; everything goes to {out}."
     )
     where: Any = None
     if executor == "local":
@@ -135,7 +131,7 @@ def compare_command(
             slurm["gpus_per_node"] = int(gpus) if gpus.is_integer() else gpus
         where = slurm_executor(out / ".slurm", out.name, slurm)
     if where is not None:
-        print_line(console, "The arms are tried on a first worker before the runs begin.")
+        click.echo("The arms are tried on a first worker before the runs begin.")
         retries = REMOTE_RETRIES if retries is None else retries
     comparison = run_plan(
         plan,
@@ -145,9 +141,9 @@ def compare_command(
         retries=retries or 0,
         resume=resume == "auto",
         settings=config.model_dump(mode="json", exclude=set(ARM_FIELDS)),
-        commands=commands(config),
+        commands=_commands(config),
     )
-    show(comparison, console)
+    _show(comparison)
 
 
 @click.command(name="report")
@@ -157,16 +153,15 @@ def report_command(comparison: Path) -> None:
     results = load_results(comparison)
     home = comparison.parent if comparison.is_file() else comparison
     write_report(results, home)
-    show(Comparison(home, results), Console())
+    _show(Comparison(home, results))
 
 
-def show(comparison: Comparison, console: Console) -> None:
+def _show(comparison: Comparison) -> None:
     """Print the table, the verdict and where the report is."""
-    print_line(console, str(comparison))
-    print_line(console, f"\nReport: {comparison.path / 'report.html'}")
+    click.echo(f"{comparison}\n\nReport: {comparison.path / 'report.html'}")
 
 
-def commands(config: RunConfig) -> list[str]:
+def _commands(config: RunConfig) -> list[str]:
     """What reproduces this: preparing the data, and the command itself."""
     words = ["gradshare", *sys.argv[1:]]
     if "--data-root" not in words:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import click
+import yaml
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,8 +26,6 @@ from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
 from gradshare.errors import DataError
 from gradshare.tasks.contact_sheet import contact_sheet
 from gradshare.tasks.datasets import (
-    DATASETS,
-    DEFAULT_DATA_ROOT,
     IMAGE_SIZES,
     check_name,
     download_dataset,
@@ -38,6 +36,7 @@ from gradshare.tasks.datasets import (
 from gradshare.tasks.download import OnProgress
 from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import Resize
+from gradshare.tasks.registry import DATASETS, DEFAULT_DATA_ROOT
 from gradshare.tasks.store import ImageStore
 
 Option = Callable[[Callable[..., None]], Callable[..., None]]
@@ -174,7 +173,7 @@ def show(
     out = out or Path(f"{store.name}-{store.path.name}.png")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(store).save(out, format="PNG")
+        contact_sheet(store).savefig(out, format="png", dpi=120, bbox_inches="tight")
     except OSError as error:
         raise DataError(
             f"cannot write the contact sheet to {out} ({error}); choose another --out"
@@ -202,21 +201,7 @@ def _print_contents(store: ImageStore) -> None:
     click.echo(f"Pixels of train, in [0, 1]: mean {mean}, standard deviation {std}")
     if store.rotate_classes:
         click.echo("Training episodes turn each class by a random multiple of 90°")
-    click.echo("Source:")
-    for key, value in store.source.items():
-        click.echo(f"  {key}: {_in_words(value)}")
-
-
-def _in_words(value: Any) -> str:
-    """A value of a store's record, which is JSON."""
-    if isinstance(value, dict):
-        return ", ".join(
-            f"{key} ({_in_words(item)})" if isinstance(item, dict) else f"{key} {_in_words(item)}"
-            for key, item in value.items()
-        )
-    if isinstance(value, list):
-        return ", ".join(_in_words(item) for item in value)
-    return str(value)
+    click.echo(yaml.safe_dump(dict(store.source), sort_keys=False, allow_unicode=True).rstrip())
 
 
 @contextlib.contextmanager

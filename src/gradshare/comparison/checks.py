@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradshare.comparison.collecting import is_finished
 from gradshare.comparison.plan import Plan
-from gradshare.comparison.results import MetricFacts, is_finished
+from gradshare.comparison.results import MetricFacts
 from gradshare.errors import ConfigError
 from gradshare.methods import Learner
 from gradshare.training.checks import initial_state

@@ -16,16 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from gradshare.comparison.checks import Tried, learners_of, tried, unfinished
+from gradshare.comparison.collecting import results_of
 from gradshare.comparison.plan import RUNS, Factory, Plan, seeds_from
-from gradshare.comparison.results import (
-    FILENAME,
-    Results,
-    load_results,
-    results_of,
-    save_results,
-)
+from gradshare.comparison.results import FILENAME, Results, load_results, save_results
 from gradshare.comparison.running import Runner, WatchAll
-from gradshare.comparison.table import arm_rows, as_text
+from gradshare.comparison.table import as_text
 from gradshare.comparison.verdict import Verdict, verdict
 from gradshare.comparison.yardsticks import yardsticks
 from gradshare.errors import ConfigError, require_choice, require_count
@@ -61,8 +56,7 @@ class Comparison:
 
     def __str__(self) -> str:
         """The table, the verdict and the notes."""
-        table = as_text(arm_rows(self.results))
-        return "\n".join((table, "", str(self.verdict), *self.results.notes))
+        return as_text(self.results)
 
     def to_pandas(self) -> Any:
         """`results.table()` as a DataFrame."""
@@ -122,7 +116,7 @@ def compare(
         RunError: the folder cannot be used, or some runs failed, with the others saved.
         RunStoppedError: Ctrl-C or SIGTERM; each run has saved what it had.
     """
-    made = Options.of(**options)
+    made = Options(**options)
     require_choice("resume", resume, Resume)
     plan = Plan(
         arms,

@@ -20,11 +20,9 @@ from gradshare.tasks.drawing import (
     draw_classes,
     generator,
     require_enough,
-    split_codes,
-    with_settings,
+    split_source,
 )
 
-_SETTINGS = ("ways", "shots", "queries")
 _ATTEMPTS = 1000
 
 
@@ -72,8 +70,7 @@ class ClassTasks:
         self._counts = np.bincount(codes)
         self._starts = self._counts.cumsum() - self._counts
         self._name = "the data"
-        self.ways, self.shots, self.queries = ways, shots, queries
-        self._check()
+        self._set(ways, shots, queries)
 
     @classmethod
     def load(cls, path: str | Path, **options: int) -> ClassTasks:
@@ -102,20 +99,13 @@ class ClassTasks:
             ConfigError: the shares do not add up to 1.
             DataError: a split has fewer classes than ways.
         """
-        parts = []
-        for number, codes in enumerate(split_codes(len(self.classes), shares, seed), 1):
-            part = copy.copy(self)
-            part.classes = tuple(self.classes[code] for code in codes)
-            part._starts, part._counts = self._starts[codes], self._counts[codes]
-            part._name = f"split {number} of {len(shares)}"
-            part._check()
-            parts.append(part)
-        return tuple(parts)
+        return split_source(self, "classes", shares, seed)
 
     def replace(self, **changes: int) -> ClassTasks:
         """The same data with other ways, shots or queries."""
-        changed = with_settings(self, _SETTINGS, changes)
-        changed._check()
+        settings = {"ways": self.ways, "shots": self.shots, "queries": self.queries}
+        changed = copy.copy(self)
+        changed._set(**settings | changes)
         return changed
 
     @property
@@ -139,6 +129,12 @@ class ClassTasks:
             take(self._examples.x, rows[:, :, self.shots :].reshape(tasks, -1)),
             class_labels(tasks, self.ways, self.queries),
         )
+
+    def classes_of(self, index: int) -> tuple[Any, ...]:
+        """The classes of a task's labels 0 … ways - 1."""
+        rows = self._draw(generator(index))[:, 0]
+        codes = np.searchsorted(self._starts, rows, side="right") - 1
+        return tuple(self.classes[code] for code in codes)
 
     def _draw(self, random: np.random.Generator) -> Rows:
         """Rows (ways, shots + queries) of the order by class."""
@@ -165,6 +161,10 @@ class ClassTasks:
             f"{self.shots} shots and {self.queries} queries of each, in {_ATTEMPTS} draws; lower "
             "ways, shots or queries, or use smaller groups"
         )
+
+    def _set(self, ways: int, shots: int, queries: int) -> None:
+        self.ways, self.shots, self.queries = ways, shots, queries
+        self._check()
 
     def _check(self) -> None:
         require_enough(self._name, self.classes, self._counts, self.ways, self.shots, self.queries)

@@ -6,8 +6,8 @@ CNS-TR-2011-001 (2011); data.caltech.edu/records/65de6-vp158.
 Layouts read:
 
 - the authors' archive `CUB_200_2011.tgz`, or a folder that holds it;
-- the folder `CUB_200_2011` unpacked from it, or one that holds that folder. Within both:
-  `images/<NNN.Class_name>/*.jpg`;
+- the folder `CUB_200_2011` unpacked from it, with `images/<NNN.Class_name>/*.jpg`, or a folder
+  that holds that folder;
 - torchmeta's cache, `{train,val,test}_data.hdf5` and `{train,val,test}_labels.json` in the folder
   or in its folder `cub`.
 
@@ -19,42 +19,37 @@ torchmeta, and of Chen et al., "A Closer Look at Few-shot Classification". Other
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable
+from pathlib import Path
 
 from gradshare.errors import DataError
 from gradshare.tasks import hdf5
-from gradshare.tasks.archives import find_archive, is_image, listing, members
-from gradshare.tasks.dataset import Archive, Dataset
-from gradshare.tasks.images import ImageFormat
-from gradshare.tasks.spool import ImageSpool
-from gradshare.tasks.store import SPLITS, ClassImages
+from gradshare.tasks.archives import find_archive, listing, unpacked
+from gradshare.tasks.dataset import Archive, Dataset, FoundClass
+from gradshare.tasks.folder import class_folders, image_files
+from gradshare.tasks.store import SPLITS
 
 CLASSES = 200
 
 
-def read(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
-    """Read all classes.
+def find(path: Path, scratch: Path) -> list[FoundClass]:
+    """Find the 200 classes, named as `001.Black_footed_Albatross`.
 
     Args:
         path: an archive or folder as described above.
-        form: what every image is turned into.
-
-    Yields:
-        The 200 classes, named as `001.Black_footed_Albatross`.
+        scratch: see `Reader`.
 
     Raises:
-        DataError: none of the layouts is there, or what is there is damaged or incomplete.
+        DataError: there is none of the layouts, or it is damaged or incomplete.
     """
-    cache = _cache_folder(path)
-    if cache:
-        yield from _read_cache(cache, form)
-        return
-    place = _find(path)
-    with ImageSpool(form) as spool:
-        for member in members(place, _is_photograph):
-            spool.add(member.name.parts[-2], member)
-        yield from spool.classes(split(spool.counts(), place))
+    for folder in (path, path / "cub"):
+        if all(file.is_file() for part in SPLITS for file in hdf5.cache_files(folder, part)):
+            return _find_cached(folder)
+    folders = {folder.name: folder for folder in class_folders(_images(path, scratch))}
+    return [
+        FoundClass(part, name, image_files(folders[name]))
+        for name, part in split(folders, path).items()
+    ]
 
 
 def split(class_names: Iterable[str], where: Path) -> dict[str, str]:
@@ -62,7 +57,7 @@ def split(class_names: Iterable[str], where: Path) -> dict[str, str]:
 
     Args:
         class_names: as the folders are called.
-        where: for the error.
+        where: what they were found in, for the message.
 
     Raises:
         DataError: there are not 200.
@@ -70,53 +65,38 @@ def split(class_names: Iterable[str], where: Path) -> dict[str, str]:
     ordered = sorted(class_names)
     if len(ordered) != CLASSES:
         raise DataError(
-            f"{where} has {len(ordered)} class folders with images, CUB-200-2011 has {CLASSES} "
-            "and its split counts on all of them; unpack or download CUB_200_2011.tgz again"
+            f"{where} has {len(ordered)} class folders, CUB-200-2011 has {CLASSES} and its split "
+            "counts on all of them; unpack or download CUB_200_2011.tgz again"
         )
     return {name: ("train", "val", "train", "test")[i % 4] for i, name in enumerate(ordered)}
 
 
-def _find(path: Path) -> Path:
-    """The archive, or the unpacked folder."""
-    if path.is_file() or (path / "images").is_dir():
-        return path
-    if path.is_dir():
-        place = find_archive(path, "CUB_200_2011")
-        if place:
-            return place
-    found = f"Found: {listing(path)}" if path.is_dir() else f"There is no {path}"
+def _images(path: Path, scratch: Path) -> Path:
+    """The folder of the class folders."""
+    place = path if path.is_file() else find_archive(path, "CUB_200_2011")
+    folder = unpacked(place, scratch) if place else path
+    for images in (folder / "images", folder / "CUB_200_2011" / "images"):
+        if images.is_dir():
+            return images
     raise DataError(
         f"no CUB-200-2011 in {path}; it is read from the archive CUB_200_2011.tgz or the folder "
         "that holds it, from the folder CUB_200_2011 (with images/001.Black_footed_Albatross/… "
         "in it) or the one that holds it, or from torchmeta's {train,val,test}_data.hdf5 and "
-        f"{{train,val,test}}_labels.json. {found}"
+        f"{{train,val,test}}_labels.json. Found: {listing(folder)}"
     )
 
 
-def _is_photograph(name: PurePosixPath) -> bool:
-    return is_image(name) and len(name.parts) >= 3 and name.parts[-3] == "images"
-
-
-def _cache_folder(path: Path) -> Path | None:
-    """Where torchmeta's cache is, if all of it is there."""
-    for folder in (path, path / "cub"):
-        if all(file.is_file() for name in SPLITS for file in hdf5.cache_files(folder, name)):
-            return folder
-    return None
-
-
-def _read_cache(folder: Path, form: ImageFormat) -> Iterator[ClassImages]:
-    listed = {name: part for part in SPLITS for name in hdf5.class_names(folder, part)}
-    split_of = split(listed, folder)
-    for name, part in listed.items():
-        if split_of[name] != part:
+def _find_cached(folder: Path) -> list[FoundClass]:
+    found = hdf5.find_cached(folder)
+    split_of = split([item.name for item in found], folder)
+    for item in found:
+        if split_of[item.name] != item.split:
             raise DataError(
-                f"{hdf5.cache_files(folder, part)[1]} lists {name!r}, which the paper's rule puts "
-                f"into {split_of[name]!r}; this is another split of CUB, prepare the dataset from "
-                "CUB_200_2011.tgz"
+                f"{folder} has class {item.name!r} in {item.split!r}, which the paper's rule puts "
+                f"into {split_of[item.name]!r}; this is another split of CUB, prepare the dataset "
+                "from CUB_200_2011.tgz"
             )
-    for part in SPLITS:
-        yield from hdf5.read_classes(folder, part, form)
+    return found
 
 
 CUB = Dataset(
@@ -125,7 +105,7 @@ CUB = Dataset(
     channels=3,
     image_size=84,
     rotate_classes=False,
-    read=read,
+    read=find,
     archives=(
         Archive(
             "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -128,33 +128,36 @@ def require_enough(
         )
 
 
-def split_codes(count: int, shares: Sequence[float], seed: int) -> list[Rows]:
-    """Split the numbers 0 … count - 1 at random into parts of the given shares.
+def split_source(
+    source: Source, members: str, shares: Sequence[float], seed: int
+) -> tuple[Source, ...]:
+    """Split the classes or groups of a source at random.
+
+    Args:
+        source: has `_starts` and `_counts`, a row for each member, a `_name` and a `_check`.
+        members: the name of its attribute with the classes or groups.
+        shares: of the members; they add up to 1.
+        seed: the same seed gives the same splits.
 
     Raises:
         ConfigError: a share is not above 0, or they do not add up to 1.
+        DataError: a part is too small.
     """
     if min(shares, default=0) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise ConfigError(
             f"the shares of the splits are {shares} and add up to {sum(shares):g}; give fractions "
             "above 0 that add up to 1, such as 0.6, 0.2, 0.2"
         )
-    shuffled = np.random.default_rng([seed, _SALT]).permutation(count)
-    bounds = np.rint(np.cumsum(shares) * count).astype(np.int64)
-    return [np.sort(part) for part in np.split(shuffled, bounds[:-1])]
-
-
-def with_settings(source: Source, known: Sequence[str], changes: Mapping[str, Any]) -> Source:
-    """A copy of a source that shares its data and has other settings.
-
-    Raises:
-        ConfigError: the source has no setting of that name.
-    """
-    for name in changes:
-        if name not in known:
-            raise ConfigError(
-                f"{type(source).__name__} has no setting {name!r}; use {', '.join(known)}"
-            )
-    changed = copy.copy(source)
-    vars(changed).update(changes)
-    return changed
+    names = getattr(source, members)
+    shuffled = np.random.default_rng([seed, _SALT]).permutation(len(names))
+    bounds = np.rint(np.cumsum(shares) * len(names)).astype(np.int64)
+    parts = []
+    for number, part_codes in enumerate(np.split(shuffled, bounds[:-1]), start=1):
+        codes = np.sort(part_codes)
+        part: Any = copy.copy(source)
+        setattr(part, members, tuple(names[code] for code in codes))
+        part._starts, part._counts = part._starts[codes], part._counts[codes]
+        part._name = f"split {number} of {len(shares)}"
+        part._check()
+        parts.append(part)
+    return tuple(parts)

@@ -16,28 +16,17 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gradshare.errors import DataError
-from gradshare.tasks.images import ImageFormat, open_image, read_image
-from gradshare.tasks.store import SPLITS, ClassImages
+from gradshare.tasks.dataset import FoundClass, require_classes
+from gradshare.tasks.images import EXTENSIONS, open_image
+from gradshare.tasks.store import SPLITS
 
-EXTENSIONS = (
-    ".bmp",
-    ".gif",
-    ".jpeg",
-    ".jpg",
-    ".pgm",
-    ".png",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
 SPLITS_FILE = "splits.json"
 UNUSED = "unused"
 SPLIT_OF_FOLDER = {
@@ -54,40 +43,15 @@ TEST_SHARE = 0.20
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I")
 
 
-@dataclass(frozen=True)
-class ClassFolder:
-    """A class that was found.
-
-    Attributes:
-        split: "train", "val" or "test".
-        name: of the class: its folder's.
-        images: the paths of its images, sorted.
-    """
-
-    split: str
-    name: str
-    images: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class ImageFolder:
-    """A folder of class folders whose splits are settled.
-
-    Attributes:
-        classes: of all splits.
-        splits_from: what settled the splits, for the record.
-    """
-
-    classes: tuple[ClassFolder, ...]
-    splits_from: str
-
-
-def find_classes(root: Path, seed: int | None = None) -> ImageFolder:
+def find_classes(root: Path, seed: int | None = None) -> tuple[list[FoundClass], str]:
     """Find the classes under a folder, and their splits, without reading an image.
 
     Args:
         root: a folder in one of the module's layouts.
         seed: deals classes to splits where the folder does not say which is in which; None is 0.
+
+    Returns:
+        The classes, and what settled their splits, for the record.
 
     Raises:
         DataError: not a folder, splits that overlap or lack classes, a class without images, a
@@ -95,70 +59,60 @@ def find_classes(root: Path, seed: int | None = None) -> ImageFolder:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give the folder that holds the class folders")
-    folders = _subfolders(root)
+    folders = class_folders(root)
+    splits_from = ""
     if (root / SPLITS_FILE).is_file():
         splits_from = SPLITS_FILE
         splits = _splits_from_file(root / SPLITS_FILE, folders)
     elif any(folder.name in SPLIT_OF_FOLDER for folder in folders):
         splits_from = "split folders"
-        splits = _splits_from_folders(root, folders)
+        splits = splits_from_folders(root)
     else:
-        splits_from = f"drawn with seed {seed or 0}"
         splits = _splits_at_random(root, folders, seed or 0)
-        seed = None
-    if seed is not None:
+    if splits_from and seed is not None:
         raise DataError(
             f"the splits of {root} come from its {splits_from}, so seed {seed} would change "
             "nothing; leave out --seed"
         )
-    split_of: dict[str, str] = {}
-    found = []
-    for split in SPLITS:
-        for folder in splits[split]:
-            other = split_of.setdefault(folder.name, split)
-            if other != split:
-                raise DataError(
-                    f"class {folder.name!r} of {root} is in {other!r} and in {split!r}: splits "
-                    "must not overlap; give it to one of them"
-                )
-            found.append(ClassFolder(split, folder.name, _images(folder)))
-    return ImageFolder(tuple(found), splits_from)
+    found = [
+        FoundClass(split, folder.name, image_files(folder))
+        for split in SPLITS
+        for folder in splits[split]
+    ]
+    require_classes(found, root)
+    return found, splits_from or f"drawn with seed {seed or 0}"
 
 
-def is_grey(folder: ImageFolder) -> bool:
-    """Whether no image has colour, by the images' headers."""
-    return all(_mode(path) in GREY_MODES for item in folder.classes for path in item.images)
+def is_grey(found: Sequence[FoundClass]) -> bool:
+    """Whether no image of some folders has colour, by the images' headers."""
+    return all(_mode(path) in GREY_MODES for item in found for path in item.images)
 
 
-def read_classes(folder: ImageFolder, form: ImageFormat) -> Iterator[ClassImages]:
-    """Read the images of the classes that `find_classes` found, a class at a time.
-
-    Raises:
-        DataError: an image that cannot be read; the message has its path.
-    """
-    for item in folder.classes:
-        images = np.stack([read_image(path, str(path), form) for path in item.images])
-        yield ClassImages(item.split, item.name, images)
-
-
-def _subfolders(folder: Path) -> list[Path]:
+def class_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, by name. Hidden ones are passed over."""
     return sorted(
         entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
     )
 
 
-def _images(folder: Path) -> tuple[Path, ...]:
-    images = tuple(
-        sorted(
-            entry
-            for entry in folder.iterdir()
-            if entry.suffix.lower() in EXTENSIONS
-            and not entry.name.startswith(".")
-            and entry.is_file()
-        )
+def image_files(folder: Path) -> list[Path]:
+    """The images that a class folder holds directly, by name.
+
+    Raises:
+        DataError: there are none, or one is a dead link or a pipe.
+    """
+    images = sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.suffix.lower() in EXTENSIONS
+        and not entry.name.startswith(".")
+        and not entry.is_dir()
     )
+    for image in images:
+        if not image.is_file():
+            raise DataError(f"{image} is a dead link or no file; replace or remove it")
     if not images:
-        inner = _subfolders(folder)
+        inner = class_folders(folder)
         hint = f" (it holds folders, such as {inner[0].name!r})" if inner else ""
         raise DataError(
             f"class folder {folder} has no images{hint}; put images ({', '.join(EXTENSIONS)}) "
@@ -167,18 +121,18 @@ def _images(folder: Path) -> tuple[Path, ...]:
     return images
 
 
-def _mode(path: Path) -> str:
-    with open_image(path, str(path)) as image:
-        return image.mode
+def splits_from_folders(root: Path) -> Mapping[str, list[Path]]:
+    """The class folders of each split, in a folder of split folders.
 
-
-def _splits_from_folders(root: Path, folders: Sequence[Path]) -> Mapping[str, list[Path]]:
+    Raises:
+        DataError: a split is missing, empty or there twice, or another folder is beside them.
+    """
     folder_of: dict[str, Path] = {}
-    for folder in folders:
+    for folder in class_folders(root):
         if folder.name not in SPLIT_OF_FOLDER:
             raise DataError(
-                f"{folder} stands beside split folders but is none; use train/, val/ and test/, "
-                f"or name every class's split in {root / SPLITS_FILE}"
+                f"{folder} is beside split folders and is not one; use train/, val/ and test/, or "
+                f"name the split of every class in {root / SPLITS_FILE}"
             )
         split = SPLIT_OF_FOLDER[folder.name]
         if split in folder_of:
@@ -193,12 +147,17 @@ def _splits_from_folders(root: Path, folders: Sequence[Path]) -> Mapping[str, li
                 f"{root} has split folders but none for {split!r}; add {root / split}, or move "
                 "all class folders into one folder to have the splits drawn"
             )
-        splits[split] = _subfolders(folder_of[split])
+        splits[split] = class_folders(folder_of[split])
         if not splits[split]:
             raise DataError(
                 f"{folder_of[split]} has no class folders; every split needs at least one"
             )
     return splits
+
+
+def _mode(path: Path) -> str:
+    with open_image(path, str(path)) as image:
+        return image.mode
 
 
 def _splits_from_file(path: Path, folders: Sequence[Path]) -> Mapping[str, list[Path]]:
@@ -216,7 +175,6 @@ def _splits_from_file(path: Path, folders: Sequence[Path]) -> Mapping[str, list[
     if not lists_of_names or set(named) - {UNUSED} != set(SPLITS):
         raise DataError(f"{path} does not give the three splits; it must be {example}")
     by_name = {folder.name: folder for folder in folders}
-    split_of: dict[str, str] = {}
     for split, names in named.items():
         if not names and split != UNUSED:
             raise DataError(f"{path} gives split {split!r} no classes; it needs at least one")
@@ -228,13 +186,11 @@ def _splits_from_file(path: Path, folders: Sequence[Path]) -> Mapping[str, list[
                     f"{path} names class {name!r} in {split!r}, but there is no folder "
                     f"{path.parent / name}{hint}; correct the name or add the folder"
                 )
-            if name in split_of:
-                raise DataError(
-                    f"{path} names class {name!r} in {split_of[name]!r} and in {split!r}: splits "
-                    "must not overlap; give it to one of them"
-                )
-            split_of[name] = split
-    unnamed = [name for name in by_name if name not in split_of]
+    times = Counter(name for names in named.values() for name in names)
+    twice = [name for name in times if times[name] > 1]
+    if twice:
+        raise DataError(f"{path} names class {twice[0]!r} twice; give it to one split")
+    unnamed = [name for name in by_name if name not in times]
     if unnamed:
         raise DataError(
             f"{path} gives class {unnamed[0]!r} ({len(unnamed)} in all) no split; add it to one, "

@@ -27,7 +27,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gradshare.errors import DataError
 from gradshare.tasks.dataset import Dataset
-from gradshare.tasks.store import SPLITS, ClassImages, Images
+from gradshare.tasks.store import SPLITS, Images
+from gradshare.tasks.writing import ClassImages
 
 GLYPHS = Dataset(
     name="glyphs",
@@ -41,36 +42,19 @@ GLYPHS = Dataset(
 # Latin, Greek and Cyrillic look alike and stay together; the scripts held out resemble no other.
 SCRIPTS: dict[str, tuple[str, ...]] = {
     "train": (
-        "Latin",
-        "Greek",
-        "Cyrillic",
-        "Coptic",
-        "Old Italic",
-        "Lisu",
-        "Canadian Syllabics",
-        "Arabic",
+        *("Latin", "Greek", "Cyrillic", "Coptic", "Old Italic", "Lisu"),
+        *("Canadian Syllabics", "Arabic"),
     ),
     "val": ("Armenian", "Tifinagh", "Lao", "Ogham"),
     "test": ("Georgian", "Hebrew", "Nko"),
 }
 # The first face has nearly every letter; letters are compared with each other in it.
 FACES = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSansMono-Oblique",
-    "DejaVuSansMono-BoldOblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-Italic",
-    "DejaVuSerif-BoldItalic",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralItalic",
-    "STIXGeneralBolIta",
+    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
+    *("DejaVuSansMono", "DejaVuSansMono-Bold"),
+    *("DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique"),
+    *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
+    *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
 )
 SAMPLES = 20  # images a class, as in Omniglot: enough for 5 shots and 15 queries
 
@@ -108,10 +92,9 @@ class Letter:
 def letters() -> tuple[Letter, ...]:
     """The dataset's letters, in the order of `SCRIPTS` and of Unicode.
 
-    A letter is taken if Unicode calls it a letter (so there are no combining marks, digits or
-    modifiers) that is no variant of another (so there are no ligatures or positional forms), if
-    the first face and another have it, and if it does not look like a letter taken before it.
-    Letters without diacritics are taken first.
+    A letter is taken if Unicode calls it a letter and not a variant of one (a ligature or a
+    positional form), if the first face and another have it, and if it does not look like a letter
+    taken before it. Letters without diacritics are taken first.
 
     Raises:
         DataError: a font is missing from matplotlib's installation.

@@ -13,9 +13,7 @@ import torch
 from gradshare.errors import DataError, require_count
 from gradshare.tasks.arrays import Examples, as_array, fingerprint, inputs, labels, load, take
 from gradshare.tasks.batch import TaskBatch
-from gradshare.tasks.drawing import Rows, generator, split_codes, with_settings
-
-_SETTINGS = ("shots", "queries")
+from gradshare.tasks.drawing import Rows, generator, split_source
 
 
 class GroupTasks:
@@ -64,8 +62,7 @@ class GroupTasks:
         self._counts = counts.reshape(-1, classes)
         self._starts = (counts.cumsum() - counts).reshape(-1, classes)
         self._name = "the data"
-        self.shots, self.queries = shots, queries
-        self._check()
+        self._set(shots, queries)
 
     @classmethod
     def load(cls, path: str | Path, **options: int | None) -> GroupTasks:
@@ -95,20 +92,12 @@ class GroupTasks:
             ConfigError: the shares do not add up to 1.
             DataError: a split has no groups.
         """
-        parts = []
-        for number, codes in enumerate(split_codes(len(self.groups), shares, seed), 1):
-            part = copy.copy(self)
-            part.groups = tuple(self.groups[code] for code in codes)
-            part._starts, part._counts = self._starts[codes], self._counts[codes]
-            part._name = f"split {number} of {len(shares)}"
-            part._check()
-            parts.append(part)
-        return tuple(parts)
+        return split_source(self, "groups", shares, seed)
 
-    def replace(self, **changes: int | None) -> GroupTasks:
+    def replace(self, **changes: Any) -> GroupTasks:
         """The same data with other shots or queries."""
-        changed = with_settings(self, _SETTINGS, changes)
-        changed._check()
+        changed = copy.copy(self)
+        changed._set(**{"shots": self.shots, "queries": self.queries} | changes)
         return changed
 
     @property
@@ -140,6 +129,10 @@ class GroupTasks:
             query_n=sizes if padded else None,
         )
 
+    def classes_of(self, index: int) -> tuple[Any, ...]:
+        """The classes of a task's labels 0, 1, …, which all tasks share; none of real targets."""
+        return self.classes or ()
+
     def encode(self, y: Any) -> tuple[torch.Tensor, tuple[Any, ...] | None]:
         """Targets (n,) of one support set as the tasks have them, and the classes in their order.
 
@@ -167,6 +160,10 @@ class GroupTasks:
             support.append(rows[: self.shots])
             query.append(rows[self.shots :])
         return np.concatenate(support), np.concatenate(query)
+
+    def _set(self, shots: int, queries: int | None) -> None:
+        self.shots, self.queries = shots, queries
+        self._check()
 
     def _check(self) -> None:
         require_count("shots", self.shots)

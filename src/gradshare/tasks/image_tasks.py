@@ -71,10 +71,7 @@ class ImageTasks:
     def fingerprint(self) -> str:
         """A digest of the images, the classes of the split and the settings."""
         split = self.split
-        if split.stored is not None and split.images is split.stored.images:
-            images = split.stored.sha256
-        else:
-            images = digest(split.images)
+        images = split.stored.sha256 if split.stored is not None else digest(split.images)
         classes = (split.name, split.class_names, split.starts.tolist(), split.counts.tolist())
         sizes = (self.ways, self.shots, self.queries)
         return fingerprint(images, classes, sizes, self.normalization, self.rotate_classes)
@@ -98,6 +95,13 @@ class ImageTasks:
         if self.rotate_classes:
             turns = random.integers(RIGHT_ANGLES, size=self.ways)
         return rows, turns
+
+    def classes_of(self, index: int) -> tuple[str, ...]:
+        """The names of a task's classes 0 … ways - 1."""
+        rows, _ = self.rows(index)
+        ends = self.split.starts + self.split.counts
+        is_of = (rows[:, :1] >= self.split.starts) & (rows[:, :1] < ends)  # (ways, classes)
+        return tuple(self.split.class_names[code] for code in is_of.argmax(1))
 
     def batch(self, indices: Sequence[int]) -> TaskBatch:
         """The tasks of the given indices, as uint8 images (T, ways·n, C, H, W)."""

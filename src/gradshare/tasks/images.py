@@ -1,4 +1,4 @@
-"""Decoding one image of unknown origin to the form that a store holds."""
+"""Decoding images of unknown origin to the form that a store holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,6 +21,7 @@ MAX_PIXELS = 100_000_000
 
 # Pillow knows dozens of formats more, some of which hand the file to another program (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Those whose deepest grey has 16 bits, which Pillow may read into a mode of 32.
 SIXTEEN_BITS = ("PNG", "PPM")
 BITS_PER_SAMPLE = 258  # the tag of a TIFF
@@ -56,12 +57,13 @@ class ImageFormat:
         return self.channels, self.size, self.size
 
 
-def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
-    """Decode an image file, or the bytes of one.
+def read_image(image: Any, where: str, form: ImageFormat) -> Images:
+    """Decode an image.
 
     Args:
-        data: a path, or the encoded bytes.
-        where: how an error names the image: its path, or its archive and name in it.
+        image: the path of a file, the bytes of one (bytes, or uint8 (n,)), or pixels, uint8
+            (H, W, 3) or (H, W).
+        where: how an error names the image, if it is not a path.
         form: what to turn it into.
 
     Returns:
@@ -71,9 +73,16 @@ def read_image(data: Path | bytes, where: str, form: ImageFormat) -> Images:
         DataError: no such file, not an image, truncated, larger than `MAX_PIXELS`, or of more than
             16 bits a channel.
     """
-    with open_image(data, where) as image:
-        check_size(image.size, where, form)
-        return to_array(image, form)
+    if isinstance(image, Path):
+        where = str(image)
+    if isinstance(image, np.ndarray) and image.ndim > 1:
+        _require_size(image.shape[1::-1], where, form)
+        return _to_array(Image.fromarray(image), form)
+    if isinstance(image, np.ndarray):
+        image = image.tobytes()
+    with open_image(image, where) as opened:
+        _require_size(opened.size, where, form)
+        return _to_array(opened, form)
 
 
 @contextmanager
@@ -120,12 +129,8 @@ def _check_depth(image: Image.Image, where: str) -> None:
         )
 
 
-def check_size(size: tuple[int, int], where: str, form: ImageFormat) -> None:
-    """Refuse an image by its width and height, before it is decoded.
-
-    Raises:
-        DataError: it has more than `MAX_PIXELS`, or would have on its way to a store's form.
-    """
+def _require_size(size: tuple[int, int], where: str, form: ImageFormat) -> None:
+    """Refuse an image that has more than `MAX_PIXELS`, or would have on its way to a square."""
     width, height = size
     if width * height > MAX_PIXELS:
         raise DataError(
@@ -148,7 +153,7 @@ def _bits_of_grey(image: Image.Image) -> int:
     return int(bits)
 
 
-def to_array(image: Image.Image, form: ImageFormat) -> Images:
+def _to_array(image: Image.Image, form: ImageFormat) -> Images:
     """Bring a decoded image to a store's size and channels: uint8 (C, H, W)."""
     bits = _bits_of_grey(image)
     image = ImageOps.exif_transpose(image)  # telephones store photographs sideways and say so

@@ -25,26 +25,21 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from gradshare.errors import DataError
 from gradshare.tasks import hdf5
-from gradshare.tasks.archives import find_archive, is_image, listing, members
-from gradshare.tasks.dataset import Archive, Dataset
-from gradshare.tasks.images import ImageFormat, check_size, read_image, to_array
+from gradshare.tasks.archives import find_archive, listing, unpacked
+from gradshare.tasks.dataset import Archive, Dataset, FoundClass
+from gradshare.tasks.folder import image_files, splits_from_folders
 from gradshare.tasks.pickles import load_pickle
-from gradshare.tasks.spool import ImageSpool
-from gradshare.tasks.store import SPLITS, ClassImages, Images
-from gradshare.tasks.web_page import is_web_page, web_page_error
-
-MAX_TABLE_BYTES = 16 << 20
+from gradshare.tasks.store import SPLITS
+from gradshare.tasks.web_page import refuse_web_page
 
 CLASSES = {"train": 64, "val": 16, "test": 20}
 
@@ -56,227 +51,163 @@ the layouts that can be read are
   folders: train/, val/ and test/ with one folder of images a class"""
 
 
-Found = Mapping[str, Path | None]
-"""The files and folders that a layout needs, by what an error calls them; None where missing."""
+_Files = Mapping[str, Path | None]
+"""What a layout needs: the files by what an error calls them. They may not exist."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A form in which mini-ImageNet circulates.
-
-    Attributes:
-        name: for errors.
-        find: what the layout needs, and what of it there is in a folder.
-        read: reads the classes of a folder in which nothing is missing.
-    """
-
-    name: str
-    find: Callable[[Path], Found]
-    read: Callable[[Path, ImageFormat], Iterator[ClassImages]]
-
-
-def read(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
-    """Read all classes.
+def find(path: Path, scratch: Path) -> list[FoundClass]:
+    """Find the 100 classes.
 
     Args:
         path: a folder in one of the layouts described above.
-        form: what every image is turned into.
-
-    Yields:
-        The 100 classes.
+        scratch: see `Reader`.
 
     Raises:
-        DataError: the folder is in none of the layouts, something is missing or damaged, or the
-            splits have not 64, 16 and 20 classes of differing names.
-    """
-    return detect(path).read(path, form)
-
-
-def detect(path: Path) -> Layout:
-    """Which layout a folder is in.
-
-    Raises:
-        DataError: in none, or nearly in one but for something missing; the message lists what is
-            missing, what there is, and the layouts.
+        DataError: the folder is in none of the layouts, or something is missing or damaged.
     """
     if not path.is_dir():
-        what = "is a file, not a folder; unpack it" if path.exists() else "does not exist"
-        raise DataError(f"{path} {what}; {_ACCEPTED}")
-    lacking = []
-    for layout in LAYOUTS:
-        found = layout.find(path)
-        missing = [what for what, place in found.items() if place is None]
+        raise DataError(f"{path} is a file, not a folder; unpack it; {_ACCEPTED}")
+    cache = path / "miniimagenet" if (path / "miniimagenet").is_dir() else path
+    cached = {file.name: file for part in SPLITS for file in hdf5.cache_files(cache, part)}
+    layouts: dict[str, tuple[_Files, Callable[[], list[FoundClass]]]] = {
+        "csv": (_csv_files(path), lambda: _find_listed(path, scratch)),
+        "pickle": (_pickle_files(path), lambda: _find_pickled(path)),
+        "hdf5": (cached, lambda: hdf5.find_cached(cache)),
+        "folders": (_split_folders(path), lambda: _find_in_folders(path)),
+    }
+    lacking = ""
+    for layout, (files, find_all) in layouts.items():
+        missing = [name for name, file in files.items() if file is None or not file.exists()]
         if not missing:
-            return layout
-        if len(missing) < len(found):
-            lacking.append(f"for {layout.name} it lacks {', '.join(missing)}")
+            return find_all()
+        if len(missing) < len(files):
+            lacking += f"for {layout} it lacks {', '.join(missing)}; "
     raise DataError(
-        f"{path} is not a complete copy of mini-ImageNet: found {listing(path)}; "
-        + "".join(f"{text}; " for text in lacking)
-        + _ACCEPTED
+        f"{path} is not a complete copy of mini-ImageNet: found {listing(path)}; {lacking}"
+        f"{_ACCEPTED}"
     )
 
 
-class _Splits:
-    """Which split each class is in, and the check that the splits are Ravi and Larochelle's."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.of: dict[str, str] = {}
-
-    def add(self, split: str, names: Iterable[str]) -> None:
-        """Note the classes of a split.
-
-        Raises:
-            DataError: they are not as many as they should be, or one is in another split too.
-        """
-        distinct = sorted(set(names))
-        for name in distinct:
-            if name in self.of:
-                raise DataError(
-                    f"{self.path} has class {name!r} in both {self.of[name]!r} and {split!r}: test "
-                    "classes must not be trained on; get a copy with Ravi and Larochelle's split"
-                )
-        if len(distinct) != CLASSES[split]:
-            raise DataError(
-                f"{self.path} has {len(distinct)} classes in {split!r}, Ravi and Larochelle's "
-                f"split of mini-ImageNet has {CLASSES[split]}; get a complete copy with that split"
-            )
-        self.of |= dict.fromkeys(distinct, split)
+# folders
 
 
-def _existing(path: Path) -> Path | None:
-    return path if path.exists() else None
+def _split_folders(path: Path) -> _Files:
+    validation = path / "validation"
+    val = validation if validation.is_dir() else path / "val"
+    return {"train/": path / "train", "val/": val, "test/": path / "test"}
+
+
+def _find_in_folders(path: Path) -> list[FoundClass]:
+    return [
+        FoundClass(part, folder.name, image_files(folder))
+        for part, folders in splits_from_folders(path).items()
+        for folder in folders
+    ]
 
 
 # csv
 
 
-def _find_csv(path: Path) -> Found:
-    tables = {f"{split}.csv": _existing(path / f"{split}.csv") for split in SPLITS}
+def _csv_files(path: Path) -> _Files:
+    tables = {f"{part}.csv": path / f"{part}.csv" for part in SPLITS}
     together = find_archive(path, "images")
-    apart = {f"images-{split}.tar": find_archive(path, f"images-{split}") for split in SPLITS}
+    apart = {f"images-{part}.tar": find_archive(path, f"images-{part}") for part in SPLITS}
     if together or not any(apart.values()):
-        return tables | {"images/ or images.tar": together}
-    return tables | apart
+        return {**tables, "images/ or images.tar": together}
+    return {**tables, **apart}
 
 
-def _read_csv(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
-    splits = _Splits(path)
-    tables = {split: _table(path / f"{split}.csv") for split in SPLITS}
-    for split, table in tables.items():
-        splits.add(split, table.values())
+def _find_listed(path: Path, scratch: Path) -> list[FoundClass]:
+    """Find the classes that the tables list, and their images by file name."""
+    tables = {part: read_table(path / f"{part}.csv") for part in SPLITS}
     together = find_archive(path, "images")
-    if together:
-        everything = {file: name for table in tables.values() for file, name in table.items()}
-        yield from _read_listed(together, everything, splits, form)
-        return
-    for split, table in tables.items():
-        place = find_archive(path, f"images-{split}")
-        assert place is not None, "detect() found it"
-        yield from _read_listed(place, table, splits, form)
-
-
-def _read_listed(
-    place: Path, class_of: Mapping[str, str], splits: _Splits, form: ImageFormat
-) -> Iterator[ClassImages]:
-    """Read the images of an archive or folder that a table lists, by file name."""
-    missing = set(class_of)
-    with ImageSpool(form) as spool:
-        for member in members(place, lambda name: name.name in class_of):
-            if member.name.name not in missing:
-                raise DataError(
-                    f"{place} holds two images {member.name.name!r} in different folders; "
-                    "remove the wrong one"
-                )
-            missing.remove(member.name.name)
-            spool.add(class_of[member.name.name], member)
+    places = [together] if together else [find_archive(path, f"images-{part}") for part in SPLITS]
+    path_of: dict[str, Path] = {}
+    for place in places:
+        assert place is not None, "`find` saw it"
+        for folder, _, files in os.walk(unpacked(place, scratch), followlinks=True):
+            for file in files:
+                if path_of.setdefault(file, Path(folder, file)) != Path(folder, file):
+                    raise DataError(
+                        f"{place} holds two images {file!r} in different folders; remove one"
+                    )
+    found = []
+    for part, table in tables.items():
+        missing = table.keys() - path_of.keys()
         if missing:
             raise DataError(
-                f"{place} lacks {len(missing)} of the {len(class_of)} images that the tables list, "
-                f"among them {min(missing)!r}; add them, or remove their lines from the tables"
+                f"{path} lacks {len(missing)} of the {len(table)} images that {part}.csv lists, "
+                f"among them {min(missing)!r}; add them, or remove their lines from the table"
             )
-        yield from spool.classes(splits.of)
+        files_of: dict[str, list[Path]] = {}
+        for file in sorted(table):
+            files_of.setdefault(table[file], []).append(path_of[file])
+        found += [FoundClass(part, name, files_of[name]) for name in sorted(files_of)]
+    return found
 
 
-def _table(path: Path) -> dict[str, str]:
-    """The class of each file name in a table with the columns filename and label."""
+def read_table(path: Path) -> dict[str, str]:
+    """The class of each image in a table with the columns filename and label.
 
-    def wrong(line: int, cause: object) -> DataError:
-        return DataError(f"line {line} of {path}: {cause}; correct it, or get the table again")
-
+    Raises:
+        DataError: it is not such a table; the message has the line.
+    """
+    refuse_web_page(path, "a table of file names")
     try:
-        with path.open("rb") as table:
-            data = table.read(MAX_TABLE_BYTES + 1)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); mend or replace it") from error
-    if is_web_page(data[:512]):
-        raise web_page_error(path, "a table of file names")
-    if len(data) > MAX_TABLE_BYTES:
-        raise DataError(
-            f"{path} has more than {MAX_TABLE_BYTES:,} bytes, which no table of mini-ImageNet's "
-            "images has; get the table again"
-        )
-    try:
-        text = data.decode("utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise wrong(data[: error.start].count(b"\n") + 1, "it is not UTF-8 text") from error
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        raise DataError(f"{path} is not readable as UTF-8 text ({error}); replace it") from error
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     class_of: dict[str, str] = {}
+    cause: object = None
     try:
-        header = next(rows, [])
-        if not {"filename", "label"} <= set(header):
-            raise wrong(1, f"the columns are {','.join(header)!r}, not 'filename,label'")
-        file_column, label_column = header.index("filename"), header.index("label")
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise wrong(rows.line_num, f"it has {len(row)} columns, not {len(header)}")
-            file, label = row[file_column], row[label_column]
-            if not label or not file or "/" in file or "\\" in file:
-                raise wrong(rows.line_num, f"{file!r},{label!r} is not a file name and a class")
-            if file in class_of:
-                raise wrong(rows.line_num, f"{file!r} is listed twice")
+        if not {"filename", "label"} <= set(rows.fieldnames or ()):
+            cause = "the columns are not 'filename,label'"
+        for row in () if cause else rows:
+            file, label = row["filename"], row["label"]
+            if None in row or not file or not label or "/" in file or "\\" in file:
+                cause = "it does not have one file name and one class"
+            elif file in class_of:
+                cause = f"{file!r} is listed twice"
+            if cause:
+                break
             class_of[file] = label
     except csv.Error as error:
-        raise wrong(rows.line_num, error) from error
+        cause = error
+    if cause:
+        line = max(rows.reader.line_num, 1)
+        raise DataError(f"line {line} of {path}: {cause}; correct it, or get the table again")
     return class_of
 
 
 # pickle
 
 
-def _find_pickle(path: Path) -> Found:
-    names = {split: f"mini-imagenet-cache-{split}.pkl" for split in SPLITS}
-    found = {name: _existing(path / name) for name in names.values()}
-    found[names["val"]] = found[names["val"]] or _existing(
-        path / "mini-imagenet-cache-validation.pkl"
-    )
-    return found
+def _pickle_files(path: Path) -> dict[str, Path]:
+    names = {part: f"mini-imagenet-cache-{part}.pkl" for part in SPLITS}
+    files = {name: path / name for name in names.values()}
+    validation = path / "mini-imagenet-cache-validation.pkl"
+    if validation.exists():
+        files[names["val"]] = validation
+    return files
 
 
-def _read_pickle(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
-    splits = _Splits(path)
-    for split, place in zip(SPLITS, _find_pickle(path).values(), strict=True):
-        assert place is not None, "detect() found it"
-        images, rows_of = _pickled_split(place)
-        splits.add(split, rows_of)
-        check_size(images.shape[2:0:-1], f"every image of {place}", form)
-        for name, rows in sorted(rows_of.items()):
-            decoded = [to_array(Image.fromarray(images[row]), form) for row in rows]
-            yield ClassImages(split, name, np.stack(decoded))
+def _find_pickled(path: Path) -> list[FoundClass]:
+    files = zip(SPLITS, _pickle_files(path).values(), strict=True)
+    return [item for part, file in files for item in find_in_pickle(part, file)]
 
 
-def _pickled_split(path: Path) -> tuple[Images, dict[str, npt.NDArray[np.integer[Any]]]]:
-    """The pixels (N, H, W, 3) of a pickle, and the rows of each class."""
+def find_in_pickle(part: str, path: Path) -> list[FoundClass]:
+    """Find the classes of a split.
+
+    Raises:
+        DataError: the file cannot be read, or is another pickle.
+    """
     wrong = f"{path} is a pickle, but not of mini-ImageNet: "
     remedy = "; get it from its publisher again"
     data = load_pickle(path)
-    if not isinstance(data, dict) or not {"image_data", "class_dict"} <= data.keys():
-        has = ", ".join(map(repr, data)) if isinstance(data, dict) else type(data).__name__
-        raise DataError(f"{wrong}it has {has}, not 'image_data' and 'class_dict'{remedy}")
-    images, classes = data["image_data"], data["class_dict"]
+    content: dict[Any, Any] = data if isinstance(data, dict) else {}
+    images, classes = content.get("image_data"), content.get("class_dict")
     if (
         not isinstance(images, np.ndarray)
         or images.dtype != np.uint8
@@ -284,96 +215,33 @@ def _pickled_split(path: Path) -> tuple[Images, dict[str, npt.NDArray[np.integer
         or images.shape[-1] != 3
         or images.size == 0
     ):
-        is_a = (
-            f"{images.dtype} {images.shape}"
-            if isinstance(images, np.ndarray)
-            else type(images).__name__
-        )
-        raise DataError(f"{wrong}'image_data' is {is_a}, not uint8 (N, height, width, 3){remedy}")
-    if not isinstance(classes, dict) or not classes:
-        raise DataError(f"{wrong}'class_dict' is {type(classes).__name__}{remedy}")
-    rows_of: dict[str, npt.NDArray[np.integer[Any]]] = {}
-    taken = np.zeros(len(images), dtype=bool)
+        raise DataError(f"{wrong}'image_data' is not uint8 (N, height, width, 3){remedy}")
+    if not isinstance(classes, dict):
+        raise DataError(f"{wrong}'class_dict' is not a dictionary{remedy}")
+    found = []
+    taken = np.zeros(len(images), dtype=np.bool_)
     for name, value in classes.items():
-        try:
-            rows = np.asarray(value)
-        except ValueError:  # lists of unequal length
-            rows = np.empty(0)
-        if (
-            not isinstance(name, str)
-            or rows.ndim != 1
-            or rows.dtype.kind not in "iu"
-            or not len(rows)
-            or rows.min() < 0
-            or rows.max() >= len(images)
-        ):
+        rows = _rows(value, len(images))
+        if not isinstance(name, str) or rows is None:
             raise DataError(
                 f"{wrong}class {name!r} is not a list of rows of the {len(images)} images{remedy}"
             )
         if len(np.unique(rows)) != len(rows) or taken[rows].any():
             raise DataError(f"{wrong}class {name!r} has an image that is taken twice{remedy}")
         taken[rows] = True
-        rows_of[name] = rows
-    return images, rows_of
+        found.append(FoundClass(part, name, [images[row] for row in rows]))
+    return sorted(found, key=lambda item: item.name)
 
 
-# hdf5
+def _rows(value: Any, count: int) -> np.ndarray[Any, Any] | None:
+    """A list of rows of an array as one; None if it is something else."""
+    try:
+        rows = np.asarray(value)
+    except ValueError:  # lists of unequal length
+        return None
+    is_list = rows.ndim == 1 and rows.dtype.kind in "iu" and len(rows) > 0
+    return rows if is_list and rows.min() >= 0 and rows.max() < count else None
 
-
-def _cache_folder(path: Path) -> Path:
-    return path / "miniimagenet" if (path / "miniimagenet").is_dir() else path
-
-
-def _find_hdf5(path: Path) -> Found:
-    folder = _cache_folder(path)
-    files = [file for split in SPLITS for file in hdf5.cache_files(folder, split)]
-    return {file.name: _existing(file) for file in files}
-
-
-def _read_hdf5(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
-    folder = _cache_folder(path)
-    splits = _Splits(folder)
-    for split in SPLITS:
-        splits.add(split, hdf5.class_names(folder, split))
-    for split in SPLITS:
-        yield from hdf5.read_classes(folder, split, form)
-
-
-# folders
-
-
-def _find_folders(path: Path) -> Found:
-    found = {f"{split}/": path / split for split in SPLITS}
-    if not found["val/"].is_dir():
-        found["val/"] = path / "validation"
-    return {name: folder if folder.is_dir() else None for name, folder in found.items()}
-
-
-def _read_folders(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
-    splits = _Splits(path)
-    folders: dict[str, list[Path]] = {}
-    for split, place in zip(SPLITS, _find_folders(path).values(), strict=True):
-        assert place is not None, "detect() found it"
-        folders[split] = sorted(
-            entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-        )
-        splits.add(split, [folder.name for folder in folders[split]])
-    for split, places in folders.items():
-        for folder in places:
-            images = [
-                read_image(member.data, member.where, form) for member in members(folder, is_image)
-            ]
-            if not images:
-                raise DataError(f"{folder} has no images; add some, or get a complete copy")
-            yield ClassImages(split, folder.name, np.stack(images))
-
-
-LAYOUTS = (
-    Layout("csv", _find_csv, _read_csv),
-    Layout("pickle", _find_pickle, _read_pickle),
-    Layout("hdf5", _find_hdf5, _read_hdf5),
-    Layout("folders", _find_folders, _read_folders),
-)
 
 MINI_IMAGENET = Dataset(
     name="mini-imagenet",
@@ -381,7 +249,8 @@ MINI_IMAGENET = Dataset(
     channels=3,
     image_size=84,
     rotate_classes=False,
-    read=read,
+    read=find,
+    classes=CLASSES,
     # The record publishes checksums, but no copy of them could be compared with the files
     # themselves, and a wrong one would refuse the right file. A damaged pickle is noticed when
     # it is read.

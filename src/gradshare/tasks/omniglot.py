@@ -19,15 +19,13 @@ has other characters in the training split.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable
+from pathlib import Path
 
 from gradshare.errors import DataError
-from gradshare.tasks.archives import find_archive, is_image, listing, members
-from gradshare.tasks.dataset import Archive, Dataset
-from gradshare.tasks.images import ImageFormat
-from gradshare.tasks.spool import ImageSpool
-from gradshare.tasks.store import ClassImages
+from gradshare.tasks.archives import find_archive, listing, unpacked
+from gradshare.tasks.dataset import Archive, Dataset, FoundClass
+from gradshare.tasks.folder import class_folders, image_files
 
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
 DRAWINGS = 20
@@ -36,29 +34,21 @@ SPLIT_SIZES = {"train": 1150, "val": 50, "test": 423}
 _URL = "https://github.com/brendenlake/omniglot/raw/master/python"
 
 
-def read(path: Path, form: ImageFormat) -> Iterator[ClassImages]:
-    """Read all characters.
+def find(path: Path, scratch: Path) -> list[FoundClass]:
+    """Find the 1,623 characters, named as `Greek/character01`.
 
     Args:
         path: a folder as described above.
-        form: what every image is turned into.
-
-    Yields:
-        The 1,623 classes, named as `Greek/character01`.
+        scratch: see `Reader`.
 
     Raises:
         DataError: a part is missing, damaged or incomplete.
     """
-    parts = {part: _find(path, part) for part in CHARACTERS}
-    characters: list[str] = []
-    with ImageSpool(form) as spool:
-        for part, place in parts.items():
-            for member in members(place, _is_drawing):
-                spool.add("/".join(member.name.parts[-3:-1]), member)
-            new = {name: spool.counts()[name] for name in spool.counts().keys() - set(characters)}
-            _check_complete(part, place, new)
-            characters += new
-        yield from spool.classes(split(characters))
+    drawings: dict[str, list[Path]] = {}
+    for part in CHARACTERS:
+        drawings |= _find_part(path, part, scratch)
+    split_of = split(drawings)
+    return [FoundClass(split_of[name], name, files) for name, files in drawings.items()]
 
 
 def split(characters: Iterable[str]) -> dict[str, str]:
@@ -68,39 +58,35 @@ def split(characters: Iterable[str]) -> dict[str, str]:
     return dict(zip(dealt, splits, strict=True))
 
 
-def _find(folder: Path, part: str) -> Path:
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder} is {'a file' if folder.exists() else 'not there'}; Omniglot is read from "
-            "the folder that holds images_background.zip and images_evaluation.zip, or what they "
-            "unpack to"
-        )
-    place = find_archive(folder, part)
+def _find_part(path: Path, part: str, scratch: Path) -> dict[str, list[Path]]:
+    """The drawings of each character of one of the two archives."""
+    place = find_archive(path, part)
     if place is None:
+        found = f"Found: {listing(path)}" if path.is_dir() else "It is no folder"
         raise DataError(
-            f"{folder} has no {part}.zip and no folder {part}; Omniglot is read from the folder "
+            f"{path} has no {part}.zip and no folder {part}; Omniglot is read from the folder "
             "that holds images_background.zip and images_evaluation.zip, or what they unpack to. "
-            f"Found: {listing(folder)}"
+            f"{found}"
         )
-    return place
-
-
-def _is_drawing(name: PurePosixPath) -> bool:
-    return is_image(name) and len(name.parts) >= 3
-
-
-def _check_complete(part: str, place: Path, drawings: Mapping[str, int]) -> None:
+    folder = unpacked(place, scratch)
+    inner = folder / part
+    drawings = {
+        f"{alphabet.name}/{character.name}": image_files(character)
+        for alphabet in class_folders(inner if inner.is_dir() else folder)
+        for character in class_folders(alphabet)
+    }
     if len(drawings) != CHARACTERS[part]:
         raise DataError(
             f"{place} has {len(drawings)} characters, Omniglot's {part} has {CHARACTERS[part]}; "
             f"download {part}.zip again"
         )
-    for name, count in drawings.items():
-        if count != DRAWINGS:
+    for name, files in drawings.items():
+        if len(files) != DRAWINGS:
             raise DataError(
-                f"character {name} in {place} has {count} drawings, Omniglot has {DRAWINGS} of "
-                f"each; download {part}.zip again"
+                f"character {name} in {place} has {len(files)} drawings, Omniglot has {DRAWINGS} "
+                f"of each; download {part}.zip again"
             )
+    return drawings
 
 
 OMNIGLOT = Dataset(
@@ -109,7 +95,7 @@ OMNIGLOT = Dataset(
     channels=1,
     image_size=28,
     rotate_classes=True,
-    read=read,
+    read=find,
     # The checksums are those that torchvision verifies the same two files with.
     archives=(
         Archive(

@@ -1,0 +1,90 @@
+"""Which datasets there are: those gradshare knows, and those prepared under a data root."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from pathlib import Path
+
+from gradshare.errors import DataError
+from gradshare.tasks.cub import CUB
+from gradshare.tasks.dataset import Dataset
+from gradshare.tasks.glyphs import GLYPHS
+from gradshare.tasks.images import Resize
+from gradshare.tasks.mini_imagenet import MINI_IMAGENET
+from gradshare.tasks.omniglot import OMNIGLOT
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset for dataset in (GLYPHS, OMNIGLOT, MINI_IMAGENET, CUB)
+}
+
+DEFAULT_DATA_ROOT = Path("data")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def prepared(data_root: Path) -> dict[str, list[str]]:
+    """What there is under a data root: of each dataset, the names of its stores ("84")."""
+    found: dict[str, list[str]] = {}
+    for index in sorted(data_root.glob("[!.]*/[!.]*/index.json")):
+        found.setdefault(index.parts[-3], []).append(index.parts[-2])
+    return found
+
+
+def dataset_of(name: str, data_root: Path) -> Dataset:
+    """The dataset of a name.
+
+    Raises:
+        DataError: there is none; the message has the names there are.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    own = [other for other in prepared(data_root) if other not in DATASETS]
+    near = difflib.get_close_matches(name, [*DATASETS, *own], n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    mine = f", and prepared in {data_root}: {', '.join(own) or 'nothing else'}"
+    raise DataError(
+        f"there is no dataset {name!r}; {hint}there are {', '.join(DATASETS)}{mine}; prepare "
+        "images of your own with `gradshare data prepare NAME --format folder --from FOLDER`"
+    )
+
+
+def require_new_name(name: str) -> None:
+    """Check a name for a folder of images.
+
+    Raises:
+        DataError: it is the name of a published dataset, or cannot be a folder's.
+    """
+    if _plain(name) in map(_plain, DATASETS):
+        raise DataError(
+            f"{name!r} is the name of a dataset with a format of its own; leave out "
+            "--format folder, or give your images another name"
+        )
+    if not _NAME.fullmatch(name):
+        raise DataError(
+            f"{name!r} cannot name a dataset, since it names its folder; use letters, digits, "
+            "'.', '_' and '-', the first a letter or digit"
+        )
+
+
+def prepare_command(name: str, data_root: Path, image_size: int, resize: Resize) -> str:
+    """The command line that prepares a dataset."""
+    words = ["gradshare", "data", "prepare", name]
+    dataset = DATASETS.get(name)
+    if dataset is None:
+        words += ["--format", "folder", "--from", "FOLDER"]
+    elif dataset.archives:
+        words += ["--download"]
+    elif dataset.read is not None:
+        words += ["--from", "PATH"]
+    words += ["--image-size", str(image_size)]
+    if resize != "stretch":
+        words += ["--resize", resize]
+    if data_root != DEFAULT_DATA_ROOT:
+        words += ["--data-root", str(data_root)]
+    return shlex.join(words)
+
+
+def _plain(name: str) -> str:
+    """A name without what people write differently: mini-imagenet, miniImageNet."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())

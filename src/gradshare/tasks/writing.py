@@ -1,0 +1,228 @@
+"""Writing a store, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from gradshare.errors import DataError
+from gradshare.tasks.store import (
+    FORMAT_VERSION,
+    LONGEST,
+    SPLITS,
+    Images,
+    ImageStore,
+    Index,
+    StoredClass,
+    first_mistake,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassImages:
+    """All images of one class, to be written to a store.
+
+    Attributes:
+        split: "train", "val" or "test".
+        name: the class's name, unique within the dataset.
+        images: uint8 (n, C, H, W) at the store's size.
+    """
+
+    split: str
+    name: str
+    images: Images
+
+
+def write_store(
+    path: Path | str,
+    classes: Iterable[ClassImages],
+    *,
+    name: str,
+    rotate_classes: bool,
+    source: Mapping[str, Any],
+) -> ImageStore:
+    """Write a store, whole or not at all, and open it.
+
+    Args:
+        path: the store's folder; it must not exist yet.
+        classes: every class of every split, in any order. They are taken one at a time, so the
+            whole dataset is never in memory.
+        name: see `ImageStore`.
+        rotate_classes: see `ImageStore`.
+        source: see `ImageStore`; JSON.
+
+    Raises:
+        DataError: the path exists, a class name that occurs twice, an unknown split, a class
+            without images, images that are not square, or of differing shape or type, a split
+            without classes, or a name or source of another type.
+    """
+    path = Path(path)
+    with writing(path) as workspace:
+        if path.exists():
+            raise DataError(
+                f"{path} is there already and is not overwritten; delete it, or write to another "
+                "path"
+            )
+        store = workspace / "store"
+        fill(store, classes, name=name, rotate_classes=rotate_classes, source=source)
+        store.rename(path)
+    return ImageStore.open(path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Be the only process that writes a store. A second one waits.
+
+    Yields:
+        A folder beside the store to work in. It is removed in the end; if the process is killed,
+        by the next one that writes the store.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workspace = path.with_name(f".{path.name}.partial")
+    lock_path = path.with_name(f".{path.name}.lock")
+    lock = FileLock(lock_path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        killed = f"if it was killed, delete {lock_path}"
+        log.warning("another process is preparing %s; waiting for it (%s)", path, killed)
+        lock.acquire()
+    try:
+        shutil.rmtree(workspace, ignore_errors=True)
+        workspace.mkdir()
+        yield workspace
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+        lock_path.unlink(missing_ok=True)  # while it is held: one that waits makes a new file
+        lock.release()
+
+
+def fill(
+    folder: Path,
+    classes: Iterable[ClassImages],
+    *,
+    name: str,
+    rotate_classes: bool,
+    source: Mapping[str, Any],
+) -> None:
+    """Write the two files of a store into a new folder; the other arguments as for `write_store`.
+
+    Raises:
+        DataError: see `write_store`.
+    """
+    splits: dict[str, list[StoredClass]] = {split: [] for split in SPLITS}
+    split_of: dict[str, str] = {}
+    shape: tuple[int, ...] = ()
+    rows = 0
+    train = _PixelStatistics()
+    digest = hashlib.sha256()
+    folder.mkdir()
+    with (folder / "images.npy").open("wb") as npy:
+        for item in classes:
+            _require_class(item, split_of)
+            images = np.ascontiguousarray(item.images)
+            if not shape:
+                shape = images.shape[1:]
+                _write_header(npy, 0, shape)
+            if images.shape[1:] != shape:
+                raise DataError(
+                    f"images of class {item.name!r} are {images.shape[1:]}, those before it {shape}"
+                )
+            split_of[item.name] = item.split
+            splits[item.split].append(StoredClass(name=item.name, start=rows, count=len(images)))
+            rows += len(images)
+            data = images.tobytes()
+            digest.update(data)
+            npy.write(data)
+            if item.split == "train":
+                train.add(images)
+        if rows:
+            _write_header(npy, rows, shape)
+    empty = [split for split, entries in splits.items() if not entries]
+    if empty:
+        raise DataError(f"no classes in split {empty[0]!r}; every one of {SPLITS} needs some")
+    mean, std = train.result()
+    content = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "shape": [rows, *shape],
+        "mean": mean,
+        "std": std,
+        "rotate_classes": rotate_classes,
+        "source": dict(source),
+        "sha256": digest.hexdigest(),
+        "splits": splits,
+    }
+    try:
+        index = Index.model_validate(content).model_dump_json(indent=1)
+    except ValueError as error:
+        cause = first_mistake(error) if isinstance(error, ValidationError) else error
+        raise DataError(f"the store's index cannot be written ({cause}); correct it") from error
+    (folder / "index.json").write_text(index, encoding="utf-8")
+
+
+def _require_class(item: ClassImages, split_of: Mapping[str, str]) -> None:
+    """Check a class that is to be written, after those in `split_of`."""
+    if not isinstance(item.name, str):
+        raise DataError(f"a class has the name {item.name!r}; give a str")
+    if item.split not in SPLITS:
+        raise DataError(f"class {item.name!r} is in split {item.split!r}; use one of {SPLITS}")
+    if item.name in split_of:
+        raise DataError(
+            f"class {item.name!r} is in {split_of[item.name]!r} and in {item.split!r}: splits "
+            "must not overlap; give it to one of them"
+        )
+    images = np.asarray(item.images)
+    if len(images) == 0:
+        raise DataError(f"class {item.name!r} has no images; remove it or add some")
+    shape = images.shape
+    fits = len(shape) == 4 and shape[2] == shape[3] and max(shape[1:]) <= LONGEST
+    if images.dtype != np.uint8 or not fits:
+        raise DataError(
+            f"images of class {item.name!r} are {images.dtype} {shape}; give uint8 (n, C, H, W), "
+            f"the channels first, with H = W and none of them above {LONGEST}"
+        )
+
+
+def _write_header(npy: BinaryIO, rows: int, shape: tuple[int, ...]) -> None:
+    """Write the .npy header at the file's start. numpy leaves room in it for any number of rows,
+    so that it can be written again when their number is known.
+    """
+    npy.seek(0)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (rows, *shape)}
+    np.lib.format.write_array_header_1_0(npy, header)
+
+
+class _PixelStatistics:
+    """Mean and standard deviation of each channel, exactly, in integers."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: npt.NDArray[np.int64] | int = 0
+        self.sum_of_squares: npt.NDArray[np.int64] | int = 0
+
+    def add(self, images: Images) -> None:
+        channels = images.transpose(1, 0, 2, 3).reshape(images.shape[1], -1).astype(np.int64)
+        self.count += channels.shape[1]
+        self.sum = self.sum + channels.sum(1)
+        self.sum_of_squares = self.sum_of_squares + (channels**2).sum(1)
+
+    def result(self) -> tuple[list[float], list[float]]:
+        mean = np.asarray(self.sum) / self.count
+        variance = np.asarray(self.sum_of_squares) / self.count - mean**2
+        # A constant channel is left as it is instead of being divided by zero.
+        std = np.where(variance > 0, np.sqrt(np.maximum(variance, 0)), 255.0)
+        return (mean / 255).tolist(), (std / 255).tolist()
