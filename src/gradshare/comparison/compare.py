@@ -113,7 +113,8 @@ def compare(
 
     Raises:
         ConfigError, DataError: the arguments cannot be compared; nothing was written.
-        RunError: the folder cannot be used, or some runs failed, with the others saved.
+        RunError: the folder cannot be used, some runs failed, with the others saved, or a worker
+            elsewhere could not try the arms.
         RunStoppedError: Ctrl-C or SIGTERM; each run has saved what it had.
     """
     made = Options(**options)
