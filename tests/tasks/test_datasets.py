@@ -426,7 +426,8 @@ def test_arguments_that_would_change_nothing_are_refused(root: Path, archive: Pa
 
 def test_a_path_is_needed_and_must_exist(root: Path, tmp_path: Path) -> None:
     assert message_of(lambda: prepare_dataset("noise", root)) == (
-        "dataset 'noise' is read from a file or folder; say where it is"
+        "dataset 'noise' is read from a file or folder; give its path (--from PATH), or --download "
+        "if it is published"
     )
     missing = tmp_path / "none.tar"
     assert message_of(lambda: prepare_dataset("noise", root, path=missing)) == (

@@ -305,7 +305,10 @@ def _require_arguments(
                 f"glyphs are drawn at their final size: leave out the resize {resize!r}"
             )
     elif path is None:
-        raise DataError(f"dataset {name!r} is read from a file or folder; say where it is")
+        raise DataError(
+            f"dataset {name!r} is read from a file or folder; give its path (--from PATH), or "
+            "--download if it is published"
+        )
     elif not folder:
         if seed is not None:
             raise DataError(
