@@ -33,14 +33,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradshare.config import build, from_settings
+from gradshare.config import RunConfig, build
 from gradshare.tasks.source import prepared, training_indices
 from gradshare.tasks.writing import ClassImages, write_store
 from gradshare.training.fit import prepare_run
 from gradshare.training.launch import is_first, torchrun_processes
 from gradshare.training.layout import Layout
 from gradshare.training.machine import environment, keep_freed_memory
-from gradshare.training.outer_loop import Clipping, outer_iteration
+from gradshare.training.outer_loop import outer_iteration
 
 WARM_UP = 1
 TURN = "GRADSHARE_BENCHMARK_TURN"  # the variable that tells a process of a turn what to do
@@ -182,7 +182,7 @@ def _take_turn(settings: dict[str, Any], iterations: int) -> None:
     """The body of each process of a turn; the first prints the seconds of each iteration."""
     keep_freed_memory()
     torch.set_num_threads(settings["threads"])
-    parts = build(from_settings(settings))
+    parts = build(RunConfig(**settings))
     sources = (parts.train, parts.validation, parts.test)
     state, *_, contents = prepare_run(
         parts.learner, sources, parts.options, torch.device("cpu"), None
@@ -200,7 +200,6 @@ def _take_turn(settings: dict[str, Any], iterations: int) -> None:
                 state.optimizer,
                 prepared(parts.train, parts.train.batch(share.tasks)),
                 iteration=iteration,
-                clipping=Clipping(),
                 metrics={},
                 share=share,
             ).carried

@@ -10,9 +10,8 @@ from typing import Final
 import numpy as np
 
 from gradshare import Interval
-from gradshare.comparison.statistics import over_seeds_and_tasks
 from gradshare.config import ORIGINAL, RATE_CONTROL
-from gradshare.training.statistics import confidence95
+from gradshare.training.statistics import confidence95, over_seeds_and_tasks
 from reproduction.plan import ARM, Cell, Plan
 from reproduction.records import Run
 from reproduction.statistics import Floats, detectable_difference

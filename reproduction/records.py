@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import gradshare as gs
 from gradshare import Interval, RunConfig, RunError
-from gradshare.comparison.results import judge
-from gradshare.config import MACHINE_FIELDS, build
+from gradshare.comparison.collecting import judge
+from gradshare.config.fields import MACHINE_FIELDS
+from gradshare.config.parts import build
 from gradshare.tasks import ImageTasks
 from gradshare.training.statistics import confidence95
 

@@ -117,7 +117,7 @@ def test_a_run_is_given_by_its_folder_or_as_it_is(run: Path, data_root: Path) ->
     assert found[0] == found[1] == found[2]
     with pytest.raises(ConfigError) as error:
         FewShotClassifier(run, device="meta")
-    assert str(error.value) == "--device 'meta' is unknown; use auto, cpu, cuda or cuda:N"
+    assert str(error.value) == "device 'meta' is unknown; use auto, cpu, cuda or cuda:N"
 
 
 def test_it_is_as_right_as_the_runs_own_test(run: Path) -> None:

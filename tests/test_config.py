@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gradshare.config import RunConfig, fields, heading_of, load_yaml
+from gradshare.config import RunConfig, fields
+from gradshare.config.settings import heading_of
 from gradshare.config.text import key_and_value
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import sharing
@@ -28,20 +29,20 @@ from gradshare.training import options
         (
             {"method": "mamel"},
             "--method 'mamel': there is no such method; did you mean 'maml'? give maml, meta-sgd, "
-            "maml++, unicorn-maml, or an import path like my_methods.py:my_method",
+            "maml++, unicorn-maml, or an import path like my_file.py:Name",
         ),
         (
             {"rule": "momentum"},
-            "--rule 'momentum': there is no such rule; give an import path like my_rules.py:MyRule",
+            "--rule 'momentum': there is no such rule; give an import path like my_file.py:Name",
         ),
         (
             {"metric": ["accuracy", "f1"]},
             "--metric ['accuracy', 'f1']: there is no such metric; give accuracy, loss, mse, or an "
-            "import path like my_metrics.py:my_metric",
+            "import path like my_file.py:Name",
         ),
         (
             {"model": "my_net.py:"},
-            "--model 'my_net.py:': not an import path; write it like my_models.py:MyNet",
+            "--model 'my_net.py:': not an import path; write it like my_file.py:Name",
         ),
         (
             {"model_option": "width=3"},
@@ -201,13 +202,13 @@ def test_a_bad_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as error:
-        load_yaml(path)
+        RunConfig.from_yaml(path)
     assert message in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the configuration .*absent\.yaml"):
-        load_yaml(tmp_path / "absent.yaml")
+        RunConfig.from_yaml(tmp_path / "absent.yaml")
 
 
 @pytest.mark.parametrize(("span", "iterations"), [("15%", 75), ("7500", 7500), ("0", 0)])
@@ -219,8 +220,9 @@ def test_a_span_is_iterations_or_a_share_of_the_run(span: str, iterations: int) 
 def test_each_field_has_a_description_and_a_heading() -> None:
     for name, field in RunConfig.model_fields.items():
         assert field.description, name
-        assert heading_of(name) != "Other", name
-    assert heading_of("compile") == "Other"
+    assert heading_of("dataset") == "Data"
+    assert heading_of("data_root") == "Data"
+    assert heading_of("workers") == "Machine and output"
 
 
 def test_the_choices_are_those_of_the_library() -> None:
@@ -265,9 +267,45 @@ def test_an_option_of_another_form_is_refused(text: str, message: str) -> None:
     assert str(error.value) == message
 
 
-def test_a_number_with_an_exponent_is_a_number() -> None:
-    config = RunConfig(model_option={"a": "1e-3", "b": ["-2.5E+4", {"c": "1e3"}], "d": "1e"})
-    assert config.model_option == {"a": 0.001, "b": [-25000.0, {"c": 1000.0}], "d": "1e"}
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("1e-3", 0.001), ("-2.5E+4", -25000.0), ("1e", "1e"), (".5", 0.5), ("5.", 5.0)),
+        *(("-7", -7), ("010", "010"), ("1:30", "1:30"), ("1_000", "1_000"), ("0x10", "0x10")),
+        *(("true", True), ("no", "no"), ("null", None), ("~", None), ("2001-09-09", "2001-09-09")),
+    ],
+)
+def test_plain_values_are_read_by_yaml_1_2(text: str, value: object, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"model_option: {{a: [{text}]}}", encoding="utf-8")
+    assert RunConfig.from_yaml(path).model_option == {"a": [value]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1:30", "--seed '1:30': must be a valid integer"),
+        ("seed: 010", "--seed '010': must be a valid integer"),
+        ("seed: true", "--seed True: must be a valid integer"),
+        ("inner_lr: true", "--inner-lr True: must be a valid number"),
+        ("sharing: no", "--sharing 'no': must be a valid boolean"),
+        ("ways: 5\nways: 6", "is not valid YAML: it has the key 'ways' twice"),
+        ("model_option: {a: 1, a: 2}", "is not valid YAML: it has the key 'a' twice"),
+        ("ways: .nan", "--ways nan: must be a valid integer"),
+        (
+            "ways: 100000000000000000000",
+            "--ways 100000000000000000000: must be less than 2147483648",
+        ),
+    ],
+)
+def test_a_value_that_could_be_read_in_two_ways_is_refused(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        RunConfig.from_yaml(path)
+    assert message in str(error.value)
 
 
 def test_an_option_holds_plain_values_only() -> None:
@@ -311,16 +349,9 @@ def test_a_setting_that_depends_on_the_length_of_the_run_is_known(
     ("text", "message"),
     [
         ("[" * 60_000, "is not valid YAML: maximum recursion depth exceeded"),
-        ("#" * 70_000, "has more than 65,536 bytes and is no configuration; give a file of lines"),
-        ("ways: &a [*a]", "is not valid YAML: it has an alias (*name); write the value out"),
-        (
-            "\n".join(f"x{i}: &x{i} {{<<: [{', '.join([f'*x{i - 1}'] * 9)}]}}" for i in range(40)),
-            "is not valid YAML: it has an alias (*name); write the value out",
-        ),
         ("ways: !!int ''", "is not valid YAML: "),  # PyYAML: IndexError
         ("ways: !!bool x", "is not valid YAML: "),  # KeyError
         ("ways: !!timestamp x", "is not valid YAML: "),  # AttributeError
-        ("ways: 2001-99-99", "is not valid YAML: "),  # ValueError
         ("ways: \xff".encode("latin-1"), "cannot read the configuration"),
     ],
     ids=lambda value: None if len(value) < 40 else str(value[:10]),
@@ -331,7 +362,7 @@ def test_what_the_fuzzer_found_in_yaml_is_refused(
     path = tmp_path / "config.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError) as error:
-        load_yaml(path)
+        RunConfig.from_yaml(path)
     assert message in str(error.value)
     assert len(str(error.value)) < 1000
 
@@ -340,15 +371,8 @@ def test_a_file_with_an_unknown_setting_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("shot: 5", encoding="utf-8")
     with pytest.raises(ConfigError) as error:
-        load_yaml(path)
+        RunConfig.from_yaml(path)
     assert str(error.value) == f"{path}: unknown setting 'shot'; did you mean 'shots'?"
-
-
-@pytest.mark.parametrize("text", ['dataset: "a\\0b"', 'data_root: "\\ud800"', 'device: "cpu\\n"'])
-def test_text_that_no_file_can_hold_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match="holds a control character"):
-        RunConfig.from_yaml(tmp_path / "config.yaml")
 
 
 def test_a_value_that_is_too_long_to_be_shown_is_cut() -> None:
@@ -360,10 +384,7 @@ def test_a_value_that_is_too_long_to_be_shown_is_cut() -> None:
 def test_the_home_of_nobody_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         RunConfig(data_root="~nobody-here/data")
-    assert str(error.value) == (
-        "--data-root '~nobody-here/data': '~nobody-here/data' is in the home of a user that is not "
-        "known here"
-    )
+    assert str(error.value) == ("--data-root '~nobody-here/data': there is no user 'nobody-here'")
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,7 @@ from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.mini_imagenet import find_in_pickle, read_table
 from gradshare.tasks.store import SPLITS
 from gradshare.training import checkpoint
-from gradshare.training.folder import RunFolder
-from gradshare.training.run import Run, open_run
+from gradshare.training.run import Run
 from tests.comparison.builders import classification
 from tests.tasks.archive_builders import COMPRESSORS, encoded, make_tar, make_zip, pixels
 from tests.tasks.builders import random_store
@@ -370,35 +369,6 @@ def put_back(*paths: Path) -> Iterator[None]:
     finally:
         for path, data in before.items():
             path.write_bytes(data)
-
-
-@fuzzed
-@given(random=randoms)
-def test_runs(random: Random, finished: Path) -> None:
-    """What `run.json` says is used too: the run is opened and continued."""
-    files = [path for path in finished.rglob("*") if path.is_file()]
-    path = finished / "run.json"
-    with put_back(*files):
-        value = json.loads(path.read_bytes())
-        path.write_bytes(as_text(twisted(value, random), random))
-        with refusing():
-            run = open_run(finished, tiny_run()["learner"])
-            assert len(run.table()) == 2 * 5 * 2
-            assert run.tensors()
-        with refusing():
-            assert len(resume(finished).history) == 2
-
-
-@fuzzed
-@given(random=randoms)
-def test_metrics(random: Random, finished: Path) -> None:
-    path = finished / "metrics.jsonl"
-    with put_back(path):
-        lines = [twisted(json.loads(line), random) for line in path.read_bytes().splitlines()]
-        path.write_bytes(b"".join(as_text(line, random) + b"\n" for line in lines))
-        with refusing():
-            for record in RunFolder(finished).history():
-                assert all(isinstance(row["value"], float) for row in record.rows())
 
 
 def rewritten(data: bytes, random: Random) -> bytes:

@@ -75,12 +75,12 @@ def test_a_function_gets_what_it_names_alone(folder: Path) -> None:
         (
             "absent.nets:Net",
             "there is no module 'absent' here; install it, start gradshare in the folder that "
-            "holds it, or give a file like my_models.py:MyNet",
+            "holds it, or give a file like my_file.py:Name",
         ),
         (
             "yaml.absent:Net",
             "there is no module 'yaml.absent' here; install it, start gradshare in the folder that "
-            "holds it, or give a file like my_models.py:MyNet",
+            "holds it, or give a file like my_file.py:Name",
         ),
         ("{}/nets.py:Nett", "{}/nets.py has no 'Nett'; did you mean 'Net'?"),
         ("{}/nets.py:xyzzy", "{}/nets.py has no 'xyzzy'; correct the name"),
@@ -107,7 +107,7 @@ def test_a_function_gets_what_it_names_alone(folder: Path) -> None:
         ),
         (
             "{}/nets.py:Wide",
-            "it needs 'width', which is not known here; give it: --model-option width=VALUE",
+            "missing a required argument: 'width'; it takes width, as --model-option NAME=VALUE",
         ),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradshare.training.distributed import ProcessGroup
-from gradshare.training.outer_loop import Clipping, outer_iteration
+from gradshare.training.outer_loop import outer_iteration
 from tests import oracle
 from tests.problems import as_oracle_batch, learner, oracle_g_hat, perturbed, tasks
 from tests.test_parity import OUTER_LR, assert_equal, gradients, stepped
@@ -76,7 +76,6 @@ def meta_train(group: ProcessGroup, s: oracle.Setting, count: int) -> dict[str, 
             optimizer,
             tasks(count, seed=iteration)[share.tasks.start : share.tasks.stop],
             iteration=iteration - 1,
-            clipping=Clipping(),
             metrics={},
             share=share,
         )

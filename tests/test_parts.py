@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradshare.config import Parts, RunConfig, build
+from gradshare.config.parts import resolved
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import Chain, Tensors
 from gradshare.methods import MetaLearner, UnicornMAML
@@ -257,6 +258,62 @@ def test_a_function_gets_what_its_signature_names_and_its_options() -> None:
     assert torch.equal(quiet.support_x[0, 0], quiet.query_x[0, 0])
 
 
+def test_a_default_of_ones_own_function_wins_unless_the_option_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my functions.py").write_text(
+        "import gradshare as gs\n"
+        "from tests import own\n"
+        "def make(ways=4, shots=2, queries=3, data_root=None): "
+        "return own.signals(ways, shots, queries)\n"
+        "def method(model, steps=3, inner_lr=0.5, **options): "
+        "return gs.maml(model, steps=steps, inner_lr=inner_lr, **options)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "dataset": "my functions.py:make",
+        "model": "tests.own:Net",
+        "method": "my functions.py:method",
+    }
+    config = resolved(RunConfig(**names, ways=3, inner_lr_scale=2.0, sharing=False))
+    assert (config.ways, config.shots, config.queries) == (3, 2, 3)
+    assert (config.inner_steps, config.inner_lr) == (3, 0.5)
+    parts = build(config)
+    assert isinstance(parts.train, ClassTasks) and isinstance(parts.learner, MetaLearner)
+    assert (parts.train.ways, parts.train.shots, parts.train.queries) == (3, 2, 3)
+    assert parts.learner.steps == 3
+    # Read from the run's folder, all of them are given.
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert resolved(RunConfig.from_yaml("config.yaml")) == config
+    # An option equal to our default is an option.
+    assert resolved(RunConfig(**names, shots=1, queries=15)).shots == 1
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (("loss",), "--metric loss: --method tests.own:without_loss has no `loss`"),
+        (
+            ("tests.own:wrong", "tests.own_too:wrong"),
+            "--metric tests.own_too:wrong: there are two metrics 'wrong'; rename one",
+        ),
+    ],
+)
+def test_a_metric_that_is_not_there_or_twice_is_refused(
+    metrics: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "without_loss", lambda model: object(), raising=False)
+    settings = {**SIGNALS, "method": "tests.own:without_loss", "sharing": False}
+    with pytest.raises(ConfigError) as error:
+        parts_of(**settings, metric=metrics)
+    assert str(error.value) == message
+
+
+def test_the_outer_gradient_may_be_clipped() -> None:
+    options = parts_of(**SIGNALS, clip_norm=2.0, clamp_gradients=10).options
+    assert (options.clip_norm, options.clamp_gradients) == (2.0, 10)
+
+
 def test_an_option_comes_before_what_the_configuration_gives() -> None:
     parts = parts_of(**SIGNALS, model_option={"classes": 9}, method_option={"steps": 7})
     assert isinstance(parts.learner, MetaLearner)
@@ -265,7 +322,8 @@ def test_an_option_comes_before_what_the_configuration_gives() -> None:
 
 
 def test_a_rule_stands_between_sharing_and_the_inner_rate() -> None:
-    parts = parts_of(**SIGNALS, rule="tests.own:Momentum", rule_option={"beta": 0.25})
+    rule_of_ones_own = {"rule": "tests.own:Momentum", "rule_option": {"beta": 0.25}}
+    parts = parts_of(**SIGNALS, **rule_of_ones_own, sharing=True)
     rule = parts.learner.rule  # type: ignore[attr-defined]
     assert isinstance(rule, Chain)
     assert list(rule.rules) == ["sharing", "rule", "sgd"]
@@ -310,11 +368,11 @@ def test_a_loss_is_a_function_or_a_class_of_functions(
 
 def test_the_first_metric_is_the_score_and_the_loss_is_always_measured() -> None:
     options = parts_of(**SIGNALS).options
-    assert (options.metrics, options.score) == (None, None)  # by the targets
+    assert options.metrics is None  # by the targets
     options = parts_of(**SIGNALS, metric=("tests.own:errors", "accuracy")).options
     assert options.metrics is not None
     assert list(options.metrics) == ["errors", "accuracy", "loss"]
-    assert options.score == "errors"
+    assert options.score is None  # the first
     assert options.metrics["errors"] is own.errors
     assert options.metrics["accuracy"].chance == pytest.approx(1 / 3)
     options = parts_of(**SINES, metric="mse").options
@@ -363,20 +421,24 @@ def test_a_dataset_may_have_no_test() -> None:
         ),
         (
             {"model_option": {"wdth": 3}},
-            "--model-option wdth: tests.own:Net has no such option; it has width",
+            "--model 'tests.own:Net': got an unexpected keyword argument 'wdth'; it takes classes, "
+            "channels, width, as --model-option NAME=VALUE",
         ),
         (
             {"model": "conv4", "model_option": {"wdth": 3}},
-            "--model-option wdth: conv4 has no such option; it has filters, activation, conv_bias",
+            "--model 'conv4': got an unexpected keyword argument 'wdth'; it takes ways, "
+            "image_size, channels, filters, activation, conv_bias, as --model-option NAME=VALUE",
         ),
         (
             {"loss_option": {"smoothing": 0.1}},
-            "--loss-option smoothing: cross-entropy has no such option; it has weight, "
-            "size_average, ignore_index, reduce, reduction, label_smoothing",
+            "--loss 'cross-entropy': got an unexpected keyword argument 'smoothing'; it takes "
+            "weight, size_average, ignore_index, reduce, reduction, label_smoothing, as "
+            "--loss-option NAME=VALUE",
         ),
         (
             {"metric": "tests.own:wrong", "metric_option": {"worst": 1}},
-            "--metric-option worst: tests.own:wrong has no such option; it has best, unit, chance",
+            "--metric 'tests.own:wrong': got an unexpected keyword argument 'worst'; it takes "
+            "function, best, unit, chance, as --metric-option NAME=VALUE",
         ),
         (
             {"metric": "tests.own:errors", "metric_option": {"best": "low"}},
@@ -403,8 +465,8 @@ def test_a_dataset_may_have_no_test() -> None:
         ),
         (
             {"dataset": "tests.own:sines", "queries": 15, "ways": 5},
-            "--model 'tests.own:Net': it needs 'classes', which is not known here; give it: "
-            "--model-option classes=VALUE",
+            "--model 'tests.own:Net': missing a required argument: 'classes'; it takes classes, "
+            "channels, width, as --model-option NAME=VALUE",
         ),
     ],
 )

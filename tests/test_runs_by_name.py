@@ -14,7 +14,7 @@ import torch
 import gradshare as gs
 from gradshare import config as configs
 from gradshare.config import RunConfig, open_run, stored, train
-from gradshare.errors import ConfigError, RunError
+from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.training.folder import RunFolder
 from tests import own
 
@@ -149,8 +149,6 @@ def test_a_run_is_not_extended_if_a_setting_depends_on_its_length(
         ({"epochs": 1}, "epochs 2, this one has 1"),
         ({"epochs": 3, "shots": 2}, "shots 1, this one has 2"),
         ({"model_option": {"width": 5}}, "model_option {}, this one has {'width': 5}"),
-        # What follows from other names is not looked at.
-        ({"dataset": "absent:data"}, "dataset 'tests.own:signals', this one has 'absent:data'"),
     ],
 )
 def test_a_run_is_not_continued_with_other_settings(
@@ -184,6 +182,29 @@ def test_threads_are_as_they_are_unless_they_are_set(
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_continued_run_has_its_settings_from_its_start_on(run: Path) -> None:
+    found: list[int] = []
+    longer = RunConfig(**{**SIGNALS, "epochs": 4})
+    train(longer, run, resume=True, watch=lambda _: found.append(stored(run).epochs))
+    assert set(found) == {4}
+
+
+def test_a_run_whose_dataset_is_missing_opens_for_its_history(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(tiny["data_root"], tmp_path / "data"))
+    config = RunConfig(**{**tiny, "data_root": str(root), "epochs": 1})
+    result = train(config, tmp_path / "run")
+    shutil.rmtree(root)
+    opened = open_run(tmp_path / "run")
+    assert opened.table() == result.table()
+    assert opened.test == result.test
+    assert opened.tensors()[0].keys() == result.tensors()[0].keys()
+    for use in (lambda: opened.adapt([0], [0]), lambda: gs.FewShotClassifier(tmp_path / "run")):
+        with pytest.raises(DataError, match="there is no dataset 'tiny'"):
+            use()
 
 
 def test_a_damaged_configuration_is_named(run: Path) -> None:

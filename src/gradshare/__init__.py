@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from gradshare.classifier import FewShotClassifier
     from gradshare.comparison.compare import Comparison, compare
     from gradshare.comparison.results import load_results
-    from gradshare.config import RunConfig, open_run
+    from gradshare.config.runs import open_run
+    from gradshare.config.settings import RunConfig
     from gradshare.errors import ConfigError, DataError, GradshareError, RunError
     from gradshare.inner_loop import (
         LSLR,
@@ -122,7 +123,7 @@ __all__ = [
 
 # In which module each name is, in this order: the first that has it.
 _HOMES = (
-    "config",
+    "config.settings",
     "errors",
     "methods",  # before the modules of the same names in inner_loop
     "inner_loop",
@@ -131,6 +132,7 @@ _HOMES = (
     "tasks.datasets",
     "tasks.images",
     "tasks.writing",
+    "config.runs",  # before the `open_run` of training.run
     "training.dry_run",
     "training.evaluation",
     "training.fit",

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradshare.config import open_run
+from gradshare.config.runs import open_run
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.tasks import ImageStore, ImageTasks, TaskBatch
 from gradshare.tasks.batch import Tree, first_leaf, tree_map
@@ -60,6 +60,8 @@ class FewShotClassifier:
     ) -> None:
         if not isinstance(run, Run):
             run = open_run(run, device=device)
+        if run.missing is not None:
+            raise run.missing
         if run.learner is None or run._source is None:
             raise ConfigError(
                 f"the run in {run.path} was opened without its learner or its source; give both: "

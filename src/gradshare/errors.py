@@ -18,7 +18,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newli
 
 
 class GradshareError(Exception):
-    """Base of every error that a user can mend.
+    """Base of every error that a user can correct.
 
     Control characters of a file's name or content are escaped in the message, so that it cannot
     change the terminal.
@@ -40,48 +40,28 @@ class RunError(GradshareError):
     """A run's folder, checkpoint or results file that cannot be used as it is."""
 
 
-def require_choice(name: str, value: str, choices: object) -> None:
-    """Refuse a value that is none of a setting's.
+def require_choice(name: str, value: object, choices: object) -> None:
+    """Raise ConfigError if `value` is not one of `choices`.
 
-    A misspelt one would otherwise be taken for whichever choice nobody asks for by name.
+    Without this a misspelled choice would act as the default.
 
     Args:
-        name: the setting's.
-        value: what it was given.
+        name: of the argument.
+        value: of the argument.
         choices: a `typing.Literal`.
-
-    Raises:
-        ConfigError: it is none of them.
     """
     known = get_args(choices)
     if value not in known:
         raise ConfigError(f"{name} {value!r} is unknown; use {' or '.join(map(repr, known))}")
 
 
-def require_flag(name: str, value: object) -> None:
-    """Refuse what is neither true nor false: a text, "first" or "False", would count as true.
+def require_count(name: str, value: object, least: int = 1) -> None:
+    """Raise ConfigError unless `value` is a whole number of at least `least`.
 
     Args:
         name: of the argument.
-        value: what it was given.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if value not in (True, False):
-        raise ConfigError(f"{name} is {value!r}; give True or False")
-
-
-def require_count(name: str, value: object, least: int = 1) -> None:
-    """Refuse what is no whole number, or too small a one.
-
-    Args:
-        name: of the setting or argument.
-        value: what it was given.
-        least: the smallest that is taken.
-
-    Raises:
-        ConfigError: it is none, or smaller.
+        value: of the argument.
+        least: the smallest value that is allowed.
     """
     if not isinstance(value, Integral) or int(value) < least:
         raise ConfigError(f"{name} is {value!r}; give a whole number, at least {least}")

@@ -66,6 +66,21 @@ def test_other_shots_and_steps(program: Program, tiny: Settings, tmp_path: Path)
     assert found[2].startswith("Difference from the run's own test: ")
 
 
+def test_other_metrics_checkpoints_and_ways(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"dataset": "tests.own:signals"}
+    settings = {"queries": 2, "epochs": 2, "iterations_per_epoch": 1, "task_batch": 1}
+    more = {"val_tasks": 3, "test_tasks": 3, "ways": 3, "model": "tests.own:Net", "ensemble": 2}
+    run = train(RunConfig(**names, **settings, **more), tmp_path / "run").path
+    found = lines_of(program, run, "--metric", "tests.own:wrong", "--ensemble", 1)
+    assert found[0].startswith("Ensemble: wrong ")
+    assert found[0].replace("Ensemble", "Best checkpoint") == found[1]
+    assert "(3 tasks" in found[0]
+    assert len(found) == 2  # the run's own test has not measured it
+    assert lines_of(program, run, "--ways", 2)[0] != lines_of(program, run)[0]
+
+
 def test_another_mode_of_batch_norm(program: Program, run: Path) -> None:
     found = lines_of(program, run, "--batch-norm", "inductive")
     inductive = evaluated(run, parts_of(run, batch_norm="inductive"), 2, tasks=8)

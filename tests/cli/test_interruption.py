@@ -16,7 +16,7 @@ import pytest
 
 from gradshare.config import stored, train
 from gradshare.training.files import UNFINISHED
-from gradshare.training.folder import RunFolder
+from tests.training.killing import records_in
 
 PATIENCE = 120
 
@@ -67,9 +67,27 @@ def test_it_stops_cleanly_with_everything_saved(
     assert err.count("\n") == 1
     assert str(out) in err
     for run in runs:
-        assert len(RunFolder(run).history()) >= 1
+        assert len(records_in(run)) >= 1
         assert list((run / "checkpoints").glob("latest-*"))
         assert not list(run.rglob(f"*{UNFINISHED}"))
+
+
+def test_ctrl_c_where_no_run_can_be_saved_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import pathlib, time\n"
+        "pathlib.Path('imported').touch()\n"
+        "time.sleep(100)\n"
+        "def make(): pass\n"
+    )
+    command = [sys.executable, "-m", "gradshare", "train", "--dataset", "mine.py:make"]
+    process = subprocess.Popen(
+        [*command, "--out", "run"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    wait_while_it_runs(process, (tmp_path / "imported").exists, "it imports nothing")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, err) == (128 + signal.SIGINT, "stopped\n")
+    assert not (tmp_path / "run").exists()
 
 
 def test_sigterm_while_python_shuts_down_says_nothing() -> None:

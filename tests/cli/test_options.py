@@ -34,8 +34,7 @@ def test_the_home_of_nobody_is_refused() -> None:
     result = CliRunner().invoke(command, ["--out=~nobody-here/runs"])
     assert result.exit_code == 2
     assert result.output.endswith(
-        "Error: Invalid value for '--out': '~nobody-here/runs' is in the home of a user that is "
-        "not known here\n"
+        "Error: Invalid value for '--out': there is no user 'nobody-here'\n"
     )
 
 

@@ -27,6 +27,23 @@ def test_of_many_runs_those_that_are_done_make_room() -> None:
     assert "run 0" not in names
 
 
+def test_without_a_terminal_there_is_a_line_for_each_validated_epoch_with_its_score() -> None:
+    output = io.StringIO()
+    with RunBars(Console(file=output)) as bars:
+        watch = bars.watch("run")
+        for epoch in (1, 2):
+            score = None if epoch == 1 else "accuracy 50.0 %"
+            watch(Progress("train", 10 * epoch, 20, epoch, score))
+            watch(Progress("validate", 10, 20, epoch, score))
+            watch(Progress("validate", 20, 20, epoch, f"accuracy {40 + 10 * epoch}.0 %"))
+        watch(Progress("test", 8, 8, 2, "accuracy 60.0 %"))
+    lines = [line.split("  ")[:2] for line in output.getvalue().splitlines()]
+    assert lines == [
+        ["run: epoch 1", "validation accuracy 50.0 %"],
+        ["run: epoch 2", "validation accuracy 60.0 %"],
+    ]
+
+
 def test_of_few_runs_all_stay() -> None:
     with RunBars(Console(file=io.StringIO(), force_terminal=True)) as bars:
         for number in range(3):

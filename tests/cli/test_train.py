@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import gradshare as gs
 from gradshare.cli import COMMANDS
 from gradshare.cli.options import read_config
 from gradshare.config import stored
@@ -56,15 +57,14 @@ def test_settings_from_a_file_are_overridden_by_options(
         (["--dataset", "omniglott"], "did you mean 'omniglot'?"),
         (["--model", "conv5"], "--model 'conv5': there is no such model; did you mean 'conv4'?"),
         (["--model", "absent.py:Net"], "absent.py; correct the path"),
-        (["--preset", "paper"], "--preset paper needs --dataset cub or mini-imagenet"),
         (
-            ["--preset", "paper", "--dataset", "glyphs"],
-            "--preset paper: the paper has no settings for dataset 'glyphs'; use --dataset cub or "
-            "mini-imagenet",
+            ["--preset", "paper"],
+            "--preset paper: the paper has no settings for --dataset glyphs with --task-batch 5; "
+            "use --dataset cub or mini-imagenet with --task-batch 5 or 1",
         ),
         (
             ["--preset", "paper", "--dataset", "cub", "--task-batch", "4"],
-            "--preset paper: the paper has task batches 5 and 1, not 4; use --task-batch 5 or 1",
+            "--preset paper: the paper has no settings for --dataset cub with --task-batch 4; ",
         ),
     ],
 )
@@ -103,6 +103,60 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     )
     assert result.stdout.startswith("Usage: ")
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("shell", "status", "words"),
+    [
+        ("{} > /dev/full", 1, "error: the output cannot be written: No space left on device\n"),
+        ("{} >&-", 0, ""),
+        ("PYTHONIOENCODING=cp1252 {} > help", 0, ""),
+    ],
+)
+def test_output_that_cannot_be_written_is_no_traceback(
+    shell: str, status: int, words: str, tmp_path: Path
+) -> None:
+    command = shell.format(f"{shlex.quote(sys.executable)} -m gradshare train --help")
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (status, words)
+
+
+def test_a_full_disk_behind_the_output_ends_no_training(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    words = ["train", "--out", str(tmp_path / "run"), *options(tiny)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gradshare", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+    assert done.stderr == "error: the output cannot be written: No space left on device\n"
+    assert done.returncode == 1
+    assert gs.open_run(tmp_path / "run").history[-1].epoch == tiny["epochs"]
+
+
+def test_the_data_root_is_of_the_option_then_the_environment_then_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("data_root: of-the-file\n")
+    monkeypatch.setenv("GRADSHARE_DATA_ROOT", "of-the-environment")
+    assert read_config(file, None, {"data_root": "option"}).data_root == Path("option")
+    assert read_config(file, None, {}).data_root == Path("of-the-environment")
+    monkeypatch.delenv("GRADSHARE_DATA_ROOT")
+    assert read_config(file, None, {}).data_root == Path("of-the-file")
+    assert read_config(None, None, {}).data_root == Path("data")
 
 
 def test_the_paper_preset_is_appendix_a(program: Program, data_root: Path, tmp_path: Path) -> None:
@@ -149,7 +203,9 @@ def test_a_run_needs_a_folder(program: Program, tiny: dict[str, Any]) -> None:
 def test_a_dry_run_is_of_one_process(program: Program, tiny: dict[str, Any]) -> None:
     status, out, err = program("train", "--dry-run", "--workers", "2", *options(tiny))
     assert (status, out) == (1, "")
-    assert err == "error: --dry-run measures a run in one process; leave --workers out\n"
+    assert err == (
+        "error: --dry-run measures a run in one process; start it without torchrun and --workers\n"
+    )
 
 
 def test_a_dry_run_may_be_of_a_run_that_is_to_be_continued(

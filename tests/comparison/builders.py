@@ -7,12 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from gradshare.comparison.results import ArmRun, MetricFacts, Outcome, Results
+from gradshare.comparison.results import (
+    ArmRun,
+    MetricFacts,
+    Outcome,
+    Picture,
+    Results,
+    SampleTask,
+)
 from gradshare.training.records import EpochRecord
 from gradshare.training.statistics import Interval
 
 ACCURACY = MetricFacts(best="high", unit="%", chance=0.2)
 ERROR = MetricFacts(best="low", unit="mm", chance=None)
+
+PICTURE = "data:image/png;base64,AAAA"
+SAMPLE = SampleTask(
+    support=(Picture("cat", PICTURE), Picture("dog", PICTURE)),
+    queries=(Picture("cat", PICTURE), Picture("dog", PICTURE)),
+    predicted={"base": ("cat", "cat"), "new": ("cat", "dog")},
+)
 
 ENVIRONMENT = {"python": "3.11.7", "torch": "2.13.0", "device": "cpu"}
 
@@ -28,6 +42,7 @@ def arm_run(
     learned: Sequence[Mapping[str, Sequence[float]]] | None = None,
     outcome: Outcome = "trained",
     environment: Mapping[str, Any] = ENVIRONMENT,
+    **more: Any,
 ) -> ArmRun:
     """A run with a validation score for each epoch and a test score for each task.
 
@@ -41,6 +56,7 @@ def arm_run(
         learned: what the rules reported in each epoch.
         outcome: what became of it.
         environment: of its process.
+        **more: other fields of the run.
     """
     history = [
         EpochRecord(
@@ -63,6 +79,7 @@ def arm_run(
         members=5 if len(test) else 0,
         training_seconds=12.0,
         environment=dict(environment),
+        **more,
     )
 
 

@@ -23,13 +23,15 @@ from torch.nn import functional as F
 import gradshare as gs
 from gradshare.comparison import compare as module
 from gradshare.comparison.compare import compare
-from gradshare.comparison.worker import train_run
+from gradshare.comparison.plan import Plan
+from gradshare.comparison.worker import train_run, try_arms
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.executors import LocalExecutor
+from gradshare.training import layout
 from gradshare.training.checkpoint import load_checkpoint
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.options import Progress
+from gradshare.training.options import Options, Progress
 from gradshare.training.progress import RunBars
 from tests.comparison.small import (
     OPTIONS,
@@ -41,6 +43,7 @@ from tests.comparison.small import (
     run_folders,
     small,
 )
+from tests.training.killing import records_in
 from tests.training.small import ROWS, SIGNALS, Wrapped, mlp
 
 
@@ -146,8 +149,12 @@ LOSSES = {"a": F.mse_loss, "b": F.l1_loss}
         ({"arms": {}}, "a comparison needs arms: a dictionary of functions that make a learner"),
         ({"arms": [plain]}, "a comparison needs arms: a dictionary of functions"),
         ({"arms": {"a": plain()}}, "the arm 'a' is a MetaLearner; give a function that makes"),
-        ({"arms": {" ": plain}}, "the arm ' ' has no name; give a text"),
-        ({"arms": {1: plain}}, "the arm 1 has no name; give a text"),
+        ({"arms": {" ": plain}}, "an arm is named ' '; give a text of at most 60"),
+        ({"arms": {"two\nlines": plain}}, "an arm is named 'two\\nlines'; give a text"),
+        ({"arms": {"x" * 10_000: plain}}, "give a text of at most 60 characters"),
+        ({"arms": {1: plain}}, "an arm is named 1; give a text"),
+        ({"arms": {"lr": plain, "LR": plain}},
+         "the arms 'lr' and 'LR' differ only in upper and lower case, and some disks would give"),
         ({"baseline": "c"}, "the baseline 'c' is not an arm; the arms are ['a', 'b']"),
         ({"controls": ["c"]}, "the control 'c' is not an arm; the arms are ['a', 'b']"),
         ({"controls": "a"}, "'a' is both the baseline and a control"),
@@ -166,7 +173,7 @@ LOSSES = {"a": F.mse_loss, "b": F.l1_loss}
         ({"retries": -1}, "retries is -1"),
         ({"at_a_time": 0}, "at_a_time is 0"),
         ({"resume": "yes"}, "resume 'yes' is unknown"),
-        ({"device": "tpu"}, "--device 'tpu' is unknown"),
+        ({"device": "tpu"}, "device 'tpu' is unknown"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_said_before_anything_is_written(
@@ -301,7 +308,7 @@ def test_what_a_finished_comparison_was_not_is_refused_by_the_runs_own_check(
         here(out, seeds=1, epochs=2, resume="auto")
     assert written(out) == everything
     here(out, seeds=1, epochs=4, resume="auto")
-    assert {len(RunFolder(run).history()) for run in run_folders(out)} == {4}
+    assert {len(records_in(run)) for run in run_folders(out)} == {4}
 
 
 def test_an_arm_that_diverges_is_a_result(tmp_path: Path) -> None:
@@ -309,7 +316,7 @@ def test_an_arm_that_diverges_is_a_result(tmp_path: Path) -> None:
     out, executor = tmp_path / "out", ThreadPoolExecutor(1)
     comparison = compare(**arguments, out=out, executor=executor)
     assert [run.outcome == "diverged" for run in comparison.results.runs] == [False, True]
-    assert "Wild diverged in 1 of 1 runs (epoch 1, iteration 1: " in str(comparison)
+    assert "“wild” diverged in 1 of 1 runs (epoch 1, iteration 1: " in str(comparison)
     everything = written(out)
     compare(**arguments, out=out, executor=executor, resume="auto")
     assert written(out) == everything
@@ -352,7 +359,7 @@ def test_a_defect_is_one_sentence_its_trace_is_in_a_file_and_the_other_runs_fini
     trace = (out / "errors.txt").read_text(encoding="utf-8")
     assert "in outer_step" in trace
     assert trace.count("Traceback") == 4
-    assert all(RunFolder(run).history() for run in run_folders(out) if "good" in str(run))
+    assert all(records_in(run) for run in run_folders(out) if "good" in str(run))
     made["bad"] = lambda: Defective(plain(), mended=True)
     finished = compare(
         **{**quick(**made), "seeds": 4}, out=out, resume="auto", executor=ThreadPoolExecutor(1)
@@ -373,18 +380,116 @@ class Spy:
         return future
 
 
-def test_an_executor_gets_one_function_of_the_package_a_path_an_arm_and_a_seed(
+def test_an_executor_gets_two_functions_of_the_package_a_path_an_arm_and_a_seed(
     tmp_path: Path,
 ) -> None:
     out, executor = tmp_path / "out", Spy()
     small(out, executor=executor, epochs=1)
     keys = [(arm, seed) for seed in (0, 1) for arm in ("original", "sharing")]
-    assert [call[0] for call in executor.calls] == [train_run] * 4
-    assert [call[2:] for call in executor.calls] == keys
-    (path,) = {call[1] for call in executor.calls}
-    assert Path(path).parent == out
-    assert len(pickle.dumps(executor.calls[0])) < 500
+    assert [call[0] for call in executor.calls] == [try_arms, *[train_run] * 4]
+    assert [call[2:] for call in executor.calls] == [(), *keys]
+    for call in executor.calls:
+        assert Path(call[1]).parent == out
+        assert len(pickle.dumps(call)) < 500
     assert leftovers(out) == []
+    small(out, executor=executor, epochs=1, resume="auto")
+    assert [call[0] for call in executor.calls[5:]] == [try_arms]  # everything is finished
+
+
+class Node(Spy):
+    """Runs calls as on a machine where graphs that take more than some bytes are not kept."""
+
+    def __init__(self, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.most = {"cpu": most, "cuda": most}
+        self.monkeypatch = monkeypatch
+
+    def submit(self, *call: Any) -> Any:
+        with self.monkeypatch.context() as patch:
+            patch.setattr(layout, "KEPT_UP_TO", self.most)
+            return super().submit(*call)
+
+
+def test_the_layout_is_that_of_the_arm_that_needs_most_on_a_machine_that_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    light, heavy = (functools.partial(gs.maml, mlp(), steps=steps) for steps in (1, 9))
+    alone = compare(**quick(light=light), out=tmp_path / "alone", executor=ThreadPoolExecutor(1))
+    most = layout_of(tmp_path / "alone", "light").bytes
+    assert alone.results.settings["memory"] == "keep"
+    arguments = quick(light=light, heavy=heavy)
+    together = compare(**arguments, out=tmp_path / "out", executor=Node(most, monkeypatch))
+    assert together.results.settings["memory"] == "recompute"
+    for arm in ("light", "heavy"):
+        found = layout_of(tmp_path / "out", arm)
+        assert (found.tasks, found.memory) == ("loop", "recompute")
+
+
+def layout_of(out: Path, arm: str) -> layout.Layout:
+    contents = RunFolder(out / "runs" / arm / "seed-0").contents()
+    return layout.Layout(**contents["layout"])
+
+
+def test_a_trial_that_fails_elsewhere_leaves_a_folder_that_can_be_compared_in(
+    tmp_path: Path,
+) -> None:
+    out, executor = tmp_path / "out", Spy()
+    with pytest.raises(RunError) as error:
+        compare(**{**quick(a=plain), "device": "cuda:77"}, out=out, executor=executor)
+    assert len(executor.calls) == 1  # the machine that submits is not asked for the device
+    assert str(error.value).startswith(
+        "the trial of the arms failed: device 'cuda:77' cannot be used here ("
+    )
+    assert leftovers(out) == []
+    compare(**quick(a=plain), out=out, executor=executor)
+    with pytest.raises(RunError, match="already holds"):
+        compare(**quick(a=plain), out=out, executor=executor)
+
+
+def test_an_arm_that_cannot_be_made_is_said_before_a_worker_is_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the arm 'b' cannot be made: ValueError: no such layer"):
+        compare(**quick(a=plain, b=bad_arm), out=tmp_path / "out", executor=Queue())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trial_whose_worker_is_lost_is_reported_or_repeated(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Preempted(Spy):
+        def submit(self, *call: Any) -> Any:
+            if self.calls:
+                return super().submit(*call)
+            self.calls.append(call)
+            future: Future[Any] = Future()
+            future.set_exception(OSError("preempted"))
+            return future
+
+    with pytest.raises(RunError) as error:
+        compare(**quick(a=plain), out=tmp_path / "out", executor=Preempted())
+    assert str(error.value) == (
+        "the trial of the arms failed: its worker was lost: OSError: preempted"
+    )
+    compare(**quick(a=plain), out=tmp_path / "out", executor=Preempted(), retries=1)
+    assert caplog.messages == [
+        "the trial of the arms: its worker was lost: OSError: preempted; it is started again "
+        "(retry 1 of 1)"
+    ]
+
+
+def test_each_run_computes_with_the_threads_of_the_plan(tmp_path: Path) -> None:
+    found: set[int] = set()
+
+    def note(_: gs.Event) -> None:
+        found.add(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    options = Options(epochs=1, iterations=2, val_tasks=2, test_tasks=2, callbacks=[note])
+    train, validation, test = ROWS
+    plan = Plan({"a": plain}, "a", (), train, validation, test, options, (0,), threads=before + 2)
+    executor = ThreadPoolExecutor(1)
+    module.run_plan(plan, tmp_path / "out", executor=executor, progress=False)
+    assert found == {before + 2}
+    assert torch.get_num_threads() == before
 
 
 def test_a_worker_that_does_not_see_the_folder_says_so_in_one_sentence(tmp_path: Path) -> None:
@@ -409,10 +514,13 @@ def test_threads_train_one_run_at_a_time_and_an_executor_of_the_users_stays_open
 
     futures: list[Any] = []
     executor = Watched(4)
-    small(tmp_path / "one", executor=executor, at_a_time=4)
+    small(tmp_path / "one", executor=executor, at_a_time=4, epochs=1)
     assert len(futures) == 4
     assert executor.submit(pow, 2, 3).result() == 8
-    here(tmp_path / "other")
+    with LocalExecutor(1) as local:
+        small(tmp_path / "local", executor=local, epochs=1, seeds=1)
+        assert local.submit(pow, 2, 3).result() == 8
+    here(tmp_path / "other", epochs=1)
     assert_same(tmp_path / "one", tmp_path / "other")
 
 
@@ -438,13 +546,16 @@ def test_cores_are_shared_out_among_the_runs_that_go_at_a_time(
         small(tmp_path / "out", at_a_time=at_a_time)
 
 
-class Queue:
-    """Queues calls for ever."""
+class Queue(Spy):
+    """Tries arms at once, and queues runs for ever."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.futures: list[Future[Any]] = []
 
-    def submit(self, *call: Any) -> Future[Any]:
+    def submit(self, *call: Any) -> Any:
+        if call[0] is try_arms:
+            return super().submit(*call)
         self.futures.append(Future())
         return self.futures[-1]
 
@@ -456,15 +567,18 @@ def test_a_queued_run_is_shown_as_queued_and_cancelled_by_a_request_to_stop(
 
     def watch(name: str, progress: Progress | None) -> None:
         told.append((name, progress))
-        if len(told) == 4:
+        if len(told) == 6:
             signal.raise_signal(signal.SIGTERM)
 
     executor, out = Queue(), tmp_path / "out"
     with pytest.raises(RunStoppedError) as error:
         small(out, executor=executor, progress=watch)
     assert error.value.signal == signal.SIGTERM
+    trial = "the trial of the arms"
     assert told == [
-        (f"{arm} (seed {seed})", None) for seed in (0, 1) for arm in ("original", "sharing")
+        (trial, None),
+        (trial, Progress("try", 2, 2, epoch=0, score=None)),
+        *((f"{arm} (seed {seed})", None) for seed in (0, 1) for arm in ("original", "sharing")),
     ]
     assert all(future.cancelled() for future in executor.futures)
     assert leftovers(out) == []
@@ -485,6 +599,8 @@ class Silent(ThreadPoolExecutor):
 
     def submit(self, *call: Any, **options: Any) -> Any:
         future = super().submit(*call, **options)
+        if call[0] is try_arms:
+            return future
 
         def done() -> bool:
             raise OSError("slurm_load_jobs error: Unable to contact slurm controller")
@@ -516,7 +632,7 @@ def test_a_scheduler_that_does_not_answer_does_not_keep_a_program_from_stopping(
     with pytest.raises(RunStoppedError):
         small(out, executor=executor, progress=watch, seeds=1, epochs=1000)
     executor.pool.shutdown()
-    assert RunFolder(out / "runs" / told[0] / "seed-0").history()
+    assert records_in(out / "runs" / told[0] / "seed-0")
     said = {m for m in caplog.messages if m.startswith("the executor does not answer about ")}
     assert said
     assert all(message.endswith("Unable to contact slurm controller") for message in said)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 
 from gradshare.comparison import figures
-from gradshare.comparison.figures import Drawing, draw_all, shown
+from gradshare.comparison.figures import Drawing, draw_all
+from gradshare.comparison.plan import shown
 from gradshare.comparison.results import Results
 from gradshare.training.statistics import student975
 from tests.comparison.builders import ERROR, arm_run, classification, regression, results_of
@@ -78,7 +79,7 @@ def test_the_curve_of_several_seeds_is_their_mean_with_students_interval() -> No
         np.asarray(seed.get_ydata()).tolist() for seed in axes.lines if seed.get_linewidth() < 1
     ]
     assert thin == [pytest.approx([100 * score for score in scores]) for scores in seeds]
-    assert "over the seeds" in found.caption
+    assert "over the seeds that did not diverge" in found.caption
 
 
 def test_a_wide_band_of_two_seeds_does_not_flatten_the_curves() -> None:
@@ -86,10 +87,10 @@ def test_a_wide_band_of_two_seeds_does_not_flatten_the_curves() -> None:
     axes = axes_of(drawing(results_of(*runs), "curves"))
     low, high = axes.get_ylim()
     assert band(axes)[2][1] > high  # 12.7 times the standard error
-    assert high - low <= 2 * 1.1 * 30
+    assert high - low <= 2 * 30
 
 
-def test_a_run_that_diverged_is_marked_where_it_ended_and_not_in_the_mean() -> None:
+def test_a_run_that_diverged_is_a_thin_line_and_not_in_the_mean() -> None:
     results = results_of(
         arm_run("a", 0, validation=[0.3, 0.4, 0.5]),
         arm_run("a", 1, validation=[0.3, 0.4, 0.5]),
@@ -98,11 +99,9 @@ def test_a_run_that_diverged_is_marked_where_it_ended_and_not_in_the_mean() -> N
     found = drawing(results, "curves")
     axes = axes_of(found)
     assert line(axes, "a") == ([1, 2, 3], pytest.approx([30, 40, 50]))
-    (mark,) = [
-        line for line in axes.lines if line.get_marker() == "X" and line.get_markersize() > 9
-    ]
-    assert (mark.get_xdata(), mark.get_ydata()) == ([2], [10])
-    assert "diverged" in found.caption
+    thin = [line for line in axes.lines if line.get_linewidth() < 1]
+    assert [len(np.asarray(line.get_xdata())) for line in thin] == [3, 3, 2]
+    assert "that did not diverge" in found.caption
 
 
 def test_an_arm_of_which_one_seed_is_left_has_no_band() -> None:
@@ -129,7 +128,9 @@ def test_values_that_are_not_finite_or_absurd_are_left_out() -> None:
     scores = [2.0, math.nan, 1e308, math.inf, 1.0]
     run = arm_run("a", validation=scores, score="error", half=1e308)
     found = drawing(results_of(run, score="error", facts=ERROR), "curves")
-    assert line(axes_of(found), "a") == ([1, 5], [2, 1])
+    assert line(axes_of(found), "a")[1] == pytest.approx(
+        [2, math.nan, math.nan, math.nan, 1], nan_ok=True
+    )
     found.svg()
 
 
@@ -144,18 +145,6 @@ def test_chance_is_drawn_where_it_does_not_flatten_the_curves(score: float, draw
     axes = axes_of(drawing(results_of(run), "curves"))
     levels = [line for line in axes.lines if np.array_equal(np.asarray(line.get_ydata()), [20, 20])]
     assert len(levels) == drawn
-    assert (axes.get_ylim()[0] < 20) == drawn
-
-
-def test_the_points_of_a_single_epoch_stand_beside_each_other_with_their_intervals() -> None:
-    results = results_of(*(arm_run(name, validation=[0.4], half=0.02) for name in "abc"))
-    axes = axes_of(drawing(results, "curves"))
-    places = [line(axes, name)[0][0] for name in "abc"]
-    assert len(set(places)) == 3
-    assert np.mean(places) == pytest.approx(1)
-    bars = [np.asarray(bar.lines[2][0].get_segments()[0]) for bar in axes.containers]  # type: ignore[attr-defined]
-    assert [bar[0][0] for bar in bars] == places
-    assert [bar[:, 1].tolist() for bar in bars] == [pytest.approx([38, 42])] * 3
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -179,14 +168,6 @@ def test_curves_that_differ_in_one_value_are_not_said_to_coincide() -> None:
         arm_run("a", validation=[0.3, 0.4]), arm_run("b", validation=[0.3, 0.4 + 1e-9])
     )
     assert "coincide" not in drawing(results, "curves").caption
-
-
-def test_a_long_run_has_a_bounded_number_of_points_with_both_ends() -> None:
-    scores = np.linspace(0.2, 0.8, 5000).tolist()
-    x, y = line(axes_of(drawing(results_of(arm_run("a", validation=scores)), "curves")), "a")
-    assert len(x) == figures.MOST_POINTS
-    assert (x[0], x[-1]) == (1, 5000)
-    assert [y[0], y[-1]] == pytest.approx([20, 80])
 
 
 # Differences by task ------------------------------------------------------------------------------
@@ -238,47 +219,6 @@ def test_only_seeds_in_which_both_trained_are_compared() -> None:
 
 def test_a_single_arm_has_no_differences() -> None:
     assert [drawing.name for drawing in draw_all(classification("only"))] == ["curves"]
-
-
-# Learned quantities -------------------------------------------------------------------------------
-
-
-def test_learned_quantities_are_drawn_over_epochs_and_by_inner_step() -> None:
-    reports: list[Any] = [
-        [{"sharing.m": (0.5, 0.7)}, {"sharing.m": (0.2, 0.6)}],
-        [{"sharing.m": (0.5, 0.7)}, {"sharing.m": (0.4, 0.8)}],
-    ]
-    runs = [
-        arm_run("a", seed, validation=[0.3, 0.4], learned=learned)
-        for seed, learned in enumerate(reports)
-    ]
-    results = results_of(arm_run("base", validation=[0.3, 0.4]), *runs)
-    found = drawing(results, "learned")
-    over_epochs, by_step = found.figure.axes
-    assert line(over_epochs, "a") == ([1, 2], pytest.approx([0.6, 0.5]))
-    assert line(by_step, "a") == ([1, 2], pytest.approx([0.3, 0.7]))
-    assert over_epochs.get_title(loc="left").startswith("sharing.m")
-    assert legend(found) == ["a"]
-
-
-def test_of_many_learned_quantities_a_few_are_drawn_and_the_others_counted() -> None:
-    learned = [{f"rate {place}": (0.1,) for place in range(9)}]
-    found = drawing(results_of(arm_run("a", validation=[0.3], learned=learned)), "learned")
-    assert len(found.figure.axes) == 2 * figures.MOST_QUANTITIES
-    assert f"{figures.MOST_QUANTITIES} of 9 quantities are drawn" in found.caption
-
-
-def test_an_axis_does_not_magnify_the_fourth_digit() -> None:
-    learned = [{"gate": (0.50001, 0.50002)}]
-    found = drawing(results_of(arm_run("a", validation=[0.3], learned=learned)), "learned")
-    low, high = found.figure.axes[1].get_ylim()
-    assert high - low >= 0.02
-
-
-def test_learned_quantities_that_are_empty_or_not_finite_have_no_figure() -> None:
-    learned = [{"nothing": (), "lost": (math.nan, math.nan)}]
-    results = results_of(arm_run("a", validation=[0.3], learned=learned))
-    assert [drawing.name for drawing in draw_all(results)] == ["curves"]
 
 
 # Looks and names ----------------------------------------------------------------------------------

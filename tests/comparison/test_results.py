@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from gradshare.comparison.results import FILENAME, best_epoch, judge, load_results, save_results
+from gradshare.comparison.collecting import judge
+from gradshare.comparison.results import FILENAME, best_record, load_results, save_results
 from gradshare.errors import RunError
 from gradshare.training.metrics import Metric
-from tests.comparison.builders import arm_run, classification, results_of
+from tests.comparison.builders import SAMPLE, arm_run, classification, results_of
 
 HIGH = Metric(max, chance=0.2)
 
@@ -61,20 +62,29 @@ def set_to(*path: Any) -> Callable[[Any], None]:
         (set_to("runs", 0, "test", {"speed": [1.0]}), "the tests have different metrics or num"),
         (set_to("runs", 0, "test", "accuracy", [0.5]), "the tests have different metrics or num"),
         (set_to("runs", 0, "history", 0, "metrics", {}), "the score 'accuracy' is not everywhere"),
-        (set_to("runs", 0, "history", 0, {}), "KeyError('metrics')"),
+        (set_to("runs", 0, "history", 0, {}), "epoch: Field required"),
         (set_to("runs", 0, "history", 3), "TypeError"),
         (set_to("runs", 0, "test", "accuracy", 0.5), "TypeError"),
         (set_to("runs", 0, "seed", "one"), "runs.0.seed: Input should be a valid integer"),
         (set_to("runs", 0, "outcome", "great"), "runs.0.outcome: Input should be 'trained'"),
         (set_to("mine", 1), "mine: Extra inputs are not permitted"),
         (set_to("runs", []), "the baseline or a control has no run"),
+        (
+            set_to("runs", 0, "arm", "x" * 10_000),
+            "runs.0.arm: Value error, a table cannot show this",
+        ),
+        (
+            set_to("runs", 0, "arm", "two\nlines"),
+            "runs.0.arm: Value error, a table cannot show this",
+        ),
+        (set_to("samples", 0, "queries", 0, 1, "http://x"), "samples.0.queries.0.1: String should"),
     ],
 )
 def test_results_that_were_edited_by_hand_are_refused_with_the_place(
     edit: Callable[[Any], None], words: str, tmp_path: Path
 ) -> None:
     file = tmp_path / FILENAME
-    save_results(classification("base", "new"), file)
+    save_results(classification("base", "new", samples=[SAMPLE]), file)
     stored = json.loads(file.read_text(encoding="utf-8"))
     edit(stored)
     file.write_text(json.dumps(stored), encoding="utf-8")
@@ -126,8 +136,8 @@ def test_the_table_has_a_row_for_each_epoch_and_each_test_task() -> None:
 
 def test_the_best_epoch_is_the_earliest_of_the_best() -> None:
     history = arm_run("a", validation=[0.3, 0.5, math.nan, 0.5]).history
-    assert best_epoch(history, HIGH, "accuracy") == 2
-    assert best_epoch(history, Metric(max, best="low"), "accuracy") == 1
+    assert best_record(history, HIGH, "accuracy").epoch == 2
+    assert best_record(history, Metric(max, best="low"), "accuracy").epoch == 1
 
 
 @pytest.mark.parametrize(

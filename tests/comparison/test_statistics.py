@@ -11,13 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from gradshare.comparison.differences import difference, epochs_to_gain, test_score
 from gradshare.comparison.results import ArmRun, MetricFacts, Results
-from gradshare.comparison.statistics import (
-    difference,
-    epochs_to_gain,
-    over_seeds_and_tasks,
-    test_score,
-)
+from gradshare.training.statistics import over_seeds_and_tasks
 from tests.comparison.builders import ACCURACY, ERROR, arm_run, results_of
 
 # The 97.5 % quantiles of Student's t for 1, 2 and 4 degrees of freedom.
@@ -46,7 +42,7 @@ def test_over_one_seed_the_interval_is_over_tasks() -> None:
     assert found.interval.ci95 == pytest.approx(
         1.96 * np.sqrt(((differences - differences.mean()) ** 2).sum() / 49 / 50), abs=1e-12
     )
-    assert found.per_seed == pytest.approx([differences.mean()])
+    assert np.array(found.rows) == pytest.approx(differences[None])
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
@@ -61,7 +57,7 @@ def test_over_several_seeds_the_variances_of_seeds_and_tasks_are_added(seeds: in
     assert found.interval.mean == pytest.approx(differences.mean(), abs=1e-12)
     assert found.interval.ci95 == pytest.approx(math.sqrt(by_seed**2 + by_task**2), rel=1e-3)
     assert found.interval.n == seeds
-    assert found.per_seed == pytest.approx(differences.mean(1))
+    assert np.array(found.rows) == pytest.approx(differences)
 
 
 def test_tasks_and_seeds_are_paired() -> None:
@@ -148,7 +144,7 @@ def test_only_seeds_in_which_both_trained_count() -> None:
     untrained = new[1].model_copy(update={"outcome": "not trained"})
     results = results_of(*base, new[0], untrained, diverged)
     found = difference(results, "new", "base")
-    assert found.per_seed == pytest.approx([0.25])
+    assert np.array(found.rows) == pytest.approx(np.array([[0.2, 0.3]]))
     assert found.interval is not None
     none = difference(results_of(base[0], untrained), "new", "base")
     assert (none.interval, none.detectable, none.better) == (None, None, 0)
@@ -171,12 +167,16 @@ def test_what_could_have_been_seen_is_that_of_a_power_of_80_percent() -> None:
     assert seen.mean() == pytest.approx(0.8, abs=0.03)
 
 
-def test_the_test_score_leaves_diverged_runs_out() -> None:
+def test_the_test_score_is_over_the_runs_that_trained_as_the_differences_are() -> None:
     runs = runs_of("a", [0.5, 0.7], [0.6, 0.8])
     diverged = arm_run("a", 2, validation=[0.3], test=[0.0, 0.0], outcome="diverged")
-    found = test_score([*runs, diverged], "accuracy")
+    untrained = arm_run("a", 3, validation=[0.3], test=[0.2, 0.2], outcome="not trained")
+    found = test_score([*runs, diverged, untrained], "accuracy")
     assert found is not None
     assert found.mean == pytest.approx(0.65)
+    alone = test_score([diverged, untrained], "accuracy")
+    assert alone is not None
+    assert alone.mean == pytest.approx(0.2)
     assert test_score([diverged], "accuracy") is None
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from gradshare.training.folder import RunFolder
 from tests.comparison.driver import EPOCHS
 from tests.comparison.small import assert_same, leftovers, run_folders, small
+from tests.training.killing import records_in
 
 PATIENCE = 240
 WHERE = ["local", "ray", "submitit"]
@@ -122,7 +122,7 @@ def test_a_worker_that_is_killed_is_reported_or_retried_to_the_same_numbers(
         f". The other runs are saved in {out}; correct the cause and continue (resume='auto', "
         "--resume auto)\n"
     )
-    lengths = sorted(len(RunFolder(run).history()) for run in run_folders(out) if started(run))
+    lengths = sorted(len(records_in(run)) for run in run_folders(out) if started(run))
     assert lengths[-1] == EPOCHS
     wait_for(lambda: not workers(out))
     with driver(out, where, retries=1) as process:
@@ -130,7 +130,7 @@ def test_a_worker_that_is_killed_is_reported_or_retried_to_the_same_numbers(
         os.kill(workers(out)[0], signal.SIGKILL)
         status, said = ended(process)
     assert status == 0
-    assert "; it goes on from its last checkpoint (retry 1 of 1)" in said
+    assert "; it is started again (retry 1 of 1)" in said
     assert_same(out, undisturbed)
 
 

@@ -87,23 +87,17 @@ def test_both_equal_a_literal_fit_of_each_task(shots: int) -> None:
 
 def test_the_regression_has_converged() -> None:
     batch = clusters().batch([0])
-    support, queries = module._standardised(batch, torch.ones(1, 12))
-    targets = torch.nn.functional.one_hot(batch.support_y).float()
-    found = module._regression_scores(support, targets, queries)[0]
-    parts = (batch.support_x[0], batch.support_y[0], batch.query_x[0])
-    expected = literally(parts[0].flatten(1), parts[1], parts[2].flatten(1))["logits"]
+    rows, labels = batch.support_x[0].flatten(1), batch.support_y[0]
+    support, queries = module._standardised(rows, batch.query_x[0].flatten(1))
+    targets = torch.nn.functional.one_hot(labels).float()
+    found = module._regression_scores(support, targets, queries)
+    expected = literally(rows, labels, batch.query_x[0].flatten(1))["logits"]
     assert found.double() == pytest.approx(expected, abs=0.02 * float(expected.abs().max()))
 
 
 def test_classes_that_lie_far_apart_are_told_apart() -> None:
     for values in yardsticks(clusters(noise=0.05), 10).values():
         assert values["accuracy"] == [1.0] * 10
-
-
-def test_the_number_of_tasks_in_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = yardsticks(clusters(), 7)
-    monkeypatch.setattr(module, "AT_A_TIME", 1)
-    assert yardsticks(clusters(), 7) == expected
 
 
 def test_the_scale_of_the_inputs_changes_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,8 +98,8 @@ def test_a_cluster_that_wants_a_token_is_one_sentence_that_names_it(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     fake_ray(monkeypatch, error, said)
-    with pytest.raises(ConfigError) as raised, RayExecutor("auto"):
-        pass
+    with pytest.raises(ConfigError) as raised, RayExecutor("auto") as executor:
+        executor.submit(pow, 2, 3)
     assert str(raised.value) == (
         "the Ray cluster at auto wants a token, and has got none or another one; set "
         "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's token or RAY_AUTH_TOKEN_PATH to "
@@ -111,8 +112,8 @@ def test_an_address_where_nothing_listens_is_one_sentence_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(RunError) as error, RayExecutor("127.0.0.1:9"):
-        pass
+    with pytest.raises(RunError) as error, RayExecutor("127.0.0.1:9") as executor:
+        executor.submit(pow, 2, 3)
     assert str(error.value) == (
         "the Ray cluster at 127.0.0.1:9 cannot be used: ConnectionRefusedError: [Errno 111] "
         "Connection refused"
@@ -131,26 +132,34 @@ def test_a_machine_that_cannot_run_a_task_is_an_error_and_not_a_wait_forever(
     monkeypatch.setattr(ray, "shutdown", lambda: closed.append(True))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
     with pytest.raises(ConfigError, match=f"^each run asks Ray for {words} and this machine has "):
-        RayExecutor(**resources).__enter__()
+        RayExecutor(**resources).submit(pow, 2, 3)
     assert closed
 
 
-def test_ray_does_not_replace_the_signal_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's own replace Python's; those of its C++ code are seen only by a signal."""
+def test_a_signal_while_ray_starts_reaches_its_handler_and_does_not_abort_the_program_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     heard: list[int] = []
 
     def init(*_: object, **options: object) -> None:
         with pytest.raises(ValueError, match="main thread"):  # as Ray finds out itself
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # As the handler of Ray's C++ code does before it calls the one before it.
+        signal.alarm(100)
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not heard:
+            time.sleep(0.01)
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 0.0})
     before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
     try:
-        with RayExecutor():
-            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(ConfigError):
+            RayExecutor().submit(pow, 2, 3)
+        assert signal.alarm(0) == 0
+        signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert heard == [signal.SIGTERM]
+    assert heard == [signal.SIGTERM] * 2

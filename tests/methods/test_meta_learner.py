@@ -54,7 +54,7 @@ def refused(**options: Any) -> str:
         ({"precision": "bf16"}, "precision 'bf16' is unknown; use 'float32' or 'bfloat16'"),
         ({"steps": 0}, "steps is 0; give a whole number, at least 1"),
         ({"steps": 2.0}, "steps is 2.0; give a whole number, at least 1"),
-        ({"second_order": "first"}, "second_order is 'first'; give True or False"),
+        ({"second_order": "first"}, "second_order 'first' is unknown; use True or False"),
         (
             {"first_order_iterations": "10"},
             "first_order_iterations is '10'; give a whole number, at least 0",

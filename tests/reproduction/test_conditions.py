@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from gradshare.comparison.statistics import over_seeds_and_tasks
 from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
+from gradshare.training.statistics import over_seeds_and_tasks
 from reproduction.conditions import (
     Condition,
     change,
@@ -107,7 +107,7 @@ def test_a_difference_is_paired_by_seed_and_task() -> None:
     each = differences(ahead(by), SHARING, ORIGINAL)
     assert [one.mean for one in each] == pytest.approx(list(by.values()))
     # The tasks differ by 0.1 and their differences by nothing: all that is left is the seeds.
-    assert found.interval.ci95 == pytest.approx(4.3027 * 0.02 / math.sqrt(3))
+    assert found.interval.ci95 == pytest.approx(4.30265 * 0.02 / math.sqrt(3))
     assert difference(ahead(by), SHARING, RATE_CONTROL) is None
 
 

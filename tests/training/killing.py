@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import random
@@ -18,6 +19,7 @@ from torch import Tensor
 import gradshare as gs
 from gradshare.training import files
 from gradshare.training.checkpoint import Checkpoint, load_checkpoint
+from gradshare.training.records import EpochRecord
 from gradshare.training.run import Run
 from tests.training.small import Arguments
 
@@ -80,6 +82,12 @@ def kill_often(
             return turn
         assert status == -signal.SIGKILL
     return most
+
+
+def records_in(folder: Path) -> list[EpochRecord]:
+    """The records in a run's `metrics.jsonl`; the last line may be half written."""
+    *lines, _ = (folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
+    return [EpochRecord.from_json(json.loads(line)) for line in lines]
 
 
 def timeless(run: Run) -> list[dict[str, Any]]:

@@ -251,7 +251,7 @@ def fit_on(
         processes,
         learner,
         sources,
-        Options.of(**options),
+        Options(**options),
         folder,
         resume=resume,
         watch=watch,

@@ -13,16 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gradshare as gs
 from gradshare.errors import ConfigError, DataError, GradshareError
-from tests.training.small import (
-    ROWS,
-    Wrapped,
-    rows,
-)
+from tests.training.small import ROWS, Wrapped, mlp, regression, rows
 
 
 def refusal(path: Path, given: dict[str, Any], kind: type[GradshareError]) -> str:
@@ -51,12 +47,21 @@ def refusal(path: Path, given: dict[str, Any], kind: type[GradshareError]) -> st
         ({"on_divergence": "ignore"}, "on_divergence 'ignore' is unknown; use 'stop' or 'skip'"),
         ({"memory": "flat"}, "memory 'flat' is unknown; use 'auto' or 'keep' or 'recompute'"),
         ({"tasks": "all"}, "tasks 'all' is unknown; use 'auto' or 'loop' or 'vmap'"),
-        ({"device": "gpu"}, "--device 'gpu' is unknown; use auto, cpu, cuda or cuda:N"),
+        ({"device": "gpu"}, "device 'gpu' is unknown; use auto, cpu, cuda or cuda:N"),
         ({"clip_norm": 0}, "clip_norm is 0; give a number above 0, or None"),
         ({"clamp_gradients": -1.0}, "clamp_gradients is -1.0; give a number above 0, or None"),
-        ({"schedule": 0.5}, "schedule is a float; give a function"),
+        ({"schedule": 0.5}, "schedule is 0.5 and gives no number at iteration 0 ("),
         ({"groups": {"lr": 1}}, "groups is a dict; give a function"),
         ({"callbacks": ["print"]}, "the callback 'print' is not a function"),
+        (
+            {"schedule": torch.optim.lr_scheduler.StepLR},
+            "schedule is <class 'torch.optim.lr_scheduler.StepLR'> and gives no number at "
+            "iteration 0 (",
+        ),
+        (
+            {"schedule": lambda i: None},
+            "schedule is <function <lambda>",
+        ),
     ],
 )
 def test_an_option_with_a_value_that_it_does_not_take(
@@ -153,6 +158,57 @@ def test_a_source_whose_tasks_are_not_functions_of_their_index(
     settings = {"val_tasks": 200, "test_tasks": 600} | rows()
     last = {"train": 2**40 + 1, "validation": settings["val_tasks"] - 1}
     assert words.format(last=last.get(name, settings["test_tasks"] - 1)) in message
+
+
+class Spoilt(Wrapped):
+    """A source with NaN in one part of its first task."""
+
+    part = "support_x"
+
+    def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+        batch = super().batch(indices)
+        for place, index in enumerate(indices):
+            if index == 0:
+                getattr(batch, self.part)[place, 0] = torch.nan
+        return batch
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+@pytest.mark.parametrize("part", ["support_x", "support_y", "query_x", "query_y"])
+def test_a_task_with_nan_that_the_model_cannot_take(name: str, part: str, tmp_path: Path) -> None:
+    given = regression()
+    source = Spoilt(given[name])
+    source.part = part
+    assert refusal(tmp_path, {**given, name: source}, DataError) == (
+        f"{name}: {part} of task 1 holds a value that is not finite (NaN or infinite), and the "
+        "model can't take it; leave such examples out, or replace these values"
+    )
+
+
+def test_a_model_that_replaces_nan_is_trained(tmp_path: Path) -> None:
+    class Replacing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.inner(x.nan_to_num())
+            return y
+
+    given = rows(learner=gs.maml(Replacing(), steps=2), train=Spoilt(ROWS[0]))
+    assert gs.fit(**given, out=tmp_path / "run").diverged is None
+
+
+def test_a_schedule_for_an_optimiser_without_a_rate(tmp_path: Path) -> None:
+    class Plain(torch.optim.Optimizer):
+        def __init__(self, groups: Any) -> None:
+            super().__init__(groups, {})
+
+    given = rows(optimizer=Plain, schedule=lambda i: 0.5)
+    assert refusal(tmp_path, given, ConfigError) == (
+        "Plain has no learning rate 'lr' to be scheduled; leave `schedule` out, or give another "
+        "optimiser"
+    )
 
 
 class ListOfTasks(Wrapped):

@@ -20,6 +20,7 @@ from gradshare.errors import ConfigError
 from tests.training.small import (
     ROWS,
     WAYS,
+    InFloat64,
     Prototypes,
     Wrapped,
     class_tasks,
@@ -97,12 +98,16 @@ def test_a_learner_whose_objective_cannot_be_differentiated(
     assert refusal(tmp_path, rows(learner=learner), ConfigError).startswith(words)
 
 
+@pytest.mark.parametrize(
+    "loss", [F.cross_entropy, functools.partial(F.cross_entropy, label_smoothing=0.1)]
+)
 @pytest.mark.parametrize("sources", [("train", "validation"), ("validation",), ("test",)])
 def test_a_model_with_fewer_outputs_than_a_task_has_classes(
-    sources: Sequence[str], tmp_path: Path
+    sources: Sequence[str], loss: Any, tmp_path: Path
 ) -> None:
     wide = {name: class_tasks(6)[0].replace(ways=5) for name in sources}
-    assert refusal(tmp_path, rows(**wide), ConfigError) == (
+    given = rows(learner=gs.maml(mlp(), steps=2, loss=loss), **wide)
+    assert refusal(tmp_path, given, ConfigError) == (
         "Sequential has 3 outputs and the tasks have 5 classes; make it with 5 outputs, or number "
         "the classes of each task from 0"
     )
@@ -170,6 +175,14 @@ def test_a_learner_and_a_source_that_do_not_fit_are_named_with_the_shapes(tmp_pa
     assert words.startswith("Sequential and the source 'validation' do not fit: RuntimeError: mat1")
     words = refusal(tmp_path, rows(test=class_tasks(7)[1]), ConfigError)
     assert words.startswith("Sequential and the source 'test' do not fit: RuntimeError: mat1")
+
+
+def test_a_source_of_another_dtype_than_the_model_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    given = rows(train=InFloat64(ROWS[0]))
+    assert refusal(tmp_path, given, ConfigError).endswith(
+        "; the model is float32: convert the source's tensors with x.to(torch.float32), or the "
+        "model with model.to(torch.float64)"
+    )
 
 
 def test_inputs_by_names_that_the_model_does_not_take(tmp_path: Path) -> None:

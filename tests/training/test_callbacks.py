@@ -111,11 +111,19 @@ def test_all_callbacks_get_each_event_and_any_can_end_the_run(tmp_path: Path) ->
     assert "epoch" in told
 
 
-def test_a_run_that_a_callback_has_ended_stays_ended(tmp_path: Path) -> None:
-    run = gs.fit(**rows(callbacks=[lambda event: event.kind == "epoch"]), out=tmp_path / "run")
+def test_a_run_that_a_callback_has_ended_stays_ended_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = gs.fit(**rows(callbacks=lambda event: event.kind == "epoch"), out=tmp_path / "run")
+    gs.fit(**rows(), out=tmp_path / "run", resume="auto")
+    assert not caplog.messages
     again = gs.fit(**rows(epochs=5), out=tmp_path / "run", resume="auto")
     assert timeless(again) == timeless(run)
     assert again.test == run.test
+    assert caplog.messages == [
+        f"a callback has ended the run in {tmp_path / 'run'} after epoch 1, and it stays ended; to "
+        "train longer, start another run"
+    ]
 
 
 def test_what_a_callback_raises_reaches_the_caller_and_costs_nothing(

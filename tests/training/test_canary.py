@@ -162,12 +162,14 @@ def test_rounding_is_not_a_change(
     state, canary = state_of(learner, dtype), Canary(learner, ROWS[0], tasks)
     found = canary.values(state)
     assert found is not None
-    assert found == Canary(learner, ROWS[0], tasks).values(state)
-    canary.require_same(state, [value * (1 + rounding) for value in found], "")
-    for which in range(2):
-        changed = [v * (1 + too_much) if i == which else v for i, v in enumerate(found)]
+    assert found == canary.values(state)
+    loss, norm = found
+    state.status.canary = loss * (1 + rounding), norm * (1 + rounding)
+    canary.require_same(state, {}, {})
+    for changed in ((loss * (1 + too_much), norm), (loss, norm * (1 + too_much))):
+        state.status.canary = changed
         with pytest.raises(RunError, match="computes a loss of"):
-            canary.require_same(state, changed, "")
+            canary.require_same(state, {}, {})
 
 
 def test_a_loss_that_is_not_finite_is_the_same_only_if_it_still_is_not() -> None:
@@ -176,12 +178,13 @@ def test_a_loss_that_is_not_finite_is_the_same_only_if_it_still_is_not() -> None
     infinite = Poisoned(ROWS[0], {1}).batch([0, 1])
     bad = Canary(learner, ROWS[0], infinite)
     assert bad.values(state) is None
-    bad.require_same(state, None, "")
-    with pytest.raises(RunError, match=r"computes a loss that is not finite on .* loss of 0.5"):
-        bad.require_same(state, [0.5, 1.0], "")
+    bad.require_same(state, {}, {})
     good = ROWS[0].batch([0, 1])
     with pytest.raises(RunError, match="where it computed a loss that is not finite when"):
-        Canary(learner, ROWS[0], good).require_same(state, None, "")
+        Canary(learner, ROWS[0], good).require_same(state, {}, {})
+    state.status.canary = 0.5, 1.0
+    with pytest.raises(RunError, match=r"computes a loss that is not finite on .* loss of 0.5"):
+        bad.require_same(state, {}, {})
     state.meta["model.0.weight"].data.fill_(math.nan)
     assert Canary(learner, ROWS[0], good).values(state) is None
 

@@ -16,7 +16,7 @@ from gradshare.training.checkpoint import (
     Checkpoint,
     DamagedError,
     load_checkpoint,
-    require_fit,
+    require_same_shapes,
     save_checkpoint,
 )
 
@@ -145,29 +145,21 @@ def test_a_foreign_file_and_other_formats_are_named(tmp_path: Path) -> None:
         )
 
 
-def test_a_checkpoint_of_another_run_is_told_by_its_identity_names_and_shapes(path: Path) -> None:
+def test_a_checkpoint_with_other_tensors_than_the_learner_is_refused(path: Path) -> None:
     saved = load_checkpoint(path)
-    require_fit(path, saved, saved)
-    for like, words in (
-        (Checkpoint(saved.meta, saved.carried, {"run": "b"}), "is of another run (a, not b)"),
-        (Checkpoint({}, saved.carried, {}), "model.weight: this run has none"),
-        (
-            Checkpoint(saved.meta, {**saved.carried, "x": torch.ones(1)}, {}),
-            "of another run: x: it has none",
-        ),
-        (
-            Checkpoint({"model.weight": torch.ones(3, 3)}, saved.carried, {}),
-            "model.weight is torch.float32 (3, 2), this run has torch.float32 (3, 3)",
-        ),
-        (
-            Checkpoint({"model.weight": torch.ones(3, 2).double()}, saved.carried, {}),
-            "model.weight is torch.float32 (3, 2), this run has torch.float64 (3, 2)",
-        ),
+    require_same_shapes(path, saved, saved.meta, saved.carried)
+    for meta, carried, words in (
+        ({}, saved.carried, "model.weight is torch.float32 (3, 2) in the file and absent in the"),
+        (saved.meta, {**saved.carried, "x": torch.ones(1)}, "x is absent in the file"),
+        ({"model.weight": torch.ones(3, 3)}, saved.carried, "and torch.float32 (3, 3) in the"),
+        ({"model.weight": torch.ones(3, 2).double()}, saved.carried, "and torch.float64 (3, 2) in"),
     ):
-        with pytest.raises(DamagedError) as error:
-            require_fit(path, saved, like)
+        with pytest.raises(RunError) as error:
+            require_same_shapes(path, saved, meta, carried)
         assert words in str(error.value)
-        assert str(error.value).endswith("; use the run's own")
+        assert str(error.value).endswith(
+            "; continue with the learner and the default dtype that the run was started with"
+        )
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(path: Path) -> None:

@@ -23,7 +23,7 @@ def test_auto_is_cuda_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_device_is_named() -> None:
     with pytest.raises(ConfigError) as error:
         choose_device("tpu9")
-    assert str(error.value) == "--device 'tpu9' is unknown; use auto, cpu, cuda or cuda:N"
+    assert str(error.value) == "device 'tpu9' is unknown; use auto, cpu, cuda or cuda:N"
 
 
 def test_a_device_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,16 +33,14 @@ def test_a_device_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch, "empty", missing)
     with pytest.raises(ConfigError) as error:
         choose_device("cuda:7")
-    assert str(error.value) == (
-        "--device 'cuda:7' cannot be used here (no cuda:7 here); use another"
-    )
+    assert str(error.value) == ("device 'cuda:7' cannot be used here (no cuda:7 here); use another")
 
 
 def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     process = OneProcess()
     process.local_rank, process.local_size = 1, 2
-    for count, words in ((2, None), (1, "2 processes on this machine need a GPU each, and --dev")):
+    for count, words in ((2, None), (1, "2 processes on this machine need a GPU each, and dev")):
         monkeypatch.setattr(torch.cuda, "device_count", lambda found=count: found)
         if words is None:
             assert device_of_process("auto", process) == torch.device("cuda", 1)

@@ -13,10 +13,10 @@ import pytest
 
 import gradshare as gs
 from gradshare.errors import RunError
-from gradshare.training.folder import RunFolder, kept_epochs
+from gradshare.training.folder import kept_epochs
 from gradshare.training.options import Progress, Watch
 from gradshare.training.run import Run
-from tests.training.killing import require_same_end
+from tests.training.killing import records_in, require_same_end
 from tests.training.small import Arguments, rows
 
 DISK_BYTES = 2 << 20
@@ -69,7 +69,7 @@ def test_a_full_disk_ends_the_run_and_costs_nothing(tmp_path: Path, disk: Path) 
         fit(folder, progress=at_iteration(5, lambda: fill(disk)))
     message = str(error.value)
     assert message.startswith(str(folder))
-    assert "cannot be written: No space left on device; free the space or choose another" in message
+    assert "cannot be written: No space left on device; free space there, or choose" in message
     (disk / "filler").unlink()
     assert not list(folder.rglob("*.unfinished"))
     require_same_end(whole, fit(folder))
@@ -92,10 +92,7 @@ def test_a_disk_that_becomes_read_only_ends_the_run_and_costs_nothing(
     try:
         with pytest.raises(RunError) as error:
             fit(folder)
-        assert str(error.value) == (
-            f"the output folder {folder} cannot be written: Read-only file system; choose another "
-            "(--out)"
-        )
+        assert str(error.value).startswith(f"{folder} cannot be written: Read-only file system; ")
     finally:
         remount("rw")
     require_same_end(whole, fit(folder))
@@ -127,7 +124,7 @@ def test_a_write_that_fails_anywhere_costs_nothing(
     try:
         fit(tmp_path / "run", **SHORT)
     except RunError as error:
-        assert "cannot be written: No space left on device; free the space" in str(error)
+        assert "cannot be written: No space left on device; free space" in str(error)
     else:
         assert left >= 0
     monkeypatch.setattr(os, "fsync", fsync)
@@ -149,7 +146,7 @@ def test_a_run_keeps_its_last_two_moments_its_best_models_and_nothing_else(
         names = {path.name for path in (folder / "checkpoints").iterdir()}
         latest = {name for name in names if name.startswith("latest-")}
         assert len(latest) == 2
-        best = kept_epochs(RunFolder(folder).history(), "accuracy", rank, 5)
+        best = kept_epochs(records_in(folder), "accuracy", rank, 5)
         assert names - latest == {f"epoch-{epoch:06d}.safetensors" for epoch in best}
         most = max(most, len(names))
 

@@ -20,7 +20,7 @@ from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.training import device as device_module
 from gradshare.training import loop
 from gradshare.training.distributed import OneProcess, OtherRankError, ProcessGroup
-from gradshare.training.evaluation import measuring, measuring_fit, on_all_tasks
+from gradshare.training.evaluation import ensemble_values, on_all_tasks, values_before_and_after
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.launch import member
 from gradshare.training.metrics import Metric, accuracy
@@ -165,17 +165,17 @@ def evaluated(group: OneProcess, count: int) -> Any:
     model = learner.init()
     metrics = {"accuracy": Metric(accuracy)}
     advanced: list[int] = []
-    fit = on_all_tasks(
-        group, ROWS[1], count, CPU, measuring_fit(learner, model, metrics), advanced.append
-    )
-    test = on_all_tasks(group, ROWS[2], count + 1, CPU, measuring(learner, [model] * 2, metrics))
-    return fit, test, sum(advanced)
+    both = values_before_and_after(learner, model, metrics)
+    fit = on_all_tasks(group, ROWS[1], count, CPU, both, advanced.append)
+    ensemble = ensemble_values(learner, [model] * 2, metrics)
+    test = on_all_tasks(group, ROWS[2], count + 1, CPU, ensemble)
+    return fit, test, advanced[-1]
 
 
 @pytest.mark.parametrize("count", [2, 37])
 def test_evaluation_is_shared_out_and_comes_to_the_same(count: int, three: Ranks) -> None:
     alone = evaluated(OneProcess(), count)
-    assert len(alone[0]) == alone[2] == count
+    assert len(alone[0]["validation"]["accuracy"]) == alone[2] == count
     assert three(evaluated, count) == [alone] * 3
 
 
@@ -226,7 +226,7 @@ def compute_differently(group: ProcessGroup, folder: Path) -> Run:
 def test_processes_on_different_kinds_of_device_do_not_mix(three: Ranks, tmp_path: Path) -> None:
     words = (
         "the device is cpu here and cuda in the first process; give every process of a run a GPU, "
-        "or --device cpu"
+        "or device='cpu' (--device cpu)"
     )
     results = three(compute_differently, tmp_path / "run")
     assert_refused_by_rank_1(results, words, tmp_path / "run")

@@ -19,13 +19,13 @@ import gradshare as gs
 from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
-from gradshare.methods.meta_learner import Loss
+from gradshare.methods.learner import Loss
 from gradshare.tasks import TaskBatch
-from gradshare.training import loop, state
+from gradshare.training import loop
 from gradshare.training.divergence import diagnose
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.options import Progress
-from gradshare.training.outer_loop import Clipping, outer_iteration
+from gradshare.training.outer_loop import outer_iteration
 from gradshare.training.run import Run
 from tests.training.killing import latest, require_same_end, require_same_tensors, timeless
 from tests.training.small import Prototypes, mlp, poisoned, rows
@@ -63,9 +63,7 @@ def fault(
     meta = start if meta is None else meta
     before = {name: tensor.detach().clone() for name, tensor in meta.items()}
     optimizer = torch.optim.Adam(meta.values(), lr=0.1)
-    result = outer_iteration(
-        learner, meta, carried, optimizer, tasks, iteration=0, clipping=Clipping(), metrics={}
-    )
+    result = outer_iteration(learner, meta, carried, optimizer, tasks, iteration=0, metrics={})
     found = diagnose(learner, meta, carried, tasks, iteration=0)
     assert (found is None) == (result.refused is None)
     if result.refused is not None:
@@ -134,14 +132,14 @@ def with_query_targets(tasks: TaskBatch) -> TaskBatch:
     return dataclasses.replace(tasks, query_y=torch.ones_like(tasks.query_y))
 
 
-def test_an_outer_gradient_alone_is_named_with_the_step_that_it_does_not_get_through() -> None:
+def test_an_outer_gradient_alone_is_named_with_its_tensor_and_task() -> None:
     # w = 0 stays 0, so every loss and task gradient is finite. But the way back through an inner
     # step multiplies by 1 - x² = -1e26 for the second task: after one it is finite, after two not.
     loss = for_queries(lambda outputs, _: outputs.mean())
     learner = maml(Line(0.0), steps=3, inner_lr=1.0, loss=loss)
     assert fault(learner, with_query_targets(tasks_of([1.0, 1e13], [1.0, 1.0]))) == (
         "the outer gradient of model.w is not finite",
-        "the outer gradient of model.w from task 2 is not finite behind inner step 2",
+        "the outer gradient of model.w from task 2 is not finite",
     )
 
 
@@ -150,11 +148,11 @@ def test_an_outer_gradient_can_overflow_at_the_queries(second_order: bool) -> No
     loss = for_queries(lambda outputs, _: outputs.sqrt().mean())  # at 0, see above
     learner = maml(Line(0.0), steps=1, inner_lr=0.1, loss=loss, second_order=second_order)
     assert fault(learner, with_query_targets(tasks_of([1.0], [1.0])))[1] == (
-        "the outer gradient of model.w from task 1 is not finite, from the query loss on"
+        "the outer gradient of model.w from task 1 is not finite"
     )
 
 
-def test_the_gradient_of_what_a_rule_learns_is_named_without_a_step() -> None:
+def test_the_outer_gradient_of_a_tensor_that_a_rule_learns_is_named() -> None:
     # The update is α ∘ G with α = 1e-35 and G = w x² = 1e30: w hardly moves, but the query loss's
     # gradient in α is its gradient in w, 1e15, times G.
     learner = meta_sgd(Line(1.0), steps=1, inner_lr=1e-35, loss=half_square)
@@ -307,7 +305,7 @@ def test_a_run_that_skips_goes_on_to_where_it_would_have_been(
 def test_a_run_that_does_nothing_but_skip_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "MOST_SKIPPED_IN_A_ROW", 4)
+    monkeypatch.setattr(loop, "MOST_SKIPPED_IN_A_ROW", 4)
     run = fit(tmp_path / "run", bad=(2, 3, 5, 6, 7, 8, 9), on_divergence="skip")
     assert run.diverged == f"epoch 3, iteration 8: {FAULT} (the last of 4 in a row to be refused)"
     assert [record.skipped for record in run.history] == [2, 2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from gradshare.errors import ConfigError, DataError
 from gradshare.training.distributed import OneProcess
 from gradshare.training.evaluation import (
     Evaluation,
-    joined,
+    ensemble_values,
     mean_of_finite,
-    measuring,
-    measuring_fit,
     on_all_tasks,
+    values_before_and_after,
 )
 from gradshare.training.metrics import Metric, accuracy
 from gradshare.training.run import Run
@@ -77,13 +75,13 @@ def test_the_fit_before_and_after_adaptation_is_the_oracles(inductive: bool) -> 
                 expected.setdefault(f"{what} {when}", []).append(task_values)
     expected["validation"] = expected.pop("query after")
 
-    measure = measuring_fit(ours, (meta, carried), METRICS)
+    measure = values_before_and_after(ours, (meta, carried), METRICS)
     found = on_all_tasks(OneProcess(), Listed(batch), count, CPU, measure)
     for split, by_task in expected.items():
-        values = joined(found, split)
+        values = found[split]
         assert values["accuracy"] == [right for right, _ in by_task]
         assert values["loss"] == pytest.approx([loss for _, loss in by_task], rel=1e-9)
-    assert len({tuple(joined(found, split)["loss"]) for split in expected}) == 4
+    assert len({tuple(found[split]["loss"]) for split in expected}) == 4
 
 
 def test_an_ensemble_is_of_the_mean_outputs_and_its_first_member_alone_is_told_apart() -> None:
@@ -99,9 +97,10 @@ def test_an_ensemble_is_of_the_mean_outputs_and_its_first_member_alone_is_told_a
         found: list[float] = (outputs.argmax(-1) == batch.query_y).double().mean(-1).tolist()
         return found
 
-    measured = on_all_tasks(OneProcess(), ROWS[2], 8, CPU, measuring(ours, models, METRICS))
-    assert joined(measured, "single")["accuracy"] == right(outputs[0])
-    assert joined(measured, "ensemble")["accuracy"] == right(torch.stack(outputs).mean(0))
+    measure = ensemble_values(ours, models, METRICS)
+    found = on_all_tasks(OneProcess(), ROWS[2], 8, CPU, measure)
+    assert found["single"]["accuracy"] == right(outputs[0])
+    assert found["ensemble"]["accuracy"] == right(torch.stack(outputs).mean(0))
     different = {tuple(right(each)) for each in (*outputs, torch.stack(outputs).mean(0))}
     assert len(different) == 4
 
@@ -112,8 +111,8 @@ def test_a_member_that_overflows_on_a_task_does_not_spoil_the_ensemble() -> None
     broken = {name: torch.full_like(tensor, math.nan) for name, tensor in meta.items()}
 
     def accuracies(*models: Any) -> list[float]:
-        measured = on_all_tasks(OneProcess(), ROWS[2], 5, CPU, measuring(ours, models, METRICS))
-        return joined(measured, "ensemble")["accuracy"]
+        measure = ensemble_values(ours, models, METRICS)
+        return on_all_tasks(OneProcess(), ROWS[2], 5, CPU, measure)["ensemble"]["accuracy"]
 
     assert accuracies((meta, carried), (broken, carried)) == accuracies((meta, carried))
     assert accuracies((broken, carried)) == [0.0] * 5
@@ -219,15 +218,3 @@ def test_values_by_task_go_to_pandas_where_it_is_installed() -> None:
     frame = Evaluation({"loss": [0.5, 0.25]}, METRICS, "loss").to_pandas()
     expected = pandas.DataFrame({"loss": [0.5, 0.25]}).rename_axis("task")
     pandas.testing.assert_frame_equal(frame, expected)
-
-
-def test_without_pandas_the_error_says_what_has_the_same_numbers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ConfigError) as error:
-        Evaluation({"loss": [0.5]}, METRICS, "loss").to_pandas()
-    assert str(error.value) == (
-        "to_pandas needs pandas, which is not installed: pip install pandas; without it "
-        "`evaluation.values` has the same numbers"
-    )

@@ -107,6 +107,26 @@ def test_a_model_that_vmap_cannot_take_is_computed_task_by_task_and_said_once(
     assert message.startswith("Untraceable can't be computed for all tasks at once; ")
 
 
+def test_memory_that_runs_out_under_vmap_is_not_taken_for_a_model_that_vmap_cannot_take() -> None:
+    class Hungry(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp()
+            self.calls = [0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls[0] += 1
+            if self.calls[0] == 1:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            y: Tensor = self.inner(x)
+            return y
+
+    learner = gs.maml(Hungry(), steps=1).laid_out(tasks_at_a_time=None, recompute=False)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        learner.adapt(*learner.init(), ROWS[0].batch(range(2)))
+    assert learner.network.vmaps
+
+
 def test_a_learner_that_has_no_layouts_is_left_as_it_is(tmp_path: Path) -> None:
     learner = Prototypes(mlp())
     found = chosen(learner)

@@ -34,7 +34,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError) as error, locked(folder, doing="training"):
         pass
     assert str(error.value) == (
-        f"the output folder {folder} cannot be written: Not a directory; choose another (--out)"
+        f"{folder} cannot be written: Not a directory; free space there, or choose another output "
+        "folder (--out)"
     )
     assert not is_locked(folder)
 

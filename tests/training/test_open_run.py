@@ -143,6 +143,21 @@ def test_a_run_adapts_to_a_support_set_as_its_learner_does(problem: str, tmp_pat
     assert not torch.allclose(more(first(task.query_x)), net(first(task.query_x)))
 
 
+def test_a_support_set_without_examples_or_with_nan_is_refused(run: Run) -> None:
+    task = ROWS[2].batch([4])
+    x, y = task.support_x[0], task.support_y[0]
+    with pytest.raises(DataError) as error:
+        run.adapt(x[:0], y[:0])
+    assert str(error.value) == "the support set x is empty; give at least one example, as x[None]"
+    x[1, 2] = torch.nan
+    with pytest.raises(DataError) as error:
+        run.adapt(x, y)
+    assert str(error.value) == (
+        "the support set: support_x of task 1 holds a value that is not finite (NaN or infinite), "
+        "and the model can't take it; leave such examples out, or replace these values"
+    )
+
+
 def test_arrays_of_any_type_and_labels_of_any_kind_are_taken(run: Run) -> None:
     task = ROWS[2].batch([4])
     x, codes = task.support_x[0].numpy(), task.support_y[0].numpy()

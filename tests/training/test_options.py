@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 import gradshare as gs
+from gradshare.training.identity import schedule_digest
 from gradshare.training.options import Options
-from gradshare.training.outer_loop import Clipping, outer_iteration
+from gradshare.training.outer_loop import outer_iteration
 from gradshare.training.run import Run
 from tests.training.killing import latest, timeless
 from tests.training.small import ROWS, Arguments, mlp, rows
@@ -160,7 +161,6 @@ def test_a_refused_step_leaves_everything_as_it_was() -> None:
             optimizer,
             tasks,
             iteration=number,
-            clipping=Clipping(),
             metrics={},
         )
 
@@ -219,9 +219,9 @@ def test_the_outer_rate_of_an_optimiser_without_one_is_nan(tmp_path: Path) -> No
     assert timeless(again)[:3] == timeless(run)
 
 
-def test_factors_of_a_schedule_are_told_apart() -> None:
-    def options(schedule: Any) -> Options:
-        return Options(epochs=1, iterations=4, schedule=schedule)
+def test_schedules_with_other_factors_have_other_digests() -> None:
+    def digest(schedule: Any) -> str:
+        return schedule_digest(Options(epochs=1, iterations=4, schedule=schedule), 4)
 
-    assert options(None).factors(4) == options(lambda i: 1).factors(4)
-    assert options(None).factors(4) != options(lambda i: 1 - i / 4).factors(4)
+    assert digest(None) == digest(lambda i: 1)
+    assert digest(None) != digest(lambda i: 1 - i / 4)

@@ -16,12 +16,11 @@ import torch
 
 import gradshare as gs
 from gradshare.errors import RunError
-from gradshare.training import preflight
+from gradshare.training import memory
 from gradshare.training.fit import memory_needed, prepare_run
 from gradshare.training.layout import Layout
-from gradshare.training.memory import available
+from gradshare.training.memory import LESS_MEMORY, amount, available, require_memory
 from gradshare.training.options import Options
-from gradshare.training.preflight import LESS_MEMORY, amount, require_memory
 from tests.training.small import rows
 
 CPU = torch.device("cpu")
@@ -90,6 +89,7 @@ def test_a_limit_above_what_the_machine_has_does_not_count(tmp_path: Path) -> No
 
 MEASURE = """
 import json, sys, torch
+from pathlib import Path
 import gradshare as gs
 from gradshare.training import dry_run
 from gradshare.training.machine import keep_freed_memory
@@ -102,10 +102,19 @@ x, y = torch.randn(80, 1, 20, 20), torch.arange(8).repeat_interleave(10)
 tasks = gs.ClassTasks(x, y, ways=3, shots=5, queries=5)
 model = gs.Conv4(ways=3, image_size=20, channels=1, filters=64)
 learner = gs.maml(model, steps=4, sharing=True, second_order=options.pop("second_order"))
+
+
+def resident(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+before = []  # once everything is made and nothing has run
+dry_run.require_memory = lambda *_: before.append(resident("VmRSS:"))
 found = dry_run.estimate(
     learner, tasks, tasks, epochs=1, iterations=1, task_batch=8, device="cpu", **options
 )
-print(json.dumps([found.memory_estimated, found.memory_measured]))
+print(json.dumps([found.memory, resident("VmHWM:") - before[0]]))
 """
 
 
@@ -135,9 +144,9 @@ def needed(*, processes: int = 1, **changes: Any) -> int:
     given = rows(**changes)
     del given["progress"]
     learner, sources = given.pop("learner"), [given.pop(n) for n in ("train", "validation", "test")]
-    options = Options.of(**given)
+    options = Options(**given)
     state, _, _, contents = prepare_run(learner, tuple(sources), options, CPU, None)
-    return memory_needed(Layout(**contents["layout"]), options, state, processes=processes)
+    return memory_needed(Layout(**contents["layout"]), options, state, processes)
 
 
 def test_each_process_of_a_run_needs_memory_for_its_share_of_the_tasks() -> None:
@@ -149,7 +158,7 @@ def test_each_process_of_a_run_needs_memory_for_its_share_of_the_tasks() -> None
 def test_a_run_that_cannot_fit_is_refused_before_it_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "available", lambda device: 1000)
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
     with pytest.raises(RunError) as error:
         gs.fit(**rows(), out=tmp_path / "run")
     assert str(error.value) == (
@@ -165,7 +174,7 @@ def test_a_run_that_hardly_fits_is_warned_of(
     share: float, warns: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     need = 10**9
-    monkeypatch.setattr(preflight, "available", lambda device: share * need)
+    monkeypatch.setattr(memory, "available", lambda device: share * need)
     with caplog.at_level(logging.WARNING):
         require_memory(need, CPU)
     expected = (
@@ -177,7 +186,7 @@ def test_a_run_that_hardly_fits_is_warned_of(
 def test_on_a_gpu_where_the_estimate_is_not_calibrated_a_run_is_warned_of_and_not_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(preflight, "available", lambda device: 1)
+    monkeypatch.setattr(memory, "available", lambda device: 1)
     with caplog.at_level(logging.WARNING):
         require_memory(10**9, torch.device("cuda"))
     assert len(caplog.messages) == 1
@@ -239,4 +248,4 @@ def test_a_run_that_is_continued_needs_only_what_it_does_not_hold(
 def test_an_estimate_says_the_same_as_a_run_needs() -> None:
     given = rows()
     del given["progress"]
-    assert gs.estimate(**given).memory_estimated == needed()
+    assert gs.estimate(**given).memory == needed()

@@ -8,18 +8,16 @@ import os
 import signal
 import struct
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 import gradshare as gs
-from gradshare.errors import RunError
-from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.options import Progress
 from gradshare.training.records import EpochRecord, EpochTotals, MetricsWriter
 from gradshare.training.statistics import Interval
+from tests.training.killing import records_in
 from tests.training.small import rows
 
 RECORD = EpochRecord(
@@ -79,7 +77,7 @@ def test_what_is_not_finite_is_null_and_read_back_as_nan(tmp_path: Path) -> None
     stored = json.loads(line, parse_constant=refuse)
     assert stored["metrics"]["validation"]["loss"] == [None, None, 6]
     assert stored["learned"]["sharing.m"] == [0.5, None]
-    (back,) = RunFolder(tmp_path).history()
+    (back,) = records_in(tmp_path)
     assert math.isnan(back.mean("loss"))
     assert math.isnan(back.learned["sharing.m"][1])
     with MetricsWriter(tmp_path, [back]):
@@ -91,35 +89,7 @@ def test_a_half_written_last_line_is_passed_over(tmp_path: Path) -> None:
     run = gs.fit(**rows(), out=tmp_path / "run")
     path = run.path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
-    assert RunFolder(run.path).history() == run.history[:-1]
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"epoch": "one"}, "epoch: Input should be a valid integer"),
-        ({"metrics": {"validation": {"loss": [0.5]}}}, "not enough values to unpack"),
-        ({"metrics": None}, "no attribute 'items'"),
-        ({"learned": {"sharing.m": ["x"]}}, "learned.sharing.m.0: Input should be a valid number"),
-        ({"surprise": 1}, "surprise: Unexpected keyword argument"),
-    ],
-)
-def test_a_line_that_no_run_writes_is_named_with_its_file(
-    change: dict[str, Any], words: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps({**RECORD.to_json(), **change}) + "\n", encoding="utf-8")
-    with pytest.raises(RunError) as error:
-        RunFolder(tmp_path).history()
-    assert str(error.value).startswith(f"{path} cannot be read: ")
-    assert words in str(error.value)
-    assert str(error.value).endswith("; give the folder of a run")
-
-
-def test_a_run_without_a_completed_epoch_says_so(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text("", encoding="utf-8")
-    with pytest.raises(RunError, match="has completed no epoch: it goes on, was stopped, or"):
-        RunFolder(tmp_path).history()
+    assert records_in(run.path) == run.history[:-1]
 
 
 def test_the_mean_of_an_epoch_without_iterations_is_nan() -> None:

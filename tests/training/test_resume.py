@@ -46,7 +46,7 @@ def halving(iteration: int) -> float:
     return float(0.5 ** (iteration / 3))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_goes_on_to_where_it_would_have_been(number: int, tmp_path: Path) -> None:
     changes = {"learner": maml_plus_plus(), "schedule": halving}
     whole = fit(tmp_path / "whole", **changes)
@@ -61,14 +61,24 @@ def test_a_stopped_run_goes_on_to_where_it_would_have_been(number: int, tmp_path
     require_same_end(whole, fit(stopped, **changes))
 
 
-@pytest.mark.parametrize(("phase", "done"), [("validate", 6), ("test", 8)])
+def test_a_hangup_that_is_ignored_as_under_nohup_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = fit(tmp_path / "run", progress=at("train", 5, signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(run.history) == 3
+
+
+@pytest.mark.parametrize(("phase", "done"), [("validate", 10), ("test", 10)])
 def test_a_run_stopped_while_it_validates_or_tests_goes_on_likewise(
     phase: str, done: int, tmp_path: Path
 ) -> None:
-    whole = fit(tmp_path / "whole", schedule=halving)
+    changes = {"schedule": halving, "val_tasks": 12, "test_tasks": 12}
+    whole = fit(tmp_path / "whole", **changes)
     with pytest.raises(RunStoppedError):
-        fit(tmp_path / "run", schedule=halving, progress=at(phase, done))
-    require_same_end(whole, fit(tmp_path / "run", schedule=halving))
+        fit(tmp_path / "run", progress=at(phase, done), **changes)
+    require_same_end(whole, fit(tmp_path / "run", **changes))
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

@@ -14,10 +14,9 @@ import gradshare as gs
 from gradshare.errors import RunError
 from gradshare.tasks.source import training_indices
 from gradshare.training.distributed import OneProcess
-from gradshare.training.evaluation import measuring, on_all_tasks
-from gradshare.training.folder import RunFolder
+from gradshare.training.evaluation import ensemble_values, on_all_tasks
 from gradshare.training.run import Run
-from tests.training.killing import latest, timeless
+from tests.training.killing import latest, records_in, timeless
 from tests.training.small import PROBLEMS, ROWS, WAYS, Prototypes, Wrapped, mlp, rows
 
 CPU = torch.device("cpu")
@@ -53,7 +52,7 @@ def test_every_method_is_trained_and_writes_what_its_run_came_to(
     assert run.test is not None
     assert len(run.test.ensemble["accuracy"]) == len(run.test.single["loss"]) == 8
     assert run.test.members == 2
-    assert RunFolder(run.path).history() == run.history
+    assert records_in(run.path) == run.history
     scores = [-record.mean("accuracy") for record in run.history]
     best = sorted(range(3), key=lambda epoch: (scores[epoch], epoch))[:2]
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [
@@ -146,12 +145,10 @@ def test_the_best_models_are_those_that_the_test_was_of(tmp_path: Path) -> None:
     given = rows()
     run = gs.fit(**given, out=tmp_path / "run")
     assert run.test is not None
-    measure = measuring(run.learner, run.models(2), run.metrics)  # type: ignore[arg-type]
+    measure = ensemble_values(run.learner, run.models(2), run.metrics)  # type: ignore[arg-type]
     found = on_all_tasks(OneProcess(), given["test"], 8, CPU, measure)
-    for task, row in enumerate(found):
-        for name in run.metrics:
-            assert row["ensemble"][name] == run.test.ensemble[name][task]
-            assert row["single"][name] == run.test.single[name][task]
+    assert found["ensemble"] == run.test.ensemble
+    assert found["single"] == run.test.single
     assert run.evaluate(given["test"], tasks=8).values == run.test.single
     assert run.evaluate(given["test"], tasks=8, ensemble=2).values == run.test.ensemble
 
@@ -185,7 +182,7 @@ def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     run = fit(tmp_path / "run")
     with pytest.raises(RunError, match="already holds 'checkpoints'; choose another"):
         fit(tmp_path / "run")
-    assert RunFolder(run.path).history() == run.history
+    assert records_in(run.path) == run.history
 
 
 def test_a_folder_of_the_first_version_is_named_with_the_version_that_reads_it(
@@ -204,7 +201,7 @@ def test_a_folder_of_the_first_version_is_named_with_the_version_that_reads_it(
 
 def test_an_output_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(RunError, match="cannot be written: Not a directory; choose another"):
+    with pytest.raises(RunError, match="cannot be written: Not a directory; free space"):
         fit(tmp_path / "file" / "run")
 
 

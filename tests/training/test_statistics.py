@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshare.training.statistics import Interval, best_epoch, confidence95, student975
+from gradshare.training.statistics import Interval, confidence95, student975
 
 accuracies = st.lists(st.floats(0, 1), min_size=2, max_size=50)
 
@@ -53,32 +53,3 @@ def test_one_task_has_no_interval() -> None:
 def test_no_tasks_have_no_mean() -> None:
     with pytest.raises(ValueError, match="at least one value"):
         confidence95([])
-
-
-@pytest.mark.parametrize(
-    ("interval", "expected"),
-    [
-        (Interval(0.30, 0.05, 9), True),
-        (Interval(0.22, 0.05, 9), False),
-        (Interval(0.10, 0.05, 9), False),
-        (Interval(0.90, None, 1), False),
-    ],
-)
-def test_above_chance_means_the_whole_interval(interval: Interval, expected: bool) -> None:
-    assert interval.above(0.2) is expected
-
-
-def test_the_best_epoch_is_the_earliest_of_equals() -> None:
-    assert best_epoch([1, 2, 3, 4], [0.2, 0.5, 0.4, 0.5]) == 2
-
-
-@given(st.lists(st.sampled_from([0.2, 0.4, 0.6]), min_size=1, max_size=20))
-def test_the_best_epoch_is_numpys_argmax(values: list[float]) -> None:
-    assert best_epoch(range(1, len(values) + 1), values) == int(np.argmax(values)) + 1
-
-
-def test_the_best_epoch_needs_one_accuracy_an_epoch() -> None:
-    with pytest.raises(ValueError, match="at least one validation"):
-        best_epoch([], [])
-    with pytest.raises(ValueError, match="argument 2"):
-        best_epoch([1], [0.2, 0.3])

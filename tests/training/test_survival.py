@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ from gradshare.training.checkpoint import load_checkpoint, save_checkpoint
 from gradshare.training.folder import RunFolder
 from gradshare.training.options import Progress
 from gradshare.training.run import Run
-from tests.training.killing import kill_often, require_same_end, timeless
+from tests.training.killing import kill_often, records_in, require_same_end, timeless
 from tests.training.small import ROWS, Arguments, class_tasks, mlp, poisoned, rows
 
 KILLS = 24
@@ -86,7 +87,7 @@ def test_without_a_readable_checkpoint_it_says_so(tmp_path: Path) -> None:
         assert str(error.value) == (
             f"no checkpoint in {checkpoints} can be read; start again in another folder (--out)"
         )
-    assert RunFolder(tmp_path / "run").history() == run.history
+    assert records_in(tmp_path / "run") == run.history
 
 
 @pytest.mark.parametrize("gone", ["latest", "everything", "the folder"])
@@ -105,7 +106,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(gone: str, tmp_path
         "continue from; put these back, or start again in another folder (--out)"
     )
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
-    assert RunFolder(tmp_path / "run").history() == run.history
+    assert records_in(tmp_path / "run") == run.history
 
 
 def test_a_damaged_member_is_left_out_of_the_ensemble(
@@ -127,6 +128,39 @@ def test_two_processes_cannot_train_into_one_folder(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"another process is training in {folder}; wait for it, or choose another folder (--out)"
     )
+
+
+def test_a_lock_that_is_deleted_while_a_run_is_trained_is_taken_again(tmp_path: Path) -> None:
+    lock = tmp_path / "run" / ".lock"
+    locked: list[bool] = []
+
+    def delete(progress: Progress) -> None:
+        if (progress.phase, progress.done) == ("train", 2):
+            lock.unlink()
+        locked.append(RunFolder(tmp_path / "run").in_use)
+
+    require_same_end(fit(tmp_path / "whole"), fit(tmp_path / "run", progress=delete))
+    assert not any(locked[1:3])  # until the run is saved after its third iteration
+    assert all(locked[3:])
+
+
+def test_a_run_whose_lock_was_deleted_and_taken_by_another_process_ends(tmp_path: Path) -> None:
+    lock = tmp_path / "run" / ".lock"
+    other = FileLock(lock)
+
+    def take(progress: Progress) -> None:
+        if (progress.phase, progress.done) == ("train", 4):
+            lock.unlink()
+            other.acquire(timeout=0)
+
+    with pytest.raises(RunError) as error:
+        fit(tmp_path / "run", progress=take)
+    other.release()
+    assert str(error.value) == (
+        f"{lock} was deleted while this process was training, and another process is training "
+        "there now; wait for it, and continue with resume='auto' (--resume auto)"
+    )
+    require_same_end(fit(tmp_path / "whole"), fit(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +198,40 @@ def test_another_run_does_not_continue_it(
     assert str(error.value).startswith(f"{tmp_path / 'run'} holds ")
     assert words in str(error.value)
     assert str(error.value).endswith("; continue it as it was, or choose another folder (--out)")
-    assert RunFolder(tmp_path / "run").history() == run.history
+    assert records_in(tmp_path / "run") == run.history
+
+
+def test_the_message_of_another_optimiser_shows_what_differs_and_no_more(tmp_path: Path) -> None:
+    adam = functools.partial(torch.optim.Adam, lr=1e-3)
+    fit(tmp_path / "run", optimizer=functools.partial(adam, eps=1e-8, maximize=False))
+    with pytest.raises(RunError) as error:
+        fit(tmp_path / "run", optimizer=functools.partial(adam, eps=1e-8, maximize=True))
+    message = str(error.value).replace(str(tmp_path), "")
+    assert "'maximize': False" in message
+    assert "'maximize': True" in message
+    assert len(message) < 250
+
+
+def test_a_tensor_that_the_default_dtype_changes_is_refused_and_nothing_is_renamed(
+    tmp_path: Path,
+) -> None:
+    class Counting(gs.UpdateRule):
+        def init(self, params: Any, steps: int) -> Any:
+            return {}, {"seen": torch.zeros(steps)}  # of the default dtype
+
+        def update(self, gradients: Any, meta: Any, carried: Any, task: Any, step: Any) -> Any:
+            return gradients, carried, task
+
+    given = {"learner": gs.maml(mlp(), steps=2, rule=Counting())}
+    fit(tmp_path / "run", **given)
+    before = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(RunError, match=r"rule\.seen is torch\.float32 \(2,\) in the file and"):
+            fit(tmp_path / "run", epochs=4, **given)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == before
 
 
 def test_what_changes_no_result_may_change_when_a_run_is_continued(tmp_path: Path) -> None:
@@ -243,8 +310,8 @@ def test_progress_that_no_run_makes_is_named(tmp_path: Path) -> None:
         ({"iteration": "soon"}, "iteration: Input should be a valid integer"),
         ({"iteration": 10}, "iteration is 10, this run has 9"),
         ({"iteration": -1}, "iteration is -1, this run has 9"),
-        ({"history": [{}]}, "'metrics'"),
-        ({"history": [3]}, "history.0: Input should be a valid dictionary"),
+        ({"history": [{}]}, "history.0.epoch: Field required"),
+        ({"history": [3]}, "history.0: Input should be a dictionary"),
     ):
         changed = {**saved.progress, "test": None, **change}
         save_checkpoint(path, dataclasses.replace(saved, progress=changed))

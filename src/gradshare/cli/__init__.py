@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
+from typing import Any, NoReturn
 
 import click
 
 from gradshare import __version__
 from gradshare.errors import SIGNAL_STATUS, ConfigError, GradshareError
-
-FAILED = 1
 
 COMMANDS = {
     "compare": ("compare:compare_command", "Compare gradient sharing with the original."),
@@ -22,7 +22,7 @@ COMMANDS = {
 }
 """For each command the module and the name of its function, and its line in the help."""
 
-TRAINING = {"train", "compare"}
+UNDER_TORCHRUN = {"RANK", "WORLD_SIZE"}
 
 
 class LazyGroup(click.Group):
@@ -47,6 +47,13 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. click would say "Aborted!" after Ctrl-C, with status 1."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _interrupted()
+
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
@@ -56,62 +63,92 @@ def cli(context: click.Context) -> None:
 
     Start with `gradshare compare --control --out runs/first`.
     """
-    if _under_torchrun() and context.invoked_subcommand != "train":
-        from gradshare.training.launch import torchrun_size  # noqa: PLC0415
+    size = os.environ["WORLD_SIZE"] if os.environ.keys() >= UNDER_TORCHRUN else "1"
+    if size != "1" and context.invoked_subcommand != "train":
+        raise ConfigError(
+            f"torchrun has started {size} processes of `gradshare {context.invoked_subcommand}`, "
+            "which runs in one; use torchrun with `gradshare train` only"
+        )
 
-        size = torchrun_size() or 1
-        if size > 1:
-            raise ConfigError(
-                f"torchrun has started {size} processes of `gradshare "
-                f"{context.invoked_subcommand}`, which runs in one; use torchrun with `gradshare "
-                "train` only"
-            )
+
+class _Output:
+    """Standard output whose errors are reported at the end: a full disk must not end a training."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        stream.reconfigure(errors="replace")  # such as "ĝ" in cp1252
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text))
+        except OSError as error:
+            self.error = error
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def program() -> None:
     """The program as a shell starts it. Processes that train need the allocator's settings from
-    their start on: those that `compare` and others start, and this one if it trains itself.
+    their start on: those that `compare` starts, and this one if it trains itself.
     """
-    if TRAINING & {*sys.argv[1:2]} and not {"-h", "--help"} & {*sys.argv}:
-        from gradshare.training.machine import join_freed_memory  # noqa: PLC0415
+    if sys.stdout is None:  # closed by `>&-`; the next file that is opened would take its place
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    output: Any = _Output(sys.stdout)
+    try:
+        if {"train", "compare"} & {*sys.argv[1:2]} and not {"-h", "--help"} & {*sys.argv}:
+            from gradshare.training.machine import join_freed_memory  # noqa: PLC0415
 
-        join_freed_memory(start_again=sys.argv[1] == "train")
-    main()
+            join_freed_memory(start_again=sys.argv[1] == "train")
+        sys.stdout = output
+        main()
+    except KeyboardInterrupt:
+        _interrupted()
+    finally:
+        output.flush()
+        if output.error is not None and not isinstance(output.error, BrokenPipeError):
+            click.echo(f"error: the output cannot be written: {output.error.strerror}", err=True)
+            sys.exit(1)
+
+
+def _interrupted() -> NoReturn:
+    click.echo("stopped", err=True)
+    sys.exit(SIGNAL_STATUS + signal.SIGINT)
 
 
 def main() -> None:
     """Run the program. An error that the user can correct is one message and an exit status."""
     try:
-        cli(standalone_mode=True)
+        cli(prog_name="gradshare")
     except GradshareError as error:
         stopped = getattr(error, "signal", None)  # of a RunStoppedError
         if _speaks(error):
             click.echo(f"{'' if stopped else 'error: '}{error}", err=True)
-        sys.exit(SIGNAL_STATUS + stopped if stopped else FAILED)
-    except PermissionError as error:
-        # Any question about a path in a closed folder raises this, wherever it is asked.
-        where = error.filename or "a file"
+        sys.exit(SIGNAL_STATUS + stopped if stopped else 1)
+    except OSError as error:  # a closed folder, or a name that is too long, wherever it is met
+        if error.filename is None:
+            raise
         click.echo(
-            f"error: {where} cannot be used: {error.strerror}; give yourself permission to it and "
-            "to the folders that it is in, or name another",
+            f"error: {error.filename} cannot be used: {error.strerror}; give yourself permission "
+            "to it and to the folders that it is in, or name another",
             err=True,
         )
-        sys.exit(FAILED)
-    except BrokenPipeError:
-        # Whoever read our output has gone; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FAILED)
-
-
-def _under_torchrun() -> bool:
-    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+        sys.exit(1)
 
 
 def _speaks(error: GradshareError) -> bool:
-    """Whether this process prints an error: under torchrun one process of a machine prints what all
-    of them know.
+    """Whether this process prints an error: under torchrun, one process of each machine prints an
+    error that all have.
     """
-    if not _under_torchrun():
+    if not os.environ.keys() >= UNDER_TORCHRUN:
         return True
     from gradshare.training.distributed import OtherRankError  # noqa: PLC0415
     from gradshare.training.interruption import RunStoppedError  # noqa: PLC0415

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
-from rich.console import Console
 
 from gradshare.cli.options import (
     GroupedCommand,
     UserPath,
     out_option,
+    pairs,
     read_config,
     resume_option,
     run_options,
 )
-from gradshare.cli.printing import print_line
 from gradshare.comparison.compare import Comparison, run_plan
 from gradshare.comparison.report import write_report
 from gradshare.comparison.results import load_results
-from gradshare.config import ARM_FIELDS, RunConfig
 from gradshare.config.comparing import plan_of
+from gradshare.config.settings import ARM_FIELDS, RunConfig
 from gradshare.errors import ConfigError
 from gradshare.executors import RayExecutor, slurm_executor
 from gradshare.training.machine import cores
@@ -74,6 +72,7 @@ REMOTE_RETRIES = 2
 @click.option(
     "--slurm",
     multiple=True,
+    callback=pairs,
     metavar="KEY=VALUE",
     help="Slurm's settings, as submitit takes them: partition=gpu, timeout_min=600, mem_gb=16, "
     "qos=…, additional_parameters='{requeue: true}'.  Repeat for each.",
@@ -90,7 +89,7 @@ def compare_command(
     cpus: int | None,
     gpus: float | None,
     ray_address: str | None,
-    slurm: tuple[str, ...],
+    slurm: dict[str, Any] | None,
     config_file: Path | None,
     preset: str | None,
     **options: Any,
@@ -99,47 +98,52 @@ def compare_command(
 
     All arms are trained on the same tasks from the same initialisation.
     """
-    console = Console()
-    for option, given, reader in (
-        ("--ray-address", ray_address, "ray"),
-        ("--slurm", slurm, "slurm"),
+    for option, given, readers in (
+        ("--ray-address", ray_address, ["ray"]),
+        ("--slurm", slurm, ["slurm"]),
+        ("--gpus", gpus, ["ray", "slurm"]),
     ):
-        if given and executor != reader:
-            raise ConfigError(
-                f"{option} is read by --executor {reader}, not by {executor}; leave it out, or add "
-                f"--executor {reader}"
-            )
+        if given and executor not in readers:
+            known = " and ".join(readers)
+            raise ConfigError(f"{option} is for --executor {known}, not {executor}; leave it out")
     config = read_config(config_file, preset, options)
     if config.workers > 1:
         raise ConfigError(
             f"--workers {config.workers}: `gradshare compare` trains each run in one process; "
             "leave it out, and give --cpus"
         )
-    plan = plan_of(config, control=control, seeds=seeds)
+    threads = config.threads or cpus or 0
+    plan = replace(plan_of(config, control=control, seeds=seeds), threads=threads)
+    click.echo(
+        f"{', '.join(plan.arms)}: {len(plan.runs)} runs of {config.epochs} epochs of "
+        f"{config.iterations_per_epoch} iterations on {config.dataset}; everything goes to {out}."
+    )
     where: Any = None
     if executor == "local":
-        each = cpus or config.threads
-        jobs = jobs or (max(1, cores() // each) if each else None)
+        jobs = jobs or (max(1, cores() // threads) if threads else None)
     elif executor == "ray":
-        where = RayExecutor(ray_address, cpus=cpus or 1, gpus=gpus or 0)
+        where = RayExecutor(ray_address, cpus=cpus or threads or 1, gpus=gpus or 0)
     else:
-        where = slurm_executor(out / ".slurm", out.name, _slurm_settings(slurm, cpus, gpus))
-    print_line(
-        console,
-        f"{', '.join(plan.arms)}: {len(plan.runs)} runs of {config.epochs} epochs of "
-        f"{config.iterations_per_epoch} iterations on {config.dataset}; everything goes to {out}.",
-    )
+        slurm = slurm or {}
+        if threads:
+            slurm["cpus_per_task"] = cpus or threads
+        if gpus:  # submitit says that it takes no fraction
+            slurm["gpus_per_node"] = int(gpus) if gpus.is_integer() else gpus
+        where = slurm_executor(out / ".slurm", out.name, slurm)
+    if where is not None:
+        click.echo("The arms are tried on a first worker before the runs begin.")
+        retries = REMOTE_RETRIES if retries is None else retries
     comparison = run_plan(
         plan,
         out,
         executor=where,
         at_a_time=jobs,
-        retries=REMOTE_RETRIES if retries is None and executor != "local" else retries or 0,
+        retries=retries or 0,
         resume=resume == "auto",
         settings=config.model_dump(mode="json", exclude=set(ARM_FIELDS)),
-        commands=commands(config),
+        commands=_commands(config),
     )
-    show(comparison, console)
+    _show(comparison)
 
 
 @click.command(name="report")
@@ -149,16 +153,15 @@ def report_command(comparison: Path) -> None:
     results = load_results(comparison)
     home = comparison.parent if comparison.is_file() else comparison
     write_report(results, home)
-    show(Comparison(home, results), Console())
+    _show(Comparison(home, results))
 
 
-def show(comparison: Comparison, console: Console) -> None:
+def _show(comparison: Comparison) -> None:
     """Print the table, the verdict and where the report is."""
-    print_line(console, str(comparison))
-    print_line(console, f"\nReport: {comparison.path / 'report.html'}")
+    click.echo(f"{comparison}\n\nReport: {comparison.path / 'report.html'}")
 
 
-def commands(config: RunConfig) -> list[str]:
+def _commands(config: RunConfig) -> list[str]:
     """What reproduces this: preparing the data, and the command itself."""
     words = ["gradshare", *sys.argv[1:]]
     if "--data-root" not in words:
@@ -167,19 +170,3 @@ def commands(config: RunConfig) -> list[str]:
     own = ":" in config.dataset or config.dataset == "glyphs"
     hint = [] if own else [f"{shlex.join(prepare)} --download   # or --from PATH"]
     return [*hint, shlex.join(words)]
-
-
-def _slurm_settings(
-    pairs: tuple[str, ...], cpus: int | None, gpus: float | None
-) -> Mapping[str, Any]:
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--slurm {pair!r} is not KEY=VALUE; write it like partition=gpu")
-        settings[key.replace("-", "_")] = yaml.safe_load(value)
-    if cpus is not None:
-        settings["cpus_per_task"] = cpus
-    if gpus is not None:
-        settings["gpus_per_node"] = int(gpus)
-    return settings

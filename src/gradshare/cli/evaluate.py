@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 
 from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
-from gradshare.cli.printing import print_line
 from gradshare.comparison.verdict import show_difference
-from gradshare.config import Parts, RunConfig, build, stored
-from gradshare.config.parts import splits_of
+from gradshare.config.parts import Parts, build, metrics_of, splits_of
+from gradshare.config.runs import stored
+from gradshare.config.settings import RunConfig
 from gradshare.errors import ConfigError, RunError
 from gradshare.tasks import ImageTasks, TaskSource
 from gradshare.tasks.source import fingerprint_of
@@ -23,17 +23,28 @@ from gradshare.training.folder import RunFolder
 from gradshare.training.launch import threads
 from gradshare.training.layout import Layout
 from gradshare.training.machine import keep_freed_memory
-from gradshare.training.run import open_run as reopen
+from gradshare.training.run import open_run
 from gradshare.training.statistics import confidence95
 
 
 @click.command(name="evaluate")
 @click.argument("run", type=UserPath())
 @click.option("--test-tasks", type=click.IntRange(1), help="Test tasks.  [default: the run's]")
+@click.option("--ways", type=click.IntRange(2), help="Classes in a task.  [default: the run's]")
 @click.option(
     "--shots", type=click.IntRange(1), help="Support examples of each class.  [default: the run's]"
 )
 @click.option("--steps", type=click.IntRange(0), help="Inner steps.  [default: the run's]")
+@click.option(
+    "--ensemble",
+    type=click.IntRange(1),
+    help="How many of the best checkpoints are averaged.  [default: all that the run kept]",
+)
+@click.option(
+    "--metric",
+    multiple=True,
+    help="What is measured; see `gradshare train --help`.  [default: the run's]",
+)
 @click.option(
     "--batch-norm",
     type=click.Choice(["transductive", "inductive"]),
@@ -58,13 +69,14 @@ from gradshare.training.statistics import confidence95
 )
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: the run's]")
 @click.option(
-    "--threads", type=click.IntRange(0), help="CPU threads; see `gradshare train --help`."
+    "--threads", type=click.IntRange(0, 1024), help="CPU threads; see `gradshare train --help`."
 )
 def evaluate_command(
     run: Path,
     test_tasks: int | None,
-    shots: int | None,
     steps: int | None,
+    ensemble: int | None,
+    metric: tuple[str, ...],
     dataset: str | None,
     **options: Any,
 ) -> None:
@@ -73,42 +85,48 @@ def evaluate_command(
     They are tested as one ensemble, and the best one alone. If the tasks are those of the test at
     the end of the run, the difference from it is printed too, paired by task.
     """
-    console = Console()
-    given = {name: value for name, value in options.items() if value is not None}
-    changes = ("batch_norm", "sharing_control")  # of how a learner adapts, and none of its tensors
-    how = {name: value for name, value in given.items() if name in changes}
+
+    def given(*names: str) -> dict[str, Any]:
+        return {name: options[name] for name in names if options[name] is not None}
+
     config = stored(run)
-    if "sharing_control" in how and not config.shares:
+    adapting = given("batch_norm", "sharing_control")
+    if "sharing_control" in adapting and not config.shares:
         raise ConfigError(
             f"--sharing-control forgotten takes ĝ away, and {run} ({config.arm}) has none; leave "
             "it out, or name a run with gradient sharing"
         )
-    machine = {name: value for name, value in given.items() if name not in changes}
-    config = config.model_copy(update=machine)
+    config = config.model_copy(update=given("data_root", "device", "threads"))
     keep_freed_memory()
     with threads(config.threads or torch.get_num_threads()):
         parts = build(config)
         metrics = parts.options.metrics
-        opened = reopen(run, parts.learner, parts.train, metrics=metrics, device=config.device)
-        if how:
+        opened = open_run(run, parts.learner, parts.train, metrics=metrics, device=config.device)
+        if adapting:
             layout = Layout(**RunFolder(run).contents()["layout"])
-            opened.learner = layout.applied(build(config.model_copy(update=how)).learner)
-        if dataset is None:
-            source = _own_test_source(run, config, parts)
-        else:
-            source = _other_source(config, parts, dataset)
-        if shots is not None:
-            source = _with_shots(source, shots)
-        members = min(config.ensemble, len(opened.history))
-        count = test_tasks or config.test_tasks
-        with console.status(f"testing on {count} tasks"):
-            together = opened.evaluate(source, tasks=count, steps=steps, ensemble=members)
-            print_line(console, f"Ensemble: {together}")
-            best = opened.evaluate(source, tasks=count, steps=steps)
-            print_line(console, f"Best checkpoint: {best}")
-    if dataset is None and shots is None and opened.test is not None:
-        own = opened.test.ensemble[opened.score]
-        _print_difference(console, together, own)
+            opened.learner = layout.applied(build(config.model_copy(update=adapting)).learner)
+        if metric:
+            other = config.model_copy(update={"metric": metric, "metric_option": {}})
+            metrics = metrics_of(other, parts.learner, parts.train)
+        source = (
+            _own_test_source(run, config, parts)
+            if dataset is None
+            else _other_source(config, parts, dataset)
+        )
+        sizes = given("ways", "shots")
+        source = _replaced(source, sizes) if sizes else source
+        how: dict[str, Any] = {"tasks": test_tasks or config.test_tasks, "steps": steps}
+        if metric:
+            how["metrics"] = metrics
+        with Console().status(f"testing on {how['tasks']} tasks"):
+            members = ensemble or min(config.ensemble, len(opened.history))
+            together = opened.evaluate(source, ensemble=members, **how)
+            click.echo(f"Ensemble: {together}")
+            click.echo(f"Best checkpoint: {opened.evaluate(source, **how)}")
+    if dataset is None and not sizes and opened.test is not None:
+        own = opened.test.ensemble.get(together.score)
+        if own is not None:
+            click.echo(_difference(together, own))
 
 
 def _own_test_source(run: Path, config: RunConfig, parts: Parts) -> TaskSource:
@@ -155,22 +173,22 @@ def _other_source(config: RunConfig, parts: Parts, dataset: str) -> TaskSource:
     return source
 
 
-def _with_shots(source: TaskSource, shots: int) -> TaskSource:
+def _replaced(source: TaskSource, sizes: dict[str, int]) -> TaskSource:
     replace = getattr(source, "replace", None)
     if replace is None:
+        name, value = next(iter(sizes.items()))
         raise ConfigError(
-            f"--shots {shots}: {type(source).__name__} has no method `replace(shots=…)`; add one, "
-            "or leave --shots out"
+            f"--{name} {value}: {type(source).__name__} has no method `replace({name}=…)`; add "
+            f"one, or leave --{name} out"
         )
-    changed: TaskSource = replace(shots=shots)
+    changed: TaskSource = replace(**sizes)
     return changed
 
 
-def _print_difference(console: Console, evaluation: Evaluation, own: Sequence[float]) -> None:
-    """Print how the score differs from that of the run's own test, on the tasks that both have."""
+def _difference(evaluation: Evaluation, own: Sequence[float]) -> str:
+    """How the score differs from that of the run's own test, on the tasks that both have."""
     values = evaluation.values[evaluation.score]
     differences = [here - there for here, there in zip(values, own, strict=False)]
     interval, metric = confidence95(differences), evaluation.metrics[evaluation.score]
-    shown = show_difference(metric, interval)
     first = f" (first {len(differences)} tasks)" if len(differences) < len(values) else ""
-    print_line(console, f"Difference from the run's own test: {shown}{first}")
+    return f"Difference from the run's own test: {show_difference(metric, interval)}{first}"

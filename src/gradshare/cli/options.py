@@ -12,10 +12,10 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
-from gradshare.config import RunConfig, at_home, heading_of, load_yaml, option_name
+from gradshare.config.fields import home_path
 from gradshare.config.presets import paper_settings
-from gradshare.config.text import key_and_value
-from gradshare.errors import ConfigError
+from gradshare.config.settings import RunConfig, heading_of, option_name
+from gradshare.config.text import key_and_value, read_yaml
 
 Command = Callable[..., None]
 
@@ -28,32 +28,26 @@ class UserPath(click.Path):
     def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
         super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
 
-    def convert(
-        self,
-        value: str | os.PathLike[str],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Replace ~ by the user's home."""
         try:
-            path = at_home(Path(value))
+            return super().convert(home_path(value), param, ctx)
         except ValueError as error:
             self.fail(str(error), param, ctx)
-        return super().convert(path, param, ctx)
 
 
 class GroupedCommand(click.Command):
-    """A command whose `--help` lists the settings of a run under the names of their groups."""
+    """A command whose `--help` lists the settings of a run under their headings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one section for each group."""
+        """Write one section for each heading."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             row = parameter.get_help_record(ctx)
             if row is not None:
                 name = parameter.name or ""
-                group = heading_of(name) if name in RunConfig.model_fields else "Command"
-                sections.setdefault(group, []).append(row)
+                title = heading_of(name) if name in RunConfig.model_fields else "Command"
+                sections.setdefault(title, []).append(row)
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
@@ -107,66 +101,49 @@ def run_options(leave_out: Iterable[str] = ()) -> Callable[[Command], Command]:
     return decorate
 
 
-def default_data_root(settings: dict[str, Any]) -> None:
-    """Take the data root from the environment if the settings have none."""
-    if DATA_ROOT_VARIABLE in os.environ:
-        settings.setdefault("data_root", os.environ[DATA_ROOT_VARIABLE])
-
-
-def read_config(config_file: Path | None, preset: str | None, options: dict[str, Any]) -> RunConfig:
-    """The configuration that a command line asks for.
-
-    Options override the YAML file, which overrides the preset, which overrides the defaults.
-
-    Raises:
-        ConfigError: a setting is unknown or out of bounds.
-    """
-    settings = load_yaml(config_file) if config_file else {}
-    settings |= {name: value for name, value in options.items() if value not in (None, ())}
-    default_data_root(settings)
-    if preset == "paper":
-        if "dataset" not in settings:
-            raise ConfigError("--preset paper needs --dataset cub or mini-imagenet")
-        given = RunConfig(**settings)
-        settings = {**paper_settings(given.dataset, given.task_batch, given.method), **settings}
-    return RunConfig(**settings)
-
-
-def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
-    plain, default = _plain(field.annotation), field.default
-    flag, kind = option_name(name), _TYPES.get(plain, str)
-    more: dict[str, Any] = {}
-    if plain is bool:
-        flag = f"{flag}/--no-{name.replace('_', '-')}"
-        default = flag.split("/")[0 if default else 1]
-    elif typing.get_origin(plain) is typing.Literal:
-        kind = click.Choice(typing.get_args(plain))
-    elif typing.get_origin(plain) is dict:
-        more = {"callback": _pairs, "metavar": "KEY=VALUE"}
-    shown = "" if default in (None, (), {}) else f"  [default: {default}]"
-    return click.option(
-        flag,
-        name,
-        type=kind,
-        default=None,
-        multiple=typing.get_origin(plain) in (dict, tuple),
-        help=f"{field.description}{shown}",
-        **more,
-    )
-
-
-def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
+def pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
+    """Read the KEY=VALUE words of an option."""
     try:
         return dict(map(key_and_value, values)) or None
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
 
-_TYPES: dict[Any, Any] = {int: int, float: float, bool: bool, Path: UserPath()}
+def read_config(config_file: Path | None, preset: str | None, options: dict[str, Any]) -> RunConfig:
+    """The configuration that a command line asks for.
+
+    Options override the environment's data root, which overrides the YAML file, which overrides
+    the preset, which overrides the defaults.
+
+    Raises:
+        ConfigError: a setting is unknown or out of bounds.
+    """
+    settings = read_yaml(config_file) if config_file else {}
+    if data_root := os.environ.get(DATA_ROOT_VARIABLE):
+        settings["data_root"] = data_root
+    settings |= {name: value for name, value in options.items() if value not in (None, ())}
+    if preset == "paper":
+        given = RunConfig(**settings)
+        settings = {**paper_settings(given.dataset, given.task_batch, given.method), **settings}
+    return RunConfig(**settings)
 
 
-def _plain(annotation: Any) -> Any:
-    """The type behind `X | None`."""
-    if typing.get_origin(annotation) in (typing.Union, UnionType):
-        return next(a for a in typing.get_args(annotation) if a is not type(None))
-    return annotation
+def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+    kind: Any = field.annotation
+    default = field.default
+    while typing.get_origin(kind) in (typing.Union, UnionType, typing.Annotated):  # of X | None, X
+        kind = typing.get_args(kind)[0]
+    flag, origin = option_name(name), typing.get_origin(kind)
+    more: dict[str, Any] = {"type": {int: int, float: float, Path: UserPath()}.get(kind, str)}
+    if kind is bool:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+        default = flag.split("/")[0 if default else 1]
+        more = {}
+    elif origin is typing.Literal:
+        more = {"type": click.Choice(typing.get_args(kind))}
+    elif origin is dict:
+        more = {"callback": pairs, "metavar": "KEY=VALUE", "multiple": True}
+    elif origin is tuple:
+        more = {"multiple": True}
+    shown = "" if default in (None, (), {}) else f"  [default: {default}]"
+    return click.option(flag, name, default=None, help=f"{field.description}{shown}", **more)

@@ -1,7 +1,8 @@
-"""`gradshare train`. Its help needs no torch."""
+"""`gradshare train`. Its help needs no torch, so what does is imported when a run starts."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gradshare.cli.options import (
     resume_option,
     run_options,
 )
+from gradshare.config import RunConfig
 from gradshare.errors import ConfigError
 
 
@@ -41,12 +43,55 @@ def train_command(
     package.module:Name or file.py:Name, with its options as --model-option KEY=VALUE.
     """
     config = read_config(config_file, preset, options)
-    if out is None and not dry_run:
-        raise ConfigError("--out is missing; name a new folder for everything that comes out")
-    from gradshare.cli import training  # noqa: PLC0415  # torch takes a second
-
-    if out is None or dry_run:
+    if dry_run:
         # A run that is to be continued may have its folder.
-        training.estimate(config, None if resume == "auto" else out)
+        _estimate(config, None if resume == "auto" else out)
+    elif out is None:
+        raise ConfigError("--out is missing; name a new folder for everything that comes out")
     else:
-        training.train(config, out, resume=resume == "auto")
+        _train(config, out, resume=resume == "auto")
+
+
+def _train(config: RunConfig, out: Path, *, resume: bool) -> None:
+    """Train a run, show its progress, and print its results."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from gradshare.config.runs import train  # noqa: PLC0415
+    from gradshare.training.launch import is_first  # noqa: PLC0415
+    from gradshare.training.machine import keep_freed_memory  # noqa: PLC0415
+    from gradshare.training.progress import RunBars  # noqa: PLC0415
+
+    keep_freed_memory()
+    with RunBars(Console(quiet=not is_first())) as bars:
+        run = train(config, out, resume=resume, watch=bars.watch(config.arm))
+    if is_first():
+        if run.diverged is not None:
+            click.echo(f"Diverged: {run.diverged}")
+        if run.tested is not None:
+            click.echo(f"Test: {run.tested}")
+        click.echo(f"Run: {run.path}")
+
+
+def _estimate(config: RunConfig, out: Path | None) -> None:
+    """Print what a run would take, and write nothing."""
+    import torch  # noqa: PLC0415
+
+    from gradshare.config.parts import build  # noqa: PLC0415
+    from gradshare.tasks.datasets import is_prepared  # noqa: PLC0415
+    from gradshare.training.dry_run import dry_run  # noqa: PLC0415
+    from gradshare.training.launch import threads, torchrun_size  # noqa: PLC0415
+    from gradshare.training.machine import keep_freed_memory  # noqa: PLC0415
+
+    if torchrun_size() is not None or config.workers > 1:
+        raise ConfigError(
+            "--dry-run measures a run in one process; start it without torchrun and --workers"
+        )
+    keep_freed_memory()
+    count = config.threads or torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as scratch, threads(count):
+        here = config.dataset, config.data_root, config.image_size, config.resize
+        if config.dataset == "glyphs" and not is_prepared(*here):
+            config = config.model_copy(update={"data_root": scratch})
+        parts = build(config)
+        sources = (parts.train, parts.validation, parts.test)
+        click.echo(dry_run(parts.learner, sources, parts.options, out))

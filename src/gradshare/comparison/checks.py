@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradshare.comparison.collecting import is_finished
 from gradshare.comparison.plan import Plan
-from gradshare.comparison.results import is_finished
+from gradshare.comparison.results import MetricFacts
 from gradshare.errors import ConfigError
 from gradshare.methods import Learner
 from gradshare.training.checks import initial_state
@@ -22,52 +23,74 @@ from gradshare.training.layout import Layout, Memory, Tasks
 from gradshare.training.metrics import Metric
 from gradshare.training.randomness import generators_kept
 
-Starts = dict[str, Mapping[str, Tensor]]
-"""The meta-parameters of each arm before any training."""
+Key = tuple[str, int]  # a run: its arm and seed
+Starts = dict[str, Mapping[str, Tensor]]  # the meta-parameters of each arm before any training
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A plan whose arms were tried.
+class Tried:
+    """What trying the arms found: plain values, which another process can be sent.
 
     Attributes:
-        plan: with the layout of its largest arm for all.
+        tasks, memory: the layout of all arms; see `Layout`.
         metrics: by name.
         score: the metric that decides.
         identities: what makes the runs of each arm what they are, but for the seed.
         notes: for the reader.
     """
 
-    plan: Plan
-    metrics: dict[str, Metric]
+    tasks: Tasks
+    memory: Memory
+    metrics: dict[str, MetricFacts]
     score: str
     identities: dict[str, Mapping[str, Any]]
     notes: tuple[str, ...]
 
-    def finished(self, folder: Path) -> list[tuple[str, int]]:
-        """The runs in a folder that have nothing left to do.
 
-        Raises:
-            RunError: an arm is not what it was when they were trained.
-        """
-        plan = self.plan
-        found = [
-            (arm, seed)
-            for arm, seed in plan.runs
-            if is_finished(plan.place(folder, arm, seed), {**self.identities[arm], "seed": seed})
-        ]
-        for arm, seed in dict(found).items():  # one of each arm tells whether it changed
-            place = plan.place(folder, arm, seed)
-            learner, options = plan.learner(arm, seed), plan.options_of(seed)
-            fit_in(OneProcess(), learner, plan.sources, options, place, resume=True)
-        return found
-
-
-def checked(plan: Plan) -> Checked:
-    """Make each arm and try a step of it.
+def tried(plan: Plan) -> Tried:
+    """Make each arm and try a step of it, on the device of the runs.
 
     Raises:
         ConfigError, DataError: an arm cannot be made or trained, or the arms cannot be compared.
+    """
+    learners, others = learners_of(plan)
+    device = choose_device(plan.options.device)
+    found = {}
+    for arm, learner in learners.items():
+        with generators_kept(device):
+            try:
+                found[arm] = prepare_run(learner, plan.sources, plan.options, device, None)
+            except ConfigError as error:
+                raise ConfigError(f"the arm {arm!r}: {error}") from error
+    first, (_, metrics, score, _) = next(iter(found.items()))
+    for arm, (_, theirs, _, _) in found.items():
+        if theirs.keys() != metrics.keys() or _name(theirs[score]) != _name(metrics[score]):
+            raise ConfigError(
+                f"the arm {arm!r} is measured by {_names(theirs)}, and {first!r} by "
+                f"{_names(metrics)}; give metrics=… that all arms can be measured by"
+            )
+    layouts = [Layout(**contents["layout"]) for *_, contents in found.values()]
+    starts: Starts = {arm: state.meta for arm, (state, *_) in found.items()}
+    return Tried(
+        # One layout for all arms, so that their times can be compared: the one that needs the
+        # least memory and that all models can be computed in.
+        "loop" if any(one.tasks == "loop" for one in layouts if one.bytes) else "vmap",
+        "recompute" if any(one.memory == "recompute" for one in layouts) else "keep",
+        {
+            name: MetricFacts(best=m.best, unit=m.unit, chance=m.chance)
+            for name, m in metrics.items()
+        },
+        score,
+        {arm: contents["identity"] for arm, (*_, contents) in found.items()},
+        (*_other_starts(starts), *(_same_starts(starts, others) if len(plan.seeds) > 1 else ())),
+    )
+
+
+def learners_of(plan: Plan) -> tuple[dict[str, Learner], dict[str, Learner]]:
+    """The learners of all arms with the first and with the last seed.
+
+    Raises:
+        ConfigError: an arm cannot be made, or returns an object that was returned before.
     """
     learners = {arm: plan.learner(arm, plan.seeds[0]) for arm in plan.arms}
     others = {arm: plan.learner(arm, plan.seeds[-1]) for arm in plan.arms}
@@ -78,34 +101,25 @@ def checked(plan: Plan) -> Checked:
                 f"the arm {arm!r} returns an object that was returned before; make the model and "
                 "the learner within its function"
             )
-    device = choose_device(plan.options.device)
-    tried = {}
-    for arm, learner in learners.items():
-        with generators_kept(device):
-            try:
-                tried[arm] = prepare_run(learner, plan.sources, plan.options, device, None)
-            except ConfigError as error:
-                raise ConfigError(f"the arm {arm!r}: {error}") from error
-    first, (_, metrics, score, _) = next(iter(tried.items()))
-    for arm, (_, theirs, _, _) in tried.items():
-        if theirs.keys() != metrics.keys() or _name(theirs[score]) != _name(metrics[score]):
-            raise ConfigError(
-                f"the arm {arm!r} is measured by {_names(theirs)}, and {first!r} by "
-                f"{_names(metrics)}; give metrics=… that all arms can be measured by"
-            )
-    layouts = [Layout(**contents["layout"]) for *_, contents in tried.values()]
-    # One for all arms, so that their times can be compared: what the largest of them needs.
-    tasks: Tasks = "loop" if any(one.tasks == "loop" for one in layouts if one.bytes) else "vmap"
-    lean = any(one.memory == "recompute" for one in layouts)
-    memory: Memory = "recompute" if lean else "keep"
-    starts: Starts = {arm: state.meta for arm, (state, *_) in tried.items()}
-    return Checked(
-        replace(plan, options=replace(plan.options, tasks=tasks, memory=memory)),
-        metrics,
-        score,
-        {arm: contents["identity"] for arm, (*_, contents) in tried.items()},
-        (*_other_starts(starts), *(_same_starts(starts, others) if len(plan.seeds) > 1 else ())),
-    )
+    return learners, others
+
+
+def unfinished(plan: Plan, found: Tried, folder: Path) -> list[Key]:
+    """The runs that are not finished in a comparison's folder.
+
+    Raises:
+        RunError: an arm is not what it was when its finished runs were trained.
+    """
+    places = {(arm, seed): plan.place(folder, arm, seed) for arm, seed in plan.runs}
+    finished = [
+        (arm, seed)
+        for (arm, seed), place in places.items()
+        if is_finished(place, {**found.identities[arm], "seed": seed})
+    ]
+    for arm, seed in dict(finished).items():  # one of each arm tells whether it changed
+        learner, options, place = plan.learner(arm, seed), plan.options_of(seed), places[arm, seed]
+        fit_in(OneProcess(), learner, plan.sources, options, place, resume=True)
+    return [key for key in plan.runs if key not in finished]
 
 
 def _other_starts(starts: Starts) -> Iterator[str]:

@@ -11,24 +11,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gradshare.comparison.checks import checked
+from gradshare.comparison.checks import Tried, learners_of, tried, unfinished
+from gradshare.comparison.collecting import results_of
 from gradshare.comparison.plan import RUNS, Factory, Plan, seeds_from
-from gradshare.comparison.results import (
-    FILENAME,
-    Results,
-    load_results,
-    results_of,
-    save_results,
-)
-from gradshare.comparison.running import WatchAll, offered, run_all
-from gradshare.comparison.table import arm_rows, as_text
+from gradshare.comparison.results import FILENAME, Results, load_results, save_results
+from gradshare.comparison.running import Runner, WatchAll
+from gradshare.comparison.table import as_text
 from gradshare.comparison.verdict import Verdict, verdict
 from gradshare.comparison.yardsticks import yardsticks
 from gradshare.errors import ConfigError, require_choice, require_count
-from gradshare.executors import LocalExecutor, RayExecutor
+from gradshare.executors import LocalExecutor
 from gradshare.tasks import TaskSource
 from gradshare.training.device import choose_device
 from gradshare.training.files import make_folder
@@ -37,7 +33,6 @@ from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.interruption import StopRequests
 from gradshare.training.lock import locked
 from gradshare.training.machine import TUNABLES, cores
-from gradshare.training.metrics import Metric
 from gradshare.training.options import Options
 from gradshare.training.progress import RunBars
 
@@ -61,8 +56,7 @@ class Comparison:
 
     def __str__(self) -> str:
         """The table, the verdict and the notes."""
-        table = as_text(arm_rows(self.results))
-        return "\n".join((table, "", str(self.verdict), *self.results.notes))
+        return as_text(self.results)
 
     def to_pandas(self) -> Any:
         """`results.table()` as a DataFrame."""
@@ -122,12 +116,11 @@ def compare(
         RunError: the folder cannot be used, or some runs failed, with the others saved.
         RunStoppedError: Ctrl-C or SIGTERM; each run has saved what it had.
     """
-    names = list(arms) if isinstance(arms, Mapping) else []
-    made = Options.of(**options)
+    made = Options(**options)
     require_choice("resume", resume, Resume)
     plan = Plan(
         arms,
-        baseline if baseline is not None else (names[0] if names else ""),
+        next(iter(arms), "") if baseline is None else baseline,
         (controls,) if isinstance(controls, str) else tuple(controls),
         train,
         validation,
@@ -161,10 +154,8 @@ def run_plan(
     """Run a comparison; see `compare`.
 
     Args:
-        plan: of the comparison.
-        folder: of the comparison.
-        executor, at_a_time, retries, progress: see `compare`.
-        resume: whether the comparison in the folder may be continued.
+        plan, folder: of the comparison.
+        executor, at_a_time, retries, resume, progress: see `compare`.
         settings: of all runs, for the report; by default those of `plan.options`.
         commands: that reproduce it, for the report; by default the one that is running.
     """
@@ -176,47 +167,47 @@ def run_plan(
             f"the executor is {executor!r:.100}; give an object with `submit(function, *args)`, "
             "such as gradshare.executors.RayExecutor()"
         )
-    own, threads = executor is None, isinstance(executor, ThreadPoolExecutor)
-    if executor is None:
+    own = executor is None
+    if own:
         device = choose_device(plan.options.device)
         at_a_time = at_a_time or (cores() if device.type == "cpu" else 1)
-        # Not by what is left: with other threads a run that is continued would round differently.
-        executor = LocalExecutor(at_a_time, _environment(min(at_a_time, len(plan.runs))))
-    elif threads:
+        executor = _local(plan, at_a_time)
+    elif isinstance(executor, ThreadPoolExecutor):
         at_a_time = 1  # threads share the random generators
     _require_room(folder, resume=resume)
-    ready = checked(plan)
+    found: Tried | None = None
+    if isinstance(executor, LocalExecutor | ThreadPoolExecutor):
+        found = tried(plan)
+    else:  # they are tried on a worker, since this machine may have another kind of device
+        learners_of(plan)
     with locked(folder, doing="comparing"):
         _require_room(folder, resume=resume)  # another process may have begun one meanwhile
         make_folder(folder / RUNS)
-        finished = ready.finished(folder)
-        if left := [key for key in plan.runs if key not in finished]:
-            with StopRequests() as stop, ExitStack() as stack:
-                path = stack.enter_context(offered(ready.plan, folder, threads=threads))
-                if own or isinstance(executor, RayExecutor):
-                    stack.enter_context(executor)
-                watch = progress
-                if not callable(watch):
-                    watch = stack.enter_context(RunBars(shown=watch))
-                run_all(
-                    executor,
-                    ready.plan,
-                    path,
-                    left,
-                    at_a_time=at_a_time or len(left),
-                    retries=retries,
-                    watch=watch,
-                    stop=stop,
-                )
+        with StopRequests() as stop, ExitStack() as stack:
+            if own:
+                stack.enter_context(executor)
+            bars = stack.enter_context(RunBars(shown=progress is True))
+            watch = progress if callable(progress) else bars
+            runner = Runner(folder, executor, at_a_time, retries, watch, stop)
+            if found is None:
+                found, left = runner.try_arms(plan)
+            else:
+                left = unfinished(plan, found, folder)
+            options = replace(plan.options, tasks=found.tasks, memory=found.memory)
+            plan = replace(plan, options=options)
+            if left:
+                runner.train(plan, left)
+        metrics = {name: facts.metric() for name, facts in found.metrics.items()}
+        free = yardsticks(plan.test, plan.options.test_tasks) if "accuracy" in metrics else {}
         results = results_of(
-            ready.plan,
+            plan,
             folder,
-            ready.metrics,
-            ready.score,
-            settings=settings or _settings(ready.plan.options),
+            metrics,
+            found.score,
+            settings=settings or _settings(plan.options),
             commands=commands or [shlex.join(["python", *sys.orig_argv[1:]])],
-            notes=ready.notes,
-            yardsticks=_yardsticks(ready.plan, ready.metrics),
+            notes=found.notes,
+            yardsticks=free,
         )
         save_results(results, folder / FILENAME)
         comparison = Comparison(folder, results)
@@ -224,26 +215,21 @@ def run_plan(
     return comparison
 
 
-def _yardsticks(plan: Plan, metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    """What costs nothing on the test tasks, where the metric is the accuracy."""
-    if "accuracy" not in metrics:
-        return {}
-    return yardsticks(plan.test, plan.options.test_tasks)
-
-
-def _environment(at_a_time: int) -> dict[str, str]:
-    """Environment variables for each of some processes that share this machine's cores."""
-    name, value = TUNABLES
-    return {
-        name: value,
-        "OMP_NUM_THREADS": str(max(1, cores() // at_a_time)),
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait must not take others' cores
-    }
+def _local(plan: Plan, at_a_time: int) -> LocalExecutor:
+    """Processes that share this machine's cores."""
+    # Not by what is left: with other threads a run that is continued would round differently.
+    threads = max(1, cores() // min(at_a_time, len(plan.runs)))
+    # Threads that wait must not take others' cores.
+    openmp = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    return LocalExecutor(at_a_time, dict([TUNABLES]) | openmp)
 
 
 def _require_room(folder: Path, *, resume: bool) -> None:
-    """Raise RunError if a folder holds something, except a comparison that is continued."""
-    if resume and (folder / RUNS).is_dir():
+    """Raise RunError if a folder holds something, except a comparison that is continued, or that
+    has no run, since its arms could not be tried.
+    """
+    runs = folder / RUNS
+    if runs.is_dir() and (resume or not any(runs.iterdir())):
         return
     if resume and (folder / FILENAME).is_file():
         load_results(folder)  # raises: of another version

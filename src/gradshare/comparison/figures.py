@@ -1,6 +1,6 @@
-"""The figures of a comparison: learning curves, differences by task, what rules learned.
+"""The figures of a comparison: learning curves and differences by task.
 
-An arm has the same colour, line and marker in each figure, and no other arm has all three.
+An arm has the same colour, line style and marker in each figure.
 """
 
 from __future__ import annotations
@@ -10,27 +10,25 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import StringIO
 from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 import matplotlib.style
 import numpy as np
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from gradshare.comparison.differences import difference, test_score
+from gradshare.comparison.plan import shown
 from gradshare.comparison.results import ArmRun, Results, Values
-from gradshare.comparison.statistics import test_score
 from gradshare.training.records import VALIDATION
-from gradshare.training.statistics import student95
+from gradshare.training.statistics import student975
 
-MOST_ARMS: Final = 24
-MOST_BANDS: Final = 8
-MOST_QUANTITIES: Final = 6
-MOST_POINTS: Final = 600
+MOST_ARMS: Final = 8
 
 LARGEST: Final = 1e100
 """Larger values are left out, as those that are not finite: matplotlib's ticks would overflow."""
@@ -68,23 +66,15 @@ STYLE: Final[Any] = {
     "svg.hashsalt": "gradshare",
 }
 
-Arms = Mapping[str, Sequence[ArmRun]]
-"""The runs of each arm that is drawn, one for each seed."""
 
-Looks = Mapping[str, Mapping[str, Any]]
-"""Each arm's colour, line style and marker, as matplotlib's arguments."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure with a description, for a reader who cannot see it, and a caption."""
+class Drawing(NamedTuple):
+    """A figure with its caption."""
 
     name: str
     figure: Figure
-    description: str
     caption: str
 
-    def svg(self) -> str:
+    def svg(self) -> Markup:
         """An `<svg>` element whose ids no other figure has."""
         buffer = StringIO()
         with style():
@@ -92,40 +82,20 @@ class Drawing:
             self.figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
         text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
         text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{self.name}-", text)
-        return text[text.index("<svg") :].replace("xlink:href", "href")
+        head, _, body = text[text.index("<svg") :].replace("xlink:href", "href").partition(">")
+        (box,) = re.findall(r'viewBox="[^"]*"', head)
+        return Markup(f'<svg {box} role="img" aria-label="{escape(self.caption)}">{body}')
 
 
 class Curve(NamedTuple):
-    """Points (n,) with half the height of their band; NaN where there is none."""
+    """Values (n,) at 1, 2, …, n, with half the height of their band; NaN where there is none."""
 
-    x: Values
     y: Values
     half: Values
 
 
-def draw_all(results: Results) -> list[Drawing]:
-    """The figures that the results have numbers for.
-
-    Args:
-        results: with names of arms that a legend has room for, see `shown`.
-    """
-    arms = _drawn(results)
-    looks: dict[str, dict[str, Any]] = {}
-    for i, arm in enumerate(arms):
-        looks[arm] = {"color": COLORS[i % 8], "linestyle": LINES[(i + i // 8) % 5]}
-        looks[arm]["marker"] = MARKERS[i % 11]
-    with style():
-        drawings = [draw(results, arms, looks) for draw in (_curves, _differences, _learned)]
-    return [drawing for drawing in drawings if drawing is not None]
-
-
-def shown(text: str, width: int = 32) -> str:
-    """A user's text in one short line, without control characters, which can turn the text around
-    it or make a page invalid.
-    """
-    plain = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", " ", text)
-    plain = " ".join(plain.split()) or "unnamed"
-    return plain if len(plain) <= width else f"{plain[: width - 1].rstrip()}…"
+Looks = Mapping[str, Mapping[str, Any]]
+"""Each arm's colour, line style and marker, as matplotlib's arguments."""
 
 
 @contextmanager
@@ -137,247 +107,166 @@ def style() -> Iterator[None]:
         yield
 
 
-def _drawn(results: Results) -> dict[str, list[ArmRun]]:
+def drawn(results: Results) -> list[str]:
     """The arms that are drawn: of too many the baseline, the controls and those with the best test
     scores.
     """
-    arms: dict[str, list[ArmRun]] = {}
-    for run in results.runs:
-        arms.setdefault(run.arm, []).append(run)
-    rank = results.metric(results.score).rank
+    metric = results.metric(results.score)
 
     def place(arm: str) -> tuple[bool, bool, float]:
-        found = test_score(arms[arm], results.score)
-        score = math.inf if found is None else rank(found.mean)
-        return arm != results.baseline, arm not in results.controls, score
+        found = test_score(results.of(arm), results.score)
+        rank = math.inf if found is None else metric.rank(found.mean)
+        return arm != results.baseline, arm not in results.controls, rank
 
-    chosen = arms if len(arms) <= MOST_ARMS else sorted(arms, key=place)[:MOST_ARMS]
-    return {arm: runs for arm, runs in arms.items() if arm in chosen}
+    chosen = sorted(results.arms, key=place)[:MOST_ARMS]
+    return [arm for arm in results.arms if arm in chosen]
 
 
-def _curves(results: Results, arms: Arms, looks: Looks) -> Drawing | None:
+def draw_all(results: Results) -> list[Drawing]:
+    """The figures that the results have numbers for."""
+    arms = drawn(results)
+    looks = {
+        arm: {"color": color, "linestyle": line, "marker": marker}
+        for arm, color, line, marker in zip(arms, COLORS, LINES * 2, MARKERS, strict=False)
+    }
+    with style():
+        drawings = [draw(results, looks) for draw in (_curves, _differences)]
+    return [drawing for drawing in drawings if drawing is not None]
+
+
+def _curves(results: Results, looks: Looks) -> Drawing | None:
     """The score on the validation tasks over epochs."""
-    metric, score = results.metric(results.score), shown(results.score)
+    metric, several = results.metric(results.score), len(results.seeds) > 1
     scale = 100 if metric.unit == "%" else 1
-    seeds = {arm: [_history(run, results.score, scale) for run in arms[arm]] for arm in arms}
-    curves = {}
-    for arm, runs in arms.items():
-        sound = [c for run, c in zip(runs, seeds[arm], strict=True) if run.outcome != "diverged"]
-        curve = _mean(sound or seeds[arm]) if len(runs) > 1 else seeds[arm][0]
-        if curve.x.size:
-            curves[arm] = _thinned(curve)
+    curves, seeds = {}, {}
+    for arm in looks:
+        runs = results.of(arm)
+        seeds[arm] = [_history(run, results.score, scale) for run in runs]
+        sound = [c for c, run in zip(seeds[arm], runs, strict=True) if run.outcome != "diverged"]
+        mean = _over_seeds([curve.y for curve in sound or seeds[arm]])
+        curves[arm] = mean if several else seeds[arm][0]
+    curves = {arm: curve for arm, curve in curves.items() if np.isfinite(curve.y).any()}
     if not curves:
         return None
-    if all(curve.x.size == 1 for curve in curves.values()):  # beside each other, so that all show
-        places = np.arange(len(curves)) / len(curves)
-        shifts = dict(zip(curves, places - places.mean(), strict=True))
-        curves = {arm: curve._replace(x=curve.x + shifts[arm]) for arm, curve in curves.items()}
-    banded = len(curves) <= MOST_BANDS
-    figure, [[axes]] = _figure(1, 1, looks, {arm: arm for arm in curves})
-    for arm in curves:
-        for run, curve in zip(arms[arm], seeds[arm], strict=True):
-            color = looks[arm]["color"]
-            if banded and len(arms[arm]) > 1:
-                axes.plot(*_thinned(curve)[:2], color=color, linewidth=0.6, alpha=0.5)
-            if run.outcome == "diverged":
-                axes.plot(curve.x[-1:], curve.y[-1:], "X", color=color, markersize=10)
+    figure, axes = _figure(looks, {arm: arm for arm in curves})
+    axes.margins(y=0.25)
+    for arm in curves if several else ():
+        for y, _ in seeds[arm]:
+            axes.plot(1 + np.arange(y.size), y, color=looks[arm]["color"], linewidth=0.6, alpha=0.5)
     same = _lines(axes, curves, looks)
     values = np.concatenate([curve.y for curve in curves.values()])
-    logarithmic = scale == 1 and metric.chance is None and 0 < 30 * values.min() < values.max()
+    logarithmic = metric.chance is None and 0 < 30 * np.nanmin(values) < np.nanmax(values)
     if logarithmic:
         axes.set_yscale("log")
-    if banded:
-        _bands(axes, curves, looks)
-    near = metric.chance is not None and _chance(axes, scale * metric.chance)
+    low, high = axes.set_ylim(axes.get_ylim())  # few seeds have bands far beyond the curves
+    for arm, (y, half) in curves.items():
+        x, color = 1 + np.arange(y.size), looks[arm]["color"]
+        axes.fill_between(x, y - half, y + half, color=color, alpha=0.15, linewidth=0)
+    chance = math.nan if metric.chance is None else scale * metric.chance
+    span = high - low
+    if near := low - span < chance < high + span:  # farther away it would flatten the curves
+        axes.axhline(chance, color=PALE, linewidth=1.0, linestyle=":")
+        axes.set_ylim(min(low, chance - 0.03 * span), max(high, chance + 0.03 * span))
     units = ", ".join(filter(None, [metric.unit, "logarithmic" if logarithmic else ""]))
-    axes.set_ylabel(f"validation {score}" + (f" ({units})" if units else ""))
+    axes.set_ylabel(f"validation {shown(results.score, 32)}" + (f" ({units})" if units else ""))
     _whole_numbers(axes, "epoch")
-    several = len(results.seeds) > 1
-    notes = {
-        "After each epoch.": True,
-        "Bands: 95 % confidence interval over validation tasks.": banded and not several,
-        "Thin lines: the seeds. Bands: 95 % confidence interval over the seeds that did not "
-        "diverge.": banded and several,
-        "✖: diverged.": any(run.outcome == "diverged" for runs in arms.values() for run in runs),
-        "Dotted: chance.": near,
-    }
-    caption = " ".join(note for note, holds in notes.items() if holds)
-    ends = "; ".join(f"{arm} ends at {curve.y[-1]:.4g}" for arm, curve in curves.items())
-    return Drawing("curves", figure, f"Validation {score} over epochs: {ends}.", caption + same)
+    bands = "over the seeds that did not diverge. Thin lines: the seeds" if several else ""
+    caption = (
+        f"The validation {shown(results.score, 32)} after each epoch. Bands: 95 % confidence "
+        f"interval {bands or 'over validation tasks'}."
+    )
+    caption += " Dotted: chance." if near else ""
+    return Drawing("curves", figure, caption + same)
 
 
-def _differences(results: Results, arms: Arms, looks: Looks) -> Drawing | None:
+def _differences(results: Results, looks: Looks) -> Drawing | None:
     """The score of each arm minus the baseline's on each test task, sorted."""
-    metric = results.metric(results.score)
+    metric, baseline = results.metric(results.score), results.baseline
     scale, unit = (100, "points") if metric.unit == "%" else (1, metric.unit)
     curves, labels = {}, {}
-    for arm in [arm for arm in arms if arm != results.baseline]:
-        values = np.sort(_by_task(arms[arm], arms[results.baseline], results.score))
-        curve = _finite(np.arange(1.0, 1 + len(values)), scale * values)
-        if curve.x.size:
-            curves[arm] = _thinned(curve)
-            signs = [int((np.sign(curve.y) == sign).sum()) for sign in (1, -1)]
-            better, worse = signs if metric.best == "high" else signs[::-1]
-            labels[arm] = f"{arm}: better on {better}, worse on {worse} of {curve.x.size} tasks"
+    for arm in looks:
+        rows = difference(results, arm, baseline).rows if arm != baseline else ()
+        values = _sane(scale * np.mean(rows, axis=0)) if rows else np.array([])
+        if not np.isfinite(values).any():
+            continue
+        values = np.sort(values[np.isfinite(values)])
+        curves[arm] = Curve(values, np.full_like(values, math.nan))
+        better, worse = np.sum(values > 0), np.sum(values < 0)
+        if metric.best == "low":
+            better, worse = worse, better
+        labels[arm] = f"{arm}: better on {better}, worse on {worse} of {values.size} tasks"
     if not curves:
         return None
-    figure, [[axes]] = _figure(1, 1, looks, labels)
+    figure, axes = _figure(looks, labels)
     axes.axhline(0, color=INK, linewidth=0.8)
     same = _lines(axes, curves, looks)
-    label = f"{shown(results.score, 20)} − {results.baseline}"
+    label = f"{shown(results.score, 20)} − {baseline}"
     axes.set_ylabel(f"{label} ({unit})" if unit else label)
     _whole_numbers(axes, "test tasks, sorted by the difference")
     side = "Above" if metric.best == "high" else "Below"
     caption = (
-        f"The difference from {results.baseline} on each test task, the mean over the seeds in "
-        f"which both trained. {side} zero the arm is better."
+        f"The difference from {baseline} on each test task, the mean over the seeds in which both "
+        f"trained. {side} zero the arm is better."
     )
-    said = "; ".join(labels.values())
-    return Drawing("differences", figure, f"Differences by task. {said}.", caption + same)
-
-
-def _learned(_: Results, arms: Arms, looks: Looks) -> Drawing | None:
-    """What rules report, over epochs and by inner step."""
-    histories = [run.history for runs in arms.values() for run in runs]
-    found = dict.fromkeys(name for h in histories for record in h for name in record.learned)
-    names = list(found)[:MOST_QUANTITIES]
-    panels: list[dict[str, Curve]] = []
-    for name in names:
-        epochs, steps = {}, {}
-        for arm, runs in arms.items():
-            kept = [
-                [(r.epoch, r.learned[name]) for r in run.history if r.learned.get(name)]
-                for run in runs
-            ]
-            kept = [values for values in kept if values]
-            epochs[arm] = _mean([_points((e, np.mean(v)) for e, v in one) for one in kept])
-            steps[arm] = _mean([_points(enumerate(one[-1][1], 1)) for one in kept])
-        panels += [{arm: c for arm, c in p.items() if c.x.size} for p in (epochs, steps)]
-    having = {arm: arm for arm in arms if any(arm in panel for panel in panels)}
-    if not having:
-        return None
-    figure, axes = _figure(len(names), 2, looks, having)
-    same = dict.fromkeys(_lines(a, p, looks) for a, p in zip(axes.flat, panels, strict=True))
-    for panel in axes.flat:  # a finer axis would make much of the fourth digit
-        low, high = panel.get_ylim()
-        least = max(high - low, 0.05 * max(abs(low), abs(high)))
-        panel.set_ylim((low + high - least) / 2, (low + high + least) / 2)
-    for name, (over_epochs, by_step) in zip(names, axes, strict=True):
-        over_epochs.set_title(f"{shown(name)}, mean over inner steps")
-        by_step.set_title(f"{shown(name)}, after the last epoch")
-        _whole_numbers(over_epochs, "epoch")
-        _whole_numbers(by_step, "inner step")
-    caption = "What the update rules report, the mean over seeds."
-    if len(found) > len(names):
-        caption += f" {len(names)} of {len(found)} quantities are drawn."
-    said = ", ".join(map(shown, names))
-    return Drawing("learned", figure, f"Learned over epochs: {said}.", caption + "".join(same))
+    return Drawing("differences", figure, caption + same)
 
 
 def _history(run: ArmRun, score: str, scale: float) -> Curve:
-    rows = [(r.epoch, *r.metrics[VALIDATION][score][:2]) for r in run.history]
-    x, y, half = np.array(rows, dtype=float).reshape(-1, 3).T
-    return _finite(x, scale * y, scale * half)
+    """A run's validation scores with their intervals."""
+    intervals = [record.metrics[VALIDATION][score] for record in run.history]
+    rows = np.array([[one.mean, one.ci95] for one in intervals], dtype=float).reshape(-1, 2)
+    return Curve(*_sane(scale * rows).T)
 
 
-def _by_task(first: Sequence[ArmRun], second: Sequence[ArmRun], score: str) -> Values:
-    """First - second on each test task, the mean over the seeds in which both trained."""
-    theirs = {run.seed: np.array(run.test[score]) for run in second if run.trained}
-    pairs = [(np.array(r.test[score]), theirs.get(r.seed)) for r in first if r.trained]
-    rows = [one - two for one, two in pairs if two is not None and one.shape == two.shape]
-    return np.mean(rows, axis=0) if len({len(row) for row in rows}) == 1 else np.array([])
+def _sane(values: Values) -> Values:
+    """Values with NaN for those that cannot be drawn."""
+    return np.where(np.abs(values) < LARGEST, values, math.nan)
 
 
-def _points(pairs: Any) -> Curve:
-    x, y = np.array(list(pairs), dtype=float).reshape(-1, 2).T
-    return _finite(x, y)
+def _over_seeds(rows: Sequence[Values]) -> Curve:
+    """The mean of the seeds with its 95 % interval, as far as all of them go."""
+    table = np.array([row[: min(map(len, rows))] for row in rows]).reshape(len(rows), -1)
+    if len(rows) < 2:
+        return Curve(table.sum(0), np.full(table.shape[1], math.nan))
+    half = student975(len(rows) - 1) * table.std(0, ddof=1) / math.sqrt(len(rows))
+    return Curve(table.mean(0), half)
 
 
-def _finite(x: Values, y: Values, half: Values | None = None) -> Curve:
-    half = np.full_like(y, math.nan) if half is None else half
-    kept = np.abs(y) < LARGEST  # False for NaN
-    return Curve(x[kept], y[kept], np.where(np.abs(half) < LARGEST, half, math.nan)[kept])
-
-
-def _mean(curves: Sequence[Curve]) -> Curve:
-    """The mean of seeds with its 95 % interval, where each has a value."""
-    if not curves:
-        return _points([])
-    tables = [dict(zip(curve.x, curve.y, strict=True)) for curve in curves]
-    x = sorted(set(tables[0]).intersection(*tables[1:]))
-    means = [student95([table[at] for table in tables]) for at in x]
-    half = np.array([mean.ci95 for mean in means], dtype=float)
-    return _finite(np.array(x), np.array([mean.mean for mean in means]), half)
-
-
-def _thinned(curve: Curve) -> Curve:
-    kept = np.linspace(0, curve.x.size - 1, min(curve.x.size, MOST_POINTS)).astype(int)
-    return Curve(*(values[kept] for values in curve))
-
-
-def _figure(rows: int, columns: int, looks: Looks, labels: Mapping[str, str]) -> tuple[Figure, Any]:
+def _figure(looks: Looks, labels: Mapping[str, str]) -> tuple[Figure, Axes]:
     """A figure with axes and, above them, a legend of some arms."""
     handles = [Line2D([], [], **looks[arm]) for arm in labels]
     # matplotlib before 3.10 leaves out a label that begins with "_".
     names = [f" {text}" if text.startswith("_") else text for text in labels.values()]
-    across = 2 if max(map(len, names)) <= 40 else 1
-    height = (3.2 if rows == 1 else 2.4 * rows) + 0.2 * len(names) / across
-    figure = Figure(figsize=(7.2, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"hspace": 0.12})
-    figure.legend(handles, names, loc="outside upper left", ncols=min(across, len(names)))
-    return figure, axes
+    columns = 2 if max(map(len, names)) <= 40 else 1
+    figure = Figure(figsize=(7.2, 3.2 + 0.2 * len(names) / columns), layout="constrained")
+    figure.legend(handles, names, loc="outside upper left", ncols=min(columns, len(names)))
+    return figure, figure.subplots()
 
 
 def _lines(axes: Axes, curves: Mapping[str, Curve], looks: Looks) -> str:
-    """A line for each arm.
+    """Draw a line for each arm.
 
     Returns:
-        Sentences on arms with the same values, which alternate in one line; empty without them.
+        Sentences on arms with the same values, whose dashes alternate; empty without them.
     """
-    groups: dict[tuple[bytes, bytes], list[str]] = {}
+    groups: dict[bytes, list[str]] = {}
     for arm, curve in curves.items():
-        groups.setdefault((curve.x.tobytes(), curve.y.tobytes()), []).append(arm)
+        groups.setdefault(curve.y.tobytes(), []).append(arm)
     same = ""
     for arms in groups.values():
         for place, arm in enumerate(arms):
-            x, y, _ = curves[arm]
-            every = -(-x.size // 8)
+            y = curves[arm].y
+            every = -(-y.size // 8)
             line = {**looks[arm], "label": arm, "markeredgecolor": "white", "markeredgewidth": 0.7}
             if len(arms) > 1:
                 line["linestyle"] = (4 * place, (4, 4 * (len(arms) - 1)))
             # Markers of close curves lie apart where they can, and the one below is larger.
             line["markevery"] = (list(curves).index(arm) * every // len(curves), every)
             line["markersize"] = 5 + 3 * min(4, len(arms) - 1 - place)
-            axes.plot(x, y, **line)
+            axes.plot(1 + np.arange(y.size), y, **line)
         if len(arms) > 1:
             same += f" The lines of {', '.join(arms)} coincide: their dashes alternate."
     return same
-
-
-def _bands(axes: Axes, curves: Mapping[str, Curve], looks: Looks) -> None:
-    """Bands of curves that are drawn; they may double the height of the axes, no more."""
-    scale = axes.yaxis.get_transform()
-    low, high = scale.transform(axes.get_ylim())
-    for arm, (x, y, half) in curves.items():
-        color = looks[arm]["color"]
-        axes.fill_between(x, y - half, y + half, color=color, alpha=0.15, linewidth=0)
-        if x.size == 1:
-            axes.errorbar(x, y, half, color=color, fmt="none", capsize=3)
-    lowest, highest = scale.transform(axes.get_ylim())
-    room = (high - low) / 2
-    limits = np.array([max(lowest, low - room), min(highest, high + room)])
-    axes.set_ylim(*scale.inverted().transform(limits))
-
-
-def _chance(axes: Axes, chance: float) -> bool:
-    """A line for guessing, unless it is so far away that the curves would be flat beside it."""
-    low, high = axes.get_ylim()
-    span = high - low
-    near = low - span < chance < high + span
-    if near:
-        axes.axhline(chance, color=PALE, linewidth=1.0, linestyle=":")
-        axes.set_ylim(min(low, chance - 0.03 * span), max(high, chance + 0.03 * span))
-    return near
 
 
 def _whole_numbers(axes: Axes, label: str) -> None:

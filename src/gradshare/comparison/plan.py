@@ -25,6 +25,7 @@ from gradshare.training.randomness import generators_kept, seed_generators
 
 RUNS = "runs"
 LARGEST = 64 << 20
+LONGEST_NAME = 60
 
 Factory = Callable[[], Learner]
 
@@ -43,6 +44,7 @@ class Plan:
         options: of each run, but for its seed.
         seeds: of the runs.
         settings: from which each arm can be made again, by name, if it can; see `fit_in`.
+        threads: of each run; 0 for as many as its process has.
     """
 
     arms: Mapping[str, Factory]
@@ -54,13 +56,14 @@ class Plan:
     options: Options
     seeds: tuple[int, ...]
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    threads: int = 0
 
     def __post_init__(self) -> None:
         """Check the names and seeds.
 
         Raises:
-            ConfigError: there are no arms, one is not a function, a name is not an arm's, or a
-                seed is not one.
+            ConfigError: there are no arms, one is not a function or has no plain name, the baseline
+                or a control is not an arm, or a seed is not a seed.
         """
         if not isinstance(self.arms, Mapping) or not self.arms:
             raise ConfigError(
@@ -68,12 +71,22 @@ class Plan:
                 '{"original": lambda: gradshare.maml(Net())}'
             )
         for name, factory in self.arms.items():
-            if not isinstance(name, str) or not name.strip():
-                raise ConfigError(f"the arm {name!r} has no name; give a text")
+            if not isinstance(name, str) or shown(name) != name:
+                raise ConfigError(
+                    f"an arm is named {name!r:.80}; give a text of at most {LONGEST_NAME} "
+                    "characters in one line, without control characters and double spaces"
+                )
             if not callable(factory) or hasattr(factory, "outer_step"):
                 raise ConfigError(
                     f"the arm {name!r} is a {type(factory).__name__}; give a function that makes "
                     "the learner (lambda: gradshare.maml(…)), so that each seed has its own"
+                )
+        alike: dict[str, str] = {}
+        for name in self.arms:
+            if (other := alike.setdefault(name.casefold(), name)) != name:
+                raise ConfigError(
+                    f"the arms {other!r} and {name!r} differ only in upper and lower case, and "
+                    "some disks would give them one folder; rename one"
                 )
         for role, names in (("baseline", (self.baseline,)), ("control", self.controls)):
             for name in names:
@@ -182,6 +195,15 @@ def _own_modules() -> Iterator[ModuleType]:
         ours = Path(__file__).resolve().parents[1] in place.parents
         if not (installed or ours) and homes & {*place.parents}:
             yield module
+
+
+def shown(text: str, width: int = LONGEST_NAME) -> str:
+    """A user's text in one short line, without control characters, which can turn the text around
+    it or make a page invalid.
+    """
+    plain = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", " ", text)
+    plain = " ".join(plain.split()) or "unnamed"
+    return plain if len(plain) <= width else f"{plain[: width - 1].rstrip()}…"
 
 
 def seeds_from(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:

@@ -1,26 +1,31 @@
-"""What a comparison came to, and `results.json`, its typed form."""
+"""The results of a comparison, and `results.json`, the file that holds them."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from statistics import NormalDist
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from gradshare.comparison.plan import Plan
+from gradshare.comparison.plan import shown
 from gradshare.errors import RunError
 from gradshare.training.files import null_where_not_finite, write_atomically
-from gradshare.training.folder import RunFolder
 from gradshare.training.metrics import Metric
 from gradshare.training.records import VALIDATION, EpochRecord, first_mistake
-from gradshare.training.statistics import Z95, Interval, best_epochs
 
 FORMAT_VERSION: Final = 3
 FILENAME = "results.json"
@@ -31,6 +36,16 @@ Values = npt.NDArray[np.float64]
 
 def _nan_for_null(values: Any) -> Any:
     return [math.nan if value is None else value for value in values]
+
+
+def _records(history: Any) -> Any:
+    return [r if isinstance(r, EpochRecord) else EpochRecord.from_json(r) for r in history]
+
+
+def _plain(name: str) -> str:
+    if shown(name) != name:
+        raise ValueError("a table cannot show this name")
+    return name
 
 
 Numbers = Annotated[list[float], BeforeValidator(_nan_for_null)]
@@ -48,8 +63,29 @@ class MetricFacts(_Part):
     chance: float | None
 
     def metric(self) -> Metric:
-        """A metric that can show values, but not compute them."""
+        """A metric that can show and rank values, but not compute them."""
         return Metric(_no_function, self.best, self.unit, self.chance)
+
+
+class Picture(NamedTuple):
+    """An example of a sample task: the name of its class, and the example as a data URI."""
+
+    name: str
+    image: Annotated[str, Field(pattern="^data:image/")]
+
+
+class SampleTask(_Part):
+    """A test task to look at.
+
+    Attributes:
+        support: some of its support examples.
+        queries: some of its queries.
+        predicted: the names of the classes that each arm predicts for these queries.
+    """
+
+    support: tuple[Picture, ...]
+    queries: tuple[Picture, ...]
+    predicted: dict[str, tuple[str, ...]]
 
 
 class ArmRun(_Part):
@@ -64,17 +100,20 @@ class ArmRun(_Part):
         history: a record for each epoch.
         test: each metric's value for each test task, of the ensemble of the best checkpoints.
         members: how many checkpoints the ensemble has.
+        by_class: the accuracy on each class, the mean over the test tasks that have it. Empty
+            unless the test source names the classes of its tasks (`classes_of`).
         training_seconds: wall time of training alone.
         environment: versions, hardware and layout of the process that trained it.
     """
 
-    arm: str
+    arm: Annotated[str, AfterValidator(_plain)]
     seed: int
     outcome: Outcome
     message: str | None
-    history: Annotated[list[EpochRecord], BeforeValidator(lambda h: [_record(r) for r in h])]
+    history: Annotated[list[EpochRecord], BeforeValidator(_records)]
     test: dict[str, Numbers]
     members: int = Field(ge=0)
+    by_class: dict[str, float] = {}
     training_seconds: float
     environment: dict[str, Any]
 
@@ -96,7 +135,8 @@ class Results(_Part):
         settings: of all runs.
         commands: that reproduce it.
         notes: for the reader, such as tensors that start differently.
-        yardsticks: values of learners that cost nothing on the same test tasks, by name and metric.
+        yardsticks: values of simple classifiers on the same test tasks, by name and metric.
+        samples: some of the first test tasks, if their inputs can be drawn.
     """
 
     format: Literal[3] = FORMAT_VERSION
@@ -110,6 +150,7 @@ class Results(_Part):
     commands: tuple[str, ...]
     notes: tuple[str, ...]
     yardsticks: dict[str, dict[str, Numbers]] = {}
+    samples: tuple[SampleTask, ...] = ()
 
     @model_validator(mode="after")
     def _of_one_comparison(self) -> Results:
@@ -126,19 +167,26 @@ class Results(_Part):
             raise ValueError("the tests have different metrics or numbers of tasks")
         return self
 
+    @cached_property
+    def _by_arm(self) -> dict[str, tuple[ArmRun, ...]]:
+        found: dict[str, list[ArmRun]] = {}
+        for run in self.runs:
+            found.setdefault(run.arm, []).append(run)
+        return {arm: tuple(runs) for arm, runs in found.items()}
+
     @property
     def arms(self) -> tuple[str, ...]:
         """The names of the arms, in their order."""
-        return tuple(dict.fromkeys(run.arm for run in self.runs))
+        return tuple(self._by_arm)
 
-    @property
+    @cached_property
     def seeds(self) -> tuple[int, ...]:
         """The seeds, ascending."""
         return tuple(sorted({run.seed for run in self.runs}))
 
     def of(self, arm: str) -> tuple[ArmRun, ...]:
         """The runs of an arm."""
-        return tuple(run for run in self.runs if run.arm == arm)
+        return self._by_arm.get(arm, ())
 
     def metric(self, name: str) -> Metric:
         """A metric, for its unit and direction."""
@@ -157,51 +205,6 @@ class Results(_Part):
                 for task, value in enumerate(values)
             ]
         return rows
-
-
-def results_of(
-    plan: Plan,
-    folder: Path,
-    metrics: Mapping[str, Metric],
-    score: str,
-    *,
-    settings: Mapping[str, Any],
-    commands: Sequence[str],
-    notes: Sequence[str],
-    yardsticks: dict[str, dict[str, list[float]]],
-) -> Results:
-    """Collect the results of a comparison from the folders of its runs."""
-    runs = [
-        _run_of(plan.place(folder, arm, seed), arm, seed, metrics[score], score)
-        for arm in plan.arms
-        for seed in plan.seeds
-    ]
-    facts = {
-        name: MetricFacts(best=m.best, unit=m.unit, chance=m.chance) for name, m in metrics.items()
-    }
-    return Results(
-        gradshare=version("gradshare"),
-        baseline=plan.baseline,
-        controls=plan.controls,
-        score=score,
-        metrics=facts,
-        runs=tuple(runs),
-        settings=dict(settings),
-        commands=tuple(commands),
-        notes=tuple(notes),
-        yardsticks=yardsticks,
-    )
-
-
-def is_finished(place: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether a folder holds a run of an identity that has nothing left to do."""
-    folder = RunFolder(place)
-    if not folder.started or folder.contents()["identity"] != identity:
-        return False
-    saved = folder.load_latest()
-    progress = {} if saved is None else saved.progress
-    diverged_at_once = progress.get("diverged") is not None and not progress["history"]
-    return progress.get("test") is not None or diverged_at_once
 
 
 def save_results(results: Results, path: Path) -> None:
@@ -253,55 +256,9 @@ def load_results(path: str | Path) -> Results:
         ) from error
 
 
-def _run_of(place: Path, arm: str, seed: int, metric: Metric, score: str) -> ArmRun:
-    saved = RunFolder(place).load_latest()
-    if saved is None:
-        raise RunError(f"{place} holds no checkpoint of the run {arm!r} with seed {seed}")
-    progress = saved.progress
-    history = [EpochRecord.from_json(record) for record in progress["history"]]
-    diverged, test = progress["diverged"], progress["test"] or {}
-    return ArmRun(
-        arm=arm,
-        seed=seed,
-        outcome="diverged" if diverged is not None else judge(history, metric, score),
-        message=diverged,
-        history=history,
-        test=test.get("ensemble", {}),
-        members=test.get("members", 0),
-        training_seconds=progress["training_seconds"],
-        environment=progress["environment"],
-    )
-
-
-def judge(
-    history: Sequence[EpochRecord], metric: Metric, score: str
-) -> Literal["trained", "not trained"]:
-    """Whether a run that did not diverge has learned anything.
-
-    It has not if the 95 % interval of its best validation score reaches chance, where there is
-    one. The best of many is the luckiest of them, so its interval is widened by their number
-    (Bonferroni's correction).
-    """
-    if not history:
-        return "not trained"
-    if metric.chance is None:
-        return "trained"
-    best = history[best_epoch(history, metric, score) - 1].metrics[VALIDATION][score]
-    if best.ci95 is None:
-        return "not trained"
-    surer = NormalDist().inv_cdf(1 - 0.025 / len(history)) / Z95
-    gain = best.mean - metric.chance if metric.best == "high" else metric.chance - best.mean
-    return "trained" if Interval(gain, surer * best.ci95, 0).above(0) else "not trained"
-
-
-def best_epoch(history: Sequence[EpochRecord], metric: Metric, score: str) -> int:
+def best_record(history: Sequence[EpochRecord], metric: Metric, score: str) -> EpochRecord:
     """The earliest epoch with the best validation score."""
-    ranks = [metric.rank(record.mean(score)) for record in history]
-    return best_epochs([record.epoch for record in history], ranks, 1)[0]
-
-
-def _record(record: Any) -> Any:
-    return record if isinstance(record, EpochRecord) else EpochRecord.from_json(record)
+    return min(history, key=lambda record: metric.rank(record.mean(score)))
 
 
 def _no_function(*_: object) -> float:

@@ -1,6 +1,4 @@
-"""Running the runs of a comparison on an executor: some at a time, retried when lost, stopped when
-asked.
-"""
+"""The calls of a comparison: some at a time, repeated when lost, stopped when asked."""
 
 from __future__ import annotations
 
@@ -8,18 +6,22 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from gradshare.comparison.checks import Key, Tried
 from gradshare.comparison.plan import RUNS, Plan
-from gradshare.comparison.worker import LIVE, Outcome, progress_file, progress_of, train_run
+from gradshare.comparison.worker import LIVE, TRIAL, Outcome, train_run, try_arms
 from gradshare.errors import GradshareError, RunError
 from gradshare.executors import Call, LostWorkerError
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError, StopRequests
 from gradshare.training.options import Progress
+from gradshare.training.progress import progress_of
 
 log = logging.getLogger(__name__)
 
@@ -27,173 +29,181 @@ PLAN = ".plan-"
 POLL_SECONDS = 0.2
 MOST_NAMED = 3
 
-Key = tuple[str, int]
-"""An arm and a seed."""
-
 WatchAll = Callable[[str, Progress | None], None]
 """Called with the name of a run and how far it is; None while it is queued."""
 
 
-@contextmanager
-def offered(plan: Plan, folder: Path, *, threads: bool) -> Iterator[str]:
-    """Let workers read a plan at the path that is returned, and remove it at the end.
+@dataclass(frozen=True)
+class Runner:
+    """Makes the calls of a comparison.
 
-    Each plan has a name of its own: workers of a program that was killed miss theirs, and stop.
+    Attributes:
+        folder: of the comparison.
+        executor, at_a_time, retries, watch: see `compare`.
+        stop: notes Ctrl-C and SIGTERM.
+    """
+
+    folder: Path
+    executor: Any
+    at_a_time: int | None
+    retries: int
+    watch: WatchAll
+    stop: StopRequests
+
+    def try_arms(self, plan: Plan) -> tuple[Tried, list[Key]]:
+        """What `try_arms` finds on a machine like those that train.
+
+        Raises:
+            RunError: the arms cannot be compared, or the trial was lost.
+            RunStoppedError: a request to stop came.
+        """
+        with self._offered(plan) as path:
+            job = _Job("the trial of the arms", self.folder / TRIAL, self.executor, try_arms, path)
+            ((kind, value),) = self._made([job], path).values()
+        if kind != "done":
+            raise RunError(f"{job.name} failed: {value}")
+        return value  # type: ignore[no-any-return]
+
+    def train(self, plan: Plan, keys: Sequence[Key]) -> None:
+        """Train some runs, each from where its folder was saved last.
+
+        Raises:
+            RunError: some runs failed; the others have ended, and are saved.
+            RunStoppedError: a request to stop came; each run has saved what it had.
+        """
+        with self._offered(plan) as path:
+            jobs = []
+            for arm, seed in keys:
+                name = arm if len(plan.seeds) == 1 else f"{arm} (seed {seed})"
+                place = plan.place(self.folder, arm, seed)
+                jobs.append(_Job(name, place, self.executor, train_run, path, arm, seed))
+            outcomes = self._made(jobs, path)
+        failures: dict[str, list[str]] = {}
+        for name, (kind, why) in outcomes.items():
+            if kind != "done":
+                failures.setdefault(why, []).append(name)
+        if failures:
+            said = "; ".join(f"{_some(names)} failed: {why}" for why, names in failures.items())
+            raise RunError(
+                f"{said}. The other runs are saved in {self.folder}; correct the cause and "
+                "continue (resume='auto', --resume auto)"
+            )
+
+    @contextmanager
+    def _offered(self, plan: Plan) -> Iterator[str]:
+        """Let workers read a plan at the path that is returned, and remove it at the end.
+
+        Each plan has a new name: workers of a program that was killed miss theirs, and stop.
+
+        Raises:
+            ConfigError, RunError: it cannot be saved.
+        """
+        path = str(self.folder.absolute() / f"{PLAN}{uuid4().hex}.pkl")
+        self._withdraw(path)
+        try:
+            if isinstance(self.executor, ThreadPoolExecutor):  # its workers need no file
+                LIVE[path] = plan
+            else:
+                plan.save(Path(path))
+            yield path
+        finally:
+            self._withdraw(path)
+
+    def _withdraw(self, path: str) -> None:
+        """Remove a plan, those of programs that were killed, and how far runs are."""
+        LIVE.pop(path, None)
+        for pattern in (f"{PLAN}*", f".{TRIAL}.json*", f"{RUNS}/*/.seed-*"):
+            for file in self.folder.glob(pattern):
+                with contextlib.suppress(OSError):
+                    file.unlink()
+
+    def _made(self, jobs: Sequence[_Job], path: str) -> dict[str, Outcome]:
+        """Make some calls, and return what became of each by name."""
+        waiting, running = list(jobs), list[_Job]()
+        outcomes: dict[str, Outcome] = {}
+        while waiting or running:
+            if self.stop.signal is not None:
+                self._stop(running, path)
+                words = f"stopped; everything so far is saved in {self.folder}"
+                raise RunStoppedError(words, self.stop.signal)
+            for job in waiting[:]:
+                if len(running) == self.at_a_time:
+                    break
+                try:
+                    if not job.submitted():
+                        continue
+                    running.append(job)
+                    self.watch(job.name, None)
+                except GradshareError as error:
+                    outcomes[job.name] = "failed", str(error)
+                waiting.remove(job)
+            for job in running[:]:
+                done = job.done()
+                job.look(self.watch)
+                if done:
+                    running.remove(job)
+                    kind, value = outcomes[job.name] = job.outcome()
+                    if kind == "stopped" and job.lost <= self.retries:
+                        again = "%s: %s; it is started again (retry %d of %d)"
+                        log.warning(again, job.name, value, job.lost, self.retries)
+                        waiting.append(job)
+            time.sleep(POLL_SECONDS)
+        return outcomes
+
+    def _stop(self, jobs: Sequence[_Job], path: str) -> None:
+        """Wait until the runs that are trained have saved what they have, and cancel the others.
+
+        This is seen from the locks of their folders, since a scheduler may not answer.
+        """
+        self._withdraw(path)
+        trained = [job for job in jobs if job.trained()]
+        loading = [job for job in jobs if job not in trained and not job.cancel()]
+        while any(map(_Job.trained, trained)) or not all(map(_Job.done, loading)):
+            time.sleep(POLL_SECONDS)
+
+
+class _Job(Call):
+    """A call that is repeated when its worker is lost.
 
     Args:
-        plan: the plan.
-        folder: of the comparison.
-        threads: whether the workers are threads of this process, which need no file.
-
-    Raises:
-        ConfigError, RunError: it cannot be saved.
+        name: for messages.
+        place: the folder of its run.
+        executor, function, args: see `Call`.
     """
-    path = folder.absolute() / f"{PLAN}{uuid4().hex}.pkl"
-    _withdraw(str(path))
-    try:
-        if threads:
-            LIVE[str(path)] = plan
-        else:
-            plan.save(path)
-        yield str(path)
-    finally:
-        _withdraw(str(path))
 
-
-def _withdraw(path: str) -> None:
-    """Remove a plan, those of programs that were killed, and how far runs are."""
-    LIVE.pop(path, None)
-    for pattern in (f"{PLAN}*", f"{RUNS}/*/.seed-*"):
-        for file in Path(path).parent.glob(pattern):
-            with contextlib.suppress(OSError):
-                file.unlink()
-
-
-class _Run(Call):
-    """The call that trains a run."""
-
-    def __init__(self, plan: Plan, path: str, key: Key, executor: Any) -> None:
-        arm, seed = key
-        name = arm if len(plan.seeds) == 1 else f"{arm} (seed {seed})"
-        super().__init__(name, executor, train_run, path, arm, seed)
-        self.place = plan.place(Path(path).parent, arm, seed)
-        self.told: Progress | None = None
-        self._lost = 0  # in a row, without completing an epoch
+    def __init__(
+        self, name: str, place: Path, executor: Any, function: Callable[..., Outcome], *args: Any
+    ) -> None:
+        super().__init__(name, executor, function, *args)
+        self.place = place
+        self._told: Progress | None = None
+        self.lost = 0  # in a row, without completing an epoch
         self._epoch = 0
 
-    def submitted(self) -> bool:
-        self.told = None
-        with contextlib.suppress(OSError):  # most have none
-            progress_file(self.place).unlink()
-        return super().submitted()
-
-    @property
     def trained(self) -> bool:
-        """Whether a process trains it, whatever the executor says."""
+        """Whether a process trains its run, whatever the executor says."""
         return RunFolder(self.place).in_use
 
     def look(self, watch: WatchAll) -> None:
         """Read how far it is, and tell it if that is new."""
         progress = progress_of(self.place)
-        if progress is not None and progress != self.told:
-            self.told = progress
-            watch(self.name, progress)
+        if progress is None or progress == self._told:
+            return
+        if progress.epoch > self._epoch:
+            self._epoch, self.lost = progress.epoch, 0
+        self._told = progress
+        watch(self.name, progress)
 
     def outcome(self) -> Outcome:
         """What became of it; one that was stopped was not stopped by this program."""
         try:
-            kind, why = self.result()
+            kind, value = self.result()
         except LostWorkerError as error:
-            kind, why = "stopped", str(error)
-        return kind, f"its worker was lost: {why}" if kind == "stopped" else why
-
-    def goes_on(self, retries: int, why: str) -> bool:
-        """Count that it was lost, and return whether it is submitted again."""
-        epoch = 0 if self.told is None else self.told.epoch
-        self._lost = 1 if epoch > self._epoch else self._lost + 1
-        self._epoch = max(self._epoch, epoch)
-        if self._lost > retries:
-            return False
-        log.warning(
-            "%s: %s; it goes on from its last checkpoint (retry %d of %d)",
-            *(self.name, why, self._lost, retries),
-        )
-        return True
-
-
-def run_all(
-    executor: Any,
-    plan: Plan,
-    path: str,
-    keys: Sequence[Key],
-    *,
-    at_a_time: int,
-    retries: int,
-    watch: WatchAll,
-    stop: StopRequests,
-) -> None:
-    """Train some runs, each from where its folder was saved last.
-
-    Args:
-        executor, at_a_time, retries, watch: see `compare`.
-        plan: of the comparison.
-        path: of the plan, which workers can read.
-        keys: the runs.
-        stop: notes Ctrl-C and SIGTERM.
-
-    Raises:
-        RunError: some runs failed; the others have ended, and are saved.
-        RunStoppedError: a request to stop came; each run has saved what it had.
-    """
-    waiting = [_Run(plan, path, key, executor) for key in keys]
-    running: list[_Run] = []
-    failures: dict[str, list[str]] = {}
-    while waiting or running:
-        if stop.signal is not None:
-            _stop(path, running)
-            raise RunStoppedError(
-                f"stopped; everything so far is saved in {Path(path).parent}", stop.signal
-            )
-        for run in waiting[:]:
-            if len(running) == at_a_time:
-                break
-            try:
-                if not run.submitted():
-                    continue
-                running.append(run)
-                watch(run.name, None)
-            except GradshareError as error:
-                failures.setdefault(str(error), []).append(run.name)
-            waiting.remove(run)
-        for run in running[:]:
-            done = run.done()
-            run.look(watch)
-            if done:
-                running.remove(run)
-                kind, why = run.outcome()
-                if kind == "stopped" and run.goes_on(retries, why):
-                    waiting.append(run)
-                elif kind != "done":
-                    failures.setdefault(why, []).append(run.name)
-        time.sleep(POLL_SECONDS)
-    if failures:
-        raise RunError(
-            f"{'; '.join(f'{_some(names)} failed: {why}' for why, names in failures.items())}. The "
-            f"other runs are saved in {Path(path).parent}; correct the cause and continue "
-            "(resume='auto', --resume auto)"
-        )
-
-
-def _stop(path: str, runs: Sequence[_Run]) -> None:
-    """Wait until the runs that are trained have saved what they have, and cancel the others.
-
-    This is seen from the locks of their folders, since a scheduler may not answer.
-    """
-    _withdraw(path)
-    trained = [run for run in runs if run.trained]
-    loading = [run for run in runs if run not in trained and not run.cancel()]
-    while any(run.trained for run in trained) or not all(run.done() for run in loading):
-        time.sleep(POLL_SECONDS)
+            kind, value = "stopped", str(error)
+        if kind == "stopped":
+            value = f"its worker was lost: {value}"
+            self.lost += 1
+        return kind, value
 
 
 def _some(names: Sequence[str]) -> str:

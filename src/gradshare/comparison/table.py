@@ -1,18 +1,34 @@
-"""The table of a comparison, for the terminal and the report."""
+"""The table of a comparison, and the whole of it as text for the terminal."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from datetime import timedelta
 
-from gradshare.comparison.results import Results, best_epoch
-from gradshare.comparison.statistics import difference, epochs_to_gain, test_score
-from gradshare.comparison.verdict import show_difference
+from rich.cells import cell_len, set_cell_size
+
+from gradshare.comparison.differences import counted, difference, epochs_to_gain, test_score
+from gradshare.comparison.results import Results, best_record
+from gradshare.comparison.verdict import show_difference, verdict
 from gradshare.training.statistics import confidence95
 
 NOTHING = "–"
 
+FEW_ARMS = 5
+"""Up to this number the arms are the columns of the table, which is narrower then."""
+
 Row = dict[str, str]
+
+
+def as_text(results: Results) -> str:
+    """The table, the verdict and the notes."""
+    table = cells(arm_rows(results))
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join(set_cell_size(cell, width) for cell, width in zip(line, widths, strict=True))
+        for line in table
+    ]
+    return "\n".join((*map(str.rstrip, lines), "", str(verdict(results)), *results.notes))
 
 
 def arm_rows(results: Results) -> list[Row]:
@@ -27,52 +43,41 @@ def arm_rows(results: Results) -> list[Row]:
     return rows
 
 
+def cells(rows: list[Row]) -> list[list[str]]:
+    """Lines of cells, the heading first. A few rows become columns."""
+    table = [list(rows[0]), *(list(row.values()) for row in rows)]
+    return [list(column) for column in zip(*table, strict=True)] if len(rows) <= FEW_ARMS else table
+
+
 def _arm_row(results: Results, arm: str) -> Row:
     runs, score = results.of(arm), results.metric(results.score)
     role = "baseline" if arm == results.baseline else ""
+
+    def over(seeds: int, text: str) -> str:
+        """A value with its number of seeds, if some of them are missing."""
+        whole = seeds == len(results.seeds)
+        return text if whole else f"{text} ({seeds} of {len(results.seeds)} seeds)"
+
     row = {"arm": arm, "role": "control" if arm in results.controls else role}
     for name in results.metrics:
-        found = test_score(runs, name)
-        row[f"test {name}"] = NOTHING if found is None else results.metric(name).show(found)
+        mean, seeds = test_score(runs, name), len(counted(runs))
+        shown_mean = NOTHING if mean is None else over(seeds, results.metric(name).show(mean))
+        row[f"test {name}"] = shown_mean
     for other in (results.baseline, *results.controls):
-        against = difference(results, arm, other).interval if arm != other else None
-        row[f"− {other}"] = NOTHING if against is None else show_difference(score, against)
+        found = difference(results, arm, other)
+        row[f"− {other}"] = NOTHING
+        if found.interval is not None and arm != other:
+            row[f"− {other}"] = over(found.seeds, show_difference(score, found.interval))
+    best = [best_record(run.history, score, results.score).epoch for run in runs if run.history]
+    row["best epoch"] = span(best) or NOTHING
     reached = [epochs_to_gain(results, run) for run in runs]
-    row["best epoch"] = _span(
-        [best_epoch(run.history, score, results.score) for run in runs if run.history]
-    )
     row["epochs to 95 % of the baseline’s gain"] = ", ".join(str(e or NOTHING) for e in reached)
-    row["training time"] = duration(sum(run.training_seconds for run in runs) / len(runs))
+    seconds = sum(run.training_seconds for run in runs) / len(runs)
+    row["training time (h:mm:ss)"] = str(timedelta(seconds=round(seconds)))
     row["trained"] = f"{sum(run.outcome == 'trained' for run in runs)} of {len(runs)}"
     return row
 
 
-def as_text(rows: list[Row]) -> str:
-    """Rows as text, with a column for each."""
-    names = list(rows[0])
-    columns = [names, *([row[name] for name in names] for row in rows)]
-    widths = [max(map(len, column)) for column in columns]
-    lines = zip(*columns, strict=True)
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
-
-
-def duration(seconds: float) -> str:
-    """A time with about three digits: 4.2 s, 3 min 05 s, 2 h 10 min."""
-    if not math.isfinite(seconds):
-        return NOTHING
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min"
-
-
-def _span(epochs: Sequence[int]) -> str:
-    if not epochs:
-        return NOTHING
-    return "–".join(map(str, sorted({min(epochs), max(epochs)})))
+def span(numbers: Sequence[float]) -> str:
+    """Such as "5", or "3–5"; empty for no numbers."""
+    return "–".join(str(n) for n in sorted({min(numbers), max(numbers)})) if numbers else ""

@@ -1,13 +1,14 @@
-"""What a comparison says, in words that its numbers support."""
+"""The verdict of a comparison: sentences that its numbers support."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
+from gradshare.comparison.differences import Difference, difference, test_score
 from gradshare.comparison.results import Results
-from gradshare.comparison.statistics import Difference, difference, epochs_to_gain, test_score
 from gradshare.training.metrics import Metric
 from gradshare.training.statistics import Interval
 
@@ -18,6 +19,7 @@ interval over test tasks says.
 
 FEW_TASKS = 200
 FEW_ARMS = 3
+MOST_SENTENCES = 12
 MOST_DIGITS = 17
 
 
@@ -27,8 +29,8 @@ class Verdict:
 
     Attributes:
         headline: one sentence that is true without the others.
-        sentences: what it rests on, the most important first.
-        caveats: what keeps it from saying more.
+        sentences: the differences behind it, and the arms that failed.
+        caveats: what limits these conclusions.
     """
 
     headline: str
@@ -42,17 +44,22 @@ class Verdict:
 
 def verdict(results: Results) -> Verdict:
     """Say what a comparison shows."""
-    arms = [arm for arm in results.arms if arm not in (results.baseline, *results.controls)]
-    told = arms or list(results.controls)
-    headline = " ".join(_headline(results, arm) for arm in told) or _alone(results)
-    if len(told) > FEW_ARMS:
-        headline = _summary(results, told)
-    if told and len(results.seeds) < ENOUGH_SEEDS:
+    baseline = results.baseline
+    arms = [arm for arm in results.arms if arm not in (baseline, *results.controls)]
+    found = [difference(results, arm, baseline) for arm in arms or results.controls]
+    if not found:
+        headline = _alone(results)
+    elif len(found) <= FEW_ARMS:
+        headline = " ".join(_headline(results, each) for each in found)
+    else:
+        headline = _summary(baseline, found)
+    few_seeds = any(0 < each.seeds < ENOUGH_SEEDS for each in found)
+    if few_seeds:
         headline = f"Too few seeds to decide. So far: {headline}"
-    sentences = [*_failures(results)]
-    for arm in told:
-        sentences += _sentences(results, arm)
-    return Verdict(headline, tuple(sentences), tuple(_caveats(results, told)))
+    sentences = list(islice(_sentences(results, found), MOST_SENTENCES + 1))
+    if len(sentences) > MOST_SENTENCES:
+        sentences[-1] = "The table has the differences of all arms."
+    return Verdict(headline, tuple(sentences), tuple(_caveats(results, found, few_seeds)))
 
 
 def show_difference(metric: Metric, interval: Interval) -> str:
@@ -64,7 +71,7 @@ def show_difference(metric: Metric, interval: Interval) -> str:
     mean, half = scale * interval.mean, scale * (interval.ci95 or 0)
     if not math.isfinite(mean):
         return "not finite"
-    digits = len(metric.show(interval).split()[0].partition(".")[2])
+    digits = _digits(metric, interval)
     while digits < MOST_DIGITS and (round(abs(mean), digits) > round(half, digits)) != (
         abs(mean) > half
     ):
@@ -74,117 +81,108 @@ def show_difference(metric: Metric, interval: Interval) -> str:
     return f"{sign}{abs(mean):.{digits}f}{behind} {unit}".rstrip()
 
 
-def _headline(results: Results, arm: str) -> str:
-    baseline = results.baseline
-    found = difference(results, arm, baseline)
+def _digits(metric: Metric, interval: Interval) -> int:
+    """The number of decimals with which a metric shows the mean of an interval."""
+    return len(metric.show(interval).split()[0].partition(".")[2])
+
+
+def _headline(results: Results, found: Difference) -> str:
+    names = f"“{found.first}” and “{found.second}”"
     if found.interval is None:
-        return f"{_cap(arm)} and {baseline} cannot be compared: no seed has both trained."
+        return f"{names} cannot be compared: no seed has both trained."
     if found.better == 0:
-        return f"No difference between {arm} and {baseline} can be told from these numbers."
-    if found.better < 0 or arm in results.controls:
-        return f"{_cap(arm)} was {'better' if found.better > 0 else 'worse'} than {baseline}."
-    return f"{_cap(arm)} was better than {baseline}{_beside_controls(results, arm)}."
+        return f"No difference between {names} can be told from these numbers."
+    word = "better" if found.better > 0 else "worse"
+    beside = ""
+    if found.better > 0 and found.first not in results.controls:
+        beside = _beside_controls(results, found.first)
+    return f"“{found.first}” was {word} than “{found.second}”{beside}."
 
 
 def _beside_controls(results: Results, arm: str) -> str:
     """How an arm that was better than the baseline did beside its strongest control."""
-    known = [
-        (found.better, control)
-        for control in results.controls
-        if (found := difference(results, arm, control)).interval is not None
-    ]
+    found = [difference(results, arm, control) for control in results.controls]
+    known = [each for each in found if each.interval is not None]
     if not known:
         why = "no control trained" if results.controls else "no control was run"
         return f"; {why}, so it stays open why"
-    better, control = min(known)
-    if better > 0:
+    strongest = min(known, key=lambda each: each.better)
+    control = f"“{strongest.second}”"
+    if strongest.better > 0:
         return f", and better than {control}"
-    if better < 0:
+    if strongest.better < 0:
         return f", but {control}, a control, did better still"
     return (
         f", but not distinguishably better than {control}, a control: the gain is not shown to "
-        f"come from what {arm} adds"
+        f"come from what “{arm}” adds"
     )
 
 
-def _summary(results: Results, arms: Sequence[str]) -> str:
-    """How many arms differ from the baseline in one sentence."""
-    found = {arm: difference(results, arm, results.baseline) for arm in arms}
+def _summary(baseline: str, found: list[Difference]) -> str:
+    """The number of arms that differ from the baseline, in one sentence."""
+    known = [each for each in found if each.interval is not None]
     groups = {
-        "better": [arm for arm, d in found.items() if d.better > 0],
-        "worse": [arm for arm, d in found.items() if d.better < 0],
-        "not distinguishable": [arm for arm, d in found.items() if d.better == 0],
+        "better": [each.first for each in known if each.better > 0],
+        "worse": [each.first for each in known if each.better < 0],
+        "not distinguishable": [each.first for each in known if each.better == 0],
+        "not trained": [each.first for each in found if each.interval is None],
     }
-    said = [f"{len(names)} {word}" for word, names in groups.items() if names]
-    best = f" (among them {', '.join(groups['better'][:FEW_ARMS])})" if groups["better"] else ""
-    return f"Of {len(arms)} arms against {results.baseline}: {', '.join(said)}{best}."
+    said = []
+    for word, arms in groups.items():
+        named = ", ".join(f"“{arm}”" for arm in arms[:FEW_ARMS])
+        more = ", …" if len(arms) > FEW_ARMS else ""
+        said += [f"{len(arms)} {word} ({named}{more})"] if arms else []
+    return f"Of {len(found)} arms compared with “{baseline}”: {', '.join(said)}."
 
 
-def _sentences(results: Results, arm: str) -> Iterator[str]:
-    """The differences of an arm from the baseline and the controls, and its pace."""
-    for other in (results.baseline, *results.controls):
-        found = difference(results, arm, other)
-        if arm != other and found.interval is not None:
-            yield _difference(results.metric(found.metric), found, found.interval)
-    pairs = [
-        (epochs_to_gain(results, run), epochs_to_gain(results, other))
-        for run in results.of(arm)
-        for other in results.of(results.baseline)
-        if other.seed == run.seed and run.trained and other.trained
-    ]
-    if pairs:
-        mine, theirs = (
-            ", ".join("– (never)" if epoch is None else str(epoch) for epoch in column)
-            for column in zip(*pairs, strict=True)
-        )
-        yield (
-            f"{_cap(arm)} came to 95 % of {results.baseline}’s gain in epoch {mine}; "
-            f"{results.baseline} in epoch {theirs}{' (one for each seed)' * (len(pairs) > 1)}."
-        )
-
-
-def _difference(metric: Metric, found: Difference, interval: Interval) -> str:
-    seeds = len(found.per_seed)
-    over = f"over {seeds} seeds" if seeds > 1 else "over the test tasks of one seed"
-    text = f"{found.metric}, {found.first} − {found.second}: "
-    if interval.mean == 0 == interval.ci95:
-        return f"{text}none on any test task, {over}."
-    text += f"{show_difference(metric, interval)} {over}, "
-    if found.better:
-        return f"{text}distinguishable from zero."
-    text += "not distinguishable from zero"
-    if found.detectable is not None:
-        size = show_difference(metric, Interval(found.detectable, None, 0)).removeprefix("+")
-        text += f" (a difference of {size} would have been seen)"
-    return f"{text}."
-
-
-def _failures(results: Results) -> Iterator[str]:
-    """Which arms diverged or did not train."""
+def _sentences(results: Results, found: list[Difference]) -> Iterator[str]:
+    """Which arms failed, and how the others differ from the baseline and the controls."""
     for arm in results.arms:
         runs = results.of(arm)
         for outcome, word in (("diverged", "diverged"), ("not trained", "did not train")):
             failed = [run for run in runs if run.outcome == outcome]
             if failed:
                 where = f" ({failed[0].message})" if failed[0].message else ""
-                yield f"{_cap(arm)} {word} in {len(failed)} of {len(runs)} runs{where}."
+                yield f"“{arm}” {word} in {len(failed)} of {len(runs)} runs{where}."
+    for first in found:
+        others = [control for control in results.controls if control != first.first]
+        for each in (first, *(difference(results, first.first, other) for other in others)):
+            if each.interval is not None:
+                yield _difference(results, each, each.interval)
+
+
+def _difference(results: Results, found: Difference, interval: Interval) -> str:
+    metric = results.metric(results.score)
+    over = f"{found.seeds} seeds" if found.seeds > 1 else "the test tasks of one seed"
+    text = f"“{found.first}” − “{found.second}” in {results.score}: "
+    if interval.mean == 0 == interval.ci95:
+        return f"{text}none on any test task, over {over}."
+    text += f"{show_difference(metric, interval)} over {over}, "
+    if found.better:
+        return f"{text}distinguishable from zero."
+    text += "not distinguishable from zero"
+    if found.detectable is not None and math.isfinite(found.detectable):
+        scale, unit = (100, "points") if metric.unit == "%" else (1, metric.unit)
+        size = f"{scale * found.detectable:.{_digits(metric, interval)}f} {unit}".rstrip()
+        text += f" (a difference of {size} would have been seen)"
+    return f"{text}."
 
 
 def _alone(results: Results) -> str:
     found = test_score(results.of(results.baseline), results.score)
     if found is None:
-        return f"{_cap(results.baseline)} was not tested."
+        return f"“{results.baseline}” was not tested."
     shown = results.metric(results.score).show(found)
-    return f"{_cap(results.baseline)} has a test {results.score} of {shown}."
+    return f"“{results.baseline}” has a test {results.score} of {shown}."
 
 
-def _caveats(results: Results, told: Sequence[str]) -> Iterator[str]:
-    if told and len(results.seeds) < ENOUGH_SEEDS:
+def _caveats(results: Results, found: list[Difference], few_seeds: bool) -> Iterator[str]:
+    if few_seeds:
         yield (
-            "With fewer than three seeds the intervals say how far other test tasks would move "
-            "these numbers, not how far another seed would; repeat with seeds=3 (--seeds 3)."
+            "One or two seeds say little about others: rounding alone can move a run by more than "
+            "its interval over tasks. Compare at least three (seeds=3, --seeds 3)."
         )
-    if told and not results.controls:
+    if found and not results.controls:
         yield (
             "There was no control. If an arm changes more than one thing at a time, such as the "
             "size of its steps, only a control that leaves one of them out shows which one matters."
@@ -192,7 +190,3 @@ def _caveats(results: Results, told: Sequence[str]) -> Iterator[str]:
     tasks = min((len(v) for run in results.runs for v in run.test.values()), default=0)
     if 0 < tasks < FEW_TASKS:
         yield f"There were only {tasks} test tasks."
-
-
-def _cap(name: str) -> str:
-    return name[:1].upper() + name[1:]

@@ -1,29 +1,34 @@
-"""One run of a comparison, as an executor's worker does it."""
+"""What an executor's worker does of a comparison: try its arms, and train a run."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import logging
-import os
 import signal
 import socket
 import time
 import traceback
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from gradshare.comparison.checks import Key, Tried, tried, unfinished
 from gradshare.comparison.plan import Plan
 from gradshare.errors import GradshareError, RunError
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
+from gradshare.training.launch import threads
 from gradshare.training.machine import keep_freed_memory
 from gradshare.training.options import Progress
+from gradshare.training.progress import ProgressFile
 
 ERRORS = "errors.txt"
+TRIAL = "arms"  # how far the trial is stands in ".arms.json"
 POLL_SECONDS = 0.5
 # A worker whose program was killed saves and ends, and may need this long.
 LEAVE_SECONDS = 60
@@ -31,11 +36,47 @@ LEAVE_SECONDS = 60
 LIVE: dict[str, Plan] = {}
 """Plans of comparisons whose workers are threads of this process, by path."""
 
-Outcome = tuple[Literal["done", "stopped", "failed"], str]
-"""What became of a run, and why: a value, since errors do not travel well between processes."""
+Outcome = tuple[Literal["done", "stopped", "failed"], Any]
+"""What became of a call, and its result or the reason: errors do not travel well."""
 
 
-def train_run(path: str, arm: str, seed: int) -> Outcome:
+def outcome_of(call: Callable[..., Any]) -> Callable[..., Outcome]:
+    """Let a function return its outcome. Its first argument is the path of the plan."""
+
+    @functools.wraps(call)
+    def called(path: str, *args: Any) -> Outcome:
+        try:
+            return "done", call(path, *args)
+        except RunStoppedError as error:
+            return "stopped", str(error)
+        except GradshareError as error:
+            return "failed", str(error)
+        except Exception as error:
+            errors = Path(path).with_name(ERRORS)
+            with contextlib.suppress(OSError), errors.open("a", encoding="utf-8") as file:
+                traceback.print_exc(file=file)
+            return "failed", f"{type(error).__name__}: {error} (see {errors})"
+
+    return called
+
+
+@outcome_of
+def try_arms(path: str) -> tuple[Tried, list[Key]]:
+    """Try the arms of a comparison on this machine, and find the runs that are not finished.
+
+    Args:
+        path: of the plan, in the comparison's folder.
+    """
+    plan, folder = _plan(path), Path(path).parent
+    tell, count = ProgressFile(folder / TRIAL), len(plan.arms)
+    tell(Progress("try", 0, count, epoch=0, score=None))
+    found = tried(plan)
+    tell(Progress("try", count, count, epoch=0, score=None))
+    return found, unfinished(plan, found, folder)
+
+
+@outcome_of
+def train_run(path: str, arm: str, seed: int) -> None:
     """Train a run of a comparison from where its folder was saved last, and test it.
 
     Args:
@@ -43,11 +84,10 @@ def train_run(path: str, arm: str, seed: int) -> Outcome:
         arm: the run's arm.
         seed: the run's seed.
     """
-    try:
-        plan = _plan(path)
-        place = plan.place(Path(path).parent, arm, seed)
-        processes = _Worker(path)
-        _await_the_last(place, processes)
+    plan, processes = _plan(path), _Worker(path)
+    place = plan.place(Path(path).parent, arm, seed)
+    _await_the_last(place, processes)
+    with threads(plan.threads or torch.get_num_threads()):
         fit_in(
             processes,
             plan.learner(arm, seed),
@@ -55,19 +95,9 @@ def train_run(path: str, arm: str, seed: int) -> Outcome:
             plan.options_of(seed),
             place,
             resume=True,
-            watch=_Teller(progress_file(place)),
+            watch=ProgressFile(place),
             settings=plan.settings_of(arm, seed),
         )
-    except RunStoppedError as error:
-        return "stopped", str(error)
-    except GradshareError as error:
-        return "failed", str(error)
-    except Exception as error:
-        errors = Path(path).with_name(ERRORS)
-        with contextlib.suppress(OSError), errors.open("a", encoding="utf-8") as file:
-            traceback.print_exc(file=file)
-        return "failed", f"{type(error).__name__}: {error} (see {errors})"
-    return "done", ""
 
 
 def _plan(path: str) -> Plan:
@@ -111,35 +141,6 @@ class _Worker(OneProcess):
                 if self._path not in LIVE and not Path(self._path).exists():
                     self.stop.signal = signal.SIGTERM
         return self.stop.signal
-
-
-def progress_file(place: Path) -> Path:
-    """The file beside a run's folder where its worker writes how far it is."""
-    return place.with_name(f".{place.name}.json")
-
-
-def progress_of(place: Path) -> Progress | None:
-    """How far a run is; None before it began."""
-    try:
-        return Progress(**json.loads(progress_file(place).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-class _Teller:
-    """Writes how far a run is into a file, for the program that shows it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._told = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.done == progress.total or time.monotonic() - self._told > POLL_SECONDS:
-            self._told = time.monotonic()
-            temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-            with contextlib.suppress(OSError):  # a full disk: what matters will say so
-                temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
-                temporary.replace(self._path)
 
 
 def _again(*args: Any) -> Any:

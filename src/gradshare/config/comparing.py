@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradshare.comparison.plan import Plan, seeds_from
-from gradshare.config.arms import ORIGINAL, RATE_CONTROL, SHARING
-from gradshare.config.parts import build, learner_of, splits_of
-from gradshare.config.settings import RunConfig
+from gradshare.config.parts import build, learner_of, resolved, splits_of
+from gradshare.config.settings import ORIGINAL, RATE_CONTROL, SHARING, RunConfig
 from gradshare.errors import ConfigError
 from gradshare.methods import Learner
 
@@ -28,24 +27,24 @@ def plan_of(config: RunConfig, *, control: bool, seeds: int) -> Plan:
     Raises:
         GradshareError: see `gradshare.config.build`.
     """
-    arms = _arms(config, control=control)
-    main = list(arms.values())[1]
-    parts = build(main)
+    arms = _arms(resolved(config), control=control)
+    parts = build(list(arms.values())[1])
     if parts.test is None:
         raise ConfigError(
             f"--dataset {config.dataset} has no test tasks, which a comparison needs; return "
             "gradshare.Splits(train, validation, test)"
         )
+    settings = {name: arm.model_dump(mode="json") for name, arm in arms.items()}
     return Plan(
-        {name: functools.partial(make_learner, _stored(arm)) for name, arm in arms.items()},
-        ORIGINAL,
-        (RATE_CONTROL,) if control else (),
-        parts.train,
-        parts.validation,
-        parts.test,
-        parts.options,
-        seeds_from(seeds, config.seed),
-        {name: _stored(arm) for name, arm in arms.items()},
+        arms={name: functools.partial(make_learner, settings[name]) for name in arms},
+        baseline=ORIGINAL,
+        controls=(RATE_CONTROL,) if control else (),
+        train=parts.train,
+        validation=parts.validation,
+        test=parts.test,
+        options=parts.options,
+        seeds=seeds_from(seeds, config.seed),
+        settings=settings,
     )
 
 
@@ -62,13 +61,10 @@ def _arms(config: RunConfig, *, control: bool) -> dict[str, RunConfig]:
     if config.rule is None:
         arms[SHARING] = bare
     else:
-        arms[config.rule.rpartition(":")[2]] = bare.model_copy(update={"sharing": False})
+        name = config.rule.rpartition(":")[2]
+        if name.casefold() == ORIGINAL:
+            raise ConfigError(f"--rule {config.rule}: the baseline has this name; rename the rule")
+        arms[name] = bare.model_copy(update={"sharing": False})
     if control:
         arms[RATE_CONTROL] = bare.model_copy(update={**alone, "sharing_control": "rate-control"})
     return arms
-
-
-def _stored(config: RunConfig) -> dict[str, Any]:
-    """The settings of an arm, which may be read in another folder."""
-    settings = config.model_dump(mode="json")
-    return {**settings, "data_root": str(config.data_root.absolute())}

@@ -1,6 +1,6 @@
 """The settings of a run: name, type, default, bounds and description of each.
 
-A description is the option's `--help`; a group is a heading there. Nothing here needs torch.
+A description is the option's `--help`. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -8,10 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
-
-from gradshare.config.arms import SharingControl
-from gradshare.config.text import at_home, numbers, span
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 # The same as in the modules that they belong to, which import torch.
 Norm = Literal["global", "per-tensor"]
@@ -19,234 +16,243 @@ Activation = Literal["leaky_relu", "relu"]
 BatchNormMode = Literal["transductive", "inductive"]
 Precision = Literal["float32", "bfloat16"]
 Resize = Literal["stretch", "center-crop"]
-
-PixelScaling = Literal["dataset", "imagenet", "unit"]
-Order = Literal["second", "first"]
 OnDivergence = Literal["stop", "skip", "record"]
-
 SEEDS = 2**22
 
-HomePath = Annotated[Path, AfterValidator(at_home)]
-Span = Annotated[str, BeforeValidator(span)]
-Options = Annotated[dict[str, JsonValue], BeforeValidator(numbers)]
-Names = Annotated[
-    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+SharingControl = Literal[
+    "rate-control", "learned-rates", "own-gradient", "unnormalized", "detached", "forgotten"
 ]
 
-# Where and how fast a run goes, but not what it is: a run may be continued with others.
-MACHINE_FIELDS = ("data_root", "device", "threads", "workers")
-# `on_divergence` changes nothing before the first refused iteration.
-CHANGEABLE_FIELDS = (*MACHINE_FIELDS, "on_divergence")
 
-DATA, TASKS, METHOD, PLUS, OUTER, EVALUATION, MACHINE = (
-    "Data",
-    "Tasks",
-    "Inner loop and sharing",
-    "Parts of MAML++ (read by --method maml++ only)",
-    "Outer loop",
-    "Evaluation",
-    "Machine and output",
-)
+def home_path(value: Any) -> Any:
+    """A path whose ~ is replaced by the user's home; no shell replaces it in `--out=~/runs`.
+
+    Raises:
+        ValueError: it is in the home of an unknown user.
+    """
+    try:
+        return Path(value).expanduser() if isinstance(value, str | Path) else value
+    except RuntimeError as error:
+        raise ValueError(f"there is no user {str(value).split('/')[0].lstrip('~')!r}") from error
 
 
-def _field(default: Any, group: str, description: str, **constraints: Any) -> Any:
-    return Field(
-        default, description=description, json_schema_extra={"group": group}, **constraints
+def _span(value: object) -> str:
+    text = str(value).strip()
+    number = text.removesuffix("%")
+    try:
+        valid = 0 <= float(number) <= 100 if text.endswith("%") else 0 <= int(number) < 2**63
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError("give a number of iterations like 7500, or a share of the run like 15%")
+    return text
+
+
+def _tuple(value: Any) -> Any:
+    return (
+        (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
     )
 
 
-def _options(kind: str, group: str, what: str) -> Any:
-    return _field({}, group, f"option of the {kind}, {what}; repeat for more")
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Span = Annotated[str, BeforeValidator(_span)]
+"""The first part of a run: a number of iterations, or a percentage of the run."""
+HomePath = Annotated[Path, BeforeValidator(home_path)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
+Options = dict[str, JsonValue]
+
+HEADINGS = {
+    "dataset": "Data",
+    "ways": "Tasks",
+    "method": "Inner loop and sharing",
+    "multi_step_loss": "Parts of MAML++ (read by --method maml++ only)",
+    "epochs": "Outer loop",
+    "metric": "Evaluation",
+    "seed": "Machine and output",
+}
+"""The headings of the command line's help, each by the first setting under it."""
+
+PLUS_FIELDS = ("multi_step_loss", "per_step_rates", "per_step_batch_norm")
+MACHINE_FIELDS = ("data_root", "device", "threads", "workers")
+"""Where and how fast a run goes; it may be continued with other values."""
+
+
+def _options(kind: str, what: str) -> Any:
+    return Field({}, description=f"option of the {kind}, {what}; repeat for more")
 
 
 class Settings(BaseModel):
     """The fields of `RunConfig`."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
     )
 
-    dataset: str = _field(
+    dataset: str = Field(
         "glyphs",
-        DATA,
-        "a prepared dataset (see `gradshare data`), or the import path of a function that returns "
-        "gradshare.Splits",
+        description="a prepared dataset (see `gradshare data`), or the import path of a function "
+        "that returns gradshare.Splits",
     )
-    dataset_option: Options = _options("dataset", DATA, "if it is an import path")
-    data_root: HomePath = _field(Path("data"), DATA, "folder of prepared datasets")
-    image_size: int | None = _field(
-        None, DATA, "height and width of the images in pixels; default: the dataset's own", ge=16
+    dataset_option: Options = _options("dataset", "if it is an import path")
+    data_root: HomePath = Field(Path("data"), description="folder of prepared datasets")
+    image_size: Annotated[int, Field(ge=16, lt=2**15)] | None = Field(
+        None, description="height and width of the images in pixels; default: the dataset's own"
     )
-    resize: Resize = _field(
-        "stretch", DATA, "how the images were brought to that size when they were prepared"
+    resize: Resize = Field(
+        "stretch", description="how the images were brought to that size when they were prepared"
     )
-    pixel_scaling: PixelScaling = _field(
+    pixel_scaling: Literal["dataset", "imagenet", "unit"] = Field(
         "dataset",
-        DATA,
-        "how pixels are scaled after division by 255: standardised with the mean and standard "
-        "deviation of the dataset, with those of ImageNet (the reference MAML++ loader), or not "
-        "standardised (unit; torchmeta)",
+        description="how pixels are scaled after division by 255: standardised with the mean and "
+        "standard deviation of the dataset, with those of ImageNet (the reference MAML++ loader), "
+        "or not standardised (unit; torchmeta)",
     )
 
-    ways: int = _field(5, TASKS, "classes in a task", ge=2)
-    shots: int = _field(1, TASKS, "support examples of each class", ge=1)
-    queries: int = _field(15, TASKS, "query examples of each class", ge=1)
-    task_batch: int = _field(5, TASKS, "tasks in an outer iteration (the paper's T)", ge=1)
+    ways: Annotated[int, Field(ge=2, lt=2**31)] = Field(5, description="classes in a task")
+    shots: Count = Field(1, description="support examples of each class")
+    queries: Count = Field(15, description="query examples of each class")
+    task_batch: Count = Field(5, description="tasks in an outer iteration (the paper's T)")
 
-    method: str = _field(
+    method: str = Field(
         "maml",
-        METHOD,
-        "meta-learning method: maml, meta-sgd, maml++, unicorn-maml, or an import path",
+        description="meta-learning method: maml, meta-sgd, maml++, unicorn-maml, or an import path",
     )
-    method_option: Options = _options("method", METHOD, "such as head=classifier")
-    model: str = _field("conv4", METHOD, "network: conv4, resnet12, or an import path")
-    model_option: Options = _options("model", METHOD, "such as drop_rate=0.2")
-    rule: str | None = _field(
+    method_option: Options = _options("method", "such as head=classifier")
+    model: str = Field("conv4", description="network: conv4, resnet12, or an import path")
+    model_option: Options = _options("model", "such as drop_rate=0.2")
+    rule: str | None = Field(
         None,
-        METHOD,
-        "import path of an update rule of your own, which comes after sharing and before the "
-        "inner learning rate",
+        description="import path of an update rule of your own, which comes after sharing and "
+        "before the inner learning rate",
     )
-    rule_option: Options = _options("rule", METHOD, "such as beta=0.9")
-    loss: str = _field(
-        "cross-entropy", METHOD, "inner and outer loss: cross-entropy, mse, or an import path"
+    rule_option: Options = _options("rule", "such as beta=0.9")
+    loss: str = Field(
+        "cross-entropy", description="inner and outer loss: cross-entropy, mse, or an import path"
     )
-    loss_option: Options = _options("loss", METHOD, "such as label_smoothing=0.1")
-    sharing: bool = _field(
-        True, METHOD, "share gradients between tasks; off by default where --rule is given"
+    loss_option: Options = _options("loss", "such as label_smoothing=0.1")
+    sharing: bool = Field(
+        True, description="share gradients between tasks; off by default where --rule is given"
     )
-    sharing_control: SharingControl | None = _field(
+    sharing_control: SharingControl | None = Field(
         None,
-        METHOD,
-        "replace sharing by a control. rate-control: the learned gate with nothing shared; "
-        "learned-rates: one learned rate for each step; own-gradient: the task's own normalised "
-        "gradient instead of ĝ; unnormalized: without the norm of Eq. 1; detached: no outer "
-        "gradient through g; forgotten: ĝ = 0 at validation and test",
+        description="replace sharing by a control. rate-control: the learned gate with nothing "
+        "shared; learned-rates: one learned rate for each step; own-gradient: the task's own "
+        "normalised gradient instead of ĝ; unnormalized: without the norm of Eq. 1; detached: no "
+        "outer gradient through g; forgotten: ĝ = 0 at validation and test",
     )
-    fixed_lambda: float | None = _field(
-        None, METHOD, "fix σ(λ) of every step at this value instead of learning λ", ge=0, le=1
+    fixed_lambda: Share | None = Field(
+        None, description="fix σ(λ) of every step at this value instead of learning λ"
     )
-    fixed_m: float | None = _field(
+    fixed_m: Share | None = Field(
         None,
-        METHOD,
-        "fix σ(m) of every step at this value instead of learning m; with 1, only the tasks of "
-        "the same batch share",
-        ge=0,
-        le=1,
+        description="fix σ(m) of every step at this value instead of learning m; with 1, only the "
+        "tasks of the same batch share",
     )
-    sharing_norm: Norm = _field(
-        "global", METHOD, "norm of Eq. 1: over all parameters together, or for each tensor"
+    sharing_norm: Norm = Field(
+        "global", description="norm of Eq. 1: over all parameters together, or for each tensor"
     )
-    inner_steps: int = _field(5, METHOD, "inner gradient steps (the paper's K)", ge=1)
-    inner_lr: float = _field(
-        0.1, METHOD, "inner learning rate, or the initial value of learned rates", gt=0
+    inner_steps: Count = Field(5, description="inner gradient steps (the paper's K)")
+    inner_lr: Positive = Field(
+        0.1, description="inner learning rate, or the initial value of learned rates"
     )
-    inner_lr_scale: float = _field(
-        1.0, METHOD, "factor of --inner-lr (10 in the paper's tenfold experiment)", gt=0
+    inner_lr_scale: Positive = Field(
+        1.0, description="factor of --inner-lr (10 in the paper's tenfold experiment)"
     )
-    order: Order = _field(
-        "second", METHOD, "whether the outer gradient passes through the inner gradients"
+    order: Literal["second", "first"] = Field(
+        "second", description="whether the outer gradient passes through the inner gradients"
     )
-    batch_norm: BatchNormMode = _field(
+    batch_norm: BatchNormMode = Field(
         "transductive",
-        METHOD,
-        "batch norm statistics of the queries: those of all queries of the task (transductive, as "
-        "in the paper), or those of the support set (inductive)",
+        description="batch norm statistics of the queries: those of all queries of the task "
+        "(transductive, as in the paper), or those of the support set (inductive)",
     )
-    filters: int = _field(48, METHOD, "filters of each convolution of conv4", ge=1)
-    activation: Activation = _field(
+    filters: Count = Field(48, description="filters of each convolution of conv4")
+    activation: Activation = Field(
         "leaky_relu",
-        METHOD,
-        "activation of conv4: leaky_relu (slope 0.01) as in the reference code, or relu as in the "
-        "paper's text",
+        description="activation of conv4: leaky_relu (slope 0.01) as in the reference code, or "
+        "relu as in the paper's text",
     )
-    conv_bias: bool = _field(
-        False, METHOD, "biases in the convolutions of conv4; batch norm cancels them"
+    conv_bias: bool = Field(
+        False, description="biases in the convolutions of conv4; batch norm cancels them"
     )
 
-    multi_step_loss: Span = _field(
+    multi_step_loss: Span = Field(
         "15%",
-        PLUS,
-        "how long the losses after all inner steps count, with weights that are annealed to the "
-        "last step: iterations or a share of the run; 0 for never (the reference: 7500 of 50000)",
+        description="how long the losses after all inner steps count, with weights that are "
+        "annealed to the last step: iterations or a share of the run; 0 for never (the reference: "
+        "7500 of 50000)",
     )
-    per_step_rates: bool = _field(True, PLUS, "learn an inner rate for each tensor and step")
-    per_step_batch_norm: bool = _field(True, PLUS, "learn a γ and β for each inner step")
+    per_step_rates: bool = Field(True, description="learn an inner rate for each tensor and step")
+    per_step_batch_norm: bool = Field(True, description="learn a γ and β for each inner step")
 
-    epochs: int = _field(10, OUTER, "epochs; each ends with a validation", ge=1)
-    iterations_per_epoch: int = _field(50, OUTER, "outer iterations in an epoch", ge=1)
-    outer_lr: float = _field(0.001, OUTER, "learning rate of the outer Adam", gt=0)
-    first_order_for: Span = _field(
+    epochs: Count = Field(10, description="epochs; each ends with a validation")
+    iterations_per_epoch: Count = Field(50, description="outer iterations in an epoch")
+    outer_lr: Positive = Field(0.001, description="learning rate of the outer Adam")
+    first_order_for: Span = Field(
         "0",
-        OUTER,
-        "how long training is first order before it is second order (MAML++'s derivative-order "
-        "annealing): iterations or a share of the run",
+        description="how long training is first order before it is second order (MAML++'s "
+        "derivative-order annealing): iterations or a share of the run",
     )
-    cosine_annealing_to: float | None = _field(
+    cosine_annealing_to: Annotated[float, Field(ge=0)] | None = Field(
         None,
-        OUTER,
-        "anneal the outer learning rate to this value by a cosine (MAML++ on Omniglot: 1e-5)",
-        ge=0,
+        description="anneal the outer learning rate to this value by a cosine (MAML++ on "
+        "Omniglot: 1e-5)",
     )
-    clamp_gradients: float | None = _field(
+    clamp_gradients: Positive | None = Field(
         None,
-        OUTER,
-        "clamp each entry of the model's outer gradient to ± this value (the reference code: 10 "
-        "on mini-ImageNet); m, λ and learned rates are never clamped",
-        gt=0,
+        description="clamp each entry of the model's outer gradient to ± this value (the reference "
+        "code: 10 on mini-ImageNet); m, λ and learned rates are never clamped",
     )
-    on_divergence: OnDivergence = _field(
+    clip_norm: Positive | None = Field(
+        None, description="scale the outer gradient down to this norm if it is longer"
+    )
+    on_divergence: OnDivergence = Field(
         "record",
-        OUTER,
-        "what to do when a loss or gradient is not finite: stop with an error, skip the "
-        "iteration, or end the run and record that as its result",
+        description="what to do when a loss or gradient is not finite: stop with an error, skip "
+        "the iteration, or end the run and record that as its result",
     )
 
-    metric: Names = _field(
+    metric: Names = Field(
         (),
-        EVALUATION,
-        "what is measured: accuracy, loss, mse, or an import path; repeat for more. The first one "
-        "selects checkpoints. Default: accuracy for classes, else the loss",
+        description="what is measured: accuracy, loss, mse, or an import path; repeat for more. "
+        "The first one selects checkpoints. Default: accuracy for classes, else the loss",
     )
     metric_option: Options = _options(
-        "metric", EVALUATION, "such as best=low; of the first one that is an import path"
+        "metric", "such as best=low; of the first one that is an import path"
     )
-    val_tasks: int = _field(200, EVALUATION, "validation tasks, the same after every epoch", ge=1)
-    test_tasks: int = _field(600, EVALUATION, "test tasks, the same for every run", ge=1)
-    ensemble: int = _field(
-        5, EVALUATION, "how many of the best checkpoints are kept, and averaged in the test", ge=1
+    val_tasks: Count = Field(200, description="validation tasks, the same after every epoch")
+    test_tasks: Count = Field(600, description="test tasks, the same for every run")
+    ensemble: Count = Field(
+        5, description="how many of the best checkpoints are kept, and averaged in the test"
     )
 
-    seed: int = _field(
-        0, MACHINE, "seed of the initialisation and of the training tasks", ge=0, lt=SEEDS
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] = Field(
+        0, description="seed of the initialisation and of the training tasks"
     )
-    device: str = _field("auto", MACHINE, "auto (CUDA if there is one), cpu, cuda or cuda:N")
-    tasks: Literal["auto", "loop", "vmap"] = _field(
+    device: str = Field("auto", description="auto (CUDA if there is one), cpu, cuda or cuda:N")
+    tasks: Literal["auto", "loop", "vmap"] = Field(
         "auto",
-        MACHINE,
-        "compute the tasks of a batch one after the other (loop) or all at once (vmap); auto: "
-        "what is usually faster for this network on this device",
+        description="compute the tasks of a batch one after the other (loop) or all at once "
+        "(vmap); auto: what is usually faster for this network on this device",
     )
-    memory: Literal["auto", "keep", "recompute"] = _field(
+    memory: Literal["auto", "keep", "recompute"] = Field(
         "auto",
-        MACHINE,
-        "keep the graphs of all inner steps for the backward pass, or recompute them in it, which "
-        "takes memory that does not grow with --inner-steps; auto: keep if that takes at most "
-        "4 GiB on a CPU, 16 GiB on a GPU",
+        description="keep the graphs of all inner steps for the backward pass, or recompute them "
+        "in it, which takes memory that does not grow with --inner-steps; auto: keep if that takes "
+        "at most 4 GiB on a CPU, 16 GiB on a GPU",
     )
-    precision: Precision = _field(
+    precision: Precision = Field(
         "float32",
-        MACHINE,
-        "of convolutions and matrix products: float32, or bfloat16 (mixed precision), which is "
-        "faster on processors that have instructions for it and changes results",
+        description="of convolutions and matrix products: float32, or bfloat16 (mixed precision), "
+        "which is faster on processors that have instructions for it and changes results",
     )
-    threads: int = _field(
+    threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0,
-        MACHINE,
-        "CPU threads of each process; 0: as many as PyTorch takes (OMP_NUM_THREADS, or all "
-        "cores), shared out among several processes",
-        ge=0,
+        description="CPU threads of each process; 0: as many as PyTorch takes (OMP_NUM_THREADS, or "
+        "all cores), shared out among several processes",
     )
-    workers: int = _field(
-        1, MACHINE, "processes on this machine that share out the tasks of each batch", ge=1
+    workers: Count = Field(
+        1, description="processes on this machine that share out the tasks of each batch"
     )

@@ -1,4 +1,4 @@
-"""Registered names and import paths: what `--model`, `--method` and the like stand for."""
+"""Registered names and import paths: the objects that `--model`, `--method` and others name."""
 
 from __future__ import annotations
 
@@ -37,14 +37,7 @@ REGISTERED: dict[str, dict[str, str]] = {
 }
 """The import path of each registered name."""
 
-EXAMPLES = {
-    "dataset": "my_tasks.py:make_splits",
-    "model": "my_models.py:MyNet",
-    "method": "my_methods.py:my_method",
-    "rule": "my_rules.py:MyRule",
-    "loss": "my_losses.py:my_loss",
-    "metric": "my_metrics.py:my_metric",
-}
+EXAMPLE = "my_file.py:Name"
 
 
 def is_import_path(name: str) -> bool:
@@ -53,7 +46,7 @@ def is_import_path(name: str) -> bool:
 
 
 def checked(kind: str, name: str) -> str:
-    """A name as it is stored: the file of an import path is made absolute, so that a run can be
+    """A name as it is stored: with the file of an import path made absolute, so that a run can be
     opened from another folder.
 
     Args:
@@ -66,8 +59,9 @@ def checked(kind: str, name: str) -> str:
     if is_import_path(name):
         where, _, attribute = name.rpartition(":")
         if not where or not attribute.isidentifier():
-            raise ValueError(f"not an import path; write it like {EXAMPLES[kind]}")
-        return f"{Path(where).expanduser().resolve()}:{attribute}" if _is_file(where) else name
+            raise ValueError(f"not an import path; write it like {EXAMPLE}")
+        is_file = where.endswith(".py")
+        return f"{Path(where).expanduser().resolve()}:{attribute}" if is_file else name
     known = REGISTERED.get(kind)
     if known is None or name in known:
         return name
@@ -75,54 +69,51 @@ def checked(kind: str, name: str) -> str:
     hint = f"did you mean {near[0]!r}? " if near else ""
     registered = f"{', '.join(known)}, or " if known else ""
     raise ValueError(
-        f"there is no such {kind}; {hint}give {registered}an import path like {EXAMPLES[kind]}"
+        f"there is no such {kind}; {hint}give {registered}an import path like {EXAMPLE}"
     )
 
 
 def load(kind: str, name: str) -> Any:
-    """What a name stands for.
+    """The object of a name.
 
     Raises:
         ConfigError: it cannot be imported.
     """
     where, _, attribute = REGISTERED.get(kind, {}).get(name, name).rpartition(":")
-    said = f"--{kind} {name!r}"
+    option = f"--{kind} {name!r}"
+    if where.endswith(".py") and not Path(where).is_file():
+        raise ConfigError(f"{option}: there is no file {where}; correct the path")
     try:
-        module = _run_file(Path(where)) if _is_file(where) else _import_package(where)
-    except FileNotFoundError as error:
-        if error.filename != where:
-            raise _fault(said, error) from error
-        raise ConfigError(f"{said}: there is no file {where}; correct the path") from error
-    except ModuleNotFoundError as error:
-        if not f"{where}.".startswith(f"{error.name}."):
-            raise _fault(said, error) from error
-        raise ConfigError(
-            f"{said}: there is no module {error.name!r} here; install it, start gradshare in the "
-            f"folder that holds it, or give a file like {EXAMPLES[kind]}"
-        ) from error
+        module = _run_file(Path(where)) if where.endswith(".py") else _import_module(where)
     except Exception as error:
-        raise _fault(said, error) from error
-    try:
-        return getattr(module, attribute)
-    except AttributeError as error:
+        if isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"{option}: there is no module {error.name!r} here; install it, start gradshare in "
+                f"the folder that holds it, or give a file like {EXAMPLE}"
+            ) from error
+        raise _own_error(option, error) from error
+    if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, vars(module), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "correct the name"
-        raise ConfigError(f"{said}: {where} has no {attribute!r}; {hint}") from error
+        raise ConfigError(f"{option}: {where} has no {attribute!r}; {hint}")
+    return getattr(module, attribute)
 
 
-def parameters(function: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
-    """What can be passed by keyword.
+def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a function or class by name."""
+    return inspect.signature(function).parameters
 
-    Returns:
-        For each parameter whether it must be given, and whether there is a `**`.
+
+def taken_by(function: Callable[..., Any], more: Collection[str]) -> set[str]:
+    """The arguments that a function takes by keyword.
+
+    Args:
+        function: any function or class.
+        more: what its `**` takes, if it has one.
     """
-    found = inspect.signature(function).parameters.values()
-    named = {
-        p.name: p.default is p.empty
-        for p in found
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
-    return named, any(p.kind is p.VAR_KEYWORD for p in found)
+    found = parameters(function).values()
+    named = {p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return named | (set(more) if any(p.kind is p.VAR_KEYWORD for p in found) else set())
 
 
 def call(
@@ -132,7 +123,7 @@ def call(
     given: Mapping[str, Any],
     more: Collection[str] = (),
 ) -> Any:
-    """Call what a name stands for, with its options and what else its signature asks for.
+    """Call the function or class of a name, with its options and what else its signature names.
 
     Args:
         kind: "model", "method", …
@@ -147,42 +138,32 @@ def call(
     function = load(kind, name)
     if not callable(function):
         raise ConfigError(f"--{kind} {name!r}: it is {function!r:.60}; name a class or a function")
-    require_options(kind, name, function, options)
-    named, takes_any = parameters(function)
-    taken = {*named, *(more if takes_any else ())}
+    taken = taken_by(function, more)
     arguments = {**{n: v for n, v in given.items() if n in taken}, **options}
-    missing = [n for n, required in named.items() if required and n not in arguments]
-    if missing:
-        raise ConfigError(
-            f"--{kind} {name!r}: it needs {missing[0]!r}, which is not known here; give it: "
-            f"--{kind}-option {missing[0]}=VALUE"
-        )
+    require_arguments(kind, name, function, arguments)
     try:
         return function(**arguments)
     except GradshareError:
         raise
     except Exception as error:
-        raise _fault(f"--{kind} {name!r}", error) from error
+        raise _own_error(f"--{kind} {name!r}", error) from error
 
 
-def require_options(
-    kind: str, name: str, function: Callable[..., Any], options: Mapping[str, Any]
+def require_arguments(
+    kind: str, name: str, function: Callable[..., Any], arguments: Mapping[str, Any]
 ) -> None:
-    """Raise ConfigError if a function does not take an option."""
-    named, takes_any = parameters(function)
-    for option in options:
-        if option not in named and not takes_any:
-            raise ConfigError(
-                f"--{kind}-option {option}: {name} has no such option; it has "
-                f"{', '.join(n for n, required in named.items() if not required) or 'none'}"
-            )
+    """Raise ConfigError if a function cannot be called with some arguments by name."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"--{kind} {name!r}: {error}; it takes {', '.join(signature.parameters)}, as "
+            f"--{kind}-option NAME=VALUE"
+        ) from error
 
 
-def _is_file(where: str) -> bool:
-    return where.endswith(".py")
-
-
-def _import_package(name: str) -> ModuleType:
+def _import_module(name: str) -> ModuleType:
     # Last, so that nothing there hides an installed package.
     _add_to_path(Path.cwd())
     return importlib.import_module(name)
@@ -190,8 +171,6 @@ def _import_package(name: str) -> ModuleType:
 
 def _run_file(path: Path) -> ModuleType:
     """Import a file under a name that no package has."""
-    if not path.is_file():
-        raise FileNotFoundError(2, "no such file", str(path))
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -212,14 +191,14 @@ def _add_to_path(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _fault(said: str, error: Exception) -> ConfigError:
-    """An error in the user's code, with the line of it."""
+def _own_error(option: str, error: Exception) -> ConfigError:
+    """An error in the user's code, with the line that raised it."""
     place = ""
     if not isinstance(error, SyntaxError):  # whose text names the line
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if "site-packages" not in frame.filename][-1]
         place = f" ({own.filename}, line {own.lineno})"
     return ConfigError(
-        f"{said}: {type(error).__name__}: {error!s:.300}{place}; correct the code, or the options "
-        "that it is given"
+        f"{option}: {type(error).__name__}: {error!s:.300}{place}; correct the code, or the "
+        "options that it is given"
     )

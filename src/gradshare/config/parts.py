@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradshare.config.arms import SharingControl
-from gradshare.config.names import call, is_import_path, load, parameters, require_options
-from gradshare.config.settings import RunConfig, option_name
+from gradshare.config.fields import PLUS_FIELDS, SharingControl
+from gradshare.config.names import (
+    call,
+    is_import_path,
+    load,
+    parameters,
+    require_arguments,
+    taken_by,
+)
+from gradshare.config.settings import RunConfig, default_of, option_name
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import (
     DetachedSharing,
@@ -37,12 +43,10 @@ from gradshare.training.options import Options
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# The settings that are read by one parameter of a dataset, a model or a method, and nowhere else.
-SETTINGS_OF: dict[str, dict[str, tuple[str, ...]]] = {
-    "dataset": {
-        name: (name,)
-        for name in ("ways", "shots", "queries", "image_size", "resize", "pixel_scaling")
-    },
+TASK_SIZES = ("ways", "shots", "queries")
+
+READ: dict[str, dict[str, tuple[str, ...]]] = {
+    "dataset": {name: (name,) for name in (*TASK_SIZES, "image_size", "resize", "pixel_scaling")},
     "model": {name: (name,) for name in ("filters", "activation", "conv_bias")},
     "rule": {},
     "method": {
@@ -57,19 +61,11 @@ SETTINGS_OF: dict[str, dict[str, tuple[str, ...]]] = {
         "precision": ("precision",),
     },
 }
+"""The settings that one parameter of a dataset, a model or a method is made from."""
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The parts of a run.
-
-    Attributes:
-        learner: the method with its model, as it is before any training.
-        train: the source of training tasks.
-        validation: the source of validation tasks.
-        test: the source of test tasks, if there is one.
-        options: of `gradshare.fit`.
-    """
+class Parts(NamedTuple):
+    """The parts of a run: its learner before any training, its sources, the options of `fit`."""
 
     learner: Learner
     train: TaskSource
@@ -85,27 +81,26 @@ def build(config: RunConfig) -> Parts:
         DataError: the dataset is unknown, not prepared, damaged, or too small for these tasks.
         ConfigError: a name or an import path does not lead to something that can be used.
     """
+    config = resolved(config)
     splits = splits_of(config)
     # The first parameters are drawn on the CPU. `torch.manual_seed` would seed the generators of
     # all GPUs too, which `fork_rng` does not put back here.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         learner = learner_of(config, splits.train)
-    classes = _classes(splits.train, prepared(splits.train, splits.train.batch([0])))
-    metrics = _metrics(config, learner, classes)
-    options = Options.of(
+    options = Options(
         epochs=config.epochs,
         iterations=config.iterations_per_epoch,
         task_batch=config.task_batch,
         val_tasks=config.val_tasks,
         test_tasks=config.test_tasks,
         seed=config.seed,
-        metrics=metrics,
-        score=next(iter(metrics)) if metrics else None,
+        metrics=metrics_of(config, learner, splits.train),
         ensemble=config.ensemble,
         optimizer=functools.partial(torch.optim.Adam, lr=config.outer_lr),
         schedule=_schedule(config),
         clamp_gradients=config.clamp_gradients,
+        clip_norm=config.clip_norm,
         on_divergence=config.on_divergence,
         device=config.device,
         tasks=config.tasks,
@@ -114,34 +109,55 @@ def build(config: RunConfig) -> Parts:
     return Parts(learner, splits.train, splits.validation, splits.test, options)
 
 
+def resolved(config: RunConfig) -> RunConfig:
+    """The configuration as a run stores it: wherever it is read, it means the same.
+
+    The data root is absolute. A setting that was not given, but for which a dataset, model or
+    method of the user's own has a default, such as `def make_splits(shots=4)`, has that default.
+
+    Raises:
+        ConfigError: an import path cannot be imported, or a default is out of bounds.
+    """
+    changes: dict[str, Any] = {"data_root": config.data_root.absolute()}
+    for kind in ("dataset", "model", "method"):
+        name = getattr(config, kind)
+        function = load(kind, name) if is_import_path(name) else None
+        found = parameters(function) if callable(function) else {}
+        for parameter, (setting, *_) in READ[kind].items():
+            default = found[parameter].default if parameter in found else None
+            plain = setting in (parameter, "inner_steps") and isinstance(default, int | float | str)
+            if plain and setting not in config.model_fields_set:
+                changes[setting] = default
+    return config.model_copy(update=changes)
+
+
 def splits_of(config: RunConfig) -> Splits:
     """The sources of tasks.
 
     Raises:
         DataError, ConfigError: see `build`.
     """
-    sizes = {name: getattr(config, name) for name in ("ways", "shots", "queries")}
-    if is_import_path(config.dataset):
-        names = ("data_root", *SETTINGS_OF["dataset"])
-        splits = _call(config, "dataset", {name: getattr(config, name) for name in names})
+    name = config.dataset
+    if is_import_path(name):
+        splits = _call(config, "dataset", _settings(config, "data_root", *READ["dataset"]))
         if not isinstance(splits, Splits):
             raise ConfigError(
-                f"--dataset {config.dataset!r} returned {splits!r:.100}; return "
+                f"--dataset {name!r} returned {splits!r:.100}; return "
                 "gradshare.Splits(train, validation, test)"
             )
-        require_source(f"--dataset {config.dataset!r}: train", splits.train, range(2))
+        require_source(f"--dataset {name!r}: train", splits.train, range(2))
         return splits
     if config.dataset_option:
         raise ConfigError(
-            f"--dataset-option {next(iter(config.dataset_option))}: the dataset "
-            f"{config.dataset!r} takes no options; leave it out"
+            f"--dataset-option {next(iter(config.dataset_option))}: the dataset {name!r} takes no "
+            "options; leave it out"
         )
-    store = open_dataset(config.dataset, config.data_root, config.image_size, config.resize)
+    store = open_dataset(name, config.data_root, config.image_size, config.resize)
 
     def source(split: str) -> ImageTasks:
         return ImageTasks(
             store.splits[split],
-            **sizes,
+            **_settings(config, *TASK_SIZES),
             normalization=_normalization(config, store),
             rotate_classes=store.rotate_classes and split == "train",
         )
@@ -161,34 +177,28 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
     """
     task = prepared(train, train.batch([0]))
     classes = _classes(train, task)
-    given = {name: getattr(config, name) for name in SETTINGS_OF["model"]}
+    given = _settings(config, *READ["model"])
     x = task.support_x
     if classes is not None:
         given |= {"ways": classes, "classes": classes}
     if isinstance(x, Tensor) and x.ndim in (4, 5):  # (1, n, C, L) or (1, n, C, H, W)
         given |= {"channels": x.shape[2], "image_size": x.shape[-1]}
-    model = _call(config, "model", given)
-    rule = None if config.rule is None else _call(config, "rule", {})
     given = {
-        "model": model,
+        "model": _call(config, "model", given),
         "steps": config.inner_steps,
         "inner_lr": config.inner_rate,
-        "sharing": _sharing(config),
-        "rule": rule,
-        "loss": _loss(config),
         "second_order": config.order == "second",
         "first_order_iterations": config.span(config.first_order_for),
-        "batch_norm": config.batch_norm,
-        "precision": config.precision,
+        "sharing": _sharing(config),
+        "rule": None if config.rule is None else _call(config, "rule", {}),
+        "loss": _loss(config),
+        **_settings(config, "batch_norm", "precision"),
     }
     if config.method == "maml++":
-        given |= {
-            "multi_step_iterations": config.span(config.multi_step_loss),
-            "per_step_rates": config.per_step_rates,
-            "per_step_batch_norm": config.per_step_batch_norm,
-        }
-    learner: Learner = _call(config, "method", given, more=parameters(MetaLearner)[0])
-    # Of outputs (n, 1) it is zero, without an error.
+        given |= _settings(config, *PLUS_FIELDS)
+        given["multi_step_iterations"] = config.span(given.pop("multi_step_loss"))
+    learner: Learner = _call(config, "method", given, more=parameters(MetaLearner))
+    # Cross entropy of outputs (n, 1) would be zero, without an error.
     if classes is None and getattr(learner, "loss", None) is F.cross_entropy:
         raise ConfigError(
             f"--loss {config.loss} needs classes, and the targets of {config.dataset} are real "
@@ -197,22 +207,54 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
     return learner
 
 
+def metrics_of(config: RunConfig, learner: Learner, train: TaskSource) -> dict[str, Metric] | None:
+    """The metrics that were chosen, and the loss; None for the defaults.
+
+    Raises:
+        ConfigError: see `build`.
+    """
+    if not config.metric and not config.metric_option:
+        return None
+    classes = _classes(train, prepared(train, train.batch([0])))
+    loss = getattr(learner, "loss", None)
+    known = {
+        "accuracy": Metric(accuracy, unit="%", chance=None if classes is None else 1 / classes),
+        "mse": Metric(F.mse_loss, best="low"),
+        **({} if loss is None else {LOSS: Metric(loss, best="low")}),
+    }
+    options, chosen = config.metric_option, {}
+    for path in config.metric:
+        name = path.rpartition(":")[2]
+        if name in chosen:
+            raise ConfigError(f"--metric {path}: there are two metrics {name!r}; rename one")
+        if is_import_path(path):
+            chosen[name], options = _own_metric(path, options), {}
+        elif name in known:
+            chosen[name] = known[name]
+        else:
+            raise ConfigError(f"--metric {name}: --method {config.method} has no `loss`")
+    if options:
+        raise ConfigError(
+            f"--metric-option {next(iter(options))} needs a --metric that is an import path; leave "
+            "it out"
+        )
+    return {**chosen, **{n: m for n, m in known.items() if n == LOSS}}
+
+
 def _call(
-    config: RunConfig, kind: str, given: Mapping[str, Any], more: Mapping[str, bool] | None = None
+    config: RunConfig, kind: str, given: Mapping[str, Any], more: Collection[str] = ()
 ) -> Any:
     """Make the dataset, the model, the rule or the method.
 
     Raises:
         ConfigError: see `names.call`; or it does not read a setting that was chosen.
     """
-    name, options = getattr(config, kind), getattr(config, f"{kind}_option")
-    made = call(kind, name, options, given, more or {})
-    named, takes_any = parameters(load(kind, name))
-    taken = {*named, *(more or {} if takes_any else {})}
-    for parameter, settings in SETTINGS_OF[kind].items():
+    name = getattr(config, kind)
+    made = call(kind, name, getattr(config, f"{kind}_option"), given, more)
+    taken = taken_by(load(kind, name), more)
+    for parameter, settings in READ[kind].items():
         for setting in settings if parameter not in taken else ():
-            value = getattr(config, setting)
-            if value != RunConfig.model_fields[setting].default:
+            if (value := getattr(config, setting)) != default_of(setting):
                 raise ConfigError(
                     f"{option_name(setting)} {value} is not read by --{kind} {name}, which has no "
                     f"parameter {parameter!r}; leave it out"
@@ -225,8 +267,12 @@ def _call(
     return made
 
 
+def _settings(config: RunConfig, *names: str) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in names}
+
+
 def _classes(source: TaskSource, task: TaskBatch) -> int | None:
-    """How many classes a task has at most; None if its targets are not classes."""
+    """The largest number of classes of a task; None if its targets are not classes."""
     ways = getattr(source, "ways", None)
     if isinstance(ways, int):
         return ways
@@ -238,34 +284,14 @@ def _classes(source: TaskSource, task: TaskBatch) -> int | None:
 
 def _loss(config: RunConfig) -> Callable[..., Any]:
     """A loss is a function of outputs and targets, or a class of such functions."""
-    found = load("loss", config.loss)
+    name, options = config.loss, config.loss_option
+    found: Any = load("loss", name)
     if isinstance(found, type):
-        return call("loss", config.loss, config.loss_option, {})  # type: ignore[no-any-return]
-    require_options("loss", config.loss, found, config.loss_option)
-    return functools.partial(found, **config.loss_option) if config.loss_option else found
-
-
-def _metrics(config: RunConfig, learner: Learner, classes: int | None) -> dict[str, Metric] | None:
-    """The metrics that were chosen, and the loss; None for the defaults."""
-    loss = getattr(learner, "loss", None)
-    known = {
-        "accuracy": Metric(accuracy, unit="%", chance=None if classes is None else 1 / classes),
-        "mse": Metric(F.mse_loss, best="low"),
-        **({} if loss is None else {LOSS: Metric(loss, best="low")}),
-    }
-    options, chosen = config.metric_option, {}
-    for name in config.metric:
-        if is_import_path(name):
-            chosen[name.rpartition(":")[2]] = _own_metric(name, options)
-            options = {}
-        else:
-            chosen[name] = known[name]
-    if options:
-        raise ConfigError(
-            f"--metric-option {next(iter(options))} needs a --metric that is an import path; leave "
-            "it out"
-        )
-    return {**chosen, **{n: m for n, m in known.items() if n == LOSS}} if chosen else None
+        found = call("loss", name, options, {})
+    elif options:
+        require_arguments("loss", name, functools.partial(found, None, None), options)
+        found = functools.partial(found, **options)
+    return found  # type: ignore[no-any-return]
 
 
 def _own_metric(name: str, options: Mapping[str, Any]) -> Metric:
@@ -273,15 +299,15 @@ def _own_metric(name: str, options: Mapping[str, Any]) -> Metric:
     found = load("metric", name)
     if isinstance(found, type):
         found, options = call("metric", name, options, {}), {}
-    if isinstance(found, Metric):
-        if options:
-            raise ConfigError(
-                f"--metric-option {next(iter(options))}: {name} is a Metric, which has its own; "
-                "leave it out"
-            )
-        return found
-    require_options("metric", name, Metric, options)
-    return Metric(found, **options)
+    if not isinstance(found, Metric):
+        require_arguments("metric", name, Metric, {"function": found, **options})
+        return Metric(found, **options)
+    if options:
+        raise ConfigError(
+            f"--metric-option {next(iter(options))}: {name} is a Metric, which has its own; leave "
+            "it out"
+        )
+    return found
 
 
 def _schedule(config: RunConfig) -> Callable[[int], float] | None:

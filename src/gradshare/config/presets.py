@@ -34,20 +34,15 @@ def paper_settings(dataset: str, task_batch: int, method: str) -> dict[str, Any]
     Raises:
         ConfigError: the paper has no such experiment.
     """
-    if dataset not in EPOCHS:
+    epochs = EPOCHS.get(dataset, {}).get(task_batch)
+    if epochs is None:
         raise ConfigError(
-            f"--preset paper: the paper has no settings for dataset {dataset!r}; "
-            f"use --dataset {' or '.join(EPOCHS)}"
-        )
-    epochs = EPOCHS[dataset]
-    if task_batch not in epochs:
-        raise ConfigError(
-            f"--preset paper: the paper has task batches 5 and 1, not {task_batch}; "
-            "use --task-batch 5 or 1"
+            f"--preset paper: the paper has no settings for --dataset {dataset} with --task-batch "
+            f"{task_batch}; use --dataset {' or '.join(EPOCHS)} with --task-batch 5 or 1"
         )
     settings = {**COMMON, "dataset": dataset, "task_batch": task_batch, "method": method}
     if method == "maml++":
         # The reference code anneals its multi-step loss over 15 epochs, and the paper's epochs have
         # 1,000 iterations whatever the task batch.
         settings["multi_step_loss"] = "15000"
-    return {**settings, "epochs": epochs[task_batch]}
+    return {**settings, "epochs": epochs}

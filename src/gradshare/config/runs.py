@@ -2,48 +2,67 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gradshare.config.fields import MACHINE_FIELDS
-from gradshare.config.parts import build
-from gradshare.config.settings import RunConfig, first_difference, option_name
-from gradshare.errors import ConfigError, RunError
+from gradshare.config.parts import build, resolved
+from gradshare.config.settings import RunConfig, option_name
+from gradshare.errors import ConfigError, GradshareError, RunError
 from gradshare.methods import Learner
 from gradshare.tasks import TaskSource
 from gradshare.training import run as runs
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in
 from gradshare.training.folder import SETTINGS, RunFolder, refuse_if_occupied
+from gradshare.training.launch import threads, torchrun_processes, torchrun_size
 from gradshare.training.metrics import Metric
 from gradshare.training.options import Watch, ignore
 from gradshare.training.run import Run
-from gradshare.workers import processes_of
+from gradshare.training.workers import local_workers
 
 
 def train(
     config: RunConfig, folder: Path | str, *, resume: bool = False, watch: Watch = ignore
 ) -> Run:
-    """Train, validate and test what a configuration says.
+    """Train, validate and test a run that is described by a configuration.
 
     With `config.workers`, or under `torchrun`, several processes share the tasks; the first alone
-    reads and writes the folder and watches.
+    reads and writes the folder and reports progress.
 
     Args:
         config: of the run.
         folder: a new one, for everything that comes out.
         resume: continue the run that the folder holds, or start one if there is none; see
             `gradshare.fit`.
-        watch: told of progress.
+        watch: called with each `Progress`.
 
     Raises:
         GradshareError: see `gradshare.fit`.
     """
     if not isinstance(config, RunConfig):
         raise ConfigError(f"config is a {type(config).__name__}; give a RunConfig(…) of settings")
-    with processes_of(config.model_dump(mode="json")) as processes:
-        return train_in(processes, config, Path(folder).expanduser(), resume=resume, watch=watch)
+    folder = Path(folder).expanduser()
+    size, workers = torchrun_size(), config.workers
+    if size is not None and workers > 1:
+        raise ConfigError(
+            f"--workers {workers} starts processes, and torchrun has started {size}; leave one of "
+            "them out"
+        )
+    count = config.threads or torch.get_num_threads()
+    if workers > 1 and not config.threads and "OMP_NUM_THREADS" not in os.environ:
+        count = max(1, count // workers)
+    with threads(count):
+        if workers == 1:
+            processes = torchrun_processes(config.device)
+        else:
+            processes = local_workers(workers, config.device, train_in, config, folder)
+        with processes as own:
+            return train_in(own, config, folder, resume=resume, watch=watch)
 
 
 def train_in(
@@ -51,17 +70,18 @@ def train_in(
     config: RunConfig,
     folder: Path,
     *,
-    resume: bool,
+    resume: bool = False,
     watch: Watch = ignore,
 ) -> Run:
-    """Be one of the processes of a run; the others call this too. See `train`."""
+    """Take part in a run as one of its processes; the others call this too. See `train`."""
+    processes.from_first(lambda: refuse_if_occupied(folder, resume=resume))
+    config = processes.agree(lambda: resolved(config))
     settings = config.model_dump(mode="json")
     first = processes.from_first(lambda: settings)
     processes.agree(lambda: _require_alike(settings, first))
-    processes.from_first(lambda: require_room(config, folder, resume=resume))
+    processes.from_first(lambda: _require_same(config, folder, resume=resume))
     parts = processes.agree(lambda: build(config))
-    settings["data_root"] = str(config.data_root.absolute())  # it may be opened from elsewhere
-    run = fit_in(
+    return fit_in(
         processes,
         parts.learner,
         (parts.train, parts.validation, parts.test),
@@ -71,9 +91,6 @@ def train_in(
         watch=watch,
         settings=settings,
     )
-    if resume:  # it may have been continued with other settings
-        processes.on_first(lambda: RunFolder(folder).store_settings(settings))
-    return run
 
 
 def open_run(
@@ -88,9 +105,9 @@ def open_run(
 
     Args:
         path: the folder.
-        learner: as it was given to `fit`. A run that was started from names needs none: it is
-            made again from the run's configuration. Without it, the history, the metrics and the
-            tensors of other runs can be read, and nothing else.
+        learner: as it was given to `fit`. A run that was started from names needs none: its
+            configuration makes it again. Without a learner, the history, the metrics and the
+            tensors can be read, and nothing else.
         source: a source of tasks whose `prepare` is used; not needed if it has none, or if the run
             was started from names.
         metrics: as they were given to `fit`; None for the defaults.
@@ -98,14 +115,22 @@ def open_run(
 
     Raises:
         RunError: there is no run, or one of another learner.
-        DataError, ConfigError: what the configuration names is not here.
+        ConfigError: the run's `config.yaml` cannot be read.
     """
     home = RunFolder(Path(path).expanduser())
+    missing: GradshareError | None = None
     if learner is None and home.started and (home.path / SETTINGS).is_file():
-        parts = build(stored(path))
-        learner, source = parts.learner, source or parts.train
-        metrics = metrics or parts.options.metrics
-    return runs.open_run(path, learner, source, metrics=metrics, device=device)
+        config = stored(path)
+        try:
+            parts = build(config)
+        except GradshareError as error:  # such as a dataset that is not on this machine
+            missing = error
+        else:
+            learner, source = parts.learner, source or parts.train
+            metrics = metrics or parts.options.metrics
+    run = runs.open_run(path, learner, source, metrics=metrics, device=device)
+    run.missing = missing
+    return run
 
 
 def stored(path: str | Path) -> RunConfig:
@@ -125,28 +150,24 @@ def stored(path: str | Path) -> RunConfig:
     return RunConfig.from_yaml(home.path / SETTINGS)
 
 
-def require_room(config: RunConfig, folder: Path, *, resume: bool) -> None:
-    """Raise if a run cannot be in a folder, before any work is done for it.
-
-    Raises:
-        RunError: the folder holds something else, a run with other settings, or one that cannot be
-            made longer.
+def _require_same(config: RunConfig, folder: Path, *, resume: bool) -> None:
+    """Raise RunError unless the run in a folder, if there is one, can be continued with these
+    settings. It is done before the data is opened.
     """
     if not (resume and RunFolder(folder).started):
-        refuse_if_occupied(folder, resume=resume)
         return
     old = stored(folder)
     longer = config.epochs > old.epochs
-    as_long = old.model_copy(update={"epochs": config.epochs}) if longer else old
-    difference = first_difference(as_long, config)
-    if difference is not None:
-        name, before, now = difference
-        raise RunError(
-            f"{folder} holds a run with {name} {before!r}, this one has {now!r}; continue it with "
-            "its own settings, or choose another folder (--out)"
-        )
-    setting = config.depends_on_length if longer else None
-    if setting is not None:
+    # `on_divergence` changes nothing before the first refused iteration.
+    changeable = {*MACHINE_FIELDS, "on_divergence", *(("epochs",) if longer else ())}
+    for name in RunConfig.model_fields:
+        before, now = getattr(old, name), getattr(config, name)
+        if before != now and name not in changeable:
+            raise RunError(
+                f"{folder} holds a run with {name} {before!r}, this one has {now!r}; continue it "
+                "with its own settings, or choose another folder (--out)"
+            )
+    if longer and (setting := config.depends_on_length):
         raise RunError(
             f"{folder} holds a run of {old.epochs} epochs, which cannot be extended to "
             f"{config.epochs}: {option_name(setting)} {getattr(config, setting)} depends on the "

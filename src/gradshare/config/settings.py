@@ -10,16 +10,39 @@ import difflib
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import yaml
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
-from gradshare.config.arms import ARM_FIELDS, ORIGINAL, SHARES_NOTHING, SHARING
-from gradshare.config.fields import CHANGEABLE_FIELDS, PLUS, Settings, Span
+from gradshare.config.fields import HEADINGS, PLUS_FIELDS, Settings, SharingControl, Span
 from gradshare.config.names import checked
-from gradshare.config.text import UNWRITABLE, read_yaml
+from gradshare.config.text import read_yaml
 from gradshare.errors import ConfigError
+
+ORIGINAL: Final = "original"
+SHARING: Final = "gradient-sharing"
+RATE_CONTROL: Final = "rate-control"
+
+SHARES_NOTHING: frozenset[SharingControl] = frozenset(
+    {"rate-control", "own-gradient", "learned-rates"}
+)
+"""The controls in which no task sees another. The others leave out a part of sharing."""
+
+ARM_FIELDS = ("sharing", "sharing_control", "fixed_lambda", "fixed_m")
+"""The settings that tell arms apart."""
+
+# Our setting for names in other libraries and the literature whose spelling leads elsewhere.
+_OUR_NAMES = {
+    "filters": "hidden_size",
+    "inner_lr": "fast_lr inner_learning_rate step_size update_lr",
+    "memory": "recompute",
+    "model": "backbone",
+    "order": "first_order second_order",
+    "outer_lr": "learning_rate lr meta_learning_rate meta_lr outer_learning_rate",
+    "task_batch": "batch_size",
+    "tasks": "tasks_at_a_time",
+}
 
 
 class RunConfig(Settings):
@@ -46,16 +69,8 @@ class RunConfig(Settings):
         Raises:
             ConfigError: as for a new one.
         """
-        return type(self)(**{**self.model_dump(), **(update or {})})
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text_that_can_be_written(cls, settings: Any) -> Any:
-        # YAML can spell characters that no file name and no file can hold.
-        for name, value in settings.items():
-            if isinstance(value, str | Path) and UNWRITABLE.search(str(value)):
-                raise ValueError(f"{option_name(name)} {str(value)!r} holds a control character")
-        return settings
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**given, **(update or {})})
 
     @model_validator(mode="before")
     @classmethod
@@ -75,62 +90,43 @@ class RunConfig(Settings):
         return tuple(checked("metric", name) for name in names)
 
     @model_validator(mode="after")
-    def _control_needs_sharing(self) -> RunConfig:
+    def _settings_fit_together(self) -> RunConfig:
         if self.sharing_control and not self.sharing:
             raise ValueError(
                 f"sharing_control {self.sharing_control!r} replaces sharing, which is off; "
                 "leave one of them out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _fixed_gates_exist(self) -> RunConfig:
-        for name, value, without in (
-            ("fixed_lambda", self.fixed_lambda, ("learned-rates",)),
-            ("fixed_m", self.fixed_m, SHARES_NOTHING),
+        for gate, value, without in (
+            ("λ", self.fixed_lambda, ("learned-rates",)),
+            ("m", self.fixed_m, SHARES_NOTHING),
         ):
             if value is not None and (not self.sharing or self.sharing_control in without):
-                gate = name.removeprefix("fixed_").replace("lambda", "λ")
                 raise ValueError(
-                    f"{option_name(name)} {value:g} fixes {gate}, which "
+                    f"--fixed-{gate.replace('λ', 'lambda')} {value:g} fixes {gate}, which "
                     f"{self.sharing_control or ORIGINAL} does not have; leave it out"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _anneals_downwards(self) -> RunConfig:
         end = self.cosine_annealing_to
         if end is not None and end > self.outer_lr:
             raise ValueError(
                 f"--cosine-annealing-to {end:g} is above the outer learning rate "
                 f"{self.outer_lr:g}; give at most --outer-lr"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _a_task_for_every_worker(self) -> RunConfig:
         if self.workers > self.task_batch:
             raise ValueError(
                 f"--workers {self.workers} is more than the {self.task_batch} tasks of a batch; "
                 "use at most as many workers as --task-batch"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _parts_of_maml_plus_plus(self) -> RunConfig:
-        for name, field in RunConfig.model_fields.items():
-            value = getattr(self, name)
-            if heading_of(name) == PLUS and value != field.default and self.method != "maml++":
+        for name in PLUS_FIELDS if self.method != "maml++" else ():
+            if getattr(self, name) != default_of(name):
                 raise ValueError(
-                    f"{option_name(name)} {value!r} is a part of MAML++ that --method "
-                    f"{self.method} does not have; use --method maml++ or leave it out"
+                    f"{option_name(name)} {getattr(self, name)!r} is a part of MAML++ that "
+                    f"--method {self.method} does not have; use --method maml++ or leave it out"
                 )
         return self
 
     def without_arm(self) -> Self:
-        """The same with gradient sharing, whatever arm it is of."""
-        defaults = {name: type(self).model_fields[name].default for name in ARM_FIELDS}
-        return self.model_copy(update=defaults)
+        """The same configuration with each of `ARM_FIELDS` at its default."""
+        return self.model_copy(update={name: default_of(name) for name in ARM_FIELDS})
 
     @property
     def arm(self) -> str:
@@ -156,11 +152,6 @@ class RunConfig(Settings):
         """Outer iterations of the whole run."""
         return self.epochs * self.iterations_per_epoch
 
-    @property
-    def chance(self) -> float:
-        """The accuracy of guessing."""
-        return 1 / self.ways
-
     def span(self, span: Span) -> int:
         """A span of this run in outer iterations."""
         if span.endswith("%"):
@@ -172,11 +163,8 @@ class RunConfig(Settings):
         """A setting that means something else in a longer run; None if there is none."""
         if self.cosine_annealing_to is not None:
             return "cosine_annealing_to"
-        spans = ["first_order_for"]
-        if self.method == "maml++":
-            spans.append("multi_step_loss")
-        shares = (name for name in spans if getattr(self, name).endswith("%"))
-        return next(shares, None)
+        spans = ("first_order_for", *(("multi_step_loss",) if self.method == "maml++" else ()))
+        return next((name for name in spans if getattr(self, name).endswith("%")), None)
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> RunConfig:
@@ -185,84 +173,38 @@ class RunConfig(Settings):
         Raises:
             ConfigError: it cannot be read, or a setting is unknown or out of bounds.
         """
-        return cls(**load_yaml(Path(path).expanduser()))
+        settings = read_yaml(Path(path).expanduser())
+        try:
+            return cls(**settings)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     def to_yaml(self) -> str:
         """All fields, as a file that `--config` and `from_yaml` read."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-# What other libraries and the literature call a setting, if spelling would lead elsewhere.
-_ELSEWHERE = {
-    "backbone": "model",
-    "batch_size": "task_batch",
-    "fast_lr": "inner_lr",
-    "first_order": "order",
-    "hidden_size": "filters",
-    "inner_learning_rate": "inner_lr",
-    "learning_rate": "outer_lr",
-    "lr": "outer_lr",
-    "meta_learning_rate": "outer_lr",
-    "meta_lr": "outer_lr",
-    "outer_learning_rate": "outer_lr",
-    "recompute": "memory",
-    "second_order": "order",
-    "step_size": "inner_lr",
-    "tasks_at_a_time": "tasks",
-    "update_lr": "inner_lr",
-}
-
-
 def check_keys(settings: Mapping[str, Any]) -> None:
     """Raise ConfigError if a key is not a field of `RunConfig`."""
     for key in settings:
         if key not in RunConfig.model_fields:
-            near = (
-                [_ELSEWHERE[key]]
-                if key in _ELSEWHERE
-                else difflib.get_close_matches(str(key), RunConfig.model_fields, n=1)
-            )
+            near = [ours for ours, theirs in _OUR_NAMES.items() if key in theirs.split()]
+            near += difflib.get_close_matches(str(key), RunConfig.model_fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`gradshare train --help` has them all"
             raise ConfigError(f"unknown setting {reprlib.repr(key)}; {hint}")
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Read the settings of a YAML file.
-
-    Raises:
-        ConfigError: it cannot be read, or a setting is unknown.
-    """
-    settings = read_yaml(path)
-    try:
-        check_keys(settings)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return settings
-
-
-def from_settings(settings: Mapping[str, Any]) -> RunConfig:
-    """A configuration from settings by name.
-
-    Raises:
-        ConfigError: see `RunConfig`.
-    """
-    return RunConfig(**settings)
-
-
-def first_difference(old: RunConfig, new: RunConfig) -> tuple[str, Any, Any] | None:
-    """The name and both values of the first setting that makes two runs different ones."""
-    for name in RunConfig.model_fields:
-        before, now = getattr(old, name), getattr(new, name)
-        if name not in CHANGEABLE_FIELDS and before != now:
-            return name, before, now
-    return None
+def default_of(name: str) -> Any:
+    """The default of a setting."""
+    return RunConfig.model_fields[name].default
 
 
 def heading_of(name: str) -> str:
-    """The heading of a setting in the command line's help; "Other" if there is no such setting."""
-    field = RunConfig.model_fields.get(name)
-    extra = None if field is None else field.json_schema_extra
-    return str(extra["group"]) if isinstance(extra, dict) else "Other"
+    """The heading of a setting in the command line's help."""
+    fields = list(RunConfig.model_fields)
+    return [
+        title for first, title in HEADINGS.items() if fields.index(first) <= fields.index(name)
+    ][-1]
 
 
 def option_name(field: str) -> str:
@@ -274,6 +216,5 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return str(message)
-    field = str(error["loc"][0])
     message = message.replace("Input should be ", "must be ")
-    return f"{option_name(field)} {reprlib.repr(error['input'])}: {message}"
+    return f"{option_name(str(error['loc'][0]))} {reprlib.repr(error['input'])}: {message}"

@@ -1,4 +1,4 @@
-"""Settings as text: YAML files, spans of a run, options of the form key=value."""
+"""Settings as text: YAML files, and options of the form key=value."""
 
 from __future__ import annotations
 
@@ -10,60 +10,57 @@ import yaml
 
 from gradshare.errors import ConfigError
 
-MAX_CONFIG_BYTES = 64 << 10
-
-# Control characters, and the halves of pairs that UTF-8 has no form for.
-UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, which make a few lines grow beyond all memory or never end."""
+    """YAML whose plain numbers, booleans and nulls are those of YAML 1.2.
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias (*name); write the value out")
-        return super().compose_node(parent, index)
+    By YAML 1.1, which PyYAML reads, 010 is 8, 1:30 is 90, `no` is False and 1e-3 is a text.
+    """
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are all different; PyYAML would take the last of equal ones."""
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"it has the key {key!r} twice")
+        return super().construct_mapping(node, deep)
 
 
-_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-
-
-def numbers(value: Any) -> Any:
-    """The value of an option with each text like "1e-3" as a number: YAML 1.1 takes it for text."""
-    if isinstance(value, dict):
-        return {key: numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [numbers(item) for item in value]
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+for _tag, _pattern, _first in (
+    ("null", "null|~|", ["n", "~", ""]),
+    ("bool", "true|false", ["t", "f"]),
+    ("int", "[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?",
+        list("-+.0123456789"),
+    ),
+    ("float", r"[-+]?\.inf|\.nan", list("-+.")),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The lines of a YAML file of settings.
+    """The settings in a YAML file.
 
     Raises:
         ConfigError: it cannot be read, or is not such a file.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1).decode("utf-8-sig")
+        settings = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    if len(text) > MAX_CONFIG_BYTES:
-        raise ConfigError(
-            f"{path} has more than {MAX_CONFIG_BYTES:,} bytes and is no configuration; give a "
-            "file of lines like `ways: 5`"
-        )
-    try:
-        settings = yaml.load(text, _Loader)
     except Exception as error:  # PyYAML's constructors raise nearly anything on odd values
         raise ConfigError(f"{path} is not valid YAML: {error!s:.400}") from error
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+    if not isinstance(settings or {}, dict):
         raise ConfigError(
             f"{path} must hold lines like `ways: 5`; it holds a {type(settings).__name__}"
         )
-    return settings
+    return settings or {}
 
 
 def key_and_value(text: str) -> tuple[str, Any]:
@@ -79,34 +76,3 @@ def key_and_value(text: str) -> tuple[str, Any]:
         return key, yaml.load(value, _Loader)
     except Exception:  # such as "%" and "*.npy"; see `read_yaml`
         return key, value
-
-
-def span(value: object) -> str:
-    """A stretch of a run from its start: a number of iterations, or a percentage of them.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    text = str(value).strip()
-    number = text.removesuffix("%")
-    try:
-        valid = 0 <= float(number) <= 100 if text.endswith("%") else int(number) >= 0
-    except ValueError:
-        valid = False
-    if not valid:
-        raise ValueError("give a number of iterations like 7500, or a share of the run like 15%")
-    return text
-
-
-def at_home(path: Path) -> Path:
-    """A path that may begin with ~: in a file, in Python and after `--out=` no shell replaces it.
-
-    Raises:
-        ValueError: it is in the home of an unknown user.
-    """
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ValueError(
-            f"{str(path)!r} is in the home of a user that is not known here"
-        ) from error

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 # A scheduler that refuses a job for a moment, as a busy sbatch does, is asked again after so long.
 BACK_OFF_SECONDS = (1, 2, 4, 8, 16)
-HEAD, TAIL = 150, 350
+BRIEF = 500  # characters of an error
 
 
 class Call:
@@ -23,15 +23,14 @@ class Call:
     Args:
         name: for messages.
         executor: has `submit(function, *args)` that returns a future.
-        function: what is called.
-        args: its arguments.
+        function, args: what is called, and with what.
     """
 
     def __init__(self, name: str, executor: Any, function: Callable[..., Any], *args: Any) -> None:
         self.name = name
         self._submit: Callable[[], Any] = lambda: executor.submit(function, *args)
         self._future: Any = None
-        self._refused = 0
+        self._waits = list(BACK_OFF_SECONDS)
         self._not_before = 0.0
         self._silent = False
 
@@ -51,15 +50,14 @@ class Call:
         except GradshareError:
             raise
         except Exception as error:
-            if self._refused == len(BACK_OFF_SECONDS):
+            if not self._waits:
                 raise RunError(f"it could not be submitted: {_brief(error)}") from error
-            wait = BACK_OFF_SECONDS[self._refused]
-            self._refused += 1
+            wait = self._waits.pop(0)
             self._not_before = time.monotonic() + wait
             said = "%s could not be submitted (%s); it is submitted again in %d s"
             log.warning(said, self.name, _brief(error), wait)
             return False
-        self._refused = 0
+        self._waits = list(BACK_OFF_SECONDS)
         return True
 
     def done(self) -> bool:
@@ -94,6 +92,6 @@ class Call:
 
 
 def _brief(error: BaseException) -> str:
-    """An error in one line, without the middle of a long one."""
+    """An error in one line. Of a long one the middle is left out: the end of a trace tells most."""
     words = " ".join(f"{type(error).__name__}: {error}".split())
-    return words if len(words) <= HEAD + TAIL else f"{words[:HEAD]} … {words[-TAIL:]}"
+    return words if len(words) <= BRIEF else f"{words[: BRIEF // 3]} … {words[-BRIEF * 2 // 3 :]}"

@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
-NOTHING: Mapping[str, str] = {}
-
 
 class LostWorkerError(Exception):
     """A process that ended without returning anything."""
@@ -23,8 +21,8 @@ class LostWorkerError(Exception):
 class LocalExecutor:
     """Calls functions in processes on this machine.
 
-    Each call has a process of its own, so that one that is killed takes no other call with it, and
-    the next one does not find its memory. A process does not import the caller's `__main__`, so a
+    Each call has its own process, so that one that is killed takes no other call with it, and the
+    next one does not find its memory. A process does not import the caller's `__main__`, so a
     script needs no `if __name__ == "__main__"`.
 
     Args:
@@ -32,9 +30,9 @@ class LocalExecutor:
         environment: variables for the processes; those that are set already win.
     """
 
-    def __init__(self, at_a_time: int, environment: Mapping[str, str] = NOTHING) -> None:
+    def __init__(self, at_a_time: int, environment: Mapping[str, str] | None = None) -> None:
         self._pool = ThreadPoolExecutor(at_a_time, "gradshare-local")
-        self._environment = dict(environment)
+        self._environment = dict(environment or {})
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._closed = False
 
@@ -93,7 +91,7 @@ class LocalExecutor:
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path),
             },
-            # A session of its own: a terminal's Ctrl-C reaches the caller alone, which decides.
+            # Its own session: a terminal's Ctrl-C reaches the caller alone, which decides.
             start_new_session=True,
         )
 

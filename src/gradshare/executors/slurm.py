@@ -14,8 +14,6 @@ SHARED = (
     *("timeout_min", "mem_gb", "nodes", "cpus_per_task"),
     *("gpus_per_node", "tasks_per_node", "stderr_to_stdout"),
 )
-# How often a job that runs out of time is queued again. A run may need its limit many times over.
-MAX_TIMEOUTS = 1000
 
 
 def slurm_executor(folder: Path, name: str, settings: Mapping[str, Any]) -> Any:
@@ -43,7 +41,8 @@ def slurm_executor(folder: Path, name: str, settings: Mapping[str, Any]) -> Any:
                 f"there is no {program} on this machine, so nothing can be submitted to Slurm; run "
                 "this on a login node"
             )
-    executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS)
+    # A run may need its time limit many times over.
+    executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=1000)
     prefixed = {
         key if key in SHARED or key.startswith("slurm_") else f"slurm_{key}": value
         for key, value in settings.items()

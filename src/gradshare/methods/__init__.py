@@ -1,8 +1,9 @@
 """Meta-learning methods: each is a model, an update rule and an outer objective."""
 
+from gradshare.methods.learner import Learner, OuterStep
 from gradshare.methods.maml import maml
 from gradshare.methods.maml_plus_plus import maml_plus_plus
-from gradshare.methods.meta_learner import Adapted, Learner, MetaLearner, OuterStep
+from gradshare.methods.meta_learner import Adapted, MetaLearner
 from gradshare.methods.meta_sgd import meta_sgd
 from gradshare.methods.unicorn_maml import UnicornMAML, unicorn_maml
 

@@ -1,8 +1,4 @@
-"""A meta-learner: a model, an update rule, and an outer objective.
-
-MAML, Meta-SGD, MAML++ and UNICORN-MAML are four ways to put one together (see the files beside this
-one).
-"""
+"""A meta-learner: a model, an update rule and an outer objective, as MAML and its kin are."""
 
 from __future__ import annotations
 
@@ -11,13 +7,13 @@ import inspect
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradshare.errors import ConfigError, require_choice, require_count, require_flag
+from gradshare.errors import ConfigError, require_choice, require_count
 from gradshare.inner_loop import (
     Adaptation,
     SumOverTasks,
@@ -28,81 +24,18 @@ from gradshare.inner_loop import (
 )
 from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.rule import require_rule, with_prefix
+from gradshare.methods.learner import Loss, OuterStep
 from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.methods.network import Network, Precision
 from gradshare.models import BatchNormMode
-from gradshare.tasks.batch import TaskBatch, task_of
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(outputs, targets) of one task to a scalar."""
+from gradshare.tasks.batch import TaskBatch, each_task
 
 MODEL = "model"
 
 
 @dataclass(frozen=True)
-class OuterStep:
-    """The outer objective of one task batch.
-
-    Attributes:
-        objective: (T,) what is differentiated: the outer gradient is that of its mean over tasks.
-        losses: (T,) what is reported; often the same.
-        outputs: (T, queries, …) the model's outputs for the queries after the last inner step,
-            detached.
-        carried: the rule's carried tensors, detached, to be kept if the outer step is taken.
-    """
-
-    objective: Tensor
-    losses: Tensor
-    outputs: Tensor
-    carried: Tensors
-
-
-class Learner(Protocol):
-    """What `gradshare.fit` can train. Nothing that changes is kept in the learner: the
-    meta-parameters and the carried tensors are passed and returned.
-
-    A learner can have more: `loss` (one task's outputs and targets to a scalar; the default metric
-    and the canary of a checkpoint use it), `report(meta)` (learned quantities by name, with a value
-    for each inner step) and `laid_out(…)` (see `MetaLearner`).
-    """
-
-    def init(self) -> tuple[dict[str, Tensor], Tensors]:
-        """The meta-parameters, as leaves that require gradients, and the carried tensors, before
-        any training.
-        """
-        ...
-
-    def outer_step(
-        self,
-        meta: Tensors,
-        carried: Tensors,
-        tasks: TaskBatch,
-        *,
-        iteration: int,
-        sum_over_tasks: SumOverTasks = sum_over_local_tasks,
-    ) -> OuterStep:
-        """The outer objective of a task batch, differentiable in the meta-parameters."""
-        ...
-
-    def adapt(
-        self, meta: Tensors, carried: Tensors, tasks: TaskBatch, *, steps: int | None = None
-    ) -> Any:
-        """Adapt to the support sets of tasks that know nothing of each other."""
-        ...
-
-    def predict(self, meta: Tensors, adapted: Any, tasks: TaskBatch) -> Tensor:
-        """The (T, queries, …) outputs for the queries, from what `adapt` returned."""
-        ...
-
-
-@dataclass(frozen=True)
 class Adapted:
-    """Tasks after adaptation.
-
-    Attributes:
-        params: (T, …) their parameters.
-        updates: how many inner steps were taken.
-    """
+    """Adapted tasks: their parameters (T, …), and the number of inner steps that were taken."""
 
     params: Tensors
     updates: int
@@ -123,26 +56,26 @@ class MetaLearner:
         steps: K, the number of inner steps.
         loss: the inner and outer loss of one task.
         second_order: whether the outer gradient goes through the task gradients.
-        first_order_iterations: so many outer iterations are first-order whatever `second_order`
-            says (MAML++'s derivative-order annealing).
+        first_order_iterations: the first outer iterations, this many, are first order (MAML++'s
+            derivative-order annealing).
         multi_step_loss: MAML++'s outer loss over every inner step; None for the last one only.
         per_step_batch_norm: learn one γ and β for each inner step, (K, C) (MAML++). Those that the
             inner loop adapts stay single.
-        batch_norm: where the queries' batch statistics come from; see
+        batch_norm: which images supply the queries' batch statistics; see
             `gradshare.models.batch_norm`.
         adapts: which named parameters the inner loop adapts. Default: all but batch norm's γ and
             β, as in the reference MAML++ code. The others are learned by the outer loop alone.
             Parameters that do not require gradients are left out of both.
-        tasks_at_a_time: how many tasks of a batch one forward pass takes, by `torch.vmap` if more
-            than one; None for all.
+        tasks_at_a_time: the tasks that one forward pass takes, by `torch.vmap` if more than one;
+            None for all.
         recompute: free each step's graph and build it again in the backward pass, so that memory
-            does not grow with K nor with the number of tasks. It costs one more forward and
-            backward pass a step; see `gradshare.inner_loop.flat_memory`.
+            grows neither with K nor with the number of tasks. It costs one more forward and
+            backward pass for each step; see `gradshare.inner_loop.flat_memory`.
         precision: see `Network`.
 
     Raises:
-        ConfigError: an argument that is not what it should be, a model without parameters to adapt,
-            or one that can't do the inductive mode.
+        ConfigError: an argument of another kind, a model without parameters to adapt, or one
+            without the inductive mode.
     """
 
     def __init__(
@@ -167,7 +100,7 @@ class MetaLearner:
                 raise ConfigError(f"{name} is {function!r}; give a function")
         require_choice("batch_norm", batch_norm, BatchNormMode)
         require_choice("precision", precision, Precision)
-        require_flag("second_order", second_order)
+        require_choice("second_order", second_order, Literal[True, False])
         require_count("first_order_iterations", first_order_iterations, least=0)
         require_count("steps", steps)
         self.network = Network(model, precision=precision)
@@ -197,7 +130,8 @@ class MetaLearner:
                 f"gradients ({found}), and let `adapts` choose at least one"
             )
         of_batch = self.network.uses_batch_statistics
-        if of_batch and batch_norm == "inductive" and not _takes_support(model):
+        takes_support = "support" in inspect.signature(model.forward).parameters
+        if of_batch and batch_norm == "inductive" and not takes_support:
             raise ConfigError(
                 f"inductive batch norm needs {type(model).__name__}.forward(x, support), where the "
                 "support inputs supply the statistics; put them in front of x, pass their number "
@@ -236,17 +170,21 @@ class MetaLearner:
         outer = {**with_prefix(MODEL, theta), **learned}
         return {name: t.detach().clone().requires_grad_() for name, t in outer.items()}, carried
 
+    def is_model_parameter(self, name: str) -> bool:
+        """Whether a meta-parameter is the model's and not learned by a rule."""
+        return name.startswith(f"{MODEL}.")
+
     def initial_parameters(self) -> dict[str, Tensor]:
         """The model's parameters as they are now, those that are adapted first."""
         parameters = dict(self.model.named_parameters())
         return {name: parameters[name].detach() for name in (*self.adapted, *self.shared)}
 
     def start(self, theta: Tensors, tasks: TaskBatch) -> dict[str, Tensor]:
-        """Where tasks start: the initialisation, (T, …).
+        """The (T, …) parameters from which tasks start: the initialisation.
 
         Args:
             theta: the adapted parameters of the initialisation.
-            tasks: whose support sets may be looked at.
+            tasks: a subclass may use their support sets.
         """
         return {name: t.expand(len(tasks), *t.shape) for name, t in theta.items()}
 
@@ -267,11 +205,11 @@ class MetaLearner:
             carried: the rule's carried tensors.
             tasks: prepared tasks.
             iteration: how many outer steps were taken before this one, for the schedules.
-            sum_over_tasks: sums over the whole batch when `tasks` is only a share of it.
+            sum_over_tasks: sums over the whole batch when `tasks` is only a part of it.
 
         Raises:
-            ConfigError: `meta` or `carried` lack a tensor, or the loss or the model does not return
-                what it should.
+            ConfigError: `meta` or `carried` lacks a tensor, or the loss or the model returns
+                something of another kind.
         """
         second_order = self.second_order and iteration >= self.first_order_iterations
         # Losses that depend on nothing learned are constants and can't be differentiated.
@@ -303,11 +241,11 @@ class MetaLearner:
     def adapt(
         self, meta: Tensors, carried: Tensors, tasks: TaskBatch, *, steps: int | None = None
     ) -> Adapted:
-        """Adapt to the support sets of tasks that know nothing of each other (Algorithm 2).
+        """Adapt to the support sets of tasks, each independently of the others (Algorithm 2).
 
         Args:
             meta: the meta-parameters.
-            carried: the rule's carried tensors, left as they are.
+            carried: the rule's carried tensors; they do not change.
             tasks: prepared tasks.
             steps: inner steps; None for K. Steps beyond K use what the K-th has learned.
         """
@@ -359,7 +297,7 @@ class MetaLearner:
         return torch.stack(each_task(self._loss, outputs, targets, sizes))
 
     def report(self, meta: Tensors) -> dict[str, list[float]]:
-        """What the rule reports, with a value for each inner step."""
+        """The quantities that the rule reports, with a value for each inner step."""
         return self.rule.report(meta)
 
     def shared_parameters(self, meta: Tensors, step: int) -> dict[str, Tensor]:
@@ -475,25 +413,3 @@ class MetaLearner:
             chunks=self.chunks(tasks),
             recompute=self.recompute,
         )
-
-
-def each_task(
-    function: Callable[[Tensor, Any], Any], outputs: Tensor, targets: Any, sizes: Any = None
-) -> list[Any]:
-    """Call a function with each task's outputs and targets, without padding.
-
-    Args:
-        function: of (n, …) outputs and targets.
-        outputs: (T, n, …).
-        targets: (T, n, …), a tree of tensors.
-        sizes: T numbers of real examples; None for all.
-    """
-    values = []
-    for task in range(len(outputs)):
-        real = slice(None if sizes is None else sizes[task])
-        values.append(function(outputs[task][real], task_of(targets, task, sizes)))
-    return values
-
-
-def _takes_support(model: nn.Module) -> bool:
-    return "support" in inspect.signature(model.forward).parameters

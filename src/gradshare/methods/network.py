@@ -109,6 +109,8 @@ class Network:
                 dims = (0, 0, None if support is None else 0)
                 return torch.vmap(forward, dims, randomness="different")(dict(params), x, support)
             except RuntimeError as error:  # perhaps the module's own, which the loop raises again
+                if is_out_of_memory(error):
+                    raise
                 refusal = str(error).partition("\n")[0][:200]
             set_random_state(random, device)
         outputs = []
@@ -278,6 +280,14 @@ def _say_once(model: str, first: str, count: int) -> None:
         count,
         model,
         first,
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU."""
+    signs = ("can't allocate memory", "could not create a primitive", "not enough memory")
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     )
 
 

@@ -147,3 +147,21 @@ def task_of(tree: Tree, task: int, sizes: Sequence[int] | None = None) -> Tree:
     """
     real = slice(None if sizes is None else sizes[task])
     return tree_map(lambda tensor: tensor[task][real], tree)
+
+
+def each_task(
+    function: Callable[[Tensor, Any], Any], outputs: Tensor, targets: Any, sizes: Any = None
+) -> list[Any]:
+    """Call a function with each task's outputs and targets, without padding.
+
+    Args:
+        function: of (n, …) outputs and targets.
+        outputs: (T, n, …).
+        targets: (T, n, …), a tree of tensors.
+        sizes: T numbers of real examples; None for all.
+    """
+    values = []
+    for task in range(len(outputs)):
+        real = slice(None if sizes is None else sizes[task])
+        values.append(function(outputs[task][real], task_of(targets, task, sizes)))
+    return values

@@ -130,6 +130,12 @@ class ClassTasks:
             class_labels(tasks, self.ways, self.queries),
         )
 
+    def classes_of(self, index: int) -> tuple[Any, ...]:
+        """The classes of a task's labels 0 … ways - 1."""
+        rows = self._draw(generator(index))[:, 0]
+        codes = np.searchsorted(self._starts, rows, side="right") - 1
+        return tuple(self.classes[code] for code in codes)
+
     def _draw(self, random: np.random.Generator) -> Rows:
         """Rows (ways, shots + queries) of the order by class."""
         if self._groups is None:

@@ -129,6 +129,10 @@ class GroupTasks:
             query_n=sizes if padded else None,
         )
 
+    def classes_of(self, index: int) -> tuple[Any, ...]:
+        """The classes of a task's labels 0, 1, …, which all tasks share; none of real targets."""
+        return self.classes or ()
+
     def encode(self, y: Any) -> tuple[torch.Tensor, tuple[Any, ...] | None]:
         """Targets (n,) of one support set as the tasks have them, and the classes in their order.
 

@@ -26,6 +26,8 @@ class TaskSource(Protocol):
       it with the one it started with.
     - `prepare(batch) -> TaskBatch`: runs after the batch has moved to the device, for example to
       normalise images. The classifier calls it too.
+    - `classes_of(index) -> tuple`: the names of a task's labels 0, 1, …, for the accuracy by class
+      in the report of a comparison.
     - `replace(**changes) -> TaskSource`: the same data with other shots, ways or queries.
     """
 

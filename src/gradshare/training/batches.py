@@ -9,10 +9,10 @@ from gradshare.training.randomness import touches_generators
 
 
 class Batches:
-    """Batches of a source, of which the next one is made while the last is used.
+    """Batches of a source; the next one is made in a thread while the current one is used.
 
     A source that seeds or draws from a global generator is asked in the caller's thread instead,
-    since it would change what the model draws meanwhile.
+    since it would change the model's random numbers meanwhile.
 
     Args:
         source: where they come from.
@@ -32,7 +32,7 @@ class Batches:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def get(self, tasks: range, following: range | None = None) -> TaskBatch:
-        """The tasks of some indices; those that will be asked for next are begun."""
+        """The tasks with some indices. Those of the next call are begun."""
         if self._pool is None:
             return self._source.batch(tasks)
         if self._ahead is not None and self._ahead[0] == tasks:

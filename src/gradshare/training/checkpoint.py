@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file that holds everything there is and runs no code when loaded.
+"""Checkpoints: one safetensors file with the whole state, which runs no code when it is loaded.
 
 Tensors are named `meta/NAME`, `carried/NAME` and `optimizer/N`. The header has the format version,
 the rest of the state as JSON, and a SHA-256 of everything else.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from gradshare.inner_loop import Tensors
 from gradshare.training.files import write_atomically
 
 FORMAT_VERSION = 2
-FIRST_FORMAT, FIRST_VERSION = 1, "0.1.0"
 
 
 class DamagedError(RunError):
@@ -33,20 +32,23 @@ class DamagedError(RunError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A moment of a run, on the CPU.
+    """The state of a run, on the CPU.
 
     Attributes:
         meta: the meta-parameters.
         carried: the rules' carried tensors (ĝ).
-        progress: JSON; of a moment to continue from everything else that the run needs, of an
-            epoch's model the run's identity alone.
+        progress: JSON: the run's identity and, unless it is an epoch's model alone, its status.
         optimizer: the optimiser's state_dict; None of an epoch's model.
     """
 
     meta: dict[str, Tensor]
     carried: dict[str, Tensor]
     progress: dict[str, Any]
-    optimizer: dict[str, Any] | None = field(default=None)
+    optimizer: dict[str, Any] | None = None
+
+    def model(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The meta-parameters and carried tensors on a device."""
+        return on_device(self.meta, device), on_device(self.carried, device)
 
 
 def on_device(tensors: Tensors, device: torch.device) -> dict[str, Tensor]:
@@ -111,32 +113,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise DamagedError(f"{path} cannot be read as a checkpoint: {error}") from error
 
 
-def require_fit(path: Path, checkpoint: Checkpoint, like: Checkpoint) -> None:
-    """Check that a checkpoint is of the run that it lies in.
+def require_same_shapes(
+    path: Path, checkpoint: Checkpoint, meta: Tensors, carried: Tensors
+) -> None:
+    """Raise RunError unless a checkpoint has tensors of these names, types and shapes.
 
     Args:
         path: where it was read, for the error.
         checkpoint: as it was read.
-        like: a checkpoint of the run, with the run's identity as `progress["run"]`.
-
-    Raises:
-        DamagedError: it is of another run; or a tensor is missing, or too many, or of another shape
-            or type.
+        meta: the learner's meta-parameters.
+        carried: the rules' carried tensors.
     """
-    theirs, ours = checkpoint.progress.get("run"), like.progress.get("run")
-    if ours is not None and theirs != ours:
-        raise DamagedError(f"{path} is of another run ({theirs}, not {ours}); use the run's own")
-    for held, own in ((checkpoint.meta, like.meta), (checkpoint.carried, like.carried)):
-        for name in sorted(held.keys() ^ own.keys()):
-            whose = "this run has none" if name in held else "it has none"
-            raise DamagedError(f"{path} is of another run: {name}: {whose}; use the run's own")
-        for name, tensor in held.items():
-            has, wants = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, own[name]))
+    for held, own in ((checkpoint.meta, meta), (checkpoint.carried, carried)):
+        for name in sorted(held.keys() | own.keys()):
+            has, wants = (_described(tensors.get(name)) for tensors in (held, own))
             if has != wants:
-                raise DamagedError(
-                    f"{path} is of another run: {name} is {has}, this run has {wants}; use the "
-                    "run's own"
+                raise RunError(
+                    f"{path} does not fit this learner: {name} is {has} in the file and {wants} in "
+                    "the learner; continue with the learner and the default dtype that the run was "
+                    "started with"
                 )
+
+
+def _described(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
 def _require_format(path: Path, metadata: Mapping[str, str]) -> None:
@@ -152,7 +152,7 @@ def _require_format(path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """A state_dict as JSON, whose tensors are put among others by number."""
+    """A state_dict as JSON. Its tensors are added to `tensors` and named by number."""
     if isinstance(value, Tensor):
         name = f"optimizer/{len(tensors)}"
         tensors[name] = value

@@ -1,4 +1,4 @@
-"""What is checked once, when a learner meets its sources: by one dry run of each part."""
+"""Checks of a learner, its sources and metrics before a run: one dry run of each part."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from gradshare.errors import ConfigError, DataError, GradshareError
 from gradshare.inner_loop import Tensors
-from gradshare.methods import Learner, MetaLearner, UnicornMAML
+from gradshare.methods import Learner, MetaLearner
+from gradshare.methods.network import is_out_of_memory
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import PARTS, leaves, task_of
 from gradshare.tasks.source import prepared, require_pure
+from gradshare.training.divergence import not_finite_part
 from gradshare.training.metrics import Metric, default_metrics, require_metrics
 
 METHODS = ("init", "outer_step", "adapt", "predict")
@@ -24,11 +26,10 @@ METHODS = ("init", "outer_step", "adapt", "predict")
 
 def require_learner(learner: object) -> None:
     """Raise ConfigError unless `learner` has the four methods of a `Learner`."""
-    missing = [name for name in METHODS if not callable(getattr(learner, name, None))]
-    if isinstance(learner, type) or missing:
-        kind = (
-            f"the class {learner.__name__}" if isinstance(learner, type) else type(learner).__name__
-        )
+    if isinstance(learner, type) or not all(callable(getattr(learner, n, None)) for n in METHODS):
+        kind = type(learner).__name__
+        if isinstance(learner, type):
+            kind = f"the class {learner.__name__}"
         raise ConfigError(
             f"the learner is {kind}; give an object with the methods "
             f"{', '.join(METHODS)}, such as gradshare.maml(model)"
@@ -56,9 +57,9 @@ def require_source(name: str, source: Any, indices: Sequence[int]) -> None:
         require_pure(source, indices[-1], indices[0])
     except GradshareError as error:
         raise type(error)(f"{name}: {error}") from error
-    except (MemoryError, torch.cuda.OutOfMemoryError):
-        raise
     except Exception as error:  # a list of tasks ends, a seed has 32 bits
+        if is_out_of_memory(error):
+            raise
         raise DataError(
             f"{name}: {type(source).__name__}.batch failed at index {indices[-1]} with "
             f"{type(error).__name__}: {error!s:.200}; it must have a task for each index below "
@@ -67,23 +68,18 @@ def require_source(name: str, source: Any, indices: Sequence[int]) -> None:
 
 
 def initial_state(learner: Learner) -> tuple[dict[str, Tensor], Tensors]:
-    """`learner.init()`, with what it returns checked.
-
-    Raises:
-        ConfigError: the meta-parameters are not named leaves that require gradients.
-    """
-    returned: Any = learner.init()
-    match returned:
+    """`learner.init()`; ConfigError if its meta-parameters are not named leaves."""
+    match learner.init():
         case (Mapping() as meta, Mapping() as carried) if meta:
-            odd = [n for n, t in meta.items() if not (isinstance(t, Tensor) and t.is_leaf)]
-            if odd or not all(t.requires_grad for t in meta.values()):
-                raise ConfigError(
-                    "the meta-parameters that init() returns must be leaf tensors that require "
-                    f"gradients, and {(odd or list(meta))[0]!r} is not one; use "
-                    "tensor.detach().clone().requires_grad_()"
-                )
+            for name, tensor in meta.items():
+                if not (isinstance(tensor, Tensor) and tensor.is_leaf and tensor.requires_grad):
+                    raise ConfigError(
+                        "the meta-parameters that init() returns must be leaf tensors that require "
+                        f"gradients, and {name!r} is not one; use "
+                        "tensor.detach().clone().requires_grad_()"
+                    )
             return dict(meta), carried
-        case _:
+        case returned:
             raise ConfigError(
                 f"{type(learner).__name__}.init() returned {returned!r:.100}; it must return two "
                 "dictionaries of named tensors: the meta-parameters and the carried tensors"
@@ -103,45 +99,39 @@ def require_together(
         learner: the method.
         state: its meta-parameters and carried tensors, on the device.
         sources: "train", "validation" and perhaps "test".
-        metrics: what the user wants to measure; None for the defaults.
-        score: the metric that selects checkpoints; None for the first.
+        metrics, score: as for `fit`.
 
     Raises:
         ConfigError: the learner does not fit the source, or a metric not the learner.
+        DataError: a task holds values that are not finite, and the learner can't take them.
     """
-    device = next(iter(state[0].values())).device
+    meta, carried = state
     lean = learner
     if isinstance(learner, MetaLearner):  # in the least memory, whatever the layout will be
         lean = learner.laid_out(tasks_at_a_time=1, recompute=True)
     for name, source in sources.items():
-        tasks = prepared(source, source.batch([0]).to(device))
-        with fitting(learner, name, tasks):
-            # Without an inner step, whose loss would blame the labels.
-            require_outputs(learner, _outputs(lean, state, tasks, steps=0), tasks, source)
+        tasks = prepared(source, source.batch([0]).to(next(iter(meta.values())).device))
+        with explain_misfit(learner, meta, name, tasks):
+            # First without an inner step, whose loss would blame the labels.
+            with torch.no_grad():
+                outputs = lean.predict(meta, lean.adapt(meta, carried, tasks, steps=0), tasks)
+            require_outputs(learner, outputs, tasks, source)
             if name == "train":
-                require_outputs(learner, _outer_step_outputs(lean, state, tasks), tasks, source)
-            outputs = _outputs(lean, state, tasks)
+                _require_outer_step(lean, state, tasks, source)
+            with torch.no_grad():
+                outputs = lean.predict(meta, lean.adapt(meta, carried, tasks), tasks)
             if metrics is None:
                 metrics = default_metrics(learner, outputs, tasks.query_y)
             score = require_metrics(metrics, score)
-            for metric in metrics.values():
-                metric.values(outputs, tasks.query_y, tasks.query_n)
+            values = [m.values(outputs, tasks.query_y, tasks.query_n) for m in metrics.values()]
+            require_finite(name, tasks, [outputs, *values])
     return dict(metrics or {}), score or ""
 
 
-@torch.no_grad()
-def _outputs(
-    learner: Learner, state: tuple[Tensors, Tensors], tasks: TaskBatch, *, steps: int | None = None
-) -> Any:
-    return learner.predict(state[0], learner.adapt(*state, tasks, steps=steps), tasks)
-
-
-def _outer_step_outputs(learner: Learner, state: tuple[Tensors, Tensors], tasks: TaskBatch) -> Any:
-    """The outputs of an outer step on one task, whose objective is checked.
-
-    Raises:
-        ConfigError: it cannot be differentiated.
-    """
+def _require_outer_step(
+    learner: Learner, state: tuple[Tensors, Tensors], tasks: TaskBatch, source: TaskSource
+) -> None:
+    """Raise ConfigError unless the objective of an outer step on one task can be differentiated."""
     step = learner.outer_step(*state, tasks, iteration=0)
     if step.objective.shape != (1,) or step.losses.shape != (1,):
         raise ConfigError(
@@ -157,7 +147,21 @@ def _outer_step_outputs(learner: Learner, state: tuple[Tensors, Tensors], tasks:
             "the objective does not depend on any meta-parameter; compute it from `meta`, "
             "without detach() or torch.no_grad()"
         )
-    return step.outputs
+    require_outputs(learner, step.outputs, tasks, source)
+    require_finite("train", tasks, [step.losses])
+
+
+def require_finite(name: str, tasks: TaskBatch, computed: Sequence[Tensor]) -> None:
+    """Raise DataError if a source's tasks and what was computed from them are not finite.
+
+    A model that can take such inputs passes, and so does one that overflows on finite inputs.
+    """
+    part = not_finite_part(tasks)
+    if part is not None and not all(bool(tensor.isfinite().all()) for tensor in computed):
+        raise DataError(
+            f"{name}: {part} (NaN or infinite), and the model can't take it; leave such examples "
+            "out, or replace these values"
+        )
 
 
 def require_outputs(learner: Learner, outputs: Any, tasks: TaskBatch, source: TaskSource) -> None:
@@ -168,32 +172,31 @@ def require_outputs(learner: Learner, outputs: Any, tasks: TaskBatch, source: Ta
             f"the outputs for a batch of tasks are of {what}; give one tensor (T, queries, …)"
         )
     loss = getattr(learner, "loss", None)
+    loss = getattr(loss, "func", loss)  # of a functools.partial
     if loss is not F.cross_entropy and not isinstance(loss, nn.CrossEntropyLoss):
         return
-    labels = [
-        task_of(y, 0, sizes)
-        for y, sizes in ((tasks.support_y, tasks.support_n), (tasks.query_y, tasks.query_n))
-        if isinstance(y, Tensor)
-    ]
-    if any(y.is_floating_point() for y in labels) or outputs.ndim < 3:
-        if outputs.ndim == 2 or not all(map(_are_probabilities, labels)):
-            raise ConfigError(
-                f"the targets are real values and the outputs {tuple(outputs.shape)}; cross "
-                "entropy needs classes: give a loss of your own, such as loss=F.mse_loss"
-            )
-        return
-    model = getattr(learner, "model", None)
-    has, needs = outputs.shape[2], int(max(int(y.max()) for y in labels)) + 1
-    largest = getattr(source, "ways", None)
-    if has < needs or has < 2:
+    targets = (tasks.support_y, tasks.support_n), (tasks.query_y, tasks.query_n)
+    labels = [task_of(y, 0, sizes) for y, sizes in targets if isinstance(y, Tensor)]
+    real = any(y.is_floating_point() for y in labels)
+    if outputs.ndim == 2 or (real and not all(map(_are_probabilities, labels))):
         raise ConfigError(
-            f"{type(model).__name__} has {has} outputs and the tasks have {max(needs, 2)} classes; "
-            f"make it with {max(needs, 2)} outputs, or number the classes of each task from 0"
+            f"the targets are real values and the outputs {tuple(outputs.shape)}; cross "
+            "entropy needs classes: give a loss of your own, such as loss=F.mse_loss"
         )
-    if isinstance(largest, int) and has > largest and not isinstance(learner, UnicornMAML):
+    if real:
+        return
+    model = type(getattr(learner, "model", learner)).__name__
+    has, needs = outputs.shape[2], max([2, *(int(y.max()) + 1 for y in labels)])
+    if has < needs:
         raise ConfigError(
-            f"{type(model).__name__} has {has} outputs and the largest task has {largest} classes; "
-            f"make it with {largest} outputs: the others could only be wrong"
+            f"{model} has {has} outputs and the tasks have {needs} classes; make it with {needs} "
+            "outputs, or number the classes of each task from 0"
+        )
+    largest = getattr(source, "ways", None)
+    if isinstance(largest, int) and has > largest:
+        raise ConfigError(
+            f"{model} has {has} outputs and the largest task has {largest} classes; make it with "
+            f"{largest} outputs: the others could only be wrong"
         )
 
 
@@ -208,33 +211,32 @@ def make_optimizer(
     meta: Mapping[str, Tensor],
     groups: Callable[[str], Mapping[str, Any]] | None,
 ) -> torch.optim.Optimizer:
-    """The outer optimiser.
+    """The outer optimiser. Meta-parameters with the same options are one group.
 
     Args:
-        factory: makes it from a list of parameter groups.
+        factory, groups: as `optimizer` and `groups` of `fit`.
         meta: the meta-parameters.
-        groups: from a meta-parameter's name to its options, such as {"lr": 1e-4}; parameters with
-            the same options are one group. None for one group without options.
 
     Raises:
         ConfigError: the factory does not return an optimiser of all of them.
     """
-    sorted_out: dict[str, dict[str, Any]] = {}
+    by_options: dict[str, dict[str, Any]] = {}
     for name, tensor in meta.items():
         options = dict(groups(name)) if groups is not None else {}
-        group = sorted_out.setdefault(repr(sorted(options.items())), {**options, "params": []})
+        group = by_options.setdefault(repr(sorted(options.items())), {**options, "params": []})
         group["params"].append(tensor)
+    example = "such as functools.partial(torch.optim.Adam, lr=1e-3)"
     try:
-        optimizer = factory(list(sorted_out.values()))
+        optimizer = factory(list(by_options.values()))
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"the optimiser cannot be made: {error}; give a factory that takes parameter groups, "
-            "such as functools.partial(torch.optim.Adam, lr=1e-3)"
+            f"{example}"
         ) from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(
             f"optimizer returned a {type(optimizer).__name__}; give a factory of a torch "
-            "optimiser, such as functools.partial(torch.optim.Adam, lr=1e-3)"
+            f"optimiser, {example}"
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ConfigError("LBFGS evaluates the loss within its step; give another optimiser")
@@ -249,29 +251,35 @@ def make_optimizer(
 
 
 @contextmanager
-def fitting(learner: Learner, name: str, tasks: TaskBatch) -> Iterator[None]:
-    """Say of an error in here that the learner and the source do not fit.
-
-    Raises:
-        ConfigError: for any error but gradshare's own and one of memory.
+def explain_misfit(learner: Learner, meta: Tensors, name: str, tasks: TaskBatch) -> Iterator[None]:
+    """Turn an error, but for gradshare's own and those of memory, into a ConfigError that names
+    learner, source and shapes.
     """
     try:
         with warnings.catch_warnings():
             # Targets (n,) beside outputs (n, 1) are broadcast to (n, n), with a warning only.
             warnings.filterwarnings("error", message="Using a target size")
             yield
-    except (GradshareError, torch.cuda.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:
-        if "can't allocate memory" in str(error):
+        if isinstance(error, GradshareError) or is_out_of_memory(error):
             raise
         model = type(getattr(learner, "model", learner)).__name__
+        found = [leaf for part in PARTS for leaf in leaves(getattr(tasks, part), part)]
         shapes = ", ".join(
-            f"{path} {str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape[1:])}"
-            for part in PARTS
-            for path, leaf in leaves(getattr(tasks, part), part)
+            f"{path} {_name(leaf.dtype)} {tuple(leaf.shape[1:])}" for path, leaf in found
+        )
+        own = _name(next(iter(meta.values())).dtype)
+        others = {_name(leaf.dtype) for _, leaf in found if leaf.is_floating_point()} - {own}
+        remedy = "".join(
+            f"; the model is {own}: convert the source's tensors with x.to(torch.{own}), or the "
+            f"model with model.to(torch.{other})"
+            for other in sorted(others)[:1]
         )
         raise ConfigError(
             f"{model} and the source {name!r} do not fit: {type(error).__name__}: "
-            f"{error!s:.300}; a task of the source is {shapes}"
+            f"{error!s:.300}; a task of the source is {shapes}{remedy}"
         ) from error
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Which device a run computes on."""
+"""The device that a run computes on."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from gradshare.training.distributed import OneProcess
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA if there is one.
+    """The device with a name; "auto" is CUDA if there is one.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", name):
-        raise ConfigError(f"--device {name!r:.40} is unknown; use auto, cpu, cuda or cuda:N")
+        raise ConfigError(f"device {name!r:.40} is unknown; use auto, cpu, cuda or cuda:N")
     device = torch.device(name)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--device {name!r} cannot be used here ({reason}); use another"
-        ) from error
+        raise ConfigError(f"device {name!r} cannot be used here ({reason}); use another") from error
     return device
 
 
@@ -44,7 +42,7 @@ def device_of_process(name: str, processes: OneProcess) -> torch.device:
         if device.type != kind:
             raise ConfigError(
                 f"the device is {device.type} here and {kind} in the first process; give every "
-                "process of a run a GPU, or --device cpu"
+                "process of a run a GPU, or device='cpu' (--device cpu)"
             )
 
     processes.agree(require_one_kind)
@@ -52,9 +50,10 @@ def device_of_process(name: str, processes: OneProcess) -> torch.device:
 
 
 def keep_float32(device: torch.device) -> None:
-    """Turn TF32 off, for the whole process: on newer GPUs PyTorch lets cuDNN round float32 to it,
-    with 10 bits after the point, in convolutions, which would not be the float32 that was asked
-    for.
+    """Turn TF32 off for the whole process.
+
+    On newer GPUs PyTorch lets cuDNN round float32 to TF32 in convolutions, with 10 bits after the
+    point.
     """
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
@@ -67,8 +66,8 @@ def _own_device(device: torch.device, processes: OneProcess) -> torch.device:
     count = torch.cuda.device_count()
     if device.index is not None or processes.local_size > count:
         raise ConfigError(
-            f"{processes.local_size} processes on this machine need a GPU each, and --device "
+            f"{processes.local_size} processes on this machine need a GPU each, and device "
             f"{device} has {count if device.index is None else 1}; start fewer processes, or use "
-            "--device cpu"
+            "device='cpu' (--device cpu)"
         )
     return torch.device("cuda", processes.local_rank)

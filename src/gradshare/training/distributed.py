@@ -43,13 +43,9 @@ class OtherRankError(RunError):
     """Another process of the run has ended it, and this one has only heard of it."""
 
 
-class LostRankError(OtherRankError):
-    """Another process of the run was lost: it ended without saying why."""
-
-
 @dataclass(frozen=True)
 class Share:
-    """What one process does of a task batch.
+    """The tasks of a batch that one process computes.
 
     Attributes:
         processes: who share the batch.
@@ -76,7 +72,7 @@ class Share:
 
 
 class OneProcess:
-    """A run in one process: it has every task, and nobody to exchange anything with.
+    """A run in one process: it has every task, and exchanges nothing.
 
     Attributes:
         rank: which process this is, from 0.
@@ -157,7 +153,6 @@ class ProcessGroup(OneProcess):
         cuda: whether tensors may be on a GPU.
         timeout: after how long a silent process is given up.
         patient: whether a second Ctrl-C is taken like the first.
-        fate: says what became of a process that was lost, if it can.
 
     Raises:
         OtherRankError: from any method, when another process has failed or is gone.
@@ -174,16 +169,14 @@ class ProcessGroup(OneProcess):
         cuda: bool,
         timeout: timedelta = TIMEOUT,
         patient: bool = False,
-        fate: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.rank, self.size = rank, size
         self.local_rank, self.local_size = local_rank, local_size
         self.stop = StopRequests(patient=patient)
         self._asked: int | None = None
         self._store = store
-        self._fate = fate
-        # Its functions hold on to the group that there is when it is first imported, which an
-        # optimiser does, and `close` would not close what it still has.
+        # When this module is first imported, which an optimiser does, its functions keep the
+        # group that exists then, and `close` would not close that one. So import it before.
         importlib.import_module("torch.distributed.nn")
         with self._exchange():
             dist.init_process_group(
@@ -310,11 +303,8 @@ class ProcessGroup(OneProcess):
         with contextlib.suppress(RuntimeError):
             if self._store.check([FAILURE]):
                 return OtherRankError(self._store.get(FAILURE).decode())
-        fate = self._fate()
-        if fate is not None:
-            return LostRankError(fate)
         first_line = str(error).splitlines()[0].rpartition("] ")[2]
-        return LostRankError(
+        return OtherRankError(
             f"another of the {self.size} processes of this run was lost, as rank {self.rank} "
             f"noticed: {first_line.partition('. ')[0]}"
         )

@@ -1,22 +1,15 @@
 """Where an outer iteration became non-finite.
 
 An iteration is a pure function of its meta-parameters, carried tensors and tasks. So nothing is
-watched while iterations go well: one that was refused is computed again, this time looking at
-every value.
+watched while iterations go well: a refused one is computed again, and every value is looked at.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor
 
-from gradshare.inner_loop import Step, Tensors, UpdateRule, task_gradients
-from gradshare.inner_loop.rule import sum_over_local_tasks
+from gradshare.inner_loop import Step, Tensors, UpdateRule
 from gradshare.methods import Adapted, Learner, MetaLearner
-from gradshare.methods.meta_learner import MODEL
 from gradshare.tasks import TaskBatch
 from gradshare.tasks.batch import PARTS, leaves, task_of
 
@@ -31,7 +24,7 @@ def diagnose(
         meta: the meta-parameters, as they were before the iteration.
         carried: the carried tensors, likewise.
         tasks: prepared tasks.
-        iteration: how many iterations came before.
+        iteration: the number of iterations before this one.
 
     Returns:
         "the support loss of task 2 is not finite at inner step 4", for instance; None if no value
@@ -40,19 +33,31 @@ def diagnose(
     unusable = not_finite(meta)
     if unusable is not None:
         return f"{unusable} is not finite"
-    for task in range(len(tasks)):
-        for name in PARTS:
-            sizes = tasks.support_n if name.startswith("support") else tasks.query_n
-            for path, leaf in leaves(task_of(getattr(tasks, name), task, sizes), name):
-                if not bool(leaf.isfinite().all()):
-                    return f"{path} of task {task + 1} holds a value that is not finite"
-    if not isinstance(learner, MetaLearner):
-        losses = learner.outer_step(meta, carried, tasks, iteration=iteration).losses
-        blamed = _not_finite_tasks({"loss": losses})
-        return f"the outer loss of task {blamed[0]} is not finite" if blamed else None
-    return next(_forward(learner, meta, carried, tasks, iteration), None) or next(
-        _backward(learner, meta, carried, tasks, iteration), None
-    )
+    part = not_finite_part(tasks)
+    if part is not None:
+        return part
+    if isinstance(learner, MetaLearner):
+        learner = learner.laid_out(tasks_at_a_time=1, recompute=False)
+        learner.rule = watched = _Watched(learner.rule)
+    step = learner.outer_step(meta, carried, tasks, iteration=iteration)
+    if isinstance(learner, MetaLearner):
+        faults = watched.faults or _query_faults(learner, meta, watched.params, tasks, iteration)
+    else:
+        faults = [f"the outer loss of task {t} is not finite" for t in _bad({"": step.losses})]
+    if faults:
+        return faults[0]
+    for task, objective in enumerate(step.objective, start=1):
+        gradients = torch.autograd.grad(
+            objective,
+            list(meta.values()),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        name = not_finite(dict(zip(meta, gradients, strict=True)))
+        if name is not None:
+            return f"the outer gradient of {name} from task {task} is not finite"
+    return None
 
 
 def not_finite(tensors: Tensors) -> str | None:
@@ -60,92 +65,29 @@ def not_finite(tensors: Tensors) -> str | None:
     return next((name for name, t in tensors.items() if not bool(t.isfinite().all())), None)
 
 
-def _forward(
-    learner: MetaLearner, meta: Tensors, carried: Tensors, tasks: TaskBatch, iteration: int
-) -> Iterator[str]:
-    """What is not finite in the inner loop and the query losses, in the order of the algorithm."""
-    weights = learner.query_weights(iteration)
-    learned = {name: t for name, t in meta.items() if not name.startswith(f"{MODEL}.")}
-    theta = {name: meta[f"{MODEL}.{name}"].detach() for name in learner.adapted}
-    params: Tensors = learner.start(theta, tasks)
-    state = learner.rule.start(params)
-
-    def support_losses(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
-        return learner.support_losses(params, shared, tasks[chunk], training=True)
-
-    for k in range(learner.steps):
-        at = f"at inner step {k + 1}"
-        gradients, losses = task_gradients(
-            support_losses,
-            params,
-            learner.shared_parameters(meta, k),
-            learner.chunks(tasks),
-            second_order=False,
-            recompute=False,
-        )
-        for task in _not_finite_tasks({"loss": losses}):
-            yield f"the support loss of task {task} is not finite {at}"
-        for task in _not_finite_tasks(gradients):
-            yield f"the gradient of task {task}'s support loss is not finite {at}"
-        with torch.no_grad():
-            step = Step(k, params, gradients, losses, sum_over_local_tasks)
-            updates, carried, state = learner.rule.update(gradients, learned, carried, state, step)
-            params = {name: tensor - updates[name] for name, tensor in params.items()}
-            for task in _not_finite_tasks(params):
-                yield f"the parameters of task {task} are not finite after inner step {k + 1}"
-            if weights[k]:
-                outputs = learner.predict(meta, Adapted(params, k + 1), tasks)
-                losses = learner.losses(outputs, tasks.query_y, tasks.query_n)
-                for task in _not_finite_tasks({"loss": losses}):
-                    yield f"the query loss of task {task} is not finite after inner step {k + 1}"
-
-
-def _backward(
-    learner: MetaLearner, meta: Tensors, carried: Tensors, tasks: TaskBatch, iteration: int
-) -> Iterator[str]:
-    """Whose outer gradient is not finite, and in which inner step it becomes so."""
-    watched = copy.copy(learner)
-    watched.rule = rule = _Watched(learner.rule)
-    objective = watched.outer_step(meta, carried, tasks, iteration=iteration).objective
+def not_finite_part(tasks: TaskBatch) -> str | None:
+    """The first input or target that is not finite, padding aside; None if there is none."""
     for task in range(len(tasks)):
-        rule.reached.clear()
-        gradients = torch.autograd.grad(
-            objective[task],
-            list(meta.values()),
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        name = not_finite(dict(zip(meta, gradients, strict=True)))
-        if name is None:
-            continue
-        yield (
-            f"the outer gradient of {name} from task {task + 1} is not finite"
-            f"{_where(rule, name, learner.steps)}"
-        )
-
-
-def _where(rule: _Watched, name: str, steps: int) -> str:
-    """Where the outer gradient stopped being finite on its way back.
-
-    If what comes back to θ_k is not finite, the pass through inner step k + 1 made it so, or where
-    there is no such step the pass through the queries.
-    """
-    last = max(rule.reached, default=0)
-    if last == steps or not rule.watching:
-        return ", from the query loss on"
-    if last == 0 and not name.startswith(f"{MODEL}."):
-        return ""  # each θ_k got a finite one: the overflow is in what one of the rules learns
-    return f" behind inner step {last + 1}"
+        for name in PARTS:
+            sizes = tasks.support_n if name.startswith("support") else tasks.query_n
+            for path, leaf in leaves(task_of(getattr(tasks, name), task, sizes), name):
+                if not bool(leaf.isfinite().all()):
+                    return f"{path} of task {task + 1} holds a value that is not finite"
+    return None
 
 
 class _Watched(UpdateRule):
-    """A rule, and a note of the inner steps whose updates get a non-finite outer gradient."""
+    """A rule that notes what is not finite in each inner step.
+
+    Attributes:
+        faults: what was found, in the order of the algorithm.
+        params: (T, …) the parameters after each step.
+    """
 
     def __init__(self, rule: UpdateRule) -> None:
         self.rule = rule
-        self.watching = False
-        self.reached: set[int] = set()
+        self.faults: list[str] = []
+        self.params: list[Tensors] = []
 
     def start(self, params: Tensors) -> Tensors:
         return self.rule.start(params)
@@ -154,19 +96,44 @@ class _Watched(UpdateRule):
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
         updates, carried, task = self.rule.update(gradients, meta, carried, task, step)
-
-        def look(gradient: Tensor) -> None:
-            if not bool(gradient.isfinite().all()):
-                self.reached.add(step.k + 1)
-
-        for tensor in updates.values():
-            if tensor.requires_grad:
-                self.watching = True
-                tensor.register_hook(look)  # type: ignore[no-untyped-call]
+        after = {name: (t - updates[name]).detach() for name, t in step.params.items()}
+        k = step.k + 1
+        for number in _bad({"loss": step.losses}):
+            self.faults.append(f"the support loss of task {number} is not finite at inner step {k}")
+        for number in _bad(gradients):
+            self.faults.append(
+                f"the gradient of task {number}'s support loss is not finite at inner step {k}"
+            )
+        for number in _bad(after):
+            self.faults.append(
+                f"the parameters of task {number} are not finite after inner step {k}"
+            )
+        self.params.append(after)
         return updates, carried, task
 
 
-def _not_finite_tasks(tensors: Tensors) -> list[int]:
+@torch.no_grad()
+def _query_faults(
+    learner: MetaLearner,
+    meta: Tensors,
+    params: list[Tensors],
+    tasks: TaskBatch,
+    iteration: int,
+) -> list[str]:
+    """The query losses that are not finite, of the inner steps whose losses count."""
+    faults = []
+    for k, weight in enumerate(learner.query_weights(iteration), start=1):
+        if weight:
+            outputs = learner.predict(meta, Adapted(params[k - 1], k), tasks)
+            losses = learner.losses(outputs, tasks.query_y, tasks.query_n)
+            faults += [
+                f"the query loss of task {task} is not finite after inner step {k}"
+                for task in _bad({"loss": losses})
+            ]
+    return faults
+
+
+def _bad(tensors: Tensors) -> list[int]:
     """The tasks, from 1, with an entry that is not finite in any of the (T, …) tensors."""
     finite = [tensor.isfinite().reshape(len(tensor), -1).all(1) for tensor in tensors.values()]
     return (~torch.stack(finite).all(0)).nonzero().flatten().add(1).tolist()

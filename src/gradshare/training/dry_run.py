@@ -1,4 +1,4 @@
-"""What a run would take, from a few of its steps."""
+"""The time, memory and disk space of a run, estimated from a few of its steps."""
 
 from __future__ import annotations
 
@@ -12,79 +12,53 @@ from typing import Any
 
 import torch
 
-from gradshare.methods import Learner, MetaLearner
-from gradshare.tasks import TaskBatch, TaskSource
+from gradshare.methods import Learner
+from gradshare.tasks import TaskSource
 from gradshare.tasks.source import prepared, training_indices
-from gradshare.training.checkpoint import on_device
+from gradshare.training import evaluation
 from gradshare.training.device import choose_device
 from gradshare.training.distributed import OneProcess
-from gradshare.training.evaluation import CHUNK, Rows, measuring, measuring_fit, on_all_tasks
-from gradshare.training.fit import memory_needed, prepare_run, saved_bytes
-from gradshare.training.folder import refuse_if_occupied
+from gradshare.training.fit import Sources, memory_needed, prepare_run, saved_bytes
+from gradshare.training.folder import RunFolder, refuse_if_occupied
 from gradshare.training.layout import Layout
-from gradshare.training.memory import PeakMemory
+from gradshare.training.memory import amount, explain_out_of_memory, require_memory
 from gradshare.training.options import Options
 from gradshare.training.outer_loop import outer_iteration
-from gradshare.training.preflight import amount, memory_errors, require_disk, require_memory
+from gradshare.training.progress import duration
 from gradshare.training.randomness import isolated
 
-# The first of its kind is slower, and is not counted.
 REPETITIONS = 5
 ENOUGH_SECONDS = 20
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Iterations that cost the same: MAML++ has some of the first order, and some with a loss after
-    each inner step.
-
-    Attributes:
-        first: of them, from 1.
-        last: of them.
-        seconds: each takes.
-    """
-
-    first: int
-    last: int
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Estimate:
-    """What a run would take. `print(estimate)` shows all of it.
+    """The time, memory and disk space of a run. `print(estimate)` shows all of it.
 
     Attributes:
-        layout: how its work is laid out.
-        stretches: of its training.
+        layout: of its work.
+        iteration: seconds of an iteration, the slower of the first and the last.
         validation: seconds of the validation after each epoch.
         test: seconds of the test at the end.
-        epochs: how many there are.
-        memory_measured: bytes at the peak over those of the idle process; None if the system does
-            not say.
-        memory_estimated: likewise, from what autograd keeps.
+        epochs: their number.
+        iterations: in an epoch.
+        memory: bytes at the peak, from what autograd keeps.
         disk: bytes in the run's folder.
     """
 
     layout: Layout
-    stretches: tuple[Stretch, ...]
+    iteration: float
     validation: float
     test: float
     epochs: int
-    memory_measured: int | None
-    memory_estimated: int
+    iterations: int
+    memory: int
     disk: int
 
     @property
-    def training(self) -> float:
-        """Seconds of all iterations."""
-        return sum(
-            stretch.seconds * (stretch.last + 1 - stretch.first) for stretch in self.stretches
-        )
-
-    @property
     def epoch(self) -> float:
-        """Seconds of an epoch and its validation; their mean where epochs differ."""
-        return self.training / self.epochs + self.validation
+        """Seconds of an epoch and its validation."""
+        return self.iterations * self.iteration + self.validation
 
     @property
     def run(self) -> float:
@@ -93,25 +67,17 @@ class Estimate:
 
     def __str__(self) -> str:
         """A line for each quantity."""
-        rows = [("layout", self.layout.describe())]
-        for stretch in self.stretches:
-            which = f"iterations {stretch.first:,} to {stretch.last:,}"
-            rows.append((which, f"{stretch.seconds:.3f} s each"))
-        measured = self.memory_measured
-        rows += [
-            ("validation", f"{duration(self.validation)} after each epoch"),
-            ("test", duration(self.test)),
-            ("an epoch", f"{duration(self.epoch)}, validation included"),
-            (f"all {self.epochs} epochs and the test", duration(self.run)),
-            (
-                "peak memory",
-                ("" if measured is None else f"{amount(measured)} measured, ")
-                + f"{amount(self.memory_estimated)} estimated from what autograd keeps",
-            ),
-            ("disk", f"{amount(self.disk)} at most"),
-        ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        rows = {
+            "layout": self.layout.describe(),
+            "an iteration": f"{self.iteration:.3f} s at most",
+            "validation": f"{duration(self.validation)} after each epoch",
+            "test": duration(self.test),
+            "an epoch": f"{duration(self.epoch)}, validation included",
+            "the whole run": f"{duration(self.run)}, {self.epochs} × an epoch and the test",
+            "peak memory": f"about {amount(self.memory)}",
+            "disk": f"{amount(self.disk)} at most",
+        }
+        return "\n".join(f"{name:<13}  {value}" for name, value in rows.items())
 
 
 def estimate(
@@ -123,14 +89,11 @@ def estimate(
     out: str | Path | None = None,
     **options: Any,
 ) -> Estimate:
-    """Check all that `fit` checks before its first step, time a few steps of each kind, and write
-    nothing.
+    """Check everything that `fit` checks before its first step, time a few steps of each kind, and
+    write nothing.
 
     Args:
-        learner: as for `fit`.
-        train: as for `fit`.
-        validation: as for `fit`.
-        test: as for `fit`.
+        learner, train, validation, test: as for `fit`.
         out: where the run would go, to be checked; None to leave that out.
         **options: of `fit`, but for `resume` and `progress`.
 
@@ -138,87 +101,63 @@ def estimate(
         GradshareError: as by `fit`.
     """
     folder = None if out is None else Path(out).expanduser()
-    return dry_run(learner, (train, validation, test), Options.of(**options), folder)
+    return dry_run(learner, (train, validation, test), Options(**options), folder)
 
 
-def dry_run(
-    learner: Learner,
-    sources: tuple[TaskSource, TaskSource, TaskSource | None],
-    options: Options,
-    folder: Path | None,
-) -> Estimate:
+def dry_run(learner: Learner, sources: Sources, options: Options, folder: Path | None) -> Estimate:
     """See `estimate`; arguments as of `fit_in`."""
     train, validation, test = sources
     if folder is not None:
         refuse_if_occupied(folder, resume=False)
     device = choose_device(options.device)
-    with memory_errors(), isolated(device):
+    with explain_out_of_memory(), isolated(device):
         state, metrics, _, contents = prepare_run(learner, sources, options, device, None)
         layout = Layout(**contents["layout"])
-        laid_out = layout.applied(learner)
-        need = memory_needed(layout, options, state, processes=1)
+        learner = layout.applied(learner)
+        need, disk = memory_needed(layout, options, state), saved_bytes(state, options)
         require_memory(need, device)
-        disk = saved_bytes(state, options)
         if folder is not None:
-            require_disk(disk, folder)
-        peak = PeakMemory(device)
+            RunFolder(folder).require_disk(disk)
 
-        def iterate(number: int, iteration: int) -> None:
-            tasks = training_indices(options.seed, number, options.task_batch)
+        def iterate(iteration: int, repetition: int) -> None:
+            tasks = training_indices(options.seed, repetition, options.task_batch)
+            batch = prepared(train, train.batch(tasks).to(device))
             outer_iteration(
-                laid_out,
+                learner,
                 state.meta,
                 state.carried,
                 state.optimizer,
-                prepared(train, train.batch(tasks).to(device)),
+                batch,
                 iteration=iteration,
-                clipping=options.clipping,
                 metrics=metrics,
             )
 
-        starts = sorted({0, *(c for c in _changes(laid_out) if c < options.total)})
-        ends = [*starts[1:], options.total]
-        stretches = [
-            Stretch(start + 1, end, _seconds(functools.partial(iterate, iteration=start)))
-            for start, end in zip(starts, ends, strict=True)
-        ]
-        model = (on_device(state.meta, device), state.carried)
+        def seconds_of(source: TaskSource, tasks: int, measure: evaluation.Measure) -> float:
+            few = min(tasks, evaluation.CHUNK)
+            run = functools.partial(evaluation.on_all_tasks, OneProcess(), source, few, device)
+            return _seconds(lambda _: run(measure)) * tasks / few
 
-        def each(source: TaskSource, count: int, measure: Callable[[TaskBatch], Rows]) -> float:
-            few = min(count, CHUNK)
-            run = functools.partial(on_all_tasks, OneProcess(), source, few, device, measure)
-            return _seconds(lambda _: run()) / few
-
-        validating = each(validation, options.val_tasks, measuring_fit(laid_out, model, metrics))
-        testing = 0.0
-        if test is not None:
-            testing = each(test, options.test_tasks, measuring(laid_out, [model], metrics))
-    return Estimate(
-        layout=layout,
-        stretches=tuple(stretches),
-        validation=validating * options.val_tasks,
-        test=testing * options.test_tasks * min(options.ensemble, options.epochs),
-        epochs=options.epochs,
-        memory_measured=peak.bytes(),
-        memory_estimated=need,
-        disk=disk,
-    )
-
-
-def _changes(learner: Learner) -> set[int]:
-    """The iterations at which a meta-step's cost changes."""
-    if not isinstance(learner, MetaLearner):
-        return set()
-    schedule = learner.multi_step_loss
-    return {
-        learner.first_order_iterations if learner.second_order else 0,
-        schedule.iterations if schedule else 0,
-    }
+        # MAML++ has some iterations of the first order, and some with a loss after each inner step.
+        ends = (0, options.total - 1)
+        iteration = max(_seconds(functools.partial(iterate, number)) for number in ends)
+        fit = evaluation.values_before_and_after(learner, state.model, metrics)
+        models = [state.model] * min(options.ensemble, options.epochs)
+        ensemble = evaluation.ensemble_values(learner, models, metrics)
+        return Estimate(
+            layout=layout,
+            iteration=iteration,
+            validation=seconds_of(validation, options.val_tasks, fit),
+            test=0.0 if test is None else seconds_of(test, options.test_tasks, ensemble),
+            epochs=options.epochs,
+            iterations=options.iterations,
+            memory=need,
+            disk=disk,
+        )
 
 
 def _seconds(work: Callable[[int], object]) -> float:
-    """The median time of some repetitions of work, which is told their number."""
-    work(0)
+    """The median time of `work`, which is called with the number of the repetition."""
+    work(0)  # the first is slower
     times: list[float] = []
     while len(times) < REPETITIONS and sum(times) < ENOUGH_SECONDS:
         began = time.perf_counter()
@@ -227,12 +166,3 @@ def _seconds(work: Callable[[int], object]) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     return statistics.median(times)
-
-
-def duration(seconds: float) -> str:
-    """A time in words."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradshare.errors import ConfigError, DataError
+from gradshare.errors import DataError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import prepared
 from gradshare.training.distributed import OneProcess
+from gradshare.training.labels import labels_of
 from gradshare.training.metrics import Metric
 from gradshare.training.randomness import isolated, seed_generators
 from gradshare.training.records import VALIDATION
 from gradshare.training.statistics import Interval, confidence95
 
 CHUNK = 10
-"""So many tasks are evaluated at once; another number would change results by rounding."""
+"""The number of tasks that are evaluated together. Another number changes results by rounding."""
 
 Model = tuple[Tensors, Tensors]
 """The meta-parameters and the carried tensors of one checkpoint."""
 
-Values = dict[str, list[float]]
-"""Each metric's value for each task."""
+Values = dict[str, list[Any]]
+"""For each task a value of each metric, or what `labels_of` returns."""
+
+Measure = Callable[[TaskBatch], dict[str, Values]]
+"""Measures a batch: values by what was measured (a split or a model)."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a learner came to on some tasks. `evaluation["accuracy"]` is a mean with its interval.
+    """Metric values of a learner on some tasks. `evaluation["accuracy"]` is a mean with its
+    interval.
 
     Attributes:
         values: each metric's value for each task, by name; task i is the source's index i.
         metrics: the metrics.
         score: the name of the one that selected the checkpoints.
-        how: what was evaluated and how, for the reader: "ensemble of 5", "10 inner steps".
+        how: notes for the reader, such as "ensemble of 5" or "10 inner steps".
     """
 
     values: Values
@@ -52,7 +56,7 @@ class Evaluation:
         return confidence95(self.values[metric])
 
     def __len__(self) -> int:
-        """How many tasks there were."""
+        """The number of tasks."""
         return len(self.values[self.score])
 
     def __str__(self) -> str:
@@ -68,18 +72,9 @@ class Evaluation:
         return tasks[:count]
 
     def to_pandas(self) -> Any:
-        """A DataFrame with a row for each task and a column for each metric.
+        """A DataFrame with a row for each task and a column for each metric; needs pandas."""
+        import pandas as pd  # noqa: PLC0415
 
-        Raises:
-            ConfigError: pandas is not installed.
-        """
-        try:
-            import pandas as pd  # noqa: PLC0415
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                "to_pandas needs pandas, which is not installed: pip install pandas; without it "
-                "`evaluation.values` has the same numbers"
-            ) from error
         return pd.DataFrame(self.values).rename_axis("task")
 
 
@@ -101,99 +96,75 @@ def evaluate(
         meta: its meta-parameters.
         carried: its carried tensors.
         source: where the tasks come from.
-        tasks: how many.
+        tasks: n.
         steps: inner steps; None for as many as were trained.
         metrics: what to measure, by name.
         score: the metric that comes first; by default the first.
     """
     device = next(iter(meta.values())).device
-    measure = measuring(learner, [(meta, carried)], metrics, steps=steps)
+    measure = ensemble_values(learner, [(meta, carried)], metrics, steps=steps)
     with isolated(device):
-        rows = on_all_tasks(OneProcess(), source, tasks, device, measure)
-    return Evaluation(joined(rows, "ensemble"), metrics, score or next(iter(metrics)))
+        values = on_all_tasks(OneProcess(), source, tasks, device, measure)["ensemble"]
+    return Evaluation(values, metrics, score or next(iter(metrics)))
 
 
-Rows = list[dict[str, dict[str, float]]]
-"""For each task the value of each metric, by what was measured (a split or a model) and name."""
-
-
-def measuring(
+def ensemble_values(
     learner: Learner,
     models: Sequence[Model],
     metrics: Mapping[str, Metric],
     *,
     steps: int | None = None,
-) -> Callable[[TaskBatch], Rows]:
-    """A function that measures several models on a batch: as one ensemble, by the mean of their
-    outputs, and the first alone ("single"). Each adapts with its own ĝ and λ.
+) -> Measure:
+    """A function that measures several models: as one ensemble, by the mean of their outputs, and
+    the first alone ("single"). Each adapts with its own ĝ and λ.
     """
 
-    def measure(tasks: TaskBatch) -> Rows:
+    def measure(tasks: TaskBatch) -> dict[str, Values]:
         outputs = []
         for meta, carried in models:
             adapted = learner.adapt(meta, carried, tasks, steps=steps)
             outputs.append(learner.predict(meta, adapted, tasks))
         together = mean_of_finite(torch.stack(outputs)) if len(outputs) > 1 else outputs[0]
-        return rows_of(
-            tasks,
-            {
-                "ensemble": values_of(metrics, together, tasks),
-                "single": values_of(metrics, outputs[0], tasks),
-            },
-        )
+        return {
+            "ensemble": values_of(metrics, together, tasks),
+            "single": values_of(metrics, outputs[0], tasks),
+            "labels": labels_of(together, tasks),
+        }
 
     return measure
 
 
-def measuring_fit(
+def values_before_and_after(
     learner: Learner, model: Model, metrics: Mapping[str, Metric]
-) -> Callable[[TaskBatch], Rows]:
+) -> Measure:
     """A function that measures support and query examples before and after adaptation."""
     meta, carried = model
 
-    def measure(tasks: TaskBatch) -> Rows:
+    def measure(tasks: TaskBatch) -> dict[str, Values]:
         support = replace(
             tasks, query_x=tasks.support_x, query_y=tasks.support_y, query_n=tasks.support_n
         )
-        found = {}
         before = learner.adapt(meta, carried, tasks, steps=0)
         after = learner.adapt(meta, carried, tasks)
-        for split, adapted, on in (
-            ("support before", before, support),
-            ("support after", after, support),
-            ("query before", before, tasks),
-            (VALIDATION, after, tasks),
-        ):
-            found[split] = values_of(metrics, learner.predict(meta, adapted, on), on)
-        return rows_of(tasks, found)
+        return {
+            split: values_of(metrics, learner.predict(meta, adapted, on), on)
+            for split, adapted, on in (
+                ("support before", before, support),
+                ("support after", after, support),
+                ("query before", before, tasks),
+                (VALIDATION, after, tasks),
+            )
+        }
 
     return measure
 
 
-def values_of(
-    metrics: Mapping[str, Metric], outputs: Tensor, tasks: TaskBatch
-) -> dict[str, list[float]]:
+def values_of(metrics: Mapping[str, Metric], outputs: Tensor, tasks: TaskBatch) -> Values:
     """The value of each metric for each task of a batch."""
     return {
         name: metric.values(outputs, tasks.query_y, tasks.query_n).tolist()
         for name, metric in metrics.items()
     }
-
-
-def rows_of(tasks: TaskBatch, found: Mapping[str, Mapping[str, Sequence[float]]]) -> Rows:
-    """Columns of values to a row for each task."""
-    return [
-        {
-            what: {name: column[t] for name, column in columns.items()}
-            for what, columns in found.items()
-        }
-        for t in range(len(tasks))
-    ]
-
-
-def joined(rows: Rows, what: str) -> Values:
-    """Rows to columns, of one of the things that were measured."""
-    return {name: [row[what][name] for row in rows] for name in rows[0][what]}
 
 
 def mean_of_finite(outputs: Tensor) -> Tensor:
@@ -211,42 +182,32 @@ def on_all_tasks(
     source: TaskSource,
     count: int,
     device: torch.device,
-    measure: Callable[[TaskBatch], Rows],
-    advance: Callable[[int], None] = lambda _: None,
-) -> Rows:
-    """A row for each of tasks 0, …, count - 1, in their order, whichever process measured it.
+    measure: Measure,
+    advance: Callable[[int], None] | None = None,
+) -> dict[str, Values]:
+    """The values of tasks 0, …, count - 1 of a source, in their order.
 
-    Each chunk seeds the global generators from its own number.
+    The processes share the chunks of tasks. Each chunk seeds the global generators from its own
+    number. `advance` is called with the number of tasks that are done.
     """
     if count < 1:
         raise DataError(f"an evaluation needs at least one task, and {count} were asked for")
-    rows: Rows = []
+    tasks = range(count)
+    chunks = [tasks[start : start + CHUNK] for start in range(0, count, CHUNK)]
+    measured: list[dict[str, Values]] = []
     # Whole chunks are shared out: tasks that are computed together round together, and so the
     # numbers are the same for any number of processes.
-    for chunks in _rounds(range(count), processes.size):
-        own = chunks[processes.rank]
-        measured: Rows = []
-        if own:
-            batch = source.batch(own).to(device)
-            seed_generators(own.start)
-            measured = measure(prepared(source, batch))
-        rows += processes.gather(measured)
-        advance(sum(map(len, chunks)))
-    return rows
-
-
-def _rounds(tasks: range, processes: int) -> Iterator[list[range]]:
-    """Chunks of tasks, one for each process at a time; empty ones at the end."""
-    for start in range(0, len(tasks), CHUNK * processes):
-        starts = range(start, start + CHUNK * processes, CHUNK)
-        yield [tasks[first : first + CHUNK] for first in starts]
-
-
-def intervals(values: Values) -> dict[str, Interval]:
-    """The mean and interval of each metric."""
-    return {name: confidence95(column) for name, column in values.items()}
-
-
-def finite_or_null(values: Values) -> dict[str, list[float | None]]:
-    """As JSON, which has no NaN."""
-    return {n: [v if math.isfinite(v) else None for v in column] for n, column in values.items()}
+    for first in range(0, len(chunks), processes.size):
+        together = chunks[first : first + processes.size]
+        own = []
+        for chunk in together[processes.rank : processes.rank + 1]:
+            batch = source.batch(chunk).to(device)
+            seed_generators(chunk.start)
+            own.append(measure(prepared(source, batch)))
+        measured += processes.gather(own)
+        if advance is not None:
+            advance(together[-1].stop)
+    return {
+        what: {name: [v for part in measured for v in part[what][name]] for name in values}
+        for what, values in measured[0].items()
+    }

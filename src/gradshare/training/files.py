@@ -1,4 +1,4 @@
-"""Writing a file so that it is whole or not there, whatever happens meanwhile, and valid JSON."""
+"""Files that are whole or absent, whatever happens while they are written, and JSON without NaN."""
 
 from __future__ import annotations
 
@@ -8,35 +8,41 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from gradshare.errors import RunError
 
 UNFINISHED = ".unfinished"
-"""How the name of a file ends that is not whole yet."""
+"""The end of the name of a file that is being written."""
+
+
+def _nan_for_null(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+Number = Annotated[float, BeforeValidator(_nan_for_null)]
+"""A float that pydantic reads from JSON as NaN where `null_where_not_finite` wrote null."""
 
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Say of what fails in here that this file or folder cannot be written.
-
-    Raises:
-        RunError: for any `OSError`.
-    """
+    """Turn an OSError into a RunError that names `place`."""
     try:
         yield
     except OSError as error:
         raise RunError(
-            f"{place} cannot be written: {error.strerror or error}; free the space or choose "
-            "another output folder"
+            f"{place} cannot be written: {error.strerror or error}; free space there, or choose "
+            "another output folder (--out)"
         ) from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file, durably: after a crash it has the old content or the new, never a part.
+    """Replace a file durably: after a crash it has the old content or the new one, never a part.
 
     Raises:
-        RunError: it cannot be written; what was there before is untouched.
+        RunError: it cannot be written. The old file is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     with writing(path):
@@ -63,37 +69,17 @@ def _sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, unless it is there.
+    """Make a folder and its parents, unless they exist.
 
     Raises:
         RunError: it cannot be made.
     """
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{folder}: the folder cannot be made: {error.strerror or error}; choose another "
-            "output folder"
-        ) from error
-
-
-def write_pages(folder: Path, pages: Mapping[str, str]) -> list[Path]:
-    """Write texts under their names into a folder, which is made if it is not there.
-
-    Returns:
-        What was written.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    make_folder(folder)
-    for name, text in pages.items():
-        write_atomically(folder / name, text.encode())
-    return [folder / name for name in pages]
 
 
 def null_where_not_finite(value: Any) -> Any:
-    """The same JSON value with null, which JSON has, for NaN and infinity, which it has not."""
+    """The same JSON value with null for NaN and infinity, which JSON lacks."""
     if isinstance(value, Mapping):
         return {key: null_where_not_finite(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

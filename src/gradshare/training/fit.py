@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +13,11 @@ from typing import Any, Literal
 
 import torch
 
-from gradshare.errors import ConfigError, RunError, require_choice
+from gradshare.errors import ConfigError, require_choice
 from gradshare.methods import Learner
 from gradshare.tasks import TaskSource
 from gradshare.tasks.source import fingerprint_of, prepared, training_indices
-from gradshare.training.canary import Canary, changed_files, description, source_digests
+from gradshare.training.canary import Canary
 from gradshare.training.checkpoint import Checkpoint, on_device
 from gradshare.training.checks import (
     initial_state,
@@ -27,22 +28,32 @@ from gradshare.training.checks import (
 )
 from gradshare.training.device import device_of_process, keep_float32
 from gradshare.training.distributed import OneProcess
-from gradshare.training.folder import KEPT_LATEST, RunFolder, require_room
+from gradshare.training.folder import KEPT_LATEST, RunFolder, refuse_if_occupied
+from gradshare.training.identity import (
+    identity_of,
+    require_alike,
+    require_same_run,
+    source_digests,
+)
 from gradshare.training.launch import is_first, torchrun_processes
 from gradshare.training.layout import Layout, Memory, Tasks, choose_layout, tensor_bytes
-from gradshare.training.loop import Job, is_complete, run_to_the_end
+from gradshare.training.loop import Trainer, is_complete
 from gradshare.training.machine import commit, environment
+from gradshare.training.memory import explain_out_of_memory, require_memory
 from gradshare.training.metrics import Metric
 from gradshare.training.options import ADAM, Callback, OnDivergence, Options, Watch, ignore
-from gradshare.training.preflight import memory_errors, require_disk, require_memory
 from gradshare.training.progress import RunBars
 from gradshare.training.randomness import isolated
 from gradshare.training.run import Run
 from gradshare.training.state import CPU, TrainState
 
-Resume = Literal["never", "auto"]
+log = logging.getLogger(__name__)
 
-# The optimiser's moments and the gradient, besides the parameter itself.
+Resume = Literal["never", "auto"]
+Sources = tuple[TaskSource, TaskSource, TaskSource | None]
+"""Of training, validation and test tasks."""
+
+# The parameter itself, its gradient and the optimiser's two moments.
 COPIES_OF_META = 4
 CANARY_TASKS = 2
 # A line of metrics.jsonl, which TensorBoard's file and each checkpoint hold too.
@@ -71,7 +82,7 @@ def fit(
     schedule: Callable[[int], float] | None = None,
     clamp_gradients: float | None = None,
     clip_norm: float | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] = (),
     on_divergence: OnDivergence = "record",
     device: str = "auto",
     tasks: Tasks = "auto",
@@ -88,34 +99,35 @@ def fit(
         learner: the method, such as `gradshare.maml(model)`.
         train: the source of training tasks.
         validation: the source of validation tasks; the same ones after each epoch.
-        out: a new folder for everything that comes out.
-        epochs: how many times `iterations`; after each comes a validation.
+        out: a new folder for the run.
+        epochs: the number of epochs, each of `iterations` outer iterations and a validation.
         iterations: outer iterations in an epoch.
         task_batch: T, tasks in an iteration.
-        val_tasks: validation tasks.
+        val_tasks: validation tasks in an epoch.
         seed: of the training tasks and of random numbers while training, below 2**22. The
             initialisation is the learner's own.
         resume: "auto" continues the run in `out`, starts one if there is none, and does nothing
-            if it is complete. A finished run is extended by more `epochs`.
-        test: a source of test tasks, to test the best checkpoints on at the end.
+            if it is complete. More `epochs` extend a finished run.
+        test: a source of test tasks, on which the best checkpoints are tested at the end.
         test_tasks: test tasks.
         metrics: by name. Default: accuracy and the loss for classes, else the loss.
         score: the metric that selects checkpoints; by default the first.
-        ensemble: how many of the best checkpoints are kept, and averaged in the test.
+        ensemble: the number of best checkpoints that are kept, and averaged in the test.
         optimizer: makes a torch optimiser from a list of parameter groups.
         groups: from a meta-parameter's name to the options of its group, such as {"lr": 1e-4}.
         schedule: from the iteration, from 0, to a factor of the learning rates.
-        clamp_gradients: clamp each entry of the model's outer gradient to ± this.
+        clamp_gradients: clamp each entry of the model's outer gradient to ± this; what rules
+            learn is not clamped.
         clip_norm: scale the outer gradient down to this norm if it is longer.
-        callbacks: functions that are told of each `Event`; one that returns True after an epoch
-            ends the training.
+        callbacks: functions, or one, that are called with each `Event`; one that returns True
+            after an epoch ends the training.
         on_divergence: at an iteration with a loss or gradient that is not finite: "stop" with an
             error, "skip" the iteration, or end the run there and "record" that as its result.
         device: auto (CUDA if there is one), cpu, cuda or cuda:N.
         tasks: compute the tasks of a batch in a "loop" or in one "vmap".
         memory: "keep" the graphs of all inner steps, or "recompute" them in the backward pass,
             which takes memory that does not grow with the inner steps.
-        progress: show it; or a function that is told.
+        progress: True shows a bar; a function is called with each `Progress`.
 
     Returns:
         The run.
@@ -126,7 +138,7 @@ def fit(
             with `on_divergence="stop"`, with everything before it saved.
         RunStoppedError: Ctrl-C or SIGTERM; everything so far is saved.
     """
-    options = Options.of(
+    options = Options(
         epochs=epochs,
         iterations=iterations,
         task_batch=task_batch,
@@ -155,21 +167,17 @@ def fit(
             watch = progress
         elif progress and is_first():
             watch = stack.enter_context(RunBars()).watch("run")
+        sources = (train, validation, test)
+        folder = Path(out).expanduser()
         return fit_in(
-            processes,
-            learner,
-            (train, validation, test),
-            options,
-            Path(out).expanduser(),
-            resume=resume == "auto",
-            watch=watch,
+            processes, learner, sources, options, folder, resume=resume == "auto", watch=watch
         )
 
 
 def fit_in(
     processes: OneProcess,
     learner: Learner,
-    sources: tuple[TaskSource, TaskSource, TaskSource | None],
+    sources: Sources,
     options: Options,
     folder: Path,
     *,
@@ -177,95 +185,120 @@ def fit_in(
     watch: Watch = ignore,
     settings: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Be one of the processes of a run; the others call this too. See `fit`.
+    """Do this process's part of a run. Each process of the run calls this. See `fit`.
 
     Args:
-        processes: of the run.
-        learner: the method.
-        sources: of training, validation and test tasks.
-        options: of the run.
-        folder: of the run; read and written by the first process alone.
+        processes: of the run. The first alone uses `folder` and `watch`.
+        learner, sources, options, folder: of the run.
         resume: whether the run may be continued.
-        watch: told of progress.
+        watch: called with the progress.
         settings: names and options from which the learner and the sources can be rebuilt, for
             `config.yaml`.
     """
     commit()  # as it is now; see there
-    processes.from_first(lambda: require_room(folder, resume=resume))
+    processes.from_first(lambda: refuse_if_occupied(folder, resume=resume))
+    run_folder = RunFolder(folder)
     with ExitStack() as stack:
-        stack.enter_context(memory_errors())
+        stack.enter_context(explain_out_of_memory())
         device = device_of_process(options.device, processes)
         keep_float32(device)
         stack.enter_context(isolated(device))
-        continued = RunFolder(folder) if resume and RunFolder(folder).started else None
+        continued = run_folder if resume and run_folder.started else None
         state, metrics, score, contents = processes.agree(
             lambda: prepare_run(learner, sources, options, device, continued)
         )
-        processes.agree(lambda: _require_alike(processes, contents))
-        # Where the learner draws its initialisation, each process has drawn its own.
+        processes.agree(lambda: require_alike(processes, contents["identity"]))
+        # A learner that draws its initialisation has drawn another one in each process.
         initial = processes.from_first(lambda: [on_device(part, CPU) for part in state.model])
         for name, tensor in state.meta.items():
             tensor.data.copy_(initial[0][name])
         state.carried = on_device(initial[1], device)
-        need = memory_needed(Layout(**contents["layout"]), options, state, processes=processes.size)
+        need = memory_needed(Layout(**contents["layout"]), options, state, processes.size)
         processes.agree(lambda: require_memory(need * processes.local_size, device))
-        home = RunFolder(folder)
 
-        def open_home() -> tuple[dict[str, Any], Checkpoint | None]:
-            require_disk(saved_bytes(state, options), folder)
-            stack.enter_context(home.locked())
+        def open_folder() -> tuple[dict[str, Any], Checkpoint | None]:
+            run_folder.require_disk(saved_bytes(state, options))
+            stack.enter_context(run_folder.locked())
             # Another process may have begun a run meanwhile.
-            require_room(folder, resume=resume)
-            if not home.started:
-                home.start(contents, settings)
+            refuse_if_occupied(folder, resume=resume)
+            if not run_folder.started:
+                run_folder.start(contents, settings)
                 return contents, None
-            stored = home.contents()
-            _require_same(home, stored, contents, options)
-            like = state.checkpoint(stored["id"], None)
-            return stored, home.load_latest(like)
+            stored = run_folder.contents()
+            require_same_run(folder, stored["identity"], contents["identity"], options)
+            return stored, run_folder.load_latest(state.model)
 
-        stored, saved = processes.from_first(open_home)
+        stored, saved = processes.from_first(open_folder)
         layout = Layout(**stored["layout"])
-        laid_out = layout.applied(learner)
+        learner = layout.applied(learner)
         train, validation, test = sources
-        tasks = train.batch(training_indices(options.seed, 0, CANARY_TASKS)).to(device)
-        canary = Canary(laid_out, train, tasks)
+        canary_tasks = train.batch(training_indices(options.seed, 0, CANARY_TASKS)).to(device)
+        canary = Canary(learner, train, canary_tasks)
         if saved is not None:
             processes.agree(lambda: state.restore(saved, options.total))
-            files = changed_files(stored["files"], contents["files"])
+            processes.from_first(lambda: _continue(run_folder, stored, contents, canary, state))
+        if settings is not None:  # a run may be continued with other ones, such as more epochs
+            processes.from_first(lambda: run_folder.store_settings(settings))
+        status = state.status
+        if not is_complete(options, status, test):
+            status.test = None  # of a run that is extended
+            if status.diverged is None:
+                status.environment = environment(device, layout.describe())
+            Trainer(
+                run=stored["id"],
+                learner=learner,
+                train=train,
+                validation=validation,
+                test=test,
+                options=options,
+                metrics=metrics,
+                score=score,
+                device=device,
+                folder=run_folder,
+                processes=processes,
+                canary=canary,
+                watch=watch if processes.rank == 0 else ignore,
+                state=state,
+            ).run_to_the_end()
+    return Run(
+        folder,
+        learner,
+        train,
+        metrics=metrics,
+        score=score,
+        ensemble=options.ensemble,
+        device=device,
+        status=status,
+    )
 
-            def resume_from() -> None:
-                canary.require_same(state, saved.progress["canary"], files)
-                if contents["identity"]["epochs"] != stored["identity"]["epochs"]:
-                    home.store({**stored, "identity": contents["identity"]})
 
-            processes.from_first(resume_from)
-        if not is_complete(options, state, test):
-            state.test = None  # of a run that is extended
-            if state.diverged is None:
-                state.environment = environment(device, layout.describe())
-            job = Job(
-                stored["id"],
-                laid_out,
-                train,
-                validation,
-                test,
-                options,
-                metrics,
-                score,
-                device,
-                home,
-                processes,
-                canary,
-                watch if processes.rank == 0 else ignore,
+def _continue(
+    run_folder: RunFolder,
+    stored: Mapping[str, Any],
+    contents: Mapping[str, Any],
+    canary: Canary,
+    state: TrainState,
+) -> None:
+    """Check that the code of a restored run computes the same, and note its new length.
+
+    Raises:
+        RunError: it computes something else.
+    """
+    canary.require_same(state, stored["files"], contents["files"])
+    if contents["identity"]["epochs"] != stored["identity"]["epochs"]:
+        run_folder.store({**stored, "identity": contents["identity"]})
+        if state.status.stopped:
+            log.warning(
+                "a callback has ended the run in %s after epoch %d, and it stays ended; to train "
+                "longer, start another run",
+                run_folder.path,
+                len(state.status.history),
             )
-            run_to_the_end(job, state)
-    return Run(folder, laid_out, train, metrics, score, options.ensemble, device, state)
 
 
 def prepare_run(
     learner: Learner,
-    sources: tuple[TaskSource, TaskSource, TaskSource | None],
+    sources: Sources,
     options: Options,
     device: torch.device,
     continued: RunFolder | None,
@@ -273,10 +306,7 @@ def prepare_run(
     """Check that everything fits together, and make the state before any training.
 
     Args:
-        learner: the method.
-        sources: of training, validation and test tasks.
-        options: of the run.
-        device: where it runs.
+        learner, sources, options, device: of the run.
         continued: the run that is continued, whose layout is kept.
 
     Returns:
@@ -287,10 +317,13 @@ def prepare_run(
     named = {"train": train, "validation": validation}
     if test is not None:
         named["test"] = test
+    indices = {
+        "train": training_indices(options.seed, 0, 2),
+        "validation": range(options.val_tasks),
+        "test": range(options.test_tasks),
+    }
     for name, source in named.items():
-        counts = {"validation": options.val_tasks, "test": options.test_tasks}
-        asked = range(counts.get(name, 0)) or training_indices(options.seed, 0, 2)
-        require_source(name, source, asked)
+        require_source(name, source, indices[name])
     meta, carried = initial_state(learner)
     meta = {name: t.detach().to(device).requires_grad_() for name, t in meta.items()}
     carried = on_device(carried, device)
@@ -300,6 +333,11 @@ def prepare_run(
     optimizer = make_optimizer(options.optimizer, meta, options.groups)
     if options.schedule is not None:
         for group in optimizer.param_groups:
+            if "lr" not in group:
+                raise ConfigError(
+                    f"{type(optimizer).__name__} has no learning rate 'lr' to be scheduled; leave "
+                    "`schedule` out, or give another optimiser"
+                )
             group["initial_lr"] = group["lr"]
     if continued is not None:
         layout = Layout(**continued.contents()["layout"])
@@ -317,10 +355,7 @@ def prepare_run(
     contents = {
         "gradshare": version("gradshare"),
         "id": uuid.uuid4().hex,
-        "identity": {
-            **options.identity(meta, optimizer, metrics, score, fingerprints),
-            **description(learner),
-        },
+        "identity": identity_of(learner, meta, optimizer, options, metrics, score, fingerprints),
         "layout": {"tasks": layout.tasks, "memory": layout.memory, "bytes": layout.bytes},
         "prepares": hasattr(train, "prepare"),
         "files": source_digests(learner, *named.values()),
@@ -328,60 +363,17 @@ def prepare_run(
     return TrainState(meta, carried, optimizer), metrics, score, contents
 
 
-def memory_needed(layout: Layout, options: Options, state: TrainState, *, processes: int) -> int:
-    """An estimate of the bytes that one process of a run takes at its peak."""
+def memory_needed(layout: Layout, options: Options, state: TrainState, processes: int = 1) -> int:
+    """An estimate of the peak memory of one process of a run, in bytes."""
     share = math.ceil(options.task_batch / processes)
     outside = COPIES_OF_META * tensor_bytes(state.meta) + tensor_bytes(state.carried)
     return layout.bytes * share // options.task_batch + outside
 
 
 def saved_bytes(state: TrainState, options: Options) -> int:
-    """What a run's checkpoints and records take on the disk at most."""
+    """The most bytes that a run's checkpoints and records take on the disk."""
     model = tensor_bytes(state.meta) + tensor_bytes(state.carried)
-    moment = model + 2 * tensor_bytes(state.meta)
+    latest = model + 2 * tensor_bytes(state.meta)
     # Of each kind there is one more while it is written.
-    models = (options.ensemble + 1) * model + (KEPT_LATEST + 1) * moment
+    models = (options.ensemble + 1) * model + (KEPT_LATEST + 1) * latest
     return models + RECORD_BYTES * options.epochs * (KEPT_LATEST + 3)
-
-
-def _require_alike(processes: OneProcess, contents: Mapping[str, Any]) -> None:
-    """Raise unless each process has the same run as the first."""
-    own = dict(contents["identity"])
-    first = processes.from_first(lambda: own)
-    for name, value in own.items():
-        if first[name] != value:
-            raise ConfigError(
-                f"{name} is {value!r:.100} here and {first[name]!r:.100} in the first process; "
-                "start all processes of a run alike, on the same data"
-            )
-
-
-def _require_same(
-    home: RunFolder, stored: Mapping[str, Any], now: Mapping[str, Any], options: Options
-) -> None:
-    """Raise unless a stored run can be continued as this one.
-
-    Raises:
-        RunError: they differ; or more epochs are asked for where the schedule depends on how many
-            there are, or fewer.
-    """
-    old, new = dict(stored["identity"]), dict(now["identity"])
-    old_epochs, epochs = old.pop("epochs"), new.pop("epochs")
-    old_schedule = old.pop("schedule")
-    new.pop("schedule")
-    for name in dict.fromkeys([*old, *new]):
-        if old.get(name) != new.get(name):
-            raise RunError(
-                f"{home.path} holds a run with {name} {old.get(name)!r:.200}, this one has "
-                f"{new.get(name)!r:.200}; continue it as it was, or choose another folder (--out)"
-            )
-    if epochs < old_epochs:
-        raise RunError(
-            f"{home.path} holds a run of {old_epochs} epochs, and {epochs} were asked for; ask for "
-            "as many or more"
-        )
-    if options.factors(old_epochs * options.iterations) != old_schedule:
-        raise RunError(
-            f"the schedule gives other learning rates than those that the run in {home.path} was "
-            "trained with; a run is extended only if its schedule does not depend on its length"
-        )

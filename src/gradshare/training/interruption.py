@@ -8,12 +8,10 @@ from types import FrameType
 
 from gradshare.errors import RunError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Those that ask a run to save what it has and stop."""
-
-
-STATUS_MEANS = "a negative status is a signal, and -9 often means that memory ran out"
-"""What to make of the exit status of a process that ended without a word."""
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+"""The signals that ask a run to save its state and stop."""
 
 
 class RunStoppedError(RunError):
@@ -32,10 +30,10 @@ class RunStoppedError(RunError):
 
 
 class StopRequests:
-    """While active, Ctrl-C (SIGINT) and SIGTERM are noted instead of acted on.
+    """While active, `SIGNALS` are noted instead of acted on.
 
-    A second Ctrl-C interrupts at once. Outside the main thread, where Python allows no signal
-    handlers, nothing is noted.
+    A second Ctrl-C (SIGINT) interrupts at once. An ignored SIGHUP, as under `nohup`, stays ignored.
+    Outside the main thread, where Python allows no signal handlers, nothing is noted.
 
     Args:
         patient: take a second Ctrl-C like the first. `torchrun` passes on the one that its
@@ -50,7 +48,9 @@ class StopRequests:
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                self._previous[number] = signal.signal(number, self._note)
+                ignored = signal.getsignal(number) is signal.SIG_IGN
+                if not (ignored and number == getattr(signal, "SIGHUP", None)):
+                    self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -20,11 +22,11 @@ from gradshare.training.interruption import RunStoppedError
 if dist.is_available():  # not in every build of PyTorch
     from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 LOOK_SECONDS = 1.0
-
-_groups = itertools.count()
-"""Numbers the groups of this process, as in the other processes of the program."""
+MEET_SECONDS = 0.05
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def torchrun_size() -> int | None:
     """How many processes `torchrun` has started for this run; None without it.
 
     Raises:
-        ConfigError: its variables are no numbers.
+        ConfigError: its variables are not numbers.
     """
     return _number("WORLD_SIZE") if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else None
 
@@ -102,7 +104,7 @@ def member(group: ProcessGroup) -> Iterator[OneProcess]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Compute with so many threads, and afterwards with as many as before."""
+    """Compute with a number of threads, and afterwards with as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -116,18 +118,42 @@ def may_use_cuda(device: str) -> bool:
     return device != "cpu" and torch.cuda.is_available() and dist.is_nccl_available()
 
 
+def group_name(store: Store, rank: int, size: int) -> str:
+    """Agree with the other processes on a name for a group that no group had before.
+
+    The store outlives the processes: it still holds what earlier runs of the program wrote, and,
+    after an elastic restart, what the killed processes wrote. `TORCHELASTIC_RESTART_COUNT` does not
+    tell restarts apart, since the launcher of each machine counts only its own.
+
+    Each process writes a new token, and joins the group that is named after all tokens. A name with
+    the token of a killed process is not joined by its successor, so all wait until it changes.
+
+    Raises:
+        RuntimeError: the processes do not all come.
+    """
+    store.set(f"gradshare/token/{rank}", uuid4().hex)
+    tokens = [f"gradshare/token/{other}" for other in range(size)]
+    end = time.monotonic() + TIMEOUT.total_seconds()
+    while time.monotonic() < end:
+        joined = b"".join(store.get(token) for token in tokens)
+        name = f"gradshare/group/{hashlib.sha256(joined).hexdigest()}"
+        store.set(f"{name}/{rank}", "")
+        if store.check([f"{name}/{other}" for other in range(size)]):
+            return name
+        time.sleep(MEET_SECONDS)
+    raise RuntimeError(f"not all {size} came within {TIMEOUT}")
+
+
 def _torchrun_group(device: str) -> ProcessGroup:
     try:
         store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+        group = group_name(store, rank, size)
     except (ValueError, RuntimeError) as error:
         raise RunError(
             f"the processes that torchrun started do not find each other: {error}"
         ) from error
-    # The store still holds what was said by the groups before: of another run of this program, and
-    # after an elastic restart of the processes before it.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return ProcessGroup(
-        PrefixStore(f"gradshare/{attempt}/{next(_groups)}", store),
+        PrefixStore(group, store),
         rank,
         size,
         local_rank=_number("LOCAL_RANK", "0"),

@@ -1,9 +1,9 @@
-"""How the work of a run is laid out on its machine: the one place that decides it.
+"""The layout of a run's work on its machine.
 
 A layout changes speed and memory, and results by rounding only. It depends on the learner, the
-shapes of its tasks and the kind of device, never on measured time or on what happens to be free, so
-that the same command gives the same numbers tomorrow. It is written into the run's folder before
-the first iteration, and a resumed run reads it there.
+shapes of its tasks and the kind of device, never on measured time or free memory, so that the same
+command gives the same numbers tomorrow. It is written into the run's folder before the first
+iteration, and a resumed run reads it there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gradshare.methods import Learner, MetaLearner
 from gradshare.tasks import TaskBatch
 
 GIB = 1 << 30
-# Graphs are kept if a run then takes no more than this; on a CPU several runs go side by side.
+# Graphs are kept if they need at most this much. On a CPU several runs share the machine.
 KEPT_UP_TO = {"cpu": 4 * GIB, "cuda": 16 * GIB}
 
 Tasks = Literal["auto", "loop", "vmap"]
@@ -30,13 +30,13 @@ Memory = Literal["auto", "keep", "recompute"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the work of a run is laid out.
+    """The layout of a run's work.
 
     Attributes:
         tasks: whether the tasks of a batch are computed one after the other or all at once.
         memory: whether the graph of each inner step is kept for the backward pass, or built again
             in it.
-        bytes: an estimate of what the graphs take at the peak.
+        bytes: an estimate of the peak memory of the graphs.
     """
 
     tasks: Literal["loop", "vmap"]
@@ -72,21 +72,21 @@ def choose_layout(
     tasks: Tasks,
     memory: Memory,
 ) -> Layout:
-    """The layout that was asked for, and for each "auto" the best on such a device.
+    """The layout that was asked for, and for each "auto" the best on this kind of device.
 
     Args:
         learner: the method.
         state: its meta-parameters and carried tensors.
-        batch: prepared tasks, at least two if there can be as many.
+        batch: prepared tasks, two of them unless T is 1.
         task_batch: T.
-        tasks: what was asked for.
-        memory: what was asked for.
+        tasks, memory: as for `fit`.
     """
     if not isinstance(learner, MetaLearner):
         return Layout("loop", "keep", 0)
     device = next(iter(state[0].values())).device.type
     one = batch[:1].map(torch.clone)  # a slice would keep all of the batch's storage
-    kept = _peak(learner, state, one, task_batch, recompute=False)
+    first, step = _saved(learner, state, one, recompute=False)
+    kept = task_batch * (first + (learner.steps - 1) * step)
     if memory == "auto":
         fits = kept <= KEPT_UP_TO.get(device, KEPT_UP_TO["cuda"])
         memory = "keep" if fits else "recompute"
@@ -98,10 +98,13 @@ def choose_layout(
         tasks = "loop" if flat else "vmap"
     if tasks == "vmap" and not _vmaps(learner, state, batch):
         tasks = "loop"
-    if memory == "recompute":
-        together = 1 if tasks == "loop" else task_batch
-        kept = _peak(learner, state, one, task_batch, recompute=True, together=together)
-    return Layout(tasks, memory, kept)
+    if memory == "keep":
+        return Layout(tasks, memory, kept)
+    # Of the graphs that are recomputed, those of one step are there at a time.
+    together = 1 if tasks == "loop" else task_batch
+    base, more = _saved(learner, state, one, recompute=True)
+    flat_bytes = task_batch * (base + (learner.steps - 1) * more)
+    return Layout(tasks, memory, flat_bytes + together * max(step, first))
 
 
 def _vmaps(learner: MetaLearner, state: tuple[Tensors, Tensors], batch: TaskBatch) -> bool:
@@ -113,57 +116,34 @@ def _vmaps(learner: MetaLearner, state: tuple[Tensors, Tensors], batch: TaskBatc
     return together.network.vmaps and batch.support_n is None and batch.query_n is None
 
 
-def _peak(
-    learner: MetaLearner,
-    state: tuple[Tensors, Tensors],
-    task: TaskBatch,
-    task_batch: int,
-    *,
-    recompute: bool,
-    together: int = 1,
-) -> int:
-    """The bytes that the graphs of a meta-step take, extrapolated from one task and one and two
-    inner steps. Where graphs are recomputed, that of one step of `together` tasks comes and goes.
-    """
-    # What is learned for each step does not exist beyond the last one.
-    measured = (1, min(2, learner.steps))
-    one, two = (_saved(learner, state, task, steps, recompute=recompute) for steps in measured)
-    each_step = max(two - one, 0)
-    everything = task_batch * (one + (learner.steps - 1) * each_step)
-    if recompute:
-        kept = [_saved(learner, state, task, steps, recompute=False) for steps in measured]
-        everything += together * max(kept[1] - kept[0], kept[0])
-    return everything
-
-
 def _saved(
-    learner: MetaLearner,
-    state: tuple[Tensors, Tensors],
-    task: TaskBatch,
-    steps: int,
-    *,
-    recompute: bool,
-) -> int:
-    """The bytes that autograd keeps for the backward pass of a step on one task."""
+    learner: MetaLearner, state: tuple[Tensors, Tensors], task: TaskBatch, *, recompute: bool
+) -> tuple[int, int]:
+    """The bytes that autograd keeps for a meta-step on one task: with one inner step, and for each
+    further one.
+    """
     probe = copy.copy(learner.laid_out(tasks_at_a_time=1, recompute=recompute))
-    probe.steps = steps
     # At the end of derivative-order annealing all is second order; the multi-step loss has the most
     # query passes at the start.
     iteration = 0 if probe.multi_step_loss is not None else probe.first_order_iterations
     if probe.multi_step_loss is not None:
         probe.first_order_iterations = 0
-    held: weakref.WeakSet[_Held] = weakref.WeakSet()
+    found = []
+    # What is learned for each step does not exist beyond the last one.
+    for probe.steps in (1, min(2, learner.steps)):
+        held: weakref.WeakSet[_Held] = weakref.WeakSet()
 
-    def pack(tensor: Tensor) -> _Held:
-        saved = _Held(tensor)
-        held.add(saved)
-        return saved
+        def pack(tensor: Tensor, held: weakref.WeakSet[_Held] = held) -> _Held:
+            saved = _Held(tensor)
+            held.add(saved)
+            return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
-        step = probe.outer_step(*state, task, iteration=iteration)
-    storages = {s.tensor.untyped_storage().data_ptr(): s.tensor.untyped_storage() for s in held}
-    del step  # up to here it keeps the graph
-    return sum(storage.nbytes() for storage in storages.values())
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+            step = probe.outer_step(*state, task, iteration=iteration)
+        storages = {s.tensor.untyped_storage().data_ptr(): s.tensor.untyped_storage() for s in held}
+        del step  # up to here it keeps the graph
+        found.append(sum(storage.nbytes() for storage in storages.values()))
+    return found[0], max(found[1] - found[0], 0)
 
 
 @dataclass(eq=False)
@@ -174,5 +154,5 @@ class _Held:
 
 
 def tensor_bytes(tensors: Tensors) -> int:
-    """What tensors take."""
+    """The bytes of some tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from gradshare.errors import RunError
+from gradshare.training.files import writing
 
 LOCK = ".lock"
 
 
 @contextmanager
-def locked(folder: Path, *, doing: str, seconds: float = 0) -> Iterator[None]:
-    """Make a folder if there is none, and let no other process in until the end of the block.
+def locked(folder: Path, *, doing: str, seconds: float = 0) -> Iterator[Callable[[], None]]:
+    """Make a folder unless it exists, and keep other processes out until the end of the block.
 
-    The lock ends with the process that holds it. On a disk without `flock` it is the file alone,
-    which a killed process leaves behind.
+    The lock ends with the process that holds it. On a disk without `flock` the lock is the mere
+    existence of the file, which a killed process leaves behind. The function that it yields takes
+    the lock again if somebody has deleted the file, and raises RunError if another process has
+    taken it since.
 
     Args:
         folder: the folder.
@@ -30,22 +33,36 @@ def locked(folder: Path, *, doing: str, seconds: float = 0) -> Iterator[None]:
         RunError: another process holds the lock, or the folder cannot be written.
     """
     path = folder / LOCK
-    try:
+    lock = FileLock(path, timeout=seconds)
+    file = 0
+
+    def acquire() -> None:
+        nonlocal file
+        with writing(folder):
+            try:
+                lock.acquire()
+            except Timeout as error:
+                raise RunError(
+                    f"another process is {doing} in {folder}{_holder(path)}; wait for it, or "
+                    "choose another folder (--out)"
+                ) from error
+            file = path.stat().st_ino
+
+    def keep() -> None:
+        if not path.exists():
+            lock.release()
+            acquire()
+        elif path.stat().st_ino != file:
+            raise RunError(
+                f"{path} was deleted while this process was {doing}, and another process is "
+                f"{doing} there now; wait for it, and continue with resume='auto' (--resume auto)"
+            )
+
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=seconds)
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(
-            f"another process is {doing} in {folder}{_holder(path)}; wait for it, or choose "
-            "another folder (--out)"
-        ) from error
-    except OSError as error:
-        raise RunError(
-            f"the output folder {folder} cannot be written: {error.strerror or error}; choose "
-            "another (--out)"
-        ) from error
+    acquire()
     try:
-        yield
+        yield keep
     finally:
         lock.release()
 
@@ -60,12 +77,12 @@ def is_locked(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # nothing can be written there, so no process works there
+    except OSError:  # nobody can write there, so nobody works there
         return False
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock that is the file alone; such a file has the process and the host in it."""
+    """The process and host that a lock file names where there is no `flock`; empty elsewhere."""
     try:
         process, host, *_ = path.read_text(encoding="utf-8").split()
         minutes = (time.time() - path.stat().st_mtime) / 60

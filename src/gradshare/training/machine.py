@@ -1,4 +1,4 @@
-"""What a training process asks of the machine, and what it says about it."""
+"""Settings and facts of the machine."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 TUNABLES = ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
-"""An environment variable that has glibc join freed memory to larger pieces, and its value. It is
-read when a process starts, and never again.
+"""An environment variable, read when a process starts, that makes glibc join freed memory to larger
+pieces, and its value.
 
-glibc keeps small pieces that are freed in a cache where they count as in use, also those that it
-cuts off each tensor to align it (32 to 96 bytes). They lie between the large ones, which then are
-not joined, and so what an inner step frees is no room for the next one.
+glibc keeps small freed pieces in a cache where they count as in use, among them those that it cuts
+off each tensor to align it (32 to 96 bytes). They lie between the large ones, which then are not
+joined, and so the memory that an inner step frees does not suffice for the next one.
 """
 
 
@@ -32,11 +33,10 @@ def keep_freed_memory() -> bool:
 
     By default it returns every large tensor, and the next one costs page faults again: over half
     of the time of a meta-step at 84×84. This changes the whole process, so programs call it when
-    they start and the library never does by itself. What is kept should be joined, too: see
-    `join_freed_memory`.
+    they start, and importing the library does not. See also `join_freed_memory`.
 
     Returns:
-        Whether the C library took it: False on another one than glibc.
+        Whether the C library did so: False if it is not glibc.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -46,11 +46,10 @@ def keep_freed_memory() -> bool:
 
 
 def join_freed_memory(*, start_again: bool) -> None:
-    """Give `TUNABLES` to the processes that this one starts, and to this one itself by starting it
-    again, if so asked. Where the environment already has glibc's tunables, they stand.
+    """Set `TUNABLES` in the environment for child processes. An existing GLIBC_TUNABLES is kept.
 
     Args:
-        start_again: run the same command line once more, in this process.
+        start_again: restart this process with the same command line, so that it reads them too.
     """
     name, value = TUNABLES
     if name in os.environ or platform.libc_ver()[0] != "glibc":
@@ -66,9 +65,14 @@ def cores() -> int:
 
 
 def environment(device: torch.device, layout: str) -> dict[str, Any]:
-    """What figures depend on besides the configuration: versions, hardware, and the layout of the
-    work on it, as `gradshare.training.layout.Layout.describe` says it.
+    """Versions, hardware and layout: what numbers depend on besides the configuration.
+
+    Args:
+        device: of the run.
+        layout: as `Layout.describe` returns it.
     """
+    import torch  # noqa: PLC0415  # the program asks for this module before torch
+
     described: dict[str, Any] = {
         "gradshare": version("gradshare"),
         "python": platform.python_version(),
@@ -90,26 +94,21 @@ def environment(device: torch.device, layout: str) -> dict[str, Any]:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit that the package runs from, with a "+" if a file of the package differs from it;
-    None where it is not run from a git checkout.
+    """The git commit that the package runs from, with a "+" if a file of the package differs from
+    it; None outside a git checkout.
 
-    Found when it is first asked for: a run asks as it starts, since by its end the checkout may
-    have moved on.
+    A run asks for it as it starts, since by its end the checkout may have moved on.
     """
     package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["git", "--no-optional-locks", *arguments]
         return subprocess.run(
-            ["git", "--no-optional-locks", *arguments],
-            cwd=package,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
+            command, cwd=package, capture_output=True, text=True, timeout=10, check=False
         )
 
     try:
-        # Installed below somebody else's checkout it is no file of theirs.
+        # The package may be installed inside another project's checkout, which does not track it.
         if git("ls-files", "--error-unmatch", __file__).returncode != 0:
             return None
         head = git("rev-parse", "HEAD").stdout.strip()

@@ -1,4 +1,4 @@
-"""What is measured on a task's queries, and which measure selects checkpoints."""
+"""Metrics of a task's queries, one of which selects checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradshare.errors import ConfigError
-from gradshare.methods.meta_learner import each_task
+from gradshare.tasks.batch import each_task
 from gradshare.training.statistics import Interval
 
 LOSS = "loss"
@@ -19,13 +19,13 @@ LOSS = "loss"
 
 @dataclass(frozen=True)
 class Metric:
-    """A measure of one task.
+    """A metric of one task.
 
     Attributes:
         function: of a task's outputs (n, …) and targets, to one number.
         best: whether a high or a low value is better.
         unit: written behind values; "%" shows fractions as percentages.
-        chance: its value for guessing, where there is one.
+        chance: its value for guessing; None if there is none.
     """
 
     function: Callable[[Tensor, Any], Any]
@@ -55,18 +55,7 @@ class Metric:
         """
         with torch.no_grad():
             found = each_task(self._value, outputs, targets, sizes)
-        values = []
-        for value in found:
-            if not isinstance(value, float | int) and getattr(value, "shape", None) != ():
-                shape = getattr(value, "shape", None)
-                what = f"shape {tuple(shape)}" if shape is not None else type(value).__name__
-                name = getattr(self.function, "__name__", type(self.function).__name__)
-                raise ConfigError(
-                    f"the metric {name} returned a value of {what} for a task; it must return one "
-                    "number, such as the mean over the queries"
-                )
-            values.append(torch.as_tensor(value, dtype=torch.float64))
-        return torch.stack(values)
+        return torch.stack([torch.as_tensor(self._number(v), dtype=torch.float64) for v in found])
 
     def _value(self, outputs: Tensor, targets: Any) -> Any:
         """The value for one task; NaN if the function can't take outputs that are not finite."""
@@ -77,11 +66,22 @@ class Metric:
                 raise
             return math.nan
 
+    def _number(self, value: Any) -> Any:
+        shape = getattr(value, "shape", None)
+        if isinstance(value, float | int) or shape == ():
+            return value
+        what = type(value).__name__ if shape is None else f"shape {tuple(shape)}"
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        raise ConfigError(
+            f"the metric {name} returned a value of {what} for a task; it must return one number, "
+            "such as the mean over the queries"
+        )
+
     def show(self, interval: Interval) -> str:
         """A mean with its interval and unit: 71.3 ± 1.2 %."""
         scale = 100 if self.unit == "%" else 1
         mean, half = scale * interval.mean, interval.ci95 and scale * interval.ci95
-        # As many digits as the interval has meaning for.
+        # As many digits as the interval makes meaningful.
         smallest = half if half and math.isfinite(half) else abs(mean) / 100
         digits = 1
         if scale == 1 and smallest and math.isfinite(smallest):
@@ -90,16 +90,14 @@ class Metric:
         return f"{shown} {self.unit}".rstrip()
 
     def rank(self, value: float) -> float:
-        """A number that is the lower the better the value is; not finite ranks last."""
+        """A sort key: better values first, values that are not finite last."""
         if not math.isfinite(value):
             return math.inf
         return -value if self.best == "high" else value
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The share of examples that are classified right.
-
-    Outputs that are not finite name no class and count as wrong.
+    """The share of examples that are classified right; outputs that are not finite are wrong.
 
     Args:
         outputs: (n, classes, …) scores.
@@ -113,9 +111,12 @@ def default_metrics(learner: Any, outputs: Tensor, targets: Any) -> dict[str, Me
     """Accuracy and the loss where the targets are classes, else the loss alone.
 
     Args:
-        learner: its `loss` is used, cross entropy if it has none.
+        learner: its `loss` is used; cross entropy for classes if it has none.
         outputs: (T, n, …) of a batch of tasks.
-        targets: likewise.
+        targets: (T, n, …), a tree.
+
+    Raises:
+        ConfigError: the targets are not classes and the learner has no loss.
     """
     loss = getattr(learner, "loss", None)
     classes = are_classes(outputs, targets)

@@ -1,42 +1,36 @@
-"""The options of `gradshare.fit`, and what of them makes a run the run that it is."""
+"""The options of `gradshare.fit`, and what callbacks and displays are called with."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from gradshare.errors import ConfigError, require_choice, require_count
 from gradshare.tasks.source import SEEDS
 from gradshare.training.layout import Memory, Tasks
 from gradshare.training.metrics import Metric
-from gradshare.training.outer_loop import Clipping
 from gradshare.training.records import History
 
 ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
 """The paper's outer optimiser (Appendix A.3)."""
 
-NO_CLIPPING = Clipping()
-
 OnDivergence = Literal["stop", "skip", "record"]
-Phase = Literal["train", "validate", "test"]
+Phase = Literal["try", "train", "validate", "test"]
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a callback is told.
+    """The argument of a callback.
 
     Attributes:
         kind: "iteration" after each outer step, "epoch" after each validation, "checkpoint" after
             each file that the run can be continued from.
-        iteration: how many iterations are done.
+        iteration: the number of iterations that are done.
         history: a record for each completed epoch.
         metrics: of an iteration: the mean of each training metric over its tasks.
         path: of a checkpoint: its file.
@@ -50,7 +44,7 @@ class Event:
 
 
 Callback = Callable[[Event], Any]
-"""Told of events. One that returns True at an epoch's end stops the training."""
+"""Called with each event. One that returns True at an epoch's end stops the training."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class Progress:
         done: of `total`, in iterations or tasks.
         total: of this phase; training counts the whole run.
         epoch: the current one, from 1.
-        score: of the last epoch, as text; None before the first.
+        score: of the last completed epoch, as text; None before the first.
     """
 
     phase: Phase
@@ -81,7 +75,11 @@ def ignore(progress: Progress) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """The options of `gradshare.fit`; see there."""
+    """The options of `gradshare.fit`; see there.
+
+    Raises:
+        ConfigError: one has a value that it does not take.
+    """
 
     epochs: int
     iterations: int
@@ -95,48 +93,28 @@ class Options:
     optimizer: Callable[..., torch.optim.Optimizer] = ADAM
     groups: Callable[[str], Mapping[str, Any]] | None = None
     schedule: Callable[[int], float] | None = None
-    clipping: Clipping = NO_CLIPPING
-    callbacks: Sequence[Callback] = ()
+    clamp_gradients: float | None = None
+    clip_norm: float | None = None
+    callbacks: Callback | Sequence[Callback] = ()
     on_divergence: OnDivergence = "record"
     device: str = "auto"
     tasks: Tasks = "auto"
     memory: Memory = "auto"
 
-    @classmethod
-    def of(
-        cls,
-        *,
-        clamp_gradients: float | None = None,
-        clip_norm: float | None = None,
-        **options: Any,
-    ) -> Options:
-        """From the keyword arguments of `fit`."""
-        return cls(clipping=Clipping(clamp_gradients, clip_norm), **options)
-
     def __post_init__(self) -> None:
-        """Check them.
-
-        Raises:
-            ConfigError: one has a value that it does not take.
-        """
         for name in ("epochs", "iterations", "task_batch", "val_tasks", "test_tasks", "ensemble"):
             require_count(name, getattr(self, name))
         require_count("seed", self.seed, least=0)
         if self.seed >= SEEDS:
             raise ConfigError(f"seed is {self.seed}; give a whole number below {SEEDS}")
-        for name, choices in (
-            ("on_divergence", OnDivergence),
-            ("tasks", Tasks),
-            ("memory", Memory),
-        ):
-            require_choice(name, getattr(self, name), choices)
-        for name, value in (
-            ("clamp_gradients", self.clipping.clamp),
-            ("clip_norm", self.clipping.norm),
-        ):
+        require_choice("on_divergence", self.on_divergence, OnDivergence)
+        require_choice("tasks", self.tasks, Tasks)
+        require_choice("memory", self.memory, Memory)
+        for name in ("clamp_gradients", "clip_norm"):
+            value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value!r}; give a number above 0, or None")
-        for name in ("optimizer", "groups", "schedule"):
+        for name in ("optimizer", "groups"):
             value = getattr(self, name)
             if value is not None and not callable(value):
                 example = ", such as functools.partial(torch.optim.Adam, lr=1e-3)"
@@ -144,9 +122,22 @@ class Options:
                     f"{name} is a {type(value).__name__}; give a function"
                     f"{example if name == 'optimizer' else ''}"
                 )
-        for callback in self.callbacks:
+        try:
+            self.factor(0)
+        except Exception as error:
+            raise ConfigError(
+                f"schedule is {self.schedule!r:.100} and gives no number at iteration 0 "
+                f"({error!s:.100}); give a function from the iteration, from 0, to a factor of the "
+                "learning rates, such as lambda i: 0.5 ** (i // 1000)"
+            ) from error
+        for callback in self.all_callbacks:
             if not callable(callback):
                 raise ConfigError(f"the callback {callback!r:.100} is not a function")
+
+    @property
+    def all_callbacks(self) -> Sequence[Callback]:
+        """The callbacks, also if a single one was given."""
+        return (self.callbacks,) if callable(self.callbacks) else self.callbacks
 
     @property
     def total(self) -> int:
@@ -154,46 +145,5 @@ class Options:
         return self.epochs * self.iterations
 
     def factor(self, iteration: int) -> float:
-        """What the learning rates are multiplied with at an iteration, from 0."""
+        """The schedule's factor of the learning rates at an iteration, from 0."""
         return 1.0 if self.schedule is None else float(self.schedule(iteration))
-
-    def factors(self, total: int) -> str:
-        """A digest of the schedule up to an iteration."""
-        factors = [self.factor(iteration) for iteration in range(total)]
-        return hashlib.sha256(json.dumps(factors).encode()).hexdigest()
-
-    def identity(
-        self,
-        meta: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
-        metrics: Mapping[str, Metric],
-        score: str,
-        sources: Mapping[str, str | None],
-    ) -> dict[str, Any]:
-        """What makes a run the run that it is, as JSON: a run is continued with the same."""
-        groups = [
-            {name: value for name, value in group.items() if name != "params"}
-            for group in optimizer.param_groups
-        ]
-        return {
-            **{
-                name: getattr(self, name)
-                for name in ("epochs", "iterations", "task_batch", "val_tasks", "test_tasks")
-            },
-            "seed": self.seed,
-            "ensemble": self.ensemble,
-            "metrics": {name: metric.best for name, metric in metrics.items()},
-            "score": score,
-            "optimizer": f"{type(optimizer).__name__} {groups}",
-            "clamp_gradients": self.clipping.clamp,
-            "clip_norm": self.clipping.norm,
-            "meta-parameters": shapes_digest(meta),
-            "schedule": self.factors(self.total),
-            **{f"{name} source": fingerprint for name, fingerprint in sources.items()},
-        }
-
-
-def shapes_digest(meta: Mapping[str, Tensor]) -> str:
-    """A digest of the names, types and shapes of meta-parameters."""
-    shapes = {name: [str(t.dtype), *t.shape] for name, t in meta.items()}
-    return hashlib.sha256(repr(shapes).encode()).hexdigest()

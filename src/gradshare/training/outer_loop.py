@@ -9,30 +9,15 @@ from dataclasses import dataclass
 import torch
 
 from gradshare.inner_loop import Tensors
-from gradshare.methods import Learner, MetaLearner
-from gradshare.methods.meta_learner import MODEL
+from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch
 from gradshare.training.distributed import OneProcess, Share
 from gradshare.training.metrics import LOSS, Metric
 
 
 @dataclass(frozen=True)
-class Clipping:
-    """What is done to the outer gradient before the step.
-
-    Attributes:
-        clamp: clamp each entry of the model's gradient to ± this (the reference code: 10 on
-            mini-ImageNet); what rules learn is never clamped.
-        norm: scale the whole gradient down to this norm, if it is longer.
-    """
-
-    clamp: float | None = None
-    norm: float | None = None
-
-
-@dataclass(frozen=True)
 class IterationResult:
-    """What an outer iteration came to.
+    """The result of an outer iteration.
 
     Attributes:
         carried: the rules' carried tensors after it.
@@ -54,24 +39,25 @@ def outer_iteration(
     tasks: TaskBatch,
     *,
     iteration: int,
-    clipping: Clipping,
     metrics: Mapping[str, Metric],
+    clamp_gradients: float | None = None,
+    clip_norm: float | None = None,
     share: Share | None = None,
 ) -> IterationResult:
-    """Take one outer step on a task batch, in place in `meta` and `optimizer`: the same one on each
-    process that shares the batch.
+    """Take one outer step on prepared tasks, in place in `meta` and `optimizer`: the same step in
+    each process that shares the batch.
 
     Args:
         learner: the method.
-        meta: the meta-parameters, leaves.
-        carried: the rules' carried tensors.
+        meta, carried: its state.
         optimizer: over `meta`.
         tasks: prepared tasks.
-        iteration: how many iterations came before.
-        clipping: of the outer gradient.
+        iteration: the number of iterations before this one.
         metrics: measured on the queries, besides the outer loss.
-        share: whose `tasks` these are of a batch that several processes share; None for a whole
-            batch.
+        clamp_gradients: clamp each entry of the model's gradient to ± this (the reference code: 10
+            on mini-ImageNet). The gradients of what rules learn are never clamped.
+        clip_norm: scale the whole gradient down to this norm if it is longer.
+        share: this process's share of a batch, which `tasks` are; None for a whole batch.
     """
     share = share or OneProcess().share(range(len(tasks)))
     step = learner.outer_step(
@@ -101,14 +87,13 @@ def outer_iteration(
         refused = f"the outer gradient of {name} is not finite"
     if refused is not None:
         return IterationResult(carried, found, refused)
+    of_model = getattr(learner, "is_model_parameter", None)
     for (name, tensor), gradient in zip(meta.items(), gradients, strict=True):
         tensor.grad = gradient
-        # What a rule of a MetaLearner learns is never clamped.
-        clamped = name.startswith(f"{MODEL}.") or not isinstance(learner, MetaLearner)
-        if clipping.clamp is not None and clamped:
-            tensor.grad = gradient.clamp(-clipping.clamp, clipping.clamp)
-    if clipping.norm is not None:
-        torch.nn.utils.clip_grad_norm_(meta.values(), clipping.norm)
+        if clamp_gradients is not None and (of_model is None or of_model(name)):
+            tensor.grad = gradient.clamp(-clamp_gradients, clamp_gradients)
+    if clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(meta.values(), clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return IterationResult(step.carried, found)

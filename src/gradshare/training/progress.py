@@ -1,8 +1,13 @@
-"""Progress of runs in a terminal, or as lines."""
+"""Progress of runs: in a terminal, as lines, or in a file that another process reads."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -11,18 +16,19 @@ from rich.progress import Progress as Bars
 from gradshare.training.options import Progress, Watch
 
 MOST_BARS = 8  # more would not fit on a screen
+WRITE_SECONDS = 0.5
 
-PHASES = {"validate": "validating", "test": "testing"}
+PHASES = {"try": "trying", "validate": "validating", "test": "testing"}
 
 
 class RunBars:
     """One bar for each run, with its epoch and the score of its last validation.
 
-    Of many runs those that are done make room for the others. If the output is not a terminal,
-    there is one line for each epoch and run instead.
+    Beyond `MOST_BARS` runs the bars of finished ones are hidden. If the output is not a terminal,
+    there is one line for each validated epoch of each run instead.
 
     Args:
-        console: where to.
+        console: the output.
         shown: whether anything is shown.
     """
 
@@ -39,9 +45,9 @@ class RunBars:
         )
         self._tasks: dict[str, TaskID] = {}
         self._done: list[TaskID] = []
-        self._hidden = 0
         self._epochs: dict[str, int] = {}
-        self._began: dict[str, tuple[float, int]] = {}
+        self._first: dict[str, tuple[float, int]] = {}
+        self._left: dict[str, str] = {}
 
     def __enter__(self) -> RunBars:
         self._bars.start()
@@ -51,7 +57,7 @@ class RunBars:
         self._bars.stop()
 
     def watch(self, name: str) -> Watch:
-        """What shows the progress of one run."""
+        """A function that shows the progress of one run."""
         return lambda progress: self(name, progress)
 
     def __call__(self, name: str, progress: Progress | None) -> None:
@@ -68,29 +74,62 @@ class RunBars:
             total=progress.total,
             phase=f"{phase:<11} {seen}",
         )
-        if progress.phase == "test" and progress.done == progress.total:
+        if progress.phase in ("try", "test") and progress.done == progress.total:
             self._done.append(self._tasks[name])
-        if len(self._tasks) - self._hidden > MOST_BARS and self._hidden < len(self._done):
-            self._bars.update(self._done[self._hidden], visible=False)
-            self._hidden += 1
-        if not self._console.is_terminal and progress.phase != "validate":
-            self._line(name, progress, f"{phase}  {seen}")
+        for task in self._done[: max(0, len(self._tasks) - MOST_BARS)]:
+            self._bars.update(task, visible=False)
+        if not self._console.is_terminal:
+            self._line(name, progress, seen)
 
-    def _line(self, name: str, progress: Progress, text: str) -> None:
-        """One line when a run begins an epoch or its test, with the time left of training."""
-        epoch = 0 if progress.phase == "test" else progress.epoch
-        began, first = self._began.setdefault(name, (time.monotonic(), progress.done))
-        if self._epochs.get(name) == epoch:
-            return
-        self._epochs[name] = epoch
-        left = ""
-        if epoch and progress.done > first:
-            each = (time.monotonic() - began) / (progress.done - first)
-            left = f"  {_duration(each * (progress.total - progress.done))} left"
-        self._console.print(f"{name}: {text}{left}", soft_wrap=True, highlight=False, markup=False)
+    def _line(self, name: str, progress: Progress, seen: str) -> None:
+        """Print one line when another epoch is validated, with the time left of training."""
+        if progress.phase == "train":
+            began, first = self._first.setdefault(name, (time.monotonic(), progress.done))
+            if progress.done > first:
+                each = (time.monotonic() - began) / (progress.done - first)
+                left = duration(each * (progress.total - progress.done))
+                self._left[name] = f"  {left} left"
+        ended = progress.phase != "train" and progress.done == progress.total
+        validated = progress.epoch if ended or progress.phase == "test" else progress.epoch - 1
+        if seen and validated > self._epochs.get(name, 0):
+            self._epochs[name] = validated
+            text = f"{name}: epoch {validated}  {seen}{self._left.get(name, '')}"
+            self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
+class ProgressFile:
+    """Writes how far a run is into a file beside its folder, at most twice a second."""
+
+    def __init__(self, place: Path) -> None:
+        self._path = _progress_path(place)
+        self._written = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Write it."""
+        if progress.done == progress.total or time.monotonic() - self._written > WRITE_SECONDS:
+            self._written = time.monotonic()
+            temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            with contextlib.suppress(OSError):  # a full disk: what matters will say so
+                temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+                temporary.replace(self._path)
+
+
+def progress_of(place: Path) -> Progress | None:
+    """How far the run of a folder is, as its `ProgressFile` says; None before it began."""
+    try:
+        return Progress(**json.loads(_progress_path(place).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _progress_path(place: Path) -> Path:
+    return place.with_name(f".{place.name}.json")
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

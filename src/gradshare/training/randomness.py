@@ -1,11 +1,9 @@
-"""Global random generators as functions of a number, so that a resumed run draws what it would
-have drawn.
-"""
+"""Seeding of the global random generators, so that a resumed run draws the same numbers."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,9 +24,11 @@ def generators_kept(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def isolated(device: torch.device) -> Iterator[None]:
-    """Compute alike whatever the caller has set (no_grad, autocast), and keep its generators."""
+    """Compute alike whatever the caller has set (no_grad, inference_mode, autocast), and keep its
+    generators.
+    """
     autocast = torch.autocast(device.type, enabled=False)
-    with generators_kept(device), torch.enable_grad(), autocast:
+    with generators_kept(device), torch.inference_mode(mode=False), torch.enable_grad(), autocast:
         yield
 
 
@@ -39,7 +39,7 @@ def seed_generators(number: int) -> None:
     random.seed(number)
 
 
-def touches_generators(function: object) -> bool:
+def touches_generators(function: Callable[[], object]) -> bool:
     """Whether calling a function changes torch's, numpy's or Python's global generator."""
 
     def states() -> tuple[object, ...]:
@@ -47,5 +47,5 @@ def touches_generators(function: object) -> bool:
         return torch.get_rng_state().numpy().tobytes(), str(array), random.getstate()
 
     before = states()
-    function()  # type: ignore[operator]
+    function()
     return states() != before

@@ -1,4 +1,4 @@
-"""What a run writes down after each epoch: JSON lines and TensorBoard."""
+"""The record of each epoch, as a line of JSON and for TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
-from gradshare.errors import RunError
-from gradshare.training.files import null_where_not_finite, write_atomically
+from gradshare.training.files import Number, null_where_not_finite, write_atomically, writing
 from gradshare.training.statistics import Interval
 
 TRAIN, VALIDATION = "train", "validation"
@@ -40,9 +38,10 @@ class EpochRecord:
             splits are `TRAIN` (over the epoch's iterations, without interval), `VALIDATION` and
             `FITS`.
         learned: what the rules report, such as σ(m_k) and σ(λ_k), with a value for each inner step.
-        outer_lr: the outer learning rate of the first parameter group at the epoch's end.
+        outer_lr: the outer learning rate of the first parameter group at the epoch's end; NaN of an
+            optimiser without one.
         seconds: of training, validation and writing, since the run began.
-        skipped: the epoch's iterations that were refused and skipped; the training metrics are
+        skipped: the epoch's iterations that were refused and skipped. The training metrics are
             means over the others, NaN if there are none.
         first_skipped: where and why the first of them was refused.
     """
@@ -52,8 +51,8 @@ class EpochRecord:
     epoch: int
     iterations: int
     metrics: dict[str, dict[str, Interval]]
-    learned: dict[str, list[float]]
-    outer_lr: float
+    learned: dict[str, list[Number]]
+    outer_lr: Number
     seconds: float
     skipped: int = 0
     first_skipped: str | None = None
@@ -71,26 +70,18 @@ class EpochRecord:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """As a line of the file; JSON has no NaN, so what is not finite is null."""
-        # Not by `asdict`, which copies deeply: each checkpoint holds all of the history.
+        """As a line of the file. JSON has no NaN: a number that is not finite becomes null."""
         return null_where_not_finite(vars(self))  # type: ignore[no-any-return]
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> EpochRecord:
+    def from_json(cls, record: Any) -> EpochRecord:
         """From a line of the file.
 
         Raises:
-            ValueError, TypeError, KeyError: it is no such line.
+            ValueError: it is not such a line.
         """
-        metrics = {
-            split: {name: [_nan(mean), ci95, n] for name, (mean, ci95, n) in values.items()}
-            for split, values in record["metrics"].items()
-        }
-        learned = {name: [_nan(v) for v in values] for name, values in record["learned"].items()}
-        rate = _nan(record["outer_lr"])  # of an optimiser that has none
-        values = {"metrics": metrics, "learned": learned, "outer_lr": rate}
         try:
-            return _RECORD.validate_python({**record, **values})
+            return _RECORD.validate_python(record)
         except ValidationError as error:
             raise ValueError(first_mistake(error)) from error
 
@@ -104,17 +95,13 @@ def first_mistake(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
 @dataclass
 class EpochTotals:
-    """Sums over the iterations of an epoch that goes on.
+    """Sums over the iterations of the current epoch.
 
     Attributes:
         sums: of each training metric.
-        taken: how many iterations were taken.
+        taken: the number of iterations that were taken.
         skipped: see `EpochRecord`.
         first_skipped: see `EpochRecord`.
     """
@@ -131,13 +118,9 @@ class EpochTotals:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def means(self, names: Sequence[str]) -> dict[str, Interval]:
-        """The mean of each metric over the iterations that were taken."""
-        return {
-            name: Interval(
-                self.sums[name] / self.taken if self.taken else math.nan, None, self.taken
-            )
-            for name in names
-        }
+        """The mean of each metric over the iterations that were taken; NaN if none was."""
+        taken = self.taken or math.nan
+        return {n: Interval(self.sums.get(n, 0.0) / taken, None, self.taken) for n in names}
 
 
 class MetricsWriter:
@@ -154,7 +137,7 @@ class MetricsWriter:
     def __init__(self, folder: Path, history: History) -> None:
         self._folder = folder
         write_atomically(folder / "metrics.jsonl", "".join(map(_line, history)).encode())
-        with self._errors():
+        with writing(folder):
             (folder / "tensorboard").mkdir(exist_ok=True)
             for old in (folder / "tensorboard").iterdir():
                 old.unlink()
@@ -170,7 +153,7 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # All was flushed when it was written; an error now must not hide the one that ends this.
+        # Everything was flushed when it was written; an error now must not hide an earlier one.
         with contextlib.suppress(OSError):
             self._events.close()
 
@@ -180,7 +163,7 @@ class MetricsWriter:
         Raises:
             RunError: it cannot be written.
         """
-        with self._errors():
+        with writing(self._folder):
             with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(_line(record))
             self._scalars(record)
@@ -198,16 +181,6 @@ class MetricsWriter:
     def _event(self, step: int, **content: Any) -> None:
         event = Event(wall_time=time.time(), step=step, **content)
         self._events.write(event.SerializeToString())
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RunError(
-                f"the metrics in {self._folder} cannot be written: {error.strerror or error}; free "
-                "the space and continue with resume='auto' (--resume auto)"
-            ) from error
 
 
 def _line(record: EpochRecord) -> str:

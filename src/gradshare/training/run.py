@@ -1,4 +1,4 @@
-"""A run, while its process lives or reopened from its folder."""
+"""A run, as `fit` returns it or reopened from its folder."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradshare.errors import ConfigError, RunError
+from gradshare.errors import ConfigError, DataError, GradshareError, RunError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
-from gradshare.tasks.batch import tree_map
+from gradshare.tasks.batch import first_leaf, tree_map
 from gradshare.tasks.source import prepared
 from gradshare.training.adapted import AdaptedModel, as_inputs, as_tensor
-from gradshare.training.canary import description
-from gradshare.training.checkpoint import on_device
-from gradshare.training.checks import fitting, initial_state, require_source
+from gradshare.training.checks import (
+    explain_misfit,
+    initial_state,
+    require_finite,
+    require_source,
+)
 from gradshare.training.device import choose_device, keep_float32
 from gradshare.training.distributed import OneProcess
 from gradshare.training.evaluation import (
     Evaluation,
     Model,
-    Rows,
-    joined,
-    measuring,
+    Values,
+    ensemble_values,
     on_all_tasks,
 )
 from gradshare.training.folder import RunFolder, kept_epochs
+from gradshare.training.identity import description, shapes_digest
 from gradshare.training.layout import Layout
+from gradshare.training.memory import explain_out_of_memory
 from gradshare.training.metrics import LOSS, Metric, accuracy
-from gradshare.training.options import shapes_digest
-from gradshare.training.preflight import memory_errors
 from gradshare.training.randomness import generators_kept, isolated
-from gradshare.training.records import EpochRecord
-from gradshare.training.state import Test, TrainState
+from gradshare.training.state import RunStatus
 
 
 class Run:
-    """A run and what it came to.
+    """A training run and its results.
 
     Attributes:
         path: its folder.
@@ -50,9 +51,10 @@ class Run:
         score: the metric that selected the checkpoints.
         history: one record for each completed epoch.
         diverged: where and how it became non-finite; None if it did not.
-        test: what it came to on the test tasks, if there were any.
+        test: the values of the test tasks; None if there were none.
         seconds: of training, validation and test.
         environment: of the process that trained it.
+        missing: why a run that was started from names was opened without its learner.
     """
 
     def __init__(
@@ -60,44 +62,35 @@ class Run:
         path: Path,
         learner: Learner | None,
         source: TaskSource | None,
+        *,
         metrics: Mapping[str, Metric],
         score: str,
         ensemble: int,
         device: torch.device,
-        state: TrainState | None = None,
+        status: RunStatus,
     ) -> None:
         self.path = path
         self.learner = learner
         self.metrics = dict(metrics)
         self.score = score
         self.device = device
+        self.missing: GradshareError | None = None
+        self.history = status.history
+        self.diverged, self.test = status.diverged, status.test
+        self.seconds, self.environment = status.seconds, status.environment
         self._source = source
         self._ensemble = ensemble
-        folder = RunFolder(path)
-        if state is None:
-            saved = folder.load_latest()
-            progress: Any = {} if saved is None else saved.progress
-            self.history = [EpochRecord.from_json(r) for r in progress.get("history", [])]
-            self.diverged: str | None = progress.get("diverged")
-            self.test: Test | None = (
-                None if progress.get("test") is None else Test(**progress["test"])
-            )
-            self.seconds: float = progress.get("seconds", 0.0)
-            self.environment: dict[str, Any] = progress.get("environment", {})
-        else:
-            self.history = state.history
-            self.diverged, self.test = state.diverged, state.test
-            self.seconds, self.environment = state.seconds, state.environment
 
     def __repr__(self) -> str:
-        """Where it is and how far it came."""
-        ended = f", diverged: {self.diverged}" if self.diverged else ""
+        """Its folder, its length and its last score."""
+        epochs = "1 epoch" if len(self.history) == 1 else f"{len(self.history)} epochs"
         last = f", {self.score} {self.history[-1].mean(self.score):.4g}" if self.history else ""
-        return f"Run({str(self.path)!r}, {len(self.history)} epochs{last}{ended})"
+        ended = f", diverged: {self.diverged}" if self.diverged else ""
+        return f"Run({str(self.path)!r}, {epochs}{last}{ended})"
 
     @property
     def tested(self) -> Evaluation | None:
-        """The test at the end of the run; None if there was none."""
+        """The evaluation at the end of the run; None if there was none."""
         if self.test is None:
             return None
         how = (f"ensemble of {self.test.members}", *self._how(None))
@@ -115,7 +108,11 @@ class Run:
             ConfigError: more are asked for than were kept.
         """
         if not self.history:
-            RunFolder(self.path).history()  # raises, and says why there is none
+            raise RunError(
+                f"the run in {self.path} has completed no epoch: it goes on, was stopped, or "
+                "diverged in its first; wait for it, continue it (resume='auto', --resume auto), "
+                "or give another"
+            )
         rank = self.metrics[self.score].rank
         kept = kept_epochs(self.history, self.score, rank, self._ensemble)
         if not 1 <= count <= len(kept):
@@ -124,7 +121,7 @@ class Run:
                 f"number from 1 to {len(kept)}"
             )
         found = RunFolder(self.path).models(kept[:count])
-        return [(on_device(m.meta, self.device), on_device(m.carried, self.device)) for m in found]
+        return [checkpoint.model(self.device) for checkpoint in found]
 
     def evaluate(
         self,
@@ -142,7 +139,7 @@ class Run:
                 training, and other ways if the model allows it.
             tasks: n.
             steps: inner steps; None for as many as were trained.
-            ensemble: how many of the best checkpoints are averaged.
+            ensemble: the number of best checkpoints that are averaged.
             metrics: what to measure; None for the run's.
 
         Raises:
@@ -150,21 +147,21 @@ class Run:
                 than were kept.
             DataError: the source is not a function of the index.
         """
-        learner = self._learner()
+        learner = self._require_learner()
         require_source("the source", source, range(max(tasks, 1)))
-        models = self.models(ensemble)
-        with isolated(self.device), memory_errors():
-            chosen = dict(metrics or self.metrics)
-            measured = measuring(learner, models, chosen, steps=steps)
+        chosen = dict(metrics or self.metrics)
+        with isolated(self.device), explain_out_of_memory():
+            models = self.models(ensemble)
+            measured = ensemble_values(learner, models, chosen, steps=steps)
 
-            def measure(batch: TaskBatch) -> Rows:
-                with fitting(learner, "source", batch):
+            def measure(batch: TaskBatch) -> dict[str, Values]:
+                with explain_misfit(learner, models[0][0], "source", batch):
                     return measured(batch)
 
-            rows = on_all_tasks(OneProcess(), source, tasks, self.device, measure)
+            found = on_all_tasks(OneProcess(), source, tasks, self.device, measure)
         how = ((f"ensemble of {ensemble}",) if ensemble > 1 else ()) + self._how(steps)
         score = self.score if self.score in chosen else next(iter(chosen))
-        return Evaluation(joined(rows, "ensemble"), chosen, score, how)
+        return Evaluation(found["ensemble"], chosen, score, how)
 
     def adapt(
         self, x: Any, y: Any, *, steps: int | None = None, prepare: bool = True
@@ -183,38 +180,43 @@ class Run:
         Raises:
             ConfigError: the run was opened without a learner, or its source is needed to prepare
                 inputs.
+            DataError: the support set is empty, or holds values that are not finite and that the
+                model can't take.
         """
-        learner = self._learner()
-        (meta, carried), *_ = self.models(1)
-        like = tree_map(as_tensor, x)
-        if self._source is not None:
-            like = self._source.batch([0]).support_x
-        else:  # real numbers of the model's type
-            dtype = next(iter(meta.values())).dtype
-            like = tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, like)
-        inputs = as_inputs(x, like)
-        targets, classes = _encoded(y, self._source)
-        tasks = TaskBatch(*(tree_map(lambda t: t[None], part) for part in (inputs, targets) * 2))
+        learner = self._require_learner()
         source = self._source if prepare else None
         if prepare and source is None and RunFolder(self.path).contents()["prepares"]:
             raise ConfigError(
                 f"the source of {self.path} prepares its batches; open the run with it: "
                 "open_run(path, learner, source), or give prepared inputs and prepare=False"
             )
-        tasks = tasks.to(self.device)
-        ready = tasks if source is None else prepared(source, tasks)
-        fits = fitting(learner, "support set", ready)
-        with isolated(self.device), torch.no_grad(), fits:
-            adapted = learner.adapt(meta, carried, ready, steps=steps)
+        targets, classes = _encoded(y, self._source)
+        with isolated(self.device), torch.no_grad():
+            meta, carried = self.models()[0]
+            like = tree_map(as_tensor, x)
+            if self._source is not None:
+                like = self._source.batch([0]).support_x
+            else:  # real numbers of the model's type
+                dtype = next(iter(meta.values())).dtype
+                like = tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, like)
+            inputs = as_inputs(x, like)
+            if first_leaf(inputs).shape[:1] in ((), (0,)):
+                raise DataError("the support set x is empty; give at least one example, as x[None]")
+            parts = (tree_map(lambda t: t[None], part) for part in (inputs, targets) * 2)
+            tasks = TaskBatch(*parts).to(self.device)
+            ready = tasks if source is None else prepared(source, tasks)
+            with explain_misfit(learner, meta, "support set", ready):
+                adapted = learner.adapt(meta, carried, ready, steps=steps)
+                require_finite("the support set", ready, [learner.predict(meta, adapted, ready)])
         return AdaptedModel(learner, meta, adapted, tasks, source, classes)
 
     def tensors(self) -> tuple[Tensors, Tensors]:
         """The meta-parameters and carried tensors of the best checkpoint; needs no learner."""
         return self.models(1)[0]
 
-    def _learner(self) -> Learner:
+    def _require_learner(self) -> Learner:
         if self.learner is None:
-            raise ConfigError(
+            raise self.missing or ConfigError(
                 f"the run in {self.path} was opened without its learner; give it: "
                 "open_run(path, learner)"
             )
@@ -276,7 +278,18 @@ def open_run(
         name: (metrics or {}).get(name, known.get(name, Metric(_not_given, best=best)))
         for name, best in identity["metrics"].items()
     }
-    return Run(folder.path, learner, source, found, identity["score"], identity["ensemble"], place)
+    saved = folder.load_latest()
+    status = RunStatus() if saved is None else RunStatus.of(saved)
+    return Run(
+        folder.path,
+        learner,
+        source,
+        metrics=found,
+        score=identity["score"],
+        ensemble=identity["ensemble"],
+        device=place,
+        status=status,
+    )
 
 
 def _not_given(*_: object) -> float:
@@ -287,7 +300,7 @@ def _not_given(*_: object) -> float:
 
 
 def _encoded(y: Any, source: TaskSource | None) -> tuple[Any, tuple[Any, ...] | None]:
-    """Targets as tensors, and the labels that stand for 0, 1, … if they are classes."""
+    """Targets as tensors, and the labels of classes 0, 1, …; None if they are not classes."""
     encode = getattr(source, "encode", None)
     if encode is not None:
         return encode(y)  # type: ignore[no-any-return]
