@@ -17,6 +17,7 @@ import torch
 
 from gradshare.errors import RunError
 from gradshare.methods import Learner
+from gradshare.methods.network import is_out_of_memory
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import prepared, training_indices
 from gradshare.training.batches import Batches
@@ -174,10 +175,15 @@ class Trainer:
         if result.refused is not None:
 
             def find_fault() -> str | None:
+                # The whole batch, whichever process computed the task; it may not fit in this one.
                 batch = self._prepared(self.train.batch(indices), indices.start)
-                return diagnose(self.learner, *state.model, batch, iteration=iteration)
+                try:
+                    return diagnose(self.learner, *state.model, batch, iteration=iteration)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    return None
 
-            # One process alone looks at the whole batch: the share of a task does not matter.
             fault = self.processes.from_first(find_fault)
             return f"{self._place(iteration + 1)}: {fault or result.refused}"
         state.carried = result.carried
