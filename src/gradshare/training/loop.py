@@ -8,7 +8,7 @@ checkpoint ends where it would have ended.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -25,6 +25,8 @@ from gradshare.training.canary import Canary
 from gradshare.training.distributed import OneProcess, OtherRankError
 from gradshare.training.divergence import diagnose, not_finite
 from gradshare.training.evaluation import (
+    Measure,
+    Values,
     ensemble_values,
     on_all_tasks,
     values_before_and_after,
@@ -190,10 +192,8 @@ class Trainer:
         status.iteration += 1
         status.totals.add(result.metrics)
         status.skipped_in_a_row = 0
-        if options.all_callbacks:
-            self.processes.on_first(
-                lambda: self._call_callbacks("iteration", metrics=result.metrics)
-            )
+        metrics = result.metrics
+        self.processes.on_first(lambda: self._call_callbacks("iteration", metrics=metrics))
         return None
 
     def _prepared(self, batch: TaskBatch, seed: int) -> TaskBatch:
@@ -228,9 +228,8 @@ class Trainer:
         if writer is not None:
             folder.save_epoch(record.epoch, state.epoch_checkpoint(self.run))
             writer.write(record)
-        if self.options.all_callbacks:
-            stops = self.processes.from_first(lambda: self._call_callbacks("epoch"))
-            status.stopped = status.stopped or stops
+        stops = self.processes.from_first(lambda: self._call_callbacks("epoch"))
+        status.stopped = status.stopped or stops
         self._save()
         self.processes.on_first(lambda: folder.prune_epochs(self._kept()))
         self._show("validate", self.options.val_tasks, self.options.val_tasks)
@@ -239,14 +238,8 @@ class Trainer:
         """The record of the epoch that ends here."""
         state, status, options = self.state, self._status, self.options
         self.processes.require_identical({**state.meta, **state.carried})
-        found = on_all_tasks(
-            self.processes,
-            self.validation,
-            options.val_tasks,
-            self.device,
-            values_before_and_after(self.learner, state.model, self.metrics),
-            self._advance("validate", options.val_tasks),
-        )
+        measure = values_before_and_after(self.learner, state.model, self.metrics)
+        found = self._measure("validate", self.validation, options.val_tasks, measure)
         trained = status.totals.means([LOSS, *(name for name in self.metrics if name != LOSS)])
         group = state.optimizer.param_groups[0]
         rate = group.get("initial_lr", group.get("lr", float("nan")))
@@ -271,14 +264,8 @@ class Trainer:
         """Test the best epochs."""
         saved = self.processes.from_first(lambda: self.folder.models(self._kept()))
         models = [checkpoint.model(self.device) for checkpoint in saved]
-        found = on_all_tasks(
-            self.processes,
-            source,
-            self.options.test_tasks,
-            self.device,
-            ensemble_values(self.learner, models, self.metrics),
-            self._advance("test", self.options.test_tasks),
-        )
+        measure = ensemble_values(self.learner, models, self.metrics)
+        found = self._measure("test", source, self.options.test_tasks, measure)
         return Test(found["ensemble"], found["single"], len(models))
 
     def _kept(self) -> list[int]:
@@ -286,15 +273,17 @@ class Trainer:
         rank = self.metrics[self.score].rank
         return kept_epochs(self._status.history, self.score, rank, self.options.ensemble)
 
-    def _advance(self, phase: Phase, total: int) -> Callable[[int], None]:
-        """Shows the progress of an evaluation but for its end, which is shown with its result."""
+    def _measure(
+        self, phase: Phase, source: TaskSource, tasks: int, measure: Measure
+    ) -> dict[str, Values]:
+        """Evaluate, show the progress and stop when asked to."""
 
         def advance(done: int) -> None:
-            if done < total:
-                self._show(phase, done, total)
+            if done < tasks:  # the end is shown together with the result
+                self._show(phase, done, tasks)
             self._stop_if(self.processes.asked)
 
-        return advance
+        return on_all_tasks(self.processes, source, tasks, self.device, measure, advance)
 
     def _show(self, phase: Phase, done: int, total: int) -> None:
         status, score = self._status, None
@@ -319,8 +308,7 @@ class Trainer:
         def save() -> None:
             status.canary = self.canary.values(self.state)
             path = self.folder.save_latest(status.iteration, self.state.checkpoint(self.run))
-            if self.options.all_callbacks:
-                self._call_callbacks("checkpoint", path=path)
+            self._call_callbacks("checkpoint", path=path)
 
         self.processes.on_first(save)
 
