@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,13 @@ def test_a_script_needs_no_main_guard_and_its_own_modules_reach_every_worker(
     assert said.stdout == "once\n"
     for name in ("local", "submitit"):
         assert load_results(tmp_path / name).runs[0].test
+
+
+def test_a_pool_of_processes_is_an_executor(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2, get_context("forkserver")) as pool:
+        small(tmp_path / "pool", executor=pool)
+    small(tmp_path / "here", executor=ThreadPoolExecutor(1))
+    assert_same(tmp_path / "pool", tmp_path / "here")
 
 
 def test_a_client_of_dask_is_an_executor(tmp_path: Path) -> None:

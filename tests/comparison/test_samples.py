@@ -20,6 +20,7 @@ import gradshare as gs
 from gradshare.comparison.results import SampleTask
 from gradshare.comparison.samples import MOST_EXAMPLES, class_names, sample_tasks
 from gradshare.tasks import TaskBatch
+from gradshare.tasks.store import Split
 from gradshare.training.labels import labels_of
 from tests.comparison.small import arms, small
 from tests.training.small import SIGNALS, WAYS
@@ -49,6 +50,27 @@ def test_the_classes_of_a_task_are_those_its_examples_were_drawn_from(grouped: b
             names = source.classes_of(index)
             of_label = [names[label] for label in batch.query_y[index].tolist()]
             assert of_label == batch.query_x[index, :, 0].tolist()
+
+
+def test_the_classes_of_an_image_task_are_found_in_a_split_of_any_order() -> None:
+    images = np.repeat(np.arange(6, dtype=np.uint8), 5)[:, None, None, None] * np.ones(
+        (1, 1, 4, 4), np.uint8
+    )
+    starts = np.array([20, 0, 25, 10])
+    split = Split("test", images, ("c4", "c0", "c5", "c2"), starts, np.full(4, 5))
+    tasks = gs.ImageTasks(split, ways=3, shots=1, queries=2)
+    batch = tasks.batch(range(10))
+    for index in range(10):
+        names = tasks.classes_of(index)
+        found = [f"c{value}" for value in batch.support_x[index, :, 0, 0, 0].tolist()]
+        assert list(names) == found
+
+
+def test_all_tasks_of_groups_have_the_same_classes_and_those_of_real_targets_none() -> None:
+    x, groups = np.zeros((24, 3)), np.repeat(np.arange(3), 8)
+    tasks = gs.GroupTasks(x, np.tile(["no", "yes"], 12), groups, shots=1, queries=2)
+    assert tasks.classes_of(0) == tasks.classes_of(7) == ("no", "yes")
+    assert gs.GroupTasks(x, x[:, 0], groups, shots=1, queries=2).classes_of(0) == ()
 
 
 def first_sample(source: gs.TaskSource, queries: int) -> SampleTask:

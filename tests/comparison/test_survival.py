@@ -8,12 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.comparison.driver import EPOCHS
+from gradshare.executors import slurm_executor
+from gradshare.training.interruption import RunStoppedError
+from gradshare.training.options import Progress
+from tests.comparison.driver import EPOCHS, Slow
 from tests.comparison.small import assert_same, leftovers, run_folders, small
 from tests.training.killing import records_in
 
@@ -26,8 +30,6 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the driver's comparison comes to when nothing happens to it."""
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
-
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     small(out, executor=ThreadPoolExecutor(1), epochs=EPOCHS, seeds=1)
     return out
@@ -165,4 +167,54 @@ def test_workers_save_and_end_when_their_program_is_killed_and_a_restart_clears_
             assert ended(again) == (0, "")
     assert not workers(out)
     assert leftovers(out) == []
+    assert_same(out, undisturbed)
+
+
+def test_a_slurm_that_is_busy_and_does_not_answer_loses_no_run_and_lets_a_program_stop(
+    tmp_path: Path,
+    undisturbed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    jobs, home = tmp_path / "jobs", tmp_path / "workers"
+    for folder in (jobs, home):
+        folder.mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name, does in {
+        "srun": 'shift 5; exec "$@"',  # without its options
+        # The trial is job 0. The second run is refused once, as job 2.
+        "sbatch": f"""number=$(ls {jobs} | wc -l)
+            touch {jobs}/$number
+            [ $number = 2 ] && {{ echo Socket timed out >&2; exit 1; }}
+            cp "$1" {jobs}/$number  # as Slurm does: submitit renames it
+            SLURM_JOB_ID=$number sh {jobs}/$number > /dev/null 2>&1 &
+            echo Submitted batch job $number""",
+        "sacct": "exit 1",
+        "scancel": "exit 1",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    far: set[str] = set()
+
+    def watch(name: str, progress: Progress | None) -> None:
+        if progress is not None and progress.phase == "train" and progress.done >= 3:
+            far.add(name)
+            if len(far) == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    out = tmp_path / "out"
+    with pytest.raises(RunStoppedError):
+        small(
+            out,
+            executor=slurm_executor(tmp_path / "slurm", "busy", {}),
+            progress=watch,
+            epochs=EPOCHS,
+            seeds=1,
+            callbacks=[Slow(home, 0.5)],
+        )
+    assert far == {"original", "sharing"}
+    assert len(list(jobs.iterdir())) == 4
+    assert any(m.startswith("sharing could not be submitted (") for m in caplog.messages)
+    assert leftovers(out) == []
+    small(out, executor=ThreadPoolExecutor(1), epochs=EPOCHS, seeds=1, resume="auto")
     assert_same(out, undisturbed)

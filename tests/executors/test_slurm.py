@@ -25,7 +25,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "srun": 'shift 5; exec "$@"',
         "sbatch": f"""cp "$1" {folder}/batch
             echo RUNNING > {state}
-            (SLURM_JOB_ID=7 sh "$1"; echo COMPLETED > {state}) > {folder}/log 2>&1 &
+            (SLURM_JOB_ID=7 sh {folder}/batch; echo COMPLETED > {state}) > {folder}/log 2>&1 &
             echo Submitted batch job 7""",
         "sacct": f"echo 'JobID|State|NodeList'; echo \"7|$(cat {state})|here\"",
     }.items():

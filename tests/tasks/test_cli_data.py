@@ -117,15 +117,15 @@ def test_the_data_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatc
 
 
 def test_exactly_one_of_download_and_from() -> None:
-    message = "dataset 'omniglot' needs exactly one of --download and --from PATH; "
-    assert usage_error("prepare", "omniglot") == message + "neither was given"
-    both = ("prepare", "omniglot", "--download", "--from", "omniglot.zip")
-    assert usage_error(*both) == message + "both were given"
-    assert usage_error("prepare", "glyphs", "--download") == (
-        "glyphs are drawn, not read: leave out --download and --from"
-    )
-    assert usage_error("prepare", "my-birds", "--format", "folder", "--download") == (
-        "--format folder needs --from FOLDER"
+    message = "give either --download or --from PATH"
+    assert usage_error("prepare", "omniglot", "--download", "--from", "omniglot.zip") == message
+    assert usage_error("prepare", "my-birds", "--format", "folder", "--download") == message
+    missing = "is read from a file or folder; give its path (--from PATH), or --download if"
+    assert missing in error("prepare", "omniglot")
+    assert missing in error("prepare", "my-birds", "--format", "folder")
+    assert error("prepare", "glyphs", "--from", ".") == "glyphs are drawn, not read: leave out ."
+    assert error("prepare", "glyphs", "--download") == (
+        "dataset 'glyphs' is not published for download; leave out --download"
     )
 
 

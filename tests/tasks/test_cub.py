@@ -139,17 +139,17 @@ def test_every_layout_gives_the_same_classes(
 def test_the_split_is_the_papers() -> None:
     """A few facts of the published lists."""
     birds = [f"{i:03}.x" for i in range(1, 201)]
-    split_of = split(birds, Path("CUB"))
+    split_of = split(birds)
     first = ["train", "val", "train", "test", "train", "val", "train", "test"]
     assert [split_of[name] for name in birds[:8]] == first
     assert [split_of[name] for name in birds[197:]] == ["val", "train", "test"]
-    assert split(reversed(birds), Path("CUB")) == split_of
+    assert split(reversed(birds)) == split_of
 
 
 def test_the_split_of_the_real_class_names() -> None:
     with (real_data("cub") / "classes.csv").open(encoding="utf-8") as file:
         published = {row["class"]: row["split"] for row in csv.DictReader(file)}
-    assert split(published, Path("CUB")) == published
+    assert split(published) == published
 
 
 def test_knows_itself() -> None:
@@ -164,8 +164,8 @@ def test_refuses_an_incomplete_copy(tmp_path: Path) -> None:
     files = {name: data for name, data in PHOTOGRAPHS.items() if f"/{CLASS_NAMES[-1]}/" not in name}
     path = make_folder(tmp_path / "CUB_200_2011", files)
     assert (
-        f"{path} has 199 class folders, CUB-200-2011 has 200 and its split counts on all of them; "
-        "unpack or download CUB_200_2011.tgz again"
+        f"{path} has 49 classes in 'test', the published split has 50; get a complete copy with "
+        "that split"
     ) == refusal(path)
 
 

@@ -367,6 +367,16 @@ def test_a_folder_of_images(root: Path, birds: Path) -> None:
     assert sorted(names) == ["crow", "finch", "heron", "lark", "owl"]
 
 
+def test_split_folders_with_a_class_in_common_are_refused(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "birds"
+    for split, name in (("train", "owl"), ("val", "lark"), ("test", "owl")):
+        make_classes(folder / split, [name])
+    assert message_of(lambda: prepare_dataset("mine", root, path=folder, folder=True)) == (
+        f"class 'owl' of {folder} is in 'train' and in 'test': splits must not overlap; give it to "
+        "one of them"
+    )
+
+
 def test_a_folder_of_grey_images_has_one_channel(root: Path, tmp_path: Path) -> None:
     folder = make_classes(tmp_path / "shapes", ["circle", "square", "star"], mode="L")
     store, _ = prepare_dataset("shapes", root, path=folder, folder=True, image_size=8)
@@ -416,7 +426,8 @@ def test_arguments_that_would_change_nothing_are_refused(root: Path, archive: Pa
 
 def test_a_path_is_needed_and_must_exist(root: Path, tmp_path: Path) -> None:
     assert message_of(lambda: prepare_dataset("noise", root)) == (
-        "dataset 'noise' is read from a file or folder; say where it is"
+        "dataset 'noise' is read from a file or folder; give its path (--from PATH), or --download "
+        "if it is published"
     )
     missing = tmp_path / "none.tar"
     assert message_of(lambda: prepare_dataset("noise", root, path=missing)) == (

@@ -16,17 +16,11 @@ from PIL import Image
 
 from gradshare.errors import DataError
 from gradshare.tasks import images
-from gradshare.tasks.dataset import FoundClass
-from gradshare.tasks.folder import find_classes as find_classes_and_splits
-from gradshare.tasks.folder import is_grey
+from gradshare.tasks.folder import find_classes, given_splits, is_grey
 from gradshare.tasks.images import ImageFormat, read_image
 from tests.tasks.builders import make_classes, make_image
 
 BIRDS = ["crow", "finch", "heron", "lark", "owl"]
-
-
-def find_classes(root: Path, seed: int | None = None) -> list[FoundClass]:
-    return find_classes_and_splits(root, seed)[0]
 
 
 def splits_of(root: Path, seed: int | None = None) -> dict[str, list[str]]:
@@ -57,7 +51,7 @@ def test_split_folders(tmp_path: Path, val: str) -> None:
     make_classes(tmp_path / val, ["lark"])
     make_classes(tmp_path / "test", ["finch"])
     assert splits_of(tmp_path) == {"train": ["crow", "owl"], "val": ["lark"], "test": ["finch"]}
-    assert find_classes_and_splits(tmp_path)[1] == "split folders"
+    assert given_splits(tmp_path) == "split folders"
 
 
 def test_a_missing_split_folder_is_named(tmp_path: Path) -> None:
@@ -97,16 +91,6 @@ def test_a_split_folder_without_classes_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_overlapping_split_folders_are_named(tmp_path: Path) -> None:
-    make_classes(tmp_path / "train", ["owl", "crow"])
-    make_classes(tmp_path / "val", ["lark"])
-    make_classes(tmp_path / "test", ["owl"])
-    assert refused(tmp_path) == (
-        f"class 'owl' of {tmp_path} is in 'train' and in 'test': splits must not overlap; give it "
-        "to one of them"
-    )
-
-
 # Splits drawn from a seed
 
 
@@ -134,7 +118,7 @@ def test_the_seed_draws_the_splits(tmp_path: Path) -> None:
     drawn = {json.dumps(splits_of(tmp_path, seed)) for seed in range(5)}
     assert len(drawn) == 5
     assert splits_of(tmp_path) == splits_of(tmp_path, 0)
-    assert find_classes_and_splits(tmp_path, 4)[1] == "drawn with seed 4"
+    assert given_splits(tmp_path) is None
 
 
 def test_fewer_than_three_classes_cannot_be_split(tmp_path: Path) -> None:
@@ -162,7 +146,7 @@ def test_splits_from_a_file(tmp_path: Path) -> None:
         {"test": ["owl"], "train": ["lark", "crow"], "val": ["heron"], "unused": ["finch"]},
     )
     assert splits_of(tmp_path) == {"train": ["crow", "lark"], "val": ["heron"], "test": ["owl"]}
-    assert find_classes_and_splits(tmp_path)[1] == "splits.json"
+    assert given_splits(tmp_path) == "splits.json"
 
 
 GIVEN = {"train": ["crow", "lark"], "val": ["heron"], "test": ["owl", "finch"]}

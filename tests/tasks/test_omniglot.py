@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from gradshare.tasks import omniglot
 from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.omniglot import OMNIGLOT, SPLIT_SIZES, split
 from tests.tasks.archive_builders import (
@@ -39,9 +38,8 @@ def part_files(part: str, first: int, characters: int, drawings: int = 20) -> di
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """The files of both archives of an Omniglot of 6 + 4 characters."""
-    sizes = {"images_background": 6, "images_evaluation": 4}
-    monkeypatch.setattr(omniglot, "CHARACTERS", sizes)
-    monkeypatch.setattr(omniglot, "SPLIT_SIZES", {"train": 5, "val": 2, "test": 3})
+    for part, size in (("train", 5), ("val", 2), ("test", 3)):
+        monkeypatch.setitem(SPLIT_SIZES, part, size)
     return part_files("images_background", 0, 6), part_files("images_evaluation", 6, 4)
 
 
@@ -120,8 +118,8 @@ def test_refuses_an_incomplete_part(
     ) == refusal(tmp_path)
     make_zip(path, dict(list(evaluation.items())[:40]))
     assert (
-        f"{path} has 2 characters, Omniglot's images_evaluation has 4; download "
-        "images_evaluation.zip again"
+        f"{tmp_path} has 1 classes in 'test', the published split has 3; get a complete copy with "
+        "that split"
     ) == refusal(tmp_path)
 
 

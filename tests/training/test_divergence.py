@@ -212,6 +212,16 @@ def test_a_huge_inner_rate_is_found_where_it_strikes(tmp_path: Path) -> None:
     assert run.test is None
 
 
+def test_a_diagnosis_that_does_not_fit_in_memory_leaves_the_reason_of_the_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*arguments: Any, **options: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(loop, "diagnose", exhausted)
+    assert fit(tmp_path / "run").diverged == "epoch 2, iteration 5: the outer loss is nan"
+
+
 def test_a_huge_outer_rate_is_a_result_and_is_not_tested(tmp_path: Path) -> None:
     # Adam at this rate makes the parameters overflow within a few iterations.
     adam = lambda groups: torch.optim.Adam(groups, lr=1e37)  # noqa: E731

@@ -123,8 +123,7 @@ print(json.dumps([found.memory, resident("VmHWM:") - before[0]]))
     ("tasks", "memory", "second_order"),
     [
         ("vmap", "keep", True),
-        ("loop", "recompute", True),
-        ("vmap", "recompute", False),
+        ("loop", "recompute", False),
     ],
 )
 def test_the_estimate_is_near_what_is_measured(tasks: str, memory: str, second_order: bool) -> None:

@@ -34,7 +34,6 @@ from gradshare.tasks.datasets import (
     prepare_dataset,
 )
 from gradshare.tasks.download import OnProgress
-from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import Resize
 from gradshare.tasks.registry import DATASETS, DEFAULT_DATA_ROOT
 from gradshare.tasks.store import ImageStore
@@ -112,16 +111,8 @@ def prepare(
     a class, are prepared under any new NAME with --format folder --from FOLDER.
     """
     check_name(name, data_root, folder=form == "folder")
-    if name == GLYPHS.name:
-        if download or path is not None:
-            raise click.UsageError("glyphs are drawn, not read: leave out --download and --from")
-    elif download == (path is not None):
-        given = "both were given" if download else "neither was given"
-        raise click.UsageError(
-            f"dataset {name!r} needs exactly one of --download and --from PATH; {given}"
-        )
-    if form is not None and path is None:
-        raise click.UsageError(f"--format {form} needs --from FOLDER")
+    if download and (path is not None or form is not None):
+        raise click.UsageError("give either --download or --from PATH")
     # What is prepared already is not read again, and so its archives need not be there.
     if download and (force or not is_prepared(name, data_root, image_size, resize)):
         with _progress_bar(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:

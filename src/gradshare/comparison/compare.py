@@ -113,7 +113,8 @@ def compare(
 
     Raises:
         ConfigError, DataError: the arguments cannot be compared; nothing was written.
-        RunError: the folder cannot be used, or some runs failed, with the others saved.
+        RunError: the folder cannot be used, some runs failed, with the others saved, or a worker
+            elsewhere could not try the arms.
         RunStoppedError: Ctrl-C or SIGTERM; each run has saved what it had.
     """
     made = Options(**options)
@@ -171,7 +172,8 @@ def run_plan(
     if own:
         device = choose_device(plan.options.device)
         at_a_time = at_a_time or (cores() if device.type == "cpu" else 1)
-        executor = _local(plan, at_a_time)
+        # Not by what is left: with other threads a run that is continued would round differently.
+        executor = local_executor(len(plan.runs), at_a_time)
     elif isinstance(executor, ThreadPoolExecutor):
         at_a_time = 1  # threads share the random generators
     _require_room(folder, resume=resume)
@@ -215,10 +217,9 @@ def run_plan(
     return comparison
 
 
-def _local(plan: Plan, at_a_time: int) -> LocalExecutor:
-    """Processes that share this machine's cores."""
-    # Not by what is left: with other threads a run that is continued would round differently.
-    threads = max(1, cores() // min(at_a_time, len(plan.runs)))
+def local_executor(runs: int, at_a_time: int) -> LocalExecutor:
+    """Processes for some runs that share this machine's cores."""
+    threads = max(1, cores() // min(at_a_time, runs))
     # Threads that wait must not take others' cores.
     openmp = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     return LocalExecutor(at_a_time, dict([TUNABLES]) | openmp)

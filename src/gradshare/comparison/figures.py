@@ -87,13 +87,6 @@ class Drawing(NamedTuple):
         return Markup(f'<svg {box} role="img" aria-label="{escape(self.caption)}">{body}')
 
 
-class Curve(NamedTuple):
-    """Values (n,) at 1, 2, …, n, with half the height of their band; NaN where there is none."""
-
-    y: Values
-    half: Values
-
-
 Looks = Mapping[str, Mapping[str, Any]]
 """Each arm's colour, line style and marker, as matplotlib's arguments."""
 
@@ -138,29 +131,29 @@ def _curves(results: Results, looks: Looks) -> Drawing | None:
     """The score on the validation tasks over epochs."""
     metric, several = results.metric(results.score), len(results.seeds) > 1
     scale = 100 if metric.unit == "%" else 1
-    curves, seeds = {}, {}
+    means, halves, seeds = {}, {}, {}
     for arm in looks:
         runs = results.of(arm)
-        seeds[arm] = [_history(run, results.score, scale) for run in runs]
-        sound = [c for c, run in zip(seeds[arm], runs, strict=True) if run.outcome != "diverged"]
-        mean = _over_seeds([curve.y for curve in sound or seeds[arm]])
-        curves[arm] = mean if several else seeds[arm][0]
-    curves = {arm: curve for arm, curve in curves.items() if np.isfinite(curve.y).any()}
-    if not curves:
+        rows = [_history(run, results.score, scale) for run in runs]
+        sound = [row for row, run in zip(rows, runs, strict=True) if run.outcome != "diverged"]
+        mean, half = _over_seeds([row[0] for row in sound or rows]) if several else rows[0]
+        if np.isfinite(mean).any():
+            means[arm], halves[arm], seeds[arm] = mean, half, rows
+    if not means:
         return None
-    figure, axes = _figure(looks, {arm: arm for arm in curves})
+    figure, axes = _figure(looks, {arm: arm for arm in means})
     axes.margins(y=0.25)
-    for arm in curves if several else ():
+    for arm in means if several else ():
         for y, _ in seeds[arm]:
             axes.plot(1 + np.arange(y.size), y, color=looks[arm]["color"], linewidth=0.6, alpha=0.5)
-    same = _lines(axes, curves, looks)
-    values = np.concatenate([curve.y for curve in curves.values()])
+    same = _lines(axes, means, looks)
+    values = np.concatenate(list(means.values()))
     logarithmic = metric.chance is None and 0 < 30 * np.nanmin(values) < np.nanmax(values)
     if logarithmic:
         axes.set_yscale("log")
     low, high = axes.set_ylim(axes.get_ylim())  # few seeds have bands far beyond the curves
-    for arm, (y, half) in curves.items():
-        x, color = 1 + np.arange(y.size), looks[arm]["color"]
+    for arm, y in means.items():
+        x, half, color = 1 + np.arange(y.size), halves[arm], looks[arm]["color"]
         axes.fill_between(x, y - half, y + half, color=color, alpha=0.15, linewidth=0)
     chance = math.nan if metric.chance is None else scale * metric.chance
     span = high - low
@@ -189,8 +182,7 @@ def _differences(results: Results, looks: Looks) -> Drawing | None:
         values = _sane(scale * np.mean(rows, axis=0)) if rows else np.array([])
         if not np.isfinite(values).any():
             continue
-        values = np.sort(values[np.isfinite(values)])
-        curves[arm] = Curve(values, np.full_like(values, math.nan))
+        curves[arm] = values = np.sort(values[np.isfinite(values)])
         better, worse = np.sum(values > 0), np.sum(values < 0)
         if metric.best == "low":
             better, worse = worse, better
@@ -211,11 +203,11 @@ def _differences(results: Results, looks: Looks) -> Drawing | None:
     return Drawing("differences", figure, caption + same)
 
 
-def _history(run: ArmRun, score: str, scale: float) -> Curve:
-    """A run's validation scores with their intervals."""
+def _history(run: ArmRun, score: str, scale: float) -> Values:
+    """A run's validation scores and half their intervals (2, epochs)."""
     intervals = [record.metrics[VALIDATION][score] for record in run.history]
     rows = np.array([[one.mean, one.ci95] for one in intervals], dtype=float).reshape(-1, 2)
-    return Curve(*_sane(scale * rows).T)
+    return _sane(scale * rows.T)
 
 
 def _sane(values: Values) -> Values:
@@ -223,13 +215,13 @@ def _sane(values: Values) -> Values:
     return np.where(np.abs(values) < LARGEST, values, math.nan)
 
 
-def _over_seeds(rows: Sequence[Values]) -> Curve:
-    """The mean of the seeds with its 95 % interval, as far as all of them go."""
-    table = np.array([row[: min(map(len, rows))] for row in rows]).reshape(len(rows), -1)
-    if len(rows) < 2:
-        return Curve(table.sum(0), np.full(table.shape[1], math.nan))
+def _over_seeds(rows: Sequence[Values]) -> tuple[Values, Values]:
+    """The mean of the seeds and half its 95 % interval, as far as all of them go."""
+    table = np.array([row[: min(map(len, rows))] for row in rows])
+    if len(rows) == 1:
+        return table[0], np.full_like(table[0], math.nan)
     half = student975(len(rows) - 1) * table.std(0, ddof=1) / math.sqrt(len(rows))
-    return Curve(table.mean(0), half)
+    return table.mean(0), half
 
 
 def _figure(looks: Looks, labels: Mapping[str, str]) -> tuple[Figure, Axes]:
@@ -243,19 +235,19 @@ def _figure(looks: Looks, labels: Mapping[str, str]) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _lines(axes: Axes, curves: Mapping[str, Curve], looks: Looks) -> str:
+def _lines(axes: Axes, curves: Mapping[str, Values], looks: Looks) -> str:
     """Draw a line for each arm.
 
     Returns:
         Sentences on arms with the same values, whose dashes alternate; empty without them.
     """
     groups: dict[bytes, list[str]] = {}
-    for arm, curve in curves.items():
-        groups.setdefault(curve.y.tobytes(), []).append(arm)
+    for arm, y in curves.items():
+        groups.setdefault(y.tobytes(), []).append(arm)
     same = ""
     for arms in groups.values():
         for place, arm in enumerate(arms):
-            y = curves[arm].y
+            y = curves[arm]
             every = -(-y.size // 8)
             line = {**looks[arm], "label": arm, "markeredgecolor": "white", "markeredgewidth": 0.7}
             if len(arms) > 1:

@@ -17,7 +17,6 @@ ENOUGH_SEEDS = 3
 interval over test tasks says.
 """
 
-FEW_TASKS = 200
 FEW_ARMS = 3
 MOST_SENTENCES = 12
 MOST_DIGITS = 17
@@ -53,13 +52,12 @@ def verdict(results: Results) -> Verdict:
         headline = " ".join(_headline(results, each) for each in found)
     else:
         headline = _summary(baseline, found)
-    few_seeds = any(0 < each.seeds < ENOUGH_SEEDS for each in found)
-    if few_seeds:
+    if 0 < max((each.seeds for each in found), default=0) < ENOUGH_SEEDS:
         headline = f"Too few seeds to decide. So far: {headline}"
     sentences = list(islice(_sentences(results, found), MOST_SENTENCES + 1))
     if len(sentences) > MOST_SENTENCES:
         sentences[-1] = "The table has the differences of all arms."
-    return Verdict(headline, tuple(sentences), tuple(_caveats(results, found, few_seeds)))
+    return Verdict(headline, tuple(sentences), tuple(_caveats(results, found)))
 
 
 def show_difference(metric: Metric, interval: Interval) -> str:
@@ -87,16 +85,17 @@ def _digits(metric: Metric, interval: Interval) -> int:
 
 
 def _headline(results: Results, found: Difference) -> str:
-    names = f"“{found.first}” and “{found.second}”"
+    names, every = f"“{found.first}” and “{found.second}”", len(results.seeds)
     if found.interval is None:
         return f"{names} cannot be compared: no seed has both trained."
+    over = "" if found.seeds == every else f" ({found.seeds} of {every} seeds)"
     if found.better == 0:
-        return f"No difference between {names} can be told from these numbers."
+        return f"No difference between {names} can be told from these numbers{over}."
     word = "better" if found.better > 0 else "worse"
     beside = ""
     if found.better > 0 and found.first not in results.controls:
         beside = _beside_controls(results, found.first)
-    return f"“{found.first}” was {word} than “{found.second}”{beside}."
+    return f"“{found.first}” was {word} than “{found.second}”{over}{beside}."
 
 
 def _beside_controls(results: Results, arm: str) -> str:
@@ -176,8 +175,8 @@ def _alone(results: Results) -> str:
     return f"“{results.baseline}” has a test {results.score} of {shown}."
 
 
-def _caveats(results: Results, found: list[Difference], few_seeds: bool) -> Iterator[str]:
-    if few_seeds:
+def _caveats(results: Results, found: list[Difference]) -> Iterator[str]:
+    if any(0 < each.seeds < ENOUGH_SEEDS for each in found):
         yield (
             "One or two seeds say little about others: rounding alone can move a run by more than "
             "its interval over tasks. Compare at least three (seeds=3, --seeds 3)."
@@ -187,6 +186,3 @@ def _caveats(results: Results, found: list[Difference], few_seeds: bool) -> Iter
             "There was no control. If an arm changes more than one thing at a time, such as the "
             "size of its steps, only a control that leaves one of them out shows which one matters."
         )
-    tasks = min((len(v) for run in results.runs for v in run.test.values()), default=0)
-    if 0 < tasks < FEW_TASKS:
-        yield f"There were only {tasks} test tasks."

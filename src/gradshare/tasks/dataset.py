@@ -55,12 +55,12 @@ class Archive:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset that gradshare knows by name.
+    """A dataset that can be prepared.
 
     Attributes:
         name: as on the command line.
         summary: one line for `--help` and errors.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (grey) or 3 (RGB); None is 1 if no image has colour.
         image_size: height and width that most papers use.
         rotate_classes: see `ImageStore`.
         read: finds the classes; None for a dataset that is drawn.
@@ -70,7 +70,7 @@ class Dataset:
 
     name: str
     summary: str
-    channels: int
+    channels: int | None
     image_size: int
     rotate_classes: bool
     read: Reader | None

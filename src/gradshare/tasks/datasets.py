@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +18,9 @@ import numpy as np
 
 from gradshare.errors import DataError
 from gradshare.tasks import glyphs
-from gradshare.tasks.dataset import FoundClass, require_classes
+from gradshare.tasks.dataset import Dataset, FoundClass, require_classes
 from gradshare.tasks.download import OnProgress, download
-from gradshare.tasks.folder import find_classes, is_grey
+from gradshare.tasks.folder import IMAGE_SIZE, given_splits, is_grey, own_dataset
 from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import ImageFormat, Resize, read_image
 from gradshare.tasks.registry import (
@@ -33,7 +33,6 @@ from gradshare.tasks.registry import (
 from gradshare.tasks.store import SPLITS, ImageStore, is_store
 from gradshare.tasks.writing import ClassImages, fill, writing
 
-FOLDER_IMAGE_SIZE = 84  # of images of the user's own: the field's size for photographs
 IMAGE_SIZES = range(8, 1025)
 
 
@@ -148,6 +147,7 @@ def prepare_dataset(
     target = store_path(data_root, name, image_size, resize)
     if is_store(target) and not force:
         return Prepared(_opened(target, image_size), written=False)
+    dataset = own_dataset(name, seed) if folder else DATASETS[name]
     _require_arguments(name, path, folder, resize, seed)
     if target.is_dir() and not is_store(target) and any(target.iterdir()):
         raise DataError(
@@ -160,14 +160,15 @@ def prepare_dataset(
             if path is None:
                 content = _drawn(image_size, seed or 0)
             else:
-                scratch = workspace / "unpacked"
-                content = _found(name, path, scratch, folder, image_size, resize, seed)
+                content = _found(dataset, path, workspace / "unpacked", image_size, resize)
+                if folder:
+                    content.source["splits"] = given_splits(path) or f"drawn with seed {seed or 0}"
             _require_room(target, content.images, image_size)
             fill(
                 workspace / "store",
                 _reported(content, progress),
                 name=name,
-                rotate_classes=name in DATASETS and DATASETS[name].rotate_classes,
+                rotate_classes=dataset.rotate_classes,
                 source={"gradshare": version("gradshare"), **content.source},
             )
             if is_store(target):
@@ -233,7 +234,7 @@ class _Content(NamedTuple):
     classes: Iterator[ClassImages]
     number: int
     images: int
-    source: Mapping[str, Any]
+    source: dict[str, Any]
 
 
 def _drawn(image_size: int, seed: int) -> _Content:
@@ -243,28 +244,17 @@ def _drawn(image_size: int, seed: int) -> _Content:
 
 
 def _found(
-    name: str,
-    path: Path,
-    scratch: Path,
-    folder: bool,
-    image_size: int,
-    resize: Resize,
-    seed: int | None,
+    dataset: Dataset, path: Path, scratch: Path, image_size: int, resize: Resize
 ) -> _Content:
-    source = {"from": str(path), "resize": resize}
+    assert dataset.read is not None, "only glyphs are not read"
     with _blaming(path, scratch):
-        if folder:
-            found, source["splits"] = find_classes(path, seed)
-            channels = 1 if is_grey(found) else 3
-        else:
-            dataset = DATASETS[name]
-            assert dataset.read is not None, "only glyphs are not read"
-            found, channels = dataset.read(path, scratch), dataset.channels
-            require_classes(found, path, dataset.classes)
-            found.sort(key=lambda item: (SPLITS.index(item.split), item.name))
-    form = ImageFormat(image_size, channels, resize)
+        found = dataset.read(path, scratch)
+        require_classes(found, path, dataset.classes)
+        found.sort(key=lambda item: (SPLITS.index(item.split), item.name))
+        channels = dataset.channels or (1 if is_grey(found) else 3)
+    classes = _decoded(found, ImageFormat(image_size, channels, resize), path, scratch)
     images = channels * sum(len(item.images) for item in found)
-    return _Content(_decoded(found, form, path, scratch), len(found), images, source)
+    return _Content(classes, len(found), images, {"from": str(path), "resize": resize})
 
 
 def _decoded(
@@ -315,7 +305,10 @@ def _require_arguments(
                 f"glyphs are drawn at their final size: leave out the resize {resize!r}"
             )
     elif path is None:
-        raise DataError(f"dataset {name!r} is read from a file or folder; say where it is")
+        raise DataError(
+            f"dataset {name!r} is read from a file or folder; give its path (--from PATH), or "
+            "--download if it is published"
+        )
     elif not folder:
         if seed is not None:
             raise DataError(
@@ -359,7 +352,7 @@ def _size_to_prepare(name: str, asked: int | None) -> int:
         DataError: the one asked for is out of range.
     """
     if asked is None:
-        return DATASETS[name].image_size if name in DATASETS else FOLDER_IMAGE_SIZE
+        return DATASETS[name].image_size if name in DATASETS else IMAGE_SIZE
     if asked not in IMAGE_SIZES:
         raise DataError(
             f"image size {asked} is out of range; use {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]} pixels"

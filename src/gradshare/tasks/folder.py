@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from gradshare.errors import DataError
-from gradshare.tasks.dataset import FoundClass, require_classes
+from gradshare.tasks.dataset import Dataset, FoundClass
 from gradshare.tasks.images import EXTENSIONS, open_image
 from gradshare.tasks.store import SPLITS
 
+IMAGE_SIZE = 84  # most papers' size of photographs
 SPLITS_FILE = "splits.json"
 UNUSED = "unused"
 SPLIT_OF_FOLDER = {
@@ -43,15 +44,29 @@ TEST_SHARE = 0.20
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I")
 
 
-def find_classes(root: Path, seed: int | None = None) -> tuple[list[FoundClass], str]:
+def own_dataset(name: str, seed: int | None) -> Dataset:
+    """A folder of class folders as a dataset.
+
+    Args:
+        name: of the dataset.
+        seed: see `find_classes`.
+    """
+    return Dataset(
+        name=name,
+        summary="images of your own",
+        channels=None,
+        image_size=IMAGE_SIZE,
+        rotate_classes=False,
+        read=lambda path, _scratch: find_classes(path, seed),
+    )
+
+
+def find_classes(root: Path, seed: int | None = None) -> list[FoundClass]:
     """Find the classes under a folder, and their splits, without reading an image.
 
     Args:
         root: a folder in one of the module's layouts.
         seed: deals classes to splits where the folder does not say which is in which; None is 0.
-
-    Returns:
-        The classes, and what settled their splits, for the record.
 
     Raises:
         DataError: not a folder, splits that overlap or lack classes, a class without images, a
@@ -59,28 +74,31 @@ def find_classes(root: Path, seed: int | None = None) -> tuple[list[FoundClass],
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give the folder that holds the class folders")
-    folders = class_folders(root)
-    splits_from = ""
-    if (root / SPLITS_FILE).is_file():
-        splits_from = SPLITS_FILE
-        splits = _splits_from_file(root / SPLITS_FILE, folders)
-    elif any(folder.name in SPLIT_OF_FOLDER for folder in folders):
-        splits_from = "split folders"
+    given = given_splits(root)
+    if given and seed is not None:
+        raise DataError(
+            f"the splits of {root} come from its {given}, so seed {seed} would change nothing; "
+            "leave out --seed"
+        )
+    if given == SPLITS_FILE:
+        splits = _splits_from_file(root / SPLITS_FILE, class_folders(root))
+    elif given:
         splits = splits_from_folders(root)
     else:
-        splits = _splits_at_random(root, folders, seed or 0)
-    if splits_from and seed is not None:
-        raise DataError(
-            f"the splits of {root} come from its {splits_from}, so seed {seed} would change "
-            "nothing; leave out --seed"
-        )
-    found = [
+        splits = _splits_at_random(root, class_folders(root), seed or 0)
+    return [
         FoundClass(split, folder.name, image_files(folder))
         for split in SPLITS
         for folder in splits[split]
     ]
-    require_classes(found, root)
-    return found, splits_from or f"drawn with seed {seed or 0}"
+
+
+def given_splits(root: Path) -> str | None:
+    """What in a folder says which class is in which split; None if nothing does."""
+    if (root / SPLITS_FILE).is_file():
+        return SPLITS_FILE
+    named = any(folder.name in SPLIT_OF_FOLDER for folder in class_folders(root))
+    return "split folders" if named else None
 
 
 def is_grey(found: Sequence[FoundClass]) -> bool:

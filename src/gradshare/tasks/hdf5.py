@@ -44,9 +44,7 @@ def _find_split(folder: Path, split: str) -> Iterator[FoundClass]:
     try:
         import h5py  # noqa: PLC0415 (an optional dependency)
     except ImportError as error:
-        raise DataError(
-            f"reading {folder} needs h5py; run `pip install 'gradshare[hdf5]'`"
-        ) from error
+        raise DataError(f"reading {folder} needs h5py; run `pip install h5py`") from error
     path, labels = cache_files(folder, split)
     names = _class_names(labels)
     try:

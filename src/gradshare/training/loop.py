@@ -8,7 +8,7 @@ checkpoint ends where it would have ended.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -17,6 +17,7 @@ import torch
 
 from gradshare.errors import RunError
 from gradshare.methods import Learner
+from gradshare.methods.network import is_out_of_memory
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import prepared, training_indices
 from gradshare.training.batches import Batches
@@ -24,6 +25,8 @@ from gradshare.training.canary import Canary
 from gradshare.training.distributed import OneProcess, OtherRankError
 from gradshare.training.divergence import diagnose, not_finite
 from gradshare.training.evaluation import (
+    Measure,
+    Values,
     ensemble_values,
     on_all_tasks,
     values_before_and_after,
@@ -175,20 +178,23 @@ class Trainer:
         if result.refused is not None:
 
             def find_fault() -> str | None:
+                # The whole batch, whichever process computed the task; it may not fit in this one.
                 batch = self._prepared(self.train.batch(indices), indices.start)
-                return diagnose(self.learner, *state.model, batch, iteration=iteration)
+                try:
+                    return diagnose(self.learner, *state.model, batch, iteration=iteration)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    return None
 
-            # One process alone looks at the whole batch: the share of a task does not matter.
             fault = self.processes.from_first(find_fault)
             return f"{self._place(iteration + 1)}: {fault or result.refused}"
         state.carried = result.carried
         status.iteration += 1
         status.totals.add(result.metrics)
         status.skipped_in_a_row = 0
-        if options.all_callbacks:
-            self.processes.on_first(
-                lambda: self._call_callbacks("iteration", metrics=result.metrics)
-            )
+        metrics = result.metrics
+        self.processes.on_first(lambda: self._call_callbacks("iteration", metrics=metrics))
         return None
 
     def _prepared(self, batch: TaskBatch, seed: int) -> TaskBatch:
@@ -223,9 +229,8 @@ class Trainer:
         if writer is not None:
             folder.save_epoch(record.epoch, state.epoch_checkpoint(self.run))
             writer.write(record)
-        if self.options.all_callbacks:
-            stops = self.processes.from_first(lambda: self._call_callbacks("epoch"))
-            status.stopped = status.stopped or stops
+        stops = self.processes.from_first(lambda: self._call_callbacks("epoch"))
+        status.stopped = status.stopped or stops
         self._save()
         self.processes.on_first(lambda: folder.prune_epochs(self._kept()))
         self._show("validate", self.options.val_tasks, self.options.val_tasks)
@@ -234,14 +239,8 @@ class Trainer:
         """The record of the epoch that ends here."""
         state, status, options = self.state, self._status, self.options
         self.processes.require_identical({**state.meta, **state.carried})
-        found = on_all_tasks(
-            self.processes,
-            self.validation,
-            options.val_tasks,
-            self.device,
-            values_before_and_after(self.learner, state.model, self.metrics),
-            self._advance("validate", options.val_tasks),
-        )
+        measure = values_before_and_after(self.learner, state.model, self.metrics)
+        found = self._measure("validate", self.validation, options.val_tasks, measure)
         trained = status.totals.means([LOSS, *(name for name in self.metrics if name != LOSS)])
         group = state.optimizer.param_groups[0]
         rate = group.get("initial_lr", group.get("lr", float("nan")))
@@ -266,14 +265,8 @@ class Trainer:
         """Test the best epochs."""
         saved = self.processes.from_first(lambda: self.folder.models(self._kept()))
         models = [checkpoint.model(self.device) for checkpoint in saved]
-        found = on_all_tasks(
-            self.processes,
-            source,
-            self.options.test_tasks,
-            self.device,
-            ensemble_values(self.learner, models, self.metrics),
-            self._advance("test", self.options.test_tasks),
-        )
+        measure = ensemble_values(self.learner, models, self.metrics)
+        found = self._measure("test", source, self.options.test_tasks, measure)
         labels = found["labels"]
         return Test(
             found["ensemble"],
@@ -288,15 +281,17 @@ class Trainer:
         rank = self.metrics[self.score].rank
         return kept_epochs(self._status.history, self.score, rank, self.options.ensemble)
 
-    def _advance(self, phase: Phase, total: int) -> Callable[[int], None]:
-        """Shows the progress of an evaluation but for its end, which is shown with its result."""
+    def _measure(
+        self, phase: Phase, source: TaskSource, tasks: int, measure: Measure
+    ) -> dict[str, Values]:
+        """Evaluate, show the progress and stop when asked to."""
 
         def advance(done: int) -> None:
-            if done < total:
-                self._show(phase, done, total)
+            if done < tasks:  # the end is shown together with the result
+                self._show(phase, done, tasks)
             self._stop_if(self.processes.asked)
 
-        return advance
+        return on_all_tasks(self.processes, source, tasks, self.device, measure, advance)
 
     def _show(self, phase: Phase, done: int, total: int) -> None:
         status, score = self._status, None
@@ -321,8 +316,7 @@ class Trainer:
         def save() -> None:
             status.canary = self.canary.values(self.state)
             path = self.folder.save_latest(status.iteration, self.state.checkpoint(self.run))
-            if self.options.all_callbacks:
-                self._call_callbacks("checkpoint", path=path)
+            self._call_callbacks("checkpoint", path=path)
 
         self.processes.on_first(save)
 
