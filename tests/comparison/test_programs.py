@@ -128,8 +128,8 @@ def test_a_script_needs_no_main_guard_and_its_own_modules_reach_every_worker(
 
 def test_a_pool_of_processes_is_an_executor(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, get_context("forkserver")) as pool:
-        small(tmp_path / "pool", executor=pool)
-    small(tmp_path / "here", executor=ThreadPoolExecutor(1))
+        small(tmp_path / "pool", executor=pool, epochs=1, seeds=1)
+    small(tmp_path / "here", executor=ThreadPoolExecutor(1), epochs=1, seeds=1)
     assert_same(tmp_path / "pool", tmp_path / "here")
 
 
