@@ -110,7 +110,7 @@ def build(config: RunConfig) -> Parts:
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """The configuration as a run stores it: wherever it is read, it means the same.
+    """The configuration as a run stores it, so that it means the same wherever it is read.
 
     The data root is absolute. A setting that was not given, but for which a dataset, model or
     method of the user's own has a default, such as `def make_splits(shots=4)`, has that default.
@@ -287,7 +287,7 @@ def _classes(source: TaskSource, task: TaskBatch) -> int | None:
 
 
 def _loss(config: RunConfig) -> Callable[..., Any]:
-    """A loss is a function of outputs and targets, or a class of such functions."""
+    """The named function of outputs and targets, or an object of the named class of such."""
     name, options = config.loss, config.loss_option
     found: Any = load("loss", name)
     if isinstance(found, type):
@@ -299,7 +299,7 @@ def _loss(config: RunConfig) -> Callable[..., Any]:
 
 
 def _own_metric(name: str, options: Mapping[str, Any]) -> Metric:
-    """A Metric, a function of outputs and targets, or a class of either."""
+    """The metric of an import path to a Metric, a function, or a class of either."""
     found = load("metric", name)
     if isinstance(found, type):
         found, options = call("metric", name, options, {}), {}
