@@ -34,7 +34,7 @@ from gradshare.inner_loop import (
     UpdateRule,
 )
 from gradshare.methods import Learner, MetaLearner
-from gradshare.tasks import ImageStore, ImageTasks, Normalization, Splits, TaskBatch, TaskSource
+from gradshare.tasks import ImageStore, Normalization, Splits, TaskBatch, TaskSource, image_splits
 from gradshare.tasks.datasets import open_dataset
 from gradshare.tasks.source import prepared
 from gradshare.training.checks import require_source
@@ -155,16 +155,9 @@ def splits_of(config: RunConfig) -> Splits:
             "options; leave it out"
         )
     store = open_dataset(name, config.data_root, config.image_size, config.resize)
-
-    def source(split: str) -> ImageTasks:
-        return ImageTasks(
-            store.splits[split],
-            **_settings(config, *TASK_SIZES),
-            normalization=_normalization(config, store),
-            rotate_classes=store.rotate_classes and split == "train",
-        )
-
-    return Splits(source("train"), source("val"), source("test"))
+    normalization = _normalization(config, store)
+    sizes = _settings(config, *TASK_SIZES)
+    return Splits(*image_splits(store, normalization=normalization, **sizes))
 
 
 def learner_of(config: RunConfig, train: TaskSource) -> Learner:
