@@ -198,7 +198,7 @@ def test_arms_that_are_measured_differently_are_refused(tmp_path: Path) -> None:
         for arm, loss in LOSSES.items()
     }
     with pytest.raises(ConfigError) as error:
-        small(tmp_path / "out", made, [gs.Sinusoids()] * 3)
+        small(tmp_path / "out", made, [gs.Sinusoids(), gs.Sinusoids(), gs.Sinusoids(seed=1)])
     assert str(error.value) == (
         "the arm 'b' is measured by loss (l1_loss), and 'a' by loss (mse_loss); give metrics=… "
         "that all arms can be measured by"

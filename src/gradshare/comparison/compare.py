@@ -33,7 +33,7 @@ from gradshare.training.folder import refuse_if_occupied
 from gradshare.training.interruption import StopRequests
 from gradshare.training.lock import locked
 from gradshare.training.machine import TUNABLES, cores
-from gradshare.training.options import Options
+from gradshare.training.options import Options, options_from
 from gradshare.training.progress import RunBars
 
 
@@ -117,7 +117,7 @@ def compare(
             elsewhere could not try the arms.
         RunStoppedError: Ctrl-C or SIGTERM; each run has saved what it had.
     """
-    made = Options(**options)
+    made = options_from(options)
     require_choice("resume", resume, Resume)
     plan = Plan(
         arms,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -210,11 +210,16 @@ def seeds_from(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:
     """That many seeds from a first one on, or the given ones.
 
     Raises:
-        ConfigError: there are none, or one is given twice.
+        ConfigError: there are none, one is given twice, or one is no whole number.
     """
-    given: Sequence[int] = seeds if not isinstance(seeds, int | Integral) else range(int(seeds))
-    start = first if isinstance(seeds, int | Integral) else 0
-    found = tuple(start + int(seed) for seed in given)
-    if not found or len(set(found)) < len(found):
-        raise ConfigError(f"seeds is {seeds!r}; give a number of at least 1, or different seeds")
-    return found
+    found: tuple[Any, ...] = ()
+    if isinstance(seeds, Integral):
+        found = tuple(range(first, first + int(seeds)))
+    elif isinstance(seeds, Iterable):
+        found = tuple(seeds)
+    whole = all(isinstance(seed, Integral) for seed in found)
+    if not found or not whole or len(set(found)) < len(found):
+        raise ConfigError(
+            f"seeds is {seeds!r:.60}; give a number of at least 1, or different seeds: [0, 1, 2]"
+        )
+    return tuple(map(int, found))
