@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import gradshare as gs
 from gradshare import Interval, RunConfig, RunError
-from gradshare.comparison.collecting import judge
+from gradshare.comparison.differences import judge
 from gradshare.config.fields import MACHINE_FIELDS
 from gradshare.config.parts import build
 from gradshare.tasks import ImageTasks

@@ -18,10 +18,10 @@ from PIL import Image
 
 import gradshare as gs
 from gradshare.comparison.results import SampleTask
-from gradshare.comparison.samples import MOST_EXAMPLES, class_names, sample_tasks
+from gradshare.comparison.samples import MOST_EXAMPLES, sample_tasks
 from gradshare.tasks import TaskBatch
 from gradshare.tasks.store import Split
-from gradshare.training.labels import labels_of
+from gradshare.training.labels import class_names, labels_of
 from tests.comparison.small import arms, small
 from tests.training.small import SIGNALS, WAYS
 

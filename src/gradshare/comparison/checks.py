@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradshare.comparison.collecting import is_finished
 from gradshare.comparison.plan import Plan
 from gradshare.comparison.results import MetricFacts
 from gradshare.errors import ConfigError
@@ -19,9 +18,12 @@ from gradshare.training.checks import initial_state
 from gradshare.training.device import choose_device
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in, prepare_run
+from gradshare.training.folder import RunFolder
 from gradshare.training.layout import Layout, Memory, Tasks
+from gradshare.training.loop import is_complete
 from gradshare.training.metrics import Metric
 from gradshare.training.randomness import generators_kept
+from gradshare.training.state import RunStatus
 
 Key = tuple[str, int]  # a run: its arm and seed
 Starts = dict[str, Mapping[str, Tensor]]  # the meta-parameters of each arm before any training
@@ -110,16 +112,21 @@ def unfinished(plan: Plan, found: Tried, folder: Path) -> list[Key]:
     Raises:
         RunError: an arm is not what it was when its finished runs were trained.
     """
-    places = {(arm, seed): plan.place(folder, arm, seed) for arm, seed in plan.runs}
-    finished = [
-        (arm, seed)
-        for (arm, seed), place in places.items()
-        if is_finished(place, {**found.identities[arm], "seed": seed})
-    ]
-    for arm, seed in dict(finished).items():  # one of each arm tells whether it changed
-        learner, options, place = plan.learner(arm, seed), plan.options_of(seed), places[arm, seed]
-        fit_in(OneProcess(), learner, plan.sources, options, place, resume=True)
-    return [key for key in plan.runs if key not in finished]
+    left = [key for key in plan.runs if not _is_finished(plan, found, folder, key)]
+    finished = {arm: seed for arm, seed in plan.runs if (arm, seed) not in left}
+    for arm, seed in finished.items():  # one run of each arm tells whether the arm has changed
+        learner, place = plan.learner(arm, seed), plan.place(folder, arm, seed)
+        fit_in(OneProcess(), learner, plan.sources, plan.options_of(seed), place, resume=True)
+    return left
+
+
+def _is_finished(plan: Plan, found: Tried, folder: Path, key: Key) -> bool:
+    arm, seed = key
+    run = RunFolder(plan.place(folder, arm, seed))
+    if not run.started or run.contents()["identity"] != {**found.identities[arm], "seed": seed}:
+        return False
+    saved = run.load_latest()
+    return saved is not None and is_complete(plan.options, RunStatus.of(saved), plan.test)
 
 
 def _other_starts(starts: Starts) -> Iterator[str]:

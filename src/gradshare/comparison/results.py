@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy.typing as npt
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -23,7 +21,7 @@ from pydantic import (
 
 from gradshare.comparison.plan import shown
 from gradshare.errors import RunError
-from gradshare.training.files import null_where_not_finite, write_atomically
+from gradshare.training.files import Number, null_where_not_finite, write_atomically
 from gradshare.training.metrics import Metric
 from gradshare.training.records import VALIDATION, EpochRecord, first_mistake
 
@@ -34,21 +32,10 @@ Outcome = Literal["trained", "not trained", "diverged"]
 Values = npt.NDArray[np.float64]
 
 
-def _nan_for_null(values: Any) -> Any:
-    return [math.nan if value is None else value for value in values]
-
-
-def _records(history: Any) -> Any:
-    return [r if isinstance(r, EpochRecord) else EpochRecord.from_json(r) for r in history]
-
-
 def _plain(name: str) -> str:
     if shown(name) != name:
         raise ValueError("a table cannot show this name")
     return name
-
-
-Numbers = Annotated[list[float], BeforeValidator(_nan_for_null)]
 
 
 class _Part(BaseModel):
@@ -110,8 +97,8 @@ class ArmRun(_Part):
     seed: int
     outcome: Outcome
     message: str | None
-    history: Annotated[list[EpochRecord], BeforeValidator(_records)]
-    test: dict[str, Numbers]
+    history: list[EpochRecord]
+    test: dict[str, list[Number]]
     members: int = Field(ge=0)
     by_class: dict[str, float] = {}
     training_seconds: float
@@ -149,7 +136,7 @@ class Results(_Part):
     settings: dict[str, Any]
     commands: tuple[str, ...]
     notes: tuple[str, ...]
-    yardsticks: dict[str, dict[str, Numbers]] = {}
+    yardsticks: dict[str, dict[str, list[Number]]] = {}
     samples: tuple[SampleTask, ...] = ()
 
     @model_validator(mode="after")
@@ -213,12 +200,9 @@ def save_results(results: Results, path: Path) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    dumped = results.model_dump(mode="python", exclude={"runs"})
-    dumped["runs"] = [
-        {**run.model_dump(exclude={"history"}), "history": [r.to_json() for r in run.history]}
-        for run in results.runs
-    ]
-    text = json.dumps(null_where_not_finite(dumped), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        null_where_not_finite(results.model_dump()), ensure_ascii=False, allow_nan=False
+    )
     write_atomically(path, text.encode())
 
 
@@ -248,11 +232,10 @@ def load_results(path: str | Path) -> Results:
         )
     try:
         return Results.model_validate(stored)
-    except (ValidationError, TypeError, KeyError, AttributeError) as error:
-        what = first_mistake(error) if isinstance(error, ValidationError) else repr(error)
+    except ValidationError as error:
         raise RunError(
-            f"{file} is damaged or was edited: {what:.300}; write it again with resume='auto' "
-            "(gradshare compare --resume auto)"
+            f"{file} is damaged or was edited: {first_mistake(error):.300}; write it "
+            "again with resume='auto' (gradshare compare --resume auto)"
         ) from error
 
 
