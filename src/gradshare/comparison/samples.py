@@ -93,7 +93,7 @@ def _image(pixels: Values) -> str:
     picture.thumbnail((MOST_PIXELS, MOST_PIXELS))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG" if picture.mode == "RGB" else "PNG")
-    return _data("jpeg" if picture.mode == "RGB" else "png", buffer.getvalue())
+    return data_uri("jpeg" if picture.mode == "RGB" else "png", buffer.getvalue())
 
 
 def _signal(channels: Values) -> str:
@@ -105,8 +105,9 @@ def _signal(channels: Values) -> str:
         points = " ".join(f"{a:.1f},{50 - 50 * b:.1f}" for a, b in zip(x, kept, strict=True))
         drawing += f'<polyline points="{points}" fill="none" stroke="{color}"/>'
     head = '<svg xmlns="http://www.w3.org/2000/svg" width="100" height="54" viewBox="0 -2 100 54">'
-    return _data("svg+xml", f"{head}{drawing}</svg>".encode())
+    return data_uri("svg+xml", f"{head}{drawing}</svg>".encode())
 
 
-def _data(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """An image of a kind, such as "png", as the address that an `<img>` takes."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -9,7 +9,7 @@ from rich.cells import cell_len, set_cell_size
 
 from gradshare.comparison.differences import counted, difference, epochs_to_gain, test_score
 from gradshare.comparison.results import Results, best_record
-from gradshare.comparison.verdict import show_difference, verdict
+from gradshare.comparison.verdict import verdict
 from gradshare.training.statistics import confidence95
 
 NOTHING = "–"
@@ -67,7 +67,7 @@ def _arm_row(results: Results, arm: str) -> Row:
         found = difference(results, arm, other)
         row[f"− {other}"] = NOTHING
         if found.interval is not None and arm != other:
-            row[f"− {other}"] = over(found.seeds, show_difference(score, found.interval))
+            row[f"− {other}"] = over(found.seeds, score.show_difference(found.interval))
     best = [best_record(run.history, score, results.score).epoch for run in runs if run.history]
     row["best epoch"] = span(best) or NOTHING
     reached = [epochs_to_gain(results, run) for run in runs]
