@@ -352,9 +352,9 @@ def test_a_defect_is_one_sentence_its_trace_is_in_a_file_and_the_other_runs_fini
     with pytest.raises(RunError) as error:
         compare(**{**quick(**made), "seeds": 4}, out=out, executor=ThreadPoolExecutor(1))
     assert str(error.value) == (
-        "bad (seed 0), bad (seed 1), bad (seed 2) and 1 more failed: ZeroDivisionError: unforeseen "
-        f"(see {out / 'errors.txt'}). The other runs are saved in {out}; correct the cause and "
-        "continue (resume='auto', --resume auto)"
+        "bad (seed 0), bad (seed 1), bad (seed 2), bad (seed 3) failed: ZeroDivisionError: "
+        f"unforeseen (see {out / 'errors.txt'}). The other runs are saved in {out}; "
+        "correct the cause and continue (resume='auto', --resume auto)"
     )
     trace = (out / "errors.txt").read_text(encoding="utf-8")
     assert "in outer_step" in trace

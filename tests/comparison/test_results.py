@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from gradshare.comparison.differences import judge
-from gradshare.comparison.results import FILENAME, best_record, load_results, save_results
+from gradshare.comparison.results import FILENAME, load_results, save_results
 from gradshare.errors import RunError
 from gradshare.training.metrics import Metric
+from gradshare.training.records import best_record, judge
 from tests.comparison.builders import SAMPLE, arm_run, classification, results_of
 
 HIGH = Metric(max, chance=0.2)

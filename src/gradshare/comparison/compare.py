@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from gradshare.comparison.checks import Tried, learners_of, tried, unfinished
-from gradshare.comparison.differences import judge
 from gradshare.comparison.plan import RUNS, Factory, Plan, seeds_from
 from gradshare.comparison.results import FILENAME, ArmRun, Results, load_results, save_results
 from gradshare.comparison.running import Runner, WatchAll
@@ -36,6 +35,7 @@ from gradshare.training.lock import locked
 from gradshare.training.machine import TUNABLES, cores
 from gradshare.training.options import Options
 from gradshare.training.progress import RunBars
+from gradshare.training.records import judge
 from gradshare.training.state import RunStatus, Test
 from gradshare.training.yardsticks import yardsticks
 

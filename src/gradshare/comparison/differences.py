@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 
-from gradshare.comparison.results import ArmRun, Results, Values, best_record
-from gradshare.training.metrics import Metric
-from gradshare.training.records import VALIDATION, EpochRecord
+from gradshare.comparison.results import ArmRun, Results, Values
+from gradshare.training.records import best_record
 from gradshare.training.statistics import Z95, Interval, over_seeds_and_tasks
 
 POWER = 0.8
@@ -97,24 +95,3 @@ def epochs_to_gain(results: Results, run: ArmRun) -> int | None:
     best = best_record(baseline.history, metric, score).mean(score)
     level = metric.rank(start + GAIN * (best - start))
     return next((r.epoch for r in run.history if metric.rank(r.mean(score)) <= level), None)
-
-
-def judge(
-    history: Sequence[EpochRecord], metric: Metric, score: str
-) -> Literal["trained", "not trained"]:
-    """Whether a run that did not diverge has learned anything.
-
-    It has not if the 95 % interval of its best validation score reaches chance, where there is
-    one. The best of many is the luckiest of them, so its interval is widened by their number
-    (Bonferroni's correction).
-    """
-    if not history:
-        return "not trained"
-    if metric.chance is None:
-        return "trained"
-    best = best_record(history, metric, score).metrics[VALIDATION][score]
-    if best.ci95 is None:
-        return "not trained"
-    surer = NormalDist().inv_cdf(1 - 0.025 / len(history)) / Z95
-    gain = best.mean - metric.chance if metric.best == "high" else metric.chance - best.mean
-    return "trained" if gain > surer * best.ci95 else "not trained"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any, Final, NamedTuple
@@ -24,7 +24,6 @@ from gradshare.comparison.differences import difference, test_score
 from gradshare.comparison.plan import shown
 from gradshare.comparison.results import ArmRun, Results, Values
 from gradshare.training.records import VALIDATION
-from gradshare.training.statistics import student975
 
 MOST_ARMS: Final = 8
 
@@ -122,46 +121,48 @@ def draw_all(results: Results) -> list[Drawing]:
 
 
 def _curves(results: Results, looks: Looks) -> Drawing | None:
-    """The score on the validation tasks over epochs."""
+    """The score on the validation tasks over epochs, of each seed and its mean."""
     metric, several = results.metric(results.score), len(results.seeds) > 1
-    means, halves, seeds = {}, {}, {}
+    means, seeds = {}, {}
     for arm in looks:
         runs = results.of(arm)
-        rows = [metric.scale * _history(run, results.score) for run in runs]
-        sound = [row for row, run in zip(rows, runs, strict=True) if run.outcome != "diverged"]
-        mean, half = _over_seeds([row[0] for row in sound or rows]) if several else rows[0]
+        seeds[arm] = [metric.scale * _history(run, results.score) for run in runs]
+        rows = [
+            y for run, (y, _) in zip(runs, seeds[arm], strict=True) if run.outcome != "diverged"
+        ]
+        rows = rows or [y for y, _ in seeds[arm]]
+        mean = np.mean([y[: min(map(len, rows))] for y in rows], axis=0)
         if np.isfinite(mean).any():
-            means[arm], halves[arm], seeds[arm] = mean, half, rows
+            means[arm] = mean
     if not means:
         return None
     figure, axes, same = _figure(means, {arm: arm for arm in means}, looks)
     axes.set_xlabel("epoch")
     axes.margins(y=0.25)
-    for arm in means if several else ():
-        for y, _ in seeds[arm]:
-            axes.plot(1 + np.arange(y.size), y, color=looks[arm]["color"], linewidth=0.6, alpha=0.5)
+    for arm in means:
+        color = looks[arm]["color"]
+        for y, half in seeds[arm]:
+            x = 1 + np.arange(y.size)
+            if several:
+                axes.plot(x, y, color=color, linewidth=0.6, alpha=0.5)
+            else:
+                axes.fill_between(x, y - half, y + half, color=color, alpha=0.15, linewidth=0)
     values = np.concatenate(list(means.values()))
     unit = metric.unit
     if metric.chance is None and 0 < 30 * np.nanmin(values) < np.nanmax(values):
         axes.set_yscale("log")
         unit = f"{unit}, logarithmic".removeprefix(", ")
     axes.set_ylabel(f"validation {shown(results.score, 32)}" + (f" ({unit})" if unit else ""))
+    caption = f"The validation {shown(results.score, 32)} after each epoch. "
+    if several:
+        caption += "Thin lines: the seeds. Thick lines: the mean of those that did not diverge."
+    else:
+        caption += "Bands: 95 % confidence interval over validation tasks."
     low, high = axes.get_ylim()
-    for arm, y in means.items():
-        x, half, color = 1 + np.arange(y.size), halves[arm], looks[arm]["color"]
-        axes.fill_between(x, y - half, y + half, color=color, alpha=0.15, linewidth=0)
-    bands = "over the seeds that did not diverge. Thin lines: the seeds" if several else ""
-    caption = (
-        f"The validation {shown(results.score, 32)} after each epoch. Bands: 95 % confidence "
-        f"interval {bands or 'over validation tasks'}."
-    )
     chance = math.nan if metric.chance is None else metric.scale * metric.chance
-    span = high - low
-    if low - span < chance < high + span:  # farther away it would flatten the curves
+    if 2 * low - high < chance < 2 * high - low:  # farther away it would flatten the curves
         axes.axhline(chance, color=PALE, linewidth=1.0, linestyle=":")
-        low, high = min(low, chance - 0.03 * span), max(high, chance + 0.03 * span)
         caption += " Dotted: chance."
-    axes.set_ylim(low, high)  # few seeds have bands far beyond the curves
     return Drawing("Learning curves", figure, caption + same)
 
 
@@ -205,15 +206,6 @@ def _history(run: ArmRun, score: str) -> Values:
 def _sane(values: Values) -> Values:
     """Values with NaN for those that cannot be drawn."""
     return np.where(np.abs(values) < LARGEST, values, math.nan)
-
-
-def _over_seeds(rows: Sequence[Values]) -> tuple[Values, Values]:
-    """The mean of the seeds and half its 95 % interval, as far as all of them go."""
-    table = np.array([row[: min(map(len, rows))] for row in rows])
-    if len(rows) == 1:
-        return table[0], np.full_like(table[0], math.nan)
-    half = student975(len(rows) - 1) * table.std(0, ddof=1) / math.sqrt(len(rows))
-    return table.mean(0), half
 
 
 def _figure(

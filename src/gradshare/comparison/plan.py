@@ -70,6 +70,7 @@ class Plan:
                 "a comparison needs arms: a dictionary of functions that make a learner, such as "
                 '{"original": lambda: gradshare.maml(Net())}'
             )
+        alike: dict[str, str] = {}
         for name, factory in self.arms.items():
             if not isinstance(name, str) or shown(name) != name:
                 raise ConfigError(
@@ -81,19 +82,17 @@ class Plan:
                     f"the arm {name!r} is a {type(factory).__name__}; give a function that makes "
                     "the learner (lambda: gradshare.maml(…)), so that each seed has its own"
                 )
-        alike: dict[str, str] = {}
-        for name in self.arms:
             if (other := alike.setdefault(name.casefold(), name)) != name:
                 raise ConfigError(
                     f"the arms {other!r} and {name!r} differ only in upper and lower case, and "
                     "some disks would give them one folder; rename one"
                 )
-        for role, names in (("baseline", (self.baseline,)), ("control", self.controls)):
-            for name in names:
-                if name not in self.arms:
-                    raise ConfigError(
-                        f"the {role} {name!r} is not an arm; the arms are {list(self.arms)}"
-                    )
+        for name in (self.baseline, *self.controls):
+            if name not in self.arms:
+                role = "baseline" if name == self.baseline else "control"
+                raise ConfigError(
+                    f"the {role} {name!r} is not an arm; the arms are {list(self.arms)}"
+                )
         if self.baseline in self.controls:
             raise ConfigError(f"{self.baseline!r} is both the baseline and a control")
         for seed in self.seeds:
@@ -132,10 +131,6 @@ class Plan:
         """The options of one run."""
         return replace(self.options, seed=seed)
 
-    def settings_of(self, arm: str, seed: int) -> dict[str, Any] | None:
-        """From which one run can be made again; None if it can't."""
-        return {**self.settings[arm], "seed": seed} if arm in self.settings else None
-
     def place(self, folder: Path, arm: str, seed: int) -> Path:
         """The folder of one run, which does not depend on the other arms."""
         plain = re.sub(r"[^\w.+-]+", "-", arm).strip("-.")[:40]
@@ -172,13 +167,6 @@ class Plan:
             )
         write_atomically(path, data)
 
-    @staticmethod
-    def load(data: bytes) -> Plan:
-        """The plan that was saved."""
-        plan = cloudpickle.loads(data)
-        assert isinstance(plan, Plan)
-        return plan
-
 
 def _own_modules() -> Iterator[ModuleType]:
     """The modules of the user's project, which workers on other machines may not find: those that
@@ -212,9 +200,10 @@ def seeds_from(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:
     Raises:
         ConfigError: there are none, or one is given twice.
     """
-    given: Sequence[int] = seeds if not isinstance(seeds, int | Integral) else range(int(seeds))
-    start = first if isinstance(seeds, int | Integral) else 0
-    found = tuple(start + int(seed) for seed in given)
+    if isinstance(seeds, int | Integral):
+        found = tuple(range(first, first + int(seeds)))
+    else:
+        found = tuple(map(int, seeds))
     if not found or len(set(found)) < len(found):
         raise ConfigError(f"seeds is {seeds!r}; give a number of at least 1, or different seeds")
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
@@ -237,11 +236,6 @@ def load_results(path: str | Path) -> Results:
             f"{file} is damaged or was edited: {first_mistake(error):.300}; write it "
             "again with resume='auto' (gradshare compare --resume auto)"
         ) from error
-
-
-def best_record(history: Sequence[EpochRecord], metric: Metric, score: str) -> EpochRecord:
-    """The earliest epoch with the best validation score."""
-    return min(history, key=lambda record: metric.rank(record.mean(score)))
 
 
 def _no_function(*_: object) -> float:

@@ -8,8 +8,9 @@ from datetime import timedelta
 from rich.cells import cell_len, set_cell_size
 
 from gradshare.comparison.differences import counted, difference, epochs_to_gain, test_score
-from gradshare.comparison.results import Results, best_record
+from gradshare.comparison.results import Results
 from gradshare.comparison.verdict import verdict
+from gradshare.training.records import best_record
 from gradshare.training.statistics import confidence95
 
 NOTHING = "–"

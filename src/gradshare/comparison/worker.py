@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import cloudpickle
 import torch
 
 from gradshare.comparison.checks import Key, Tried, tried, unfinished
@@ -86,6 +87,7 @@ def train_run(path: str, arm: str, seed: int) -> None:
     """
     plan, processes = _plan(path), _Worker(path)
     place = plan.place(Path(path).parent, arm, seed)
+    settings = plan.settings.get(arm)
     _await_the_last(place, processes)
     with threads(plan.threads or torch.get_num_threads()):
         fit_in(
@@ -96,7 +98,7 @@ def train_run(path: str, arm: str, seed: int) -> None:
             place,
             resume=True,
             watch=ProgressFile(place),
-            settings=plan.settings_of(arm, seed),
+            settings=settings and {**settings, "seed": seed},
         )
 
 
@@ -113,7 +115,8 @@ def _plan(path: str) -> Plan:
             f"the machine {socket.gethostname()} cannot read {path} ({error.strerror}); compare in "
             "a folder that all machines share"
         ) from error
-    return Plan.load(data)
+    plan: Plan = cloudpickle.loads(data)
+    return plan
 
 
 def _await_the_last(place: Path, processes: OneProcess) -> None:
