@@ -242,7 +242,7 @@ def _settings(options: Options) -> dict[str, Any]:
 
 def _collected(plan: Plan, folder: Path, found: Tried, **more: Any) -> Results:
     """The results of runs that have ended, with the fields of `Results` in `more`."""
-    score = found.metrics[found.score].metric()
+    score = found.metrics[found.score]
     runs: list[ArmRun] = []
     predicted: dict[str, list[list[int]]] = {}
     for arm, seed in [(arm, seed) for arm in plan.arms for seed in plan.seeds]:

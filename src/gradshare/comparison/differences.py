@@ -90,7 +90,7 @@ def epochs_to_gain(results: Results, run: ArmRun) -> int | None:
     baseline = next((r for r in results.of(results.baseline) if r.seed == run.seed), None)
     if baseline is None or not baseline.history or baseline.outcome != "trained":
         return None
-    metric, score = results.metric(results.score), results.score
+    metric, score = results.metrics[results.score], results.score
     start = metric.chance if metric.chance is not None else baseline.history[0].mean(score)
     best = best_record(baseline.history, metric, score).mean(score)
     level = metric.rank(start + GAIN * (best - start))

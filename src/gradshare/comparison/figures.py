@@ -96,7 +96,7 @@ def drawn(results: Results) -> list[str]:
     """The arms that are drawn: of too many the baseline, the controls and those with the best test
     scores.
     """
-    metric = results.metric(results.score)
+    metric = results.metrics[results.score]
 
     def place(arm: str) -> tuple[bool, bool, float]:
         found = test_score(results.of(arm), results.score)
@@ -122,11 +122,11 @@ def draw_all(results: Results) -> list[Drawing]:
 
 def _curves(results: Results, looks: Looks) -> Drawing | None:
     """The score on the validation tasks over epochs, of each seed and its mean."""
-    metric, several = results.metric(results.score), len(results.seeds) > 1
+    metric, several = results.metrics[results.score], len(results.seeds) > 1
     means, seeds = {}, {}
     for arm in looks:
         runs = results.of(arm)
-        seeds[arm] = [metric.scale * _history(run, results.score) for run in runs]
+        seeds[arm] = [metric.factor * _history(run, results.score) for run in runs]
         rows = [
             y for run, (y, _) in zip(runs, seeds[arm], strict=True) if run.outcome != "diverged"
         ]
@@ -159,7 +159,7 @@ def _curves(results: Results, looks: Looks) -> Drawing | None:
     else:
         caption += "Bands: 95 % confidence interval over validation tasks."
     low, high = axes.get_ylim()
-    chance = math.nan if metric.chance is None else metric.scale * metric.chance
+    chance = math.nan if metric.chance is None else metric.factor * metric.chance
     if 2 * low - high < chance < 2 * high - low:  # farther away it would flatten the curves
         axes.axhline(chance, color=PALE, linewidth=1.0, linestyle=":")
         caption += " Dotted: chance."
@@ -168,11 +168,11 @@ def _curves(results: Results, looks: Looks) -> Drawing | None:
 
 def _differences(results: Results, looks: Looks) -> Drawing | None:
     """The score of each arm minus the baseline's on each test task, sorted."""
-    metric, baseline = results.metric(results.score), results.baseline
+    metric, baseline = results.metrics[results.score], results.baseline
     curves, labels = {}, {}
     for arm in looks:
         rows = difference(results, arm, baseline).rows if arm != baseline else ()
-        values = _sane(metric.scale * np.mean(rows, axis=0)) if rows else np.array([])
+        values = _sane(metric.factor * np.mean(rows, axis=0)) if rows else np.array([])
         if not np.isfinite(values).any():
             continue
         curves[arm] = values = np.sort(values[np.isfinite(values)])

@@ -21,7 +21,7 @@ from pydantic import (
 from gradshare.comparison.plan import shown
 from gradshare.errors import RunError
 from gradshare.training.files import Number, null_where_not_finite, write_atomically
-from gradshare.training.metrics import Metric
+from gradshare.training.metrics import Scale
 from gradshare.training.records import VALIDATION, EpochRecord, first_mistake
 
 FORMAT_VERSION: Final = 3
@@ -41,16 +41,12 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
-class MetricFacts(_Part):
-    """What is known of a metric without its function; see `gradshare.Metric`."""
+class MetricFacts(_Part, Scale):
+    """A `gradshare.Metric` without its function."""
 
     best: Literal["high", "low"]
     unit: str
     chance: float | None
-
-    def metric(self) -> Metric:
-        """A metric that can show and rank values, but not compute them."""
-        return Metric(_no_function, self.best, self.unit, self.chance)
 
 
 class Picture(NamedTuple):
@@ -174,10 +170,6 @@ class Results(_Part):
         """The runs of an arm."""
         return self._by_arm.get(arm, ())
 
-    def metric(self, name: str) -> Metric:
-        """A metric, for its unit and direction."""
-        return self.metrics[name].metric()
-
     def table(self) -> list[dict[str, Any]]:
         """One long table with a row for each epoch, split and metric, and for each test task."""
         rows = []
@@ -236,7 +228,3 @@ def load_results(path: str | Path) -> Results:
             f"{file} is damaged or was edited: {first_mistake(error):.300}; write it "
             "again with resume='auto' (gradshare compare --resume auto)"
         ) from error
-
-
-def _no_function(*_: object) -> float:
-    raise RunError("results.json holds no functions: pass the metrics that were compared by")

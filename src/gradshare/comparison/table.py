@@ -37,7 +37,7 @@ def arm_rows(results: Results) -> list[Row]:
     rows = [_arm_row(results, arm) for arm in results.arms]
     for name, metrics in results.yardsticks.items():
         scores = {
-            f"test {metric}": results.metric(metric).show(confidence95(values))
+            f"test {metric}": results.metrics[metric].show(confidence95(values))
             for metric, values in metrics.items()
         }
         rows.append({**dict.fromkeys(rows[0], NOTHING), "arm": name, "role": "yardstick", **scores})
@@ -51,7 +51,7 @@ def cells(rows: list[Row]) -> list[list[str]]:
 
 
 def _arm_row(results: Results, arm: str) -> Row:
-    runs, score = results.of(arm), results.metric(results.score)
+    runs, score = results.of(arm), results.metrics[results.score]
     role = "baseline" if arm == results.baseline else ""
 
     def over(seeds: int, text: str) -> str:
@@ -62,7 +62,7 @@ def _arm_row(results: Results, arm: str) -> Row:
     row = {"arm": arm, "role": "control" if arm in results.controls else role}
     for name in results.metrics:
         mean, seeds = test_score(runs, name), len(counted(runs))
-        shown_mean = NOTHING if mean is None else over(seeds, results.metric(name).show(mean))
+        shown_mean = NOTHING if mean is None else over(seeds, results.metrics[name].show(mean))
         row[f"test {name}"] = shown_mean
     for other in (results.baseline, *results.controls):
         found = difference(results, arm, other)

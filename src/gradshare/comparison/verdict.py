@@ -117,7 +117,7 @@ def _sentences(results: Results, found: list[Difference]) -> Iterator[str]:
 
 
 def _difference(results: Results, found: Difference, interval: Interval) -> str:
-    metric = results.metric(results.score)
+    metric = results.metrics[results.score]
     over = f"{found.seeds} seeds" if found.seeds > 1 else "the test tasks of one seed"
     text = f"“{found.first}” − “{found.second}” in {results.score}: "
     if interval.mean == 0 == interval.ci95:
@@ -127,7 +127,7 @@ def _difference(results: Results, found: Difference, interval: Interval) -> str:
         return f"{text}distinguishable from zero."
     seen = ""
     if found.detectable is not None and math.isfinite(found.detectable):
-        size = f"{metric.scale * found.detectable:.{metric.digits(interval)}f}"
+        size = f"{metric.factor * found.detectable:.{metric.digits(interval)}f}"
         size = f"{size} {metric.unit_of_differences}".rstrip()
         seen = f" (a difference of {size} would have been seen)"
     return f"{text}not distinguishable from zero{seen}."
@@ -137,7 +137,7 @@ def _alone(results: Results) -> str:
     found = test_score(results.of(results.baseline), results.score)
     if found is None:
         return f"“{results.baseline}” was not tested."
-    shown = results.metric(results.score).show(found)
+    shown = results.metrics[results.score].show(found)
     return f"“{results.baseline}” has a test {results.score} of {shown}."
 
 

@@ -18,7 +18,7 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from gradshare.training.files import Number, null_where_not_finite, write_atomically, writing
-from gradshare.training.metrics import Metric
+from gradshare.training.metrics import Scale
 from gradshare.training.statistics import Z95, Interval
 
 TRAIN, VALIDATION = "train", "validation"
@@ -91,12 +91,12 @@ class EpochRecord:
 _RECORD = TypeAdapter(EpochRecord)
 
 
-def best_record(history: History, metric: Metric, score: str) -> EpochRecord:
+def best_record(history: History, metric: Scale, score: str) -> EpochRecord:
     """The earliest epoch with the best validation score."""
     return min(history, key=lambda record: metric.rank(record.mean(score)))
 
 
-def judge(history: History, metric: Metric, score: str) -> Literal["trained", "not trained"]:
+def judge(history: History, metric: Scale, score: str) -> Literal["trained", "not trained"]:
     """Whether a run that did not diverge has learned anything.
 
     It has not if the 95 % interval of its best validation score reaches chance, where there is
