@@ -294,7 +294,7 @@ def test_what_a_finished_comparison_was_not_is_refused_by_the_runs_own_check(
     here(out, seeds=1)
     everything = written(out)
     other = {**arms(), "sharing": lambda: gs.maml(net(), steps=2, inner_lr=0.4, sharing=True)}
-    with pytest.raises(RunError, match=r"sharing failed: .* holds a run with rule"):
+    with pytest.raises(RunError, match=r"sharing.* holds a run with rule"):
         here(out, other, seeds=1, resume="auto")
     # Of the same rule and shapes: its gradients tell.
     other["sharing"] = lambda: gs.maml(net(nn.Tanh()), steps=2, sharing=True)
@@ -303,7 +303,6 @@ def test_what_a_finished_comparison_was_not_is_refused_by_the_runs_own_check(
     with pytest.raises(RunError) as error:
         here(out, seeds=1, task_batch=3, resume="auto")
     assert "holds a run with task_batch 2, this one has 3" in str(error.value)
-    assert "sharing failed: " in str(error.value)
     with pytest.raises(RunError, match="holds a run of 3 epochs, and 2 were asked for"):
         here(out, seeds=1, epochs=2, resume="auto")
     assert written(out) == everything

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +36,6 @@ class Tried:
         tasks, memory: the layout of all arms; see `Layout`.
         metrics: by name.
         score: the metric that decides.
-        identities: what makes the runs of each arm what they are, but for the seed.
         notes: for the reader.
     """
 
@@ -45,7 +43,6 @@ class Tried:
     memory: Memory
     metrics: dict[str, MetricFacts]
     score: str
-    identities: dict[str, Mapping[str, Any]]
     notes: tuple[str, ...]
 
 
@@ -83,7 +80,6 @@ def tried(plan: Plan) -> Tried:
             for name, m in metrics.items()
         },
         score,
-        {arm: contents["identity"] for arm, (*_, contents) in found.items()},
         (*_other_starts(starts), *(_same_starts(starts, others) if len(plan.seeds) > 1 else ())),
     )
 
@@ -106,27 +102,24 @@ def learners_of(plan: Plan) -> tuple[dict[str, Learner], dict[str, Learner]]:
     return learners, others
 
 
-def unfinished(plan: Plan, found: Tried, folder: Path) -> list[Key]:
+def unfinished(plan: Plan, folder: Path) -> list[Key]:
     """The runs that are not finished in a comparison's folder.
 
     Raises:
         RunError: an arm is not what it was when its finished runs were trained.
     """
-    left = [key for key in plan.runs if not _is_finished(plan, found, folder, key)]
-    finished = {arm: seed for arm, seed in plan.runs if (arm, seed) not in left}
+    left, finished = [], {}
+    for arm, seed in plan.runs:
+        run = RunFolder(plan.place(folder, arm, seed))
+        saved = run.load_latest() if run.started else None
+        if saved and is_complete(plan.options, RunStatus.of(saved), plan.test):
+            finished[arm] = seed
+        else:
+            left.append((arm, seed))
     for arm, seed in finished.items():  # one run of each arm tells whether the arm has changed
         learner, place = plan.learner(arm, seed), plan.place(folder, arm, seed)
         fit_in(OneProcess(), learner, plan.sources, plan.options_of(seed), place, resume=True)
     return left
-
-
-def _is_finished(plan: Plan, found: Tried, folder: Path, key: Key) -> bool:
-    arm, seed = key
-    run = RunFolder(plan.place(folder, arm, seed))
-    if not run.started or run.contents()["identity"] != {**found.identities[arm], "seed": seed}:
-        return False
-    saved = run.load_latest()
-    return saved is not None and is_complete(plan.options, RunStatus.of(saved), plan.test)
 
 
 def _other_starts(starts: Starts) -> Iterator[str]:

@@ -197,7 +197,7 @@ def run_plan(
             if found is None:
                 found, left = runner.try_arms(plan)
             else:
-                left = unfinished(plan, found, folder)
+                left = unfinished(plan, folder)
             options = replace(plan.options, tasks=found.tasks, memory=found.memory)
             plan = replace(plan, options=options)
             if left:

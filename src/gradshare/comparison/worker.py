@@ -73,7 +73,7 @@ def try_arms(path: str) -> tuple[Tried, list[Key]]:
     tell(Progress("try", 0, count, epoch=0, score=None))
     found = tried(plan)
     tell(Progress("try", count, count, epoch=0, score=None))
-    return found, unfinished(plan, found, folder)
+    return found, unfinished(plan, folder)
 
 
 @outcome_of
