@@ -136,7 +136,7 @@ def _curves(results: Results, looks: Looks) -> Drawing | None:
             means[arm] = mean
     if not means:
         return None
-    figure, axes, same = _figure(means, {arm: arm for arm in means}, looks)
+    figure, axes, same = _figure(means, looks)
     axes.set_xlabel("epoch")
     axes.margins(y=0.25)
     for arm in means:
@@ -169,20 +169,15 @@ def _curves(results: Results, looks: Looks) -> Drawing | None:
 def _differences(results: Results, looks: Looks) -> Drawing | None:
     """The score of each arm minus the baseline's on each test task, sorted."""
     metric, baseline = results.metrics[results.score], results.baseline
-    curves, labels = {}, {}
+    curves = {}
     for arm in looks:
         rows = difference(results, arm, baseline).rows if arm != baseline else ()
         values = _sane(metric.factor * np.mean(rows, axis=0)) if rows else np.array([])
-        if not np.isfinite(values).any():
-            continue
-        curves[arm] = values = np.sort(values[np.isfinite(values)])
-        better, worse = np.sum(values > 0), np.sum(values < 0)
-        if metric.best == "low":
-            better, worse = worse, better
-        labels[arm] = f"{arm}: better on {better}, worse on {worse} of {values.size} tasks"
+        if np.isfinite(values).any():
+            curves[arm] = np.sort(values[np.isfinite(values)])
     if not curves:
         return None
-    figure, axes, same = _figure(curves, labels, looks)
+    figure, axes, same = _figure(curves, looks)
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xlabel("test tasks, sorted by the difference")
     unit = metric.unit_of_differences
@@ -208,16 +203,14 @@ def _sane(values: Values) -> Values:
     return np.where(np.abs(values) < LARGEST, values, math.nan)
 
 
-def _figure(
-    curves: Mapping[str, Values], labels: Mapping[str, str], looks: Looks
-) -> tuple[Figure, Axes, str]:
+def _figure(curves: Mapping[str, Values], looks: Looks) -> tuple[Figure, Axes, str]:
     """A figure with a line for each arm and, above it, a legend.
 
     Returns:
         The figure, its axes, and sentences on lines that coincide; empty without them.
     """
-    columns = 2 if max(map(len, labels.values())) <= 40 else 1
-    figure = Figure(figsize=(7.2, 3.2 + 0.2 * len(labels) / columns), layout="constrained")
+    columns = min(len(curves), 2 if max(map(len, curves)) <= 40 else 1)
+    figure = Figure(figsize=(7.2, 3.2 + 0.2 * len(curves) / columns), layout="constrained")
     axes = figure.subplots()
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     groups: dict[bytes, list[str]] = {}
@@ -238,9 +231,8 @@ def _figure(
             markeredgewidth=0.7,
             markevery=(place * every // len(curves), every),  # so that markers lie apart
         )
-    handles = [Line2D([], [], **looks[arm]) for arm in labels]
-    columns = min(columns, len(labels))
-    figure.legend(handles, list(labels.values()), loc="outside upper left", ncols=columns)
+    handles = [Line2D([], [], **looks[arm]) for arm in curves]
+    figure.legend(handles, list(curves), loc="outside upper left", ncols=columns)
     same = [", ".join(group) for group in groups.values() if len(group) > 1]
     sentence = " The lines of {} coincide: each is wider than those that are drawn over it."
     return figure, axes, "".join(map(sentence.format, same))

@@ -166,6 +166,11 @@ class Results(_Part):
         """The seeds, ascending."""
         return tuple(sorted({run.seed for run in self.runs}))
 
+    def among_seeds(self, count: int) -> str:
+        """How many seeds a value is over, such as " (2 of 3 seeds)"; empty if it is over all."""
+        every = len(self.seeds)
+        return "" if count == every else f" ({count} of {every} seeds)"
+
     def of(self, arm: str) -> tuple[ArmRun, ...]:
         """The runs of an arm."""
         return self._by_arm.get(arm, ())

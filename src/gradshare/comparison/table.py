@@ -53,22 +53,16 @@ def cells(rows: list[Row]) -> list[list[str]]:
 def _arm_row(results: Results, arm: str) -> Row:
     runs, score = results.of(arm), results.metrics[results.score]
     role = "baseline" if arm == results.baseline else ""
-
-    def over(seeds: int, text: str) -> str:
-        """A value with its number of seeds, if some of them are missing."""
-        whole = seeds == len(results.seeds)
-        return text if whole else f"{text} ({seeds} of {len(results.seeds)} seeds)"
-
     row = {"arm": arm, "role": "control" if arm in results.controls else role}
-    for name in results.metrics:
-        mean, seeds = test_score(runs, name), len(counted(runs))
-        shown_mean = NOTHING if mean is None else over(seeds, results.metrics[name].show(mean))
-        row[f"test {name}"] = shown_mean
+    for name, metric in results.metrics.items():
+        mean, over = test_score(runs, name), results.among_seeds(len(counted(runs)))
+        row[f"test {name}"] = NOTHING if mean is None else metric.show(mean) + over
     for other in (results.baseline, *results.controls):
         found = difference(results, arm, other)
         row[f"− {other}"] = NOTHING
         if found.interval is not None and arm != other:
-            row[f"− {other}"] = over(found.seeds, score.show_difference(found.interval))
+            shown = score.show_difference(found.interval)
+            row[f"− {other}"] = shown + results.among_seeds(found.seeds)
     best = [best_record(run.history, score, results.score).epoch for run in runs if run.history]
     row["best epoch"] = span(best) or NOTHING
     reached = [epochs_to_gain(results, run) for run in runs]

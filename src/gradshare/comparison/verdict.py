@@ -60,10 +60,10 @@ def verdict(results: Results) -> Verdict:
 
 
 def _headline(results: Results, found: Difference) -> str:
-    names, every = f"“{found.first}” and “{found.second}”", len(results.seeds)
+    names = f"“{found.first}” and “{found.second}”"
     if found.interval is None:
         return f"{names} cannot be compared: no seed has both trained."
-    over = "" if found.seeds == every else f" ({found.seeds} of {every} seeds)"
+    over = results.among_seeds(found.seeds)
     if found.better == 0:
         return f"No difference between {names} can be told from these numbers{over}."
     word = "better" if found.better > 0 else "worse"
