@@ -70,9 +70,12 @@ def tried(plan: Plan) -> Tried:
             )
     layouts = [Layout(**contents["layout"]) for *_, contents in found.values()]
     starts: Starts = {arm: state.meta for arm, (state, *_) in found.items()}
+    notes = [*_other_starts(starts, plan.baseline)]
+    if len(plan.seeds) > 1:
+        notes += _same_starts(starts, others)
+    # One layout for all arms, so that their times can be compared: the one that needs the least
+    # memory and that all models can be computed in.
     return Tried(
-        # One layout for all arms, so that their times can be compared: the one that needs the
-        # least memory and that all models can be computed in.
         "loop" if any(one.tasks == "loop" for one in layouts if one.bytes) else "vmap",
         "recompute" if any(one.memory == "recompute" for one in layouts) else "keep",
         {
@@ -80,7 +83,7 @@ def tried(plan: Plan) -> Tried:
             for name, m in metrics.items()
         },
         score,
-        (*_other_starts(starts), *(_same_starts(starts, others) if len(plan.seeds) > 1 else ())),
+        tuple(notes),
     )
 
 
@@ -122,17 +125,14 @@ def unfinished(plan: Plan, folder: Path) -> list[Key]:
     return left
 
 
-def _other_starts(starts: Starts) -> Iterator[str]:
-    """Notes on tensors that two arms share by name and that start differently."""
-    known: dict[str, tuple[str, Tensor]] = {}
+def _other_starts(starts: Starts, baseline: str) -> Iterator[str]:
+    """Notes on arms with tensors that the baseline has too and that start differently."""
+    known = starts[baseline]
     for arm, tensors in starts.items():
-        differ: dict[str, list[str]] = {}
-        for name, tensor in tensors.items():
-            first, value = known.setdefault(name, (arm, tensor))
-            if value.shape == tensor.shape and not torch.equal(value, tensor):
-                differ.setdefault(first, []).append(name)
-        for first, names in differ.items():
-            yield f"{arm} starts with another {', '.join(names[:3])} than {first}."
+        alike = [n for n, t in tensors.items() if n in known and known[n].shape == t.shape]
+        names = [name for name in alike if not torch.equal(known[name], tensors[name])]
+        if names:
+            yield f"{arm} starts with another {', '.join(names[:3])} than {baseline}."
 
 
 def _same_starts(starts: Starts, others: Mapping[str, Learner]) -> Iterator[str]:

@@ -245,7 +245,7 @@ def _collected(plan: Plan, folder: Path, found: Tried, **more: Any) -> Results:
     score = found.metrics[found.score]
     runs: list[ArmRun] = []
     predicted: dict[str, list[list[int]]] = {}
-    for arm, seed in [(arm, seed) for arm in plan.arms for seed in plan.seeds]:
+    for arm, seed in plan.runs:
         place = plan.place(folder, arm, seed)
         saved = RunFolder(place).load_latest()
         if saved is None:

@@ -57,7 +57,7 @@ STYLE: Final[Any] = {
     "text.color": INK,
     # Names come from users: a "$" in one of them begins no formula.
     "text.parse_math": False,
-    # Text stays text, which can be searched, copied and set in the page's font.
+    # Text stays text, since the reader's fonts have letters that the one of this machine lacks.
     "svg.fonttype": "none",
     # The same results give the same file.
     "svg.hashsalt": "gradshare",

@@ -1,4 +1,4 @@
-"""What a comparison is made of: arms by name, sources, options, seeds."""
+"""The plan of a comparison: arms by name, sources, options, seeds."""
 
 from __future__ import annotations
 

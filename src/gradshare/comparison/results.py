@@ -113,7 +113,7 @@ class Results(_Part):
         controls: the names of the controls.
         score: the metric that selects checkpoints and decides.
         metrics: what is known of each metric.
-        runs: each arm with each seed, in the order of the arms.
+        runs: each arm with each seed; the arms in their order.
         settings: of all runs.
         commands: that reproduce it.
         notes: for the reader, such as tensors that start differently.

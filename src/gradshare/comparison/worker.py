@@ -29,7 +29,7 @@ from gradshare.training.options import Progress
 from gradshare.training.progress import ProgressFile
 
 ERRORS = "errors.txt"
-TRIAL = "arms"  # how far the trial is stands in ".arms.json"
+TRIAL = "arms"  # the trial writes its progress to ".arms.json"
 POLL_SECONDS = 0.5
 # A worker whose program was killed saves and ends, and may need this long.
 LEAVE_SECONDS = 60
