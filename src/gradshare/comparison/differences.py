@@ -72,13 +72,10 @@ def counted(runs: Sequence[ArmRun]) -> list[ArmRun]:
     return trained or [run for run in runs if run.test and run.outcome != "diverged"]
 
 
-def test_score(runs: Sequence[ArmRun], metric: str) -> Interval | None:
+def mean_score(runs: Sequence[ArmRun], metric: str) -> Interval | None:
     """The mean of a metric over the runs of an arm that count; None if there are none."""
     rows = [np.asarray(run.test[metric]) for run in counted(runs)]
     return over_seeds_and_tasks(rows) if rows else None
-
-
-test_score.__test__ = False  # type: ignore[attr-defined]  # pytest collects by this prefix
 
 
 def epochs_to_gain(results: Results, run: ArmRun) -> int | None:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from gradshare.comparison.differences import difference, test_score
+from gradshare.comparison.differences import difference, mean_score
 from gradshare.comparison.plan import shown
 from gradshare.comparison.results import ArmRun, Results, Values
 from gradshare.training.records import VALIDATION
@@ -99,7 +99,7 @@ def drawn(results: Results) -> list[str]:
     metric = results.metrics[results.score]
 
     def place(arm: str) -> tuple[bool, bool, float]:
-        found = test_score(results.of(arm), results.score)
+        found = mean_score(results.of(arm), results.score)
         rank = math.inf if found is None else metric.rank(found.mean)
         return arm != results.baseline, arm not in results.controls, rank
 

@@ -119,12 +119,9 @@ class Plan:
             try:
                 learner = self.arms[arm]()
                 require_learner(learner)
-            except GradshareError as error:
-                raise ConfigError(f"the arm {arm!r} cannot be made: {error}") from error
             except Exception as error:
-                raise ConfigError(
-                    f"the arm {arm!r} cannot be made: {type(error).__name__}: {error}"
-                ) from error
+                kind = "" if isinstance(error, GradshareError) else f"{type(error).__name__}: "
+                raise ConfigError(f"the arm {arm!r} cannot be made: {kind}{error}") from error
         return learner
 
     def options_of(self, seed: int) -> Options:

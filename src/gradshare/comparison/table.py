@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from rich.cells import cell_len, set_cell_size
 
-from gradshare.comparison.differences import counted, difference, epochs_to_gain, test_score
+from gradshare.comparison.differences import counted, difference, epochs_to_gain, mean_score
 from gradshare.comparison.results import Results
 from gradshare.comparison.verdict import verdict
 from gradshare.training.records import best_record
@@ -55,7 +55,7 @@ def _arm_row(results: Results, arm: str) -> Row:
     role = "baseline" if arm == results.baseline else ""
     row = {"arm": arm, "role": "control" if arm in results.controls else role}
     for name, metric in results.metrics.items():
-        mean, over = test_score(runs, name), results.among_seeds(len(counted(runs)))
+        mean, over = mean_score(runs, name), results.among_seeds(len(counted(runs)))
         row[f"test {name}"] = NOTHING if mean is None else metric.show(mean) + over
     for other in (results.baseline, *results.controls):
         found = difference(results, arm, other)

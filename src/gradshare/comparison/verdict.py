@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from gradshare.comparison.differences import Difference, difference, test_score
+from gradshare.comparison.differences import Difference, difference, mean_score
 from gradshare.comparison.results import Results
 from gradshare.training.statistics import Interval
 
@@ -134,7 +134,7 @@ def _difference(results: Results, found: Difference, interval: Interval) -> str:
 
 
 def _alone(results: Results) -> str:
-    found = test_score(results.of(results.baseline), results.score)
+    found = mean_score(results.of(results.baseline), results.score)
     if found is None:
         return f"“{results.baseline}” was not tested."
     shown = results.metrics[results.score].show(found)
