@@ -6,11 +6,7 @@ python examples/quick_start.py
 import gradshare as gs
 
 store = gs.open_dataset("glyphs", "data")  # letters; drawn now, if they are not there
-normalization = gs.Normalization(store.mean, store.std)
-train, validation, test = (
-    gs.ImageTasks(store.splits[name], ways=5, shots=1, normalization=normalization)
-    for name in ("train", "val", "test")
-)
+train, validation, test = gs.image_splits(store, ways=5, shots=1)
 learner = gs.maml(gs.Conv4(ways=5, image_size=28, channels=1), sharing=True)
 run = gs.fit(
     learner, train, validation, epochs=4, iterations=30, out="runs/quick-start", resume="auto"

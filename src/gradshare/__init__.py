@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         Splits,
         TaskBatch,
         TaskSource,
+        image_splits,
     )
     from gradshare.tasks.datasets import open_dataset, prepare_dataset
     from gradshare.tasks.images import ImageFormat
@@ -108,6 +109,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "fit",
+    "image_splits",
     "load_results",
     "maml",
     "maml_plus_plus",

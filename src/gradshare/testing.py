@@ -130,7 +130,7 @@ def _random() -> dict[str, torch.Tensor]:
 
 
 def _sum_of_others(tensors: Tensors) -> Tensors:
-    """In place of the sum over a larger batch, whose other tasks are not at hand."""
+    """A replacement for the sum over a larger batch: it does not depend on the tasks given."""
     return {name: torch.ones_like(tensor[0]) for name, tensor in tensors.items()}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradshare.inner_loop import Tensors
+from gradshare.inner_loop.attention import twice_differentiable
 from gradshare.methods import maml
 from tests.problems import WAYS, tasks
 
@@ -86,3 +90,18 @@ def test_pytorchs_transformer_layer_has_finite_meta_gradients(layout: dict[str, 
             return y
 
     assert all(gradient.isfinite().all() for gradient in outer_gradients(Rows(), **layout))
+
+
+def test_threads_leave_pytorchs_choice_of_kernels_as_it_was() -> None:
+    before = fused()
+
+    def looking(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
+        time.sleep(0.01)  # lets another thread in
+        return torch.tensor(fused())
+
+    def look(_: int) -> bool:
+        return bool(twice_differentiable(looking)({}, {}, slice(None)))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert not any(pool.map(look, range(12)))
+    assert fused() == before

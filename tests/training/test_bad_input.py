@@ -43,6 +43,10 @@ def refusal(path: Path, given: dict[str, Any], kind: type[GradshareError]) -> st
         ({"val_tasks": None}, "val_tasks is None; give a whole number, at least 1"),
         ({"ensemble": -1}, "ensemble is -1; give a whole number, at least 1"),
         ({"seed": -1}, "seed is -1; give a whole number, at least 0"),
+        (
+            {"epochs": 10**9, "iterations": 10**9},
+            "1000000000 epochs of 1000000000 iterations with ",
+        ),
         ({"seed": 2**22}, "seed is 4194304; give a whole number below 4194304"),
         ({"on_divergence": "ignore"}, "on_divergence 'ignore' is unknown; use 'stop' or 'skip'"),
         ({"memory": "flat"}, "memory 'flat' is unknown; use 'auto' or 'keep' or 'recompute'"),

@@ -31,11 +31,11 @@ class LazyGroup(click.Group):
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Their names."""
+        """The names of the commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of a name."""
+        """Import and return a command; None if there is no such command."""
         if cmd_name not in COMMANDS:
             return None
         module, name = COMMANDS[cmd_name][0].split(":")
@@ -97,10 +97,12 @@ class _Output:
 
 
 def program() -> None:
-    """The program as a shell starts it. Processes that train need the allocator's settings from
-    their start on: those that `compare` starts, and this one if it trains itself.
+    """The program as a shell starts it.
+
+    Processes that train need the allocator's settings when they start: those that `compare` starts
+    inherit them, and `train` starts itself again.
     """
-    if sys.stdout is None:  # closed by `>&-`; the next file that is opened would take its place
+    if sys.stdout is None:  # closed by `>&-`; the next open file would be written to as output
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
     output: Any = _Output(sys.stdout)
     try:

@@ -40,7 +40,7 @@ REMOTE_RETRIES = 2
     type=click.IntRange(1, 1000),
     default=1,
     show_default=True,
-    help="Repeat the comparison with so many seeds, from --seed on.",
+    help="How many seeds, from --seed on, the comparison is repeated with.",
 )
 @click.option(
     "--executor",
@@ -58,8 +58,8 @@ REMOTE_RETRIES = 2
 @click.option(
     "--retries",
     type=click.IntRange(0, 1000),
-    help="Start a run whose process or machine is lost again from its last checkpoint, so many "
-    "times in a row without another epoch.  [default: local: 0; ray, slurm: 2]",
+    help="How often in a row a run whose process or machine is lost is started again from its last "
+    "checkpoint, while it completes no other epoch.  [default: local: 0; ray, slurm: 2]",
 )
 @click.option("--cpus", type=click.IntRange(1, 10_000), help="CPUs of each run.  [default: 1]")
 @click.option(

@@ -1,4 +1,4 @@
-"""Registered names and import paths: the objects that `--model`, `--method` and others name."""
+"""Registered names and import paths, and the objects that they lead to."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def is_import_path(name: str) -> bool:
     return ":" in name
 
 
-def checked(kind: str, name: str) -> str:
+def stored_name(kind: str, name: str) -> str:
     """A name as it is stored: with the file of an import path made absolute, so that a run can be
     opened from another folder.
 
@@ -74,7 +74,7 @@ def checked(kind: str, name: str) -> str:
 
 
 def load(kind: str, name: str) -> Any:
-    """The object of a name.
+    """The object that a registered name or an import path leads to.
 
     Raises:
         ConfigError: it cannot be imported.

@@ -34,7 +34,7 @@ from gradshare.inner_loop import (
     UpdateRule,
 )
 from gradshare.methods import Learner, MetaLearner
-from gradshare.tasks import ImageStore, ImageTasks, Normalization, Splits, TaskBatch, TaskSource
+from gradshare.tasks import ImageStore, Normalization, Splits, TaskBatch, TaskSource, image_splits
 from gradshare.tasks.datasets import open_dataset
 from gradshare.tasks.source import prepared
 from gradshare.training.checks import require_source
@@ -110,7 +110,7 @@ def build(config: RunConfig) -> Parts:
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """The configuration as a run stores it: wherever it is read, it means the same.
+    """The configuration as a run stores it, so that it means the same wherever it is read.
 
     The data root is absolute. A setting that was not given, but for which a dataset, model or
     method of the user's own has a default, such as `def make_splits(shots=4)`, has that default.
@@ -155,16 +155,9 @@ def splits_of(config: RunConfig) -> Splits:
             "options; leave it out"
         )
     store = open_dataset(name, config.data_root, config.image_size, config.resize)
-
-    def source(split: str) -> ImageTasks:
-        return ImageTasks(
-            store.splits[split],
-            **_settings(config, *TASK_SIZES),
-            normalization=_normalization(config, store),
-            rotate_classes=store.rotate_classes and split == "train",
-        )
-
-    return Splits(source("train"), source("val"), source("test"))
+    normalization = _normalization(config, store)
+    sizes = _settings(config, *TASK_SIZES)
+    return Splits(*image_splits(store, normalization=normalization, **sizes))
 
 
 def learner_of(config: RunConfig, train: TaskSource) -> Learner:
@@ -287,7 +280,7 @@ def _classes(source: TaskSource, task: TaskBatch) -> int | None:
 
 
 def _loss(config: RunConfig) -> Callable[..., Any]:
-    """A loss is a function of outputs and targets, or a class of such functions."""
+    """The named function of outputs and targets, or an object of the named class of such."""
     name, options = config.loss, config.loss_option
     found: Any = load("loss", name)
     if isinstance(found, type):
@@ -299,7 +292,7 @@ def _loss(config: RunConfig) -> Callable[..., Any]:
 
 
 def _own_metric(name: str, options: Mapping[str, Any]) -> Metric:
-    """A Metric, a function of outputs and targets, or a class of either."""
+    """The metric of an import path to a Metric, a function, or a class of either."""
     found = load("metric", name)
     if isinstance(found, type):
         found, options = call("metric", name, options, {}), {}

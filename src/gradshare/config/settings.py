@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
 from gradshare.config.fields import HEADINGS, PLUS_FIELDS, Settings, SharingControl, Span
-from gradshare.config.names import checked
+from gradshare.config.names import stored_name
 from gradshare.config.text import read_yaml
 from gradshare.errors import ConfigError
 
@@ -82,12 +82,12 @@ class RunConfig(Settings):
     @field_validator("dataset", "model", "method", "rule", "loss")
     @classmethod
     def _known_or_an_import_path(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return None if value is None else checked(info.field_name or "", value)
+        return None if value is None else stored_name(info.field_name or "", value)
 
     @field_validator("metric")
     @classmethod
     def _known_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(checked("metric", name) for name in names)
+        return tuple(stored_name("metric", name) for name in names)
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> RunConfig:
@@ -153,14 +153,14 @@ class RunConfig(Settings):
         return self.epochs * self.iterations_per_epoch
 
     def span(self, span: Span) -> int:
-        """A span of this run in outer iterations."""
+        """The outer iterations of a span of this run."""
         if span.endswith("%"):
             return round(float(span.removesuffix("%")) / 100 * self.iterations)
         return int(span)
 
     @property
     def depends_on_length(self) -> str | None:
-        """A setting that means something else in a longer run; None if there is none."""
+        """A setting whose meaning depends on the run's length; None if there is none."""
         if self.cosine_annealing_to is not None:
             return "cosine_annealing_to"
         spans = ("first_order_for", *(("multi_step_loss",) if self.method == "maml++" else ()))

@@ -3,7 +3,7 @@
 from gradshare.tasks.batch import TaskBatch
 from gradshare.tasks.classes import ClassTasks
 from gradshare.tasks.groups import GroupTasks
-from gradshare.tasks.image_tasks import ImageTasks
+from gradshare.tasks.image_tasks import ImageTasks, image_splits
 from gradshare.tasks.normalization import Normalization
 from gradshare.tasks.sinusoids import Sinusoids
 from gradshare.tasks.source import TaskSource
@@ -21,4 +21,5 @@ __all__ = [
     "Splits",
     "TaskBatch",
     "TaskSource",
+    "image_splits",
 ]

@@ -16,7 +16,7 @@ from gradshare.tasks.arrays import digest, fingerprint
 from gradshare.tasks.batch import TaskBatch
 from gradshare.tasks.drawing import Rows, class_labels, draw_classes, generator, require_enough
 from gradshare.tasks.normalization import Normalization
-from gradshare.tasks.store import Split
+from gradshare.tasks.store import ImageStore, Split
 
 RIGHT_ANGLES = 4
 
@@ -129,3 +129,24 @@ class ImageTasks:
         channels = self.split.images.shape[1]
         unit = Normalization((0.0,) * channels, (1.0,) * channels)
         return (self.normalization or unit).batch(batch)
+
+
+def image_splits(
+    store: ImageStore, *, normalization: Normalization | None = None, **settings: Any
+) -> tuple[ImageTasks, ImageTasks, ImageTasks]:
+    """The training, validation and test tasks of a prepared dataset.
+
+    Args:
+        store: the dataset, from `open_dataset`.
+        normalization: of the images; by default with the mean and deviation of the training images.
+        **settings: ways, shots and queries; see `ImageTasks`.
+
+    Raises:
+        ConfigError, DataError: see `ImageTasks`.
+    """
+    normalization = normalization or Normalization(store.mean, store.std)
+    train, validation, test = (
+        ImageTasks(store.splits[name], normalization=normalization, **settings)
+        for name in ("train", "val", "test")
+    )
+    return train.replace(rotate_classes=store.rotate_classes), validation, test

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from gradshare.errors import ConfigError, require_choice, require_count
-from gradshare.tasks.source import SEEDS
+from gradshare.tasks.source import SEEDS, TASKS_PER_SEED
 from gradshare.training.layout import Memory, Tasks
 from gradshare.training.metrics import Metric
 from gradshare.training.records import History
@@ -107,6 +107,11 @@ class Options:
         require_count("seed", self.seed, least=0)
         if self.seed >= SEEDS:
             raise ConfigError(f"seed is {self.seed}; give a whole number below {SEEDS}")
+        if self.total * self.task_batch > TASKS_PER_SEED:
+            raise ConfigError(
+                f"{self.epochs} epochs of {self.iterations} iterations with {self.task_batch} "
+                f"tasks take more than the {TASKS_PER_SEED} training tasks of a seed; give fewer"
+            )
         require_choice("on_divergence", self.on_divergence, OnDivergence)
         require_choice("tasks", self.tasks, Tasks)
         require_choice("memory", self.memory, Memory)

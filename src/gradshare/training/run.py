@@ -238,19 +238,7 @@ def open_run(
     metrics: Mapping[str, Metric] | None = None,
     device: str = "auto",
 ) -> Run:
-    """Open the folder of a run that was trained from objects.
-
-    Args:
-        path: the folder.
-        learner: as it was given to `fit`. Without it the history, the metrics and the tensors can
-            be read, and nothing else.
-        source: a source of tasks whose `prepare` is used; not needed if it has none.
-        metrics: as they were given to `fit`; None for the defaults.
-        device: as in `fit`.
-
-    Raises:
-        RunError: there is no run, or one of another learner.
-    """
+    """Open the folder of a run without making its learner from names; see `gradshare.open_run`."""
     folder = RunFolder(Path(path).expanduser())
     contents = folder.contents()
     identity = contents["identity"]
