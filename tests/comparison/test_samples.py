@@ -172,7 +172,7 @@ def test_the_accuracy_on_a_class_is_the_mean_over_the_tasks_that_have_queries_of
         def classes_of(self, index: int) -> tuple[str, ...]:
             return ("cat", "dog") if index < 2 else ("dog", "fox")
 
-    right = [[1.0, 0.5], [0.0, None], [1.0, None]]
+    right: list[list[float | None]] = [[1.0, 0.5], [0.0, None], [1.0, None]]
     assert accuracy_by_class(right, Named()) == {"cat": 0.5, "dog": 0.75}
 
 
