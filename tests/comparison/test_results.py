@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from gradshare.comparison.collecting import judge
-from gradshare.comparison.results import FILENAME, best_record, load_results, save_results
+from gradshare.comparison.results import FILENAME, load_results, save_results
 from gradshare.errors import RunError
 from gradshare.training.metrics import Metric
+from gradshare.training.records import best_record, judge
 from tests.comparison.builders import SAMPLE, arm_run, classification, results_of
 
 HIGH = Metric(max, chance=0.2)
@@ -63,8 +63,8 @@ def set_to(*path: Any) -> Callable[[Any], None]:
         (set_to("runs", 0, "test", "accuracy", [0.5]), "the tests have different metrics or num"),
         (set_to("runs", 0, "history", 0, "metrics", {}), "the score 'accuracy' is not everywhere"),
         (set_to("runs", 0, "history", 0, {}), "epoch: Field required"),
-        (set_to("runs", 0, "history", 3), "TypeError"),
-        (set_to("runs", 0, "test", "accuracy", 0.5), "TypeError"),
+        (set_to("runs", 0, "history", 3), "runs.0.history: Input should be a valid list"),
+        (set_to("runs", 0, "test", "accuracy", 0.5), "runs.0.test.accuracy: Input should be a"),
         (set_to("runs", 0, "seed", "one"), "runs.0.seed: Input should be a valid integer"),
         (set_to("runs", 0, "outcome", "great"), "runs.0.outcome: Input should be 'trained'"),
         (set_to("mine", 1), "mine: Extra inputs are not permitted"),

@@ -167,8 +167,8 @@ def test_a_loss_that_returns_no_scalar(tmp_path: Path) -> None:
 def test_a_learner_and_a_source_that_do_not_fit_are_named_with_the_shapes(tmp_path: Path) -> None:
     words = refusal(tmp_path, rows(learner=gs.maml(mlp(inputs=7), steps=2)), ConfigError)
     assert words == (
-        "Sequential failed on a task of the source 'train': RuntimeError: mat1 and mat2 shapes cannot "
-        "be multiplied (12x6 and 7x8); the task is support_x float32 (3, 6), support_y "
+        "Sequential failed on a task of the source 'train': RuntimeError: mat1 and mat2 shapes "
+        "cannot be multiplied (12x6 and 7x8); the task is support_x float32 (3, 6), support_y "
         "int64 (3,), query_x float32 (12, 6), query_y int64 (12,)"
     )
     words = refusal(tmp_path, rows(validation=class_tasks(7)[1]), ConfigError)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
@@ -14,7 +12,6 @@ import numpy.typing as npt
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -23,8 +20,8 @@ from pydantic import (
 
 from gradshare.comparison.plan import shown
 from gradshare.errors import RunError
-from gradshare.training.files import null_where_not_finite, write_atomically
-from gradshare.training.metrics import Metric
+from gradshare.training.files import Number, null_where_not_finite, write_atomically
+from gradshare.training.metrics import Scale
 from gradshare.training.records import VALIDATION, EpochRecord, first_mistake
 
 FORMAT_VERSION: Final = 3
@@ -34,37 +31,22 @@ Outcome = Literal["trained", "not trained", "diverged"]
 Values = npt.NDArray[np.float64]
 
 
-def _nan_for_null(values: Any) -> Any:
-    return [math.nan if value is None else value for value in values]
-
-
-def _records(history: Any) -> Any:
-    return [r if isinstance(r, EpochRecord) else EpochRecord.from_json(r) for r in history]
-
-
 def _plain(name: str) -> str:
     if shown(name) != name:
         raise ValueError("a table cannot show this name")
     return name
 
 
-Numbers = Annotated[list[float], BeforeValidator(_nan_for_null)]
-
-
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
-class MetricFacts(_Part):
-    """What is known of a metric without its function; see `gradshare.Metric`."""
+class MetricFacts(_Part, Scale):
+    """A `gradshare.Metric` without its function."""
 
     best: Literal["high", "low"]
     unit: str
     chance: float | None
-
-    def metric(self) -> Metric:
-        """A metric that can show and rank values, but not compute them."""
-        return Metric(_no_function, self.best, self.unit, self.chance)
 
 
 class Picture(NamedTuple):
@@ -110,8 +92,8 @@ class ArmRun(_Part):
     seed: int
     outcome: Outcome
     message: str | None
-    history: Annotated[list[EpochRecord], BeforeValidator(_records)]
-    test: dict[str, Numbers]
+    history: list[EpochRecord]
+    test: dict[str, list[Number]]
     members: int = Field(ge=0)
     by_class: dict[str, float] = {}
     training_seconds: float
@@ -131,7 +113,7 @@ class Results(_Part):
         controls: the names of the controls.
         score: the metric that selects checkpoints and decides.
         metrics: what is known of each metric.
-        runs: each arm with each seed, in the order of the arms.
+        runs: each arm with each seed; the arms in their order.
         settings: of all runs.
         commands: that reproduce it.
         notes: for the reader, such as tensors that start differently.
@@ -149,7 +131,7 @@ class Results(_Part):
     settings: dict[str, Any]
     commands: tuple[str, ...]
     notes: tuple[str, ...]
-    yardsticks: dict[str, dict[str, Numbers]] = {}
+    yardsticks: dict[str, dict[str, list[Number]]] = {}
     samples: tuple[SampleTask, ...] = ()
 
     @model_validator(mode="after")
@@ -184,13 +166,14 @@ class Results(_Part):
         """The seeds, ascending."""
         return tuple(sorted({run.seed for run in self.runs}))
 
+    def among_seeds(self, count: int) -> str:
+        """How many seeds a value is over, such as " (2 of 3 seeds)"; empty if it is over all."""
+        every = len(self.seeds)
+        return "" if count == every else f" ({count} of {every} seeds)"
+
     def of(self, arm: str) -> tuple[ArmRun, ...]:
         """The runs of an arm."""
         return self._by_arm.get(arm, ())
-
-    def metric(self, name: str) -> Metric:
-        """A metric, for its unit and direction."""
-        return self.metrics[name].metric()
 
     def table(self) -> list[dict[str, Any]]:
         """One long table with a row for each epoch, split and metric, and for each test task."""
@@ -213,12 +196,9 @@ def save_results(results: Results, path: Path) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    dumped = results.model_dump(mode="python", exclude={"runs"})
-    dumped["runs"] = [
-        {**run.model_dump(exclude={"history"}), "history": [r.to_json() for r in run.history]}
-        for run in results.runs
-    ]
-    text = json.dumps(null_where_not_finite(dumped), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        null_where_not_finite(results.model_dump()), ensure_ascii=False, allow_nan=False
+    )
     write_atomically(path, text.encode())
 
 
@@ -248,18 +228,8 @@ def load_results(path: str | Path) -> Results:
         )
     try:
         return Results.model_validate(stored)
-    except (ValidationError, TypeError, KeyError, AttributeError) as error:
-        what = first_mistake(error) if isinstance(error, ValidationError) else repr(error)
+    except ValidationError as error:
         raise RunError(
-            f"{file} is damaged or was edited: {what:.300}; write it again with resume='auto' "
-            "(gradshare compare --resume auto)"
+            f"{file} is damaged or was edited: {first_mistake(error):.300}; write it "
+            "again with resume='auto' (gradshare compare --resume auto)"
         ) from error
-
-
-def best_record(history: Sequence[EpochRecord], metric: Metric, score: str) -> EpochRecord:
-    """The earliest epoch with the best validation score."""
-    return min(history, key=lambda record: metric.rank(record.mean(score)))
-
-
-def _no_function(*_: object) -> float:
-    raise RunError("results.json holds no functions: pass the metrics that were compared by")
