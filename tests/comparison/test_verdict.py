@@ -14,7 +14,7 @@ from gradshare.comparison.table import arm_rows, as_text
 from gradshare.comparison.verdict import verdict
 from gradshare.training.metrics import Metric
 from gradshare.training.statistics import Interval
-from tests.comparison.builders import ACCURACY, ERROR, arm_run, results_of
+from tests.comparison.builders import ACCURACY, ERROR, arm_run, classification, results_of
 
 TASKS = 300
 
@@ -256,3 +256,13 @@ def test_the_table_of_a_regression_has_its_unit_and_no_percent() -> None:
     assert "−0.550 ± 0.098 mm" in text
     assert "0 of 1" in text
     assert "%" not in text.replace("95 % of the baseline’s gain", "")
+
+
+@pytest.mark.parametrize(("easy", "said"), [(0.9, True), (0.1, False)])
+def test_a_yardstick_that_is_better_than_each_arm_is_named(easy: float, said: bool) -> None:
+    results = classification("base", "new", yardsticks={"class mean": {"accuracy": [easy] * 30}})
+    sentence = (
+        "“class mean”, which needs no meta-training, has a test accuracy of 90.0 ± 0.0 %: better "
+        "than each arm."
+    )
+    assert (sentence in verdict(results).caveats) is said

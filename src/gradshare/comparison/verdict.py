@@ -10,7 +10,7 @@ from itertools import islice
 
 from gradshare.comparison.differences import Difference, difference, mean_score
 from gradshare.comparison.results import Results
-from gradshare.training.statistics import Interval
+from gradshare.training.statistics import Interval, confidence95
 
 ENOUGH_SEEDS = 3
 """Fewer seeds decide nothing: rounding alone, like another seed, moves a run by more than its
@@ -152,3 +152,12 @@ def _caveats(results: Results, found: list[Difference]) -> Iterator[str]:
             "There was no control. If an arm changes more than one thing at a time, such as the "
             "size of its steps, only a control that leaves one of them out shows which one matters."
         )
+    means = [mean_score(results.of(arm), results.score) for arm in results.arms]
+    scale = results.metrics[results.score]
+    for name, values in results.yardsticks.items():
+        easy = confidence95(values.get(results.score, []))
+        if not any(mean and scale.rank(mean.mean) <= scale.rank(easy.mean) for mean in means):
+            yield (
+                f"“{name}”, which needs no meta-training, has a test {results.score} of "
+                f"{scale.show(easy)}: better than each arm."
+            )
