@@ -232,13 +232,15 @@ def test_workers_share_the_threads_unless_they_are_set(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    found: list[int] = []
+
+    def begin(*arguments: object) -> None:  # the others are told to take as many
+        raise RunError(f"{torch.get_num_threads()} threads")
+
+    monkeypatch.setattr("gradshare.config.runs.local_workers", begin)
     torch.set_num_threads(4)
     try:
-        small = {"epochs": 1, "iterations_per_epoch": 1, "val_tasks": 2, "test_tasks": 2}
-        config = RunConfig(**{**tiny, **small, "workers": 2, "threads": threads})
-        train(config, tmp_path / "run", watch=lambda _: found.append(torch.get_num_threads()))
-        assert set(found) == {expected}
+        with pytest.raises(RunError, match=f"^{expected} threads$"):
+            train(RunConfig(**{**tiny, "workers": 2, "threads": threads}), tmp_path / "run")
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(1)
