@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import gradshare as gs
 from gradshare import Interval, RunConfig, RunError
-from gradshare.comparison.collecting import judge
 from gradshare.config.fields import MACHINE_FIELDS
 from gradshare.config.parts import build
 from gradshare.tasks import ImageTasks
+from gradshare.training.records import judge
 from gradshare.training.statistics import confidence95
 
 PACKED: Final = ".jsonl.gz"

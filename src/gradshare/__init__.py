@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from gradshare.training.dry_run import estimate
     from gradshare.training.evaluation import Evaluation, evaluate
     from gradshare.training.fit import fit
+    from gradshare.training.interruption import RunStoppedError
     from gradshare.training.metrics import Metric
     from gradshare.training.options import Event
     from gradshare.training.run import Run
@@ -97,6 +98,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "RunError",
+    "RunStoppedError",
     "Sinusoids",
     "Splits",
     "Step",
@@ -138,6 +140,7 @@ _HOMES = (
     "training.dry_run",
     "training.evaluation",
     "training.fit",
+    "training.interruption",
     "training.metrics",
     "training.options",
     "training.run",

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from gradshare.comparison.verdict import show_difference
 from gradshare.config import Parts, RunConfig, build, open_run, stored, train
 from gradshare.errors import RunError
 from gradshare.tasks import ImageTasks
@@ -111,7 +110,7 @@ def test_the_difference_is_of_the_tasks_that_both_have(program: Program, run: Pa
     inductive = evaluated(run, parts_of(run, batch_norm="inductive"), 2, tasks=8)
     pairs = zip(inductive.values["accuracy"], own.ensemble["accuracy"], strict=True)
     interval = confidence95([here - there for here, there in pairs])
-    difference = show_difference(inductive.metrics["accuracy"], interval)
+    difference = inductive.metrics["accuracy"].show_difference(interval)
     last = lines_of(program, run, "--batch-norm", "inductive")[-1]
     assert last == f"Difference from the run's own test: {difference}"
 

@@ -167,6 +167,9 @@ LOSSES = {"a": F.mse_loss, "b": F.l1_loss}
          "the arm 'b' returns an object that was returned before; make the model and the learner"),
         ({"arms": shared()}, "returns an object that was returned before"),
         ({"seeds": 0}, "seeds is 0; give a number of at least 1, or different seeds"),
+        ({"seeds": 2.5}, "seeds is 2.5; give a number of at least 1, or different seeds"),
+        ({"seeds": "3"}, "seeds is '3'; give a number of at least 1, or different seeds"),
+        ({"iterations_per_epoch": 3}, "there is no option 'iterations_per_epoch' of training; did"),
         ({"seeds": [1, 1]}, "seeds is [1, 1]; give a number of at least 1, or different seeds"),
         ({"seeds": [-1]}, "seed is -1"),
         ({"epochs": 0}, "epochs is 0"),
@@ -198,7 +201,7 @@ def test_arms_that_are_measured_differently_are_refused(tmp_path: Path) -> None:
         for arm, loss in LOSSES.items()
     }
     with pytest.raises(ConfigError) as error:
-        small(tmp_path / "out", made, [gs.Sinusoids()] * 3)
+        small(tmp_path / "out", made, [gs.Sinusoids(), gs.Sinusoids(), gs.Sinusoids(seed=1)])
     assert str(error.value) == (
         "the arm 'b' is measured by loss (l1_loss), and 'a' by loss (mse_loss); give metrics=… "
         "that all arms can be measured by"
@@ -254,7 +257,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_as_it_is(tmp_pat
 
 def test_a_comparison_of_version_0_1_0_is_not_continued(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"format_version": 1, "arms": []}')
-    with pytest.raises(RunError, match=r"format 1, this gradshare reads 3; use gradshare 0\.1\.0"):
+    with pytest.raises(RunError, match=r"format 1, and this gradshare reads 3; use the version"):
         compare(**quick(a=plain), out=tmp_path, resume="auto")
 
 
@@ -294,7 +297,7 @@ def test_what_a_finished_comparison_was_not_is_refused_by_the_runs_own_check(
     here(out, seeds=1)
     everything = written(out)
     other = {**arms(), "sharing": lambda: gs.maml(net(), steps=2, inner_lr=0.4, sharing=True)}
-    with pytest.raises(RunError, match=r"sharing failed: .* holds a run with rule"):
+    with pytest.raises(RunError, match=r"sharing.* holds a run with rule"):
         here(out, other, seeds=1, resume="auto")
     # Of the same rule and shapes: its gradients tell.
     other["sharing"] = lambda: gs.maml(net(nn.Tanh()), steps=2, sharing=True)
@@ -303,7 +306,6 @@ def test_what_a_finished_comparison_was_not_is_refused_by_the_runs_own_check(
     with pytest.raises(RunError) as error:
         here(out, seeds=1, task_batch=3, resume="auto")
     assert "holds a run with task_batch 2, this one has 3" in str(error.value)
-    assert "sharing failed: " in str(error.value)
     with pytest.raises(RunError, match="holds a run of 3 epochs, and 2 were asked for"):
         here(out, seeds=1, epochs=2, resume="auto")
     assert written(out) == everything
@@ -352,9 +354,9 @@ def test_a_defect_is_one_sentence_its_trace_is_in_a_file_and_the_other_runs_fini
     with pytest.raises(RunError) as error:
         compare(**{**quick(**made), "seeds": 4}, out=out, executor=ThreadPoolExecutor(1))
     assert str(error.value) == (
-        "bad (seed 0), bad (seed 1), bad (seed 2) and 1 more failed: ZeroDivisionError: unforeseen "
-        f"(see {out / 'errors.txt'}). The other runs are saved in {out}; correct the cause and "
-        "continue (resume='auto', --resume auto)"
+        "bad (seed 0), bad (seed 1), bad (seed 2), bad (seed 3) failed: ZeroDivisionError: "
+        f"unforeseen (see {out / 'errors.txt'}). The other runs are saved in {out}; "
+        "correct the cause and continue (resume='auto', --resume auto)"
     )
     trace = (out / "errors.txt").read_text(encoding="utf-8")
     assert "in outer_step" in trace

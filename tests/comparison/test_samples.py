@@ -18,10 +18,10 @@ from PIL import Image
 
 import gradshare as gs
 from gradshare.comparison.results import SampleTask
-from gradshare.comparison.samples import MOST_EXAMPLES, class_names, sample_tasks
+from gradshare.comparison.samples import MOST_EXAMPLES, sample_tasks
 from gradshare.tasks import TaskBatch
 from gradshare.tasks.store import Split
-from gradshare.training.labels import labels_of
+from gradshare.training.labels import accuracy_by_class, class_names, labels_of
 from tests.comparison.small import arms, small
 from tests.training.small import SIGNALS, WAYS
 
@@ -162,6 +162,18 @@ def test_the_right_answers_of_each_label_and_the_predictions_leave_padding_out()
     assert found["right"][1] == [None, None, 0.5]
     assert found["predicted"] == [[0, 0, 1, 2], [2, -1]]
     assert labels_of(torch.zeros(2, 4), dataclasses.replace(tasks, query_y=torch.zeros(2, 4))) == {}
+
+
+def test_the_accuracy_on_a_class_is_the_mean_over_the_tasks_that_have_queries_of_it() -> None:
+    class Named:
+        def batch(self, indices: Sequence[int]) -> Any:
+            raise NotImplementedError
+
+        def classes_of(self, index: int) -> tuple[str, ...]:
+            return ("cat", "dog") if index < 2 else ("dog", "fox")
+
+    right: list[list[float | None]] = [[1.0, 0.5], [0.0, None], [1.0, None]]
+    assert accuracy_by_class(right, Named()) == {"cat": 0.5, "dog": 0.75}
 
 
 def test_a_comparison_has_the_accuracy_by_class_and_samples_of_the_tasks_that_it_measured(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gradshare.comparison.differences import difference, epochs_to_gain, test_score
+from gradshare.comparison.differences import difference, epochs_to_gain, mean_score
 from gradshare.comparison.results import ArmRun, MetricFacts, Results
 from gradshare.training.statistics import over_seeds_and_tasks
 from tests.comparison.builders import ACCURACY, ERROR, arm_run, results_of
@@ -171,13 +171,13 @@ def test_the_test_score_is_over_the_runs_that_trained_as_the_differences_are() -
     runs = runs_of("a", [0.5, 0.7], [0.6, 0.8])
     diverged = arm_run("a", 2, validation=[0.3], test=[0.0, 0.0], outcome="diverged")
     untrained = arm_run("a", 3, validation=[0.3], test=[0.2, 0.2], outcome="not trained")
-    found = test_score([*runs, diverged, untrained], "accuracy")
+    found = mean_score([*runs, diverged, untrained], "accuracy")
     assert found is not None
     assert found.mean == pytest.approx(0.65)
-    alone = test_score([diverged, untrained], "accuracy")
+    alone = mean_score([diverged, untrained], "accuracy")
     assert alone is not None
     assert alone.mean == pytest.approx(0.2)
-    assert test_score([diverged], "accuracy") is None
+    assert mean_score([diverged], "accuracy") is None
 
 
 def test_epochs_to_the_gain_count_from_chance_or_from_the_first_epoch() -> None:

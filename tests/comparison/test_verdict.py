@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from gradshare.comparison.results import ArmRun, MetricFacts, Outcome, Results
 from gradshare.comparison.table import arm_rows, as_text
-from gradshare.comparison.verdict import show_difference, verdict
+from gradshare.comparison.verdict import verdict
 from gradshare.training.metrics import Metric
 from gradshare.training.statistics import Interval
-from tests.comparison.builders import ACCURACY, ERROR, arm_run, results_of
+from tests.comparison.builders import ACCURACY, ERROR, arm_run, classification, results_of
 
 TASKS = 300
 
@@ -87,8 +87,7 @@ def test_one_arm_has_its_score() -> None:
 def test_many_arms_are_summed_up_in_one_sentence() -> None:
     levels = {"base": 0.5, "a": 0.6, "b": 0.5, "c": 0.4, "d": 0.7}
     assert verdict(compared(levels)).headline == (
-        "Of 4 arms compared with “base”: 2 better (“a”, “d”), 1 worse (“c”), 1 not distinguishable "
-        "(“b”)."
+        "Of 4 arms compared with “base”: 2 better, 1 worse, 1 not distinguishable."
     )
 
 
@@ -200,7 +199,7 @@ PERCENT, PLAIN = Metric(max, unit="%"), Metric(max, unit="mm")
 def test_a_difference_is_shown_with_its_sign_unit_and_as_many_digits_as_it_has_meaning_for(
     metric: Metric, mean: float, half: float | None, shown: str
 ) -> None:
-    assert show_difference(metric, Interval(mean, half, 3)) == shown
+    assert metric.show_difference(Interval(mean, half, 3)) == shown
 
 
 @given(
@@ -213,7 +212,7 @@ def test_distinguishable_is_never_said_beside_numbers_that_look_equal(
     mean: float, half: float, near: bool, metric: Metric
 ) -> None:
     mean = half * (1 + mean * 1e-6) if near else mean
-    shown = show_difference(metric, Interval(mean, half, 3)).replace("−", "-").split()
+    shown = metric.show_difference(Interval(mean, half, 3)).replace("−", "-").split()
     looks, halves = abs(float(shown[0])), float(shown[2])
     if abs(mean) > half * (1 + 1e-9) + 1e-12:
         assert looks > halves
@@ -257,3 +256,13 @@ def test_the_table_of_a_regression_has_its_unit_and_no_percent() -> None:
     assert "−0.550 ± 0.098 mm" in text
     assert "0 of 1" in text
     assert "%" not in text.replace("95 % of the baseline’s gain", "")
+
+
+@pytest.mark.parametrize(("easy", "said"), [(0.9, True), (0.1, False)])
+def test_a_yardstick_that_is_better_than_each_arm_is_named(easy: float, said: bool) -> None:
+    results = classification("base", "new", yardsticks={"class mean": {"accuracy": [easy] * 30}})
+    sentence = (
+        "“class mean”, which needs no meta-training, has a test accuracy of 90.0 ± 0.0 %: better "
+        "than each arm."
+    )
+    assert (sentence in verdict(results).caveats) is said

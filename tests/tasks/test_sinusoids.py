@@ -39,3 +39,7 @@ def test_replace_changes_the_sizes_and_the_fingerprint() -> None:
     tasks = Sinusoids(shots=5)
     assert tasks.replace(queries=30) == Sinusoids(5, 30)
     assert tasks.replace(queries=30).fingerprint != tasks.fingerprint == Sinusoids(5).fingerprint
+
+
+def test_another_seed_has_other_tasks() -> None:
+    assert not torch.equal(Sinusoids().batch([0]).query_x, Sinusoids(seed=1).batch([0]).query_x)

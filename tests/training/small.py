@@ -97,7 +97,7 @@ def regression(*, rule: gs.UpdateRule | None = None, **changes: Any) -> Argument
     learner = gs.maml(model, steps=2, inner_lr=0.01, loss=F.mse_loss, rule=rule)
     return arguments(
         learner,
-        [gs.Sinusoids()] * 3,
+        [gs.Sinusoids(), gs.Sinusoids(), gs.Sinusoids(seed=1)],
         changes,
         metrics={"mse": gs.Metric(F.mse_loss, best="low")},
         score="mse",

@@ -306,3 +306,10 @@ def test_metrics_that_are_none(changes: dict[str, Any], words: str, tmp_path: Pa
 )
 def test_an_optimiser_that_is_none(optimizer: Any, words: str, tmp_path: Path) -> None:
     assert refusal(tmp_path, rows(optimizer=optimizer), ConfigError).startswith(words)
+
+
+def test_a_test_on_the_validation_tasks_is_refused(tmp_path: Path) -> None:
+    given = rows()
+    for test in (given["validation"], given["validation"].replace()):
+        words = refusal(tmp_path, {**given, "test": test}, ConfigError)
+        assert words.startswith("the test source has the tasks of the validation source")

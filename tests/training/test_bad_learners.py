@@ -167,14 +167,16 @@ def test_a_loss_that_returns_no_scalar(tmp_path: Path) -> None:
 def test_a_learner_and_a_source_that_do_not_fit_are_named_with_the_shapes(tmp_path: Path) -> None:
     words = refusal(tmp_path, rows(learner=gs.maml(mlp(inputs=7), steps=2)), ConfigError)
     assert words == (
-        "Sequential and the source 'train' do not fit: RuntimeError: mat1 and mat2 shapes cannot "
-        "be multiplied (12x6 and 7x8); a task of the source is support_x float32 (3, 6), support_y "
+        "Sequential failed on a task of the source 'train': RuntimeError: mat1 and mat2 shapes "
+        "cannot be multiplied (12x6 and 7x8); the task is support_x float32 (3, 6), support_y "
         "int64 (3,), query_x float32 (12, 6), query_y int64 (12,)"
     )
     words = refusal(tmp_path, rows(validation=class_tasks(7)[1]), ConfigError)
-    assert words.startswith("Sequential and the source 'validation' do not fit: RuntimeError: mat1")
+    assert words.startswith(
+        "Sequential failed on a task of the source 'validation': RuntimeError: mat1"
+    )
     words = refusal(tmp_path, rows(test=class_tasks(7)[1]), ConfigError)
-    assert words.startswith("Sequential and the source 'test' do not fit: RuntimeError: mat1")
+    assert words.startswith("Sequential failed on a task of the source 'test': RuntimeError: mat1")
 
 
 def test_a_source_of_another_dtype_than_the_model_is_refused_with_a_remedy(tmp_path: Path) -> None:
@@ -194,7 +196,7 @@ def test_inputs_by_names_that_the_model_does_not_take(tmp_path: Path) -> None:
 
     given = named_inputs()
     words = refusal(tmp_path, {**given, "train": Renamed(given["train"])}, ConfigError)
-    assert words.startswith("TwoInputs and the source 'train' do not fit: TypeError: ")
+    assert words.startswith("TwoInputs failed on a task of the source 'train': TypeError: ")
     assert "unexpected keyword argument 'c'" in words
     assert "support_x['c'] float32 (3, 3)" in words
 

@@ -222,7 +222,7 @@ def test_targets_with_fixed_classes_keep_their_numbers(tmp_path: Path) -> None:
     groups = np.arange(6).repeat(20)
     x = random.normal(size=(120, 6)) + (y == "low")[:, None]
     tasks = gs.GroupTasks(x, y, groups, shots=1, queries=3)
-    run = gs.fit(**rows(train=tasks, validation=tasks, test=tasks), out=tmp_path / "run")
+    run = gs.fit(**rows(train=tasks, validation=tasks, test=None), out=tmp_path / "run")
     net = run.adapt(x[:3], ["low", "low", "high"])
     assert net.classes == ("high", "low", "middle")
     assert net(x[:3]).shape == (3, 3)

@@ -208,7 +208,7 @@ def groups_of_unequal_size(x_seed: int = 0) -> gs.GroupTasks:
 
 def test_padded_batches_are_trained_on_and_measured_without_their_padding(tmp_path: Path) -> None:
     tasks = groups_of_unequal_size()
-    given = rows(train=tasks, validation=tasks, test=tasks, epochs=2, iterations=10)
+    given = rows(train=tasks, validation=tasks, test=None, epochs=2, iterations=10)
     run = gs.fit(**given, out=tmp_path / "run")
     assert "(loop)" in run.environment["layout"]
     assert run.history[-1].mean("accuracy") > 1 / WAYS
@@ -233,9 +233,11 @@ def test_padding_with_anything_gives_the_same_run(tmp_path: Path) -> None:
             return batch
 
     tasks = groups_of_unequal_size()
-    whole = gs.fit(**rows(train=tasks, validation=tasks, test=tasks), out=tmp_path / "zeros")
+    whole = gs.fit(**rows(train=tasks, validation=tasks, test=None), out=tmp_path / "zeros")
     nan = PaddedWithNaN(tasks)
-    require_same_end(whole, gs.fit(**rows(train=nan, validation=nan, test=nan), out=tmp_path / "n"))
+    require_same_end(
+        whole, gs.fit(**rows(train=nan, validation=nan, test=None), out=tmp_path / "n")
+    )
 
 
 def test_regression_over_groups_of_unequal_size_is_trained(tmp_path: Path) -> None:
@@ -246,7 +248,7 @@ def test_regression_over_groups_of_unequal_size_is_trained(tmp_path: Path) -> No
     y = (x[:, :1] * (1 + of_group[:, None])).astype(np.float64)
     tasks = gs.GroupTasks(x, y, of_group, shots=3, queries=None)
     learner = gs.maml(mlp(outputs=1), steps=2, sharing=True, loss=nn.functional.mse_loss)
-    given = rows(learner=learner, train=tasks, validation=tasks, test=tasks, epochs=4)
+    given = rows(learner=learner, train=tasks, validation=tasks, test=None, epochs=4)
     run = gs.fit(**given, out=tmp_path / "run")
     assert run.score == "loss"
     assert run.history[-1].mean("loss") < run.history[0].mean("loss")

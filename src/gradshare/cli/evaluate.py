@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 
 from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
-from gradshare.comparison.verdict import show_difference
 from gradshare.config.parts import Parts, build, metrics_of, splits_of
 from gradshare.config.runs import stored
 from gradshare.config.settings import RunConfig
@@ -174,4 +173,4 @@ def _difference(evaluation: Evaluation, own: Sequence[float]) -> str:
     differences = [here - there for here, there in zip(values, own, strict=False)]
     interval, metric = confidence95(differences), evaluation.metrics[evaluation.score]
     first = f" (first {len(differences)} tasks)" if len(differences) < len(values) else ""
-    return f"Difference from the run's own test: {show_difference(metric, interval)}{first}"
+    return f"Difference from the run's own test: {metric.show_difference(interval)}{first}"

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradshare.comparison.collecting import is_finished
 from gradshare.comparison.plan import Plan
 from gradshare.comparison.results import MetricFacts
 from gradshare.errors import ConfigError
@@ -19,9 +17,12 @@ from gradshare.training.checks import initial_state
 from gradshare.training.device import choose_device
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in, prepare_run
+from gradshare.training.folder import RunFolder
 from gradshare.training.layout import Layout, Memory, Tasks
+from gradshare.training.loop import is_complete
 from gradshare.training.metrics import Metric
 from gradshare.training.randomness import generators_kept
+from gradshare.training.state import RunStatus
 
 Key = tuple[str, int]  # a run: its arm and seed
 Starts = dict[str, Mapping[str, Tensor]]  # the meta-parameters of each arm before any training
@@ -35,7 +36,6 @@ class Tried:
         tasks, memory: the layout of all arms; see `Layout`.
         metrics: by name.
         score: the metric that decides.
-        identities: what makes the runs of each arm what they are, but for the seed.
         notes: for the reader.
     """
 
@@ -43,7 +43,6 @@ class Tried:
     memory: Memory
     metrics: dict[str, MetricFacts]
     score: str
-    identities: dict[str, Mapping[str, Any]]
     notes: tuple[str, ...]
 
 
@@ -71,9 +70,12 @@ def tried(plan: Plan) -> Tried:
             )
     layouts = [Layout(**contents["layout"]) for *_, contents in found.values()]
     starts: Starts = {arm: state.meta for arm, (state, *_) in found.items()}
+    notes = [*_other_starts(starts, plan.baseline)]
+    if len(plan.seeds) > 1:
+        notes += _same_starts(starts, others)
+    # One layout for all arms, so that their times can be compared: the one that needs the least
+    # memory and that all models can be computed in.
     return Tried(
-        # One layout for all arms, so that their times can be compared: the one that needs the
-        # least memory and that all models can be computed in.
         "loop" if any(one.tasks == "loop" for one in layouts if one.bytes) else "vmap",
         "recompute" if any(one.memory == "recompute" for one in layouts) else "keep",
         {
@@ -81,8 +83,7 @@ def tried(plan: Plan) -> Tried:
             for name, m in metrics.items()
         },
         score,
-        {arm: contents["identity"] for arm, (*_, contents) in found.items()},
-        (*_other_starts(starts), *(_same_starts(starts, others) if len(plan.seeds) > 1 else ())),
+        tuple(notes),
     )
 
 
@@ -104,35 +105,34 @@ def learners_of(plan: Plan) -> tuple[dict[str, Learner], dict[str, Learner]]:
     return learners, others
 
 
-def unfinished(plan: Plan, found: Tried, folder: Path) -> list[Key]:
+def unfinished(plan: Plan, folder: Path) -> list[Key]:
     """The runs that are not finished in a comparison's folder.
 
     Raises:
         RunError: an arm is not what it was when its finished runs were trained.
     """
-    places = {(arm, seed): plan.place(folder, arm, seed) for arm, seed in plan.runs}
-    finished = [
-        (arm, seed)
-        for (arm, seed), place in places.items()
-        if is_finished(place, {**found.identities[arm], "seed": seed})
-    ]
-    for arm, seed in dict(finished).items():  # one of each arm tells whether it changed
-        learner, options, place = plan.learner(arm, seed), plan.options_of(seed), places[arm, seed]
-        fit_in(OneProcess(), learner, plan.sources, options, place, resume=True)
-    return [key for key in plan.runs if key not in finished]
+    left, finished = [], {}
+    for arm, seed in plan.runs:
+        run = RunFolder(plan.place(folder, arm, seed))
+        saved = run.load_latest() if run.started else None
+        if saved and is_complete(plan.options, RunStatus.of(saved), plan.test):
+            finished[arm] = seed
+        else:
+            left.append((arm, seed))
+    for arm, seed in finished.items():  # one run of each arm tells whether the arm has changed
+        learner, place = plan.learner(arm, seed), plan.place(folder, arm, seed)
+        fit_in(OneProcess(), learner, plan.sources, plan.options_of(seed), place, resume=True)
+    return left
 
 
-def _other_starts(starts: Starts) -> Iterator[str]:
-    """Notes on tensors that two arms share by name and that start differently."""
-    known: dict[str, tuple[str, Tensor]] = {}
+def _other_starts(starts: Starts, baseline: str) -> Iterator[str]:
+    """Notes on arms with tensors that the baseline has too and that start differently."""
+    known = starts[baseline]
     for arm, tensors in starts.items():
-        differ: dict[str, list[str]] = {}
-        for name, tensor in tensors.items():
-            first, value = known.setdefault(name, (arm, tensor))
-            if value.shape == tensor.shape and not torch.equal(value, tensor):
-                differ.setdefault(first, []).append(name)
-        for first, names in differ.items():
-            yield f"{arm} starts with another {', '.join(names[:3])} than {first}."
+        alike = [n for n, t in tensors.items() if n in known and known[n].shape == t.shape]
+        names = [name for name in alike if not torch.equal(known[name], tensors[name])]
+        if names:
+            yield f"{arm} starts with another {', '.join(names[:3])} than {baseline}."
 
 
 def _same_starts(starts: Starts, others: Mapping[str, Learner]) -> Iterator[str]:

@@ -12,29 +12,32 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from gradshare.comparison.checks import Tried, learners_of, tried, unfinished
-from gradshare.comparison.collecting import results_of
 from gradshare.comparison.plan import RUNS, Factory, Plan, seeds_from
-from gradshare.comparison.results import FILENAME, Results, load_results, save_results
+from gradshare.comparison.results import FILENAME, ArmRun, Results, load_results, save_results
 from gradshare.comparison.running import Runner, WatchAll
+from gradshare.comparison.samples import sample_tasks
 from gradshare.comparison.table import as_text
 from gradshare.comparison.verdict import Verdict, verdict
-from gradshare.comparison.yardsticks import yardsticks
-from gradshare.errors import ConfigError, require_choice, require_count
+from gradshare.errors import ConfigError, RunError, require_choice, require_count
 from gradshare.executors import LocalExecutor
 from gradshare.tasks import TaskSource
 from gradshare.training.device import choose_device
 from gradshare.training.files import make_folder
 from gradshare.training.fit import Resume
-from gradshare.training.folder import refuse_if_occupied
+from gradshare.training.folder import RunFolder, refuse_if_occupied
 from gradshare.training.interruption import StopRequests
 from gradshare.training.lock import locked
 from gradshare.training.machine import TUNABLES, cores
-from gradshare.training.options import Options
+from gradshare.training.options import Options, options_from
 from gradshare.training.progress import RunBars
+from gradshare.training.records import judge
+from gradshare.training.state import RunStatus, Test
+from gradshare.training.yardsticks import yardsticks
 
 
 class Comparison:
@@ -117,7 +120,7 @@ def compare(
             elsewhere could not try the arms.
         RunStoppedError: Ctrl-C or SIGTERM; each run has saved what it had.
     """
-    made = Options(**options)
+    made = options_from(options)
     require_choice("resume", resume, Resume)
     plan = Plan(
         arms,
@@ -194,22 +197,17 @@ def run_plan(
             if found is None:
                 found, left = runner.try_arms(plan)
             else:
-                left = unfinished(plan, found, folder)
+                left = unfinished(plan, folder)
             options = replace(plan.options, tasks=found.tasks, memory=found.memory)
             plan = replace(plan, options=options)
             if left:
                 runner.train(plan, left)
-        metrics = {name: facts.metric() for name, facts in found.metrics.items()}
-        free = yardsticks(plan.test, plan.options.test_tasks) if "accuracy" in metrics else {}
-        results = results_of(
+        results = _collected(
             plan,
             folder,
-            metrics,
-            found.score,
+            found,
             settings=settings or _settings(plan.options),
             commands=commands or [shlex.join(["python", *sys.orig_argv[1:]])],
-            notes=found.notes,
-            yardsticks=free,
         )
         save_results(results, folder / FILENAME)
         comparison = Comparison(folder, results)
@@ -240,3 +238,47 @@ def _require_room(folder: Path, *, resume: bool) -> None:
 def _settings(options: Options) -> dict[str, Any]:
     names = ("epochs", "iterations", "task_batch", "val_tasks", "test_tasks", "ensemble")
     return {name: getattr(options, name) for name in (*names, "tasks", "memory", "device")}
+
+
+def _collected(plan: Plan, folder: Path, found: Tried, **more: Any) -> Results:
+    """The results of runs that have ended, with the fields of `Results` in `more`."""
+    score = found.metrics[found.score]
+    runs: list[ArmRun] = []
+    predicted: dict[str, list[list[int]]] = {}
+    for arm, seed in plan.runs:
+        place = plan.place(folder, arm, seed)
+        saved = RunFolder(place).load_latest()
+        if saved is None:
+            raise RunError(f"{place} has lost its checkpoints; compare in another folder")
+        status = RunStatus.of(saved)
+        test = status.test or Test({}, {}, 0)
+        if test.predicted:
+            predicted.setdefault(arm, test.predicted)
+        learned = judge(status.history, score, found.score)
+        runs.append(
+            ArmRun(
+                arm=arm,
+                seed=seed,
+                outcome="diverged" if status.diverged else learned,
+                message=status.diverged,
+                history=status.history,
+                test=test.ensemble,
+                members=test.members,
+                by_class=test.by_class,
+                training_seconds=status.training_seconds,
+                environment=status.environment,
+            )
+        )
+    classes = "accuracy" in found.metrics
+    return Results(
+        gradshare=version("gradshare"),
+        baseline=plan.baseline,
+        controls=plan.controls,
+        score=found.score,
+        metrics=found.metrics,
+        runs=tuple(runs),
+        notes=found.notes,
+        yardsticks=yardsticks(plan.test, plan.options.test_tasks) if classes else {},
+        samples=sample_tasks(plan.test, predicted),
+        **more,
+    )

@@ -8,7 +8,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from gradshare.comparison.results import ArmRun, Results, Values, best_record
+from gradshare.comparison.results import ArmRun, Results, Values
+from gradshare.training.records import best_record
 from gradshare.training.statistics import Z95, Interval, over_seeds_and_tasks
 
 POWER = 0.8
@@ -71,13 +72,10 @@ def counted(runs: Sequence[ArmRun]) -> list[ArmRun]:
     return trained or [run for run in runs if run.test and run.outcome != "diverged"]
 
 
-def test_score(runs: Sequence[ArmRun], metric: str) -> Interval | None:
+def mean_score(runs: Sequence[ArmRun], metric: str) -> Interval | None:
     """The mean of a metric over the runs of an arm that count; None if there are none."""
     rows = [np.asarray(run.test[metric]) for run in counted(runs)]
     return over_seeds_and_tasks(rows) if rows else None
-
-
-test_score.__test__ = False  # type: ignore[attr-defined]  # pytest collects by this prefix
 
 
 def epochs_to_gain(results: Results, run: ArmRun) -> int | None:
@@ -89,7 +87,7 @@ def epochs_to_gain(results: Results, run: ArmRun) -> int | None:
     baseline = next((r for r in results.of(results.baseline) if r.seed == run.seed), None)
     if baseline is None or not baseline.history or baseline.outcome != "trained":
         return None
-    metric, score = results.metric(results.score), results.score
+    metric, score = results.metrics[results.score], results.score
     start = metric.chance if metric.chance is not None else baseline.history[0].mean(score)
     best = best_record(baseline.history, metric, score).mean(score)
     level = metric.rank(start + GAIN * (best - start))

@@ -6,27 +6,24 @@ An arm has the same colour, line style and marker in each figure.
 from __future__ import annotations
 
 import math
-import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from io import StringIO
+from io import BytesIO
 from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 import matplotlib.style
 import numpy as np
-from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from gradshare.comparison.differences import difference, test_score
+from gradshare.comparison.differences import difference, mean_score
 from gradshare.comparison.plan import shown
 from gradshare.comparison.results import ArmRun, Results, Values
 from gradshare.training.records import VALIDATION
-from gradshare.training.statistics import student975
 
 MOST_ARMS: Final = 8
 
@@ -60,7 +57,7 @@ STYLE: Final[Any] = {
     "text.color": INK,
     # Names come from users: a "$" in one of them begins no formula.
     "text.parse_math": False,
-    # Text stays text, which can be searched, copied and set in the page's font.
+    # Text stays text, since the reader's fonts have letters that the one of this machine lacks.
     "svg.fonttype": "none",
     # The same results give the same file.
     "svg.hashsalt": "gradshare",
@@ -70,21 +67,16 @@ STYLE: Final[Any] = {
 class Drawing(NamedTuple):
     """A figure with its caption."""
 
-    name: str
+    heading: str
     figure: Figure
     caption: str
 
-    def svg(self) -> Markup:
-        """An `<svg>` element whose ids no other figure has."""
-        buffer = StringIO()
+    def svg(self) -> bytes:
+        """The figure as an SVG file; the same results give the same bytes."""
+        buffer = BytesIO()
         with style():
-            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-            self.figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-        text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-        text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{self.name}-", text)
-        head, _, body = text[text.index("<svg") :].replace("xlink:href", "href").partition(">")
-        (box,) = re.findall(r'viewBox="[^"]*"', head)
-        return Markup(f'<svg {box} role="img" aria-label="{escape(self.caption)}">{body}')
+            self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        return buffer.getvalue()
 
 
 Looks = Mapping[str, Mapping[str, Any]]
@@ -104,10 +96,10 @@ def drawn(results: Results) -> list[str]:
     """The arms that are drawn: of too many the baseline, the controls and those with the best test
     scores.
     """
-    metric = results.metric(results.score)
+    metric = results.metrics[results.score]
 
     def place(arm: str) -> tuple[bool, bool, float]:
-        found = test_score(results.of(arm), results.score)
+        found = mean_score(results.of(arm), results.score)
         rank = math.inf if found is None else metric.rank(found.mean)
         return arm != results.baseline, arm not in results.controls, rank
 
@@ -117,10 +109,11 @@ def drawn(results: Results) -> list[str]:
 
 def draw_all(results: Results) -> list[Drawing]:
     """The figures that the results have numbers for."""
-    arms = drawn(results)
     looks = {
         arm: {"color": color, "linestyle": line, "marker": marker}
-        for arm, color, line, marker in zip(arms, COLORS, LINES * 2, MARKERS, strict=False)
+        for arm, color, line, marker in zip(
+            drawn(results), COLORS, LINES * 2, MARKERS, strict=False
+        )
     }
     with style():
         drawings = [draw(results, looks) for draw in (_curves, _differences)]
@@ -128,86 +121,81 @@ def draw_all(results: Results) -> list[Drawing]:
 
 
 def _curves(results: Results, looks: Looks) -> Drawing | None:
-    """The score on the validation tasks over epochs."""
-    metric, several = results.metric(results.score), len(results.seeds) > 1
-    scale = 100 if metric.unit == "%" else 1
-    means, halves, seeds = {}, {}, {}
+    """The score on the validation tasks over epochs, of each seed and its mean."""
+    metric, several = results.metrics[results.score], len(results.seeds) > 1
+    means, seeds = {}, {}
     for arm in looks:
         runs = results.of(arm)
-        rows = [_history(run, results.score, scale) for run in runs]
-        sound = [row for row, run in zip(rows, runs, strict=True) if run.outcome != "diverged"]
-        mean, half = _over_seeds([row[0] for row in sound or rows]) if several else rows[0]
+        seeds[arm] = [metric.factor * _history(run, results.score) for run in runs]
+        rows = [
+            y for run, (y, _) in zip(runs, seeds[arm], strict=True) if run.outcome != "diverged"
+        ]
+        rows = rows or [y for y, _ in seeds[arm]]
+        mean = np.mean([y[: min(map(len, rows))] for y in rows], axis=0)
         if np.isfinite(mean).any():
-            means[arm], halves[arm], seeds[arm] = mean, half, rows
+            means[arm] = mean
     if not means:
         return None
-    figure, axes = _figure(looks, {arm: arm for arm in means})
+    figure, axes, same = _figure(means, looks)
+    axes.set_xlabel("epoch")
     axes.margins(y=0.25)
-    for arm in means if several else ():
-        for y, _ in seeds[arm]:
-            axes.plot(1 + np.arange(y.size), y, color=looks[arm]["color"], linewidth=0.6, alpha=0.5)
-    same = _lines(axes, means, looks)
+    for arm in means:
+        color = looks[arm]["color"]
+        for y, half in seeds[arm]:
+            x = 1 + np.arange(y.size)
+            if several:
+                axes.plot(x, y, color=color, linewidth=0.6, alpha=0.5)
+            else:
+                axes.fill_between(x, y - half, y + half, color=color, alpha=0.15, linewidth=0)
     values = np.concatenate(list(means.values()))
-    logarithmic = metric.chance is None and 0 < 30 * np.nanmin(values) < np.nanmax(values)
-    if logarithmic:
+    unit = metric.unit
+    if metric.chance is None and 0 < 30 * np.nanmin(values) < np.nanmax(values):
         axes.set_yscale("log")
-    low, high = axes.set_ylim(axes.get_ylim())  # few seeds have bands far beyond the curves
-    for arm, y in means.items():
-        x, half, color = 1 + np.arange(y.size), halves[arm], looks[arm]["color"]
-        axes.fill_between(x, y - half, y + half, color=color, alpha=0.15, linewidth=0)
-    chance = math.nan if metric.chance is None else scale * metric.chance
-    span = high - low
-    if near := low - span < chance < high + span:  # farther away it would flatten the curves
+        unit = f"{unit}, logarithmic".removeprefix(", ")
+    axes.set_ylabel(f"validation {shown(results.score, 32)}" + (f" ({unit})" if unit else ""))
+    caption = f"The validation {shown(results.score, 32)} after each epoch. "
+    if several:
+        caption += "Thin lines: the seeds. Thick lines: the mean of those that did not diverge."
+    else:
+        caption += "Bands: 95 % confidence interval over validation tasks."
+    low, high = axes.get_ylim()
+    chance = math.nan if metric.chance is None else metric.factor * metric.chance
+    if 2 * low - high < chance < 2 * high - low:  # farther away it would flatten the curves
         axes.axhline(chance, color=PALE, linewidth=1.0, linestyle=":")
-        axes.set_ylim(min(low, chance - 0.03 * span), max(high, chance + 0.03 * span))
-    units = ", ".join(filter(None, [metric.unit, "logarithmic" if logarithmic else ""]))
-    axes.set_ylabel(f"validation {shown(results.score, 32)}" + (f" ({units})" if units else ""))
-    _whole_numbers(axes, "epoch")
-    bands = "over the seeds that did not diverge. Thin lines: the seeds" if several else ""
-    caption = (
-        f"The validation {shown(results.score, 32)} after each epoch. Bands: 95 % confidence "
-        f"interval {bands or 'over validation tasks'}."
-    )
-    caption += " Dotted: chance." if near else ""
-    return Drawing("curves", figure, caption + same)
+        caption += " Dotted: chance."
+    return Drawing("Learning curves", figure, caption + same)
 
 
 def _differences(results: Results, looks: Looks) -> Drawing | None:
     """The score of each arm minus the baseline's on each test task, sorted."""
-    metric, baseline = results.metric(results.score), results.baseline
-    scale, unit = (100, "points") if metric.unit == "%" else (1, metric.unit)
-    curves, labels = {}, {}
+    metric, baseline = results.metrics[results.score], results.baseline
+    curves = {}
     for arm in looks:
         rows = difference(results, arm, baseline).rows if arm != baseline else ()
-        values = _sane(scale * np.mean(rows, axis=0)) if rows else np.array([])
-        if not np.isfinite(values).any():
-            continue
-        curves[arm] = values = np.sort(values[np.isfinite(values)])
-        better, worse = np.sum(values > 0), np.sum(values < 0)
-        if metric.best == "low":
-            better, worse = worse, better
-        labels[arm] = f"{arm}: better on {better}, worse on {worse} of {values.size} tasks"
+        values = _sane(metric.factor * np.mean(rows, axis=0)) if rows else np.array([])
+        if np.isfinite(values).any():
+            curves[arm] = np.sort(values[np.isfinite(values)])
     if not curves:
         return None
-    figure, axes = _figure(looks, labels)
+    figure, axes, same = _figure(curves, looks)
     axes.axhline(0, color=INK, linewidth=0.8)
-    same = _lines(axes, curves, looks)
+    axes.set_xlabel("test tasks, sorted by the difference")
+    unit = metric.unit_of_differences
     label = f"{shown(results.score, 20)} − {baseline}"
     axes.set_ylabel(f"{label} ({unit})" if unit else label)
-    _whole_numbers(axes, "test tasks, sorted by the difference")
     side = "Above" if metric.best == "high" else "Below"
     caption = (
         f"The difference from {baseline} on each test task, the mean over the seeds in which both "
         f"trained. {side} zero the arm is better."
     )
-    return Drawing("differences", figure, caption + same)
+    return Drawing("Differences by task", figure, caption + same)
 
 
-def _history(run: ArmRun, score: str, scale: float) -> Values:
+def _history(run: ArmRun, score: str) -> Values:
     """A run's validation scores and half their intervals (2, epochs)."""
     intervals = [record.metrics[VALIDATION][score] for record in run.history]
     rows = np.array([[one.mean, one.ci95] for one in intervals], dtype=float).reshape(-1, 2)
-    return _sane(scale * rows.T)
+    return _sane(rows.T)
 
 
 def _sane(values: Values) -> Values:
@@ -215,52 +203,36 @@ def _sane(values: Values) -> Values:
     return np.where(np.abs(values) < LARGEST, values, math.nan)
 
 
-def _over_seeds(rows: Sequence[Values]) -> tuple[Values, Values]:
-    """The mean of the seeds and half its 95 % interval, as far as all of them go."""
-    table = np.array([row[: min(map(len, rows))] for row in rows])
-    if len(rows) == 1:
-        return table[0], np.full_like(table[0], math.nan)
-    half = student975(len(rows) - 1) * table.std(0, ddof=1) / math.sqrt(len(rows))
-    return table.mean(0), half
-
-
-def _figure(looks: Looks, labels: Mapping[str, str]) -> tuple[Figure, Axes]:
-    """A figure with axes and, above them, a legend of some arms."""
-    handles = [Line2D([], [], **looks[arm]) for arm in labels]
-    # matplotlib before 3.10 leaves out a label that begins with "_".
-    names = [f" {text}" if text.startswith("_") else text for text in labels.values()]
-    columns = 2 if max(map(len, names)) <= 40 else 1
-    figure = Figure(figsize=(7.2, 3.2 + 0.2 * len(names) / columns), layout="constrained")
-    figure.legend(handles, names, loc="outside upper left", ncols=min(columns, len(names)))
-    return figure, figure.subplots()
-
-
-def _lines(axes: Axes, curves: Mapping[str, Values], looks: Looks) -> str:
-    """Draw a line for each arm.
+def _figure(curves: Mapping[str, Values], looks: Looks) -> tuple[Figure, Axes, str]:
+    """A figure with a line for each arm and, above it, a legend.
 
     Returns:
-        Sentences on arms with the same values, whose dashes alternate; empty without them.
+        The figure, its axes, and sentences on lines that coincide; empty without them.
     """
+    columns = min(len(curves), 2 if max(map(len, curves)) <= 40 else 1)
+    figure = Figure(figsize=(7.2, 3.2 + 0.2 * len(curves) / columns), layout="constrained")
+    axes = figure.subplots()
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     groups: dict[bytes, list[str]] = {}
     for arm, y in curves.items():
         groups.setdefault(y.tobytes(), []).append(arm)
-    same = ""
-    for arms in groups.values():
-        for place, arm in enumerate(arms):
-            y = curves[arm]
-            every = -(-y.size // 8)
-            line = {**looks[arm], "label": arm, "markeredgecolor": "white", "markeredgewidth": 0.7}
-            if len(arms) > 1:
-                line["linestyle"] = (4 * place, (4, 4 * (len(arms) - 1)))
-            # Markers of close curves lie apart where they can, and the one below is larger.
-            line["markevery"] = (list(curves).index(arm) * every // len(curves), every)
-            line["markersize"] = 5 + 3 * min(4, len(arms) - 1 - place)
-            axes.plot(1 + np.arange(y.size), y, **line)
-        if len(arms) > 1:
-            same += f" The lines of {', '.join(arms)} coincide: their dashes alternate."
-    return same
-
-
-def _whole_numbers(axes: Axes, label: str) -> None:
-    axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    for place, (arm, y) in enumerate(curves.items()):
+        group = groups[y.tobytes()]
+        above = len(group) - 1 - group.index(arm)  # lines that are drawn over this one
+        every = -(-y.size // 8)
+        axes.plot(
+            1 + np.arange(y.size),
+            y,
+            **looks[arm],
+            label=arm,
+            linewidth=1.6 + 2 * above,
+            markersize=5 + 3 * above,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
+            markevery=(place * every // len(curves), every),  # so that markers lie apart
+        )
+    handles = [Line2D([], [], **looks[arm]) for arm in curves]
+    figure.legend(handles, list(curves), loc="outside upper left", ncols=columns)
+    same = [", ".join(group) for group in groups.values() if len(group) > 1]
+    sentence = " The lines of {} coincide: each is wider than those that are drawn over it."
+    return figure, axes, "".join(map(sentence.format, same))

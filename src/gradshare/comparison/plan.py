@@ -1,11 +1,11 @@
-"""What a comparison is made of: arms by name, sources, options, seeds."""
+"""The plan of a comparison: arms by name, sources, options, seeds."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -70,6 +70,7 @@ class Plan:
                 "a comparison needs arms: a dictionary of functions that make a learner, such as "
                 '{"original": lambda: gradshare.maml(Net())}'
             )
+        alike: dict[str, str] = {}
         for name, factory in self.arms.items():
             if not isinstance(name, str) or shown(name) != name:
                 raise ConfigError(
@@ -81,19 +82,17 @@ class Plan:
                     f"the arm {name!r} is a {type(factory).__name__}; give a function that makes "
                     "the learner (lambda: gradshare.maml(…)), so that each seed has its own"
                 )
-        alike: dict[str, str] = {}
-        for name in self.arms:
             if (other := alike.setdefault(name.casefold(), name)) != name:
                 raise ConfigError(
                     f"the arms {other!r} and {name!r} differ only in upper and lower case, and "
                     "some disks would give them one folder; rename one"
                 )
-        for role, names in (("baseline", (self.baseline,)), ("control", self.controls)):
-            for name in names:
-                if name not in self.arms:
-                    raise ConfigError(
-                        f"the {role} {name!r} is not an arm; the arms are {list(self.arms)}"
-                    )
+        for name in (self.baseline, *self.controls):
+            if name not in self.arms:
+                role = "baseline" if name == self.baseline else "control"
+                raise ConfigError(
+                    f"the {role} {name!r} is not an arm; the arms are {list(self.arms)}"
+                )
         if self.baseline in self.controls:
             raise ConfigError(f"{self.baseline!r} is both the baseline and a control")
         for seed in self.seeds:
@@ -120,21 +119,14 @@ class Plan:
             try:
                 learner = self.arms[arm]()
                 require_learner(learner)
-            except GradshareError as error:
-                raise ConfigError(f"the arm {arm!r} cannot be made: {error}") from error
             except Exception as error:
-                raise ConfigError(
-                    f"the arm {arm!r} cannot be made: {type(error).__name__}: {error}"
-                ) from error
+                kind = "" if isinstance(error, GradshareError) else f"{type(error).__name__}: "
+                raise ConfigError(f"the arm {arm!r} cannot be made: {kind}{error}") from error
         return learner
 
     def options_of(self, seed: int) -> Options:
         """The options of one run."""
         return replace(self.options, seed=seed)
-
-    def settings_of(self, arm: str, seed: int) -> dict[str, Any] | None:
-        """From which one run can be made again; None if it can't."""
-        return {**self.settings[arm], "seed": seed} if arm in self.settings else None
 
     def place(self, folder: Path, arm: str, seed: int) -> Path:
         """The folder of one run, which does not depend on the other arms."""
@@ -172,13 +164,6 @@ class Plan:
             )
         write_atomically(path, data)
 
-    @staticmethod
-    def load(data: bytes) -> Plan:
-        """The plan that was saved."""
-        plan = cloudpickle.loads(data)
-        assert isinstance(plan, Plan)
-        return plan
-
 
 def _own_modules() -> Iterator[ModuleType]:
     """The modules of the user's project, which workers on other machines may not find: those that
@@ -210,11 +195,16 @@ def seeds_from(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:
     """That many seeds from a first one on, or the given ones.
 
     Raises:
-        ConfigError: there are none, or one is given twice.
+        ConfigError: there are none, one is given twice, or one is no whole number.
     """
-    given: Sequence[int] = seeds if not isinstance(seeds, int | Integral) else range(int(seeds))
-    start = first if isinstance(seeds, int | Integral) else 0
-    found = tuple(start + int(seed) for seed in given)
-    if not found or len(set(found)) < len(found):
-        raise ConfigError(f"seeds is {seeds!r}; give a number of at least 1, or different seeds")
-    return found
+    found: tuple[Any, ...] = ()
+    if isinstance(seeds, Integral):
+        found = tuple(range(first, first + int(seeds)))
+    elif isinstance(seeds, Iterable):
+        found = tuple(seeds)
+    whole = all(isinstance(seed, Integral) for seed in found)
+    if not found or not whole or len(set(found)) < len(found):
+        raise ConfigError(
+            f"seeds is {seeds!r:.60}; give a number of at least 1, or different seeds: [0, 1, 2]"
+        )
+    return tuple(map(int, found))

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gradshare.comparison.plan import shown
 from gradshare.errors import RunError
-from gradshare.training.files import null_where_not_finite, write_atomically
-from gradshare.training.metrics import Metric
-from gradshare.training.records import VALIDATION, EpochRecord, first_mistake
+from gradshare.training.files import Number, null_where_not_finite, write_atomically
+from gradshare.training.metrics import Scale
+from gradshare.training.records import EpochRecord, first_mistake
 
 FORMAT_VERSION: Final = 3
 FILENAME = "results.json"
@@ -34,37 +24,16 @@ Outcome = Literal["trained", "not trained", "diverged"]
 Values = npt.NDArray[np.float64]
 
 
-def _nan_for_null(values: Any) -> Any:
-    return [math.nan if value is None else value for value in values]
-
-
-def _records(history: Any) -> Any:
-    return [r if isinstance(r, EpochRecord) else EpochRecord.from_json(r) for r in history]
-
-
-def _plain(name: str) -> str:
-    if shown(name) != name:
-        raise ValueError("a table cannot show this name")
-    return name
-
-
-Numbers = Annotated[list[float], BeforeValidator(_nan_for_null)]
-
-
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
-class MetricFacts(_Part):
-    """What is known of a metric without its function; see `gradshare.Metric`."""
+class MetricFacts(_Part, Scale):
+    """A `gradshare.Metric` without its function."""
 
     best: Literal["high", "low"]
     unit: str
     chance: float | None
-
-    def metric(self) -> Metric:
-        """A metric that can show and rank values, but not compute them."""
-        return Metric(_no_function, self.best, self.unit, self.chance)
 
 
 class Picture(NamedTuple):
@@ -106,12 +75,12 @@ class ArmRun(_Part):
         environment: versions, hardware and layout of the process that trained it.
     """
 
-    arm: Annotated[str, AfterValidator(_plain)]
+    arm: str
     seed: int
     outcome: Outcome
     message: str | None
-    history: Annotated[list[EpochRecord], BeforeValidator(_records)]
-    test: dict[str, Numbers]
+    history: list[EpochRecord]
+    test: dict[str, list[Number]]
     members: int = Field(ge=0)
     by_class: dict[str, float] = {}
     training_seconds: float
@@ -131,7 +100,7 @@ class Results(_Part):
         controls: the names of the controls.
         score: the metric that selects checkpoints and decides.
         metrics: what is known of each metric.
-        runs: each arm with each seed, in the order of the arms.
+        runs: each arm with each seed; the arms in their order.
         settings: of all runs.
         commands: that reproduce it.
         notes: for the reader, such as tensors that start differently.
@@ -149,23 +118,14 @@ class Results(_Part):
     settings: dict[str, Any]
     commands: tuple[str, ...]
     notes: tuple[str, ...]
-    yardsticks: dict[str, dict[str, Numbers]] = {}
+    yardsticks: dict[str, dict[str, list[Number]]] = {}
     samples: tuple[SampleTask, ...] = ()
 
-    @model_validator(mode="after")
-    def _of_one_comparison(self) -> Results:
-        tests = [run.test for run in self.runs if run.test]
-        sizes = {len(values) for test in tests for values in test.values()}
-        validations = [r.metrics.get(VALIDATION, {}) for run in self.runs for r in run.history]
-        if len({(run.arm, run.seed) for run in self.runs}) < len(self.runs):
-            raise ValueError("an arm has two runs of one seed")
-        if not {self.baseline, *self.controls} <= {*self.arms}:
-            raise ValueError("the baseline or a control has no run")
-        if self.score not in self.metrics or any(self.score not in m for m in validations):
-            raise ValueError(f"the score {self.score!r} is not everywhere")
-        if any(test.keys() != self.metrics.keys() for test in tests) or len(sizes) > 1:
-            raise ValueError("the tests have different metrics or numbers of tasks")
-        return self
+    def __repr__(self) -> str:
+        """The arms and seeds."""
+        return f"Results of {len(self.arms)} arms with {len(self.seeds)} seeds: {self.arms!r:.200}"
+
+    __str__ = __repr__
 
     @cached_property
     def _by_arm(self) -> dict[str, tuple[ArmRun, ...]]:
@@ -184,13 +144,14 @@ class Results(_Part):
         """The seeds, ascending."""
         return tuple(sorted({run.seed for run in self.runs}))
 
+    def among_seeds(self, count: int) -> str:
+        """How many seeds a value is over, such as " (2 of 3 seeds)"; empty if it is over all."""
+        every = len(self.seeds)
+        return "" if count == every else f" ({count} of {every} seeds)"
+
     def of(self, arm: str) -> tuple[ArmRun, ...]:
         """The runs of an arm."""
         return self._by_arm.get(arm, ())
-
-    def metric(self, name: str) -> Metric:
-        """A metric, for its unit and direction."""
-        return self.metrics[name].metric()
 
     def table(self) -> list[dict[str, Any]]:
         """One long table with a row for each epoch, split and metric, and for each test task."""
@@ -208,17 +169,13 @@ class Results(_Part):
 
 
 def save_results(results: Results, path: Path) -> None:
-    """Write `results.json`.
+    """Write `results.json`, with a digest by which an edit is noticed.
 
     Raises:
         RunError: it cannot be written.
     """
-    dumped = results.model_dump(mode="python", exclude={"runs"})
-    dumped["runs"] = [
-        {**run.model_dump(exclude={"history"}), "history": [r.to_json() for r in run.history]}
-        for run in results.runs
-    ]
-    text = json.dumps(null_where_not_finite(dumped), ensure_ascii=False, allow_nan=False)
+    content = null_where_not_finite(results.model_dump())
+    text = json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False, allow_nan=False)
     write_atomically(path, text.encode())
 
 
@@ -229,37 +186,33 @@ def load_results(path: str | Path) -> Results:
         path: its folder, or `results.json`.
 
     Raises:
-        RunError: there are none, they were written by another version, or edited by hand so that
-            they don't fit together.
+        RunError: there are none, they were written by another version, or edited.
     """
     file = Path(path).expanduser()
     file = file / FILENAME if file.is_dir() else file
+    again = "write it again with resume='auto' (gradshare compare --resume auto)"
     try:
         stored = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise RunError(
-            f"{file} cannot be read: {error!s:.200}; give the folder of a comparison"
+            f"{file} cannot be read: {error.strerror}; give the folder of a comparison"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{file} is damaged: {error!s:.200}; {again}") from error
     found = stored.get("format", stored.get("format_version")) if isinstance(stored, dict) else None
     if found != FORMAT_VERSION:
         raise RunError(
-            f"{file} has results of format {found!r:.20}, this gradshare reads {FORMAT_VERSION}; "
-            "use gradshare 0.1.0 for those of its time"
+            f"{file} has results of format {found!r:.20}, and this gradshare reads "
+            f"{FORMAT_VERSION}; use the version that wrote it (formats 1 and 2: gradshare 0.1.0)"
         )
+    digest = stored.pop("sha256", None)
+    if digest != _digest(stored):
+        raise RunError(f"{file} was edited or is damaged; {again}")
     try:
         return Results.model_validate(stored)
-    except (ValidationError, TypeError, KeyError, AttributeError) as error:
-        what = first_mistake(error) if isinstance(error, ValidationError) else repr(error)
-        raise RunError(
-            f"{file} is damaged or was edited: {what:.300}; write it again with resume='auto' "
-            "(gradshare compare --resume auto)"
-        ) from error
+    except ValidationError as error:
+        raise RunError(f"{file} is damaged: {first_mistake(error):.300}; {again}") from error
 
 
-def best_record(history: Sequence[EpochRecord], metric: Metric, score: str) -> EpochRecord:
-    """The earliest epoch with the best validation score."""
-    return min(history, key=lambda record: metric.rank(record.mean(score)))
-
-
-def _no_function(*_: object) -> float:
-    raise RunError("results.json holds no functions: pass the metrics that were compared by")
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from gradshare.comparison.checks import Key, Tried
-from gradshare.comparison.plan import RUNS, Plan
+from gradshare.comparison.plan import RUNS, Plan, shown
 from gradshare.comparison.worker import LIVE, TRIAL, Outcome, train_run, try_arms
 from gradshare.errors import GradshareError, RunError
 from gradshare.executors import Call, LostWorkerError
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 PLAN = ".plan-"
 POLL_SECONDS = 0.2
-MOST_NAMED = 3
 
 WatchAll = Callable[[str, Progress | None], None]
 """Called with the name of a run and how far it is; None while it is queued."""
@@ -83,10 +82,10 @@ class Runner:
             if kind != "done":
                 failures.setdefault(why, []).append(name)
         if failures:
-            said = "; ".join(f"{_some(names)} failed: {why}" for why, names in failures.items())
+            said = [f"{shown(', '.join(n), 200)} failed: {why}" for why, n in failures.items()]
             raise RunError(
-                f"{said}. The other runs are saved in {self.folder}; correct the cause and "
-                "continue (resume='auto', --resume auto)"
+                f"{'; '.join(said)}. The other runs are saved in {self.folder}; correct the cause "
+                "and continue (resume='auto', --resume auto)"
             )
 
     @contextmanager
@@ -204,8 +203,3 @@ class _Job(Call):
             value = f"its worker was lost: {value}"
             self.lost += 1
         return kind, value
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more

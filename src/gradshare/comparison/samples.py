@@ -1,10 +1,9 @@
-"""Class names and pictures of a comparison's test tasks."""
+"""Pictures of a comparison's test tasks."""
 
 from __future__ import annotations
 
 import base64
 import io
-import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,8 +14,7 @@ from torch import Tensor
 from gradshare.comparison.results import Picture, SampleTask, Values
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import task_of
-
-log = logging.getLogger(__name__)
+from gradshare.training.labels import class_names
 
 MOST_EXAMPLES = 10
 MOST_PIXELS = 64
@@ -24,21 +22,6 @@ MOST_CHANNELS = 8
 """Inputs (C, L) with at most this number of channels are signals, others grey images."""
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-
-
-def class_names(source: TaskSource, tasks: int) -> list[tuple[str, ...]]:
-    """The names of the labels of tasks 0, …, n - 1; an empty list if the source has none."""
-    classes_of = getattr(source, "classes_of", None)
-    if classes_of is None:
-        return []
-    try:
-        return [tuple(map(str, classes_of(index))) for index in range(tasks)]
-    except Exception as error:  # a user's: the results of the training matter more
-        log.warning(
-            "%s.classes_of failed: %s: %s; the report has no class names",
-            *(type(source).__name__, type(error).__name__, error),
-        )
-        return []
 
 
 def sample_tasks(
@@ -110,7 +93,7 @@ def _image(pixels: Values) -> str:
     picture.thumbnail((MOST_PIXELS, MOST_PIXELS))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG" if picture.mode == "RGB" else "PNG")
-    return _data("jpeg" if picture.mode == "RGB" else "png", buffer.getvalue())
+    return data_uri("jpeg" if picture.mode == "RGB" else "png", buffer.getvalue())
 
 
 def _signal(channels: Values) -> str:
@@ -122,8 +105,9 @@ def _signal(channels: Values) -> str:
         points = " ".join(f"{a:.1f},{50 - 50 * b:.1f}" for a, b in zip(x, kept, strict=True))
         drawing += f'<polyline points="{points}" fill="none" stroke="{color}"/>'
     head = '<svg xmlns="http://www.w3.org/2000/svg" width="100" height="54" viewBox="0 -2 100 54">'
-    return _data("svg+xml", f"{head}{drawing}</svg>".encode())
+    return data_uri("svg+xml", f"{head}{drawing}</svg>".encode())
 
 
-def _data(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """An image of a kind, such as "png", as the address that an `<img>` takes."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -7,9 +7,10 @@ from datetime import timedelta
 
 from rich.cells import cell_len, set_cell_size
 
-from gradshare.comparison.differences import counted, difference, epochs_to_gain, test_score
-from gradshare.comparison.results import Results, best_record
-from gradshare.comparison.verdict import show_difference, verdict
+from gradshare.comparison.differences import counted, difference, epochs_to_gain, mean_score
+from gradshare.comparison.results import Results
+from gradshare.comparison.verdict import verdict
+from gradshare.training.records import best_record
 from gradshare.training.statistics import confidence95
 
 NOTHING = "–"
@@ -36,7 +37,7 @@ def arm_rows(results: Results) -> list[Row]:
     rows = [_arm_row(results, arm) for arm in results.arms]
     for name, metrics in results.yardsticks.items():
         scores = {
-            f"test {metric}": results.metric(metric).show(confidence95(values))
+            f"test {metric}": results.metrics[metric].show(confidence95(values))
             for metric, values in metrics.items()
         }
         rows.append({**dict.fromkeys(rows[0], NOTHING), "arm": name, "role": "yardstick", **scores})
@@ -50,24 +51,18 @@ def cells(rows: list[Row]) -> list[list[str]]:
 
 
 def _arm_row(results: Results, arm: str) -> Row:
-    runs, score = results.of(arm), results.metric(results.score)
+    runs, score = results.of(arm), results.metrics[results.score]
     role = "baseline" if arm == results.baseline else ""
-
-    def over(seeds: int, text: str) -> str:
-        """A value with its number of seeds, if some of them are missing."""
-        whole = seeds == len(results.seeds)
-        return text if whole else f"{text} ({seeds} of {len(results.seeds)} seeds)"
-
     row = {"arm": arm, "role": "control" if arm in results.controls else role}
-    for name in results.metrics:
-        mean, seeds = test_score(runs, name), len(counted(runs))
-        shown_mean = NOTHING if mean is None else over(seeds, results.metric(name).show(mean))
-        row[f"test {name}"] = shown_mean
+    for name, metric in results.metrics.items():
+        mean, over = mean_score(runs, name), results.among_seeds(len(counted(runs)))
+        row[f"test {name}"] = NOTHING if mean is None else metric.show(mean) + over
     for other in (results.baseline, *results.controls):
         found = difference(results, arm, other)
         row[f"− {other}"] = NOTHING
         if found.interval is not None and arm != other:
-            row[f"− {other}"] = over(found.seeds, show_difference(score, found.interval))
+            shown = score.show_difference(found.interval)
+            row[f"− {other}"] = shown + results.among_seeds(found.seeds)
     best = [best_record(run.history, score, results.score).epoch for run in runs if run.history]
     row["best epoch"] = span(best) or NOTHING
     reached = [epochs_to_gain(results, run) for run in runs]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from gradshare.comparison.differences import Difference, difference, test_score
+from gradshare.comparison.differences import Difference, difference, mean_score
 from gradshare.comparison.results import Results
-from gradshare.training.metrics import Metric
-from gradshare.training.statistics import Interval
+from gradshare.training.statistics import Interval, confidence95
 
 ENOUGH_SEEDS = 3
 """Fewer seeds decide nothing: rounding alone, like another seed, moves a run by more than its
@@ -19,7 +19,6 @@ interval over test tasks says.
 
 FEW_ARMS = 3
 MOST_SENTENCES = 12
-MOST_DIGITS = 17
 
 
 @dataclass(frozen=True)
@@ -60,35 +59,11 @@ def verdict(results: Results) -> Verdict:
     return Verdict(headline, tuple(sentences), tuple(_caveats(results, found)))
 
 
-def show_difference(metric: Metric, interval: Interval) -> str:
-    """A signed difference with its interval: "+1.1 ± 0.9 points".
-
-    The mean looks larger than half the interval exactly where it is: then the interval excludes 0.
-    """
-    scale, unit = (100, "points") if metric.unit == "%" else (1, metric.unit)
-    mean, half = scale * interval.mean, scale * (interval.ci95 or 0)
-    if not math.isfinite(mean):
-        return "not finite"
-    digits = _digits(metric, interval)
-    while digits < MOST_DIGITS and (round(abs(mean), digits) > round(half, digits)) != (
-        abs(mean) > half
-    ):
-        digits += 1
-    sign = {1: "+", -1: "−"}.get((round(mean, digits) > 0) - (round(mean, digits) < 0), "")
-    behind = "" if interval.ci95 is None else f" ± {half:.{digits}f}"
-    return f"{sign}{abs(mean):.{digits}f}{behind} {unit}".rstrip()
-
-
-def _digits(metric: Metric, interval: Interval) -> int:
-    """The number of decimals with which a metric shows the mean of an interval."""
-    return len(metric.show(interval).split()[0].partition(".")[2])
-
-
 def _headline(results: Results, found: Difference) -> str:
-    names, every = f"“{found.first}” and “{found.second}”", len(results.seeds)
+    names = f"“{found.first}” and “{found.second}”"
     if found.interval is None:
         return f"{names} cannot be compared: no seed has both trained."
-    over = "" if found.seeds == every else f" ({found.seeds} of {every} seeds)"
+    over = results.among_seeds(found.seeds)
     if found.better == 0:
         return f"No difference between {names} can be told from these numbers{over}."
     word = "better" if found.better > 0 else "worse"
@@ -119,19 +94,10 @@ def _beside_controls(results: Results, arm: str) -> str:
 
 def _summary(baseline: str, found: list[Difference]) -> str:
     """The number of arms that differ from the baseline, in one sentence."""
-    known = [each for each in found if each.interval is not None]
-    groups = {
-        "better": [each.first for each in known if each.better > 0],
-        "worse": [each.first for each in known if each.better < 0],
-        "not distinguishable": [each.first for each in known if each.better == 0],
-        "not trained": [each.first for each in found if each.interval is None],
-    }
-    said = []
-    for word, arms in groups.items():
-        named = ", ".join(f"“{arm}”" for arm in arms[:FEW_ARMS])
-        more = ", …" if len(arms) > FEW_ARMS else ""
-        said += [f"{len(arms)} {word} ({named}{more})"] if arms else []
-    return f"Of {len(found)} arms compared with “{baseline}”: {', '.join(said)}."
+    words = {1: "better", -1: "worse", 0: "not distinguishable", None: "not trained"}
+    counts = Counter(None if each.interval is None else each.better for each in found)
+    said = ", ".join(f"{counts[key]} {word}" for key, word in words.items() if counts[key])
+    return f"Of {len(found)} arms compared with “{baseline}”: {said}."
 
 
 def _sentences(results: Results, found: list[Difference]) -> Iterator[str]:
@@ -151,27 +117,27 @@ def _sentences(results: Results, found: list[Difference]) -> Iterator[str]:
 
 
 def _difference(results: Results, found: Difference, interval: Interval) -> str:
-    metric = results.metric(results.score)
+    metric = results.metrics[results.score]
     over = f"{found.seeds} seeds" if found.seeds > 1 else "the test tasks of one seed"
     text = f"“{found.first}” − “{found.second}” in {results.score}: "
     if interval.mean == 0 == interval.ci95:
         return f"{text}none on any test task, over {over}."
-    text += f"{show_difference(metric, interval)} over {over}, "
+    text += f"{metric.show_difference(interval)} over {over}, "
     if found.better:
         return f"{text}distinguishable from zero."
-    text += "not distinguishable from zero"
+    seen = ""
     if found.detectable is not None and math.isfinite(found.detectable):
-        scale, unit = (100, "points") if metric.unit == "%" else (1, metric.unit)
-        size = f"{scale * found.detectable:.{_digits(metric, interval)}f} {unit}".rstrip()
-        text += f" (a difference of {size} would have been seen)"
-    return f"{text}."
+        size = f"{metric.factor * found.detectable:.{metric.digits(interval)}f}"
+        size = f"{size} {metric.unit_of_differences}".rstrip()
+        seen = f" (a difference of {size} would have been seen)"
+    return f"{text}not distinguishable from zero{seen}."
 
 
 def _alone(results: Results) -> str:
-    found = test_score(results.of(results.baseline), results.score)
+    found = mean_score(results.of(results.baseline), results.score)
     if found is None:
         return f"“{results.baseline}” was not tested."
-    shown = results.metric(results.score).show(found)
+    shown = results.metrics[results.score].show(found)
     return f"“{results.baseline}” has a test {results.score} of {shown}."
 
 
@@ -186,3 +152,12 @@ def _caveats(results: Results, found: list[Difference]) -> Iterator[str]:
             "There was no control. If an arm changes more than one thing at a time, such as the "
             "size of its steps, only a control that leaves one of them out shows which one matters."
         )
+    means = [mean_score(results.of(arm), results.score) for arm in results.arms]
+    scale = results.metrics[results.score]
+    for name, values in results.yardsticks.items():
+        easy = confidence95(values.get(results.score, []))
+        if not any(mean and scale.rank(mean.mean) <= scale.rank(easy.mean) for mean in means):
+            yield (
+                f"“{name}”, which needs no meta-training, has a test {results.score} of "
+                f"{scale.show(easy)}: better than each arm."
+            )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import cloudpickle
 import torch
 
 from gradshare.comparison.checks import Key, Tried, tried, unfinished
@@ -28,7 +29,7 @@ from gradshare.training.options import Progress
 from gradshare.training.progress import ProgressFile
 
 ERRORS = "errors.txt"
-TRIAL = "arms"  # how far the trial is stands in ".arms.json"
+TRIAL = "arms"  # the trial writes its progress to ".arms.json"
 POLL_SECONDS = 0.5
 # A worker whose program was killed saves and ends, and may need this long.
 LEAVE_SECONDS = 60
@@ -72,7 +73,7 @@ def try_arms(path: str) -> tuple[Tried, list[Key]]:
     tell(Progress("try", 0, count, epoch=0, score=None))
     found = tried(plan)
     tell(Progress("try", count, count, epoch=0, score=None))
-    return found, unfinished(plan, found, folder)
+    return found, unfinished(plan, folder)
 
 
 @outcome_of
@@ -86,6 +87,7 @@ def train_run(path: str, arm: str, seed: int) -> None:
     """
     plan, processes = _plan(path), _Worker(path)
     place = plan.place(Path(path).parent, arm, seed)
+    settings = plan.settings.get(arm)
     _await_the_last(place, processes)
     with threads(plan.threads or torch.get_num_threads()):
         fit_in(
@@ -96,7 +98,7 @@ def train_run(path: str, arm: str, seed: int) -> None:
             place,
             resume=True,
             watch=ProgressFile(place),
-            settings=plan.settings_of(arm, seed),
+            settings=settings and {**settings, "seed": seed},
         )
 
 
@@ -113,7 +115,8 @@ def _plan(path: str) -> Plan:
             f"the machine {socket.gethostname()} cannot read {path} ({error.strerror}); compare in "
             "a folder that all machines share"
         ) from error
-    return Plan.load(data)
+    plan: Plan = cloudpickle.loads(data)
+    return plan
 
 
 def _await_the_last(place: Path, processes: OneProcess) -> None:

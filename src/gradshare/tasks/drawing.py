@@ -19,9 +19,9 @@ Source = TypeVar("Source")
 _SALT = 0x7461736B  # keeps these draws apart from those of a user who seeds with the index alone
 
 
-def generator(index: int) -> np.random.Generator:
+def generator(index: int, seed: int = 0) -> np.random.Generator:
     """The random generator of one task."""
-    return np.random.default_rng([int(index), _SALT])
+    return np.random.default_rng([int(index), _SALT, *([seed] if seed else [])])
 
 
 def draw_classes(

@@ -21,10 +21,12 @@ class Sinusoids:
     Attributes:
         shots: support points of a task.
         queries: query points of a task.
+        seed: of the tasks, at least 0. A source of another seed has other tasks.
     """
 
     shots: int = 10
     queries: int = 10
+    seed: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -32,12 +34,12 @@ class Sinusoids:
         return repr(self)
 
     def replace(self, **changes: int) -> Sinusoids:
-        """The same with other shots or queries."""
+        """The same with other settings."""
         return dataclasses.replace(self, **changes)
 
     def batch(self, indices: Sequence[int]) -> TaskBatch:
         """The tasks of the given indices."""
-        tasks = [self._points(generator(index)) for index in indices]
+        tasks = [self._points(generator(index, self.seed)) for index in indices]
         x, y = torch.from_numpy(np.stack(tasks, axis=1).astype(np.float32))  # (T, n, 1) each
         shots = self.shots
         return TaskBatch(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])

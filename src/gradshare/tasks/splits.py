@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gradshare.tasks.source import TaskSource
 
 
-@dataclass(frozen=True)
-class Splits:
+class Splits(NamedTuple):
     """What a dataset function of your own returns for `gradshare train --dataset FILE.py:NAME`.
 
     Attributes:

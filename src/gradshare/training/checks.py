@@ -276,8 +276,8 @@ def explain_misfit(learner: Learner, meta: Tensors, name: str, tasks: TaskBatch)
             for other in sorted(others)[:1]
         )
         raise ConfigError(
-            f"{model} and the source {name!r} do not fit: {type(error).__name__}: "
-            f"{error!s:.300}; a task of the source is {shapes}{remedy}"
+            f"{model} failed on a task of the source {name!r}: {type(error).__name__}: "
+            f"{error!s:.300}; the task is {shapes}{remedy}"
         ) from error
 
 

@@ -22,7 +22,7 @@ from gradshare.training.fit import Sources, memory_needed, prepare_run, saved_by
 from gradshare.training.folder import RunFolder, refuse_if_occupied
 from gradshare.training.layout import Layout
 from gradshare.training.memory import amount, explain_out_of_memory, require_memory
-from gradshare.training.options import Options
+from gradshare.training.options import Options, options_from
 from gradshare.training.outer_loop import outer_iteration
 from gradshare.training.progress import duration
 from gradshare.training.randomness import isolated
@@ -101,7 +101,7 @@ def estimate(
         GradshareError: as by `fit`.
     """
     folder = None if out is None else Path(out).expanduser()
-    return dry_run(learner, (train, validation, test), Options(**options), folder)
+    return dry_run(learner, (train, validation, test), options_from(options), folder)
 
 
 def dry_run(learner: Learner, sources: Sources, options: Options, folder: Path | None) -> Estimate:

@@ -352,6 +352,12 @@ def prepare_run(
             memory=options.memory,
         )
     fingerprints = {name: fingerprint_of(source) for name, source in named.items()}
+    known = fingerprints["validation"]
+    if test is validation or (known is not None and fingerprints.get("test") == known):
+        raise ConfigError(
+            "the test source has the tasks of the validation source, by which checkpoints are "
+            "chosen; give a test source of its own, of other classes, groups or seed"
+        )
     contents = {
         "gradshare": version("gradshare"),
         "id": uuid.uuid4().hex,

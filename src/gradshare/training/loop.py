@@ -33,7 +33,7 @@ from gradshare.training.evaluation import (
 )
 from gradshare.training.folder import RunFolder, kept_epochs
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.labels import SAMPLE_TASKS
+from gradshare.training.labels import SAMPLE_TASKS, accuracy_by_class
 from gradshare.training.metrics import LOSS, Metric
 from gradshare.training.options import Event, Options, Phase, Progress, Watch
 from gradshare.training.outer_loop import outer_iteration
@@ -272,7 +272,7 @@ class Trainer:
             found["ensemble"],
             found["single"],
             len(models),
-            labels.get("right", []),
+            accuracy_by_class(labels.get("right", []), source),
             labels.get("predicted", [])[:SAMPLE_TASKS],
         )
 

@@ -15,10 +15,65 @@ from gradshare.tasks.batch import each_task
 from gradshare.training.statistics import Interval
 
 LOSS = "loss"
+MOST_DIGITS = 17
+
+
+class Scale:
+    """How the values of a metric are ranked and shown; see `Metric`."""
+
+    best: Literal["high", "low"]
+    unit: str
+    chance: float | None
+
+    @property
+    def factor(self) -> int:
+        """What values are multiplied with when they are shown: 100 where the unit is %."""
+        return 100 if self.unit == "%" else 1
+
+    @property
+    def unit_of_differences(self) -> str:
+        """The unit of differences between values: percentages differ by points."""
+        return "points" if self.unit == "%" else self.unit
+
+    def digits(self, interval: Interval) -> int:
+        """The number of decimals to show, as many as the interval makes meaningful."""
+        half = interval.ci95
+        smallest = half if half and math.isfinite(half) else abs(interval.mean) / 100
+        if self.factor != 1 or not smallest or not math.isfinite(smallest):
+            return 1
+        return max(0, min(8, 1 - math.floor(math.log10(smallest))))
+
+    def show(self, interval: Interval) -> str:
+        """A mean with its interval and unit: 71.3 ± 1.2 %."""
+        digits, half = self.digits(interval), interval.ci95
+        behind = "" if half is None else f" ± {self.factor * half:.{digits}f}"
+        return f"{self.factor * interval.mean:.{digits}f}{behind} {self.unit}".rstrip()
+
+    def show_difference(self, interval: Interval) -> str:
+        """A signed difference with its interval and unit: +1.1 ± 0.9 points.
+
+        The mean looks larger than half the interval only if it is, that is if the interval
+        excludes 0; more digits are shown where this needs them.
+        """
+        mean, half = self.factor * interval.mean, self.factor * (interval.ci95 or 0)
+        if not math.isfinite(mean):
+            return "not finite"
+        digits, larger = self.digits(interval), abs(mean) > half
+        while digits < MOST_DIGITS and (round(abs(mean), digits) > round(half, digits)) != larger:
+            digits += 1
+        sign = "" if round(mean, digits) == 0 else "+" if mean > 0 else "−"
+        behind = "" if interval.ci95 is None else f" ± {half:.{digits}f}"
+        return f"{sign}{abs(mean):.{digits}f}{behind} {self.unit_of_differences}".rstrip()
+
+    def rank(self, value: float) -> float:
+        """A sort key: better values first, values that are not finite last."""
+        if not math.isfinite(value):
+            return math.inf
+        return -value if self.best == "high" else value
 
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(Scale):
     """A metric of one task.
 
     Attributes:
@@ -76,24 +131,6 @@ class Metric:
             f"the metric {name} returned a value of {what} for a task; it must return one number, "
             "such as the mean over the queries"
         )
-
-    def show(self, interval: Interval) -> str:
-        """A mean with its interval and unit: 71.3 ± 1.2 %."""
-        scale = 100 if self.unit == "%" else 1
-        mean, half = scale * interval.mean, interval.ci95 and scale * interval.ci95
-        # As many digits as the interval makes meaningful.
-        smallest = half if half and math.isfinite(half) else abs(mean) / 100
-        digits = 1
-        if scale == 1 and smallest and math.isfinite(smallest):
-            digits = max(0, min(8, 1 - math.floor(math.log10(smallest))))
-        shown = f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
-        return f"{shown} {self.unit}".rstrip()
-
-    def rank(self, value: float) -> float:
-        """A sort key: better values first, values that are not finite last."""
-        if not math.isfinite(value):
-            return math.inf
-        return -value if self.best == "high" else value
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +72,24 @@ Watch = Callable[[Progress], None]
 
 def ignore(progress: Progress) -> None:
     """Show nothing."""
+
+
+def options_from(given: Mapping[str, Any]) -> Options:
+    """The options of `fit` from keyword arguments.
+
+    Raises:
+        ConfigError: one is unknown or missing, or has a value that it does not take.
+    """
+    known = [field.name for field in fields(Options)]
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, 1)
+            meant = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(known)}"
+            raise ConfigError(f"there is no option {name!r} of training; {meant}")
+    for name in ("epochs", "iterations"):
+        if name not in given:
+            raise ConfigError(f"{name} is missing; give epochs=… and iterations=… (of each epoch)")
+    return Options(**given)
 
 
 @dataclass(frozen=True)

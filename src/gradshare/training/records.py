@@ -9,7 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import NormalDist
+from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from tensorboardX.proto.event_pb2 import Event
@@ -17,7 +18,8 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from gradshare.training.files import Number, null_where_not_finite, write_atomically, writing
-from gradshare.training.statistics import Interval
+from gradshare.training.metrics import Scale
+from gradshare.training.statistics import Z95, Interval
 
 TRAIN, VALIDATION = "train", "validation"
 # The fit on the validation tasks before and after adaptation. A support set that is fitted far
@@ -87,6 +89,30 @@ class EpochRecord:
 
 
 _RECORD = TypeAdapter(EpochRecord)
+
+
+def best_record(history: History, metric: Scale, score: str) -> EpochRecord:
+    """The earliest epoch with the best validation score."""
+    return min(history, key=lambda record: metric.rank(record.mean(score)))
+
+
+def judge(history: History, metric: Scale, score: str) -> Literal["trained", "not trained"]:
+    """Whether a run that did not diverge has learned anything.
+
+    It has not if the 95 % interval of its best validation score reaches chance, where there is
+    one. The best of many is the luckiest of them, so its interval is widened by their number
+    (Bonferroni's correction).
+    """
+    if not history:
+        return "not trained"
+    if metric.chance is None:
+        return "trained"
+    best = best_record(history, metric, score).metrics[VALIDATION][score]
+    if best.ci95 is None:
+        return "not trained"
+    surer = NormalDist().inv_cdf(1 - 0.025 / len(history)) / Z95
+    gain = best.mean - metric.chance if metric.best == "high" else metric.chance - best.mean
+    return "trained" if gain > surer * best.ci95 else "not trained"
 
 
 def first_mistake(error: ValidationError) -> str:

@@ -26,8 +26,9 @@ class Test:
         ensemble: the values of each task, of the mean outputs of all models.
         single: likewise, of the best model alone.
         members: the number of models.
-        right: of classes, the ensemble's accuracy on each label of each task, None without queries.
-        predicted: of classes, its label of each query, for the first `SAMPLE_TASKS` tasks.
+        by_class: the ensemble's accuracy on each class, by name, as the mean over the tasks that
+            have it. Empty unless the source names the classes of its tasks (`classes_of`).
+        predicted: of classes, the ensemble's label of each query, for the first `SAMPLE_TASKS`.
     """
 
     __test__ = False  # to pytest, which collects classes by this prefix
@@ -35,7 +36,7 @@ class Test:
     ensemble: Values
     single: Values
     members: int
-    right: list[list[float | None]] = field(default_factory=list)
+    by_class: dict[str, float] = field(default_factory=dict)
     predicted: list[list[int]] = field(default_factory=list)
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import gradshare as gs
-from gradshare.comparison import yardsticks as module
-from gradshare.comparison.yardsticks import yardsticks
 from gradshare.tasks import TaskBatch, TaskSource
+from gradshare.training import yardsticks as module
+from gradshare.training.yardsticks import yardsticks
 
 MEAN, REGRESSION = "nearest class mean", "logistic regression"
 
