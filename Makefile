@@ -1,6 +1,7 @@
 # Each command is complete on a fresh machine with Python 3.11 or newer:
 #   make demo          environment, install, then the main job on glyphs, into runs/demo
-#   make test          environment, install, lint, types, tests
+#   make test          environment, install, lint, types, tests of up to a few seconds
+#   make test-long     environment, install, the tests that start, stop and kill whole programs
 #   make docs          environment, install, then the documentation as a site, into build/site
 #   make check-wheel   environment, install, then build the wheel and try it in an empty environment
 #   make bench         environment, install, then time and memory beside the peers, into runs/
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install demo test soak lint types docs check-wheel bench bench-growth clean
+.PHONY: install demo test test-long soak lint types docs check-wheel bench bench-growth clean
 
 install: $(INSTALLED)
 
@@ -27,8 +28,13 @@ demo: $(INSTALLED)
 	$(BIN)/gradshare compare --control --out runs/demo --epochs 10 --iterations-per-epoch 16 --val-tasks 50 --test-tasks 150
 
 # The tests take one core each, and up to 2 GB.
+TESTS := $(BIN)/pytest --numprocesses auto --maxprocesses 4
+
 test: $(INSTALLED) lint types
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4
+	$(TESTS) -m "not long"
+
+test-long: $(INSTALLED)
+	$(TESTS) -m long
 
 # Runs of random settings, killed hundreds of times: make soak SOAK_MINUTES=20
 soak: $(INSTALLED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -44,11 +45,6 @@ for name in list(os.environ):
 TINY_SIZE = 16
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest tests, so that at the end no process waits for another's."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
-
-
 def tiny_classes(split: str, count: int, images: int = 10) -> list[ClassImages]:
     """Classes of noisy images of one pattern each, so that there is something to learn."""
     classes = []
@@ -81,6 +77,14 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     prepare_tiny(root)
     return root
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons train in this process, and not in one for each run, which imports torch again."""
+    monkeypatch.setattr(
+        "gradshare.comparison.compare.local_executor", lambda *_: ThreadPoolExecutor(1)
+    )
 
 
 @pytest.fixture

@@ -257,6 +257,7 @@ def test_the_documented_command_and_yaml_are_one_run(
     assert gs.open_run("runs/named").learner is not None
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_the_documented_command_compares_its_arms_and_writes_the_listed_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

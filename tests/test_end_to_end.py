@@ -68,11 +68,13 @@ def test_cub_from_the_official_archive_layout(
     from_archive_to_evaluation("cub", archive, "maml++", tmp_path, monkeypatch)
 
 
+@pytest.mark.long
 def test_omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = real_data("omniglot")
     from_archive_to_evaluation("omniglot", source, "meta-sgd", tmp_path, monkeypatch)
 
 
+@pytest.mark.long
 def test_mini_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = real_data("mini-imagenet")
     from_archive_to_evaluation("mini-imagenet", source, "maml", tmp_path, monkeypatch)

@@ -125,12 +125,12 @@ def test_a_divergence_is_named_by_epoch_iteration_inner_step_and_task(
 # Several processes
 
 
-@every_problem
-def test_two_processes_of_torchrun_are_one_in_float64_and_equal_each_other_bit_for_bit(
-    problem: str, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def by_torchrun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes saved of the runs of every problem, in a folder for each problem."""
+    folder = tmp_path_factory.mktemp("torchrun")
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    program = ["-m", "tests.training.torchrun", problem, str(tmp_path)]
+    program = ["-m", "tests.training.torchrun", str(folder)]
     process = subprocess.run(
         [sys.executable, "-m", *command, *program],
         cwd=ROOT,
@@ -140,21 +140,28 @@ def test_two_processes_of_torchrun_are_one_in_float64_and_equal_each_other_bit_f
         check=False,
     )
     assert process.returncode == 0, process.stderr
+    return folder
+
+
+@pytest.mark.long
+@every_problem
+def test_two_processes_of_torchrun_are_one_in_float64_and_equal_each_other_bit_for_bit(
+    problem: str, by_torchrun: Path, tmp_path: Path
+) -> None:
+    folder = by_torchrun / problem
     for name in variants(problem):
-        one, other = (torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1))
+        one, other = (torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1))
         for ours, theirs in zip(one["parameters"], other["parameters"], strict=True):
             assert torch.equal(ours, theirs)
         for index, state in one["state"].items():
             for key, tensor in state.items():
                 assert torch.equal(tensor, other["state"][index][key])
     alone = gs.fit(**variants(problem)["run"], out=tmp_path / "alone")
-    ours, theirs = tensors_of(latest(alone.path)), tensors_of(latest(tmp_path / "run"))
+    ours, theirs = tensors_of(latest(alone.path)), tensors_of(latest(folder / "run"))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-9, atol=1e-12, msg=name)
-    values = [
-        [row["value"] for row in run.table()] for run in (alone, gs.open_run(tmp_path / "run"))
-    ]
+    values = [[row["value"] for row in run.table()] for run in (alone, gs.open_run(folder / "run"))]
     assert values[0] == pytest.approx(values[1], rel=1e-9)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from gradshare.inner_loop import Tensors
-from gradshare.methods import MetaLearner
 from tests import oracle
 from tests.problems import as_oracle_batch, learner, oracle_g_hat, perturbed, tasks
 
@@ -38,36 +38,58 @@ def stepped(outer: Tensors, grads: Tensors) -> dict[str, Tensor]:
     }
 
 
-def assert_parity(ours: MetaLearner, s: oracle.Setting, count: int) -> None:
-    """Two consecutive outer iterations, then Algorithm 2 on other tasks."""
-    meta, carried = ours.init()
-    outer = meta = perturbed(meta)
+class Iteration(NamedTuple):
+    """What one outer iteration comes to: its loss, all its gradients, and ĝ after it."""
+
+    loss: Tensor
+    gradients: dict[str, Tensor]
+    g_hat: list[dict[str, Tensor]] | None
+
+
+@cache  # all layouts of a learner are compared with the same numbers
+def by_the_oracle(
+    s: oracle.Setting, count: int, conv_bias: bool
+) -> tuple[list[Iteration], list[Tensor]]:
+    """Two consecutive outer iterations, and the logits of Algorithm 2 on other tasks."""
+    outer: Tensors = perturbed(learner(s, conv_bias=conv_bias).init()[0])
     g_hat = None
-    for iteration in (1, 2):
-        batch = tasks(count, seed=iteration)
-        step = ours.outer_step(meta, carried, batch, iteration=iteration - 1)
-        loss, g_hat = oracle.outer_loss(outer, g_hat, as_oracle_batch(batch), s, iteration)
-        assert_equal("loss", step.losses.mean(), loss)
-        theirs = gradients(loss, outer)
+    iterations = []
+    for number in (1, 2):
+        batch = as_oracle_batch(tasks(count, seed=number))
+        loss, g_hat = oracle.outer_loss(dict(outer), g_hat, batch, s, number)
+        iterations.append(Iteration(loss.detach(), gradients(loss, outer), g_hat))
+        outer = stepped(outer, iterations[-1].gradients)
+    batch = as_oracle_batch(tasks(3, seed=9))
+    return iterations, oracle.meta_test_logits(dict(outer), g_hat, batch, s)
+
+
+def assert_parity(s: oracle.Setting, count: int, *, conv_bias: bool = False, **layout: Any) -> None:
+    """Two consecutive outer iterations, then Algorithm 2 on other tasks."""
+    ours = learner(s, conv_bias=conv_bias, **layout)
+    iterations, expected_logits = by_the_oracle(s, count, conv_bias)
+    meta, carried = ours.init()
+    meta = perturbed(meta)
+    for index, expected in enumerate(iterations):
+        step = ours.outer_step(meta, carried, tasks(count, seed=index + 1), iteration=index)
+        assert_equal("loss", step.losses.mean(), expected.loss)
         got = gradients(step.objective.mean(), meta)
-        assert got.keys() == theirs.keys()
-        for name in theirs:
-            assert_equal(name, got[name], theirs[name])
+        assert got.keys() == expected.gradients.keys()
+        for name, gradient in expected.gradients.items():
+            assert_equal(name, got[name], gradient)
         carried = step.carried
         stored = oracle_g_hat(carried, s.steps)
-        assert (stored is None) == (g_hat is None)
-        for g_hat_k, expected_k in zip(stored or [], g_hat or [], strict=True):
+        assert (stored is None) == (expected.g_hat is None)
+        for g_hat_k, expected_k in zip(stored or [], expected.g_hat or [], strict=True):
             assert g_hat_k.keys() == expected_k.keys()
             for name in expected_k:
                 assert not g_hat_k[name].requires_grad
                 assert_equal(f"ĝ of {name}", g_hat_k[name], expected_k[name])
-        meta, outer = stepped(meta, got), stepped(outer, theirs)
+        meta = stepped(meta, got)
 
     batch = tasks(3, seed=9)
     with torch.no_grad():
         logits = ours.predict(meta, ours.adapt(meta, carried, batch), batch)
-    expected = oracle.meta_test_logits(outer, g_hat, as_oracle_batch(batch), s)
-    for mine, other in zip(logits, expected, strict=True):
+    for mine, other in zip(logits, expected_logits, strict=True):
         assert_equal("meta-test logits", mine, other)
 
 
@@ -86,7 +108,7 @@ def test_every_method(method: str, sharing: str, second_order: bool, count: int)
         multi_step_iterations=10 if plus_plus else None,
         per_step_batch_norm=plus_plus,
     )
-    assert_parity(learner(s), s, count)
+    assert_parity(s, count)
 
 
 VARIANTS = {
@@ -143,7 +165,7 @@ CONTROLS = {
 @pytest.mark.parametrize("control", CONTROLS)
 def test_every_control(control: str, layout: dict[str, Any]) -> None:
     s = CONTROLS[control]
-    assert_parity(learner(s, **layout), s, 3)
+    assert_parity(s, 3, **layout)
 
 
 def test_sharing_with_the_gate_held_shut_is_the_original() -> None:
@@ -168,12 +190,12 @@ def test_sharing_with_the_gate_held_shut_is_the_original() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant(variant: str) -> None:
     s = VARIANTS[variant]
-    assert_parity(learner(s), s, 2)
+    assert_parity(s, 2)
 
 
 def test_convolutions_with_the_reference_codes_bias() -> None:
     s = oracle.Setting("maml", "sharing", 3, 0.4)
-    assert_parity(learner(s, conv_bias=True), s, 2)
+    assert_parity(s, 2, conv_bias=True)
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -200,7 +222,7 @@ def test_every_layout(layout: str, method: str, inductive: bool, second_order: b
         multi_step_iterations=10 if plus_plus else None,
         per_step_batch_norm=plus_plus,
     )
-    assert_parity(learner(s, **LAYOUTS[layout]), s, 3)
+    assert_parity(s, 3, **LAYOUTS[layout])
 
 
 @pytest.mark.parametrize("layout", [{}, *LAYOUTS.values()], ids=["keep", *LAYOUTS])
@@ -216,10 +238,8 @@ def test_float32_is_close_to_the_float64_oracle(method: str, layout: dict[str, A
         per_step_batch_norm=plus_plus,
     )
     ours = learner(s, **layout)
-    outer = perturbed(ours.init()[0])
-    loss, _ = oracle.outer_loss(outer, None, as_oracle_batch(tasks(3, seed=1)), s)
-    theirs = gradients(loss, outer)
-    meta = {n: t.detach().float().requires_grad_() for n, t in outer.items()}
+    theirs = by_the_oracle(s, 3, conv_bias=False)[0][0].gradients
+    meta = {n: t.detach().float().requires_grad_() for n, t in perturbed(ours.init()[0]).items()}
     carried = {n: t.float() if t.is_floating_point() else t for n, t in ours.init()[1].items()}
     step = ours.outer_step(meta, carried, tasks(3, 1, torch.float32), iteration=0)
     for name, gradient in gradients(step.objective.mean(), meta).items():

@@ -95,6 +95,7 @@ def test_a_folder_that_may_not_be_looked_into_is_named(
     )
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_compare_with_control_over_two_seeds(
     program: Program, tiny: dict[str, Any], tmp_path: Path
 ) -> None:

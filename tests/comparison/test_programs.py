@@ -15,7 +15,7 @@ from gradshare.comparison.results import load_results
 from tests.comparison.small import assert_same, small
 
 PATIENCE = 240
-ROUNDS = 5
+ROUNDS = 2
 
 pytestmark = pytest.mark.long
 

@@ -16,6 +16,8 @@ from gradshare.errors import ConfigError, RunError
 from gradshare.executors import Call, LostWorkerError, RayExecutor
 from tests.executors import functions
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:

@@ -58,6 +58,7 @@ def call(
     return invoke
 
 
+@pytest.mark.long
 def test_cells_are_trained_shown_and_packed(call: Callable[..., Result], tmp_path: Path) -> None:
     arguments = ("--only", "rate-0.1", "--threads", "1", "--device", "cpu", "--jobs", "2")
     stray = tmp_path / "rates/rate-0.1/original/thesis.txt"
@@ -112,8 +113,9 @@ def cell_of(tiny: dict[str, Any]) -> list[Cell]:
     return on_machine(plan_of(tiny).cells()[:1], machine)
 
 
+@pytest.mark.long
 def test_sigterm_saves_and_the_same_command_continues(tiny: dict[str, Any], tmp_path: Path) -> None:
-    settings = {**tiny, "epochs": 20, "iterations_per_epoch": 6, "val_tasks": 2, "test_tasks": 2}
+    settings = {**tiny, "epochs": 12, "iterations_per_epoch": 6, "val_tasks": 2, "test_tasks": 2}
     code = (
         "import sys, pathlib, tests.reproduction.test_commands as test\n"
         f"list(test.run_cells(test.cell_of({settings!r}), pathlib.Path(sys.argv[1]), 1))"
@@ -129,13 +131,13 @@ def test_sigterm_saves_and_the_same_command_continues(tiny: dict[str, Any], tmp_
     assert process.wait(60) == 128 + signal.SIGTERM
     before = metrics.read_text()
     done = before.count("\n")
-    assert 2 < done < 20
+    assert 2 < done < 12
     assert not (folder / RESULT).exists()
     cells = cell_of(settings)
     assert standings(cells, tmp_path)[0].state == "begun"
     assert list(run_cells(cells, tmp_path, 1)) == [(cells[0], None)]
     clock = json.loads((folder / RESULT).read_text())["clock"]
-    assert len(clock) == 20
+    assert len(clock) == 12
     assert metrics.read_text().startswith(before)
     lines = metrics.read_text().splitlines()
     assert clock == [json.loads(line)["seconds"] for line in lines]

@@ -26,6 +26,9 @@ from tests.training.small import Arguments
 # Makes the arguments of a run. A function and not the arguments, since another process needs it.
 Problem = Callable[..., Arguments]
 
+# torch imports its compiler, which takes a second, when the first optimiser is made.
+PRELOADED = ["gradshare.training.fit", "torch._dynamo", "tests.oracle", "tests.training.ranks"]
+
 
 def kill_self(*arguments: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -60,7 +63,7 @@ def fit_until_killed(problem: Problem, options: Arguments, folder: Path, seed: i
 def in_a_process(function: Callable[..., None], *arguments: Any) -> int:
     """Call a function in a new process, and return its exit status."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradshare.training.fit", __name__])
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=function, args=arguments)
     process.start()
     process.join()

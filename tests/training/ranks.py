@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from gradshare.training.distributed import ProcessGroup
+from tests.training.killing import PRELOADED
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -54,7 +55,7 @@ class Ranks:
 def ranks(size: int, folder: Path, timeout: float = PATIENCE) -> Iterator[Ranks]:
     """Start a group of processes; they end with the context."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradshare.training.fit", "tests.oracle", __name__])
+    context.set_forkserver_preload(PRELOADED)
     ours, processes = [], []
     for rank in range(size):
         pipe, theirs = context.Pipe()

@@ -29,7 +29,7 @@ def variants(problem: str) -> dict[str, Arguments]:
 
 
 def main(problem: str, folder: Path) -> None:
-    torch.set_num_threads(1)
+    folder.mkdir(exist_ok=True)  # the other process may have made it
     for name, given in variants(problem).items():
         made: list[torch.optim.Optimizer] = []
 
@@ -44,4 +44,6 @@ def main(problem: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    torch.set_num_threads(1)
+    for one in PROBLEMS:
+        main(one, Path(sys.argv[1], one))
