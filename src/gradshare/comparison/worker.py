@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,7 +89,7 @@ def train_run(path: str, arm: str, seed: int) -> None:
     place = plan.place(Path(path).parent, arm, seed)
     settings = plan.settings.get(arm)
     _await_the_last(place, processes)
-    with threads(plan.threads or torch.get_num_threads()):
+    with threads(plan.threads or torch.get_num_threads()), _without_notes_on_models():
         fit_in(
             processes,
             plan.learner(arm, seed),
@@ -102,12 +102,22 @@ def train_run(path: str, arm: str, seed: int) -> None:
         )
 
 
+@contextlib.contextmanager
+def _without_notes_on_models() -> Iterator[None]:
+    """Don't log again what was logged when the arms were tried."""
+    logger = logging.getLogger("gradshare.methods.network")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _plan(path: str) -> Plan:
     if path in LIVE:
         return LIVE[path]
     keep_freed_memory()
-    # The program has said it when it tried the arms.
-    logging.getLogger("gradshare.methods.network").setLevel(logging.ERROR)
     try:
         data = Path(path).read_bytes()
     except OSError as error:
