@@ -18,8 +18,9 @@ from PIL import Image
 
 import gradshare as gs
 from gradshare.comparison.results import SampleTask
-from gradshare.comparison.samples import MOST_EXAMPLES, sample_tasks
+from gradshare.comparison.samples import sample_tasks
 from gradshare.tasks import TaskBatch
+from gradshare.tasks.pictures import MOST_EXAMPLES
 from gradshare.tasks.store import Split
 from gradshare.training.labels import accuracy_by_class, class_names, labels_of
 from tests.comparison.small import arms, small
