@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 import gradshare as gs
@@ -22,6 +23,8 @@ from gradshare.training.checkpoint import Checkpoint, load_checkpoint
 from gradshare.training.records import EpochRecord
 from gradshare.training.run import Run
 from tests.training.small import Arguments
+
+RECORD = TypeAdapter(EpochRecord)
 
 # Makes the arguments of a run. A function and not the arguments, since another process needs it.
 Problem = Callable[..., Arguments]
@@ -90,7 +93,7 @@ def kill_often(
 def records_in(folder: Path) -> list[EpochRecord]:
     """The records in a run's `metrics.jsonl`; the last line may be half written."""
     *lines, _ = (folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
-    return [EpochRecord.from_json(json.loads(line)) for line in lines]
+    return [RECORD.validate_python(json.loads(line)) for line in lines]
 
 
 def timeless(run: Run) -> list[dict[str, Any]]:

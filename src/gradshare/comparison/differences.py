@@ -81,8 +81,8 @@ def mean_score(runs: Sequence[ArmRun], metric: str) -> Interval | None:
 def epochs_to_gain(results: Results, run: ArmRun) -> int | None:
     """The first epoch in which a run's validation score reaches 95 % of the baseline's gain.
 
-    The gain is that of the baseline's run of the same seed, from chance (or from its first epoch,
-    where there is no chance) to its best.
+    The gain is that of the baseline's run of the same seed, to its best, from chance. A metric
+    without chance counts from the first epoch.
     """
     baseline = next((r for r in results.of(results.baseline) if r.seed == run.seed), None)
     if baseline is None or not baseline.history or baseline.outcome != "trained":

@@ -60,7 +60,7 @@ class Dataset:
     Attributes:
         name: as on the command line.
         summary: one line for `--help` and errors.
-        channels: 1 (grey) or 3 (RGB); None is 1 if no image has colour.
+        channels: 1 (grey) or 3 (RGB); by default 1 if no image has colour.
         image_size: height and width that most papers use.
         rotate_classes: see `ImageStore`.
         read: finds the classes; None for a dataset that is drawn.

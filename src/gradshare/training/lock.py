@@ -77,7 +77,7 @@ def is_locked(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # nobody can write there, so nobody works there
+    except OSError:  # no process can write there, so none trains there
         return False
 
 

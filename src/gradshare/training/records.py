@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, ValidationError
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
@@ -75,21 +75,6 @@ class EpochRecord:
         """As a line of the file. JSON has no NaN: a number that is not finite becomes null."""
         return null_where_not_finite(vars(self))  # type: ignore[no-any-return]
 
-    @classmethod
-    def from_json(cls, record: Any) -> EpochRecord:
-        """From a line of the file.
-
-        Raises:
-            ValueError: it is not such a line.
-        """
-        try:
-            return _RECORD.validate_python(record)
-        except ValidationError as error:
-            raise ValueError(first_mistake(error)) from error
-
-
-_RECORD = TypeAdapter(EpochRecord)
-
 
 def best_record(history: History, metric: Scale, score: str) -> EpochRecord:
     """The earliest epoch with the best validation score."""
@@ -144,7 +129,7 @@ class EpochTotals:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def means(self, names: Sequence[str]) -> dict[str, Interval]:
-        """The mean of each metric over the iterations that were taken; NaN if none was."""
+        """The mean of each metric over the iterations that were taken, or NaN."""
         taken = self.taken or math.nan
         return {n: Interval(self.sums.get(n, 0.0) / taken, None, self.taken) for n in names}
 
