@@ -324,6 +324,13 @@ def prepare_run(
     }
     for name, source in named.items():
         require_source(name, source, indices[name])
+    fingerprints = {name: fingerprint_of(source) for name, source in named.items()}
+    known = fingerprints["validation"]
+    if test is validation or (known is not None and fingerprints.get("test") == known):
+        raise ConfigError(
+            "the test source has the tasks of the validation source, by which checkpoints are "
+            "chosen; give a test source of its own, of other classes, groups or seed"
+        )
     meta, carried = initial_state(learner)
     meta = {name: t.detach().to(device).requires_grad_() for name, t in meta.items()}
     carried = on_device(carried, device)
@@ -350,13 +357,6 @@ def prepare_run(
             task_batch=options.task_batch,
             tasks=options.tasks,
             memory=options.memory,
-        )
-    fingerprints = {name: fingerprint_of(source) for name, source in named.items()}
-    known = fingerprints["validation"]
-    if test is validation or (known is not None and fingerprints.get("test") == known):
-        raise ConfigError(
-            "the test source has the tasks of the validation source, by which checkpoints are "
-            "chosen; give a test source of its own, of other classes, groups or seed"
         )
     contents = {
         "gradshare": version("gradshare"),
