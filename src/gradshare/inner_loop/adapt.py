@@ -124,8 +124,7 @@ def task_gradients(
         return recomputed_gradients(losses, params, shared, chunks)
     gradients, values = [], []
     with torch.enable_grad():
-        for chunk in chunks:
-            part = {name: tensor[chunk] for name, tensor in params.items()}
+        for chunk, part in zip(chunks, split_by_task(params, chunks), strict=True):
             # A parameter that the outer loop does not learn, such as a frozen one, is adapted too.
             part = {
                 name: t if second_order and t.requires_grad else t.detach().requires_grad_()
@@ -134,5 +133,23 @@ def task_gradients(
             value = losses(part, shared, chunk)
             gradients.append(gradients_of_chunk(value, part, create_graph=second_order))
             values.append(value if second_order else value.detach())
-    joined = (torch.cat(parts) for parts in zip(*gradients, strict=True))
-    return dict(zip(params, joined, strict=True)), torch.cat(values)
+    joined = (joined_tasks(parts) for parts in zip(*gradients, strict=True))
+    return dict(zip(params, joined, strict=True)), joined_tasks(values)
+
+
+def split_by_task(params: Tensors, chunks: Sequence[slice]) -> list[dict[str, Tensor]]:
+    """The parameters of each chunk's tasks.
+
+    Taken apart all at once, since the backward pass of `tensor[chunk]` fills a tensor of all tasks
+    for each chunk.
+    """
+    if len(chunks) == 1:
+        return [dict(params)]
+    sizes = [chunk.stop - chunk.start for chunk in chunks]
+    apart = [tensor.split(sizes) for tensor in params.values()]
+    return [dict(zip(params, part, strict=True)) for part in zip(*apart, strict=True)]
+
+
+def joined_tasks(parts: Sequence[Tensor]) -> Tensor:
+    """The tensors of several chunks as one, (T, …)."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

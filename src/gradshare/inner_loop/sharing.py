@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -102,9 +102,38 @@ def normalized(gradient: Tensors, norm: Norm) -> dict[str, Tensor]:
 
 
 def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
-    """start + weight · (end - start), with a scalar weight."""
+    """start + weight · (end - start), with a scalar weight.
+
+    Args:
+        start: (T, …) or (…).
+        end: (…).
+        weight: a scalar.
+    """
     # A model can have parameters of several types; the gates have the widest.
-    return torch.lerp(start, end.to(start.dtype), weight.to(start.dtype))
+    mixed: Tensor = _Interpolation.apply(  # type: ignore[no-untyped-call]
+        start, end.to(start.dtype), weight.to(start.dtype)
+    )
+    return mixed
+
+
+class _Interpolation(torch.autograd.Function):
+    """`torch.lerp`, whose own derivative writes three more tensors of the size of all tasks."""
+
+    @staticmethod
+    def forward(ctx: Any, start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(start, end, weight)
+        return torch.lerp(start, end, weight)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        start, end, weight = ctx.saved_tensors
+        of_all = v.sum(0) if start.ndim > end.ndim else v
+        of_weight = _inner_product(of_all, end) - _inner_product(v, start)
+        return v * (1 - weight), of_all * weight, of_weight
+
+
+def _inner_product(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 def _largest(tensor: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from gradshare.inner_loop import (
     adapt,
     sum_over_local_tasks,
 )
+from gradshare.inner_loop.adapt import joined_tasks, split_by_task
 from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.rule import require_rule, with_prefix
 from gradshare.methods.learner import Adapted, Loss, OuterStep
@@ -329,10 +330,10 @@ class MetaLearner:
         if self.recompute and torch.is_grad_enabled():
             return losses_with_gradients(losses, adapted.params, shared, chunks)
         parts = [
-            losses({name: t[chunk] for name, t in adapted.params.items()}, shared, chunk)
-            for chunk in chunks
+            losses(params, shared, chunk)
+            for chunk, params in zip(chunks, split_by_task(adapted.params, chunks), strict=True)
         ]
-        values, outputs = (torch.cat(part) for part in zip(*parts, strict=True))
+        values, outputs = (joined_tasks(part) for part in zip(*parts, strict=True))
         return values, outputs
 
     def _query_outputs(

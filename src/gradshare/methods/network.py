@@ -116,8 +116,9 @@ class Network:
                 refusal = str(error).partition("\n")[0][:200]
             set_random_state(random, device)
         outputs = []
+        apart = {name: tensor.unbind() for name, tensor in params.items()}
         for task in range(count):
-            own = {name: tensor[task] for name, tensor in params.items()}
+            own = {name: tensors[task] for name, tensors in apart.items()}
             norm = None if support is None else task_of(support, task, support_sizes)
             outputs.append(forward(own, task_of(x, task, sizes), norm))
         if refusal is not None:
