@@ -98,7 +98,7 @@ def test_a_call_that_raises_leaves_the_module_and_the_learner_as_they_were(
         lambda: learner.adapt(meta, carried, batch()),
     ]
     for call in calls:
-        for stop_after in (0, 4):
+        for stop_after in (0, 1):  # under vmap one call is for all tasks
             calls_left = stop_after
             with pytest.raises(Stop):
                 call()

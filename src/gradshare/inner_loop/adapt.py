@@ -7,6 +7,8 @@ processes) is up to the caller.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,11 +18,18 @@ from torch import Tensor
 from gradshare.errors import ConfigError
 from gradshare.inner_loop.attention import twice_differentiable
 from gradshare.inner_loop.flat_memory import (
+    LOSSES,
+    Groups,
     TaskLosses,
     gradients_of_chunk,
-    recomputed_gradients,
+    recomputed,
 )
-from gradshare.inner_loop.rule import Step, SumOverTasks, Tensors, UpdateRule, checked_update
+from gradshare.inner_loop.memory_order import in_order_of
+from gradshare.inner_loop.rule import Step, SumOverTasks, Tensors, UpdateRule
+
+# With more inner steps than this, memory='recompute' keeps the parameters of every √K-th step only,
+# for a third forward and backward pass of each.
+MANY_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -28,11 +37,11 @@ class Adaptation:
     """The result of the inner loop.
 
     Attributes:
-        params: θ_{t,0}, …, θ_{t,K}: K + 1 dictionaries of (T, …) tensors.
+        params: θ_{t,k} by k, (T, …) tensors: those after each step, or after the last one alone.
         carried: the rule's carried tensors, detached from this iteration's graph.
     """
 
-    params: list[Tensors]
+    params: dict[int, Tensors]
     carried: Tensors
 
 
@@ -50,6 +59,7 @@ def adapt(
     shared: Callable[[int], Tensors] = lambda _: {},
     chunks: Sequence[slice] = (slice(None),),
     recompute: bool = False,
+    each_step: bool = True,
 ) -> Adaptation:
     """Adapt each task of a batch with `steps` updates of a rule (the loop over k of Algorithms
     1 and 2).
@@ -70,6 +80,7 @@ def adapt(
         chunks: the tasks that `support_losses` computes together; by default all.
         recompute: free each step's graph and build it again in the backward pass; see
             `gradshare.inner_loop.flat_memory`.
+        each_step: whether the parameters after each step are wanted, and not only the last ones.
 
     Raises:
         ConfigError: the rule returns other names or shapes than the gradients have; or it is
@@ -80,26 +91,78 @@ def adapt(
             "the inner loop takes gradients, which torch.inference_mode() does not allow; use "
             "torch.no_grad()"
         )
+    second_order = second_order and torch.is_grad_enabled()
+    recompute = recompute and second_order
+    if second_order:
+        support_losses = twice_differentiable(support_losses)
+
+    def gradients_at(k: int, before: Groups) -> Groups:
+        """The task gradients and losses of inner step k, and what was there before it."""
+        gradients, losses = task_gradients(
+            support_losses,
+            before["params"],
+            before[shared_at(k)],
+            chunks,
+            second_order=second_order,
+            recompute=recompute and len(chunks) > 1,
+        )
+        return {**before, "gradients": gradients, LOSSES: {"support": losses}}
+
+    def moved(k: int, before: Groups) -> Groups:
+        """What inner step k changes, once its gradients are known."""
+        params, gradients = before["params"], before["gradients"]
+        if k == 0:
+            params = {name: in_order_of(t, gradients[name]) for name, t in params.items()}
+        losses = before[LOSSES]["support"]
+        step = Step(min(k, trained_steps - 1), params, gradients, losses, sum_over_tasks)
+        params, carried, task = rule.descend(
+            params, gradients, before["meta"], before["carried"], before["task"], step
+        )
+        return {"params": params, "carried": carried, "task": task, LOSSES: before[LOSSES]}
+
+    def one_step(k: int, before: Groups) -> Groups:
+        """What inner step k changes."""
+        if not recompute:
+            return moved(k, gradients_at(k, before))
+        if len(chunks) == 1:
+            return recomputed(lambda before: moved(k, gradients_at(k, before)), before)
+        # Gradients that are kept are not computed again for the rule, chunk by chunk.
+        return recomputed(functools.partial(moved, k), gradients_at(k, before))
+
+    def several_steps(numbers: range, before: Groups) -> Groups:
+        """What several inner steps change."""
+        for k in numbers:
+            changed = one_step(k, before)
+            before = {**before, **changed}
+        return {name: before[name] for name in changed}
+
+    def shared_at(k: int) -> str:
+        return f"shared {min(k, trained_steps - 1)}"
+
     # One parameter may start from another, as ProtoMAML's head from its body. As views they are
     # separate nodes of the graph, so that a gradient by one leaves out the path through the other.
     params = {name: tensor.view_as(tensor) for name, tensor in params.items()}
-    trajectory: list[Tensors] = [params]
-    task = rule.start(params)
-    for k in range(steps):
-        index = min(k, trained_steps - 1)
-        gradients, losses = task_gradients(
-            support_losses,
-            params,
-            shared(index),
-            chunks,
-            second_order=second_order,
-            recompute=recompute,
-        )
-        step = Step(index, params, gradients, losses, sum_over_tasks)
-        updates, carried, task = checked_update(rule, gradients, meta, carried, task, step)
-        params = {name: tensor - updates[name] for name, tensor in params.items()}
-        trajectory.append(params)
-    carried = {name: t.detach() if t.requires_grad else t for name, t in carried.items()}
+    # A parameter that the outer loop does not learn, such as a frozen one, is adapted too.
+    params = {
+        name: t if t.requires_grad or not second_order else t.detach().requires_grad_()
+        for name, t in params.items()
+    }
+    constants = {shared_at(k): shared(k) for k in range(min(steps, trained_steps))}
+    state: Groups = {
+        "params": params,
+        "meta": meta,
+        "carried": carried,
+        "task": rule.start(params),
+        **constants,
+    }
+    trajectory = {0: params}
+    stride = 1 if each_step or not recompute or steps <= MANY_STEPS else math.isqrt(steps - 1) + 1
+    for first in range(0, steps, stride):
+        numbers = range(first, min(first + stride, steps))
+        function = functools.partial(several_steps, numbers)
+        state = {**state, **(recomputed(function, state) if stride > 1 else function(state))}
+        trajectory[numbers.stop] = state["params"]
+    carried = {name: t.detach() if t.requires_grad else t for name, t in state["carried"].items()}
     return Adaptation(trajectory, carried)
 
 
@@ -117,24 +180,24 @@ def task_gradients(
     Returns:
         The (T, …) gradients and the losses (T,): differentiable if `second_order`, else constants.
     """
-    second_order = second_order and torch.is_grad_enabled()
-    if second_order:
-        losses = twice_differentiable(losses)
-    if second_order and recompute:
-        return recomputed_gradients(losses, params, shared, chunks)
-    gradients, values = [], []
-    with torch.enable_grad():
-        for chunk, part in zip(chunks, split_by_task(params, chunks), strict=True):
-            # A parameter that the outer loop does not learn, such as a frozen one, is adapted too.
-            part = {
-                name: t if second_order and t.requires_grad else t.detach().requires_grad_()
-                for name, t in part.items()
-            }
-            value = losses(part, shared, chunk)
-            gradients.append(gradients_of_chunk(value, part, create_graph=second_order))
-            values.append(value if second_order else value.detach())
-    joined = (joined_tasks(parts) for parts in zip(*gradients, strict=True))
-    return dict(zip(params, joined, strict=True)), joined_tasks(values)
+
+    def of_chunk(chunk: slice, inputs: Groups) -> Groups:
+        params = inputs["params"]
+        differentiable = second_order and torch.is_grad_enabled()
+        if not differentiable:
+            params = {name: t.detach().requires_grad_() for name, t in params.items()}
+        with torch.enable_grad():
+            values = losses(params, inputs["shared"], chunk)
+            gradients = gradients_of_chunk(values, params, create_graph=differentiable)
+        values = values if differentiable else values.detach()
+        return {"gradients": dict(zip(params, gradients, strict=True)), LOSSES: {"support": values}}
+
+    parts = []
+    for chunk, own in zip(chunks, split_by_task(params, chunks), strict=True):
+        function, inputs = functools.partial(of_chunk, chunk), {"params": own, "shared": shared}
+        parts.append(recomputed(function, inputs) if recompute else function(inputs))
+    gradients = {n: joined_tasks([part["gradients"][n] for part in parts]) for n in params}
+    return gradients, joined_tasks([part[LOSSES]["support"] for part in parts])
 
 
 def split_by_task(params: Tensors, chunks: Sequence[slice]) -> list[dict[str, Tensor]]:

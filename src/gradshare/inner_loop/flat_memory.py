@@ -1,24 +1,21 @@
-"""Two autograd functions that free each pass's graph: memory grows neither with the number of inner
-steps nor with the number of tasks.
+"""Two ways to free a pass's graph, so that memory grows neither with the number of inner steps nor
+with the number of tasks.
 
 Ordinary reverse-mode differentiation keeps the activations of each inner step of each task. Between
-two steps there are only tensors of the size of the parameters, so each step and each query pass is
-one autograd function here:
+two steps there are only tensors of the size of the parameters, so:
 
-- `recomputed_gradients` keeps only θ and φ of an inner step, where φ is everything besides θ that
-  the loss L depends on. For cotangents v of the task gradients G(θ, φ) = ∇_θ L(θ, φ) and u of L,
-  its backward pass computes L and G again and differentiates v·G + u·L by θ and φ. This costs one
-  more forward and backward pass for each step. torch's generators draw the same numbers again, and
-  autocast is as it was. Other hidden state, such as a counter in the model, changes the recomputed
-  loss, which raises an error.
+- `recomputed` computes a function without a graph, and computes it again, with one, in the backward
+  pass. What the function itself differentiates, as an inner step does, is then differentiated
+  twice. torch's generators draw the same numbers again, and autocast is as it was. Other hidden
+  state, such as a counter in the model, changes the recomputed loss, which raises an error.
 - `losses_with_gradients` computes each query loss together with its gradient, and keeps the
   gradient instead of the graph. The outer objective is linear in these losses, so the backward pass
-  only scales the gradients.
+  only scales the gradients. Nothing is computed twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,29 +33,39 @@ tasks share, and which tasks they are."""
 LossesAndOutputs = Callable[[Tensors, Tensors, slice], tuple[Tensor, Tensor]]
 """Likewise, with the model's outputs (t, …)."""
 
+Groups = Mapping[str, Tensors]
+"""Groups of named tensors, such as the parameters, the carried tensors and the losses."""
+
+LOSSES = "losses"
+"""The group of the losses, which are compared when they are computed again."""
+
 SAME_LOSS = 1e-3  # relative; a recomputed loss differs by rounding at most
 
 
-def recomputed_gradients(
-    losses: TaskLosses, params: Tensors, shared: Tensors, chunks: Sequence[slice]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The (T, …) gradients of the tasks' losses and the losses (T,), differentiable once more.
+def recomputed(
+    function: Callable[[Groups], Groups], inputs: Groups
+) -> dict[str, dict[str, Tensor]]:
+    """`function(inputs)`, whose graph is freed now and built again in the backward pass.
 
     Args:
-        losses: depends on no tensors that require gradients except its arguments.
-        params: (T, …) the parameters that the gradients are taken by.
-        shared: everything else that the losses depend on.
-        chunks: the tasks that are computed together, one chunk after the other.
+        function: depends on no tensors that require gradients except its inputs.
+        inputs: its argument.
 
     Raises:
         ConfigError: the losses depend on another tensor that requires gradients; or the backward
             pass computes other losses than the forward pass.
     """
-    inputs = _Inputs(losses, tuple(params), tuple(shared), chunks)
-    *gradients, values = _RecomputedGradients.apply(  # type: ignore[no-untyped-call]
-        inputs, *params.values(), *shared.values()
+    call = _Call(function, {group: tuple(part) for group, part in inputs.items()})
+    tensors = _Recomputed.apply(  # type: ignore[no-untyped-call]
+        call, *(tensor for part in inputs.values() for tensor in part.values())
     )
-    return dict(zip(params, gradients, strict=True)), values
+    results: dict[str, dict[str, Tensor]] = {group: {} for group in call.groups}
+    for (group, name), tensor in zip(call.results, tensors, strict=True):
+        results[group][name] = tensor
+    # A tensor that passes through stays what it was; as a result it would need a gradient.
+    for (group, name), (of_inputs, key) in call.passed.items():
+        results[group][name] = inputs[of_inputs][key]
+    return results
 
 
 def losses_with_gradients(
@@ -66,7 +73,14 @@ def losses_with_gradients(
 ) -> tuple[Tensor, Tensor]:
     """The (T,) losses, differentiable once, and the outputs (T, …), constants.
 
-    Arguments and errors as for `recomputed_gradients`; nothing is computed twice.
+    Args:
+        losses: depends on no tensors that require gradients except its arguments.
+        params: (T, …) the tasks' own parameters.
+        shared: everything else that the losses depend on.
+        chunks: the tasks that are computed together, one chunk after the other.
+
+    Raises:
+        ConfigError: the losses depend on another tensor that requires gradients.
     """
     inputs = _Inputs(losses, tuple(params), tuple(shared), chunks)
     values: tuple[Tensor, Tensor] = _LossesWithGradients.apply(  # type: ignore[no-untyped-call]
@@ -91,112 +105,147 @@ def gradients_of_chunk(losses: Tensor, params: Tensors, *, create_graph: bool) -
             f"the losses are of shape {tuple(losses.shape)}; give one for each task, "
             f"{tuple(expected)}"
         )
-    return _gradients_or_zero(losses.sum(), params, create_graph=create_graph)
+    if not losses.requires_grad:
+        return [torch.zeros_like(t) for t in params.values()]
+    return list(
+        torch.autograd.grad(
+            losses.sum(),
+            list(params.values()),
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )
+
+
+class _Call:
+    """A function of groups of tensors, as a function of tensors in a row.
+
+    Attributes:
+        function: the function.
+        names: those of the tensors that it takes, by group.
+        groups: the groups that it returns.
+        results: the group and the name of each tensor that it returns and did not take.
+        passed: of each tensor that it returns as it took it, the group and name that it had.
+    """
+
+    def __init__(
+        self, function: Callable[[Groups], Groups], names: Mapping[str, Sequence[str]]
+    ) -> None:
+        self.function = function
+        self.names = names
+        self.groups: list[str] = []
+        self.results: list[tuple[str, str]] = []
+        self.passed: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        row = iter(tensors)
+        inputs = {g: {name: next(row) for name in names} for g, names in self.names.items()}
+        taken = {id(t): (group, n) for group, part in inputs.items() for n, t in part.items()}
+        returned = self.function(inputs)
+        self.groups, self.results, found = list(returned), [], []
+        for group, part in returned.items():
+            for name, tensor in part.items():
+                if id(tensor) in taken:
+                    self.passed[group, name] = taken[id(tensor)]
+                else:
+                    self.results.append((group, name))
+                    found.append(tensor)
+        return found
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.call = call
+        ctx.device = tensors[0].device
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        ctx.random_state = random_state(ctx.device)
+        ctx.autocast = _autocast_state(ctx.device)
+        results = call([tensor.detach() for tensor in tensors])
+        ctx.losses = [
+            t.clone() for (g, _), t in zip(call.results, results, strict=True) if g == LOSSES
+        ]
+        ctx.mark_non_differentiable(*(t for t in results if not t.is_floating_point()))
+        return tuple(results)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        call, leaves = (
+            ctx.call,
+            [
+                tensor.detach().requires_grad_(needed)
+                for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+            ],
+        )
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        with (
+            torch.enable_grad(),
+            _replayed(ctx.random_state, ctx.device),
+            _autocast_as(ctx.autocast),
+        ):
+            results = call(leaves)
+        again = [t for (g, _), t in zip(call.results, results, strict=True) if g == LOSSES]
+        for losses, first in zip(again, ctx.losses, strict=True):
+            _require_same(losses.detach(), first)
+            _require_no_other_leaves(losses, wanted)
+        outputs = [
+            (result, v)
+            for result, v in zip(results, cotangents, strict=True)
+            if v is not None and result.requires_grad
+        ]
+        if not outputs:
+            return None, *(None for _ in leaves)
+        gradients = torch.autograd.grad(
+            [result for result, _ in outputs], wanted, [v for _, v in outputs], allow_unused=True
+        )
+        found = iter(gradients)
+        return None, *(next(found) if leaf.requires_grad else None for leaf in leaves)
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The arguments of the two functions below that are not tensors."""
+    """The arguments of `losses_with_gradients` that are not tensors."""
 
-    losses: Callable[..., Any]
+    losses: LossesAndOutputs
     params: tuple[str, ...]
     shared: tuple[str, ...]
     chunks: Sequence[slice]
-
-    def leaves(
-        self, tensors: Sequence[Tensor], chunk: slice
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The parameters of a chunk's tasks and the shared tensors, as new leaves."""
-        params = dict(zip(self.params, tensors, strict=False))
-        shared = dict(zip(self.shared, tensors[len(params) :], strict=True))
-        return (
-            {name: t[chunk].detach().requires_grad_() for name, t in params.items()},
-            {name: t.detach().requires_grad_(t.requires_grad) for name, t in shared.items()},
-        )
-
-
-# The gradients of a pass outlive it, so they are allocated before it begins. Between its
-# activations they would leave free pieces of memory that are too small for the next pass. For the
-# same reason each pass is a function: its variables are freed before the next one begins. With
-# K = 20 instead of 1, a step then takes 7 % more memory instead of 16 %.
-
-
-class _RecomputedGradients(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: _Inputs, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.inputs = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.random_state = random_state(tensors[0].device)
-        ctx.autocast = _autocast_state(tensors[0].device)
-        gradients = _empty_like(tensors[: len(inputs.params)])
-
-        def support_pass(chunk: slice) -> Tensor:
-            params, shared = inputs.leaves(tensors, chunk)
-            with torch.enable_grad():
-                losses: Tensor = inputs.losses(params, shared, chunk)
-                if chunk == inputs.chunks[0]:
-                    _require_no_other_leaves(losses, [*params.values(), *shared.values()])
-                _put(gradients, chunk, gradients_of_chunk(losses, params, create_graph=False))
-            return losses.detach()
-
-        ctx.losses = torch.cat([support_pass(chunk) for chunk in inputs.chunks])
-        return *gradients, ctx.losses.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        *of_gradients, of_losses = cotangents
-        inputs, tensors = ctx.inputs, ctx.saved_tensors
-        by_task = _empty_like(tensors[: len(inputs.params)])
-        # Without these, γ and β would learn from the query passes alone.
-        by_all = {
-            name: torch.zeros_like(t)
-            for name, t in zip(inputs.shared, tensors[len(by_task) :], strict=True)
-            if t.requires_grad
-        }
-
-        def support_pass(chunk: slice) -> None:
-            params, shared = inputs.leaves(tensors, chunk)
-            with _autocast_as(ctx.autocast):
-                losses = inputs.losses(params, shared, chunk)
-                gradients = gradients_of_chunk(losses, params, create_graph=True)
-            _require_same(losses.detach(), ctx.losses[chunk])
-            product = (losses * of_losses[chunk]).sum()
-            for gradient, v in zip(gradients, of_gradients, strict=True):
-                product = product + (gradient * v[chunk]).sum()
-            wanted = {**params, **{name: shared[name] for name in by_all}}
-            found = dict(zip(wanted, _gradients_or_zero(product, wanted), strict=True))
-            _put(by_task, chunk, [found[name] for name in params])
-            for name in by_all:
-                by_all[name] += found[name]
-
-        with torch.enable_grad(), _replayed(ctx.random_state, tensors[0].device):
-            for chunk in inputs.chunks:
-                support_pass(chunk)
-        return None, *by_task, *(by_all.get(name) for name in inputs.shared)
 
 
 class _LossesWithGradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: _Inputs, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         of_tasks = tensors[: len(inputs.params)]
+        shared = dict(zip(inputs.shared, tensors[len(of_tasks) :], strict=True))
         # Each task has a copy of each shared tensor, since its loss may get another weight.
         copies = {
-            name: t.detach().expand(len(of_tasks[0]), *t.shape)
-            for name, t in zip(inputs.shared, tensors[len(of_tasks) :], strict=True)
+            name: t.expand(len(of_tasks[0]), *t.shape)
+            for name, t in shared.items()
             if t.requires_grad
         }
-        gradients = _empty_like([*of_tasks, *copies.values()])
+        constants = {name: t for name, t in shared.items() if name not in copies}
+        # The gradients outlive each pass, so they are allocated before it begins. Between its
+        # activations they would leave free pieces of memory that are too small for the next pass.
+        # For the same reason a pass is a function: its variables are freed before the next begins.
+        gradients = [
+            torch.empty(t.shape, dtype=t.dtype, device=t.device)
+            for t in (*of_tasks, *copies.values())
+        ]
 
         def query_pass(chunk: slice) -> tuple[Tensor, Tensor]:
-            params, shared = inputs.leaves(tensors, chunk)
-            wanted = {**params, **{n: t[chunk].requires_grad_() for n, t in copies.items()}}
-            rest = {name: t for name, t in shared.items() if name not in copies}
+            params = dict(zip(inputs.params, (t[chunk] for t in of_tasks), strict=True))
+            own = {name: t[chunk] for name, t in copies.items()}
+            wanted = {name: t.detach().requires_grad_() for name, t in (params | own).items()}
             with torch.enable_grad():
-                losses, outputs = inputs.losses(wanted, rest, chunk)
+                losses, outputs = inputs.losses(wanted, constants, chunk)
                 if chunk == inputs.chunks[0]:
                     _require_no_other_leaves(losses, list(wanted.values()))
-                _put(gradients, chunk, gradients_of_chunk(losses, wanted, create_graph=False))
+                found = gradients_of_chunk(losses, wanted, create_graph=False)
+            for gradient, part in zip(gradients, found, strict=True):
+                gradient[chunk] = part
             return losses.detach().clone(), outputs.detach().clone()
 
         passes = [query_pass(chunk) for chunk in inputs.chunks]
@@ -220,33 +269,6 @@ class _LossesWithGradients(torch.autograd.Function):
             for name in ctx.inputs.shared
         ]
         return None, *by_task, *by_all
-
-
-def _empty_like(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Uninitialised tensors of the same shapes; unlike `torch.empty_like` never expanded ones."""
-    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors]
-
-
-def _put(results: Sequence[Tensor], chunk: slice, values: Sequence[Tensor]) -> None:
-    for result, value in zip(results, values, strict=True):
-        result[chunk] = value
-
-
-def _gradients_or_zero(
-    value: Tensor, tensors: Tensors, *, create_graph: bool = False
-) -> list[Tensor]:
-    """∂value/∂tensors; zero where the value does not depend on a tensor."""
-    if not value.requires_grad:
-        return [torch.zeros_like(t) for t in tensors.values()]
-    return list(
-        torch.autograd.grad(
-            value,
-            list(tensors.values()),
-            create_graph=create_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    )
 
 
 def _require_no_other_leaves(losses: Tensor, leaves: Sequence[Tensor]) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gradshare.errors import ConfigError
+from gradshare.inner_loop.memory_order import sum_over_first
 
 Tensors = Mapping[str, Tensor]
 """Named tensors."""
@@ -28,7 +29,7 @@ SumOverTasks = Callable[[Tensors], Tensors]
 
 def sum_over_local_tasks(tensors: Tensors) -> Tensors:
     """Sum over the tasks when one process holds the whole batch."""
-    return {name: tensor.sum(0) for name, tensor in tensors.items()}
+    return {name: sum_over_first(tensor) for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,30 @@ class UpdateRule:
         """
         raise NotImplementedError(f"{type(self).__name__} must define `update`")
 
+    def descend(
+        self,
+        params: Tensors,
+        gradients: Tensors,
+        meta: Tensors,
+        carried: Tensors,
+        task: Tensors,
+        step: Step,
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        """Subtract the updates from the parameters. A rule may do both in one pass over memory.
+
+        Args:
+            params: (T, …) the parameters to move.
+            gradients, meta, carried, task, step: as for `update`.
+
+        Returns:
+            The moved parameters, `carried` and the tasks' state.
+
+        Raises:
+            ConfigError: `update` returned other names or shapes than it should.
+        """
+        updates, carried, task = checked_update(self, gradients, meta, carried, task, step)
+        return {name: tensor - updates[name] for name, tensor in params.items()}, carried, task
+
     def report(self, meta: Tensors) -> dict[str, list[float]]:
         """Learned quantities worth plotting over time, with one value for each inner step."""
         return {}
@@ -150,10 +175,42 @@ class Chain(UpdateRule):
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
         """Pass the gradients through each rule."""
+
+        def last(rule: UpdateRule, gradients: Tensors, *rest: Any) -> tuple[Tensors, ...]:
+            return checked_update(rule, gradients, *rest)
+
+        return self._pass_through(last, gradients, meta, carried, task, step)
+
+    def descend(
+        self,
+        params: Tensors,
+        gradients: Tensors,
+        meta: Tensors,
+        carried: Tensors,
+        task: Tensors,
+        step: Step,
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        """Pass the gradients through each rule, and let the last one move the parameters."""
+
+        def last(rule: UpdateRule, gradients: Tensors, *rest: Any) -> tuple[Tensors, ...]:
+            return rule.descend(params, gradients, *rest)
+
+        return self._pass_through(last, gradients, meta, carried, task, step)
+
+    def _pass_through(
+        self,
+        last: Callable[..., tuple[Tensors, ...]],
+        gradients: Tensors,
+        meta: Tensors,
+        carried: Tensors,
+        task: Tensors,
+        step: Step,
+    ) -> tuple[Tensors, Tensors, Tensors]:
         new_carried, new_task = dict(carried), dict(task)
-        for name, rule in self.rules.items():
-            gradients, own_carried, own_task = checked_update(
-                rule,
+        *others, final = self.rules
+        for name, call in [*((name, checked_update) for name in others), (final, last)]:
+            gradients, own_carried, own_task = call(
+                self.rules[name],
                 gradients,
                 under(name, meta),
                 under(name, carried),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from numbers import Real
 
+import torch
 from torch import Tensor
 
 from gradshare.errors import ConfigError
@@ -29,6 +30,21 @@ class SGD(UpdateRule):
     ) -> tuple[Tensors, Tensors, Tensors]:
         """α ∇."""
         return {name: self.lr * gradient for name, gradient in gradients.items()}, carried, task
+
+    def descend(
+        self,
+        params: Tensors,
+        gradients: Tensors,
+        meta: Tensors,
+        carried: Tensors,
+        task: Tensors,
+        step: Step,
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        """θ - α ∇ in one pass."""
+        if isinstance(self.lr, Tensor) or type(self).update is not SGD.update:
+            return super().descend(params, gradients, meta, carried, task, step)
+        moved = {n: torch.add(t, gradients[n], alpha=-self.lr) for n, t in params.items()}
+        return moved, carried, task
 
 
 def require_rate(lr: float) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradshare.errors import require_choice
+from gradshare.inner_loop.memory_order import in_order_of, inner_product, sum_over_first
 from gradshare.inner_loop.rule import Step, SumOverTasks, Tensors, UpdateRule, gate_dtype
 
 Norm = Literal["global", "per-tensor"]
@@ -102,17 +103,16 @@ def normalized(gradient: Tensors, norm: Norm) -> dict[str, Tensor]:
 
 
 def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
-    """start + weight · (end - start), with a scalar weight.
+    """start + weight · (end - start).
 
     Args:
         start: (T, …) or (…).
-        end: (…).
+        end: as start, without the tasks, or a scalar.
         weight: a scalar.
     """
     # A model can have parameters of several types; the gates have the widest.
-    mixed: Tensor = _Interpolation.apply(  # type: ignore[no-untyped-call]
-        start, end.to(start.dtype), weight.to(start.dtype)
-    )
+    end, weight = in_order_of(end.to(start.dtype), start), weight.to(start.dtype)
+    mixed: Tensor = _Interpolation.apply(start, end, weight)  # type: ignore[no-untyped-call]
     return mixed
 
 
@@ -125,15 +125,12 @@ class _Interpolation(torch.autograd.Function):
         return torch.lerp(start, end, weight)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         start, end, weight = ctx.saved_tensors
-        of_all = v.sum(0) if start.ndim > end.ndim else v
-        of_weight = _inner_product(of_all, end) - _inner_product(v, start)
-        return v * (1 - weight), of_all * weight, of_weight
-
-
-def _inner_product(a: Tensor, b: Tensor) -> Tensor:
-    return torch.dot(a.reshape(-1), b.reshape(-1))
+        of_start = v * (1 - weight) if ctx.needs_input_grad[0] else None
+        v_end = (sum_over_first(v) if v.ndim == end.ndim + 1 else v).sum_to_size(end.shape)
+        of_end = v_end * weight if ctx.needs_input_grad[1] else None
+        return of_start, of_end, inner_product(v_end, end) - inner_product(v, start)
 
 
 def _largest(tensor: Tensor) -> Tensor:

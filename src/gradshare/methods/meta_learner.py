@@ -23,10 +23,11 @@ from gradshare.inner_loop import (
 )
 from gradshare.inner_loop.adapt import joined_tasks, split_by_task
 from gradshare.inner_loop.flat_memory import losses_with_gradients
+from gradshare.inner_loop.memory_order import for_all_tasks
 from gradshare.inner_loop.rule import require_rule, with_prefix
 from gradshare.methods.learner import Adapted, Loss, OuterStep
 from gradshare.methods.multi_step_loss import MultiStepLoss
-from gradshare.methods.network import Network, Precision
+from gradshare.methods.network import Network, Precision, is_out_of_memory
 from gradshare.models import BatchNormMode
 from gradshare.tasks.batch import TaskBatch, each_task
 
@@ -104,6 +105,7 @@ class MetaLearner:
         self.multi_step_loss = multi_step_loss
         self.tasks_at_a_time = tasks_at_a_time
         self.recompute = recompute
+        self.loss_vmaps = True  # as far as is known
         norms = self.network.batch_norms()
         in_norms = {
             f"{path}.{name}".lstrip(".")
@@ -174,7 +176,7 @@ class MetaLearner:
             theta: the adapted parameters of the initialisation.
             tasks: a subclass may use their support sets.
         """
-        return {name: t.expand(len(tasks), *t.shape) for name, t in theta.items()}
+        return {name: for_all_tasks(t, len(tasks)) for name, t in theta.items()}
 
     def outer_step(
         self,
@@ -201,6 +203,7 @@ class MetaLearner:
         second_order = self.second_order and iteration >= self.first_order_iterations
         # Losses that depend on nothing learned are constants and can't be differentiated.
         second_order = second_order and any(t.requires_grad for t in meta.values())
+        weights = self.query_weights(iteration)
         adaptation = self._adapt(
             meta,
             carried,
@@ -208,9 +211,10 @@ class MetaLearner:
             steps=self.steps,
             second_order=second_order,
             sum_over_tasks=sum_over_tasks,
+            each_step=any(weights[:-1]),
         )
         losses: Tensor | float = 0.0
-        for updates, weight in enumerate(self.query_weights(iteration), start=1):
+        for updates, weight in enumerate(weights, start=1):
             if weight:
                 adapted = Adapted(adaptation.params[updates], updates)
                 query_losses, outputs = self._query_losses(meta, adapted, tasks)
@@ -240,7 +244,7 @@ class MetaLearner:
         adaptation = self._adapt(
             meta, carried, tasks, steps=steps, second_order=False, sum_over_tasks=None
         )
-        return Adapted(adaptation.params[-1], steps)
+        return Adapted(adaptation.params[steps], steps)
 
     def predict(self, meta: Tensors, adapted: Adapted, tasks: TaskBatch) -> Tensor:
         """The model's outputs for the queries, (T, queries, …).
@@ -281,6 +285,14 @@ class MetaLearner:
         Raises:
             ConfigError: the loss of a task is not a scalar tensor.
         """
+        if self.loss_vmaps and sizes is None and len(outputs) > 1:
+            try:
+                losses: Tensor = torch.vmap(self._loss)(outputs, targets)
+                return losses
+            except RuntimeError as error:  # perhaps the loss's own, which the loop raises again
+                if is_out_of_memory(error):
+                    raise
+                self.loss_vmaps = False
         return torch.stack(each_task(self._loss, outputs, targets, sizes))
 
     def report(self, meta: Tensors) -> dict[str, list[float]]:
@@ -371,6 +383,7 @@ class MetaLearner:
         steps: int,
         second_order: bool,
         sum_over_tasks: SumOverTasks | None,
+        each_step: bool = False,
     ) -> Adaptation:
         training = sum_over_tasks is not None
 
@@ -397,4 +410,5 @@ class MetaLearner:
             shared=lambda step: self.shared_parameters(meta, step),
             chunks=self.chunks(tasks),
             recompute=self.recompute,
+            each_step=each_step,
         )
