@@ -323,6 +323,19 @@ def test_the_sinusoid_example_learns(
     assert all(after < before for before, after in zip(*errors, strict=True))
 
 
+def test_the_page_of_examples_includes_each_program_but_the_readmes() -> None:
+    included = re.findall(r"^--8<--\n(.*)\n--8<--$", text("docs/examples.md"), re.M)
+    programs = {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
+    assert sorted(included) == sorted(programs - {"examples/quick_start.py"})
+
+
+def test_the_page_of_the_api_has_each_public_name() -> None:
+    page = re.findall(r"^::: ([\w.]+)", text("docs/api.md"), re.M)
+    assert {"testing" if "testing" in name else name.rsplit(".", 1)[1] for name in page} == set(
+        gs.__all__
+    )
+
+
 # What the documents refer to. `make docs` checks the links between the pages of the site.
 
 
