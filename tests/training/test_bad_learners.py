@@ -5,6 +5,7 @@ one error with cause, value and remedy, before a folder is made.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 import gradshare as gs
 from gradshare.errors import ConfigError
+from gradshare.inner_loop import Tensors
 from tests.training.small import (
     ROWS,
     WAYS,
@@ -177,6 +179,24 @@ def test_a_learner_and_a_source_that_do_not_fit_are_named_with_the_shapes(tmp_pa
     )
     words = refusal(tmp_path, rows(test=class_tasks(7)[1]), ConfigError)
     assert words.startswith("Sequential failed on a task of the source 'test': RuntimeError: mat1")
+
+
+class Forgetful(gs.UpdateRule):
+    """Reads a state that it does not make."""
+
+    def update(
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: gs.Step
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        return {name: task[name] + g for name, g in gradients.items()}, carried, task
+
+
+def test_an_error_in_a_rule_of_the_users_names_the_rule_and_its_line(tmp_path: Path) -> None:
+    words = refusal(tmp_path, rows(learner=gs.maml(mlp(), rule=Forgetful())), ConfigError)
+    assert re.match(
+        r"Forgetful\.update \(test_bad_learners\.py, line \d+\) failed on a task of the source "
+        "'train': KeyError: '0.weight'; the task is support_x",
+        words,
+    )
 
 
 def test_a_source_of_another_dtype_than_the_model_is_refused_with_a_remedy(tmp_path: Path) -> None:
