@@ -51,8 +51,8 @@ class MetaLearner:
         multi_step_loss: MAML++'s outer loss over every inner step; None for the last one only.
         per_step_batch_norm: learn one γ and β for each inner step, (K, C) (MAML++). Those that the
             inner loop adapts stay single.
-        batch_norm: which images supply the queries' batch statistics; see
-            `gradshare.models.batch_norm`.
+        batch_norm: which inputs supply the batch statistics of the queries: "transductive", all
+            queries of the task; "inductive", its support set.
         adapts: which named parameters the inner loop adapts. Default: all but batch norm's γ and
             β, as in the reference MAML++ code. The others are learned by the outer loop alone.
             Parameters that do not require gradients are left out of both.
