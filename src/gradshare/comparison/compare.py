@@ -112,7 +112,7 @@ def compare(
         resume: "auto" continues the comparison in `out`, with more arms or seeds too.
         progress: True shows it. A function is called with the name of a run and its `Progress`,
             which is None while the run is queued.
-        **options: of `fit`, the same for all arms.
+        **options: options of `fit`, the same for all arms.
 
     Raises:
         ConfigError, DataError: the arguments cannot be compared; nothing was written.
