@@ -231,6 +231,17 @@ def test_real_targets_with_the_loss_for_classes(outputs: int, tmp_path: Path) ->
         )
 
 
+def test_targets_that_would_be_broadcast_over_the_outputs(tmp_path: Path) -> None:
+    class Flat(Wrapped):
+        def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+            b = super().batch(indices)
+            return gs.TaskBatch(b.support_x, b.support_y[..., 0], b.query_x, b.query_y[..., 0])
+
+    words = refusal(tmp_path, regression(train=Flat(gs.Sinusoids())), ConfigError)
+    assert "Using a target size (torch.Size([10])) that is different to the input size" in words
+    assert words.endswith("; give targets of the shape of the outputs, such as y[..., None]")
+
+
 def test_probabilities_of_classes_are_targets_for_cross_entropy(tmp_path: Path) -> None:
     class Soft(Wrapped):
         def batch(self, indices: Sequence[int]) -> gs.TaskBatch:

@@ -278,6 +278,8 @@ def explain_misfit(learner: Learner, meta: Tensors, name: str, tasks: TaskBatch)
             f"model with model.to(torch.{other})"
             for other in sorted(others)[:1]
         )
+        if isinstance(error, UserWarning):
+            remedy += "; give targets of the shape of the outputs, such as y[..., None]"
         raise ConfigError(
             f"{failed} failed on a task of the source {name!r}: {type(error).__name__}: "
             f"{error!s:.300}; the task is {shapes}{remedy}"
