@@ -37,8 +37,8 @@ from gradshare.training import options
         ),
         (
             {"metric": ["accuracy", "f1"]},
-            "--metric ['accuracy', 'f1']: there is no such metric; give accuracy, loss, mse, or an "
-            "import path like my_file.py:Name",
+            "--metric 'f1': there is no such metric; give accuracy, loss, mse, or an import path "
+            "like my_file.py:Name",
         ),
         (
             {"model": "my_net.py:"},

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gradshare.inner_loop import Step, Tensors, UpdateRule
-from gradshare.inner_loop.rule import checked_update, require_rule
+from gradshare.inner_loop.rule import checked_init, checked_update, require_rule
 from gradshare.methods import MetaLearner
 from gradshare.tasks import TaskBatch
 
@@ -36,7 +36,7 @@ def check_rule(rule: UpdateRule, *, steps: int = 3) -> None:
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         params = _random()
-        meta, carried = rule.init({name: tensor[0] for name, tensor in params.items()}, steps)
+        meta, carried = checked_init(rule, {n: tensor[0] for n, tensor in params.items()}, steps)
         # Before any training, while training, and after it.
         for sum_over_tasks in (None, _sum_of_others, None):
             task = rule.start(params)

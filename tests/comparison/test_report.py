@@ -120,6 +120,7 @@ def test_the_page_says_all_that_the_results_hold(tmp_path: Path) -> None:
     assert "python compare.py --out 'a b'\nsecond" in "".join(page.words)
     assert "seeds 0, 1, 2 · 30 test tasks · score: accuracy (higher is better)" in page.text
     assert "the ensemble of the 5 best checkpoints" in page.text
+    assert "95 % of the way from chance to the baseline’s best" in page.text
 
 
 def test_a_few_arms_are_the_columns_of_the_table_and_many_its_rows(tmp_path: Path) -> None:

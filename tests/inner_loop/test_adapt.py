@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import (
@@ -19,6 +19,7 @@ from gradshare.inner_loop import (
     adapt,
     sum_over_local_tasks,
 )
+from gradshare.methods import MetaLearner
 
 TASKS = 3
 LAYOUTS = pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
@@ -186,6 +187,42 @@ class Returning(UpdateRule):
 
     def update(self, *_: Any) -> Any:
         return self.returned
+
+
+class Made(UpdateRule):
+    """Returns the same from `init`, whatever it is given."""
+
+    def __init__(self, returned: Any) -> None:
+        self.returned = returned
+
+    def init(self, *_: Any) -> Any:
+        return self.returned
+
+    def update(
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        return gradients, carried, task
+
+
+TWO = "return two dictionaries of tensors: `meta`, which is learned, and `carried`"
+
+
+@pytest.mark.parametrize("chained", [False, True], ids=["alone", "in a chain"])
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ({"rate": torch.ones(3)}, f"returned a dict; {TWO}"),
+        (({}, None), f"returned a tuple; {TWO}"),
+        (({"rate": 0.1}, {}), "returned 'rate' as a float; make it a tensor: torch.tensor(0.1)"),
+    ],
+)
+def test_what_a_rule_begins_with_wrongly_is_named(
+    returned: Any, message: str, chained: bool
+) -> None:
+    rule: UpdateRule = Made(returned)
+    with pytest.raises(ConfigError) as error:
+        MetaLearner(nn.Linear(2, 2), Chain(own=rule) if chained else rule).init()
+    assert str(error.value) == f"Made.init {message}"
 
 
 W = torch.zeros(TASKS, 2, dtype=torch.float64)

@@ -39,7 +39,8 @@ def tokens_of(tasks: int) -> TaskBatch:
     """Tasks with two named inputs and two targets, padded to four queries."""
     ids = torch.arange(tasks)[:, None, None].expand(-1, 4, 7)
     x = {"ids": ids, "mask": ids > 0}
-    return TaskBatch(x, (ids, ids[..., 0]), x, (ids, ids[..., 0]), query_n=list(range(tasks)))
+    y = (ids, ids[..., 0])
+    return TaskBatch(x, y, x, y, query_n=list(range(1, tasks + 1)))
 
 
 @pytest.mark.parametrize(("device", "may_return_early"), [("cpu", False), ("cuda:1", True)])
@@ -72,14 +73,14 @@ def test_a_slice_of_padded_tasks_with_several_inputs_has_their_inputs_and_sizes(
     assert part.support_x["mask"].dtype == torch.bool
     assert part.query_y[1].tolist() == [[2] * 4, [3] * 4]
     assert part.support_n is None
-    assert part.query_n == [2, 3]
+    assert part.query_n == [3, 4]
 
 
 def test_a_function_reaches_each_tensor_and_leaves_the_sizes() -> None:
     batch = tokens_of(3).map(lambda tensor: tensor.float() + 1)
     assert {leaf.dtype for _, leaf in leaves((batch.query_x, batch.query_y))} == {torch.float32}
     assert batch.support_x["mask"][:, 0, 0].tolist() == [1, 2, 2]
-    assert batch.query_n == [0, 1, 2]
+    assert batch.query_n == [1, 2, 3]
 
 
 @pytest.mark.parametrize("index", [0, torch.tensor([0, 1])])
@@ -129,6 +130,16 @@ def test_sizes_for_another_number_of_tasks_are_refused() -> None:
     with pytest.raises(DataError) as caught:
         dataclasses.replace(tokens_of(3), support_n=[4, 4])
     assert str(caught.value) == "support_n has 2 numbers for 3 tasks; give one for each"
+
+
+@pytest.mark.parametrize("size", [-1, 0, 5])
+def test_sizes_outside_of_the_padded_tensors_are_refused(size: int) -> None:
+    with pytest.raises(DataError) as caught:
+        dataclasses.replace(tokens_of(2), support_n=[4, size])
+    assert str(caught.value) == (
+        f"support_n has {size}, and the tasks are padded to 4 examples; give each task's number of "
+        "real examples, from 1 to 4"
+    )
 
 
 def test_batches_can_be_compared_and_be_keys() -> None:

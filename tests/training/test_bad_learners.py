@@ -5,6 +5,7 @@ one error with cause, value and remedy, before a folder is made.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 import gradshare as gs
 from gradshare.errors import ConfigError
+from gradshare.inner_loop import Tensors
 from tests.training.small import (
     ROWS,
     WAYS,
@@ -179,6 +181,24 @@ def test_a_learner_and_a_source_that_do_not_fit_are_named_with_the_shapes(tmp_pa
     assert words.startswith("Sequential failed on a task of the source 'test': RuntimeError: mat1")
 
 
+class Forgetful(gs.UpdateRule):
+    """Reads a state that it does not make."""
+
+    def update(
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: gs.Step
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        return {name: task[name] + g for name, g in gradients.items()}, carried, task
+
+
+def test_an_error_in_a_rule_of_the_users_names_the_rule_and_its_line(tmp_path: Path) -> None:
+    words = refusal(tmp_path, rows(learner=gs.maml(mlp(), rule=Forgetful())), ConfigError)
+    assert re.match(
+        r"Forgetful\.update \(test_bad_learners\.py, line \d+\) failed on a task of the source "
+        "'train': KeyError: '0.weight'; the task is support_x",
+        words,
+    )
+
+
 def test_a_source_of_another_dtype_than_the_model_is_refused_with_a_remedy(tmp_path: Path) -> None:
     given = rows(train=InFloat64(ROWS[0]))
     assert refusal(tmp_path, given, ConfigError).endswith(
@@ -209,6 +229,17 @@ def test_real_targets_with_the_loss_for_classes(outputs: int, tmp_path: Path) ->
             f"the targets are real values and the outputs (1, 10, {outputs}); cross entropy needs "
             "classes: give a loss of your own, such as loss=F.mse_loss"
         )
+
+
+def test_targets_that_would_be_broadcast_over_the_outputs(tmp_path: Path) -> None:
+    class Flat(Wrapped):
+        def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+            b = super().batch(indices)
+            return gs.TaskBatch(b.support_x, b.support_y[..., 0], b.query_x, b.query_y[..., 0])
+
+    words = refusal(tmp_path, regression(train=Flat(gs.Sinusoids())), ConfigError)
+    assert "Using a target size (torch.Size([10])) that is different to the input size" in words
+    assert words.endswith("; give targets of the shape of the outputs, such as y[..., None]")
 
 
 def test_probabilities_of_classes_are_targets_for_cross_entropy(tmp_path: Path) -> None:

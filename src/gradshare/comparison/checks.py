@@ -30,7 +30,7 @@ Starts = dict[str, Mapping[str, Tensor]]  # the meta-parameters of each arm befo
 
 @dataclass(frozen=True)
 class Tried:
-    """What trying the arms found: plain values, which another process can be sent.
+    """What was found when the arms were tried. It can be sent to another process.
 
     Attributes:
         tasks, memory: the layout of all arms; see `Layout`.

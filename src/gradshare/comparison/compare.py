@@ -99,24 +99,24 @@ def compare(
         validation: the source of validation tasks.
         test: the source of test tasks.
         out: a new folder for everything that comes out.
-        seeds: how many, from the option `seed` on, or which.
+        seeds: how many seeds, counted from the option `seed` (0), or a list of seeds.
         baseline: the arm that the others are compared with; by default the first.
-        controls: arms that leave out what the others are meant to show. Without one the verdict
-            says that there was none.
+        controls: the arms that leave out the part in question. Without one, the verdict says that
+            the reason for a difference stays open.
         executor: where the runs are trained: anything with `submit(function, *args)` that returns
             a future. It stays open. Default: processes on this machine, which share its cores.
         at_a_time: how many runs are submitted at a time. Default: on this machine as many as there
-            are cores, or one on a GPU; all with an executor of your own, but one in threads.
-        retries: how often in a row a run whose process or machine is lost is started again from
-            its last checkpoint, while it does not complete another epoch.
+            are cores, or one on a GPU; to an executor of your own all, or one if it uses threads.
+        retries: how often a run is started again from its last checkpoint when its process or
+            machine is lost. The count begins anew when it completes an epoch.
         resume: "auto" continues the comparison in `out`, with more arms or seeds too.
-        progress: show it; or a function that is called with the name of a run and its `Progress`,
-            None while it is queued.
-        **options: of `fit`, the same for all arms.
+        progress: True shows it. A function is called with the name of a run and its `Progress`,
+            which is None while the run is queued.
+        **options: options of `fit`, the same for all arms.
 
     Raises:
         ConfigError, DataError: the arguments cannot be compared; nothing was written.
-        RunError: the folder cannot be used, some runs failed, with the others saved, or a worker
+        RunError: the folder cannot be used; some runs failed (the others are saved); or a worker
             elsewhere could not try the arms.
         RunStoppedError: Ctrl-C or SIGTERM; each run has saved what it had.
     """

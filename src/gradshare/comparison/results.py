@@ -63,8 +63,8 @@ class ArmRun(_Part):
     Attributes:
         arm: its name.
         seed: its seed.
-        outcome: "not trained" if the interval of its best validation score reaches chance,
-            "diverged" if something became non-finite.
+        outcome: "trained"; "not trained" if the interval of its best validation score reaches
+            chance; or "diverged" if something became non-finite.
         message: where it diverged.
         history: a record for each epoch.
         test: each metric's value for each test task, of the ensemble of the best checkpoints.
@@ -99,11 +99,11 @@ class Results(_Part):
         baseline: the arm that the others are compared with.
         controls: the names of the controls.
         score: the metric that selects checkpoints and decides.
-        metrics: what is known of each metric.
+        metrics: which value of each metric is best, its unit and its chance.
         runs: each arm with each seed; the arms in their order.
-        settings: of all runs.
-        commands: that reproduce it.
-        notes: for the reader, such as tensors that start differently.
+        settings: the settings of all runs.
+        commands: the commands that reproduce it.
+        notes: notes for the reader, such as tensors that start differently.
         yardsticks: values of simple classifiers on the same test tasks, by name and metric.
         samples: some of the first test tasks, if their inputs can be drawn.
     """

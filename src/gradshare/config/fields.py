@@ -5,10 +5,20 @@ A description is the option's `--help`. Nothing here needs torch.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+)
+
+from gradshare.config.names import stored_name
 
 # The same as in the modules that they belong to, which import torch.
 Norm = Literal["global", "per-tensor"]
@@ -60,7 +70,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Span = Annotated[str, BeforeValidator(_span)]
 """The first part of a run: a number of iterations, or a percentage of the run."""
 HomePath = Annotated[Path, BeforeValidator(home_path)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
+Metric = Annotated[str, AfterValidator(functools.partial(stored_name, "metric"))]
+Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_tuple)]
 Options = dict[str, JsonValue]
 
 HEADINGS = {
@@ -214,7 +225,7 @@ class Settings(BaseModel):
         "the iteration, or end the run and record that as its result",
     )
 
-    metric: Names = Field(
+    metric: Metrics = Field(
         (),
         description="what is measured: accuracy, loss, mse, or an import path; repeat for more. "
         "The first one selects checkpoints. Default: accuracy for classes, else the loss",

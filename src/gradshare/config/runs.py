@@ -108,8 +108,8 @@ def open_run(
         learner: as it was given to `fit`. A run that was started from names needs none: its
             configuration makes it again. Without a learner, the history, the metrics and the
             tensors can be read, and nothing else.
-        source: a source of tasks whose `prepare` is used; not needed if it has none, or if the run
-            was started from names.
+        source: a source such as the run's, for its `prepare` and for `FewShotClassifier`. A run
+            that was started from names needs none.
         metrics: as they were given to `fit`; None for the defaults.
         device: as in `fit`.
 

@@ -84,11 +84,6 @@ class RunConfig(Settings):
     def _known_or_an_import_path(cls, value: str | None, info: ValidationInfo) -> str | None:
         return None if value is None else stored_name(info.field_name or "", value)
 
-    @field_validator("metric")
-    @classmethod
-    def _known_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(stored_name("metric", name) for name in names)
-
     @model_validator(mode="after")
     def _settings_fit_together(self) -> RunConfig:
         if self.sharing_control and not self.sharing:

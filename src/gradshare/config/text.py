@@ -48,7 +48,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The settings in a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, or is not such a file.
+        ConfigError: it cannot be read, or is not a YAML file of settings.
     """
     try:
         settings = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)

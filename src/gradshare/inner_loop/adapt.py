@@ -65,7 +65,8 @@ def adapt(
     1 and 2).
 
     Args:
-        support_losses: computes the tasks' losses, differentiably.
+        support_losses: returns the (t,) losses of some tasks, differentiably. It is called with
+            their (t, …) parameters, the tensors that all tasks share, and the slice of the batch.
         params: (T, …) the parameters from which the tasks start.
         rule: turns task gradients into updates.
         meta: the rule's learned tensors.
@@ -78,8 +79,7 @@ def adapt(
         sum_over_tasks: given while meta-training, None while meta-testing; see `Step`.
         shared: the tensors that the losses of inner step k, from 0, depend on besides `params`.
         chunks: the tasks that `support_losses` computes together; by default all.
-        recompute: free each step's graph and build it again in the backward pass; see
-            `gradshare.inner_loop.flat_memory`.
+        recompute: free each step's graph and build it again in the backward pass.
         each_step: whether the parameters after each step are wanted, and not only the last ones.
 
     Raises:

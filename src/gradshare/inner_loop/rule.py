@@ -159,7 +159,7 @@ class Chain(UpdateRule):
         meta: dict[str, Tensor] = {}
         carried: dict[str, Tensor] = {}
         for name, rule in self.rules.items():
-            own_meta, own_carried = rule.init(params, steps)
+            own_meta, own_carried = checked_init(rule, params, steps)
             meta |= with_prefix(name, own_meta)
             carried |= with_prefix(name, own_carried)
         return meta, carried
@@ -228,6 +228,29 @@ class Chain(UpdateRule):
             for name, rule in self.rules.items()
             for quantity, values in rule.report(under(name, meta)).items()
         }
+
+
+def checked_init(rule: UpdateRule, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+    """Call `rule.init`, and check that it returns two dictionaries of tensors.
+
+    Raises:
+        ConfigError: it returns something else.
+    """
+    returned: Any = rule.init(params, steps)
+    two = isinstance(returned, tuple) and len(returned) == 2
+    if not two or not all(isinstance(part, Mapping) for part in returned):
+        raise ConfigError(
+            f"{type(rule).__name__}.init returned a {type(returned).__name__}; return two "
+            "dictionaries of tensors: `meta`, which is learned, and `carried`"
+        )
+    meta, carried = returned
+    for name, tensor in {**meta, **carried}.items():
+        if not isinstance(tensor, Tensor):
+            raise ConfigError(
+                f"{type(rule).__name__}.init returned {name!r} as a {type(tensor).__name__}; make "
+                "it a tensor: torch.tensor(0.1)"
+            )
+    return meta, carried
 
 
 def checked_update(

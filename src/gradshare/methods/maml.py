@@ -24,13 +24,13 @@ def maml(
     """MAML: learn an initialisation from which K steps of gradient descent solve a task.
 
     Args:
-        model: see `MetaLearner`.
-        steps: K.
-        inner_lr: α, by which the rules' updates are multiplied.
+        model: any module whose `forward` returns one tensor; see `MetaLearner`.
+        steps: K, the number of inner steps.
+        inner_lr: α, the inner learning rate, which multiplies the updates of the rules.
         sharing: True puts `GradientSharing()` before all other rules; a rule, such as a control,
             replaces it.
-        rule: your own rule, between sharing and the multiplication by α.
-        **options: of `MetaLearner`.
+        rule: your own rule. It comes after sharing and before the multiplication by α.
+        **options: options of `MetaLearner`, such as `loss` and `second_order`.
     """
     chain = Chain(sharing=sharing_rule(sharing), rule=rule, sgd=SGD(inner_lr))
     return MetaLearner(model, chain, steps=steps, **options)

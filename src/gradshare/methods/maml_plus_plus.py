@@ -30,17 +30,16 @@ def maml_plus_plus(
     """MAML with the parts of MAML++; each part can be left out.
 
     Args:
-        model: see `MetaLearner`.
-        multi_step_iterations: the length of the multi-step loss's annealing in outer iterations
-            (the reference: 7500 of 50000); 0 leaves it out.
-        steps: K.
+        model: see `maml`.
+        multi_step_iterations: over how many outer iterations the multi-step loss is annealed to
+            the last step (the reference: 7500 of 50000); 0 leaves it out.
+        steps: K, the number of inner steps.
         inner_lr: the initial value of the inner rates.
         sharing: see `maml`.
         rule: see `maml`.
         per_step_rates: learn one rate for each tensor and step (LSLR) instead of a fixed rate.
         per_step_batch_norm: learn one γ and β for each step.
-        **options: of `MetaLearner`, derivative-order annealing (`first_order_iterations`) among
-            them.
+        **options: options of `MetaLearner`, such as `loss` and `first_order_iterations`.
     """
     rates: dict[str, UpdateRule] = (
         {"lslr": LSLR(inner_lr)} if per_step_rates else {"sgd": SGD(inner_lr)}

@@ -24,7 +24,7 @@ from gradshare.inner_loop import (
 from gradshare.inner_loop.adapt import joined_tasks, split_by_task
 from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.memory_order import for_all_tasks
-from gradshare.inner_loop.rule import require_rule, with_prefix
+from gradshare.inner_loop.rule import checked_init, require_rule, with_prefix
 from gradshare.methods.learner import Adapted, Loss, OuterStep
 from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.methods.network import Network, Precision, is_out_of_memory
@@ -38,7 +38,7 @@ class MetaLearner:
     """Learns an initialisation, and whatever its rule learns, from which K steps solve a task.
 
     The meta-parameters are one flat dictionary: `model.NAME` for the model's parameters, and the
-    rule's own names. The user's module is never changed; see `gradshare.methods.network`.
+    rule's own names. The user's module is never changed: private copies of it are called.
 
     Args:
         model: any module whose `forward` returns one tensor. Inputs that are a tuple are its
@@ -48,13 +48,13 @@ class MetaLearner:
         steps: K, the number of inner steps.
         loss: the inner and outer loss of one task.
         second_order: whether the outer gradient goes through the task gradients.
-        first_order_iterations: the first outer iterations, this many, are first order (MAML++'s
-            derivative-order annealing).
+        first_order_iterations: how many outer iterations are first order before the others
+            (MAML++'s derivative-order annealing).
         multi_step_loss: MAML++'s outer loss over every inner step; None for the last one only.
         per_step_batch_norm: learn one γ and β for each inner step, (K, C) (MAML++). Those that the
             inner loop adapts stay single.
-        batch_norm: which images supply the queries' batch statistics; see
-            `gradshare.models.batch_norm`.
+        batch_norm: which inputs supply the batch statistics of the queries: "transductive", all
+            queries of the task; "inductive", its support set.
         adapts: which named parameters the inner loop adapts. Default: all but batch norm's γ and
             β, as in the reference MAML++ code. The others are learned by the outer loop alone.
             Parameters that do not require gradients are left out of both.
@@ -62,8 +62,8 @@ class MetaLearner:
             None for all.
         recompute: free each step's graph and build it again in the backward pass, so that memory
             grows neither with K nor with the number of tasks. It costs one more forward and
-            backward pass for each step; see `gradshare.inner_loop.flat_memory`.
-        precision: see `Network`.
+            backward pass for each step.
+        precision: "bfloat16" computes convolutions and matrix products in it, by torch.autocast.
 
     Raises:
         ConfigError: an argument of another kind, a model without parameters to adapt, or one
@@ -145,10 +145,11 @@ class MetaLearner:
         """The meta-parameters and the carried tensors before any training; see `Learner`.
 
         Raises:
-            ConfigError: the rule learns an integer tensor, or a name that belongs to the model.
+            ConfigError: the rule's `init` returns what cannot be learned.
         """
         theta = self.initial_parameters()
-        learned, carried = self.rule.init({name: theta[name] for name in self.adapted}, self.steps)
+        adapted = {name: theta[name] for name in self.adapted}
+        learned, carried = checked_init(self.rule, adapted, self.steps)
         for name, tensor in learned.items():
             if name.startswith(f"{MODEL}.") or not tensor.is_floating_point():
                 raise ConfigError(

@@ -23,12 +23,12 @@ def meta_sgd(
     """MAML with a learned rate for each scalar parameter.
 
     Args:
-        model: see `MetaLearner`.
-        steps: K.
+        model: see `maml`.
+        steps: K, the number of inner steps.
         inner_lr: the initial value of each learned rate.
         sharing: see `maml`.
         rule: see `maml`.
-        **options: of `MetaLearner`.
+        **options: options of `MetaLearner`, such as `loss` and `second_order`.
     """
     chain = Chain(sharing=sharing_rule(sharing), rule=rule, meta_sgd=MetaSGD(inner_lr))
     return MetaLearner(model, chain, steps=steps, **options)

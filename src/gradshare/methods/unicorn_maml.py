@@ -73,13 +73,13 @@ def unicorn_maml(
     """MAML with one learned head vector, repeated for each class.
 
     Args:
-        model: see `UnicornMAML`.
-        head: see `UnicornMAML`.
-        steps: K.
-        inner_lr: α.
+        model: any module with a linear head, which may have any number of outputs.
+        head: the name of the head; None for the last linear layer of the model.
+        steps: K, the number of inner steps.
+        inner_lr: α, the inner learning rate.
         sharing: see `maml`.
         rule: see `maml`.
-        **options: of `MetaLearner`.
+        **options: options of `MetaLearner`, such as `loss` and `second_order`.
     """
     chain = Chain(sharing=sharing_rule(sharing), rule=rule, sgd=SGD(inner_lr))
     return UnicornMAML(model, chain, head=head, steps=steps, **options)

@@ -78,7 +78,7 @@ class Conv4(nn.Module):
         Args:
             x: (N, C, H, W) images.
             support: (S, C, H, W) images that supply the batch-norm statistics instead of x
-                itself; see `gradshare.models.batch_norm`.
+                itself (the inductive mode).
 
         Returns:
             (N, ways) logits.

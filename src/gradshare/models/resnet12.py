@@ -58,7 +58,7 @@ class ResNet12(nn.Module):
         Args:
             x: (N, C, H, W) images of at least 16x16 pixels: each block halves them.
             support: (S, C, H, W) images that supply the batch-norm statistics instead of x
-                itself; see `gradshare.models.batch_norm`.
+                itself (the inductive mode).
 
         Returns:
             (N, classes) logits.

@@ -197,7 +197,7 @@ def digest(tree: Tree) -> str:
 
 
 def fingerprint(*parts: object) -> str:
-    """The SHA-256 of what some values print as."""
+    """The SHA-256 of the `repr` of some values."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -35,8 +35,8 @@ class TaskBatch:
         query_n: T numbers of queries; None if all tasks have q.
 
     Raises:
-        DataError: there are no tasks, or not as many of them in each tensor; or a part holds
-            something else than tensors.
+        DataError: there are no tasks, or not as many of them in each tensor; a part holds
+            something else than tensors; or `support_n` or `query_n` does not fit them.
     """
 
     support_x: Tree
@@ -63,12 +63,21 @@ class TaskBatch:
                 f"the tensors of a task batch are {found}; the first dimension must be the tasks, "
                 "the same number in each and at least one: give a single task as x[None]"
             )
-        for name in ("support_n", "query_n"):
+        for name, targets in (("support_n", self.support_y), ("query_n", self.query_y)):
             sizes = getattr(self, name)
-            if sizes is not None and len(sizes) != len(self):
+            if sizes is None:
+                continue
+            if len(sizes) != len(self):
                 raise DataError(
                     f"{name} has {len(sizes)} numbers for {len(self)} tasks; give one for each"
                 )
+            padded = first_leaf(targets).shape[1]
+            for size in sizes:
+                if not 1 <= size <= padded:
+                    raise DataError(
+                        f"{name} has {size}, and the tasks are padded to {padded} examples; give "
+                        f"each task's number of real examples, from 1 to {padded}"
+                    )
 
     def __len__(self) -> int:
         """T, the number of tasks."""

@@ -74,7 +74,8 @@ def open_dataset(
     """Open a dataset by its name. Glyphs are drawn now if they were not before.
 
     Args:
-        name: one of `DATASETS`, or the name that a folder of images was prepared under.
+        name: "glyphs", "omniglot", "mini-imagenet", "cub", or the name that a folder of images was
+            prepared under.
         data_root: where datasets are prepared.
         image_size: in pixels; None is the size the field uses, or the one size that a dataset of
             the user's own was prepared at.
@@ -126,10 +127,10 @@ def prepare_dataset(
     at once, the second waits for the first and opens what it wrote.
 
     Args:
-        name: one of `DATASETS`, or a new name for a folder of images.
+        name: as for `open_dataset`, or a new name for a folder of images.
         data_root: where datasets are prepared.
         path: what to read: an archive or a folder. None for glyphs.
-        folder: read `path` as a folder of class folders (see `gradshare.tasks.folder`).
+        folder: read `path` as a folder of class folders.
         image_size: in pixels; None is the size the field uses.
         resize: see `ImageFormat`.
         seed: draws glyphs, or a folder's splits; None is 0. Other datasets take none.
@@ -200,7 +201,7 @@ def check_name(name: str, data_root: Path, folder: bool) -> None:
 
 
 def download_dataset(name: str, data_root: Path, progress: OnProgress | None = None) -> Path:
-    """Download a dataset's archives, as far as they are not there yet.
+    """Download those archives of a dataset that are not there yet.
 
     Args:
         name: one of `DATASETS`.
@@ -208,7 +209,7 @@ def download_dataset(name: str, data_root: Path, progress: OnProgress | None = N
         progress: called with the bytes of the current archive.
 
     Returns:
-        What `prepare_dataset` takes as its path.
+        The path to give to `prepare_dataset`.
 
     Raises:
         DataError: the dataset is not published for download, or the download fails.

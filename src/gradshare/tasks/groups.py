@@ -20,7 +20,7 @@ class GroupTasks:
     """Few-shot tasks from grouped examples: each task is one group, drawn at random.
 
     With class labels, a task has `shots` support examples and `queries` query examples of each
-    class, and a class has the same number in every task: its place in `classes`. With real
+    class, and a class has the same label in every task: its place in `classes`. With real
     targets, a task has `shots` and `queries` examples.
 
     Args:

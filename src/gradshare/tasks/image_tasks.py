@@ -81,7 +81,7 @@ class ImageTasks:
         return dataclasses.replace(self, **changes)
 
     def rows(self, index: int) -> tuple[Rows, Rows]:
-        """What a task consists of.
+        """Choose the images of a task.
 
         Returns:
             rows (ways, shots + queries) of the split's images, and the quarter turns (ways,) of

@@ -38,8 +38,8 @@ class TaskSource(Protocol):
         a global random generator. Draw from `np.random.default_rng([index, 0])`.
 
         Args:
-            indices: task numbers from 0 to below 2**63. Evaluation uses 0 … n - 1, training uses
-                `training_indices`.
+            indices: task numbers from 0 to below 2**63. Evaluation uses 0 … n - 1. Training uses
+                numbers from 2**40 on.
         """
         ...
 

@@ -65,9 +65,9 @@ def write_store(
         source: see `ImageStore`; JSON.
 
     Raises:
-        DataError: the path exists, a class name that occurs twice, an unknown split, a class
-            without images, images that are not square, or of differing shape or type, a split
-            without classes, or a name or source of another type.
+        DataError: the path exists; a split is unknown or has no classes; a class occurs twice or
+            has no images; images are not square, or differ in shape or type; or the name or
+            source is of another type.
     """
     path = Path(path)
     with writing(path) as workspace:

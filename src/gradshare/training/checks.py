@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -252,8 +255,8 @@ def make_optimizer(
 
 @contextmanager
 def explain_misfit(learner: Learner, meta: Tensors, name: str, tasks: TaskBatch) -> Iterator[None]:
-    """Turn an error, but for gradshare's own and those of memory, into a ConfigError that names
-    learner, source and shapes.
+    """Turn an error into a ConfigError that names the function that failed, the source and the
+    shapes. Errors of gradshare's own and of memory pass.
     """
     try:
         with warnings.catch_warnings():
@@ -263,7 +266,7 @@ def explain_misfit(learner: Learner, meta: Tensors, name: str, tasks: TaskBatch)
     except Exception as error:
         if isinstance(error, GradshareError) or is_out_of_memory(error):
             raise
-        model = type(getattr(learner, "model", learner)).__name__
+        failed = _function_of_the_user(error) or type(getattr(learner, "model", learner)).__name__
         found = [leaf for part in PARTS for leaf in leaves(getattr(tasks, part), part)]
         shapes = ", ".join(
             f"{path} {_name(leaf.dtype)} {tuple(leaf.shape[1:])}" for path, leaf in found
@@ -275,10 +278,28 @@ def explain_misfit(learner: Learner, meta: Tensors, name: str, tasks: TaskBatch)
             f"model with model.to(torch.{other})"
             for other in sorted(others)[:1]
         )
+        if isinstance(error, UserWarning):
+            remedy += "; give targets of the shape of the outputs, such as y[..., None]"
         raise ConfigError(
-            f"{model} failed on a task of the source {name!r}: {type(error).__name__}: "
+            f"{failed} failed on a task of the source {name!r}: {type(error).__name__}: "
             f"{error!s:.300}; the task is {shapes}{remedy}"
         ) from error
+
+
+def _function_of_the_user(error: Exception) -> str:
+    """The innermost function that an error came from, outside of gradshare and what is installed,
+    such as `Net.forward (net.py, line 7)`; empty if there is none.
+    """
+    ours, installed = Path(__file__).parents[1], Path(torch.__file__).parents[1]
+    libraries = {ours, installed, Path(os.__file__).parent}
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        file = Path(code.co_filename)
+        # The function around a comprehension has a frame, and a name that says more.
+        if not (code.co_name.endswith(("comp>", "expr>")) or libraries.intersection(file.parents)):
+            found = f"{code.co_qualname} ({file.name}, line {line})"
+    return found
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -90,8 +90,8 @@ class OneProcess:
 
     @property
     def asked(self) -> int | None:
-        """The signal that asked the run to stop. Of several processes all know of it after the
-        same exchange, whichever of them got it.
+        """The signal that asked the run to stop, or None. If there are several processes, a signal
+        to one of them is known to all after the same exchange.
         """
         return self.stop.signal
 

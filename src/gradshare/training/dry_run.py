@@ -95,7 +95,7 @@ def estimate(
     Args:
         learner, train, validation, test: as for `fit`.
         out: where the run would go, to be checked; None to leave that out.
-        **options: of `fit`, but for `resume` and `progress`.
+        **options: options of `fit`, except `resume` and `progress`.
 
     Raises:
         GradshareError: as by `fit`.

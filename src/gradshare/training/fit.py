@@ -104,18 +104,20 @@ def fit(
         iterations: outer iterations in an epoch.
         task_batch: T, tasks in an iteration.
         val_tasks: validation tasks in an epoch.
-        seed: of the training tasks and of random numbers while training, below 2**22. The
-            initialisation is the learner's own.
+        seed: chooses the training tasks and the random numbers of training; below 2**22. It does
+            not choose the initialisation, which is the learner's own.
         resume: "auto" continues the run in `out`, starts one if there is none, and does nothing
             if it is complete. More `epochs` extend a finished run.
         test: a source of test tasks, on which the best checkpoints are tested at the end.
         test_tasks: test tasks.
-        metrics: by name. Default: accuracy and the loss for classes, else the loss.
+        metrics: what is measured, by name. Default: accuracy and the loss for classes, else the
+            loss.
         score: the metric that selects checkpoints; by default the first.
         ensemble: the number of best checkpoints that are kept, and averaged in the test.
-        optimizer: makes a torch optimiser from a list of parameter groups.
-        groups: from a meta-parameter's name to the options of its group, such as {"lr": 1e-4}.
-        schedule: from the iteration, from 0, to a factor of the learning rates.
+        optimizer: makes a torch optimiser from a list of parameter groups. Default: Adam with the
+            learning rate 0.001.
+        groups: returns the optimiser's options for the meta-parameter of a name: {"lr": 1e-4}.
+        schedule: returns the factor of the learning rates at an iteration, counted from 0.
         clamp_gradients: clamp each entry of the model's outer gradient to ± this; what rules
             learn is not clamped.
         clip_norm: scale the outer gradient down to this norm if it is longer.

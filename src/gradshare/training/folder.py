@@ -46,7 +46,7 @@ WRITTEN_FIRST = {"checkpoints", SETTINGS}
 
 
 class RunFolder:
-    """A run's folder. What writes to it raises RunError if it can't."""
+    """A run's folder. Its methods raise RunError if they cannot write to it."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)

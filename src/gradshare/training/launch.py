@@ -31,7 +31,7 @@ MEET_SECONDS = 0.05
 
 @contextmanager
 def torchrun_processes(device: str) -> Iterator[OneProcess]:
-    """The processes of a run under `torchrun`, as the one that calls this; one without it.
+    """The group of processes that `torchrun` started; a single process without `torchrun`.
 
     Raises:
         ConfigError: this process cannot be one of several.

@@ -31,9 +31,10 @@ joined, and so the memory that an inner step frees does not suffice for the next
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory instead of giving it back to the kernel.
 
-    By default it returns every large tensor, and the next one costs page faults again: over half
-    of the time of a meta-step at 84×84. This changes the whole process, so programs call it when
-    they start, and importing the library does not. See also `join_freed_memory`.
+    By default glibc gives the memory of every large tensor back, and the next tensor costs page
+    faults again: over half of the time of a meta-step at 84×84. This setting is the whole
+    process's, so programs make it when they start; importing the library does not. See also
+    `join_freed_memory`.
 
     Returns:
         Whether the C library did so: False if it is not glibc.
@@ -68,7 +69,7 @@ def environment(device: torch.device, layout: str) -> dict[str, Any]:
     """Versions, hardware and layout: what numbers depend on besides the configuration.
 
     Args:
-        device: of the run.
+        device: the device of the run.
         layout: as `Layout.describe` returns it.
     """
     import torch  # noqa: PLC0415  # the program asks for this module before torch

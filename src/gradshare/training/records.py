@@ -37,12 +37,12 @@ class EpochRecord:
         epoch: from 1.
         iterations: outer iterations so far.
         metrics: each metric's mean, 95 % interval and number of values, by split and name. The
-            splits are `TRAIN` (over the epoch's iterations, without interval), `VALIDATION` and
-            `FITS`.
+            splits are "train" (over the epoch's iterations, without interval), "validation", and
+            "support before", "support after" and "query before" adaptation.
         learned: what the rules report, such as σ(m_k) and σ(λ_k), with a value for each inner step.
         outer_lr: the outer learning rate of the first parameter group at the epoch's end; NaN of an
             optimiser without one.
-        seconds: of training, validation and writing, since the run began.
+        seconds: what training, validation and writing took since the run began.
         skipped: the epoch's iterations that were refused and skipped. The training metrics are
             means over the others, NaN if there are none.
         first_skipped: where and why the first of them was refused.
