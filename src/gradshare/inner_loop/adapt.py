@@ -7,16 +7,17 @@ processes) is up to the caller.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop.attention import twice_differentiable
+from gradshare.inner_loop.attention import unfused_attention
 from gradshare.inner_loop.flat_memory import (
     LOSSES,
     Groups,
@@ -41,7 +42,7 @@ class Adaptation:
         carried: the rule's carried tensors, detached from this iteration's graph.
     """
 
-    params: dict[int, Tensors]
+    params: Mapping[int, Tensors]
     carried: Tensors
 
 
@@ -93,8 +94,6 @@ def adapt(
         )
     second_order = second_order and torch.is_grad_enabled()
     recompute = recompute and second_order
-    if second_order:
-        support_losses = twice_differentiable(support_losses)
 
     def gradients_at(k: int, before: Groups) -> Groups:
         """The task gradients and losses of inner step k, and what was there before it."""
@@ -141,29 +140,29 @@ def adapt(
 
     # One parameter may start from another, as ProtoMAML's head from its body. As views they are
     # separate nodes of the graph, so that a gradient by one leaves out the path through the other.
-    params = {name: tensor.view_as(tensor) for name, tensor in params.items()}
+    start = {name: tensor.view_as(tensor) for name, tensor in params.items()}
     # A parameter that the outer loop does not learn, such as a frozen one, is adapted too.
-    params = {
+    start = {
         name: t if t.requires_grad or not second_order else t.detach().requires_grad_()
-        for name, t in params.items()
+        for name, t in start.items()
     }
     constants = {shared_at(k): shared(k) for k in range(min(steps, trained_steps))}
     state: Groups = {
-        "params": params,
+        "params": start,
         "meta": meta,
         "carried": carried,
-        "task": rule.start(params),
+        "task": rule.start(start),
         **constants,
     }
-    trajectory = {0: params}
+    trajectory: dict[int, Tensors] = {0: start}
     stride = 1 if each_step or not recompute or steps <= MANY_STEPS else math.isqrt(steps - 1) + 1
     for first in range(0, steps, stride):
         numbers = range(first, min(first + stride, steps))
         function = functools.partial(several_steps, numbers)
         state = {**state, **(recomputed(function, state) if stride > 1 else function(state))}
         trajectory[numbers.stop] = state["params"]
-    carried = {name: t.detach() if t.requires_grad else t for name, t in state["carried"].items()}
-    return Adaptation(trajectory, carried)
+    left = {name: t.detach() if t.requires_grad else t for name, t in state["carried"].items()}
+    return Adaptation(trajectory, left)
 
 
 def task_gradients(
@@ -186,7 +185,8 @@ def task_gradients(
         differentiable = second_order and torch.is_grad_enabled()
         if not differentiable:
             params = {name: t.detach().requires_grad_() for name, t in params.items()}
-        with torch.enable_grad():
+        attention = unfused_attention() if second_order else contextlib.nullcontext()
+        with torch.enable_grad(), attention:
             values = losses(params, inputs["shared"], chunk)
             gradients = gradients_of_chunk(values, params, create_graph=differentiable)
         values = values if differentiable else values.detach()
@@ -209,7 +209,7 @@ def split_by_task(params: Tensors, chunks: Sequence[slice]) -> list[dict[str, Te
     if len(chunks) == 1:
         return [dict(params)]
     sizes = [chunk.stop - chunk.start for chunk in chunks]
-    apart = [tensor.split(sizes) for tensor in params.values()]
+    apart = [torch.split(tensor, sizes) for tensor in params.values()]
     return [dict(zip(params, part, strict=True)) for part in zip(*apart, strict=True)]
 
 

@@ -1,28 +1,23 @@
-"""Attention that can be differentiated twice.
+"""Attention that can be differentiated twice, and computed for several tasks by `torch.vmap`.
 
 PyTorch's fused kernels of `scaled_dot_product_attention` have no second derivative, which a
-second-order step needs. The same product written as matrix products has one.
+second-order step needs, and no rule for vmap. The same product written as matrix products has both.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from gradshare.inner_loop.flat_memory import TaskLosses
-from gradshare.inner_loop.rule import Tensors
 
 # PyTorch's choice of kernels is that of the whole process: threads take turns.
 _choosing = threading.RLock()
 
 
-def twice_differentiable(losses: TaskLosses) -> TaskLosses:
-    """The same losses, computed without fused attention."""
-
-    def without_fused_attention(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
-        with _choosing, sdpa_kernel(SDPBackend.MATH):
-            return losses(params, shared, chunk)
-
-    return without_fused_attention
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Compute attention by matrix products."""
+    with _choosing, sdpa_kernel(SDPBackend.MATH):
+        yield

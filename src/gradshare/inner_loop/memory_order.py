@@ -35,7 +35,7 @@ def in_order_of(tensor: Tensor, like: Tensor) -> Tensor:
         tensor: (…) or (T, …). It is copied only if it is the same for all tasks: a small copy.
         like: (T, …).
     """
-    expanded = tensor.ndim == like.ndim and tensor.stride(0) == 0
+    expanded = tensor.ndim == like.ndim and tensor.stride(0) == 0 and len(tensor) > 1
     one = tensor[0].detach() if expanded else tensor
     if one.ndim != like.ndim - 1 or one.stride() == like.stride()[1:]:
         return tensor
@@ -51,22 +51,22 @@ def inner_product(a: Tensor, b: Tensor) -> Tensor:
 
 class _ForAllTasks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, tasks: int) -> Tensor:
+    def forward(_: Any, tensor: Tensor, tasks: int) -> Tensor:
         return tensor.expand(tasks, *tensor.shape)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:
+    def backward(_: Any, v: Tensor) -> tuple[Tensor, None]:
         return sum_over_first(v), None
 
 
 class _InOrder(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, one: Tensor, like: Tensor) -> Tensor:
+    def forward(_: Any, tensor: Tensor, one: Tensor, like: Tensor) -> Tensor:
         order = _order(like[0])
         return one.permute(order).contiguous().permute(_inverse(order)).expand_as(tensor)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
+    def backward(_: Any, v: Tensor) -> tuple[Tensor, None, None]:
         return v, None, None
 
 

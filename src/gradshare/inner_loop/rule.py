@@ -32,6 +32,14 @@ def sum_over_local_tasks(tensors: Tensors) -> Tensors:
     return {name: sum_over_first(tensor) for name, tensor in tensors.items()}
 
 
+def refuse_to_sum(_: Tensors) -> Tensors:
+    """What a rule gets that shared nothing when it was tried."""
+    raise ConfigError(
+        "the rule called step.sum_over_tasks, and did not when it was tried on two tasks; call it "
+        "in every outer iteration or in none"
+    )
+
+
 @dataclass(frozen=True)
 class Step:
     """The values of inner step k that a rule can use besides its gradients.

@@ -6,7 +6,7 @@ import copy
 import inspect
 import reprlib
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,13 @@ from gradshare.inner_loop import (
 from gradshare.inner_loop.adapt import joined_tasks, split_by_task
 from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.memory_order import for_all_tasks
-from gradshare.inner_loop.rule import checked_init, require_rule, with_prefix
+from gradshare.inner_loop.rule import checked_init, refuse_to_sum, require_rule, with_prefix
 from gradshare.methods.learner import Adapted, Loss, OuterStep
 from gradshare.methods.multi_step_loss import MultiStepLoss
-from gradshare.methods.network import Network, Precision, is_out_of_memory
+from gradshare.methods.network import Network, Precision
+from gradshare.methods.task_losses import TaskLosses
 from gradshare.models import BatchNormMode
-from gradshare.tasks.batch import TaskBatch, each_task
+from gradshare.tasks.batch import TaskBatch
 
 MODEL = "model"
 
@@ -100,12 +101,13 @@ class MetaLearner:
         self.rule = require_rule("rule", rule)
         self.steps = steps
         self.loss = loss
+        self.losses = TaskLosses(loss)
         self.second_order = second_order
         self.first_order_iterations = first_order_iterations
         self.multi_step_loss = multi_step_loss
         self.tasks_at_a_time = tasks_at_a_time
         self.recompute = recompute
-        self.loss_vmaps = True  # as far as is known
+        self.separate = False
         norms = self.network.batch_norms()
         in_norms = {
             f"{path}.{name}".lstrip(".")
@@ -135,11 +137,24 @@ class MetaLearner:
         # Without batch statistics a prediction depends on no other query in any mode.
         self.inductive = batch_norm == "inductive" and of_batch
 
-    def laid_out(self, *, tasks_at_a_time: int | None, recompute: bool) -> Self:
-        """The same learner with another layout, which changes results by rounding only."""
+    def laid_out(
+        self, *, tasks_at_a_time: int | None, recompute: bool, separate: bool = False
+    ) -> Self:
+        """The same learner with another layout, which changes results by rounding only.
+
+        Args:
+            tasks_at_a_time, recompute: as above.
+            separate: take each such number of tasks through all inner steps, and `fit` through the
+                backward pass, before the next. Only for rules that share nothing between tasks.
+        """
         other = copy.copy(self)
         other.tasks_at_a_time, other.recompute = tasks_at_a_time, recompute
+        other.separate = separate
         return other
+
+    def parts(self, tasks: TaskBatch) -> list[slice]:
+        """Tasks whose outer steps may be taken, and differentiated, apart from the others'."""
+        return self.chunks(tasks) if self.separate else [slice(None)]
 
     def init(self) -> tuple[dict[str, Tensor], Tensors]:
         """The meta-parameters and the carried tensors before any training; see `Learner`.
@@ -205,23 +220,35 @@ class MetaLearner:
         # Losses that depend on nothing learned are constants and can't be differentiated.
         second_order = second_order and any(t.requires_grad for t in meta.values())
         weights = self.query_weights(iteration)
-        adaptation = self._adapt(
-            meta,
+
+        def of_part(tasks: TaskBatch) -> OuterStep:
+            adaptation = self._adapt(
+                meta,
+                carried,
+                tasks,
+                steps=self.steps,
+                second_order=second_order,
+                sum_over_tasks=refuse_to_sum if self.separate else sum_over_tasks,
+                each_step=any(weights[:-1]),
+            )
+            losses: Tensor | float = 0.0
+            for updates, weight in enumerate(weights, start=1):
+                if weight:
+                    adapted = Adapted(adaptation.params[updates], updates)
+                    query_losses, outputs = self._query_losses(meta, adapted, tasks)
+                    losses = losses + weight * query_losses
+            assert isinstance(losses, Tensor)
+            return OuterStep(losses, losses.detach(), outputs.detach(), adaptation.carried)
+
+        steps = [of_part(tasks[part]) for part in self.parts(tasks)]
+        if len(steps) == 1:
+            return steps[0]
+        return OuterStep(
+            torch.cat([step.objective for step in steps]),
+            torch.cat([step.losses for step in steps]),
+            torch.cat([step.outputs for step in steps]),
             carried,
-            tasks,
-            steps=self.steps,
-            second_order=second_order,
-            sum_over_tasks=sum_over_tasks,
-            each_step=any(weights[:-1]),
         )
-        losses: Tensor | float = 0.0
-        for updates, weight in enumerate(weights, start=1):
-            if weight:
-                adapted = Adapted(adaptation.params[updates], updates)
-                query_losses, outputs = self._query_losses(meta, adapted, tasks)
-                losses = losses + weight * query_losses
-        assert isinstance(losses, Tensor)
-        return OuterStep(losses, losses.detach(), outputs.detach(), adaptation.carried)
 
     def query_weights(self, iteration: int) -> list[float]:
         """The weight of each inner step's query loss at an outer iteration (from 0)."""
@@ -274,27 +301,6 @@ class MetaLearner:
         """The user's model with the parameters of the first adapted task, in evaluation mode."""
         own = {name: tensor[0] for name, tensor in adapted.params.items()}
         return self.network.module({**self.shared_parameters(meta, adapted.updates - 1), **own})
-
-    def losses(self, outputs: Tensor, targets: Any, sizes: Any = None) -> Tensor:
-        """The loss of each task: (T, n, …) outputs and targets to (T,).
-
-        Args:
-            outputs: of all tasks.
-            targets: of all tasks.
-            sizes: T numbers of real examples; None for all.
-
-        Raises:
-            ConfigError: the loss of a task is not a scalar tensor.
-        """
-        if self.loss_vmaps and sizes is None and len(outputs) > 1:
-            try:
-                losses: Tensor = torch.vmap(self._loss)(outputs, targets)
-                return losses
-            except RuntimeError as error:  # perhaps the loss's own, which the loop raises again
-                if is_out_of_memory(error):
-                    raise
-                self.loss_vmaps = False
-        return torch.stack(each_task(self._loss, outputs, targets, sizes))
 
     def report(self, meta: Tensors) -> dict[str, list[float]]:
         """The quantities that the rule reports, with a value for each inner step."""
@@ -362,18 +368,6 @@ class MetaLearner:
             training=training,
             together=self.tasks_at_a_time != 1,
         )
-
-    def _loss(self, outputs: Tensor, targets: Any) -> Tensor:
-        """The loss of one task."""
-        loss = self.loss(outputs, targets)
-        if not isinstance(loss, Tensor) or loss.ndim:
-            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ConfigError(
-                "the loss of a task must be a tensor of shape (), and "
-                f"{getattr(self.loss, '__name__', type(self.loss).__name__)} returned {found}; "
-                "give one that takes the mean (reduction='mean')"
-            )
-        return loss
 
     def _adapt(
         self,

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import Tensors
+from gradshare.inner_loop.attention import unfused_attention
 from gradshare.inner_loop.flat_memory import random_state, set_random_state
 from gradshare.models import BatchNorm2d
-from gradshare.tasks.batch import Tree, first_leaf, task_of
+from gradshare.tasks.batch import Tree, first_leaf, put_together, taken_apart, task_of
 
 log = logging.getLogger(__name__)
 
@@ -109,14 +110,16 @@ class Network:
             random = random_state(device)
             try:
                 dims = (0, 0, None if support is None else 0)
-                return torch.vmap(forward, dims, randomness="different")(dict(params), x, support)
+                with unfused_attention():
+                    all_at_once = torch.vmap(forward, dims, randomness="different")
+                    return all_at_once(dict(params), x, support)
             except RuntimeError as error:  # perhaps the module's own, which the loop raises again
                 if is_out_of_memory(error):
                     raise
                 refusal = str(error).partition("\n")[0][:200]
             set_random_state(random, device)
         outputs = []
-        apart = {name: tensor.unbind() for name, tensor in params.items()}
+        apart = {name: taken_apart(tensor) for name, tensor in params.items()}
         for task in range(count):
             own = {name: tensors[task] for name, tensors in apart.items()}
             norm = None if support is None else task_of(support, task, support_sizes)
@@ -132,7 +135,7 @@ class Network:
         if sizes is not None:
             n = first_leaf(x).shape[1]
             outputs = [torch.cat([y, y.new_zeros(n - len(y), *y.shape[1:])]) for y in outputs]
-        return torch.stack(outputs)
+        return put_together(outputs)
 
     @contextmanager
     def _autocast(self, like: Tensor) -> Iterator[None]:

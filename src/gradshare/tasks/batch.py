@@ -170,7 +170,17 @@ def each_task(
         sizes: T numbers of real examples; None for all.
     """
     values = []
-    for task in range(len(outputs)):
+    for task, own in enumerate(taken_apart(outputs)):
         real = slice(None if sizes is None else sizes[task])
-        values.append(function(outputs[task][real], task_of(targets, task, sizes)))
+        values.append(function(own[real], task_of(targets, task, sizes)))
     return values
+
+
+def taken_apart(tensor: Tensor) -> Sequence[Tensor]:
+    """The parts of a (T, …) tensor; of one task a view, whose derivative is a view too."""
+    return [tensor.squeeze(0)] if len(tensor) == 1 else tensor.unbind()
+
+
+def put_together(tensors: Sequence[Tensor]) -> Tensor:
+    """The reverse of `taken_apart`."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))

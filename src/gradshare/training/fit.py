@@ -7,6 +7,7 @@ import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -364,7 +365,7 @@ def prepare_run(
         "gradshare": version("gradshare"),
         "id": uuid.uuid4().hex,
         "identity": identity_of(learner, meta, optimizer, options, metrics, score, fingerprints),
-        "layout": {"tasks": layout.tasks, "memory": layout.memory, "bytes": layout.bytes},
+        "layout": asdict(layout),
         "prepares": hasattr(train, "prepare"),
         "files": source_digests(learner, *named.values()),
     }

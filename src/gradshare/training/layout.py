@@ -16,13 +16,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gradshare.inner_loop import Tensors
+from gradshare.inner_loop import Tensors, sum_over_local_tasks
 from gradshare.methods import Learner, MetaLearner
 from gradshare.tasks import TaskBatch
 
 GIB = 1 << 30
 # Graphs are kept if they need at most this much. On a CPU several runs share the machine.
 KEPT_UP_TO = {"cpu": 4 * GIB, "cuda": 16 * GIB}
+# On a CPU tasks are computed at once if the graph of one inner step of one task needs at most this.
+SMALL = 16 << 20
+# Of tasks that share nothing, so many are computed at once as need at most this much.
+AT_ONCE = {"cpu": GIB // 2, "cuda": 8 * GIB}
 
 Tasks = Literal["auto", "loop", "vmap"]
 Memory = Literal["auto", "keep", "recompute"]
@@ -37,11 +41,16 @@ class Layout:
         memory: whether the graph of each inner step is kept for the backward pass, or built again
             in it.
         bytes: an estimate of the peak memory of the graphs.
+        separate: whether some tasks go through all inner steps and the backward pass before the
+            next ones begin: where the rule shares nothing between tasks.
+        together: how many at most, with "vmap"; None for all.
     """
 
     tasks: Literal["loop", "vmap"]
     memory: Literal["keep", "recompute"]
     bytes: int
+    separate: bool = False
+    together: int | None = None
 
     def applied(self, learner: Learner) -> Learner:
         """The learner in this layout; as it is, if it has no `laid_out`."""
@@ -49,13 +58,15 @@ class Layout:
         if laid_out is None:
             return learner
         return laid_out(  # type: ignore[no-any-return]
-            tasks_at_a_time=None if self.tasks == "vmap" else 1,
+            tasks_at_a_time=self.together if self.tasks == "vmap" else 1,
             recompute=self.memory == "recompute",
+            separate=self.separate,
         )
 
     def describe(self) -> str:
         """The layout in one line."""
-        tasks = {"loop": "tasks one at a time (loop)", "vmap": "tasks all at once (vmap)"}
+        number = "all" if self.together is None else self.together
+        tasks = {"loop": "tasks one at a time (loop)", "vmap": f"{number} tasks at once (vmap)"}
         memory = {
             "keep": "graphs kept (keep)",
             "recompute": "graphs built again in the backward pass (recompute)",
@@ -84,36 +95,58 @@ def choose_layout(
     if not isinstance(learner, MetaLearner):
         return Layout("loop", "keep", 0)
     device = next(iter(state[0].values())).device.type
+    limit = KEPT_UP_TO.get(device, KEPT_UP_TO["cuda"])
+    separate, vmaps = _tried(learner, state, batch, vmap=tasks != "loop")
     one = batch[:1].map(torch.clone)  # a slice would keep all of the batch's storage
     first, step = _saved(learner, state, one, recompute=False)
-    kept = task_batch * (first + (learner.steps - 1) * step)
+    kept = first + (learner.steps - 1) * step
     if memory == "auto":
-        fits = kept <= KEPT_UP_TO.get(device, KEPT_UP_TO["cuda"])
+        fits = kept * (1 if separate else task_batch) <= limit
         memory = "keep" if fits else "recompute"
     if tasks == "auto":
-        # Where graphs are kept, all tasks at once are faster on small inputs and no slower on large
-        # ones. Where they are not, one task at a time keeps memory flat in the task batch, while on
-        # a GPU many small kernels would cost more than that saves.
-        flat = memory == "recompute" and device == "cpu"
-        tasks = "loop" if flat else "vmap"
-    if tasks == "vmap" and not _vmaps(learner, state, batch):
+        # On a CPU all tasks at once save the overhead of many small operations. Where operations
+        # are large, it costs memory and saves nothing.
+        small = step <= SMALL and memory == "keep"
+        tasks = "vmap" if small or device != "cpu" else "loop"
+    if not vmaps:
         tasks = "loop"
+    together = 1
+    if tasks == "vmap":
+        together = task_batch
+        if separate and memory == "keep":
+            at_most = AT_ONCE.get(device, AT_ONCE["cuda"]) // max(kept, 1)
+            together = min(max(at_most, 1), task_batch)
+    at_once = together if separate else task_batch
     if memory == "keep":
-        return Layout(tasks, memory, kept)
+        return Layout(tasks, memory, at_once * kept, separate, together)
     # Of the graphs that are recomputed, those of one step are there at a time.
-    together = 1 if tasks == "loop" else task_batch
     base, more = _saved(learner, state, one, recompute=True)
-    flat_bytes = task_batch * (base + (learner.steps - 1) * more)
-    return Layout(tasks, memory, flat_bytes + together * max(step, first))
+    flat_bytes = at_once * (base + (learner.steps - 1) * more)
+    return Layout(tasks, memory, flat_bytes + together * max(step, first), separate, together)
 
 
-def _vmaps(learner: MetaLearner, state: tuple[Tensors, Tensors], batch: TaskBatch) -> bool:
-    """Whether the model can be computed for several tasks at once, in training and evaluation."""
-    together = learner.laid_out(tasks_at_a_time=None, recompute=False)
+def _tried(
+    learner: MetaLearner, state: tuple[Tensors, Tensors], batch: TaskBatch, *, vmap: bool
+) -> tuple[bool, bool]:
+    """Whether the tasks of a batch share nothing, and whether the model can be computed for several
+    at once, in training and evaluation.
+    """
+    summed = False
+
+    def sum_over_tasks(tensors: Tensors) -> Tensors:
+        nonlocal summed
+        summed = True
+        return sum_over_local_tasks(tensors)
+
+    meta, carried = state
+    tried = learner.laid_out(tasks_at_a_time=None if vmap else 1, recompute=False)
     with torch.no_grad():
-        together.outer_step(*state, batch, iteration=0)
-        together.predict(state[0], together.adapt(*state, batch), batch)
-    return together.network.vmaps and batch.support_n is None and batch.query_n is None
+        step = tried.outer_step(meta, carried, batch, iteration=0, sum_over_tasks=sum_over_tasks)
+        if vmap:
+            tried.predict(meta, tried.adapt(meta, carried, batch), batch)
+    separate = not summed and all(step.carried[name] is t for name, t in carried.items())
+    same_sizes = batch.support_n is None and batch.query_n is None
+    return separate, tried.network.vmaps and same_sizes
 
 
 def _saved(

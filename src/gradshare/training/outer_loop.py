@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from gradshare.inner_loop import Tensors
-from gradshare.methods import Learner
+from gradshare.methods import Learner, OuterStep
 from gradshare.tasks import TaskBatch
 from gradshare.training.distributed import OneProcess, Share
 from gradshare.training.metrics import LOSS, Metric
@@ -60,21 +61,15 @@ def outer_iteration(
         share: this process's share of a batch, which `tasks` are; None for a whole batch.
     """
     share = share or OneProcess().share(range(len(tasks)))
-    step = learner.outer_step(
-        meta, carried, tasks, iteration=iteration, sum_over_tasks=share.sum_over_tasks
+    own_gradients, objective, step = _own_gradients(
+        learner, meta, carried, tasks, iteration=iteration, share=share
     )
-    objective = share.part_of_mean(step.objective)
-    own_gradients = torch.autograd.grad(
-        objective, list(meta.values()), allow_unused=True, materialize_grads=True
-    )
-    measured = {LOSS: step.losses.detach()}
+    measured = {LOSS: step.losses}
     for name, metric in metrics.items():
         if name != LOSS:
             measured[name] = metric.values(step.outputs, tasks.query_y, tasks.query_n)
     means = [share.part_of_mean(values).to(objective) for values in measured.values()]
-    *gradients, total, sums = share.processes.total(
-        [*own_gradients, objective.detach(), torch.stack(means)]
-    )
+    *gradients, total, sums = share.processes.total([*own_gradients, objective, torch.stack(means)])
     finite = torch.stack([gradient.isfinite().all() for gradient in gradients])
     # One wait for the device.
     loss, *values = torch.cat([total[None], sums, finite.to(sums.dtype)]).tolist()
@@ -97,3 +92,34 @@ def outer_iteration(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return IterationResult(step.carried, found)
+
+
+def _own_gradients(
+    learner: Learner,
+    meta: Tensors,
+    carried: Tensors,
+    tasks: TaskBatch,
+    *,
+    iteration: int,
+    share: Share,
+) -> tuple[Sequence[Tensor], Tensor, OuterStep]:
+    """What this process adds to the outer gradient and the mean objective, and its outer step.
+
+    Where tasks share nothing, the graph of one part of them is freed before the next is built.
+    """
+    gradients: Sequence[Tensor] = []
+    terms: list[Tensor] = []
+    steps: list[tuple[Tensor, Tensor]] = []
+    for part in learner.parts(tasks) if hasattr(learner, "parts") else [slice(None)]:
+        step = learner.outer_step(
+            meta, carried, tasks[part], iteration=iteration, sum_over_tasks=share.sum_over_tasks
+        )
+        term = share.part_of_mean(step.objective)
+        found = torch.autograd.grad(
+            term, list(meta.values()), allow_unused=True, materialize_grads=True
+        )
+        gradients = [a + b for a, b in zip(gradients, found, strict=True)] if steps else found
+        terms.append(term.detach())
+        steps.append((step.losses.detach(), step.outputs))
+    losses, outputs = (torch.cat(parts) for parts in zip(*steps, strict=True))
+    return gradients, torch.stack(terms).sum(), replace(step, losses=losses, outputs=outputs)
