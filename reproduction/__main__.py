@@ -12,6 +12,7 @@ from typing import Any, get_args
 import click
 
 from gradshare import GradshareError, RunError
+from gradshare.training.progress import duration
 from reproduction import wording
 from reproduction.conditions import Results, with_borrowed
 from reproduction.drawing import save_all
@@ -151,7 +152,7 @@ def table_command(
     chosen = set(pick(list(dict.fromkeys([*plan.cells(), *everything])), only, without))
     cells = [cell for cell in plan.cells() if cell in chosen]
     results = {cell: run for cell, run in everything.items() if cell in chosen}
-    own = {cell: run for cell, run in results.items() if plan.owns(cell)}
+    own = {cell: run for cell, run in results.items() if not cell.borrowed}
     if not own:
         raise RunError(f"{home} holds no finished cell of those that --only and --except leave")
     page = table1(cells, results) if scale == "paper" else study_tables(plan, cells, results)
@@ -217,12 +218,12 @@ def _progress(of: Sequence[Standing], measured: Sequence[Standing]) -> str:
     states = Counter[str](one.state for one in of)
     others = [f", {states[state]} {state}" for state in get_args(State)[1:] if states[state]]
     left = [seconds_left(one, measured) for one in of]
-    spent = wording.duration(sum(one.seconds for one in of))
+    spent = duration(sum(one.seconds for one in of))
     text = f"{states['done']} of {len(of)} done{''.join(others)}; {spent} so far"
     if None in left:
         return f"{text}, time left unknown"
     rest = sum(filter(None, left))
-    return f"{text}, about {wording.duration(rest)} left" if rest else text
+    return f"{text}, about {duration(rest)} left" if rest else text
 
 
 def main() -> None:

@@ -45,19 +45,19 @@ class Condition:
 
 
 def with_borrowed(plan: Plan, results: Results) -> dict[Cell, Run]:
-    """Finished cells as they stand in each study: those that it borrows, under its name and with
-    the labels that they get there, then its own.
+    """The finished cells of each study: first those that it borrows, with the labels that they have
+    in this study, then its own.
     """
-    standing = {}
+    shown = {}
     for name, study in plan.studies.items():
         if (loan := study.borrows) is not None:
-            for cell, found in results.items():
+            for cell, run in results.items():
                 if set(loan.of) <= {cell.study, *cell.labels.values()}:
                     known = {**cell.labels, **loan.labels}
                     labels = {axis: known[axis] for axis in study.axes}
-                    standing[replace(cell, study=name, labels=labels)] = found
-        standing |= {cell: found for cell, found in results.items() if cell.study == name}
-    return standing
+                    shown[replace(cell, study=name, labels=labels, borrowed=True)] = run
+        shown |= {cell: run for cell, run in results.items() if cell.study == name}
+    return shown
 
 
 def conditions(plan: Plan, results: Results, study: str) -> list[Condition]:

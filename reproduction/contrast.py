@@ -54,7 +54,7 @@ def contrasts(plan: Plan, results: Results) -> list[Contrast]:
 
     A borrowed condition stands under its own study alone, and counts in the means of both.
     """
-    own = {cell: run for cell, run in results.items() if plan.owns(cell)}
+    own = {cell: run for cell, run in results.items() if not cell.borrowed}
     found = []
     for study in plan.studies:
         for condition, both, _ in _told(conditions(plan, own, study)):

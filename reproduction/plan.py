@@ -2,15 +2,15 @@
 
 A plan is a YAML file in `plans/`. It has studies. A study has axes, and a cell (one training run)
 for each combination of a label of each axis. A label stands for settings of a run. A cell's
-settings are the plan's, then its study's, then those of its labels in the order of the axes, then
-those that `also` gives to a combination of labels.
+settings are the plan's, then its study's, then those of its labels in the order of the axes: later
+ones override earlier ones.
 """
 
 from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from gradshare import ConfigError, RunConfig
+from gradshare.config.presets import paper_settings
 
 HOME = Path(__file__).parent
 
@@ -38,19 +39,12 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Combination(_Part):
-    """Settings of the cells that have all of some labels."""
-
-    of: list[str]
-    settings: Settings
-
-
 class Loan(_Part):
-    """Cells of another study that would be the same runs in this one, and stand in it too.
+    """Cells of another study that are shown in this one too, which would train the same runs.
 
     Attributes:
         of: their study and labels there.
-        labels: the labels that they get here instead.
+        labels: the labels that they have here instead.
     """
 
     of: list[str]
@@ -65,7 +59,6 @@ class Study(_Part):
         note: a caveat, shown with its results.
         settings: of all its cells.
         axes: for each axis, the settings of each label.
-        also: settings of combinations of labels.
         leave_out: combinations of labels without a cell.
         borrows: cells of another study.
         sweep: the setting on the x axis of its figure, if there is one.
@@ -76,7 +69,6 @@ class Study(_Part):
     note: str = ""
     settings: Settings = {}
     axes: dict[str, dict[str, Settings]]
-    also: list[Combination] = []
     leave_out: list[list[str]] = []
     borrows: Loan | None = None
     sweep: str | None = None
@@ -95,26 +87,22 @@ class Study(_Part):
             if not any(set(absent) <= set(labels) for absent in self.leave_out)
         ]
 
-    def settings_of(self, labels: Collection[str]) -> Settings:
-        """The settings that labels stand for."""
-        settings = dict(self.settings)
-        for axis in self.axes.values():
-            for label, its_own in axis.items():
-                if label in labels:
-                    settings |= its_own
-        for combination in self.also:
-            if set(combination.of) <= set(labels):
-                settings |= combination.settings
-        return settings
-
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of a plan: its study, its label on each axis, and what is run."""
+    """One training run of a plan, or a run that a study borrows from another.
+
+    Attributes:
+        study: that shows it.
+        labels: its label on each axis of the study.
+        config: what is run.
+        borrowed: whether another study trains it.
+    """
 
     study: str
     labels: Mapping[str, str]
     config: RunConfig
+    borrowed: bool = False
 
     def __hash__(self) -> int:
         """By the name: labels and settings have no hash."""
@@ -141,26 +129,30 @@ class Plan(_Part):
     Attributes:
         legend: how to read the tables.
         contrast: the caption of the table of what sharing adds to its control.
+        preset: "paper" if cells start from the settings of the paper's Appendix A.
         settings: of all cells.
         studies: by name, in the order in which they are run.
     """
 
     legend: str = ""
     contrast: str = ""
-    settings: Settings
+    preset: Literal["paper"] | None = None
+    settings: Settings = {}
     studies: dict[str, Study]
 
     def cells(self) -> list[Cell]:
         """Each run, in the order in which they are trained."""
-        return [
-            Cell(name, labels, RunConfig(**self.settings | study.settings_of(labels.values())))
-            for name, study in self.studies.items()
-            for labels in study.combinations()
-        ]
-
-    def owns(self, cell: Cell) -> bool:
-        """Whether a cell belongs to its study and is not borrowed."""
-        return cell.labels in self.studies[cell.study].combinations()
+        cells = []
+        for name, study in self.studies.items():
+            for labels in study.combinations():
+                settings = self.settings | study.settings
+                for axis, label in labels.items():
+                    settings |= study.axes[axis][label]
+                if self.preset == "paper":
+                    names = ("dataset", "task_batch", "method")
+                    settings = paper_settings(*(settings[name] for name in names)) | settings
+                cells.append(Cell(name, labels, RunConfig(**settings)))
+        return cells
 
 
 def load_plan(scale: Scale) -> Plan:

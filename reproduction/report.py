@@ -22,7 +22,7 @@ def studies_of(plan: Plan, results: Results) -> Iterator[tuple[str, Study, list[
     """
     for name, study in plan.studies.items():
         standing = {cell: run for cell, run in results.items() if cell.study == name}
-        if any(plan.owns(cell) for cell in standing):
+        if not all(cell.borrowed for cell in standing):
             note = "; ".join(filter(None, (study.note, *_parts_of_datasets(standing))))
             noted = study.model_copy(update={"note": note})
             yield name, noted, conditions(plan, results, name)
@@ -36,7 +36,7 @@ def study_tables(plan: Plan, cells: Sequence[Cell], results: Results) -> str:
         cells: which of its runs are asked for, finished or not.
         results: the finished ones, borrowed ones too.
     """
-    own = {cell: run for cell, run in results.items() if plan.owns(cell)}
+    own = {cell: run for cell, run in results.items() if not cell.borrowed}
     planned, finished = (Counter(cell.study for cell in of) for of in (cells, own))
     page = f"# Results at CPU scale\n\n{plan.legend}\n"
     if both := contrasts(plan, results):

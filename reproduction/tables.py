@@ -21,7 +21,6 @@ from reproduction.conditions import (
 from reproduction.pace import LONG, Pace, fits, paces, papers_speedups
 from reproduction.plan import ARM, SEED, Study
 from reproduction.records import Run
-from reproduction.statistics import ratio_interval
 from reproduction.wording import NOTHING, bracketed, of_seeds
 
 Row = dict[str, str]
@@ -210,7 +209,7 @@ def _sooner(ratios: Sequence[float], pace: Pace) -> str:
     if not ratios:
         return NOTHING
     seeds = of_seeds(len(ratios), len(pace.told))
-    mean = wording.mean_speedup(ratio_interval(ratios), seeds, interval=not pace.bound)
+    mean = wording.mean_speedup(ratios, seeds, interval=not pace.bound)
     return f"{pace.bound} {mean}".lstrip()
 
 
@@ -232,7 +231,7 @@ def _papers(condition: Condition, arm: str) -> str:
         return NOTHING
     if not known:
         return "too short" if max(r.epochs for r in condition.runs(arm)) < LONG else "not flat"
-    return wording.mean_speedup(ratio_interval(known), of_seeds(len(known), len(ratios)))
+    return wording.mean_speedup(known, of_seeds(len(known), len(ratios)))
 
 
 def _fit_rows(conditions: Sequence[Condition]) -> list[Row]:

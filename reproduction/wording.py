@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Final
 
 from gradshare import Interval
-from reproduction.statistics import RatioInterval
+from gradshare.training.statistics import student95
 
 MINUS: Final = "\N{MINUS SIGN}"
 NOTHING: Final = "–"
@@ -44,13 +46,20 @@ def speedup(ratio: float | None) -> str:
     return NOTHING if ratio is None else f"{_digits(100 * ratio, 0)} %"
 
 
-def mean_speedup(found: RatioInterval, *notes: str, interval: bool = True) -> str:
-    """A geometric mean of ratios less 1, as "41 % (−3 to 105, 2 of 3)" with a note "2 of 3"."""
+def mean_speedup(ratios: Sequence[float], *notes: str, interval: bool = True) -> str:
+    """A geometric mean over seeds less 1, as "41 % (−3 to 105, 2 of 3)" with a note "2 of 3".
+
+    Args:
+        ratios: such as epochs of the original / epochs of sharing: speed-ups + 1.
+        notes: for the brackets; empty ones are left out.
+        interval: whether to show the 95 % interval: Student's t of the logarithms.
+    """
+    logs = student95([math.log(ratio) for ratio in ratios])
     ends = ""
-    if interval and found.low is not None and found.high is not None:
-        low, high = (_digits(100 * (end - 1), 0) for end in (found.low, found.high))
+    if interval and logs.ci95 is not None:
+        low, high = (_digits(100 * math.expm1(logs.mean + e), 0) for e in (-logs.ci95, logs.ci95))
         ends = f"{low} to {high}"
-    return bracketed(speedup(found.ratio - 1), ends, *notes)
+    return bracketed(speedup(math.expm1(logs.mean)), ends, *notes)
 
 
 def bracketed(text: str, *notes: str) -> str:
@@ -62,17 +71,6 @@ def bracketed(text: str, *notes: str) -> str:
 def of_seeds(count: int, seeds: int) -> str:
     """How many seeds something is known of, as "2 of 3"; empty for all of them."""
     return "" if count == seeds else f"{count} of {seeds}"
-
-
-def duration(seconds: float) -> str:
-    """Wall time with about three digits: "4.2 s", "3 min 05 s", "2 h 10 min"."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min"
 
 
 def counted(count: int, noun: str) -> str:
