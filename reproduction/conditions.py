@@ -11,7 +11,7 @@ import numpy as np
 
 from gradshare import Interval
 from gradshare.config import ORIGINAL, RATE_CONTROL
-from gradshare.training.statistics import confidence95, over_seeds_and_tasks
+from gradshare.training.statistics import over_seeds_and_tasks
 from reproduction.plan import ARM, Cell, Plan
 from reproduction.records import Run
 from reproduction.statistics import Floats, detectable_difference
@@ -115,26 +115,26 @@ def _best(swept: Sequence[Condition], arm: str) -> Condition:
 
 @dataclass(frozen=True)
 class Difference:
-    """One arm's test accuracy less another's.
+    """One arm's test accuracy minus another's.
 
     Attributes:
         interval: the mean difference, over seeds and tasks.
-        count: how many seeds have both arms.
+        by_seed: the mean over the tasks, for each seed that has both arms.
         detectable: see `detectable_difference`.
     """
 
     interval: Interval
-    count: int
+    by_seed: tuple[float, ...]
     detectable: float | None
 
-
-def differences(condition: Condition, first: str, second: str) -> list[Interval]:
-    """Test accuracy of first - second for each seed that has both, over the test tasks."""
-    return [confidence95(row.tolist()) for row in _by_task(condition, first, second).values()]
+    @property
+    def seeds(self) -> int:
+        """How many seeds have both arms."""
+        return len(self.by_seed)
 
 
 def difference(condition: Condition, first: str, second: str) -> Difference | None:
-    """Test accuracy of first - second; None where no seed has both."""
+    """Test accuracy of first - second; None if no seed has both."""
     return pooled_difference([condition], first, second)
 
 
@@ -149,8 +149,7 @@ def pooled_difference(every: Sequence[Condition], first: str, second: str) -> Di
     """
     tables = [_by_task(condition, first, second) for condition in every]
     seeds = set[int].intersection(*(set(table) for table in tables))
-    rows = [np.mean([table[seed] for table in tables], axis=0) for seed in sorted(seeds)]
-    return _over_seeds(rows)
+    return _over_seeds([np.mean([table[s] for table in tables], axis=0) for s in sorted(seeds)])
 
 
 def change(after: Condition, before: Condition, first: str, second: str) -> Difference | None:
@@ -164,7 +163,8 @@ def change(after: Condition, before: Condition, first: str, second: str) -> Diff
 def _over_seeds(rows: Sequence[Floats]) -> Difference | None:
     if not rows:
         return None
-    return Difference(over_seeds_and_tasks(rows), len(rows), detectable_difference(np.stack(rows)))
+    by_seed = tuple(float(row.mean()) for row in rows)
+    return Difference(over_seeds_and_tasks(rows), by_seed, detectable_difference(np.stack(rows)))
 
 
 def mean_test_accuracy(runs: Sequence[Run]) -> Interval | None:

@@ -24,20 +24,17 @@ from reproduction.drawing import (
     DASHES,
     KNOWN,
     LEVEL_LINE,
-    Curve,
     Drawing,
-    Look,
-    curve_from,
     draw_runs,
     finished,
     looks,
     mean_curve,
     sample,
     sound_runs,
-    validation_curve,
 )
 from reproduction.plan import ARM
 from reproduction.records import Run
+from reproduction.statistics import Floats
 
 Quantity = Literal["validation", "sharing"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
@@ -116,10 +113,15 @@ def _arms(results: Results, labels: frozenset[str], quantity: Quantity) -> Arms:
 def _validation_panel(axes: Axes, arms: Arms) -> list[Entry]:
     entries: list[Entry] = []
     for place, (arm, look) in enumerate(looks(arms).items()):
-        draw_runs(axes, arms[arm], validation_curve, look, place)
+        draw_runs(axes, arms[arm], _validation, look, place)
         entries.append((sample(look), f"{arm} {_came_to(arms[arm])}"))
     axes.axhline(100 * next(iter(arms.values()))[0].chance, **LEVEL_LINE)
     return entries
+
+
+def _validation(run: Run) -> Floats:
+    """Validation accuracy in percent, and half its interval over the tasks (2, epochs)."""
+    return 100 * np.array([run.validation, run.ci95], dtype=float)
 
 
 def _came_to(runs: Sequence[Run]) -> str:
@@ -143,7 +145,7 @@ def _came_to(runs: Sequence[Run]) -> str:
 def _sharing_panel(axes: Axes, arms: Arms) -> list[Entry]:
     entries: list[Entry] = []
     for place, (arm, own) in enumerate(looks(arms).items()):
-        for gate, look in (("lambda", own), ("m", Look(own.color, DASHES, "D"))):
+        for gate, look in (("lambda", own), ("m", {**own, "linestyle": DASHES, "marker": "D"})):
             runs = [run for run in arms[arm] if gate in run.learned]
             if runs:
                 gates = partial(_gate_curve, gate=gate)
@@ -156,17 +158,17 @@ def _sharing_panel(axes: Axes, arms: Arms) -> list[Entry]:
     return entries
 
 
-def _gate_curve(run: Run, gate: str) -> Curve:
-    return curve_from(run.gate(gate))
+def _gate_curve(run: Run, gate: str) -> Floats:
+    values = np.array(run.gate(gate))
+    return np.stack([values, np.full_like(values, np.nan)])
 
 
 def draw_inner_loop(name: str, title: str, condition: Condition) -> Drawing:
     """Support and query accuracy and loss before and after adaptation, a column for each arm."""
     arms = condition.arms
-
     panels = [
         [
-            partial(_fit_panel, runs=arms[arm], quantity=quantity, color=look.color)
+            partial(_fit_panel, runs=arms[arm], quantity=quantity, color=look["color"])
             for arm, look in looks(arms).items()
         ]
         for quantity in ("accuracy", "loss")
@@ -184,16 +186,13 @@ def _fit_panel(axes: Axes, runs: Sequence[Run], quantity: str, color: str) -> li
     lines: dict[str, Any] = {"support": DASHES, "query": "-"}
     for images, line in lines.items():
         for moment, width in (("before", 0.8), ("after", 1.8)):
-            found = [run.fit[f"{images}_{quantity}_{moment}"] for run in sound_runs(runs) or runs]
-            curves = [curve_from([None if v is None else scale * v for v in f]) for f in found]
-            curve = mean_curve(curves)
-            axes.plot(*curve[:2], color=color, linestyle=line, linewidth=width)
-            after[images] = curve
+            fits = [run.fit[f"{images}_{quantity}_{moment}"] for run in sound_runs(runs)]
+            after[images], _ = mean_curve(scale * np.array(fit, dtype=float) for fit in fits)
+            epochs = np.arange(1, after[images].size + 1)
+            axes.plot(epochs, after[images], color=color, linestyle=line, linewidth=width)
         if quantity == "accuracy":
             entries.append((Line2D([], [], color=INK, linestyle=line), f"{images}; thin: before"))
-    support, query = after["support"], after["query"]
-    shared, one, two = np.intersect1d(support.epochs, query.epochs, return_indices=True)
-    axes.fill_between(shared, support.values[one], query.values[two], color=color, alpha=0.14, lw=0)
+    axes.fill_between(epochs, after["support"], after["query"], color=color, alpha=0.14, lw=0)
     axes.set_ylim(bottom=0)
     return entries
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -20,7 +21,6 @@ from reproduction.conditions import (
     Difference,
     Results,
     difference,
-    differences,
     mean_test_accuracy,
     swept_value,
 )
@@ -30,7 +30,6 @@ from reproduction.drawing import (
     LEVEL_LINE,
     Drawing,
     Look,
-    draw_difference,
     finished,
     looks,
     sample,
@@ -111,22 +110,17 @@ def _draw_sweep(name: str, study: Study, setting: str, conditions: Sequence[Cond
                 x = apart * swept_value(condition, setting)
                 points.append((x, 100 * mean.mean, 100 * (mean.ci95 or 0.0)))
                 alone += [points[-1][:2]] * (len(runs) == 1)
-                for trained, marker in ((True, look.marker), (False, "x")):
+                for trained, marker in ((True, look["marker"]), (False, "x")):
                     seeds = [
                         100 * (run.tested.mean if run.tested else run.chance)
                         for run in runs
                         if run.trained == trained and (len(runs) > 1 or not trained)
                     ]
-                    axes.plot([x] * len(seeds), seeds, marker, color=look.color, markersize=3)
+                    axes.plot([x] * len(seeds), seeds, marker, color=look["color"], markersize=3)
             xs, ys, halves = np.asarray(points).reshape(-1, 3).T
-            axes.errorbar(
-                *(xs, ys, halves),
-                color=look.color,
-                linestyle=look.line,
-                marker=look.marker,
-                capsize=2.5,
-            )
-            axes.plot(*np.reshape(alone, (-1, 2)).T, look.marker, color=look.color, mfc="white")
+            axes.errorbar(xs, ys, halves, **look, capsize=2.5)
+            hollow = {**look, "linestyle": "none", "markerfacecolor": "white"}
+            axes.plot(*np.reshape(alone, (-1, 2)).T, **hollow)
         axes.axhline(100 * _chance(conditions), **LEVEL_LINE)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator([swept_value(c, setting) for c in conditions]))
@@ -143,8 +137,11 @@ def _chance(conditions: Sequence[Condition]) -> float:
     return next(iter(conditions[0].arms.values()))[0].chance
 
 
-Bar = tuple[Difference, Sequence[float], Look]
-"""A difference, that of each seed, and how it is drawn."""
+Bar = tuple[Difference, Look]
+"""A difference and how it is drawn."""
+
+MEAN: Final[Look] = {"color": INK, "linestyle": "-", "marker": "D"}
+"""The look of a mean over conditions, of which the seeds are not drawn."""
 
 
 def _draw_arms(name: str, title: str, condition: Condition) -> Drawing:
@@ -154,8 +151,7 @@ def _draw_arms(name: str, title: str, condition: Condition) -> Drawing:
         bars = panels.setdefault(f"against {yardstick}", [])
         for arm, look in looks(condition.arms).items():
             found = None if arm == yardstick else difference(condition, arm, yardstick)
-            by_seed = [seed.mean for seed in differences(condition, arm, yardstick)]
-            bars.append(None if found is None else (found, by_seed, look))
+            bars.append(None if found is None else (found, look))
     return _draw_bars(name, title, panels, list(condition.arms))
 
 
@@ -163,9 +159,7 @@ def _draw_contrasts(plan: Plan, results: Results) -> list[Drawing]:
     """What sharing adds to its control: each condition, and the means of studies."""
     found = contrasts(plan, results)
     shared = looks([SHARING])[SHARING]
-    bars = [
-        (one.found, one.by_seed, shared if one.by_seed else Look(INK, "-", "D")) for one in found
-    ]
+    bars = [(one.found, MEAN if one.is_mean else shared) for one in found]
     title = "Sharing − rate-control. Diamonds: means over a study’s conditions."
     return (
         [_draw_bars("contrast", title, {"": bars}, [one.place for one in found])] if found else []
@@ -181,10 +175,24 @@ def _draw_bars(
         for axes, (heading, bars) in zip(grid, panels.items(), strict=True):
             for place, bar in enumerate(bars):
                 if bar is not None:
-                    draw_difference(axes, place, *bar)
+                    _draw_bar(axes, place, *bar)
             axes.axvline(0, **LEVEL_LINE)
             axes.set_title(heading)
             axes.set_xlabel("difference in test accuracy (points)")
         grid[0].set_yticks(range(len(rows)), rows)
         grid[0].invert_yaxis()
     return finished(name, figure, title, BARS)
+
+
+def _draw_bar(axes: Axes, place: int, found: Difference, look: Look) -> None:
+    """A difference in points as a row, with its interval and its seeds.
+
+    The marker of a single seed is hollow: its interval says nothing about other seeds.
+    """
+    mean, half = (100 * (value or 0.0) for value in found.interval[:2])
+    fill = look["color"] if found.seeds > 1 else "white"
+    alone = {**look, "linestyle": "none"}
+    axes.errorbar(mean, place, xerr=half, **alone, markerfacecolor=fill, capsize=3)
+    if found.seeds > 1 and look is not MEAN:
+        seeds = [100 * value for value in found.by_seed]
+        axes.plot(seeds, [place] * len(seeds), "|", color=look["color"], alpha=0.7, markersize=7)

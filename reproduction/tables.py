@@ -133,9 +133,9 @@ def _against_yardsticks(
     for yardstick in YARDSTICKS:
         found = None if arm == yardstick else compared(arm, yardstick)
         if found is not None:
-            text = wording.difference(found.interval, found.detectable)
-            some = found.count < len(condition.runs(arm))
-            seeds = f", {wording.counted(found.count, 'seed')}" if some else ""
+            text = wording.difference(found)
+            some = found.seeds < len(condition.runs(arm))
+            seeds = f", {wording.counted(found.seeds, 'seed')}" if some else ""
             row[f"− {yardstick}"] = f"{text}{seeds}"
     return row
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from gradshare import Interval
 from gradshare.training.statistics import student95
+from reproduction.conditions import Difference
 
 MINUS: Final = "\N{MINUS SIGN}"
 NOTHING: Final = "–"
@@ -28,17 +29,13 @@ def accuracy(interval: Interval) -> str:
     return f"{_plus_minus(interval)} %"
 
 
-def points(interval: Interval) -> str:
-    """A difference of accuracies, in fractions, as "+1.1 ± 0.9 points"."""
-    text = _digits(100 * interval.mean, 1) if interval.ci95 is None else _plus_minus(interval)
+def difference(found: Difference) -> str:
+    """A difference of accuracies with the detectable one in brackets: "+1.1 ± 0.9 points (1.3)"."""
+    mean = found.interval
+    text = _digits(100 * mean.mean, 1) if mean.ci95 is None else _plus_minus(mean)
     positive = not text.startswith((MINUS, "0.0 ", "0.00 ")) and text != "0.0"
-    return f"{'+' if positive else ''}{text} points"
-
-
-def difference(interval: Interval, detectable: float | None) -> str:
-    """The same with the detectable difference behind it: "+1.1 ± 0.9 points (1.3)"."""
-    text = points(interval)
-    return text if detectable is None else f"{text} ({100 * detectable:.1f})"
+    seen = "" if found.detectable is None else f"{100 * found.detectable:.1f}"
+    return bracketed(f"{'+' if positive else ''}{text} points", seen)
 
 
 def speedup(ratio: float | None) -> str:
