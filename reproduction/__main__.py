@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,42 +30,35 @@ from reproduction.running import (
     standings,
 )
 
-Command = Callable[..., None]
+Words = tuple[str, ...]
 
-
-def scale_options(command: Command) -> Command:
-    """`--scale` and `--out`."""
-    command = click.option(
-        "--out",
-        type=click.Path(file_okay=False, path_type=Path),
-        help="Folder of all cells.  [default: reproduction/results/SCALE]",
-    )(command)
-    return click.option(
-        "--scale",
-        type=click.Choice(SCALES),
-        default="paper",
-        show_default=True,
-        help="paper: Appendix A as it stands. cpu: the same protocol, cut down to what two cores "
-        "finish in a day.",
-    )(command)
-
-
-def filter_options(command: Command) -> Command:
-    """`--only` and `--except`."""
-    command = click.option(
-        "--except",
-        "without",
-        multiple=True,
-        metavar="WORD[,WORD…]",
-        help="Not the cells that one of these words fits.",
-    )(command)
-    return click.option(
-        "--only",
-        multiple=True,
-        metavar="WORD[,WORD…]",
-        help="Only the cells of a study, with a label, or whose names begin so; one of the words "
-        "must fit. Repeat to narrow it down.",
-    )(command)
+scale_option = click.option(
+    "--scale",
+    type=click.Choice(SCALES),
+    default="paper",
+    show_default=True,
+    help="paper: Appendix A as it stands. cpu: the same protocol, cut down to what two cores "
+    "finish in a day.",
+)
+out_option = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of all cells.  [default: reproduction/results/SCALE]",
+)
+only_option = click.option(
+    "--only",
+    multiple=True,
+    metavar="WORD[,WORD…]",
+    help="Only the cells of a study, with a label, or whose names begin so; one of the words must "
+    "fit. Repeat to narrow it down.",
+)
+except_option = click.option(
+    "--except",
+    "without",
+    multiple=True,
+    metavar="WORD[,WORD…]",
+    help="Not the cells that one of these words fits.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,16 +67,18 @@ def reproduction() -> None:
 
 
 @reproduction.command("run")
-@scale_options
-@filter_options
+@scale_option
+@out_option
+@only_option
+@except_option
 @click.option("--jobs", type=click.IntRange(1), help="Cells at a time.  [default: one a core]")
 @click.option("--data-root", envvar="GRADSHARE_DATA_ROOT", help="Folder of prepared datasets.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(0), help="CPU threads of each cell.")
 def run_command(
     scale: Scale,
-    only: tuple[str, ...],
-    without: tuple[str, ...],
+    only: Words,
+    without: Words,
     out: Path | None,
     jobs: int | None,
     **machine: Any,
@@ -111,11 +106,13 @@ def run_command(
 
 
 @reproduction.command("status")
-@scale_options
-@filter_options
+@scale_option
+@out_option
+@only_option
+@except_option
 @click.option("--cells", is_flag=True, help="List every cell.")
 def status_command(
-    scale: Scale, only: tuple[str, ...], without: tuple[str, ...], out: Path | None, cells: bool
+    scale: Scale, only: Words, without: Words, out: Path | None, cells: bool
 ) -> None:
     """Show which cells are done, running and left, and about how long the rest takes."""
     plan = load_plan(scale)
@@ -136,11 +133,11 @@ def status_command(
 
 
 @reproduction.command("table")
-@scale_options
-@filter_options
-def table_command(
-    scale: Scale, only: tuple[str, ...], without: tuple[str, ...], out: Path | None
-) -> None:
+@scale_option
+@out_option
+@only_option
+@except_option
+def table_command(scale: Scale, only: Words, without: Words, out: Path | None) -> None:
     """Print the tables of what is finished, and write them as Markdown and CSV.
 
     At the paper's scale that is Table 1, with the paper's own figures beside ours. The tables of
@@ -165,7 +162,8 @@ def table_command(
 
 
 @reproduction.command("figures")
-@scale_options
+@scale_option
+@out_option
 def figures_command(scale: Scale, out: Path | None) -> None:
     """Draw every figure that there is data for; at the paper's scale its Figures 2 to 11."""
     home, plan = home_of(scale, out), load_plan(scale)
@@ -176,7 +174,8 @@ def figures_command(scale: Scale, out: Path | None) -> None:
 
 
 @reproduction.command("pack")
-@scale_options
+@scale_option
+@out_option
 def pack_command(scale: Scale, out: Path | None) -> None:
     """Put the results of the finished cells into one file a study, to be published."""
     for path in pack(load_plan(scale).cells(), home_of(scale, out)):

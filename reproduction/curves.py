@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gradshare.comparison.figures import INK, style
+from gradshare.comparison.table import span
 from gradshare.training.statistics import student95
 from reproduction import wording
 from reproduction.conditions import Condition, Results, mean_test_accuracy
@@ -132,11 +133,11 @@ def _came_to(runs: Sequence[Run]) -> str:
     counts = {o: sum(run.outcome == o for run in runs) for o in ("diverged", "not trained")}
     words = [f"{count} of {len(runs)} {outcome}" for outcome, count in counts.items() if count]
     told = [run for run in runs if run.trained] or sound_runs(runs)
-    best = [(run.best.mean, run.best_epoch) for run in told if run.best is not None]
+    best = [(run.best.mean, run.best_epoch) for run in told if run.best and run.best_epoch]
     if best:
-        epochs = sorted({epoch for _, epoch in best if epoch is not None})
-        span = "–".join(map(str, epochs[:: max(1, len(epochs) - 1)]))
-        words.append(f"{wording.percent(student95([value for value, _ in best]).mean)} ({span})")
+        values, epochs = zip(*best, strict=True)
+        mean = student95(values)._replace(ci95=None)
+        words.append(f"{wording.accuracy(mean)} ({span(epochs)})")
     test = mean_test_accuracy(told)
     words += [] if test is None else [f"test {wording.accuracy(test)}"]
     return ", ".join(words)

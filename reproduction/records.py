@@ -16,6 +16,7 @@ from gradshare import Interval, RunConfig, RunError
 from gradshare.config.fields import MACHINE_FIELDS
 from gradshare.config.parts import build
 from gradshare.tasks import ImageTasks
+from gradshare.training.files import write_atomically
 from gradshare.training.records import judge
 from gradshare.training.statistics import confidence95
 
@@ -170,9 +171,7 @@ def write_runs(path: Path, runs: Iterable[Run]) -> None:
         json.dumps(run.model_dump(mode="json"), ensure_ascii=False, allow_nan=False) + "\n"
         for run in runs
     ]
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_bytes(gzip.compress("".join(lines).encode(), 9, mtime=0))
-    unfinished.replace(path)
+    write_atomically(path, gzip.compress("".join(lines).encode(), 9, mtime=0))
 
 
 def read_runs(path: Path) -> list[Run]:

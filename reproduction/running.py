@@ -20,6 +20,7 @@ from typing import Any, Literal
 from gradshare import GradshareError, RunConfig, RunError
 from gradshare.config import train
 from gradshare.executors import LocalExecutor, LostWorkerError
+from gradshare.training.files import write_atomically
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.machine import TUNABLES, keep_freed_memory
@@ -160,9 +161,8 @@ def train_cell(name: str, settings: dict[str, Any], folder: Path) -> str | None:
     (folder / FAILURE).unlink(missing_ok=True)
     try:
         run = train(config, folder, resume=True)
-        unfinished = folder / f".{RESULT}"
-        unfinished.write_text(record_of(name, run, config).model_dump_json(), "utf-8")
-        unfinished.replace(folder / RESULT)
+        result = record_of(name, run, config).model_dump_json()
+        write_atomically(folder / RESULT, result.encode())
     except RunStoppedError as error:  # it is saved
         return str(error)
     except Exception as error:

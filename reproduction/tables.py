@@ -85,14 +85,16 @@ def _accuracy(condition: Condition, arm: str) -> Row:
     runs = condition.runs(arm)
     accuracy = mean_test_accuracy(runs)
     last = [run.validation[-1] for run in runs if run.validation]
-    mean = wording.percent(math.fsum(last) / max(1, len(last)))
-    validated = bracketed(mean, of_seeds(len(last), len(runs)))
+    validated = NOTHING
+    if last:
+        mean = wording.accuracy(student95(last)._replace(ci95=None))
+        validated = bracketed(mean, of_seeds(len(last), len(runs)))
     return {
         "seeds": str(len(runs)),
         "outcome": _outcome(runs),
         "test accuracy": NOTHING if accuracy is None else wording.accuracy(accuracy),
         **_against_yardsticks(condition, arm, partial(difference, condition)),
-        "last validation": validated if last else NOTHING,
+        "last validation": validated,
     }
 
 

@@ -34,8 +34,8 @@ def test_a_condition_counts_once_and_only_if_something_was_learned() -> None:
     assert [row["seeds"] for row in contrast_rows(found)] == ["3", "1"]
     # One seed does not say which difference it could have shown.
     assert [row["sharing − rate-control"] for row in contrast_rows(found)] == [
-        "+5.00 ± 0.00 points (0.0)",
-        "−1.00 ± 0.00 points",
+        "+5.0 ± 0.0 points (0.0)",
+        "−1.0 ± 0.0 points",
     ]
 
 
