@@ -37,12 +37,14 @@ scale_option = click.option(
     type=click.Choice(SCALES),
     default="paper",
     show_default=True,
+    is_eager=True,  # the default of --out depends on it
     help="paper: Appendix A as it stands. cpu: the same protocol, cut down to what two cores "
     "finish in a day.",
 )
 out_option = click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
+    callback=lambda context, _, out: out or HOME / "results" / context.params["scale"],
     help="Folder of all cells.  [default: reproduction/results/SCALE]",
 )
 only_option = click.option(
@@ -79,13 +81,12 @@ def run_command(
     scale: Scale,
     only: Words,
     without: Words,
-    out: Path | None,
+    out: Path,
     jobs: int | None,
     **machine: Any,
 ) -> None:
     """Train the cells that are not finished; interrupted ones continue where they were."""
-    home = home_of(scale, out)
-    found = picked(standings(load_plan(scale).cells(), home), only, without)
+    found = standings(pick(load_plan(scale).cells(), only, without), out)
     todo = [one.cell for one in found if one.state not in ("done", "running")]
     todo = on_machine(todo, {name: v for name, v in machine.items() if v is not None})
     states = Counter(one.state for one in found)
@@ -93,9 +94,9 @@ def run_command(
     if not todo:
         return
     jobs = min(jobs or len(os.sched_getaffinity(0)), len(todo))
-    click.echo(f"Training {wording.counted(len(todo), 'cell')}, {jobs} at a time, into {home}.")
+    click.echo(f"Training {wording.counted(len(todo), 'cell')}, {jobs} at a time, into {out}.")
     failed = 0
-    for count, (cell, fault) in enumerate(run_cells(todo, home, jobs), 1):
+    for count, (cell, fault) in enumerate(run_cells(todo, out, jobs), 1):
         failed += fault is not None
         click.echo(f"{count} of {len(todo)}: {cell.name}: {fault or 'done'}")
     if failed:
@@ -111,13 +112,12 @@ def run_command(
 @only_option
 @except_option
 @click.option("--cells", is_flag=True, help="List every cell.")
-def status_command(
-    scale: Scale, only: Words, without: Words, out: Path | None, cells: bool
-) -> None:
+def status_command(scale: Scale, only: Words, without: Words, out: Path, cells: bool) -> None:
     """Show which cells are done, running and left, and about how long the rest takes."""
     plan = load_plan(scale)
-    everything = standings(plan.cells(), home_of(scale, out))
-    found = picked(everything, only, without)
+    everything = standings(plan.cells(), out)
+    chosen = set(pick(plan.cells(), only, without))
+    found = [one for one in everything if one.cell in chosen]
     for one in found if cells else ():
         iterations = f"{one.iterations:,} of {one.cell.config.iterations:,} iterations"
         tested = one.run and one.run.tested
@@ -137,26 +137,26 @@ def status_command(
 @out_option
 @only_option
 @except_option
-def table_command(scale: Scale, only: Words, without: Words, out: Path | None) -> None:
+def table_command(scale: Scale, only: Words, without: Words, out: Path) -> None:
     """Print the tables of what is finished, and write them as Markdown and CSV.
 
     At the paper's scale that is Table 1, with the paper's own figures beside ours. The tables of
     some cells alone, such as those of one seed, are printed and not written.
     """
-    home, plan = home_of(scale, out), load_plan(scale)
-    everything = finished_of(plan, scale, home)
+    plan = load_plan(scale)
+    everything = finished_of(plan, scale, out)
     # A study's tables have the cells that it borrows, so --only can name them too.
     chosen = set(pick(list(dict.fromkeys([*plan.cells(), *everything])), only, without))
     cells = [cell for cell in plan.cells() if cell in chosen]
     results = {cell: run for cell, run in everything.items() if cell in chosen}
     own = {cell: run for cell, run in results.items() if not cell.borrowed}
     if not own:
-        raise RunError(f"{home} holds no finished cell of those that --only and --except leave")
+        raise RunError(f"{out} holds no finished cell of those that --only and --except leave")
     page = table1(cells, results) if scale == "paper" else study_tables(plan, cells, results)
     click.echo(page)
     if not only and not without:
         name = "table1.md" if scale == "paper" else "tables.md"
-        for path, text in ((home / name, page), (home / "cells.csv", cells_csv(own))):
+        for path, text in ((out / name, page), (out / "cells.csv", cells_csv(own))):
             path.write_text(text, "utf-8")
             click.echo(f"Written: {path}")
 
@@ -164,49 +164,36 @@ def table_command(scale: Scale, only: Words, without: Words, out: Path | None) -
 @reproduction.command("figures")
 @scale_option
 @out_option
-def figures_command(scale: Scale, out: Path | None) -> None:
+def figures_command(scale: Scale, out: Path) -> None:
     """Draw every figure that there is data for; at the paper's scale its Figures 2 to 11."""
-    home, plan = home_of(scale, out), load_plan(scale)
-    results = finished_of(plan, scale, home)
+    plan = load_plan(scale)
+    results = finished_of(plan, scale, out)
     drawn = draw_paper(results) if scale == "paper" else draw_studies(plan, results)
-    for path in save_all(drawn, home / "figures"):
+    for path in save_all(drawn, out / "figures"):
         click.echo(f"Written: {path}")
 
 
 @reproduction.command("pack")
 @scale_option
 @out_option
-def pack_command(scale: Scale, out: Path | None) -> None:
+def pack_command(scale: Scale, out: Path) -> None:
     """Put the results of the finished cells into one file a study, to be published."""
-    for path in pack(load_plan(scale).cells(), home_of(scale, out)):
+    for path in pack(load_plan(scale).cells(), out):
         click.echo(f"Written: {path}")
 
 
-def home_of(scale: Scale, out: Path | None) -> Path:
-    """The folder of all cells."""
-    return out or HOME / "results" / scale
-
-
-def picked(
-    found: Sequence[Standing], only: Sequence[str], without: Sequence[str]
-) -> list[Standing]:
-    """The cells that the filters leave."""
-    chosen = set(pick([one.cell for one in found], only, without))
-    return [one for one in found if one.cell in chosen]
-
-
-def finished_of(plan: Plan, scale: Scale, home: Path) -> Results:
+def finished_of(plan: Plan, scale: Scale, out: Path) -> Results:
     """What the finished cells of a plan came to, with those that its studies borrow.
 
     Raises:
         RunError: none is finished.
     """
-    results: Results = finished(standings(plan.cells(), home))
+    results: Results = finished(standings(plan.cells(), out))
     if scale == "paper":
         results = on_the_papers_images(results)
     if not results:
         raise RunError(
-            f"{home} holds no finished cell; train some with `python -m reproduction run --scale "
+            f"{out} holds no finished cell; train some with `python -m reproduction run --scale "
             f"{scale}`, or name another folder with --out"
         )
     return with_borrowed(plan, results)

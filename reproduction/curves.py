@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal, get_args
 
@@ -26,12 +25,10 @@ from reproduction.drawing import (
     KNOWN,
     LEVEL_LINE,
     Drawing,
-    draw_runs,
+    Look,
     finished,
     looks,
-    mean_curve,
     sample,
-    sound_runs,
 )
 from reproduction.plan import ARM
 from reproduction.records import Run
@@ -44,8 +41,10 @@ Heading = tuple[str, frozenset[str]]
 """A row or column of panels: its title, and the labels that its cells have in common."""
 
 Arms = Mapping[str, Sequence[Run]]
-Entry = tuple[Artist, str]
+Entries = list[tuple[Artist, str]]
 """Of a legend."""
+
+MARKED_EPOCHS: Final = 10
 
 START: Final = 0.5
 """σ(0): where m and λ start (Algorithm 1)."""
@@ -94,12 +93,15 @@ def draw_curves(
         "validation": (_validation_panel, "validation accuracy (%)"),
         "sharing": (_sharing_panel, "mean over inner steps"),
     }[quantity]
-    arms = [[_arms(results, row[1] | column[1], quantity) for column in columns] for row in rows]
-    panels = [[partial(draw_panel, arms=own) if own else None for own in row] for row in arms]
-    if not any(map(any, arms)):
+    panels = {
+        f"{row}\n{label}".strip(): {
+            column: _arms(results, of_row | of_column, quantity) for column, of_column in columns
+        }
+        for row, of_row in rows
+    }
+    if not any(arms for row in panels.values() for arms in row.values()):
         return []
-    figure = _grid(panels, [row[0] for row in rows], [c[0] for c in columns], [label] * len(rows))
-    return [finished(name, figure, title, NOTES[quantity])]
+    return [finished(name, _grid(panels, draw_panel), title, NOTES[quantity])]
 
 
 def _arms(results: Results, labels: frozenset[str], quantity: Quantity) -> Arms:
@@ -111,8 +113,8 @@ def _arms(results: Results, labels: frozenset[str], quantity: Quantity) -> Arms:
     return {arm: runs for arm, runs in arms.items() if any(run.epochs for run in runs)}
 
 
-def _validation_panel(axes: Axes, arms: Arms) -> list[Entry]:
-    entries: list[Entry] = []
+def _validation_panel(axes: Axes, arms: Arms) -> Entries:
+    entries: Entries = []
     for place, (arm, look) in enumerate(looks(arms).items()):
         draw_runs(axes, arms[arm], _validation, look, place)
         entries.append((sample(look), f"{arm} {_came_to(arms[arm])}"))
@@ -143,8 +145,8 @@ def _came_to(runs: Sequence[Run]) -> str:
     return ", ".join(words)
 
 
-def _sharing_panel(axes: Axes, arms: Arms) -> list[Entry]:
-    entries: list[Entry] = []
+def _sharing_panel(axes: Axes, arms: Arms) -> Entries:
+    entries: Entries = []
     for place, (arm, own) in enumerate(looks(arms).items()):
         for gate, look in (("lambda", own), ("m", {**own, "linestyle": DASHES, "marker": "D"})):
             runs = [run for run in arms[arm] if gate in run.learned]
@@ -166,23 +168,21 @@ def _gate_curve(run: Run, gate: str) -> Floats:
 
 def draw_inner_loop(name: str, title: str, condition: Condition) -> Drawing:
     """Support and query accuracy and loss before and after adaptation, a column for each arm."""
-    arms = condition.arms
-    panels = [
-        [
-            partial(_fit_panel, runs=arms[arm], quantity=quantity, color=look["color"])
-            for arm, look in looks(arms).items()
-        ]
-        for quantity in ("accuracy", "loss")
-    ]
-    labels = ["accuracy (%)", "cross entropy (nats)"]
-    figure = _grid(panels, ["", ""], list(arms), labels)
+    panels = {
+        label: {
+            arm: (condition.arms[arm], quantity, look["color"])
+            for arm, look in looks(condition.arms).items()
+        }
+        for quantity, label in (("accuracy", "accuracy (%)"), ("loss", "cross entropy (nats)"))
+    }
+    figure = _grid(panels, lambda axes, panel: _fit_panel(axes, *panel))
     return finished(name, figure, title, NOTES["inner loop"])
 
 
-def _fit_panel(axes: Axes, runs: Sequence[Run], quantity: str, color: str) -> list[Entry]:
+def _fit_panel(axes: Axes, runs: Sequence[Run], quantity: str, color: str) -> Entries:
     """Accuracy or loss before (thin) and after (thick) adaptation, and the gap between them."""
     after = {}
-    entries: list[Entry] = []
+    entries: Entries = []
     scale = 100 if quantity == "accuracy" else 1
     lines: dict[str, Any] = {"support": DASHES, "query": "-"}
     for images, line in lines.items():
@@ -198,40 +198,76 @@ def _fit_panel(axes: Axes, runs: Sequence[Run], quantity: str, color: str) -> li
     return entries
 
 
-def _grid(
-    panels: Sequence[Sequence[Callable[[Axes], list[Entry]] | None]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    labels: Sequence[str],
-) -> Figure:
+def _grid(panels: Mapping[str, Mapping[str, Any]], draw: Callable[[Axes, Any], Entries]) -> Figure:
     """Panels over epochs, each with its legend above it.
 
     Args:
-        panels: a function for each that draws it and returns its legend; None if it was not run.
-        rows: the titles of the rows.
-        columns: the titles of the columns.
-        labels: of the y axis of each row.
+        panels: what each shows, by the label of its row and the title of its column. Where that is
+            empty, nothing was run.
+        draw: draws a panel and returns its legend.
     """
-    single = len(rows) == len(columns) == 1
+    rows, columns = len(panels), len(next(iter(panels.values())))
+    single = rows == columns == 1
     with style(), mpl.rc_context({} if single else SMALL):
-        size = (7.2, 4.4) if single else (max(7.2, 2.9 * len(columns)), 1.2 + 2.1 * len(rows))
+        size = (7.2, 4.4) if single else (max(7.2, 2.9 * columns), 1.2 + 2.1 * rows)
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(len(rows), len(columns), sharey="row", squeeze=False)
-        for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-            here, draw = axes[i, j], panels[i][j]
-            here.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
-            lines = 0
-            if draw is None:
-                here.text(0.5, 0.5, "not run", transform=here.transAxes, ha="center", color=INK)
-            else:
-                entries = draw(here)
-                lines = len(entries)
-                handles, texts = [list(part) for part in zip(*entries, strict=True)] or ([], [])
-                here.legend(handles, texts, loc="lower left", bbox_to_anchor=(0, 1))
-            if i == 0:
-                here.set_title(column, pad=6 + 8.5 * lines)
-            if j == 0:
-                here.set_ylabel(f"{row}\n{labels[i]}".strip())
-            if i == len(rows) - 1:
-                here.set_xlabel("epoch")
+        grid = figure.subplots(rows, columns, sharey="row", squeeze=False)
+        for row, (label, shown) in zip(grid, panels.items(), strict=True):
+            row[0].set_ylabel(label)
+            for axes, (title, panel) in zip(row, shown.items(), strict=True):
+                axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
+                entries = draw(axes, panel) if panel else []
+                if entries:
+                    handles, texts = zip(*entries, strict=True)
+                    axes.legend(handles, texts, loc="lower left", bbox_to_anchor=(0, 1))
+                if not panel:
+                    axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", color=INK)
+                if axes in grid[0]:
+                    axes.set_title(title, pad=6 + 8.5 * len(entries))
+        for axes in grid[-1]:
+            axes.set_xlabel("epoch")
     return figure
+
+
+def mean_curve(curves: Iterable[Floats]) -> Floats:
+    """The mean of curves over epochs, one a seed, as far as the shortest of them.
+
+    Returns:
+        The means, and half their 95 % intervals, which are NaN for one seed (2, epochs).
+    """
+    means = [student95(seeds) for seeds in zip(*curves, strict=False)]
+    return np.array([mean[:2] for mean in means], dtype=float).reshape(-1, 2).T
+
+
+def sound_runs(runs: Sequence[Run]) -> Sequence[Run]:
+    """The runs that an arm's mean is over: those that did not diverge, or all if each did."""
+    return [run for run in runs if run.outcome != "diverged"] or runs
+
+
+def draw_runs(
+    axes: Axes, runs: Sequence[Run], curve_of: Callable[[Run], Floats], look: Look, place: int
+) -> None:
+    """Draw an arm: its seeds thin and their mean thick, or its only seed.
+
+    Args:
+        axes: where.
+        runs: the arm's, one a seed.
+        curve_of: what is drawn of a run: values and half their intervals (2, epochs).
+        look: the arm's.
+        place: of the arm among the arms; markers of close curves lie apart.
+    """
+    color = look["color"]
+    for run in runs:
+        values = curve_of(run)[0]
+        epochs = np.arange(1, values.size + 1)
+        if len(runs) > 1:
+            axes.plot(epochs, values, color=color, linewidth=0.7, alpha=0.55)
+        if run.outcome == "diverged":
+            axes.plot(epochs[-1:], values[-1:], "X", color=color, markersize=8)
+    mean = mean_curve(curve_of(run)[0] for run in sound_runs(runs))
+    values, half = mean if len(runs) > 1 else curve_of(runs[0])
+    epochs = np.arange(1, values.size + 1)
+    axes.fill_between(epochs, values - half, values + half, color=color, alpha=0.16, linewidth=0)
+    every = max(1, -(-values.size // MARKED_EPOCHS))
+    apart = (place * every // 4 % every, every)
+    axes.plot(epochs, values, **look, markeredgecolor="white", markevery=apart)
