@@ -12,23 +12,15 @@ from typing import Any, get_args
 import click
 
 from gradshare import GradshareError, RunError
+from gradshare.comparison.figures import style
 from gradshare.training.progress import duration
 from reproduction import wording
 from reproduction.conditions import Results, with_borrowed
-from reproduction.drawing import save_all
 from reproduction.figures import draw_studies
 from reproduction.paper import draw_paper, on_the_papers_images, table1
 from reproduction.plan import HOME, SCALES, Plan, Scale, load_plan, on_machine, pick
 from reproduction.report import cells_csv, study_tables
-from reproduction.running import (
-    Standing,
-    State,
-    finished,
-    pack,
-    run_cells,
-    seconds_left,
-    standings,
-)
+from reproduction.running import Standing, State, finished, pack, run_cells, seconds_left, standings
 
 Words = tuple[str, ...]
 
@@ -169,8 +161,12 @@ def figures_command(scale: Scale, out: Path) -> None:
     plan = load_plan(scale)
     results = finished_of(plan, scale, out)
     drawn = draw_paper(results) if scale == "paper" else draw_studies(plan, results)
-    for path in save_all(drawn, out / "figures"):
-        click.echo(f"Written: {path}")
+    folder = out / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, figure in drawn:
+        with style():
+            figure.savefig(folder / f"{name}.png", dpi=120)
+        click.echo(f"Written: {folder / name}.png")
 
 
 @reproduction.command("pack")

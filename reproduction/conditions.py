@@ -34,6 +34,11 @@ class Condition:
     labels: Mapping[str, str]
     arms: Mapping[str, tuple[Run, ...]]
 
+    @property
+    def first_run(self) -> Run:
+        """The first run of the first arm, for what all runs have in common."""
+        return next(iter(self.arms.values()))[0]
+
     def runs(self, arm: str) -> tuple[Run, ...]:
         """The runs of an arm."""
         return self.arms.get(arm, ())
@@ -80,7 +85,7 @@ def _condition(labels: Mapping[str, str], runs: Sequence[tuple[str, Run]]) -> Co
 
 def swept_value(condition: Condition, setting: str) -> float:
     """The value of a sweep's setting in a condition; the inner rate is what inner steps take."""
-    settings = next(iter(condition.arms.values()))[0].settings
+    settings = condition.first_run.settings
     scale = settings["inner_lr_scale"] if setting == "inner_lr" else 1
     return float(settings[setting] * scale)
 

@@ -20,16 +20,7 @@ from gradshare.comparison.table import span
 from gradshare.training.statistics import student95
 from reproduction import wording
 from reproduction.conditions import Condition, Results, mean_test_accuracy
-from reproduction.drawing import (
-    DASHES,
-    KNOWN,
-    LEVEL_LINE,
-    Drawing,
-    Look,
-    finished,
-    looks,
-    sample,
-)
+from reproduction.drawing import DASHES, KNOWN, LEVEL_LINE, Drawing, Look, finished, looks, sample
 from reproduction.plan import ARM
 from reproduction.records import Run
 from reproduction.statistics import Floats
@@ -37,8 +28,8 @@ from reproduction.statistics import Floats
 Quantity = Literal["validation", "sharing"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
-Heading = tuple[str, frozenset[str]]
-"""A row or column of panels: its title, and the labels that its cells have in common."""
+Heading = tuple[str, ...]
+"""Of a row or column of panels: its title, then the labels that its cells have in common."""
 
 Arms = Mapping[str, Sequence[Run]]
 Entries = list[tuple[Artist, str]]
@@ -60,15 +51,14 @@ NOTES: Final = {
 
 
 SMALL: Final[Any] = {
-    **{"font.size": 6.5, "axes.titlesize": 7.5, "legend.fontsize": 5.5, "legend.handlelength": 2.4},
-    **{"lines.linewidth": 1.2, "lines.markersize": 3.5},
+    "font.size": 6.5,
+    "axes.titlesize": 7.5,
+    "legend.fontsize": 5.5,
+    "legend.handlelength": 2.4,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
 }
 """matplotlib's settings where there are many panels."""
-
-
-def heading(title: str, *labels: str) -> Heading:
-    """A row or column of panels."""
-    return title, frozenset(labels)
 
 
 def draw_curves(
@@ -95,16 +85,17 @@ def draw_curves(
     }[quantity]
     panels = {
         f"{row}\n{label}".strip(): {
-            column: _arms(results, of_row | of_column, quantity) for column, of_column in columns
+            column: _arms(results, {*in_row, *in_column}, quantity)
+            for column, *in_column in columns
         }
-        for row, of_row in rows
+        for row, *in_row in rows
     }
     if not any(arms for row in panels.values() for arms in row.values()):
         return []
     return [finished(name, _grid(panels, draw_panel), title, NOTES[quantity])]
 
 
-def _arms(results: Results, labels: frozenset[str], quantity: Quantity) -> Arms:
+def _arms(results: Results, labels: set[str], quantity: Quantity) -> Arms:
     """The runs with some labels that have a quantity, by arm: those of `KNOWN` first."""
     arms: dict[str, list[Run]] = {arm: [] for arm in KNOWN}
     for cell, run in sorted(results.items(), key=lambda one: one[1].seed):
@@ -148,13 +139,12 @@ def _came_to(runs: Sequence[Run]) -> str:
 def _sharing_panel(axes: Axes, arms: Arms) -> Entries:
     entries: Entries = []
     for place, (arm, own) in enumerate(looks(arms).items()):
-        for gate, look in (("lambda", own), ("m", {**own, "linestyle": DASHES, "marker": "D"})):
+        dashed = {**own, "linestyle": DASHES, "marker": "D"}
+        for gate, symbol, look in (("lambda", "λ", own), ("m", "m", dashed)):
             runs = [run for run in arms[arm] if gate in run.learned]
             if runs:
-                gates = partial(_gate_curve, gate=gate)
-                draw_runs(axes, runs, gates, look, place)
+                draw_runs(axes, runs, partial(_gate_curve, gate=gate), look, place)
                 last = math.fsum(run.gate(gate)[-1] for run in runs) / len(runs)
-                symbol = {"lambda": "λ", "m": "m"}[gate]
                 entries.append((sample(look), f"{arm} σ({symbol}) {last:.2f}"))
     axes.axhline(START, **LEVEL_LINE)
     axes.set_ylim(0, 1)
@@ -176,6 +166,8 @@ def draw_inner_loop(name: str, title: str, condition: Condition) -> Drawing:
         for quantity, label in (("accuracy", "accuracy (%)"), ("loss", "cross entropy (nats)"))
     }
     figure = _grid(panels, lambda axes, panel: _fit_panel(axes, *panel))
+    for axes in figure.axes:  # once all are drawn, since the panels of a row share their limits
+        axes.set_ylim(bottom=0)
     return finished(name, figure, title, NOTES["inner loop"])
 
 
@@ -194,7 +186,6 @@ def _fit_panel(axes: Axes, runs: Sequence[Run], quantity: str, color: str) -> En
         if quantity == "accuracy":
             entries.append((Line2D([], [], color=INK, linestyle=line), f"{images}; thin: before"))
     axes.fill_between(epochs, after["support"], after["query"], color=color, alpha=0.14, lw=0)
-    axes.set_ylim(bottom=0)
     return entries
 
 

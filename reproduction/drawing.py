@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from matplotlib.figure import Figure
@@ -28,17 +27,6 @@ class Drawing(NamedTuple):
 
     name: str
     figure: Figure
-
-
-def save_all(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
-    """Write drawings as PNG into a folder, which is made if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, figure in drawings:
-        paths.append(folder / f"{name}.png")
-        with style():
-            figure.savefig(paths[-1], dpi=120)
-    return paths
 
 
 def looks(arms: Iterable[str]) -> dict[str, Look]:

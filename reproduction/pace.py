@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -194,7 +194,8 @@ def cost_of_epoch(condition: Condition, arm: str, study: Sequence[Condition]) ->
     """
     alike: dict[str, list[tuple[Run, Run]]] = {}
     for other in study:
-        if _work(other) == _work(condition):
+        one, two = condition.first_run.settings, other.first_run.settings
+        if all(one.get(name) == two.get(name) for name in WORK):
             for pair in other.pairs(arm, ORIGINAL):
                 machines = {repr([run.environment.get(n) for n in MACHINE]) for run in pair}
                 if len(machines) == 1:
@@ -204,11 +205,6 @@ def cost_of_epoch(condition: Condition, arm: str, study: Sequence[Condition]) ->
     most = max(alike.values(), key=len)
     mine, original = (seconds_an_epoch(runs) for runs in zip(*most, strict=True))
     return mine / original if mine and original else None
-
-
-def _work(condition: Condition) -> list[Any]:
-    settings = next(iter(condition.arms.values()))[0].settings
-    return [settings.get(name) for name in WORK]
 
 
 def seconds_an_epoch(runs: Sequence[Run]) -> float | None:

@@ -16,7 +16,7 @@ from gradshare import Interval
 from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from reproduction import wording
 from reproduction.conditions import Results
-from reproduction.curves import Heading, Quantity, draw_curves, heading
+from reproduction.curves import Heading, Quantity, draw_curves
 from reproduction.drawing import Drawing
 from reproduction.pace import paper_speedup, speedup_to_reach
 from reproduction.plan import ARM, HOME, PAPERS_IMAGES, Cell
@@ -155,18 +155,16 @@ def _notes(cells: Sequence[Cell], results: Results) -> list[str]:
 
 # The figures --------------------------------------------------------------------------------------
 
-METHODS: Final = tuple(heading(name, label) for label, name in wording.METHODS.items())
+METHODS: Final = tuple((name, label) for label, name in wording.METHODS.items())
 TASKS: Final = (
-    heading("1-shot, 5 tasks", "shot-1", "batch-5"),
-    heading("1-shot, 1 task", "shot-1", "batch-1"),
-    heading("5-shot, 5 tasks", "shot-5", "batch-5"),
-    heading("5-shot, 1 task", "shot-5", "batch-1"),
+    ("1-shot, 5 tasks", "shot-1", "batch-5"),
+    ("1-shot, 1 task", "shot-1", "batch-1"),
+    ("5-shot, 5 tasks", "shot-5", "batch-5"),
+    ("5-shot, 1 task", "shot-5", "batch-1"),
 )
 EXAMPLES: Final = (
-    heading("CUB, MAML, 1-shot, 5 tasks", "cub", "maml", "shot-1", "batch-5"),
-    heading(
-        "mini-ImageNet, MAML++, 5-shot, 1 task", "mini-imagenet", "maml++", "shot-5", "batch-1"
-    ),
+    ("CUB, MAML, 1-shot, 5 tasks", "cub", "maml", "shot-1", "batch-5"),
+    ("mini-ImageNet, MAML++, 5-shot, 1 task", "mini-imagenet", "maml++", "shot-5", "batch-1"),
 )
 GRIDS: Final = {
     4: ("CUB", "cub", "rate-1x"),
@@ -179,18 +177,18 @@ GRIDS: Final = {
 
 def draw_paper(results: Results) -> list[Drawing]:
     """The paper's figures that have a curve to draw."""
-    mini = heading("mini-ImageNet", "mini-imagenet", "rate-1x")
-    cases = heading("a good and a pathological case", "rate-1x")
+    mini = ("mini-ImageNet", "mini-imagenet", "rate-1x")
+    cases = ("a good and a pathological case", "rate-1x")
     every: list[tuple[int, Quantity, Heading, Sequence[Heading], Sequence[Heading]]] = [
         (2, "validation", mini, TASKS[:2], METHODS),
-        (3, "sharing", cases, [heading("")], EXAMPLES),
+        (3, "sharing", cases, [("",)], EXAMPLES),
     ]
     for number, grid in GRIDS.items():
-        every.append((number, "validation", heading(*grid), TASKS, METHODS))
-        every.append((number + 1, "sharing", heading(*grid), TASKS, METHODS))
+        every.append((number, "validation", grid, TASKS, METHODS))
+        every.append((number + 1, "sharing", grid, TASKS, METHODS))
     drawings = []
-    for number, quantity, (title, labels), rows, columns in every:
-        own = {cell: run for cell, run in results.items() if labels <= {*cell.labels.values()}}
+    for number, quantity, (title, *labels), rows, columns in every:
+        own = {cell: run for cell, run in results.items() if {*labels} <= {*cell.labels.values()}}
         name, sentence = f"figure-{number}", f"Figure {number}. {title}."
         drawings += draw_curves(name, sentence, own, rows, columns, quantity)
     return drawings

@@ -79,14 +79,6 @@ class Study(_Part):
         """The title, as the beginning of a sentence."""
         return f"{self.title[0].upper()}{self.title[1:]}"
 
-    def combinations(self) -> list[dict[str, str]]:
-        """The labels of each of its own cells by axis."""
-        return [
-            dict(zip(self.axes, labels, strict=True))
-            for labels in itertools.product(*self.axes.values())
-            if not any(set(absent) <= set(labels) for absent in self.leave_out)
-        ]
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -144,7 +136,10 @@ class Plan(_Part):
         """Each run, in the order in which they are trained."""
         cells = []
         for name, study in self.studies.items():
-            for labels in study.combinations():
+            for combination in itertools.product(*study.axes.values()):
+                if any(set(absent) <= set(combination) for absent in study.leave_out):
+                    continue
+                labels = dict(zip(study.axes, combination, strict=True))
                 settings = self.settings | study.settings
                 for axis, label in labels.items():
                     settings |= study.axes[axis][label]
@@ -183,19 +178,15 @@ def pick(cells: Sequence[Cell], only: Iterable[str], without: Iterable[str] = ()
         for text in filters:
             words = [word.strip().strip("/") for word in text.split(",")]
             for word in words:
-                _require_known(option, word, cells)
+                if not any(cell.is_called(word) for cell in cells):
+                    known = dict.fromkeys(w for c in cells for w in (c.study, *c.labels.values()))
+                    near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+                    raise ConfigError(
+                        f"{option} {word!r} fits no cell; did you mean {near[0]!r}? Studies and "
+                        f"labels: {', '.join(known)}"
+                    )
             chosen = [cell for cell in chosen if any(map(cell.is_called, words)) == wanted]
     if not chosen:
         given = [*(f"--only {text}" for text in only), *(f"--except {text}" for text in without)]
         raise ConfigError(f"no cell fits {' '.join(given)} together; leave one of them out")
     return chosen
-
-
-def _require_known(option: str, word: str, cells: Sequence[Cell]) -> None:
-    if not any(cell.is_called(word) for cell in cells):
-        known = dict.fromkeys(w for c in cells for w in (c.study, *c.labels.values()))
-        near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
-        raise ConfigError(
-            f"{option} {word!r} fits no cell; did you mean {near[0]!r}? Studies and labels: "
-            f"{', '.join(known)}"
-        )

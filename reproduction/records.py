@@ -130,9 +130,6 @@ def record_of(cell: str, run: gs.Run, config: RunConfig) -> Run:
     """
     history = run.history
     intervals = [record.metrics["validation"][ACCURACY] for record in history]
-    validation = [interval.mean for interval in intervals]
-    ci95 = [interval.ci95 for interval in intervals]
-    gates = {name: [r.learned.get(f"sharing.{name}") for r in history] for name in ("m", "lambda")}
     single = None if run.test is None else confidence95(run.test.single[ACCURACY])
     diverged = run.diverged is not None
     return Run(
@@ -142,8 +139,8 @@ def record_of(cell: str, run: gs.Run, config: RunConfig) -> Run:
         outcome="diverged" if diverged else judge(history, run.metrics[ACCURACY], ACCURACY),
         message=run.diverged,
         seconds=run.seconds,
-        validation=tuple(validation),
-        ci95=tuple(ci95),
+        validation=tuple(interval.mean for interval in intervals),
+        ci95=tuple(interval.ci95 for interval in intervals),
         clock=tuple(record.seconds for record in history),
         train={
             metric: tuple(_finite(record.mean(metric, "train")) for record in history)
@@ -155,9 +152,9 @@ def record_of(cell: str, run: gs.Run, config: RunConfig) -> Run:
             for name, split in FITS.items()
         },
         learned={
-            name: tuple(tuple(steps) for steps in values if steps is not None)
-            for name, values in gates.items()
-            if any(values)
+            name: tuple(tuple(r.learned[key]) for r in history if key in r.learned)
+            for name, key in (("m", "sharing.m"), ("lambda", "sharing.lambda"))
+            if any(key in r.learned for r in history)
         },
         test=None if run.test is None else tuple(run.test.ensemble[ACCURACY]),
         single=None if single is None else single[:2],

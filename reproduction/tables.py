@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -19,7 +20,7 @@ from reproduction.conditions import (
     mean_test_accuracy,
 )
 from reproduction.pace import LONG, Pace, cost_of_epoch, fits, paces, papers_speedups
-from reproduction.plan import ARM, SEED, Study
+from reproduction.plan import Study
 from reproduction.records import Run
 from reproduction.wording import NOTHING, bracketed, of_seeds
 
@@ -56,10 +57,7 @@ def tables_of(study: Study, conditions: Sequence[Condition]) -> list[tuple[str, 
     soon = [(pace, _rows(conditions, pace_of))]
     if study.sweep == "inner_lr":  # a larger task batch costs more, so it is no free choice
         best, taken = each_at_its_best(conditions)
-        rows = [
-            {"arm": arm, "at": _chosen(study, conditions, arm, taken[arm]), **_accuracy(best, arm)}
-            for arm in best.arms
-        ]
+        rows = [{"arm": arm, "at": _at(taken[arm]), **_accuracy(best, arm)} for arm in best.arms]
         at_best = "at the setting that is best for it"
         tables.append((f"The same of each arm {at_best} by validation accuracy", rows))
         soon.append((f"{pace}, each {at_best}", _rows([best], pace_of)))
@@ -132,26 +130,13 @@ def _at(condition: Condition) -> str:
     return " ".join(condition.labels.values())
 
 
-def _chosen(study: Study, conditions: Sequence[Condition], arm: str, taken: Condition) -> str:
-    """At which setting, and "best of 2 of 6 settings" if the arm is not finished at all of them."""
-    planned = {
-        " ".join(label for axis, label in labels.items() if axis not in (ARM, SEED))
-        for labels in study.combinations()
-        if labels.get(ARM) == arm
-    }
-    finished = {_at(condition) for condition in conditions if condition.runs(arm)}
-    if planned <= finished:
-        return _at(taken)
-    settings = wording.counted(len(planned | finished), "setting")
-    return f"{_at(taken)}, best of {len(finished)} of {settings}"
-
-
 def _outcome(runs: Sequence[Run]) -> str:
     """Such as "trained", or "trained in 2, diverged in 1"."""
+    counts = Counter[str](run.outcome for run in runs)
+    if len(counts) == 1:
+        return runs[0].outcome
     kinds = ("trained", "not trained", "diverged")
-    counts = {kind: sum(run.outcome == kind for run in runs) for kind in kinds}
-    found = [f"{kind} in {count}" for kind, count in counts.items() if count]
-    return runs[0].outcome if len(found) == 1 else ", ".join(found)
+    return ", ".join(f"{kind} in {counts[kind]}" for kind in kinds if counts[kind])
 
 
 def _pace(condition: Condition, arm: str, study: Sequence[Condition]) -> Row:
