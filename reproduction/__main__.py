@@ -19,8 +19,9 @@ from reproduction.conditions import Results, with_borrowed
 from reproduction.figures import draw_studies
 from reproduction.paper import draw_paper, on_the_papers_images, table1
 from reproduction.plan import HOME, SCALES, Plan, Scale, load_plan, on_machine, pick
+from reproduction.records import PACKED, write_runs
 from reproduction.report import cells_csv, study_tables
-from reproduction.running import Standing, State, finished, pack, run_cells, seconds_left, standings
+from reproduction.running import Status, State, finished, run_cells, seconds_left, statuses
 
 Words = tuple[str, ...]
 
@@ -30,7 +31,7 @@ scale_option = click.option(
     default="paper",
     show_default=True,
     is_eager=True,  # the default of --out depends on it
-    help="paper: Appendix A as it stands. cpu: the same protocol, cut down to what two cores "
+    help="paper: the settings of Appendix A. cpu: the same protocol, cut down to what two cores "
     "finish in a day.",
 )
 out_option = click.option(
@@ -77,8 +78,8 @@ def run_command(
     jobs: int | None,
     **machine: Any,
 ) -> None:
-    """Train the cells that are not finished; interrupted ones continue where they were."""
-    found = standings(pick(load_plan(scale).cells(), only, without), out)
+    """Train the cells that are not finished; interrupted ones continue from their checkpoints."""
+    found = statuses(pick(load_plan(scale).cells(), only, without), out)
     todo = [one.cell for one in found if one.state not in ("done", "running")]
     todo = on_machine(todo, {name: v for name, v in machine.items() if v is not None})
     states = Counter(one.state for one in found)
@@ -88,9 +89,9 @@ def run_command(
     jobs = min(jobs or len(os.sched_getaffinity(0)), len(todo))
     click.echo(f"Training {wording.counted(len(todo), 'cell')}, {jobs} at a time, into {out}.")
     failed = 0
-    for count, (cell, fault) in enumerate(run_cells(todo, out, jobs), 1):
-        failed += fault is not None
-        click.echo(f"{count} of {len(todo)}: {cell.name}: {fault or 'done'}")
+    for count, (cell, failure) in enumerate(run_cells(todo, out, jobs), 1):
+        failed += failure is not None
+        click.echo(f"{count} of {len(todo)}: {cell.name}: {failure or 'done'}")
     if failed:
         raise RunError(
             f"{wording.counted(failed, 'cell')} failed; correct the cause and give the same "
@@ -107,7 +108,7 @@ def run_command(
 def status_command(scale: Scale, only: Words, without: Words, out: Path, cells: bool) -> None:
     """Show which cells are done, running and left, and about how long the rest takes."""
     plan = load_plan(scale)
-    everything = standings(plan.cells(), out)
+    everything = statuses(plan.cells(), out)
     chosen = set(pick(plan.cells(), only, without))
     found = [one for one in everything if one.cell in chosen]
     for one in found if cells else ():
@@ -120,8 +121,8 @@ def status_command(scale: Scale, only: Words, without: Words, out: Path, cells: 
         click.echo(f"  {_progress([o for o in found if o.cell.study == study], everything)}")
     click.echo(f"all: {_progress(found, everything)}")
     for one in found:
-        if one.fault is not None:
-            click.echo(f"failed: {one.cell.name}: {one.fault}")
+        if one.failure is not None:
+            click.echo(f"failed: {one.cell.name}: {one.failure}")
 
 
 @reproduction.command("table")
@@ -157,7 +158,7 @@ def table_command(scale: Scale, only: Words, without: Words, out: Path) -> None:
 @scale_option
 @out_option
 def figures_command(scale: Scale, out: Path) -> None:
-    """Draw every figure that there is data for; at the paper's scale its Figures 2 to 11."""
+    """Draw every figure for which there are results; at the paper's scale its Figures 2 to 11."""
     plan = load_plan(scale)
     results = finished_of(plan, scale, out)
     drawn = draw_paper(results) if scale == "paper" else draw_studies(plan, results)
@@ -174,17 +175,20 @@ def figures_command(scale: Scale, out: Path) -> None:
 @out_option
 def pack_command(scale: Scale, out: Path) -> None:
     """Put the results of the finished cells into one file a study, to be published."""
-    for path in pack(load_plan(scale).cells(), out):
+    results = finished(statuses(load_plan(scale).cells(), out))
+    for study in dict.fromkeys(cell.study for cell in results):
+        path = out / f"{study}{PACKED}"
+        write_runs(path, [run for cell, run in results.items() if cell.study == study])
         click.echo(f"Written: {path}")
 
 
 def finished_of(plan: Plan, scale: Scale, out: Path) -> Results:
-    """What the finished cells of a plan came to, with those that its studies borrow.
+    """The results of the finished cells of a plan, with those that its studies borrow.
 
     Raises:
-        RunError: none is finished.
+        RunError: no cell is finished.
     """
-    results: Results = finished(standings(plan.cells(), out))
+    results: Results = finished(statuses(plan.cells(), out))
     if scale == "paper":
         results = on_the_papers_images(results)
     if not results:
@@ -195,8 +199,8 @@ def finished_of(plan: Plan, scale: Scale, out: Path) -> Results:
     return with_borrowed(plan, results)
 
 
-def _progress(of: Sequence[Standing], measured: Sequence[Standing]) -> str:
-    """Such as "3 of 54 done, 2 running, 49 left; 12 min so far, about 3 h 40 min left"."""
+def _progress(of: Sequence[Status], measured: Sequence[Status]) -> str:
+    """Such as "3 of 54 done, 2 running, 49 left; 12 min so far, about 3.7 h left"."""
     states = Counter[str](one.state for one in of)
     others = [f", {states[state]} {state}" for state in get_args(State)[1:] if states[state]]
     left = [seconds_left(one, measured) for one in of]

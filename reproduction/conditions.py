@@ -1,4 +1,4 @@
-"""Finished cells as comparisons: those that differ in their arm and seed alone are compared."""
+"""Comparisons of finished cells: those that differ only in their arm and seed are compared."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from reproduction.records import Run
 from reproduction.statistics import Floats, detectable_difference
 
 YARDSTICKS: Final = (ORIGINAL, RATE_CONTROL)
-"""What each arm is compared with: the method without sharing, and with all of it but sharing."""
+"""The arms that others are compared with. The control has all of sharing but the gradient."""
 
 Results = Mapping[Cell, Run]
 
 
 @dataclass(frozen=True)
 class Condition:
-    """The finished cells of a study that differ in their arm and seed alone.
+    """The finished cells of a study that differ only in their arm and seed.
 
     Attributes:
         labels: what they have in common, by axis.
@@ -91,11 +91,10 @@ def swept_value(condition: Condition, setting: str) -> float:
 
 
 def each_at_its_best(swept: Sequence[Condition]) -> tuple[Condition, dict[str, Condition]]:
-    """A sweep as one comparison, of each arm at the setting that is best for it.
+    """Compare each arm at the setting of a sweep that is best for it.
 
     The setting is chosen by validation accuracy, so the test accuracy is unbiased. Seeds differ in
-    difficulty: settings are compared by the seeds that the arm has at all of them, if there are
-    any.
+    difficulty, so settings are compared on the seeds that the arm has at all of them, if any.
 
     Returns:
         The comparison, and for each arm the condition that it was taken from.
@@ -173,9 +172,9 @@ def _over_seeds(rows: Sequence[Floats]) -> Difference | None:
 
 
 def mean_test_accuracy(runs: Sequence[Run]) -> Interval | None:
-    """The mean test accuracy of an arm's runs; None if none was tested.
+    """The mean test accuracy of an arm's runs; None if no run was tested.
 
-    A run that diverged before it was tested guesses.
+    A run that diverged before its test counts as guessing.
     """
     known = [run for run in runs if run.test is not None]
     if not known:

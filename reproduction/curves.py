@@ -108,7 +108,7 @@ def _validation_panel(axes: Axes, arms: Arms) -> Entries:
     entries: Entries = []
     for place, (arm, look) in enumerate(looks(arms).items()):
         draw_runs(axes, arms[arm], _validation, look, place)
-        entries.append((sample(look), f"{arm} {_came_to(arms[arm])}"))
+        entries.append((sample(look), f"{arm} {_results(arms[arm])}"))
     axes.axhline(100 * next(iter(arms.values()))[0].chance, **LEVEL_LINE)
     return entries
 
@@ -118,20 +118,20 @@ def _validation(run: Run) -> Floats:
     return 100 * np.array([run.validation, run.ci95], dtype=float)
 
 
-def _came_to(runs: Sequence[Run]) -> str:
+def _results(runs: Sequence[Run]) -> str:
     """The paper's legend, as "48.1 % (133), test 67.7 ± 1.8 %", and which runs failed.
 
     The numbers are of the runs that trained, if there are any.
     """
     counts = {o: sum(run.outcome == o for run in runs) for o in ("diverged", "not trained")}
     words = [f"{count} of {len(runs)} {outcome}" for outcome, count in counts.items() if count]
-    told = [run for run in runs if run.trained] or sound_runs(runs)
-    best = [(run.best.mean, run.best_epoch) for run in told if run.best and run.best_epoch]
+    counted = [run for run in runs if run.trained] or sound_runs(runs)
+    best = [(run.best.mean, run.best_epoch) for run in counted if run.best and run.best_epoch]
     if best:
         values, epochs = zip(*best, strict=True)
         mean = student95(values)._replace(ci95=None)
         words.append(f"{wording.accuracy(mean)} ({span(epochs)})")
-    test = mean_test_accuracy(told)
+    test = mean_test_accuracy(counted)
     words += [] if test is None else [f"test {wording.accuracy(test)}"]
     return ", ".join(words)
 

@@ -13,7 +13,7 @@ from gradshare.comparison.figures import COLORS, LINES, MARKERS, PALE, style
 from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 
 KNOWN: Final = (ORIGINAL, SHARING, RATE_CONTROL)
-"""Arms with a look of their own, in the order in which they are drawn."""
+"""The arms that are drawn first, in this order, so that they look the same in each figure."""
 
 DASHES: Final = LINES[0]
 LEVEL_LINE: Final[Any] = {"color": PALE, "linewidth": 1.0, "linestyle": ":", "zorder": 1}

@@ -31,10 +31,10 @@ from reproduction.plan import ARM, SEED, Plan, Study
 from reproduction.report import studies_of
 
 MANY_CONDITIONS: Final = 4
-"""The curves of more comparisons than this are panels of one figure."""
+"""A study with more conditions than this has their curves as panels of one figure."""
 
 MANY_ARMS: Final = 6
-"""The curves of so many arms would hide each other; their differences are drawn instead."""
+"""From this number of arms on, differences are drawn: curves would hide each other."""
 
 SETTINGS: Final = {"inner_lr": "inner rate", "task_batch": "tasks in a batch (T)"}
 
@@ -57,7 +57,7 @@ def _draw_study(
     name: str, study: Study, conditions: Sequence[Condition], results: Results
 ) -> Iterator[Drawing]:
     axes = {axis: labels for axis, labels in study.axes.items() if axis not in (ARM, SEED)}
-    # This depends on what is planned: while a study runs its figures keep their names.
+    # The planned conditions count, so that figures keep their names while a study runs.
     if study.curves and math.prod(map(len, axes.values())) > MANY_CONDITIONS:
         first, *others = axes.values()
         columns = [(wording.METHODS.get(label, label), label) for label in first]

@@ -1,4 +1,4 @@
-"""How soon arms learn, and how well their inner loops fit."""
+"""How soon arms learn, and how well their inner loops fit support and query images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLAT: Final = 0.05
 over chance of the mean of the quarter before."""
 
 LONG: Final = 20
-"""With fewer validations it cannot be told whether a curve has flattened."""
+"""The validations that are needed to say whether a curve has flattened."""
 
 
 def paper_speedup(original: Run, other: Run) -> float | None:
@@ -69,10 +69,12 @@ def smoothed(run: Run) -> Run:
 
 
 def crossing(run: Run, accuracy: float) -> float | None:
-    """The epoch at which a validation curve, straight from point to point, first has an accuracy.
+    """The epoch at which a validation curve first reaches an accuracy.
+
+    The curve is straight from one validation to the next.
 
     Returns:
-        None if it never has it; 1 if it had it at its first validation, or sooner.
+        None if it never does; 1 if it has done so by its first validation.
     """
     curve = run.validation
     if curve and curve[0] >= accuracy:
@@ -109,8 +111,8 @@ def papers_speedups(condition: Condition, arm: str) -> list[float | None]:
 class Pace:
     """How soon an arm reached a share of the original's gain over chance.
 
-    All but `seeds` is of the seeds in which the original's gain is large enough for its shares to
-    be told apart.
+    All but `seeds` is of the seeds in which the original's gain is large enough to tell its shares
+    apart.
 
     Attributes:
         seeds: how many the arm has.
@@ -177,10 +179,10 @@ WORK: Final = (
 """Settings that an epoch's time depends on."""
 
 MACHINE: Final = ("device", "gpu", "processor", "cores", "threads", "torch", "layout", "commit")
-"""What else it depends on, of what is recorded of a run's environment."""
+"""What else it depends on, by the names in a run's environment."""
 
 TIMED_RUNS: Final = 3
-"""Of fewer runs it cannot be told whether one of them was undisturbed."""
+"""The runs that are needed to say whether one of them was undisturbed."""
 
 SAME_TIME: Final = 0.05
 """Two undisturbed runs differ by less than this share of the quicker one's time."""

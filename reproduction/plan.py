@@ -1,9 +1,9 @@
 """The experiments as data: which runs there are, at each of two scales.
 
-A plan is a YAML file in `plans/`. It has studies. A study has axes, and a cell (one training run)
-for each combination of a label of each axis. A label stands for settings of a run. A cell's
-settings are the plan's, then its study's, then those of its labels in the order of the axes: later
-ones override earlier ones.
+A plan is a YAML file in `plans/`. It has studies, and a study has axes. An axis has labels, and a
+label is short for some settings of a run. Each combination of one label from each axis is a cell:
+one training run. The settings of a study override those of the plan, and those of the labels
+override both.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PAPERS_IMAGES = {"cub": 11_788, "mini-imagenet": 60_000}
 """How many images the paper's datasets have."""
 
 ARM, SEED = "arm", "seed"
-"""The axes with a meaning: cells that differ in these alone are compared."""
+"""Axes with a special meaning: cells that differ only in these are compared."""
 
 
 class _Part(BaseModel):
@@ -40,11 +40,11 @@ class _Part(BaseModel):
 
 
 class Loan(_Part):
-    """Cells of another study that are shown in this one too, which would train the same runs.
+    """Cells of another study that this one shows too: it would train the same runs.
 
     Attributes:
-        of: their study and labels there.
-        labels: the labels that they have here instead.
+        of: the name of the other study, and labels that the cells have there.
+        labels: by axis, the labels that they have here instead.
     """
 
     of: list[str]
@@ -55,7 +55,7 @@ class Study(_Part):
     """Runs that answer one question together.
 
     Attributes:
-        title: what the study is.
+        title: in a few words, for headings and figures.
         note: a caveat, shown with its results.
         settings: of all its cells.
         axes: for each axis, the settings of each label.

@@ -1,4 +1,4 @@
-"""What training runs came to, and the compact files that hold it: JSON lines, one file a study."""
+"""Results of training runs, and the compact files that hold them: JSON lines, one file a study."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ Outcome = Literal["trained", "not trained", "diverged"]
 
 
 class Run(BaseModel):
-    """What a training run came to. Accuracies are fractions, losses are cross entropies in nats,
-    and what is listed by epoch begins with epoch 1. None stands for what is unknown or not finite.
+    """The results of a training run.
+
+    Accuracies are fractions, losses are cross entropies in nats. Lists by epoch begin with epoch 1.
+    None means unknown or not finite.
 
     Attributes:
         cell: its name in the plan.
@@ -125,8 +127,8 @@ def record_of(cell: str, run: gs.Run, config: RunConfig) -> Run:
 
     Args:
         cell: its name in the plan.
-        run: what it came to.
-        config: what was run.
+        run: of the cell.
+        config: its settings.
     """
     history = run.history
     intervals = [record.metrics["validation"][ACCURACY] for record in history]
@@ -186,7 +188,7 @@ def read_runs(path: Path) -> list[Run]:
 
 
 def first_difference(run: Run, config: RunConfig) -> str | None:
-    """The first setting in which a run is not what a plan says; None if there is none."""
+    """The first setting in which a run differs from a plan; None if all agree."""
     planned: Mapping[str, Any] = config.model_dump(mode="json", exclude=set(MACHINE_FIELDS))
     for name, value in run.settings.items():
         if name in planned and planned[name] != value:

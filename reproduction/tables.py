@@ -55,7 +55,9 @@ def tables_of(study: Study, conditions: Sequence[Condition]) -> list[tuple[str, 
     pace_of = partial(_pace, study=conditions)
     tables = [(accuracies, _rows(conditions, _accuracy))]
     soon = [(pace, _rows(conditions, pace_of))]
-    if study.sweep == "inner_lr":  # a larger task batch costs more, so it is no free choice
+    if (
+        study.sweep == "inner_lr"
+    ):  # not task_batch: a larger one costs more, so it is not a free choice
         best, taken = each_at_its_best(conditions)
         rows = [{"arm": arm, "at": _at(taken[arm]), **_accuracy(best, arm)} for arm in best.arms]
         at_best = "at the setting that is best for it"
@@ -187,12 +189,12 @@ def _sooner(pace: Pace, cost: float | None) -> str:
 
 def _absent(pace: Pace) -> str | None:
     """The text in place of a number where the arm did not get there in each seed."""
-    told = len(pace.iterations)
-    if not told:
+    known = len(pace.iterations)
+    if not known:
         return NOTHING
     if not pace.arrived:
-        return bracketed("never", of_seeds(told, pace.seeds))
-    return None if pace.arrived == told else f"{pace.arrived} of {told} got there"
+        return bracketed("never", of_seeds(known, pace.seeds))
+    return None if pace.arrived == known else f"{pace.arrived} of {known} got there"
 
 
 def _papers(condition: Condition, arm: str) -> str:
