@@ -21,7 +21,7 @@ from reproduction.paper import draw_paper, on_the_papers_images, table1
 from reproduction.plan import HOME, SCALES, Plan, Scale, load_plan, on_machine, pick
 from reproduction.records import PACKED, write_runs
 from reproduction.report import cells_csv, study_tables
-from reproduction.running import Status, State, finished, run_cells, seconds_left, statuses
+from reproduction.running import State, Status, finished, run_cells, seconds_left, statuses
 
 Words = tuple[str, ...]
 

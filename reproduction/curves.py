@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal, get_args
 
@@ -20,7 +20,7 @@ from gradshare.comparison.table import span
 from gradshare.training.statistics import student95
 from reproduction import wording
 from reproduction.conditions import Condition, Results, mean_test_accuracy
-from reproduction.drawing import DASHES, KNOWN, LEVEL_LINE, Drawing, Look, finished, looks, sample
+from reproduction.drawing import DASHES, KNOWN, LEVEL_LINE, Drawing, Look, looks, noted, sample
 from reproduction.plan import ARM
 from reproduction.records import Run
 from reproduction.statistics import Floats
@@ -68,8 +68,8 @@ def draw_curves(
     rows: Sequence[Heading],
     columns: Sequence[Heading],
     quantity: Quantity,
-) -> list[Drawing]:
-    """Validation accuracy, or σ(m) and σ(λ), over epochs, in one figure; none without a curve.
+) -> Iterator[Drawing]:
+    """One figure of validation accuracy, or of σ(m) and σ(λ), over epochs; none without a curve.
 
     Args:
         name: of the figure.
@@ -90,9 +90,8 @@ def draw_curves(
         }
         for row, *in_row in rows
     }
-    if not any(arms for row in panels.values() for arms in row.values()):
-        return []
-    return [finished(name, _grid(panels, draw_panel), title, NOTES[quantity])]
+    if any(arms for row in panels.values() for arms in row.values()):
+        yield noted(name, _grid(panels, draw_panel), title, NOTES[quantity])
 
 
 def _arms(results: Results, labels: set[str], quantity: Quantity) -> Arms:
@@ -168,7 +167,7 @@ def draw_inner_loop(name: str, title: str, condition: Condition) -> Drawing:
     figure = _grid(panels, lambda axes, panel: _fit_panel(axes, *panel))
     for axes in figure.axes:  # once all are drawn, since the panels of a row share their limits
         axes.set_ylim(bottom=0)
-    return finished(name, figure, title, NOTES["inner loop"])
+    return noted(name, figure, title, NOTES["inner loop"])
 
 
 def _fit_panel(axes: Axes, runs: Sequence[Run], quantity: str, color: str) -> Entries:

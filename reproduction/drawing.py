@@ -48,7 +48,7 @@ def sample(look: Look) -> Line2D:
     return Line2D([], [], **look)
 
 
-def finished(name: str, figure: Figure, title: str, note: str) -> Drawing:
+def noted(name: str, figure: Figure, title: str, note: str) -> Drawing:
     """A drawing with its title and a note below it, in lines that fit its width."""
     lines = textwrap.fill(f"{title} {note}", round(16.2 * figure.get_figwidth()))
     with style():

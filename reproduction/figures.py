@@ -26,7 +26,7 @@ from reproduction.conditions import (
 )
 from reproduction.contrast import contrasts
 from reproduction.curves import QUANTITIES, draw_curves, draw_inner_loop
-from reproduction.drawing import LEVEL_LINE, Drawing, Look, finished, looks, sample
+from reproduction.drawing import LEVEL_LINE, Drawing, Look, looks, noted, sample
 from reproduction.plan import ARM, SEED, Plan, Study
 from reproduction.report import studies_of
 
@@ -44,13 +44,12 @@ BARS: Final = (
 )
 
 
-def draw_studies(plan: Plan, results: Results) -> list[Drawing]:
+def draw_studies(plan: Plan, results: Results) -> Iterator[Drawing]:
     """Each figure of each study, after that of what sharing adds to its control."""
-    drawings = [*_draw_contrasts(plan, results)]
+    yield from _draw_contrasts(plan, results)
     for name, study, conditions in studies_of(plan, results):
         own = {cell: run for cell, run in results.items() if cell.study == name}
-        drawings += _draw_study(name, study, conditions, own)
-    return drawings
+        yield from _draw_study(name, study, conditions, own)
 
 
 def _draw_study(
@@ -123,7 +122,7 @@ def _draw_sweep(name: str, study: Study, setting: str, conditions: Sequence[Cond
         axes.set_ylabel("test accuracy (%)")
         figure.legend(map(sample, styles.values()), styles, loc="outside upper left", ncols=3)
     note = f"Means over seeds. {BARS} ×: a run that did not train. Dotted: chance."
-    return finished(name, figure, _sentence(study), note)
+    return noted(name, figure, _sentence(study), note)
 
 
 MEAN: Final[Look] = {"color": INK, "linestyle": "-", "marker": "D"}
@@ -171,7 +170,7 @@ def _draw_bars(
             axes.set_xlabel("difference in test accuracy (points)")
         grid[0].set_yticks(range(len(rows)), rows)
         grid[0].invert_yaxis()
-    return finished(name, figure, title, BARS)
+    return noted(name, figure, title, BARS)
 
 
 def _draw_bar(axes: Axes, place: int, found: Difference, look: Look) -> None:

@@ -6,8 +6,7 @@ settings. A second table has the other numbers of shots and inner rates of the p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import yaml
@@ -42,20 +41,18 @@ Setting = Sequence[Cell]
 """The cells that differ in nothing but the arm."""
 
 
-@cache
-def printed_table() -> dict[str, Any]:
-    """What the paper prints; see `table1.yaml`."""
-    table: dict[str, Any] = yaml.safe_load((HOME / "table1.yaml").read_text("utf-8"))
-    return table
+PRINTED: Final[dict[str, Any]] = yaml.safe_load((HOME / "table1.yaml").read_text("utf-8"))
+"""What the paper prints; see `table1.yaml`."""
 
 
 def printed(labels: Mapping[str, str]) -> Mapping[str, Any] | None:
     """What the paper prints for a setting, by its labels; None if it prints nothing."""
-    table = printed_table()
-    axes = ("shots", "rate", "dataset", "method", "batch")
-    return next(
-        (row for row in table["rows"] if all((table | row)[a] == labels[a] for a in axes)), None
-    )
+    row: dict[str, Any]
+    for row in PRINTED["rows"]:
+        setting = PRINTED | row
+        if all(label == setting[axis] for axis, label in labels.items() if axis != ARM):
+            return row
+    return None
 
 
 def on_the_papers_images(results: Results) -> dict[Cell, Run]:
@@ -79,12 +76,9 @@ def table1(cells: Sequence[Cell], results: Results) -> str:
         settings.setdefault(tuple(cell.common.values()), []).append(cell)
     page = "# Table 1\n"
     for is_printed, title in SECTIONS.items():
-        found = [
-            setting
-            for setting in settings.values()
-            if (printed(setting[0].labels) is not None) == is_printed
-            and (is_printed or any(cell in results for cell in setting))
-        ]
+        found = [s for s in settings.values() if bool(printed(s[0].labels)) == is_printed]
+        if not is_printed:
+            found = [setting for setting in found if any(cell in results for cell in setting)]
         if found:
             page += f"\n## {title}\n{_tables(found, results)}"
     return page + "\n" + "".join(f"- {note}\n" for note in _notes(cells, results))
@@ -92,14 +86,11 @@ def table1(cells: Sequence[Cell], results: Results) -> str:
 
 def _tables(settings: Sequence[Setting], results: Results) -> str:
     """A table for each dataset, number of shots and inner rate, the paper's own first."""
+    settings = sorted(settings, key=lambda s: (s[0].config.inner_lr_scale, -s[0].config.shots))
     rows = [_row(setting, results) for setting in settings]
     columns = [name for name in COLUMNS if any(name in row for row in rows)]
     tables: dict[str, list[dict[str, str]]] = {}
-    order = sorted(
-        zip(settings, rows, strict=True),
-        key=lambda one: (one[0][0].config.inner_lr_scale, -one[0][0].config.shots),
-    )
-    for (cell, *_), row in order:
+    for (cell, *_), row in zip(settings, rows, strict=True):
         config = cell.config
         scale = config.inner_lr_scale
         rate = "" if scale == 1 else f", {scale:g}× the inner rate"
@@ -132,7 +123,9 @@ def _row(setting: Setting, results: Results) -> dict[str, str]:
 def _tested(run: Run) -> str:
     """The test accuracy, or that the run diverged or did not train."""
     test = "" if run.tested is None else wording.accuracy(run.tested)
-    return test or wording.NOTHING if run.trained else wording.bracketed(run.outcome, test)
+    if run.trained:
+        return test or wording.NOTHING
+    return wording.bracketed(run.outcome, test)
 
 
 def _notes(cells: Sequence[Cell], results: Results) -> list[str]:
@@ -175,7 +168,7 @@ GRIDS: Final = {
 """The figures of a dataset and inner rate by number. That of m and λ is the next one."""
 
 
-def draw_paper(results: Results) -> list[Drawing]:
+def draw_paper(results: Results) -> Iterator[Drawing]:
     """The paper's figures that have a curve to draw."""
     mini = ("mini-ImageNet", "mini-imagenet", "rate-1x")
     cases = ("a good and a pathological case", "rate-1x")
@@ -186,9 +179,7 @@ def draw_paper(results: Results) -> list[Drawing]:
     for number, grid in GRIDS.items():
         every.append((number, "validation", grid, TASKS, METHODS))
         every.append((number + 1, "sharing", grid, TASKS, METHODS))
-    drawings = []
     for number, quantity, (title, *labels), rows, columns in every:
         own = {cell: run for cell, run in results.items() if {*labels} <= {*cell.labels.values()}}
         name, sentence = f"figure-{number}", f"Figure {number}. {title}."
-        drawings += draw_curves(name, sentence, own, rows, columns, quantity)
-    return drawings
+        yield from draw_curves(name, sentence, own, rows, columns, quantity)
