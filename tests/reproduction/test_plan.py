@@ -106,6 +106,8 @@ def test_the_papers_grid_is_its_appendix_a() -> None:
         assert (config.ways, config.image_size, config.filters) == (5, 84, 48)
         assert (config.inner_steps, config.inner_lr, config.outer_lr) == (5, 0.1, 0.001)
         assert (config.iterations_per_epoch, config.test_tasks, config.ensemble) == (1000, 600, 5)
+        assert (config.queries, config.val_tasks) == (15, 600)
+        assert (config.multi_step_loss == "15000") == (config.method == "maml++")
         assert config.inner_lr_scale == (10 if "rate-10x" in cell.name else 1)
         assert config.sharing == ("gradient-sharing" in cell.name)
 
