@@ -63,5 +63,5 @@ def require_count(name: str, value: object, least: int = 1) -> None:
         value: of the argument.
         least: the smallest value that is allowed.
     """
-    if not isinstance(value, Integral) or int(value) < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
         raise ConfigError(f"{name} is {value!r}; give a whole number, at least {least}")

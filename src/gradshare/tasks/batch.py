@@ -63,11 +63,25 @@ class TaskBatch:
                 f"the tensors of a task batch are {found}; the first dimension must be the tasks, "
                 "the same number in each and at least one: give a single task as x[None]"
             )
-        for name in ("support_n", "query_n"):
-            sizes = getattr(self, name)
-            if sizes is not None and len(sizes) != len(self):
+        for name in ("support", "query"):
+            examples = {
+                path: leaf.shape[1] if leaf.ndim > 1 else 0
+                for part in (f"{name}_x", f"{name}_y")
+                for path, leaf in leaves(getattr(self, part), part)
+            }
+            most = min(examples.values())
+            if most == 0 or most != max(examples.values()):
                 raise DataError(
-                    f"{name} has {len(sizes)} numbers for {len(self)} tasks; give one for each"
+                    f"the tasks of a batch have {examples} examples; the second dimension must be "
+                    "the examples, the same number in each and at least one"
+                )
+            sizes = getattr(self, f"{name}_n")
+            if sizes is not None and (
+                len(sizes) != len(self) or not all(1 <= size <= most for size in sizes)
+            ):
+                raise DataError(
+                    f"{name}_n is {list(sizes)} for {len(self)} tasks of {most} examples; give a "
+                    f"number from 1 to {most} for each task"
                 )
 
     def __len__(self) -> int:
