@@ -196,7 +196,7 @@ class MetaLearner:
             sum_over_tasks: sums over the whole batch when `tasks` is only a part of it.
 
         Raises:
-            ConfigError: `iteration` is no whole number, the state is that of another learner, or the
+            ConfigError: `iteration` is no whole number, the state that of another learner, or the
                 loss or the model returns something of another kind.
             DataError: cross entropy ignores all support labels of a task.
         """
