@@ -81,7 +81,7 @@ class RunFolder:
         make_folder(self._checkpoints)
         if settings is not None:
             self.store_settings(settings)
-        self.store(contents)
+        self.store({**contents, "settings": settings})  # by which a damaged file is noticed
 
     def store(self, contents: Mapping[str, Any]) -> None:
         """Write `run.json`."""
