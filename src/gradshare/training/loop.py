@@ -15,9 +15,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from gradshare.errors import RunError
+from gradshare.errors import RunError, is_out_of_memory
 from gradshare.methods import Learner
-from gradshare.methods.network import is_out_of_memory
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import prepared, training_indices
 from gradshare.training.batches import Batches
