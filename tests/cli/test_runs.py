@@ -133,6 +133,7 @@ def test_compare_with_control_over_two_seeds(
     assert out.startswith(
         "original, gradient-sharing, rate-control: 6 runs of 1 epochs of 3 iterations on tiny; "
     )
+    assert "\nThe splits of tiny were drawn with seed 0.\n" in out
     assert out.endswith(f"\n\nReport: {folder / 'report.html'}\n")
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert (results["baseline"], results["controls"]) == ("original", ["rate-control"])

@@ -130,6 +130,21 @@ def test_two_processes_cannot_train_into_one_folder(tmp_path: Path) -> None:
     )
 
 
+def test_a_run_that_another_process_began_meanwhile_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others: list[Run] = []
+
+    def meanwhile(*_: object) -> None:  # after the folder was found empty
+        monkeypatch.undo()
+        others.append(gs.fit(**rows(), out=tmp_path / "run"))
+
+    monkeypatch.setattr(RunFolder, "require_disk", meanwhile)
+    with pytest.raises(RunError, match="already holds 'checkpoints'; choose another"):
+        gs.fit(**rows(seed=1), out=tmp_path / "run")
+    assert records_in(tmp_path / "run") == others[0].history
+
+
 def test_a_lock_that_is_deleted_while_a_run_is_trained_is_taken_again(tmp_path: Path) -> None:
     lock = tmp_path / "run" / ".lock"
     locked: list[bool] = []

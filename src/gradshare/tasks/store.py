@@ -146,6 +146,12 @@ class ImageStore:
         channels, height, width = self.splits["train"].images.shape[1:]
         return channels, height, width
 
+    @property
+    def drawn(self) -> str | None:
+        """How the splits were drawn; None if they were given, or are published ones."""
+        splits = str(self.source.get("splits"))
+        return splits if splits.startswith("drawn") else None
+
     @classmethod
     def open(cls, path: Path | str) -> ImageStore:
         """Open the store in a folder. Images that were written to are compared with their digest.

@@ -37,7 +37,7 @@ from gradshare.training.identity import description, shapes_digest
 from gradshare.training.layout import Layout
 from gradshare.training.memory import explain_out_of_memory
 from gradshare.training.metrics import LOSS, Metric, accuracy
-from gradshare.training.randomness import generators_kept, isolated
+from gradshare.training.randomness import isolated
 from gradshare.training.state import RunStatus
 
 
@@ -245,7 +245,7 @@ def open_run(
     place = choose_device(device)
     keep_float32(place)
     if learner is not None:
-        with generators_kept(place):
+        with isolated(place):
             meta, _ = initial_state(learner)
         if shapes_digest(meta) != identity["meta-parameters"]:
             raise RunError(
