@@ -317,6 +317,30 @@ def test_a_model_of_another_run_is_no_member_of_the_ensemble(
     assert "is of another run" in caplog.text
 
 
+def test_all_checkpoints_of_another_run_are_no_results_of_this_one(tmp_path: Path) -> None:
+    fit(tmp_path / "run")
+    fit(tmp_path / "other", seed=1)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints")
+    for use in (fit, gs.open_run):
+        with pytest.raises(RunError, match="no checkpoint in .* can be read; start again in"):
+            use(tmp_path / "run")
+
+
+def test_a_metrics_file_that_was_cut_changes_no_result_and_is_written_again(
+    tmp_path: Path,
+) -> None:
+    run = fit(tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 3])
+    opened = gs.open_run(tmp_path / "run", rows()["learner"])
+    assert run.test is not None
+    assert opened.evaluate(ROWS[2], tasks=8, ensemble=2).values == run.test.ensemble
+    fit(tmp_path / "run", epochs=4)
+    assert path.read_bytes().startswith(whole)
+
+
 def test_progress_that_no_run_makes_is_named(tmp_path: Path) -> None:
     fit(tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / LATEST
