@@ -237,6 +237,15 @@ def test_a_configuration_that_was_cut_is_named_and_not_filled_with_defaults(
     assert open_run(run).history
 
 
+def test_a_configuration_that_is_gone_is_written_again(run: Path) -> None:
+    before = stored(run)
+    (run / "config.yaml").unlink()
+    assert stored(run) == before
+    assert open_run(run).learner is not None
+    train(RunConfig(**SIGNALS), run, resume=True)
+    assert RunConfig.from_yaml(run / "config.yaml") == before
+
+
 def test_a_setting_that_was_edited_in_a_runs_folder_is_named(run: Path) -> None:
     path = run / "config.yaml"
     path.write_text(path.read_text().replace("batch_norm: transductive", "batch_norm: inductive"))

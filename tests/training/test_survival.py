@@ -305,16 +305,20 @@ def test_a_checkpoint_of_another_run_is_passed_over_and_named(
     ]
 
 
-def test_a_model_of_another_run_is_no_member_of_the_ensemble(
+def test_a_model_of_another_run_or_epoch_is_no_member_of_the_ensemble(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = fit(tmp_path / "run", ensemble=3)
     fit(tmp_path / "other", ensemble=3, seed=1)
-    name = "checkpoints/epoch-000001.safetensors"
-    (tmp_path / "other" / name).replace(tmp_path / "run" / name)
+    one, two, _ = sorted((tmp_path / "run" / "checkpoints").glob("epoch-*"))
+    (tmp_path / "other" / "checkpoints" / two.name).replace(two)
     with caplog.at_level(logging.WARNING):
         assert len(run.models(3)) == 2
     assert "is of another run" in caplog.text
+    shutil.copy(one, two)
+    with caplog.at_level(logging.WARNING):
+        assert len(run.models(3)) == 2
+    assert f"{two} is of epoch 1, not 2; epoch 2 is left out of the ensemble" in caplog.messages
 
 
 def test_all_checkpoints_of_another_run_are_no_results_of_this_one(tmp_path: Path) -> None:
@@ -323,7 +327,7 @@ def test_all_checkpoints_of_another_run_are_no_results_of_this_one(tmp_path: Pat
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints")
     for use in (fit, gs.open_run):
-        with pytest.raises(RunError, match="no checkpoint in .* can be read; start again in"):
+        with pytest.raises(RunError, match=r"no checkpoint in .* can be read; start again in"):
             use(tmp_path / "run")
 
 

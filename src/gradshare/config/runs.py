@@ -123,7 +123,7 @@ def open_run(
     """
     home = RunFolder(Path(path).expanduser())
     missing: GradshareError | None = None
-    if learner is None and home.started and (home.path / SETTINGS).is_file():
+    if learner is None and home.started and home.contents().get("settings") is not None:
         config = stored(path)
         try:
             parts = build(config)
@@ -145,17 +145,18 @@ def stored(path: str | Path) -> RunConfig:
         ConfigError: the configuration cannot be read.
     """
     home = RunFolder(Path(path).expanduser())
-    began = home.contents().get("settings") or {}
-    if not (home.path / SETTINGS).is_file():
+    began = home.contents().get("settings")
+    if began is None:
         raise RunError(
             f"the run in {home.path} was started from objects and has no {SETTINGS}; open it in "
             "Python: gradshare.open_run(path, learner)"
         )
-    config = RunConfig.from_yaml(home.path / SETTINGS)
+    path = home.path / SETTINGS
+    config = RunConfig.from_yaml(path) if path.is_file() else RunConfig(**began)
     for name, value in config.model_dump(mode="json").items():
         if name not in CHANGEABLE and value != began.get(name):
             raise RunError(
-                f"{home.path / SETTINGS} has {name} {value!r}, and the run was started with "
+                f"{path} has {name} {value!r}, and the run was started with "
                 f"{began.get(name)!r}; put the file back as it was, or correct this setting"
             )
     return config

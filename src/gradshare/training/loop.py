@@ -226,7 +226,7 @@ class Trainer:
         status.history.append(record)
         status.totals = EpochTotals()
         if writer is not None:
-            folder.save_epoch(record.epoch, state.epoch_checkpoint(self.run))
+            folder.save_epoch(record.epoch, state.epoch_checkpoint(self.run, record.epoch))
             writer.write(record)
         stops = self.processes.from_first(lambda: self._call_callbacks("epoch"))
         status.stopped = status.stopped or stops
