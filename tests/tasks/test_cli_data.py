@@ -64,7 +64,9 @@ def test_a_folder_from_images_to_contact_sheet() -> None:
         *("prepare", "my-birds", "--format", "folder", "--from", "birds"),
         *("--image-size", "16", "--seed", "5"),
     )
-    assert prepared == "Prepared data/my-birds/16: 3 train, 1 val, 1 test classes\n"
+    assert prepared == (
+        "Prepared data/my-birds/16: 3 train, 1 val, 1 test classes, drawn with seed 5\n"
+    )
     shown = output("show", "my-birds")
     assert "my-birds, 3×16×16" in shown
     rows = [line.split() for line in shown.splitlines() if line.startswith("│")]
