@@ -17,15 +17,16 @@ has it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
-class GradshareError(Exception):
-    """Base of every error that a user can correct.
+def escaped(text: object) -> str:
+    """A text whose control characters are escaped, so that it cannot change the terminal."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], str(text))
 
-    Control characters of a file's name or content are escaped in the message, so that it cannot
-    change the terminal.
-    """
+
+class GradshareError(Exception):
+    """Base of every error that a user can correct. Its message is `escaped`."""
 
     def __str__(self) -> str:
-        return _CONTROL.sub(lambda match: repr(match[0])[1:-1], super().__str__())
+        return escaped(super().__str__())
 
 
 class DataError(GradshareError):

@@ -282,14 +282,33 @@ def test_a_class_that_holds_folders_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_a_dead_link_or_a_pipe_in_place_of_an_image_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["nowhere", "/dev/zero", None])
+def test_a_dead_link_a_device_or_a_pipe_in_place_of_an_image_is_named(
+    tmp_path: Path, target: str | None
+) -> None:
     make_classes(tmp_path, ["crow", "lark", "owl"])
     path = tmp_path / "owl" / "odd.png"
-    path.symlink_to(tmp_path / "nowhere")
+    if target is None:
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target)
     assert refused(tmp_path) == f"{path} is a dead link or no file; replace or remove it"
-    path.unlink()
-    os.mkfifo(path)
-    assert refused(tmp_path) == f"{path} is a dead link or no file; replace or remove it"
+
+
+@pytest.mark.parametrize("name", ["wren", "splits.json"])
+def test_a_dead_link_in_place_of_a_class_or_of_the_splits_is_named(
+    tmp_path: Path, name: str
+) -> None:
+    make_classes(tmp_path, ["crow", "lark", "owl"])
+    (tmp_path / ".hidden").symlink_to("nowhere")
+    (tmp_path / name).symlink_to("nowhere")
+    assert refused(tmp_path) == f"{tmp_path / name} is a dead link; replace or remove it"
+
+
+def test_a_pipe_in_place_of_the_splits_is_named(tmp_path: Path) -> None:
+    make_classes(tmp_path, ["crow", "lark", "owl"])
+    os.mkfifo(tmp_path / "splits.json")
+    assert refused(tmp_path).endswith("splits.json is not a file; it must be a list of classes")
 
 
 @pytest.mark.parametrize(("mode", "grey"), [("L", True), ("1", True), ("RGB", False), ("P", False)])

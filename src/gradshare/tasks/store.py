@@ -197,7 +197,7 @@ class Index(BaseModel):
     rotate_classes: StrictBool
     source: dict[str, Any]
     sha256: Sha256
-    splits: dict[str, list[StoredClass]]
+    splits: dict[str, Annotated[list[StoredClass], Field(min_length=1)]]
 
     def require_fit(self, images: npt.NDArray[Any]) -> None:
         """Raise ValueError if the index is not that of the images."""
