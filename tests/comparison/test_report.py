@@ -295,9 +295,9 @@ def test_the_accuracy_by_class_is_a_table_with_the_hardest_class_first(tmp_path:
     assert "Accuracy by class" in page.headings
     start = page.rows.index(["class", "base", "new"])
     assert page.rows[start + 1 : start + 4] == [
-        ["cat", "25.0%", "100.0%"],
-        ["dog", "70.0%", "70.0%"],
-        ["<b>", "90.0%", "90.0%"],
+        ["cat", "25.0 %", "100.0 %"],
+        ["dog", "70.0 %", "70.0 %"],
+        ["<b>", "90.0 %", "90.0 %"],
     ]
 
 
@@ -306,7 +306,7 @@ def test_of_many_classes_the_hardest_are_shown(tmp_path: Path) -> None:
     run = arm_run("a", validation=[0.4], test=[0.5], by_class=accuracies)
     page = page_of(results_of(run), tmp_path)
     assert "10 easier classes are in results.json" in page.text
-    assert ["class 19", "63.3%"] in page.rows
+    assert ["class 19", "63.3 %"] in page.rows
     assert "class 20" not in page.text
 
 

@@ -76,7 +76,7 @@ def test_a_folder_from_images_to_contact_sheet() -> None:
     # Images of the shades 0, 40 and 80.
     assert "mean 0.1569 0.1569 0.1569, standard deviation 0.1281 0.1281 0.1281" in shown
     assert "from: birds" in shown
-    assert "splits: drawn with seed 5" in shown
+    assert "splits: drawn\nseed: 5\n" in shown
     assert shown.endswith("Contact sheet: my-birds-16.png\n")
     with Image.open("my-birds-16.png") as sheet:
         assert sheet.format == "PNG"

@@ -6,12 +6,12 @@ import os
 import signal
 import sys
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from gradshare import __version__
-from gradshare.errors import SIGNAL_STATUS, ConfigError, GradshareError
+from gradshare.errors import SIGNAL_STATUS, ConfigError, GradshareError, escaped
 
 COMMANDS = {
     "compare": ("compare:compare_command", "Compare gradient sharing with the original."),
@@ -52,7 +52,11 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _interrupted()
+            click.echo("stopped", err=True)
+            sys.exit(SIGNAL_STATUS + signal.SIGINT)
+        except click.ClickException as error:
+            error.message = escaped(error.message)  # type: ignore[misc]
+            raise
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -97,7 +101,7 @@ class _Output:
 
 
 def program() -> None:
-    """The program as a shell starts it.
+    """Run the program with the settings of a process that trains.
 
     Processes that train need the allocator's settings when they start: those that `compare` starts
     inherit them, and `train` starts itself again.
@@ -112,18 +116,11 @@ def program() -> None:
             join_freed_memory(start_again=sys.argv[1] == "train")
         sys.stdout = output
         main()
-    except KeyboardInterrupt:
-        _interrupted()
     finally:
         output.flush()
         if output.error is not None and not isinstance(output.error, BrokenPipeError):
             click.echo(f"error: the output cannot be written: {output.error.strerror}", err=True)
             sys.exit(1)
-
-
-def _interrupted() -> NoReturn:
-    click.echo("stopped", err=True)
-    sys.exit(SIGNAL_STATUS + signal.SIGINT)
 
 
 def main() -> None:
@@ -139,8 +136,8 @@ def main() -> None:
         if error.filename is None:
             raise
         click.echo(
-            f"error: {error.filename} cannot be used: {error.strerror}; give yourself permission "
-            "to it and to the folders that it is in, or name another",
+            f"error: {escaped(error.filename)} cannot be used: {error.strerror}; give yourself "
+            "permission to it and to the folders that it is in, or name another",
             err=True,
         )
         sys.exit(1)

@@ -162,8 +162,10 @@ def prepare_dataset(
                 content = _drawn(image_size, seed or 0)
             else:
                 content = _found(dataset, path, workspace / "unpacked", image_size, resize)
-                if folder:
-                    content.source["splits"] = given_splits(path) or f"drawn with seed {seed or 0}"
+                if folder and (given := given_splits(path)):
+                    content.source["splits"] = given
+                elif folder:
+                    content.source.update(splits="drawn", seed=seed or 0)
             _require_room(target, content.images, image_size)
             fill(
                 workspace / "store",
