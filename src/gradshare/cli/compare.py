@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from dataclasses import replace
@@ -110,6 +111,8 @@ def compare_command(
         if given and executor not in readers:
             known = " and ".join(readers)
             raise ConfigError(f"{option} is for --executor {known}, not {executor}; leave it out")
+    if gpus is not None and math.isnan(gpus):  # no range leaves it out
+        raise ConfigError(f"--gpus {gpus}: give a number from 0 to 100")
     config = read_config(config_file, preset, options)
     if config.workers > 1:
         raise ConfigError(

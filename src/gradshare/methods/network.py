@@ -306,3 +306,11 @@ def _require_usable(model: object) -> None:
             raise ConfigError(
                 f"{path} of {name} has no shape yet; call the model once on an example input"
             )
+        if tensor.is_meta:
+            raise ConfigError(f"{path} of {name} has no values; make the model on another device")
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise ConfigError(
+                f"{path} of {name} has sparse gradients, which cannot be differentiated; make it "
+                "with sparse=False"
+            )

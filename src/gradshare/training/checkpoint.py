@@ -91,6 +91,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         RunError: it cannot be opened, or is of another format version.
     """
     try:
+        path.open("rb").close()  # safetensors would call a file without permission missing
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _require_format(path, metadata)
