@@ -241,6 +241,10 @@ class WithGenerator(nn.Linear):
             "0.weight of Sequential has no shape yet; call the model once on an example input",
         ),
         (
+            torch.jit.ScriptModule,
+            "the model is a ScriptModule, compiled by TorchScript; give the module itself",
+        ),
+        (
             lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta")),
             "1.weight of Sequential has no values; make the model on another device",
         ),

@@ -301,6 +301,8 @@ def _require_usable(model: object) -> None:
     name = type(model).__name__
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ConfigError(f"the model is a {name}; give the module inside it: model.module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(f"the model is a {name}, compiled by TorchScript; give the module itself")
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise ConfigError(
