@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gradshare.errors import RunError
 from gradshare.tasks.source import training_indices
 from gradshare.training.distributed import OneProcess
 from gradshare.training.evaluation import ensemble_values, on_all_tasks
+from gradshare.training.folder import RunFolder
 from gradshare.training.run import Run
 from tests.training.killing import latest, records_in, timeless
 from tests.training.small import PROBLEMS, ROWS, WAYS, Prototypes, Wrapped, mlp, rows
@@ -232,3 +234,21 @@ def test_memory_that_runs_out_says_what_to_lower(tmp_path: Path) -> None:
         "memory='recompute' (--memory recompute) or the first order"
     )
     assert latest(tmp_path / "run").progress["iteration"] == 3
+
+
+def test_the_time_of_training_is_without_validation_and_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, added = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + added[0])
+
+    class Slow(Wrapped):
+        def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+            added[0] += 1e6
+            return super().batch(indices)
+
+    given = rows(validation=Slow(ROWS[1]), test=Slow(ROWS[2]))
+    run = gs.fit(**given, out=tmp_path / "run")
+    saved = RunFolder(run.path).load_latest()
+    assert saved is not None
+    assert saved.progress["training_seconds"] < 1e6 < run.seconds
