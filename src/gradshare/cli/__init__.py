@@ -6,12 +6,12 @@ import os
 import signal
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from gradshare import __version__
-from gradshare.errors import SIGNAL_STATUS, ConfigError, GradshareError, escaped
+from gradshare.errors import SIGNAL_STATUS, ConfigError, GradshareError
 
 COMMANDS = {
     "compare": ("compare:compare_command", "Compare gradient sharing with the original."),
@@ -52,11 +52,7 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("stopped", err=True)
-            sys.exit(SIGNAL_STATUS + signal.SIGINT)
-        except click.ClickException as error:
-            error.message = escaped(error.message)  # type: ignore[misc]
-            raise
+            _interrupted()
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -101,7 +97,7 @@ class _Output:
 
 
 def program() -> None:
-    """Run the program with the settings of a process that trains.
+    """The program as a shell starts it.
 
     Processes that train need the allocator's settings when they start: those that `compare` starts
     inherit them, and `train` starts itself again.
@@ -116,11 +112,18 @@ def program() -> None:
             join_freed_memory(start_again=sys.argv[1] == "train")
         sys.stdout = output
         main()
+    except KeyboardInterrupt:
+        _interrupted()
     finally:
         output.flush()
         if output.error is not None and not isinstance(output.error, BrokenPipeError):
             click.echo(f"error: the output cannot be written: {output.error.strerror}", err=True)
             sys.exit(1)
+
+
+def _interrupted() -> NoReturn:
+    click.echo("stopped", err=True)
+    sys.exit(SIGNAL_STATUS + signal.SIGINT)
 
 
 def main() -> None:
@@ -136,8 +139,8 @@ def main() -> None:
         if error.filename is None:
             raise
         click.echo(
-            f"error: {escaped(error.filename)} cannot be used: {error.strerror}; give yourself "
-            "permission to it and to the folders that it is in, or name another",
+            f"error: {error.filename} cannot be used: {error.strerror}; give yourself permission "
+            "to it and to the folders that it is in, or name another",
             err=True,
         )
         sys.exit(1)
