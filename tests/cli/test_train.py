@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     [
         ("{} > /dev/full", 1, "error: the output cannot be written: No space left on device\n"),
         ("{} >&-", 0, ""),
+        ("set -o pipefail; {{ sleep 1; {}; }} | true", 128 + signal.SIGPIPE, ""),
         ("PYTHONIOENCODING=cp1252 {} > help", 0, ""),
     ],
 )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -46,13 +45,6 @@ class LazyGroup(click.Group):
         """Write the list of commands."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. click would say "Aborted!" after Ctrl-C, with status 1."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _interrupted()
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -97,7 +89,7 @@ class _Output:
 
 
 def program() -> None:
-    """The program as a shell starts it.
+    """Run the program, and report errors of its output at the end.
 
     Processes that train need the allocator's settings when they start: those that `compare` starts
     inherit them, and `train` starts itself again.
@@ -112,18 +104,14 @@ def program() -> None:
             join_freed_memory(start_again=sys.argv[1] == "train")
         sys.stdout = output
         main()
-    except KeyboardInterrupt:
-        _interrupted()
-    finally:
+    except SystemExit as end:
         output.flush()
-        if output.error is not None and not isinstance(output.error, BrokenPipeError):
-            click.echo(f"error: the output cannot be written: {output.error.strerror}", err=True)
-            sys.exit(1)
-
-
-def _interrupted() -> NoReturn:
-    click.echo("stopped", err=True)
-    sys.exit(SIGNAL_STATUS + signal.SIGINT)
+        if output.error is None or end.code:
+            raise
+        if isinstance(output.error, BrokenPipeError):
+            sys.exit(SIGNAL_STATUS + 13)  # as if SIGPIPE had ended it
+        click.echo(f"error: the output cannot be written: {output.error.strerror}", err=True)
+        sys.exit(1)
 
 
 def main() -> None:
