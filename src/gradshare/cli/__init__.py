@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from gradshare import __version__
-from gradshare.errors import SIGNAL_STATUS, ConfigError, GradshareError
+from gradshare.errors import SIGNAL_STATUS, ConfigError, GradshareError, escaped
 
 COMMANDS = {
     "compare": ("compare:compare_command", "Compare gradient sharing with the original."),
@@ -28,6 +28,14 @@ class LazyGroup(click.Group):
     """The commands of `COMMANDS`. A command's module is imported when the command is run: torch
     alone takes more than a second.
     """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. What click quotes in an error may be the name of a file."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = escaped(error.message)  # type: ignore[misc]
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the commands."""
@@ -127,8 +135,8 @@ def main() -> None:
         if error.filename is None:
             raise
         click.echo(
-            f"error: {error.filename} cannot be used: {error.strerror}; give yourself permission "
-            "to it and to the folders that it is in, or name another",
+            f"error: {escaped(error.filename)} cannot be used: {error.strerror}; give yourself "
+            "permission to it and to the folders that it is in, or name another",
             err=True,
         )
         sys.exit(1)
