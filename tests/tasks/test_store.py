@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -322,7 +323,7 @@ def test_an_index_without_an_entry_is_damaged(stored: Path, key: str) -> None:
     index = json.loads((stored / "index.json").read_text(encoding="utf-8"))
     del index[key]
     (stored / "index.json").write_text(json.dumps(index), encoding="utf-8")
-    assert f"is damaged ({key!r})" in refused(stored)
+    assert re.search(rf"is damaged \('?{key}('|: Field required)\)", refused(stored))
 
 
 @pytest.mark.parametrize("entry", [{"start": 9, "count": 5}, {"start": -1, "count": 2}])

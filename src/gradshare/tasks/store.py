@@ -221,10 +221,9 @@ class Index(BaseModel):
 
 
 def first_mistake(error: ValidationError) -> str:
-    """What is wrong with an index, in a few words."""
+    """What is wrong with a content, in a few words."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return repr(where) if first["type"] == "missing" else f"{where}: {first['msg']}"
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def memory_map(path: Path) -> npt.NDArray[Any]:
