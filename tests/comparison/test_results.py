@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,9 @@ def test_a_file_that_is_not_json_is_damaged(content: bytes, tmp_path: Path) -> N
 def test_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"cannot be read: .*; give the folder of a comparison"):
         load_results(tmp_path / "none")
+    os.mkfifo(tmp_path / FILENAME)
+    with pytest.raises(RunError, match=r"results\.json is a pipe; give the folder of"):
+        load_results(tmp_path)
 
 
 @pytest.mark.parametrize(

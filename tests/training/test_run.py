@@ -252,3 +252,11 @@ def test_the_time_of_training_is_without_validation_and_test(
     saved = RunFolder(run.path).load_latest()
     assert saved is not None
     assert saved.progress["training_seconds"] < 1e6 < run.seconds
+
+
+def test_the_test_source_may_follow_the_others_and_a_folder_have_any_name(tmp_path: Path) -> None:
+    given = rows()
+    parts = [given.pop(name) for name in ("learner", "train", "validation", "test")]
+    run = gs.fit(*parts, out=tmp_path / "r\udcffn", **given)
+    assert run.test is not None
+    assert gs.open_run(run.path).tensors()

@@ -85,6 +85,8 @@ def read_signed(path: Path, version: int, remedy: str) -> dict[str, Any]:
     Raises:
         RunError: it cannot be read, has another format, or was edited.
     """
+    if path.is_fifo():  # which would never end
+        raise RunError(f"{path} is a pipe; {remedy}")
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
