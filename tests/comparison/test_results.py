@@ -112,7 +112,7 @@ def test_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "found", "author"),
     [
-        ({"format_version": 1}, "None", "0.1.0"),
+        ({"format_version": 1}, "1", "0.1.0"),
         ({"format": 4, "gradshare": "7.1"}, "4", "7.1"),
         ([1], "None", "0.1.0"),
     ],

@@ -94,7 +94,8 @@ def read_signed(path: Path, version: int, remedy: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error!s:.200}; {remedy}") from error
     content = content if isinstance(content, dict) else {}
-    if (found := content.get("format")) != version:
+    found = content.get("format", content.get("format_version"))  # the latter in 0.1.0
+    if found != version:
         raise RunError(
             f"{path} has format {found!r:.20}, and this gradshare reads {version}; use gradshare "
             f"{content.get('gradshare', '0.1.0')!s:.60}, which wrote it"
