@@ -46,6 +46,25 @@ class RunError(GradshareError):
     """A run's folder, checkpoint or results file that cannot be used as it is."""
 
 
+_OF_MEMORY = (
+    "out of memory",  # CUDA
+    "not enough memory",
+    "can't allocate memory",  # torch
+    "Cannot allocate memory",  # the system
+    "could not create a primitive",  # oneDNN
+    "can't start new thread",
+    "failed to map segment",  # of a shared library
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError | ImportError)
+        and any(words in str(error) for words in _OF_MEMORY)
+    )
+
+
 def require_choice(name: str, value: object, choices: object) -> None:
     """Raise ConfigError if `value` is not one of `choices`.
 
@@ -69,5 +88,5 @@ def require_count(name: str, value: object, least: int = 1) -> None:
         value: of the argument.
         least: the smallest value that is allowed.
     """
-    if not isinstance(value, Integral) or int(value) < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
         raise ConfigError(f"{name} is {value!r}; give a whole number, at least {least}")

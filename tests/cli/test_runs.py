@@ -96,6 +96,29 @@ def test_a_folder_that_may_not_be_looked_into_is_named(
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("could not create a primitive\nand where"), "could not create a primitive"),
+        (ImportError("libx.so: failed to map segment from shared object"), "libx.so: failed to"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "[Errno 12] Cannot allocate memory"),
+    ],
+)
+def test_memory_that_runs_out_anywhere_is_one_sentence(
+    error: Exception, cause: str, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("gradshare.cli.compare.load_results", fail)
+    status, out, err = program("report", "comparison")
+    assert (status, out) == (1, "")
+    assert err.startswith(f"error: memory ran out ({cause}")
+    assert err.endswith("); free some, or allow the program more\n")
+    assert err.count("\n") == 1
+
+
 @pytest.mark.usefixtures("in_this_process")
 def test_compare_with_control_over_two_seeds(
     program: Program, tiny: dict[str, Any], tmp_path: Path
@@ -111,6 +134,7 @@ def test_compare_with_control_over_two_seeds(
     assert out.startswith(
         "original, gradient-sharing, rate-control: 6 runs, 1 × 3 iterations each, on tiny; "
     )
+    assert "\nThe splits of tiny were drawn with seed 0.\n" in out
     assert out.endswith(f"\n\nReport: {folder / 'report.html'}\n")
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert (results["baseline"], results["controls"]) == ("original", ["rate-control"])

@@ -64,7 +64,9 @@ def test_a_folder_from_images_to_contact_sheet() -> None:
         *("prepare", "my-birds", "--format", "folder", "--from", "birds"),
         *("--image-size", "16", "--seed", "5"),
     )
-    assert prepared == "Prepared data/my-birds/16: 3 train, 1 val, 1 test classes\n"
+    assert prepared == (
+        "Prepared data/my-birds/16: 3 train, 1 val, 1 test classes, drawn with seed 5\n"
+    )
     shown = output("show", "my-birds")
     assert "my-birds, 3×16×16" in shown
     rows = [line.split() for line in shown.splitlines() if line.startswith("│")]
@@ -76,7 +78,7 @@ def test_a_folder_from_images_to_contact_sheet() -> None:
     # Images of the shades 0, 40 and 80.
     assert "mean 0.1569 0.1569 0.1569, standard deviation 0.1281 0.1281 0.1281" in shown
     assert "from: birds" in shown
-    assert "splits: drawn\nseed: 5\n" in shown
+    assert "splits: drawn with seed 5\n" in shown
     assert shown.endswith("Contact sheet: my-birds-16.png\n")
     with Image.open("my-birds-16.png") as sheet:
         assert sheet.format == "PNG"

@@ -377,7 +377,7 @@ def test_a_folder_of_images(root: Path, birds: Path) -> None:
     assert store.image_shape == (3, 84, 84)
     assert not store.rotate_classes
     assert store.source["from"] == str(birds)
-    assert (store.source["splits"], store.source["seed"]) == ("drawn", 0)
+    assert (store.source["splits"], store.source["seed"]) == ("drawn with seed 0", 0)
     assert calls == [(done, 5) for done in range(1, 6)]
     names = [name for split in store.splits.values() for name in split.class_names]
     assert sorted(names) == ["crow", "finch", "heron", "lark", "owl"]

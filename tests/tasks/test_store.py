@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import pickle
 import re
 import shutil
@@ -338,6 +339,42 @@ def test_classes_that_share_images_are_named(stored: Path) -> None:
     index["splits"]["test"][0]["start"] -= 1
     edit_index(stored, splits=index["splits"])
     assert "classes 'val class 0' and 'test class 0' share images" in refused(stored)
+
+
+def test_a_class_that_is_there_twice_is_named(stored: Path) -> None:
+    index = json.loads((stored / "index.json").read_text(encoding="utf-8"))
+    index["splits"]["test"][0]["name"] = "train class 0"
+    edit_index(stored, splits=index["splits"])
+    assert "class 'train class 0' is there twice" in refused(stored)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_images_that_were_changed_in_place_are_refused(known: bool, stored: Path) -> None:
+    if not known:  # of a store of version 0.1.0
+        edit_index(stored, written=None)
+        assert ImageStore.open(stored)
+    images = np.load(stored / "images.npy", mmap_mode="r+")
+    images[3, 0, 0, 0] ^= 1
+    images.flush()
+    assert "images.npy has other images than its index says" in refused(stored)
+    images[3, 0, 0, 0] ^= 1
+    images.flush()
+    assert ImageStore.open(stored)
+
+
+def test_images_that_are_cut_while_they_are_used_are_named(tmp_path: Path) -> None:
+    # Within the last page no read fails.
+    store = random_store(tmp_path / "40", {split: [9, 9] for split in SPLITS}, size=40)
+    tasks = ImageTasks(store.splits["test"], ways=2, shots=2, queries=7)
+    assert len(tasks.batch([0])) == 1
+    path = store.path / "images.npy"
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    with pytest.raises(DataError) as caught:
+        tasks.batch([0])
+    assert str(caught.value) == (
+        f"{path} was cut from {size} to {size // 2} bytes while it was in use; put it back"
+    )
 
 
 def test_a_truncated_array_is_damaged(stored: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -219,19 +221,30 @@ def test_a_path_may_be_text_and_begin_at_home(
     assert not (tmp_path / "~").exists()
 
 
-def test_memory_that_runs_out_says_what_to_lower(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "exhausted",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("can't start new thread"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    ],
+    ids=str,
+)
+def test_memory_that_runs_out_says_what_to_lower(exhausted: Exception, tmp_path: Path) -> None:
     class Exhausted(Wrapped):
         def batch(self, indices: Any) -> Any:
             if min(indices) in training_indices(0, 4, 2):
-                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+                raise exhausted
             return super().batch(indices)
 
     with pytest.raises(RunError) as error:
         fit(tmp_path / "run", train=Exhausted(ROWS[0]))
     assert str(error.value) == (
-        "memory ran out (CUDA out of memory. Tried to allocate 9 GiB); lower the task batch, the "
-        "inner steps, the queries or the size of the model or its inputs, or use "
-        "memory='recompute' (--memory recompute) or the first order"
+        f"memory ran out ({exhausted}); lower the task batch, the inner steps, the queries or the "
+        "size of the model or its inputs, or use memory='recompute' (--memory recompute) or the "
+        "first order"
     )
     assert latest(tmp_path / "run").progress["iteration"] == 3
 

@@ -10,7 +10,13 @@ from typing import Any
 import click
 
 from gradshare import __version__
-from gradshare.errors import SIGNAL_STATUS, ConfigError, GradshareError, escaped
+from gradshare.errors import (
+    SIGNAL_STATUS,
+    ConfigError,
+    GradshareError,
+    escaped,
+    is_out_of_memory,
+)
 
 COMMANDS = {
     "compare": ("compare:compare_command", "Compare gradient sharing with the original."),
@@ -131,14 +137,19 @@ def main() -> None:
         if _speaks(error):
             click.echo(f"{'' if stopped else 'error: '}{error}", err=True)
         sys.exit(SIGNAL_STATUS + stopped if stopped else 1)
-    except OSError as error:  # a closed folder, or a name that is too long, wherever it is met
-        if error.filename is None:
+    except Exception as error:
+        if is_out_of_memory(error):
+            cause = str(error).partition("\n")[0] or type(error).__name__
+            words = f"memory ran out ({cause}); free some, or allow the program more"
+        elif isinstance(error, OSError) and error.filename is not None:
+            # A closed folder, or a name that is too long, wherever it is met.
+            words = (
+                f"{error.filename} cannot be used: {error.strerror}; give yourself permission to "
+                "it and to the folders that it is in, or name another"
+            )
+        else:
             raise
-        click.echo(
-            f"error: {escaped(error.filename)} cannot be used: {error.strerror}; give yourself "
-            "permission to it and to the folders that it is in, or name another",
-            err=True,
-        )
+        click.echo(f"error: {escaped(words)}", err=True)
         sys.exit(1)
 
 

@@ -141,7 +141,8 @@ def prepare(
         counts = ", ".join(
             f"{len(split.class_names):,} {split.name}" for split in store.splits.values()
         )
-        click.echo(f"Prepared {escaped(store.path)}: {counts} classes")
+        drawn = f", {store.drawn}" if store.drawn else ""
+        click.echo(f"Prepared {escaped(store.path)}: {counts} classes{drawn}")
     else:
         click.echo(f"{escaped(store.path)} is prepared already; replace it with --force")
 

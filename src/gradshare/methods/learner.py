@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from gradshare.errors import ConfigError, DataError
 from gradshare.inner_loop import SumOverTasks, Tensors, sum_over_local_tasks
 from gradshare.tasks import TaskBatch
+from gradshare.tasks.batch import task_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) of one task to a scalar."""
@@ -81,3 +85,43 @@ class Adapted:
 
     params: Tensors
     updates: int
+
+
+def require_state(
+    shapes: Sequence[Mapping[str, torch.Size]], meta: Tensors, carried: Tensors
+) -> None:
+    """Raise ConfigError unless a learner's state has the names and shapes that its `init` gives it.
+
+    Of longer tensors the first steps would be used, and others be broadcast, without an error.
+
+    Args:
+        shapes: of the meta-parameters and of the carried tensors; empty before `init` was called.
+        meta: the meta-parameters.
+        carried: the carried tensors.
+    """
+    kinds = ("meta-parameter", "carried tensor")
+    for kind, tensors, wanted in zip(kinds, (meta, carried), shapes, strict=False):
+        for name, shape in wanted.items():
+            found = tuple(tensors[name].shape) if name in tensors else "missing"
+            if found != shape:
+                raise ConfigError(
+                    f"the {kind} {name!r} is {found}, this learner has one of {tuple(shape)}; give "
+                    "what this learner's `init` returned, or a checkpoint of the same method and "
+                    "model"
+                )
+
+
+def require_labels(loss: Loss, tasks: TaskBatch) -> None:
+    """Raise DataError if cross entropy ignores all support examples of a task, since the task would
+    not be adapted.
+    """
+    if loss is not F.cross_entropy and not isinstance(loss, nn.CrossEntropyLoss):
+        return
+    ignored = getattr(loss, "ignore_index", -100)
+    for task in range(len(tasks)):
+        y = task_of(tasks.support_y, task, tasks.support_n)
+        if isinstance(y, Tensor) and not y.is_floating_point() and bool((y == ignored).all()):
+            raise DataError(
+                f"all support labels of task {task + 1} are {ignored}, which cross entropy "
+                "ignores; label at least one example"
+            )

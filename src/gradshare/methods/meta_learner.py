@@ -23,7 +23,7 @@ from gradshare.inner_loop import (
 )
 from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.rule import require_rule, with_prefix
-from gradshare.methods.learner import Adapted, Loss, OuterStep
+from gradshare.methods.learner import Adapted, Loss, OuterStep, require_labels, require_state
 from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.methods.network import Network, Precision
 from gradshare.models import BatchNormMode
@@ -95,6 +95,7 @@ class MetaLearner:
         require_count("steps", steps)
         self.network = Network(model, precision=precision)
         self.model = model
+        self._shapes: list[dict[str, torch.Size]] = []  # of what `init` has returned
         self.rule = require_rule("rule", rule)
         self.steps = steps
         self.loss = loss
@@ -155,6 +156,7 @@ class MetaLearner:
         for name in self.per_step:
             theta[name] = theta[name].expand(self.steps, *theta[name].shape)
         outer = {**with_prefix(MODEL, theta), **learned}
+        self._shapes = [{n: t.shape for n, t in part.items()} for part in (outer, carried)]
         return {name: t.detach().clone().requires_grad_() for name, t in outer.items()}, carried
 
     def is_model_parameter(self, name: str) -> bool:
@@ -194,9 +196,11 @@ class MetaLearner:
             sum_over_tasks: sums over the whole batch when `tasks` is only a part of it.
 
         Raises:
-            ConfigError: `meta` or `carried` lacks a tensor, or the loss or the model returns
-                something of another kind.
+            ConfigError: `iteration` is no whole number, the state that of another learner, or the
+                loss or the model returns something of another kind.
+            DataError: cross entropy ignores all support labels of a task.
         """
+        require_count("iteration", iteration, least=0)
         second_order = self.second_order and iteration >= self.first_order_iterations
         # Losses that depend on nothing learned are constants and can't be differentiated.
         second_order = second_order and any(t.requires_grad for t in meta.values())
@@ -236,6 +240,7 @@ class MetaLearner:
             steps: inner steps; None for K. Steps beyond K use what the K-th has learned.
         """
         steps = self.steps if steps is None else steps
+        require_count("steps", steps, least=0)
         adaptation = self._adapt(
             meta, carried, tasks, steps=steps, second_order=False, sum_over_tasks=None
         )
@@ -376,13 +381,9 @@ class MetaLearner:
         def support_losses(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
             return self.support_losses(params, shared, tasks[chunk], training=training)
 
-        try:
-            theta = {name: meta[f"{MODEL}.{name}"] for name in self.adapted}
-        except KeyError as error:
-            raise ConfigError(
-                f"the meta-parameter {error} is missing; give what this learner's `init` returned, "
-                "or a checkpoint of the same method and model"
-            ) from error
+        require_state(self._shapes, meta, carried)
+        require_labels(self.loss, tasks)
+        theta = {name: meta[f"{MODEL}.{name}"] for name in self.adapted}
         return adapt(
             support_losses,
             self.start(theta, tasks),

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, is_out_of_memory
 from gradshare.inner_loop import Tensors
 from gradshare.inner_loop.flat_memory import random_state, set_random_state
 from gradshare.models import BatchNorm2d
@@ -282,14 +282,6 @@ def _say_once(model: str, first: str, count: int) -> None:
         count,
         model,
         first,
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or a CPU."""
-    signs = ("can't allocate memory", "could not create a primitive", "not enough memory")
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     )
 
 

@@ -165,7 +165,8 @@ def prepare_dataset(
                 if folder and (given := given_splits(path)):
                     content.source["splits"] = given
                 elif folder:
-                    content.source.update(splits="drawn", seed=seed or 0)
+                    number = seed or 0
+                    content.source.update(splits=f"drawn with seed {number}", seed=number)
             _require_room(target, content.images, image_size)
             fill(
                 workspace / "store",

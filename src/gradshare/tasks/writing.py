@@ -192,6 +192,7 @@ def fill(
         "rotate_classes": rotate_classes,
         "source": dict(source),
         "sha256": digest.hexdigest(),
+        "written": (folder / "images.npy").stat().st_mtime_ns,
         "splits": splits,
     }
     try:

@@ -87,7 +87,7 @@ class RunFolder:
         make_folder(self._checkpoints)
         if settings is not None:
             self.store_settings(settings)
-        self.store(contents)
+        self.store({**contents, "settings": settings})  # by which a damaged file is noticed
 
     def store(self, contents: Mapping[str, Any]) -> None:
         """Write `run.json`."""
@@ -186,7 +186,7 @@ class RunFolder:
         models: list[Checkpoint] = []
         for epoch in epochs:
             try:
-                models.append(self._load(self._epoch(epoch)))
+                models.append(self._load(self._epoch(epoch), epoch))
             except RunError as error:
                 log.warning("%s; epoch %d is left out of the ensemble", error, epoch)
         if not models:
@@ -205,13 +205,16 @@ class RunFolder:
                 "output folder, keep fewer models (ensemble) or take a smaller model"
             )
 
-    def _load(self, path: Path) -> Checkpoint:
+    def _load(self, path: Path, epoch: int | None = None) -> Checkpoint:
+        """A checkpoint of this run, and of this epoch if one is given."""
         checkpoint = load_checkpoint(path)
         theirs, ours = checkpoint.progress.get("run"), self.contents()["id"]
         if theirs != ours:
             raise DamagedError(
                 f"{path} is of another run ({theirs}, not {ours}); use the run's own"
             )
+        if epoch is not None and (found := checkpoint.progress.get("epoch")) != epoch:
+            raise DamagedError(f"{path} is of epoch {found}, not {epoch}")
         return checkpoint
 
     def _latest(self) -> list[Path]:

@@ -38,7 +38,7 @@ from gradshare.training.identity import description, shapes_digest
 from gradshare.training.layout import Layout
 from gradshare.training.memory import explain_out_of_memory
 from gradshare.training.metrics import LOSS, Metric, accuracy
-from gradshare.training.randomness import generators_kept, isolated
+from gradshare.training.randomness import isolated
 from gradshare.training.state import RunStatus
 
 
@@ -150,9 +150,9 @@ class Run:
         """
         learner = self._require_learner()
         require_count("tasks", tasks)
-        require_source("the source", source, range(tasks))
         chosen = dict(metrics or self.metrics)
         with isolated(self.device), explain_out_of_memory():
+            require_source("the source", source, range(tasks))
             models = self.models(ensemble)
             measured = ensemble_values(learner, models, chosen, steps=steps)
 
@@ -193,8 +193,8 @@ class Run:
                 f"the source of {self.path} prepares its batches; open the run with it: "
                 "open_run(path, learner, source), or give prepared inputs and prepare=False"
             )
-        targets, classes = _encoded(y, self._source)
         with isolated(self.device), torch.no_grad():
+            targets, classes = _encoded(y, self._source)
             meta, carried = self.models()[0]
             like = tree_map(as_tensor, x)
             if self._source is not None:
@@ -248,7 +248,7 @@ def open_run(
     place = choose_device(device)
     keep_float32(place)
     if learner is not None:
-        with generators_kept(place):
+        with isolated(place):
             meta, _ = initial_state(learner)
         if shapes_digest(meta) != identity["meta-parameters"]:
             raise RunError(
