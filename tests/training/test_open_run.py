@@ -103,7 +103,7 @@ def test_a_run_whose_run_json_was_edited_by_hand_is_refused(tmp_path: Path) -> N
 
     path = train().path / "run.json"
     contents = json.loads(path.read_bytes())
-    edits: list[Any] = [{**contents, key: None} for key in contents if key != "format"]
+    edits: list[Any] = [{**contents, key: "other"} for key in contents if key != "format"]
     edits += [{k: v for k, v in contents.items() if k != key} for key in contents]
     edits += [[], None, 1, {**contents, "identity": {**contents["identity"], "ensemble": "3"}}]
     for edited in edits:
