@@ -53,6 +53,15 @@ def refusal(path: Path, given: dict[str, Any], kind: type[GradshareError]) -> st
         ({"tasks": "all"}, "tasks 'all' is unknown; use 'auto' or 'loop' or 'vmap'"),
         ({"device": "gpu"}, "device 'gpu' is unknown; use auto, cpu, cuda or cuda:N"),
         ({"clip_norm": 0}, "clip_norm is 0; give a number above 0, or None"),
+        ({"clamp_gradients": True}, "clamp_gradients is True; give a number above 0, or None"),
+        (
+            {"schedule": lambda iteration: 0.5 - iteration},
+            "schedule gives -0.5 at iteration 1; give factors of at least 0",
+        ),
+        (
+            {"schedule": lambda iteration: float("nan")},
+            "schedule gives nan at iteration 0; give factors of at least 0",
+        ),
         ({"clamp_gradients": -1.0}, "clamp_gradients is -1.0; give a number above 0, or None"),
         ({"schedule": 0.5}, "schedule is 0.5 and gives no number at iteration 0 ("),
         ({"groups": {"lr": 1}}, "groups is a dict; give a function"),

@@ -175,7 +175,8 @@ class _Copy:
             for key, parameter in owner._parameters.items():
                 if parameter is not None:  # a tied parameter has one name and several slots
                     self.slots.setdefault(names[id(parameter)], []).append((owner, key))
-        self.buffers: list[tuple[nn.Module, str, Tensor, Tensor, int]] = []
+        self.buffers: list[tuple[nn.Module, str, Tensor | None, Tensor | None, int]] = []
+        self.names: list[tuple[nn.Module, frozenset[str]]] = []  # of the buffers
 
     def __call__(
         self, original: nn.Module, params: Tensors, x: Tree, support: Tree | None
@@ -209,21 +210,28 @@ class _Copy:
 
     def _keep_buffers(self) -> None:
         """Remember the buffers, and let `forward` write to copies of them."""
-        self.buffers = []
+        self.buffers, self.names = [], []
         for owner in self.module.modules():
+            self.names.append((owner, frozenset(owner._buffers)))
             for key, buffer in owner._buffers.items():
-                if buffer is not None:
-                    working = buffer.clone()
-                    owner._buffers[key] = working
-                    self.buffers.append((owner, key, buffer, working, working._version))
+                self.buffers.append((owner, key, buffer, *_working(owner, key, buffer)))
 
     def _restore_buffers(self) -> None:
-        """Replace the buffers that `forward` has written to."""
+        """Replace the buffers that `forward` has written to, and drop those that it has made."""
         for index, (owner, key, buffer, working, version) in enumerate(self.buffers):
-            if owner._buffers[key] is not working or working._version != version:
-                fresh = buffer.clone()
-                owner._buffers[key] = fresh
-                self.buffers[index] = (owner, key, buffer, fresh, fresh._version)
+            current = owner._buffers.get(key)
+            if current is not working or (current is not None and current._version != version):
+                self.buffers[index] = (owner, key, buffer, *_working(owner, key, buffer))
+        for owner, names in self.names:
+            for key in owner._buffers.keys() - names:
+                del owner._buffers[key]
+
+
+def _working(owner: nn.Module, key: str, buffer: Tensor | None) -> tuple[Tensor | None, int]:
+    """Let a module work with a copy of a buffer; the copy and its version."""
+    copied = None if buffer is None else buffer.clone()
+    owner._buffers[key] = copied
+    return copied, 0 if copied is None else copied._version
 
 
 def call_module(module: Callable[..., Any], x: Tree, support: Tree | None = None) -> Any:
