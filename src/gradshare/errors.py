@@ -17,15 +17,21 @@ has it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
-class GradshareError(Exception):
-    """Base of every error that a user can correct.
+_LONG_WORD = re.compile(r"(\S{400})\S{100,}")
 
-    Control characters of a file's name or content are escaped in the message, so that it cannot
-    change the terminal.
+
+def escaped(text: object) -> str:
+    """A text whose control characters are escaped, so that it cannot change the terminal."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], str(text))
+
+
+class GradshareError(Exception):
+    """Base of every error that a user can correct. Its message is `escaped`, and words of thousands
+    of letters are cut.
     """
 
     def __str__(self) -> str:
-        return _CONTROL.sub(lambda match: repr(match[0])[1:-1], super().__str__())
+        return _LONG_WORD.sub(r"\1…", escaped(super().__str__()))
 
 
 class DataError(GradshareError):

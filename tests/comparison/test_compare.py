@@ -268,7 +268,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_as_it_is(tmp_pat
 
 def test_a_comparison_of_version_0_1_0_is_not_continued(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"format_version": 1, "arms": []}')
-    with pytest.raises(RunError, match=r"format 1, and this gradshare reads 3; use the version"):
+    with pytest.raises(RunError, match=r"format 1, and this gradshare reads 3; use gradshare 0\.1"):
         compare(**quick(a=plain), out=tmp_path, resume="auto")
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -323,12 +324,13 @@ def test_an_index_without_an_entry_is_damaged(stored: Path, key: str) -> None:
     index = json.loads((stored / "index.json").read_text(encoding="utf-8"))
     del index[key]
     (stored / "index.json").write_text(json.dumps(index), encoding="utf-8")
-    assert f"is damaged ({key!r})" in refused(stored)
+    assert re.search(rf"is damaged \('?{key}('|: Field required)\)", refused(stored))
 
 
 @pytest.mark.parametrize("entry", [{"start": 9, "count": 5}, {"start": -1, "count": 2}])
 def test_rows_outside_the_images_are_named(stored: Path, entry: dict[str, int]) -> None:
-    edit_index(stored, splits={"train": [{"name": "a", **entry}], "val": [], "test": []})
+    index = json.loads((stored / "index.json").read_text(encoding="utf-8"))
+    edit_index(stored, splits=index["splits"] | {"val": [{"name": "a", **entry}]})
     assert "class 'a' has rows outside the 10 images" in refused(stored)
 
 
@@ -408,6 +410,7 @@ def test_a_pickle_in_the_place_of_the_array_is_not_loaded(stored: Path) -> None:
         ({"std": [float("nan")]}, "std.0: Input should be"),
         ({"source": []}, "source: Input should be a valid dictionary"),
         ({"name": 7}, "name: Input should be a valid string"),
+        ({"splits": {"val": []}}, "splits.val: List should have at least 1 item"),
         ({"sha256": "A" * 64}, "sha256: String should match pattern"),
         (
             {

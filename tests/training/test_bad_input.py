@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gradshare as gs
-from gradshare.errors import ConfigError, DataError, GradshareError
+from gradshare.errors import ConfigError, DataError, GradshareError, RunError
 from tests.training.small import ROWS, Wrapped, mlp, regression, rows
 
 
@@ -81,6 +81,13 @@ def test_an_option_with_a_value_that_it_does_not_take(
     changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     assert refusal(tmp_path, rows(**changes), ConfigError).startswith(words)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"cannot be written: .*; free space there, or choose"):
+        gs.fit(**rows(), out=tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resume_with_a_value_that_it_does_not_take(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gradshare.errors import RunError
 from gradshare.tasks.source import training_indices
 from gradshare.training.distributed import OneProcess
 from gradshare.training.evaluation import ensemble_values, on_all_tasks
+from gradshare.training.folder import RunFolder
 from gradshare.training.run import Run
 from tests.training.killing import latest, records_in, timeless
 from tests.training.small import PROBLEMS, ROWS, WAYS, Prototypes, Wrapped, mlp, rows
@@ -245,3 +247,29 @@ def test_memory_that_runs_out_says_what_to_lower(exhausted: Exception, tmp_path:
         "first order"
     )
     assert latest(tmp_path / "run").progress["iteration"] == 3
+
+
+def test_the_time_of_training_is_without_validation_and_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, added = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + added[0])
+
+    class Slow(Wrapped):
+        def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+            added[0] += 1e6
+            return super().batch(indices)
+
+    given = rows(validation=Slow(ROWS[1]), test=Slow(ROWS[2]))
+    run = gs.fit(**given, out=tmp_path / "run")
+    saved = RunFolder(run.path).load_latest()
+    assert saved is not None
+    assert saved.progress["training_seconds"] < 1e6 < run.seconds
+
+
+def test_the_test_source_may_follow_the_others_and_a_folder_have_any_name(tmp_path: Path) -> None:
+    given = rows()
+    parts = [given.pop(name) for name in ("learner", "train", "validation", "test")]
+    run = gs.fit(*parts, out=tmp_path / "r\udcffn", **given)
+    assert run.test is not None
+    assert gs.open_run(run.path).tensors()

@@ -10,7 +10,13 @@ from typing import Any
 import click
 
 from gradshare import __version__
-from gradshare.errors import SIGNAL_STATUS, ConfigError, GradshareError, is_out_of_memory
+from gradshare.errors import (
+    SIGNAL_STATUS,
+    ConfigError,
+    GradshareError,
+    escaped,
+    is_out_of_memory,
+)
 
 COMMANDS = {
     "compare": ("compare:compare_command", "Compare gradient sharing with the original."),
@@ -28,6 +34,14 @@ class LazyGroup(click.Group):
     """The commands of `COMMANDS`. A command's module is imported when the command is run: torch
     alone takes more than a second.
     """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. What click quotes in an error may be the name of a file."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = escaped(error.message)  # type: ignore[misc]
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the commands."""
@@ -135,7 +149,7 @@ def main() -> None:
             )
         else:
             raise
-        click.echo(f"error: {words}", err=True)
+        click.echo(f"error: {escaped(words)}", err=True)
         sys.exit(1)
 
 

@@ -301,8 +301,18 @@ def _require_usable(model: object) -> None:
     name = type(model).__name__
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ConfigError(f"the model is a {name}; give the module inside it: model.module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(f"the model is a {name}, compiled by TorchScript; give the module itself")
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise ConfigError(
                 f"{path} of {name} has no shape yet; call the model once on an example input"
+            )
+        if tensor.is_meta:
+            raise ConfigError(f"{path} of {name} has no values; make the model on another device")
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise ConfigError(
+                f"{path} of {name} has sparse gradients, which cannot be differentiated; make it "
+                "with sparse=False"
             )

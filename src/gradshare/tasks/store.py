@@ -224,7 +224,7 @@ class Index(BaseModel):
     source: dict[str, Any]
     sha256: Sha256
     written: int | None = None  # when images.npy was, in nanoseconds
-    splits: dict[str, list[StoredClass]]
+    splits: dict[str, Annotated[list[StoredClass], Field(min_length=1)]]
 
     def require_fit(self, images: MappedFile) -> None:
         """Raise ValueError if the index is not that of the images."""
@@ -256,10 +256,9 @@ class Index(BaseModel):
 
 
 def first_mistake(error: ValidationError) -> str:
-    """What is wrong with an index, in a few words."""
+    """What is wrong with a content, in a few words."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return repr(where) if first["type"] == "missing" else f"{where}: {first['msg']}"
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def memory_map(path: Path) -> MappedFile:

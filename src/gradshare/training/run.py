@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradshare.errors import ConfigError, DataError, GradshareError, RunError
+from gradshare.errors import ConfigError, DataError, GradshareError, RunError, require_count
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
@@ -31,6 +31,7 @@ from gradshare.training.evaluation import (
     Values,
     ensemble_values,
     on_all_tasks,
+    require_steps,
 )
 from gradshare.training.folder import RunFolder, kept_epochs
 from gradshare.training.identity import description, shapes_digest
@@ -115,9 +116,9 @@ class Run:
             )
         rank = self.metrics[self.score].rank
         kept = kept_epochs(self.history, self.score, rank, self._ensemble)
-        if not 1 <= count <= len(kept):
+        if not isinstance(count, int) or not 1 <= count <= len(kept):
             raise ConfigError(
-                f"ensemble is {count}, and {self.path} has kept {len(kept)} checkpoints; give a "
+                f"ensemble is {count!r}, and {self.path} has kept {len(kept)} checkpoints; give a "
                 f"number from 1 to {len(kept)}"
             )
         found = RunFolder(self.path).models(kept[:count])
@@ -148,9 +149,10 @@ class Run:
             DataError: the source is not a function of the index.
         """
         learner = self._require_learner()
+        require_count("tasks", tasks)
         chosen = dict(metrics or self.metrics)
         with isolated(self.device), explain_out_of_memory():
-            require_source("the source", source, range(max(tasks, 1)))
+            require_source("the source", source, range(tasks))
             models = self.models(ensemble)
             measured = ensemble_values(learner, models, chosen, steps=steps)
 
@@ -184,6 +186,7 @@ class Run:
                 model can't take.
         """
         learner = self._require_learner()
+        require_steps(steps)
         source = self._source if prepare else None
         if prepare and source is None and RunFolder(self.path).contents()["prepares"]:
             raise ConfigError(

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
+from gradshare.tasks.store import first_mistake
 from gradshare.training.checkpoint import Checkpoint, on_device
 from gradshare.training.evaluation import Values
-from gradshare.training.records import EpochRecord, EpochTotals, first_mistake
+from gradshare.training.records import EpochRecord, EpochTotals
 
 CPU = torch.device("cpu")
 
