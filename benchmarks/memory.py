@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ def peak_over_resident(iteration: Callable[[int], object], iterations: int) -> i
         raise RunError(
             f"peak memory cannot be measured here ({error}); use a Linux with {CLEAR}"
         ) from error
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before must not hide what is needed
     before = _bytes("VmRSS")
     for index in range(iterations):
         iteration(index)
