@@ -12,7 +12,8 @@ all rows, and writes them to `runs/bench.json`.
 - *Time*: contenders take turns, each in its own process with the same threads and allocator
   settings. A turn is one or more meta-steps, to the meta-gradient, without the outer optimiser's
   step. Given are the median over the turns, and the lowest and the highest ratio of a round.
-- *Memory*: the peak of the first two meta-steps over what the process held before them.
+- *Memory*: the peak of the first meta-step over what the process held before it; with sharing, of
+  the first two.
 - *Equal*: ‖a - b‖ / ‖b‖ of each tensor of the meta-gradient in float64 on a small problem, beside
   the plain loop's; the worst tensor. Without it, the rows of a race are void.
 """
@@ -212,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measures gradshare beside its peers.")
     parser.add_argument("--all", action="store_true", help="all races, not the headline's alone")
     parser.add_argument("--only", metavar="REGEX", help="the races whose names match")
-    parser.add_argument("--rounds", type=int, help="turns of each contender; default: the race's")
+    parser.add_argument("--rounds", type=int, help="turns of each contender at most")
     parser.add_argument("--threads", type=int, default=cores(), help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; the values mean nothing")
     parser.add_argument("--out", type=Path, default=OUT, help="default: %(default)s")
@@ -223,6 +224,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [race for race in RACES if options.all or race.headline]
     if not chosen:
         parser.error(f"--only {options.only} matches no race: {[race.name for race in RACES]}")
+    if options.rounds is not None:
+        chosen = [replace(race, rounds=min(race.rounds, options.rounds)) for race in chosen]
+    if options.quick:
+        chosen = [race.small() for race in chosen]
     start = time.monotonic()
 
     def say(what: str) -> None:
@@ -232,17 +237,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     described = context(options.threads, "cpu", ["torchopt", "parallel-metalearn"])
     all_rows: list[Row] = []
     for race in chosen:
-        if options.rounds is not None and race.rounds:
-            race = replace(race, rounds=options.rounds)  # noqa: PLW2901
-        if options.quick:
-            race = race.small()  # noqa: PLW2901
         try:
             found = run(race, options.threads, say)
         except RunError as error:
-            all_rows += [
-                Row(f"{race.name}: {c.what}", None, target=c.target, details={"error": str(error)})
-                for c in race.rows
-            ]
+            all_rows.append(Row(race.name, None, note=f"failed: {error}"))
             continue
         print_race(race, found)
         all_rows += rows(race, found)

@@ -3,10 +3,9 @@
     python -m benchmarks.check_gpu            # writes runs/gpu.json, and prints a table
     python -m benchmarks.check_gpu --quick    # tiny problems
 
-Each check stands alone: one that fails is recorded, and the others run. Without a GPU, the checks
-that a CPU can do run on tiny problems, and the others are recorded as not run.
-
-Rows without a target are told, not required. Peers that are not installed are left out.
+A check that fails is recorded, and the others run. Without a GPU, the checks that a CPU can do run
+on tiny problems, and the others are recorded as not run. Rows without a target are information. The
+peers come with `pip install 'gradshare[bench]'`; one that is missing is recorded as failed.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ All compute the same meta-gradient of one task batch. None adapts batch norm's Î
   learn2learn and MAML++ comes down to. Neither of the two installs on a Python of today.
 - *torchopt*: `MetaSGD`, with the network's state taken before each task and put back after it.
 - *parallel-metalearn*: its `MAML.step`, by `torch.vmap` over all tasks or sequentially. The outer
-  optimiser that it asks for has the rate 0.
+  optimiser that it asks for has the rate 0. By vmap its meta-gradient through layer norm is wrong
+  (4e-4 on features): so is PyTorch 2.13's second derivative of `torch.func.grad` under vmap.
 
 The plain loop and torchopt call `backward` on each task's query loss, so that a task's graph is
 gone before the next one's is built.

@@ -47,7 +47,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Race:
-    """Contenders that take turns, each in a process of its own.
+    """Contenders that take turns, each in its own process.
 
     Attributes:
         name: in the result.

@@ -28,12 +28,12 @@ class Row:
         what: in words.
         measured: the value.
         direction: whether the value must be at least or at most the target.
-        target: its bound; None for a value that is only told.
+        target: its bound; None for a value that is information only.
         details: the values behind it.
         spread: the lowest and the highest value of a round.
         within_spread: the target is met if a round met it.
         void: the contenders do not compute the same, so that the value means nothing.
-        note: instead of a value: why there is none.
+        note: why there is no value.
     """
 
     what: str
@@ -74,7 +74,7 @@ def context(threads: int, device: str, peers: Sequence[str]) -> dict[str, Any]:
     Args:
         threads: of each contender.
         device: what was measured on.
-        peers: installed packages whose versions are told.
+        peers: installed packages whose versions are recorded.
     """
     return {
         **environment(torch.device(device), "of each contender: see the details"),

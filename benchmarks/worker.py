@@ -25,11 +25,11 @@ from gradshare.training.machine import TUNABLES, keep_freed_memory
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a contender is ready with.
+    """A contender that is ready to be timed.
 
     Attributes:
         layout: see `Runner`.
-        bytes: the peak memory of its first runs over what was resident before.
+        bytes: the peak memory of its first run over what was resident before.
     """
 
     layout: str
@@ -76,13 +76,14 @@ _units: dict[str, int] = {}
 
 
 def prepare(name: str, contender: Contender, problem: Problem) -> Prepared:
-    """Build a contender, run it twice for its peak memory, and keep it for `seconds`."""
+    """Build a contender, run it for its peak memory, and keep it for `seconds`."""
     runner = _at_its_best(contender, problem)
     if contender.kept_memory:
         keep_freed_memory()
     work = runner.predict if contender.predicts else runner.run
     # The second meta-step with sharing is the first that finds a ĝ.
-    peak = peak_over_resident(lambda _: work(), 2 if runner.units == 1 else 1)
+    iterations = 2 if "sharing" in contender.options else 1
+    peak = peak_over_resident(lambda _: work(), iterations)
     _prepared[name] = work
     _units[name] = problem.task_batch if contender.predicts else runner.units
     return Prepared(runner.layout, peak)
@@ -93,7 +94,7 @@ def seconds(name: str, at_least: float) -> float:
 
     Args:
         name: what was prepared.
-        at_least: run again and again for so many seconds.
+        at_least: seconds; the work is repeated until they have passed.
     """
     gc.collect()
     runs, start = 0, time.perf_counter()
