@@ -6,6 +6,7 @@ import gc
 import math
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -48,7 +49,7 @@ class Worker:
         self.pool = ProcessPoolExecutor(
             1,
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=torch.set_num_threads,
+            initializer=_start,
             initargs=(threads,),
         )
         variables = {"OMP_NUM_THREADS": str(threads), **(dict([TUNABLES]) if kept_memory else {})}
@@ -69,6 +70,18 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self.pool.shutdown()
+
+
+def _start(threads: int) -> None:
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_the_driver, daemon=True).start()
+
+
+def _end_with_the_driver() -> None:
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    driver.join()
+    os._exit(1)
 
 
 _prepared: dict[str, Callable[[], object]] = {}
