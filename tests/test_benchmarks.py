@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +26,7 @@ from benchmarks.bench import Measured
 from benchmarks.contenders import Contender, Plain
 from benchmarks.episodes import Files, Store
 from benchmarks.floor import Floor
+from benchmarks.memory import peak_over_resident
 from benchmarks.problems import Problem
 from benchmarks.races import (
     FEATURES,
@@ -48,7 +48,6 @@ from benchmarks.rows import Row
 from benchmarks.worker import Worker, difference
 from gradshare.errors import ConfigError, RunError
 
-ROOT = Path(__file__).parents[1]
 OTHERS = {**PEERS, **PARALLEL}
 
 
@@ -120,20 +119,6 @@ def test_a_decoding_loader_draws_the_same_tasks_as_the_store() -> None:
         assert images.shape == others.shape
         # JPEG loses some of the noise; another image would differ by some sixty on average.
         assert (images.float() - others.float()).abs().mean() < 20
-
-
-def test_peak_memory_is_that_of_the_iterations() -> None:
-    # In a process of its own, as in the benchmark: what others have freed may still be resident.
-    script = """
-import torch
-from benchmarks.memory import peak_over_resident
-before = torch.ones(10**8 // 4)  # gone before the first iteration, and not counted
-del before
-print(peak_over_resident(lambda index: torch.ones(64 * 10**6 // 4).sum(), 3) / 1e6)
-"""
-    command = [sys.executable, "-c", script]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert 64 * 0.9 < float(ended.stdout) < 64 * 1.5
 
 
 def test_every_race_compares_contenders_that_take_part() -> None:
@@ -219,8 +204,15 @@ def test_a_contender_that_fails_says_why_and_the_others_run(
     assert "failed: the peer cannot be imported" in lost["details"][VMAP]["layout"]
 
 
-def test_a_worker_is_a_process_that_measures_and_whose_end_is_told() -> None:
+def peak_of_64_megabytes() -> int:
+    before = torch.ones(10**8 // 4)  # gone before the first iteration, and not counted
+    del before
+    return peak_over_resident(lambda _: torch.ones(64 * 10**6 // 4).sum(), 3)
+
+
+def test_a_worker_is_a_process_that_measures_and_whose_end_is_reported() -> None:
     process = Worker(threads=1)
+    assert 0.9 * 64 < process.ask(peak_of_64_megabytes) / 1e6 < 1.5 * 64
     ready = process.ask(worker.prepare, "ours", ours(), LARGE_IMAGES.small("float32"))
     assert ready.bytes > 0
     assert ready.layout == "vmap, keep"
