@@ -5,7 +5,7 @@
     python -m benchmarks.bench --only ResNet     # the races whose names match
     python -m benchmarks.bench --quick           # tiny sizes, to see that it works
 
-Needs the peers (`pip install 'gradshare[bench]'`), Linux with glibc, and 8 GB of memory. Only one
+Needs the peers (`pip install 'gradshare[bench]'`), Linux with glibc, and 16 GB of memory. Only one
 contender computes at a time; leave the machine alone meanwhile. Prints a table for each race, then
 all rows, and writes them to `runs/bench.json`.
 
@@ -91,7 +91,8 @@ def run(race: Race, threads: int, say: Callable[[str], None]) -> dict[str, Measu
                 workers[name] = Worker(threads=threads, kept_memory=contender.kept_memory)
                 stack.callback(workers[name].close)
             try:
-                ready = workers[name].ask(worker.prepare, name, contender, race.problem_of(name))
+                problem = race.problem_of(name)
+                ready = workers[name].ask(worker.prepare, name, contender, problem, race.large)
             except Exception as error:  # a peer may raise anything
                 found[name] = Measured(f"failed: {error!s:.150}")
                 del workers[name]
@@ -101,7 +102,7 @@ def run(race: Race, threads: int, say: Callable[[str], None]) -> dict[str, Measu
         for turn in range(race.rounds):
             say(f"{race.name}: round {turn + 1} of {race.rounds}")
             for name, process in workers.items():
-                found[name].seconds.append(process.ask(worker.seconds, name, race.turn))
+                found[name].seconds.append(process.ask(worker.seconds, name, race.turn, race.large))
     return found
 
 

@@ -59,6 +59,8 @@ class Race:
         rounds: turns of each; with 0 only memory is measured.
         turn: the least seconds of a turn.
         unit: of work, in words.
+        large: the memory of all contenders does not fit the machine. Each gives its own back after
+            its turn, and takes it again by a run before the clock starts.
         together: all in one process, for differences as small as those between two processes of
             one contender. Their memory is then not measured.
     """
@@ -72,6 +74,7 @@ class Race:
     rounds: int = 5
     turn: float = 0.5
     unit: str = "meta-step"
+    large: bool = False
     together: bool = False
 
     def problem_of(self, name: str) -> Problem:
@@ -212,6 +215,7 @@ RACES = [
         ],
         headline=True,
         rounds=3,
+        large=True,
     ),
     Race(
         "ResNet-12 84×84, 1-shot, T = 1, default layout",
@@ -219,6 +223,7 @@ RACES = [
         {OURS: ours(), PLAIN: PEERS[PLAIN], **PARALLEL},
         beside_parallel_metalearn(),
         rounds=3,
+        large=True,
     ),
     Race(
         "evaluation, Conv-4 84×84, 5-shot",

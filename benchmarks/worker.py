@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import Contender, Peer, Runner
-from benchmarks.memory import peak_over_resident
+from benchmarks.memory import give_back_freed, peak_over_resident
 from benchmarks.problems import Problem
 from gradshare.errors import RunError
 from gradshare.training.machine import TUNABLES, keep_freed_memory
@@ -88,7 +88,7 @@ _prepared: dict[str, Callable[[], object]] = {}
 _units: dict[str, int] = {}
 
 
-def prepare(name: str, contender: Contender, problem: Problem) -> Prepared:
+def prepare(name: str, contender: Contender, problem: Problem, large: bool) -> Prepared:
     """Build a contender, run it for its peak memory, and keep it for `seconds`."""
     runner = _at_its_best(contender, problem)
     if contender.kept_memory:
@@ -97,24 +97,32 @@ def prepare(name: str, contender: Contender, problem: Problem) -> Prepared:
     # The second meta-step with sharing is the first that finds a ĝ.
     iterations = 2 if "sharing" in contender.options else 1
     peak = peak_over_resident(lambda _: work(), iterations)
+    if large:
+        give_back_freed()
     _prepared[name] = work
     _units[name] = problem.task_batch if contender.predicts else runner.units
     return Prepared(runner.layout, peak)
 
 
-def seconds(name: str, at_least: float) -> float:
+def seconds(name: str, at_least: float, large: bool) -> float:
     """The seconds of one meta-step, or of one evaluated task.
 
     Args:
         name: what was prepared.
         at_least: seconds; the work is repeated until they have passed.
+        large: see `benchmarks.races.Race`.
     """
     gc.collect()
+    if large:
+        _prepared[name]()
     runs, start = 0, time.perf_counter()
     while runs == 0 or time.perf_counter() - start < at_least:
         _prepared[name]()
         runs += 1
-    return (time.perf_counter() - start) / runs / _units[name]
+    elapsed = time.perf_counter() - start
+    if large:
+        give_back_freed()
+    return elapsed / runs / _units[name]
 
 
 def result(contender: Contender, problem: Problem) -> dict[str, Any]:

@@ -213,10 +213,10 @@ def peak_of_64_megabytes() -> int:
 def test_a_worker_is_a_process_that_measures_and_whose_end_is_reported() -> None:
     process = Worker(threads=1)
     assert 0.9 * 64 < process.ask(peak_of_64_megabytes) / 1e6 < 1.5 * 64
-    ready = process.ask(worker.prepare, "ours", ours(), LARGE_IMAGES.small("float32"))
+    ready = process.ask(worker.prepare, "ours", ours(), LARGE_IMAGES.small("float32"), True)
     assert ready.bytes > 0
     assert ready.layout == "vmap, keep"
-    assert process.ask(worker.seconds, "ours", 0.0) > 0
+    assert process.ask(worker.seconds, "ours", 0.0, True) > 0
     with pytest.raises(RunError, match="its process ended; perhaps memory ran out"):
         process.ask(os._exit, 1)
     process.close()
