@@ -67,7 +67,7 @@ def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
     """`torch.nn.functional.batch_norm` by batch statistics, with a fast second derivative.
 
     Args:
-        x: (N, C, …).
+        x: (N, C, H, W).
         gamma: (C,), the scale.
         beta: (C,), the shift.
         eps: added to the variance.
@@ -124,18 +124,13 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], *arguments: Any
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    ) -> tuple[tuple[Tensor], tuple[int]]:
         *tensors, eps = arguments
         x, gamma, beta = tasks_first(info, in_dims, tensors)
-        y, mean, rstd = _Norm.apply(  # type: ignore[no-untyped-call]
+        y, *_ = _Norm.apply(  # type: ignore[no-untyped-call]
             tasks_to_channels(x), gamma.flatten(), beta.flatten(), eps
         )
-        split = (info.batch_size, -1)
-        return (y.unflatten(1, split), mean.unflatten(0, split), rstd.unflatten(0, split)), (
-            1,
-            0,
-            0,
-        )
+        return (y.unflatten(1, (info.batch_size, -1)),), (1,)
 
 
 class _NormBackward(torch.autograd.Function):

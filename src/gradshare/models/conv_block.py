@@ -28,6 +28,7 @@ from gradshare.models.derivatives import (
     second_derivative,
     tasks_first,
     tasks_to_channels,
+    under_autocast,
 )
 
 # Size of the part of a tensor that is computed at a time.
@@ -296,13 +297,10 @@ def _convolves_in(x: Tensor, filters: Tensor) -> torch.dtype:
     """The dtype of the convolution: that of its inputs, or under `torch.autocast`, which leaves
     float64 and integers alone, autocast's.
     """
-    device = x.device.type
-    if (
-        torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-        and all(t.is_floating_point() and t.dtype != torch.float64 for t in (x, filters))
+    if under_autocast(x.device) and all(
+        t.is_floating_point() and t.dtype != torch.float64 for t in (x, filters)
     ):
-        return torch.get_autocast_dtype(device)
+        return torch.get_autocast_dtype(x.device.type)
     if x.dtype != filters.dtype:
         raise ConfigError(
             f"the images are {x.dtype}, the model's parameters {filters.dtype}; give both the same "

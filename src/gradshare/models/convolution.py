@@ -13,14 +13,14 @@ its filter, of the size of the image.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from gradshare.models.derivatives import by_hand, tasks_first, tasks_to_channels
+from gradshare.models import winograd
+from gradshare.models.derivatives import tasks_first, tasks_to_channels
 
 _convolution = torch.ops.aten.convolution.default
 _convolution_backward = torch.ops.aten.convolution_backward.default
@@ -37,15 +37,7 @@ class Geometry:
 
 
 def convolution(x: Tensor, W: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """`torch.nn.functional.conv2d` with a fast second derivative.
-
-    Under `torch.autocast` and for mixed types it is PyTorch's own.
-    """
-    narrow = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(
-        x.device.type
-    )
-    if not by_hand() or narrow or x.ndim != W.ndim or x.dtype != W.dtype:
-        return F.conv2d(x, W, bias, *astuple(geometry))
+    """`torch.nn.functional.conv2d` of four-dimensional x, where `by_hand()`."""
     y: Tensor = _Convolution.apply(x, W, bias, geometry)  # type: ignore[no-untyped-call]
     return y
 
@@ -53,6 +45,9 @@ def convolution(x: Tensor, W: Tensor, bias: Tensor | None, geometry: Geometry) -
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, W: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        if _by_winograd(x, W, geometry):
+            z = winograd.forward(x, W)
+            return z if bias is None else z.add_(bias[:, None, None])
         y: Tensor = _convolution(x, W, bias, *_arguments(geometry))
         return y
 
@@ -99,9 +94,14 @@ class _ConvolutionBackward(torch.autograd.Function):
         ctx.save_for_backward(g, x, W)
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
-        gradients: tuple[Tensor | None, ...] = _convolution_backward(
-            g, x, W, [len(W)], *_arguments(geometry), needed
-        )
+        gradients: tuple[Tensor | None, ...]
+        if _by_winograd(x, W, geometry):
+            of_bias = g.sum((0, 2, 3)) if needed[2] else None
+            gradients = (*winograd.backward(g, x, W, needed[:2]), of_bias)
+        else:
+            gradients = _convolution_backward(
+                g, x, W, [len(W)], *_arguments(geometry), list(needed)
+            )
         return gradients
 
     @staticmethod
@@ -109,20 +109,13 @@ class _ConvolutionBackward(torch.autograd.Function):
         ctx: Any, u: Tensor | None, v: Tensor | None, of_bias: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         g, x, W = ctx.saved_tensors
-        needs_g, needs_x, needs_W, *_ = ctx.needs_input_grad
+        _, needs_x, needs_W, *_ = ctx.needs_input_grad
         of_g = None
-        if needs_g:
-            if v is not None:
-                of_g = _Convolution.apply(  # type: ignore[no-untyped-call]
-                    x, v, of_bias, ctx.geometry
-                )
-            elif of_bias is not None:
-                of_g = of_bias.view(-1, *(1,) * (g.ndim - 2)).expand_as(g)
-            if u is not None:
-                through_x = _Convolution.apply(  # type: ignore[no-untyped-call]
-                    u, W, None, ctx.geometry
-                )
-                of_g = through_x if of_g is None else of_g + through_x
+        if v is not None or of_bias is not None:
+            of_g = convolution(x, torch.zeros_like(W) if v is None else v, of_bias, ctx.geometry)
+        if u is not None:
+            through_x = convolution(u, W, None, ctx.geometry)
+            of_g = through_x if of_g is None else of_g + through_x
         of_x, of_W, _ = _ConvolutionBackward.apply(  # type: ignore[no-untyped-call]
             g,
             x if u is None else u,
@@ -131,6 +124,11 @@ class _ConvolutionBackward(torch.autograd.Function):
             (needs_x and v is not None, needs_W and u is not None, False),
         )
         return of_g, of_x, of_W, None, None
+
+
+def _by_winograd(x: Tensor, W: Tensor, geometry: Geometry) -> bool:
+    suits = W.shape[2:] == (3, 3) and geometry == Geometry((1, 1), (1, 1), (1, 1), 1)
+    return suits and winograd.is_faster(x, W)
 
 
 def _arguments(geometry: Geometry) -> tuple[Any, ...]:

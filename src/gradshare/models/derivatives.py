@@ -24,6 +24,12 @@ def by_hand() -> bool:
     return kinds in ([], [TransformType.Vmap]) and forward_ad._current_level < 0
 
 
+def under_autocast(device: torch.device) -> bool:
+    """Whether `torch.autocast` is on for a device."""
+    available = torch.amp.is_autocast_available(device.type)
+    return available and torch.is_autocast_enabled(device.type)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module does more than its `forward`."""
     return bool(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gradshare.models.batch_norm import batch_norm
 from gradshare.models.convolution import Geometry, convolution
+from gradshare.models.derivatives import by_hand, under_autocast
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -38,7 +39,13 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, out_channels, …)."""
-        if isinstance(self.padding, str) or self.padding_mode != "zeros":
+        ordinary = x.ndim == 4 and x.dtype == self.weight.dtype and self.padding_mode == "zeros"
+        if (
+            not ordinary
+            or isinstance(self.padding, str)
+            or not by_hand()
+            or under_autocast(x.device)
+        ):
             return super().forward(x)
         geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)
         return convolution(x, self.weight, self.bias, geometry)
