@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import gradshare as gs
+from gradshare.models import winograd
 from tests.models.derivatives import assert_equal, second_derivatives
 
 WAYS = 3
@@ -81,21 +83,53 @@ def test_it_computes_what_it_computed_with_the_same_names(training: bool) -> Non
 def test_each_meta_gradient_is_that_of_the_untouched_network(
     sharing: bool, layout: dict[str, Any]
 ) -> None:
+    plain, tasks = network(), two_tasks(images(2 * WAYS, tasks=(2,)))
+    options = {"sharing": sharing, "adapts": lambda _: True}
+    fast = meta_gradient(gs.accelerate(plain), tasks, **options, **layout)
+    assert_same(fast, meta_gradient(plain, tasks, **options))
+
+
+def test_with_many_channels_too_each_meta_gradient_is_that_of_the_untouched_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(3, 104, 3, padding=1),
+        nn.BatchNorm2d(104),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(104, 104, 3, padding=1),
+        nn.BatchNorm2d(104),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(104, WAYS),
+    ).double()
+    x = torch.randn(2, 2 * WAYS, 16, 16, 3, dtype=torch.float64).movedim(-1, 2)  # channels last
+    tasks = two_tasks(x)
+    forward = Mock(wraps=winograd.forward)
+    monkeypatch.setattr(winograd, "forward", forward)
+    fast = meta_gradient(gs.accelerate(plain), tasks)
+    assert forward.called
+    assert_same(fast, meta_gradient(plain, tasks))
+
+
+def two_tasks(x: Tensor) -> gs.TaskBatch:
     y = torch.arange(WAYS).repeat(2, 2)
-    x = images(2 * WAYS, tasks=(2,))
-    tasks = gs.TaskBatch(x, y, x.flip(1) * 1.1, y.flip(1))
-    found = []
-    for model, options in ((gs.accelerate(network()), layout), (network(), {})):
-        learner = gs.maml(
-            model, steps=2, inner_lr=0.1, sharing=sharing, adapts=lambda _: True, **options
-        )
-        meta, carried = learner.init()
-        losses = learner.outer_step(meta, carried, tasks, iteration=0).objective
-        gradients = torch.autograd.grad(losses.sum(), list(meta.values()))
-        found.append(dict(zip(meta, gradients, strict=True)))
-    for name, gradient in found[0].items():
-        other = found[1][name]
-        assert (gradient - other).norm() <= 1e-9 * other.norm() + 1e-13, name
+    return gs.TaskBatch(x, y, x.flip(1) * 1.1, y.flip(1))
+
+
+def meta_gradient(model: nn.Module, tasks: gs.TaskBatch, **options: Any) -> dict[str, Tensor]:
+    learner = gs.maml(model, steps=2, inner_lr=0.1, **options)
+    meta, carried = learner.init()
+    losses = learner.outer_step(meta, carried, tasks, iteration=0).objective
+    gradients = torch.autograd.grad(losses.sum(), list(meta.values()))
+    return dict(zip(meta, gradients, strict=True))
+
+
+def assert_same(mine: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert mine.keys() == other.keys()
+    for name, gradient in mine.items():
+        assert (gradient - other[name]).norm() <= 1e-9 * other[name].norm() + 1e-13, name
 
 
 def test_a_hessian_vector_product_of_the_outer_loss_is_that_of_the_untouched_network() -> None:

@@ -94,7 +94,7 @@ def literal_batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Te
 # For n values a channel, μ = mean x, r = (var x + ε)^(-½) and x̂ = r (x - μ), the gradient g of
 # y = γ x̂ + β gives
 #     gβ = Σ g,   gγ = Σ g x̂,   gx = γ r (g - gβ / n - x̂ gγ / n).
-# With cotangents v of gx, a of gγ and b of gβ, and V = Σ v and U = Σ v x̂, what is differentiated is
+# For cotangents v of gx, a of gγ and b of gβ, V = Σ v and U = Σ v x̂, the second one is that of
 #     Q = γ r A + Σ_c a gγ + b gβ,   A = Σ v g - (V gβ + U gγ) / n,
 # a function of g, γ and of x through r and x̂. With e = a - γ r U / n, f = γ r gγ / n:
 #     ∂Q/∂g = γ r (v - V / n - x̂ U / n) + a x̂ + b,   ∂Q/∂γ = r A,

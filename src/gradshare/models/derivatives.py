@@ -1,9 +1,9 @@
 """What the functions with hand-written derivatives share.
 
-Each has its first derivative as a function of its own, whose derivative is the second one. All work
-under `torch.vmap`, where T tasks become T times as many channels, so that each pass over the
-activations serves all tasks. Other transforms of `torch.func` need more rules than that: there, and
-in forward-mode differentiation, a layer takes PyTorch's own functions.
+The backward pass of each function is a second function, and the backward pass of that one is the
+second derivative. Under `torch.vmap` T tasks become T times as many channels, so that each pass over
+the activations serves all tasks. Under other transforms of `torch.func`, and in forward-mode
+differentiation, the layers take functions of PyTorch instead.
 """
 
 from __future__ import annotations
