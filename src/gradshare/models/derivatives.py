@@ -1,8 +1,8 @@
 """What the functions with hand-written derivatives share.
 
 The backward pass of each function is a second function, and the backward pass of that one is the
-second derivative. Under `torch.vmap` T tasks become T times as many channels, so that each pass over
-the activations serves all tasks. Under other transforms of `torch.func`, and in forward-mode
+second derivative. Under `torch.vmap` T tasks become T times as many channels, so that each pass
+over the activations serves all tasks. Under other transforms of `torch.func`, and in forward-mode
 differentiation, the layers take functions of PyTorch instead.
 """
 

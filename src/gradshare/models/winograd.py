@@ -5,8 +5,8 @@ One tile of m×m outputs depends on n×n inputs, n = m + 2. With matrices A, G a
     y = Aᵀ [(G w Gᵀ) ⊙ (B x Bᵀ)] A,
 
 which takes n² products instead of 9 m² (Lavin and Gray, 2016): 16 instead of 36 with m = 2, and 25
-instead of 81 with m = 3. Over the channels these are n² matrix products. The gradients are of the same
-form. All transforms are matrix products too, with the Kronecker squares of A, G and B.
+instead of 81 with m = 3. Over the channels these are n² matrix products. The gradients have the
+same form. All transforms are matrix products too, with the Kronecker squares of A, G and B.
 """
 
 from __future__ import annotations
