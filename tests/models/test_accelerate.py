@@ -162,6 +162,12 @@ def test_hooks_are_kept_and_it_can_be_pickled() -> None:
     assert torch.equal(pickle.loads(pickle.dumps(fast))(images()), fast(images()))
 
 
+def test_a_network_of_ours_stays_as_it_is() -> None:
+    model = gs.Conv4(ways=WAYS, image_size=16, channels=3, filters=4)
+    kinds = [type(module) for module in gs.accelerate(model).modules()]
+    assert kinds == [type(module) for module in model.modules()]
+
+
 def test_subclasses_stay_as_they_are() -> None:
     class Own(nn.Conv2d):
         pass

@@ -30,6 +30,7 @@ from gradshare.models.derivatives import (
     tasks_to_channels,
     under_autocast,
 )
+from gradshare.models.layers import Conv2d
 
 # Size of the part of a tensor that is computed at a time.
 CACHED_BYTES = 7_000_000
@@ -55,7 +56,7 @@ class ConvBlock(nn.Module):
         self, channels: int, filters: int, *, negative_slope: float, conv_bias: bool
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, filters, 3, padding=1, bias=conv_bias)
+        self.conv: nn.Conv2d = Conv2d(channels, filters, 3, padding=1, bias=conv_bias)
         self.norm = BatchNorm2d(filters)
         self.negative_slope = negative_slope
 
@@ -99,7 +100,7 @@ class ConvBlock(nn.Module):
         """
         conv, norm = self.conv, self.norm
         return (
-            type(conv) is nn.Conv2d
+            type(conv) is Conv2d
             and type(norm) is BatchNorm2d
             and conv.kernel_size == (3, 3)
             and conv.stride == conv.padding == conv.dilation == (1, 1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,15 +124,14 @@ def _matrices(tile: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     their values at n points multiplied, and interpolated; a convolution is the transpose of that.
     """
     n = tile + 2
-    points = torch.tensor(POINTS[: n - 1], dtype=torch.float64)
 
-    def values(count: int) -> Tensor:
+    def values(count: int) -> np.ndarray:
         """Of the powers below `count` at each point, and at infinity of the leading one."""
-        infinity = torch.eye(count, dtype=torch.float64)[-1:]
-        return torch.cat([points[:, None] ** torch.arange(count), infinity])
+        at_points = np.vander(POINTS[: n - 1], count, increasing=True)
+        return np.concatenate([at_points, np.eye(count)[-1:]])
 
-    A, G, B = values(tile), values(3), torch.linalg.inv(values(n)).T
-    scale = B.abs().amax(1, keepdim=True)  # so that none of them has large entries
-    A, G, B = A.T, G * scale, B / scale
-    A, G, B = (torch.kron(matrix, matrix).to(dtype) for matrix in (A, G, B))
-    return A, G, B
+    A, G, B = values(tile).T, values(3), np.linalg.inv(values(n)).T
+    scale = np.abs(B).max(1, keepdims=True)  # so that none of them has large entries
+    matrices = (A, G * scale, B / scale)
+    A2, G2, B2 = (torch.from_numpy(np.kron(matrix, matrix)).to(dtype) for matrix in matrices)
+    return A2, G2, B2
