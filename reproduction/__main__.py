@@ -5,66 +5,55 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from gradshare import GradshareError, RunError
+from gradshare.comparison.figures import style
+from gradshare.training.progress import duration
 from reproduction import wording
 from reproduction.conditions import Results, with_borrowed
-from reproduction.drawing import save_all
 from reproduction.figures import draw_studies
 from reproduction.paper import draw_paper, on_the_papers_images, table1
 from reproduction.plan import HOME, SCALES, Plan, Scale, load_plan, on_machine, pick
+from reproduction.records import PACKED, write_runs
 from reproduction.report import cells_csv, study_tables
-from reproduction.running import (
-    Standing,
-    State,
-    finished,
-    pack,
-    run_cells,
-    seconds_left,
-    standings,
+from reproduction.running import State, Status, finished, run_cells, seconds_left, statuses
+
+Words = tuple[str, ...]
+
+scale_option = click.option(
+    "--scale",
+    type=click.Choice(SCALES),
+    default="paper",
+    show_default=True,
+    is_eager=True,  # the default of --out depends on it
+    help="paper: the settings of Appendix A. cpu: the same protocol, cut down to what two cores "
+    "finish in a day.",
 )
-
-Command = Callable[..., None]
-
-
-def scale_options(command: Command) -> Command:
-    """`--scale` and `--out`."""
-    command = click.option(
-        "--out",
-        type=click.Path(file_okay=False, path_type=Path),
-        help="Folder of all cells.  [default: reproduction/results/SCALE]",
-    )(command)
-    return click.option(
-        "--scale",
-        type=click.Choice(SCALES),
-        default="paper",
-        show_default=True,
-        help="paper: Appendix A as it stands. cpu: the same protocol, cut down to what two cores "
-        "finish in a day.",
-    )(command)
-
-
-def filter_options(command: Command) -> Command:
-    """`--only` and `--except`."""
-    command = click.option(
-        "--except",
-        "without",
-        multiple=True,
-        metavar="WORD[,WORD…]",
-        help="Not the cells that one of these words fits.",
-    )(command)
-    return click.option(
-        "--only",
-        multiple=True,
-        metavar="WORD[,WORD…]",
-        help="Only the cells of a study, with a label, or whose names begin so; one of the words "
-        "must fit. Repeat to narrow it down.",
-    )(command)
+out_option = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    callback=lambda context, _, out: out or HOME / "results" / context.params["scale"],
+    help="Folder of all cells.  [default: reproduction/results/SCALE]",
+)
+only_option = click.option(
+    "--only",
+    multiple=True,
+    metavar="WORD[,WORD…]",
+    help="Only the cells of a study, with a label, or whose names begin so; one of the words must "
+    "fit. Repeat to narrow it down.",
+)
+except_option = click.option(
+    "--except",
+    "without",
+    multiple=True,
+    metavar="WORD[,WORD…]",
+    help="Not the cells that one of these words fits.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,23 +62,24 @@ def reproduction() -> None:
 
 
 @reproduction.command("run")
-@scale_options
-@filter_options
+@scale_option
+@out_option
+@only_option
+@except_option
 @click.option("--jobs", type=click.IntRange(1), help="Cells at a time.  [default: one a core]")
 @click.option("--data-root", envvar="GRADSHARE_DATA_ROOT", help="Folder of prepared datasets.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(0), help="CPU threads of each cell.")
 def run_command(
     scale: Scale,
-    only: tuple[str, ...],
-    without: tuple[str, ...],
-    out: Path | None,
+    only: Words,
+    without: Words,
+    out: Path,
     jobs: int | None,
     **machine: Any,
 ) -> None:
-    """Train the cells that are not finished; interrupted ones continue where they were."""
-    home = home_of(scale, out)
-    found = picked(standings(load_plan(scale).cells(), home), only, without)
+    """Train the cells that are not finished; interrupted ones continue from their checkpoints."""
+    found = statuses(pick(load_plan(scale).cells(), only, without), out)
     todo = [one.cell for one in found if one.state not in ("done", "running")]
     todo = on_machine(todo, {name: v for name, v in machine.items() if v is not None})
     states = Counter(one.state for one in found)
@@ -97,11 +87,11 @@ def run_command(
     if not todo:
         return
     jobs = min(jobs or len(os.sched_getaffinity(0)), len(todo))
-    click.echo(f"Training {wording.counted(len(todo), 'cell')}, {jobs} at a time, into {home}.")
+    click.echo(f"Training {wording.counted(len(todo), 'cell')}, {jobs} at a time, into {out}.")
     failed = 0
-    for count, (cell, fault) in enumerate(run_cells(todo, home, jobs), 1):
-        failed += fault is not None
-        click.echo(f"{count} of {len(todo)}: {cell.name}: {fault or 'done'}")
+    for count, (cell, failure) in enumerate(run_cells(todo, out, jobs), 1):
+        failed += failure is not None
+        click.echo(f"{count} of {len(todo)}: {cell.name}: {failure or 'done'}")
     if failed:
         raise RunError(
             f"{wording.counted(failed, 'cell')} failed; correct the cause and give the same "
@@ -110,16 +100,17 @@ def run_command(
 
 
 @reproduction.command("status")
-@scale_options
-@filter_options
+@scale_option
+@out_option
+@only_option
+@except_option
 @click.option("--cells", is_flag=True, help="List every cell.")
-def status_command(
-    scale: Scale, only: tuple[str, ...], without: tuple[str, ...], out: Path | None, cells: bool
-) -> None:
+def status_command(scale: Scale, only: Words, without: Words, out: Path, cells: bool) -> None:
     """Show which cells are done, running and left, and about how long the rest takes."""
     plan = load_plan(scale)
-    everything = standings(plan.cells(), home_of(scale, out))
-    found = picked(everything, only, without)
+    everything = statuses(plan.cells(), out)
+    chosen = set(pick(plan.cells(), only, without))
+    found = [one for one in everything if one.cell in chosen]
     for one in found if cells else ():
         iterations = f"{one.iterations:,} of {one.cell.config.iterations:,} iterations"
         tested = one.run and one.run.tested
@@ -130,99 +121,95 @@ def status_command(
         click.echo(f"  {_progress([o for o in found if o.cell.study == study], everything)}")
     click.echo(f"all: {_progress(found, everything)}")
     for one in found:
-        if one.fault is not None:
-            click.echo(f"failed: {one.cell.name}: {one.fault}")
+        if one.failure is not None:
+            click.echo(f"failed: {one.cell.name}: {one.failure}")
 
 
 @reproduction.command("table")
-@scale_options
-@filter_options
-def table_command(
-    scale: Scale, only: tuple[str, ...], without: tuple[str, ...], out: Path | None
-) -> None:
+@scale_option
+@out_option
+@only_option
+@except_option
+def table_command(scale: Scale, only: Words, without: Words, out: Path) -> None:
     """Print the tables of what is finished, and write them as Markdown and CSV.
 
     At the paper's scale that is Table 1, with the paper's own figures beside ours. The tables of
     some cells alone, such as those of one seed, are printed and not written.
     """
-    home, plan = home_of(scale, out), load_plan(scale)
-    everything = finished_of(plan, scale, home)
+    plan = load_plan(scale)
+    everything = finished_of(plan, scale, out)
     # A study's tables have the cells that it borrows, so --only can name them too.
     chosen = set(pick(list(dict.fromkeys([*plan.cells(), *everything])), only, without))
     cells = [cell for cell in plan.cells() if cell in chosen]
     results = {cell: run for cell, run in everything.items() if cell in chosen}
-    own = {cell: run for cell, run in results.items() if plan.owns(cell)}
+    own = {cell: run for cell, run in results.items() if not cell.borrowed}
     if not own:
-        raise RunError(f"{home} holds no finished cell of those that --only and --except leave")
+        raise RunError(f"{out} holds no finished cell of those that --only and --except leave")
     page = table1(cells, results) if scale == "paper" else study_tables(plan, cells, results)
     click.echo(page)
     if not only and not without:
         name = "table1.md" if scale == "paper" else "tables.md"
-        for path, text in ((home / name, page), (home / "cells.csv", cells_csv(own))):
+        for path, text in ((out / name, page), (out / "cells.csv", cells_csv(own))):
             path.write_text(text, "utf-8")
             click.echo(f"Written: {path}")
 
 
 @reproduction.command("figures")
-@scale_options
-def figures_command(scale: Scale, out: Path | None) -> None:
-    """Draw every figure that there is data for; at the paper's scale its Figures 2 to 11."""
-    home, plan = home_of(scale, out), load_plan(scale)
-    results = finished_of(plan, scale, home)
+@scale_option
+@out_option
+def figures_command(scale: Scale, out: Path) -> None:
+    """Draw every figure for which there are results; at the paper's scale its Figures 2 to 11."""
+    plan = load_plan(scale)
+    results = finished_of(plan, scale, out)
     drawn = draw_paper(results) if scale == "paper" else draw_studies(plan, results)
-    for path in save_all(drawn, home / "figures"):
-        click.echo(f"Written: {path}")
+    folder = out / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, figure in drawn:
+        with style():
+            figure.savefig(folder / f"{name}.png", dpi=120)
+        click.echo(f"Written: {folder / name}.png")
 
 
 @reproduction.command("pack")
-@scale_options
-def pack_command(scale: Scale, out: Path | None) -> None:
+@scale_option
+@out_option
+def pack_command(scale: Scale, out: Path) -> None:
     """Put the results of the finished cells into one file a study, to be published."""
-    for path in pack(load_plan(scale).cells(), home_of(scale, out)):
+    results = finished(statuses(load_plan(scale).cells(), out))
+    for study in dict.fromkeys(cell.study for cell in results):
+        path = out / f"{study}{PACKED}"
+        write_runs(path, [run for cell, run in results.items() if cell.study == study])
         click.echo(f"Written: {path}")
 
 
-def home_of(scale: Scale, out: Path | None) -> Path:
-    """The folder of all cells."""
-    return out or HOME / "results" / scale
-
-
-def picked(
-    found: Sequence[Standing], only: Sequence[str], without: Sequence[str]
-) -> list[Standing]:
-    """The cells that the filters leave."""
-    chosen = set(pick([one.cell for one in found], only, without))
-    return [one for one in found if one.cell in chosen]
-
-
-def finished_of(plan: Plan, scale: Scale, home: Path) -> Results:
-    """What the finished cells of a plan came to, with those that its studies borrow.
+def finished_of(plan: Plan, scale: Scale, out: Path) -> Results:
+    """The results of the finished cells of a plan, with those that its studies borrow.
 
     Raises:
-        RunError: none is finished.
+        RunError: no cell is finished.
     """
-    results: Results = finished(standings(plan.cells(), home))
+    results: Results = finished(statuses(plan.cells(), out))
     if scale == "paper":
         results = on_the_papers_images(results)
     if not results:
         raise RunError(
-            f"{home} holds no finished cell; train some with `python -m reproduction run --scale "
+            f"{out} holds no finished cell; train some with `python -m reproduction run --scale "
             f"{scale}`, or name another folder with --out"
         )
     return with_borrowed(plan, results)
 
 
-def _progress(of: Sequence[Standing], measured: Sequence[Standing]) -> str:
-    """Such as "3 of 54 done, 2 running, 49 left; 12 min so far, about 3 h 40 min left"."""
+def _progress(of: Sequence[Status], measured: Sequence[Status]) -> str:
+    """Such as "3 of 54 done, 2 running, 49 left; 12 min so far, about 3.7 h left"."""
     states = Counter[str](one.state for one in of)
     others = [f", {states[state]} {state}" for state in get_args(State)[1:] if states[state]]
     left = [seconds_left(one, measured) for one in of]
-    spent = wording.duration(sum(one.seconds for one in of))
+    spent = duration(sum(one.seconds for one in of))
     text = f"{states['done']} of {len(of)} done{''.join(others)}; {spent} so far"
     if None in left:
         return f"{text}, time left unknown"
     rest = sum(filter(None, left))
-    return f"{text}, about {wording.duration(rest)} left" if rest else text
+    return f"{text}, about {duration(rest)} left" if rest else text
 
 
 def main() -> None:

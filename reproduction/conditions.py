@@ -1,4 +1,4 @@
-"""Finished cells as comparisons: those that differ in their arm and seed alone are compared."""
+"""Comparisons of finished cells: those that differ only in their arm and seed are compared."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 
 from gradshare import Interval
 from gradshare.config import ORIGINAL, RATE_CONTROL
-from gradshare.training.statistics import confidence95, over_seeds_and_tasks
+from gradshare.training.statistics import over_seeds_and_tasks
 from reproduction.plan import ARM, Cell, Plan
 from reproduction.records import Run
 from reproduction.statistics import Floats, detectable_difference
 
 YARDSTICKS: Final = (ORIGINAL, RATE_CONTROL)
-"""What each arm is compared with: the method without sharing, and with all of it but sharing."""
+"""The arms that others are compared with. The control has all of sharing but the gradient."""
 
 Results = Mapping[Cell, Run]
 
 
 @dataclass(frozen=True)
 class Condition:
-    """The finished cells of a study that differ in their arm and seed alone.
+    """The finished cells of a study that differ only in their arm and seed.
 
     Attributes:
         labels: what they have in common, by axis.
@@ -33,6 +33,11 @@ class Condition:
 
     labels: Mapping[str, str]
     arms: Mapping[str, tuple[Run, ...]]
+
+    @property
+    def first_run(self) -> Run:
+        """The first run of the first arm, for what all runs have in common."""
+        return next(iter(self.arms.values()))[0]
 
     def runs(self, arm: str) -> tuple[Run, ...]:
         """The runs of an arm."""
@@ -45,19 +50,19 @@ class Condition:
 
 
 def with_borrowed(plan: Plan, results: Results) -> dict[Cell, Run]:
-    """Finished cells as they stand in each study: those that it borrows, under its name and with
-    the labels that they get there, then its own.
+    """The finished cells of each study: first those that it borrows, with the labels that they have
+    in this study, then its own.
     """
-    standing = {}
+    shown = {}
     for name, study in plan.studies.items():
         if (loan := study.borrows) is not None:
-            for cell, found in results.items():
+            for cell, run in results.items():
                 if set(loan.of) <= {cell.study, *cell.labels.values()}:
                     known = {**cell.labels, **loan.labels}
                     labels = {axis: known[axis] for axis in study.axes}
-                    standing[replace(cell, study=name, labels=labels)] = found
-        standing |= {cell: found for cell, found in results.items() if cell.study == name}
-    return standing
+                    shown[replace(cell, study=name, labels=labels, borrowed=True)] = run
+        shown |= {cell: run for cell, run in results.items() if cell.study == name}
+    return shown
 
 
 def conditions(plan: Plan, results: Results, study: str) -> list[Condition]:
@@ -80,17 +85,16 @@ def _condition(labels: Mapping[str, str], runs: Sequence[tuple[str, Run]]) -> Co
 
 def swept_value(condition: Condition, setting: str) -> float:
     """The value of a sweep's setting in a condition; the inner rate is what inner steps take."""
-    settings = next(iter(condition.arms.values()))[0].settings
+    settings = condition.first_run.settings
     scale = settings["inner_lr_scale"] if setting == "inner_lr" else 1
     return float(settings[setting] * scale)
 
 
 def each_at_its_best(swept: Sequence[Condition]) -> tuple[Condition, dict[str, Condition]]:
-    """A sweep as one comparison, of each arm at the setting that is best for it.
+    """Compare each arm at the setting of a sweep that is best for it.
 
     The setting is chosen by validation accuracy, so the test accuracy is unbiased. Seeds differ in
-    difficulty: settings are compared by the seeds that the arm has at all of them, if there are
-    any.
+    difficulty, so settings are compared on the seeds that the arm has at all of them, if any.
 
     Returns:
         The comparison, and for each arm the condition that it was taken from.
@@ -115,26 +119,26 @@ def _best(swept: Sequence[Condition], arm: str) -> Condition:
 
 @dataclass(frozen=True)
 class Difference:
-    """One arm's test accuracy less another's.
+    """One arm's test accuracy minus another's.
 
     Attributes:
         interval: the mean difference, over seeds and tasks.
-        count: how many seeds have both arms.
+        by_seed: the mean over the tasks, for each seed that has both arms.
         detectable: see `detectable_difference`.
     """
 
     interval: Interval
-    count: int
+    by_seed: tuple[float, ...]
     detectable: float | None
 
-
-def differences(condition: Condition, first: str, second: str) -> list[Interval]:
-    """Test accuracy of first - second for each seed that has both, over the test tasks."""
-    return [confidence95(row.tolist()) for row in _by_task(condition, first, second).values()]
+    @property
+    def seeds(self) -> int:
+        """How many seeds have both arms."""
+        return len(self.by_seed)
 
 
 def difference(condition: Condition, first: str, second: str) -> Difference | None:
-    """Test accuracy of first - second; None where no seed has both."""
+    """Test accuracy of first - second; None if no seed has both."""
     return pooled_difference([condition], first, second)
 
 
@@ -149,8 +153,7 @@ def pooled_difference(every: Sequence[Condition], first: str, second: str) -> Di
     """
     tables = [_by_task(condition, first, second) for condition in every]
     seeds = set[int].intersection(*(set(table) for table in tables))
-    rows = [np.mean([table[seed] for table in tables], axis=0) for seed in sorted(seeds)]
-    return _over_seeds(rows)
+    return _over_seeds([np.mean([table[s] for table in tables], axis=0) for s in sorted(seeds)])
 
 
 def change(after: Condition, before: Condition, first: str, second: str) -> Difference | None:
@@ -164,13 +167,14 @@ def change(after: Condition, before: Condition, first: str, second: str) -> Diff
 def _over_seeds(rows: Sequence[Floats]) -> Difference | None:
     if not rows:
         return None
-    return Difference(over_seeds_and_tasks(rows), len(rows), detectable_difference(np.stack(rows)))
+    by_seed = tuple(float(row.mean()) for row in rows)
+    return Difference(over_seeds_and_tasks(rows), by_seed, detectable_difference(np.stack(rows)))
 
 
 def mean_test_accuracy(runs: Sequence[Run]) -> Interval | None:
-    """The mean test accuracy of an arm's runs; None if none was tested.
+    """The mean test accuracy of an arm's runs; None if no run was tested.
 
-    A run that diverged before it was tested guesses.
+    A run that diverged before its test counts as guessing.
     """
     known = [run for run in runs if run.test is not None]
     if not known:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -20,29 +21,20 @@ from reproduction.conditions import (
     Difference,
     Results,
     difference,
-    differences,
     mean_test_accuracy,
     swept_value,
 )
 from reproduction.contrast import contrasts
-from reproduction.curves import QUANTITIES, draw_curves, draw_inner_loop, heading
-from reproduction.drawing import (
-    LEVEL_LINE,
-    Drawing,
-    Look,
-    draw_difference,
-    finished,
-    looks,
-    sample,
-)
+from reproduction.curves import QUANTITIES, draw_curves, draw_inner_loop
+from reproduction.drawing import LEVEL_LINE, Drawing, Look, looks, noted, sample
 from reproduction.plan import ARM, SEED, Plan, Study
 from reproduction.report import studies_of
 
 MANY_CONDITIONS: Final = 4
-"""The curves of more comparisons than this are panels of one figure."""
+"""A study with more conditions than this has their curves as panels of one figure."""
 
 MANY_ARMS: Final = 6
-"""The curves of so many arms would hide each other; their differences are drawn instead."""
+"""From this number of arms on, differences are drawn: curves would hide each other."""
 
 SETTINGS: Final = {"inner_lr": "inner rate", "task_batch": "tasks in a batch (T)"}
 
@@ -52,24 +44,23 @@ BARS: Final = (
 )
 
 
-def draw_studies(plan: Plan, results: Results) -> list[Drawing]:
+def draw_studies(plan: Plan, results: Results) -> Iterator[Drawing]:
     """Each figure of each study, after that of what sharing adds to its control."""
-    drawings = _draw_contrasts(plan, results)
+    yield from _draw_contrasts(plan, results)
     for name, study, conditions in studies_of(plan, results):
         own = {cell: run for cell, run in results.items() if cell.study == name}
-        drawings += _draw_study(name, study, conditions, own)
-    return drawings
+        yield from _draw_study(name, study, conditions, own)
 
 
 def _draw_study(
     name: str, study: Study, conditions: Sequence[Condition], results: Results
 ) -> Iterator[Drawing]:
     axes = {axis: labels for axis, labels in study.axes.items() if axis not in (ARM, SEED)}
-    # This depends on what is planned: while a study runs its figures keep their names.
+    # The planned conditions count, so that figures keep their names while a study runs.
     if study.curves and math.prod(map(len, axes.values())) > MANY_CONDITIONS:
         first, *others = axes.values()
-        columns = [heading(wording.METHODS.get(label, label), label) for label in first]
-        rows = [heading(", ".join(labels), *labels) for labels in itertools.product(*others)]
+        columns = [(wording.METHODS.get(label, label), label) for label in first]
+        rows = [(", ".join(labels), *labels) for labels in itertools.product(*others)]
         for quantity in QUANTITIES:
             title = _sentence(study)
             yield from draw_curves(f"{name}-{quantity}", title, results, rows, columns, quantity)
@@ -83,7 +74,7 @@ def _draw_study(
         if len(study.axes.get(ARM, {})) >= MANY_ARMS:
             yield _draw_arms(prefix, title, condition)
             continue
-        panel = [heading("", *condition.labels.values())]
+        panel = [("", *condition.labels.values())]
         for quantity in QUANTITIES:
             yield from draw_curves(f"{prefix}-{quantity}", title, results, panel, panel, quantity)
         yield draw_inner_loop(f"{prefix}-inner_loop", title, condition)
@@ -111,80 +102,86 @@ def _draw_sweep(name: str, study: Study, setting: str, conditions: Sequence[Cond
                 x = apart * swept_value(condition, setting)
                 points.append((x, 100 * mean.mean, 100 * (mean.ci95 or 0.0)))
                 alone += [points[-1][:2]] * (len(runs) == 1)
-                for trained, marker in ((True, look.marker), (False, "x")):
+                for trained, marker in ((True, look["marker"]), (False, "x")):
                     seeds = [
                         100 * (run.tested.mean if run.tested else run.chance)
                         for run in runs
                         if run.trained == trained and (len(runs) > 1 or not trained)
                     ]
-                    axes.plot([x] * len(seeds), seeds, marker, color=look.color, markersize=3)
+                    axes.plot([x] * len(seeds), seeds, marker, color=look["color"], markersize=3)
             xs, ys, halves = np.asarray(points).reshape(-1, 3).T
-            axes.errorbar(
-                *(xs, ys, halves),
-                color=look.color,
-                linestyle=look.line,
-                marker=look.marker,
-                capsize=2.5,
-            )
-            axes.plot(*np.reshape(alone, (-1, 2)).T, look.marker, color=look.color, mfc="white")
-        axes.axhline(100 * _chance(conditions), **LEVEL_LINE)
+            axes.errorbar(xs, ys, halves, **look, capsize=2.5)
+            hollow = {**look, "linestyle": "none", "markerfacecolor": "white"}
+            axes.plot(*np.reshape(alone, (-1, 2)).T, **hollow)
+        axes.axhline(100 * conditions[0].first_run.chance, **LEVEL_LINE)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator([swept_value(c, setting) for c in conditions]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.set_xlabel(SETTINGS.get(setting, setting))
+        axes.set_xlabel(SETTINGS[setting])
         axes.set_ylabel("test accuracy (%)")
         figure.legend(map(sample, styles.values()), styles, loc="outside upper left", ncols=3)
     note = f"Means over seeds. {BARS} ×: a run that did not train. Dotted: chance."
-    return finished(name, figure, _sentence(study), note)
+    return noted(name, figure, _sentence(study), note)
 
 
-def _chance(conditions: Sequence[Condition]) -> float:
-    return next(iter(conditions[0].arms.values()))[0].chance
-
-
-Bar = tuple[Difference, Sequence[float], Look]
-"""A difference, that of each seed, and how it is drawn."""
+MEAN: Final[Look] = {"color": INK, "linestyle": "-", "marker": "D"}
+"""The look of a mean over conditions, of which the seeds are not drawn."""
 
 
 def _draw_arms(name: str, title: str, condition: Condition) -> Drawing:
     """The difference of each arm to the original and to the control, task by task."""
-    panels: dict[str, list[Bar | None]] = {}
-    for yardstick in YARDSTICKS:
-        bars = panels.setdefault(f"against {yardstick}", [])
-        for arm, look in looks(condition.arms).items():
-            found = None if arm == yardstick else difference(condition, arm, yardstick)
-            by_seed = [seed.mean for seed in differences(condition, arm, yardstick)]
-            bars.append(None if found is None else (found, by_seed, look))
+    panels = {
+        f"against {yardstick}": {
+            arm: (found, look)
+            for arm, look in looks(condition.arms).items()
+            if arm != yardstick and (found := difference(condition, arm, yardstick)) is not None
+        }
+        for yardstick in YARDSTICKS
+    }
     return _draw_bars(name, title, panels, list(condition.arms))
 
 
-def _draw_contrasts(plan: Plan, results: Results) -> list[Drawing]:
+def _draw_contrasts(plan: Plan, results: Results) -> Iterator[Drawing]:
     """What sharing adds to its control: each condition, and the means of studies."""
-    found = contrasts(plan, results)
     shared = looks([SHARING])[SHARING]
-    bars = [
-        (one.found, one.by_seed, shared if one.by_seed else Look(INK, "-", "D")) for one in found
-    ]
-    title = "Sharing − rate-control. Diamonds: means over a study’s conditions."
-    return (
-        [_draw_bars("contrast", title, {"": bars}, [one.place for one in found])] if found else []
-    )
+    bars = {
+        one.place: (one.found, MEAN if one.is_mean else shared) for one in contrasts(plan, results)
+    }
+    if bars:
+        title = "Sharing − rate-control. Diamonds: means over a study’s conditions."
+        yield _draw_bars("contrast", title, {"": bars}, list(bars))
 
 
 def _draw_bars(
-    name: str, title: str, panels: Mapping[str, Sequence[Bar | None]], rows: Sequence[str]
+    name: str,
+    title: str,
+    panels: Mapping[str, Mapping[str, tuple[Difference, Look]]],
+    rows: Sequence[str],
 ) -> Drawing:
     with style():
         figure = Figure(figsize=(6.8, 1.4 + 0.28 * len(rows)), layout="constrained")
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (heading, bars) in zip(grid, panels.items(), strict=True):
-            for place, bar in enumerate(bars):
-                if bar is not None:
-                    draw_difference(axes, place, *bar)
+            for row, bar in bars.items():
+                _draw_bar(axes, rows.index(row), *bar)
             axes.axvline(0, **LEVEL_LINE)
             axes.set_title(heading)
             axes.set_xlabel("difference in test accuracy (points)")
         grid[0].set_yticks(range(len(rows)), rows)
         grid[0].invert_yaxis()
-    return finished(name, figure, title, BARS)
+    return noted(name, figure, title, BARS)
+
+
+def _draw_bar(axes: Axes, place: int, found: Difference, look: Look) -> None:
+    """A difference in points as a row, with its interval and its seeds.
+
+    The marker of a single seed is hollow: its interval says nothing about other seeds.
+    """
+    mean, half = (100 * (value or 0.0) for value in found.interval[:2])
+    fill = look["color"] if found.seeds > 1 else "white"
+    alone = {**look, "linestyle": "none"}
+    axes.errorbar(mean, place, xerr=half, **alone, markerfacecolor=fill, capsize=3)
+    if found.seeds > 1 and look is not MEAN:
+        seeds = [100 * value for value in found.by_seed]
+        axes.plot(seeds, [place] * len(seeds), "|", color=look["color"], alpha=0.7, markersize=7)

@@ -1,4 +1,4 @@
-"""How soon arms learn, and how well their inner loops fit."""
+"""How soon arms learn, and how well their inner loops fit support and query images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import Final
 
 import numpy as np
 
@@ -17,15 +17,12 @@ from reproduction.records import Run
 SHARES: Final = (80, 90, 95)
 """Percent of the original's gain over chance."""
 
-SMOOTHED_OVER: Final = 3
-"""Validations in a running mean."""
-
 FLAT: Final = 0.05
 """A curve has flattened when the mean of its last quarter is within this share of the whole gain
 over chance of the mean of the quarter before."""
 
 LONG: Final = 20
-"""With fewer validations it cannot be told whether a curve has flattened."""
+"""The validations that are needed to say whether a curve has flattened."""
 
 
 def paper_speedup(original: Run, other: Run) -> float | None:
@@ -39,13 +36,9 @@ def paper_speedup(original: Run, other: Run) -> float | None:
     return (original.best_epoch - other.best_epoch) / other.best_epoch
 
 
-def level(original: Run, share: int) -> float | None:
-    """Chance + share · (the original's best validation accuracy - chance); None if it did not
-    train.
-    """
-    if not original.trained or original.best is None:
-        return None
-    return original.chance + share / 100 * (original.best.mean - original.chance)
+def level(original: Run, share: int) -> float:
+    """Chance + a share, in percent, of the original's highest gain over chance."""
+    return original.chance + share / 100 * (max(original.validation) - original.chance)
 
 
 def speedup_to_reach(original: Run, other: Run, share: int) -> float | None:
@@ -53,9 +46,9 @@ def speedup_to_reach(original: Run, other: Run, share: int) -> float | None:
 
     These epochs depend less on noise than those of a flat curve's maximum.
     """
-    accuracy = level(original, share)
-    if accuracy is None or not other.trained:
+    if not (original.trained and other.trained):
         return None
+    accuracy = level(original, share)
     slow, fast = (
         next((epoch for epoch, value in enumerate(run.validation, 1) if value >= accuracy), None)
         for run in (original, other)
@@ -64,27 +57,24 @@ def speedup_to_reach(original: Run, other: Run, share: int) -> float | None:
 
 
 def smoothed(run: Run) -> Run:
-    """The run with a centred running mean of its validation curve.
+    """The run with a centred running mean over three validations.
 
-    The first values keep their own: the curve is steep there. The last are left out: they have no
-    neighbours, and the highest of noisy values is no level.
+    The first value is kept: the curve is steep there. The last is left out: it has no neighbour,
+    and the highest of noisy values is too high.
     """
     curve = run.validation
-    half = SMOOTHED_OVER // 2
-    values = []
-    for place in range(len(curve[: max(1, len(curve) - half)])):
-        reach = min(half, place, len(curve) - 1 - place)
-        near = curve[place - reach : place + reach + 1]
-        values.append(math.fsum(near) / len(near))
-    changed = {"validation": tuple(values), "ci95": run.ci95[: len(values)]}
-    return run.model_copy(update=changed)
+    middle = [math.fsum(near) / 3 for near in zip(curve, curve[1:], curve[2:], strict=False)]
+    values = (*curve[:1], *middle)
+    return run.model_copy(update={"validation": values, "ci95": run.ci95[: len(values)]})
 
 
 def crossing(run: Run, accuracy: float) -> float | None:
-    """The epoch at which a validation curve, straight from point to point, first has an accuracy.
+    """The epoch at which a validation curve first reaches an accuracy.
+
+    The curve is straight from one validation to the next.
 
     Returns:
-        None if it never has it; 1 if it had it at its first validation, or sooner.
+        None if it never does; 1 if it has done so by its first validation.
     """
     curve = run.validation
     if curve and curve[0] >= accuracy:
@@ -121,26 +111,26 @@ def papers_speedups(condition: Condition, arm: str) -> list[float | None]:
 class Pace:
     """How soon an arm reached a share of the original's gain over chance.
 
+    All but `seeds` is of the seeds in which the original's gain is large enough to tell its shares
+    apart.
+
     Attributes:
-        told: for each seed of the arm, whether the original's gain is large enough for its shares
-            to be told apart.
-        iterations: for each seed; None where the arm never got there, or where `told` is False.
-        at_once: for each seed, whether that was at the first validation, so that it may have been
-            sooner.
-        ratios: original / arm in iterations, for each seed that can be told. Empty if the arm did
-            not get there in one of them, if both were there at once in one, or if some are lower
-            and others upper bounds: then their mean is unknown.
-        seconds: the same in seconds; empty where the time of an epoch is not known.
+        seeds: how many the arm has.
+        iterations: of the arm for each seed; None if it never got there.
+        at_once: whether the arm was there at its first validation in some seed, so that it may have
+            been sooner.
+        ratios: original / arm in iterations for each seed. Empty if the arm did not get there in
+            one of them, if both were there at once in one, or if some are lower and others upper
+            bounds: then their mean is unknown.
         bound: "≥" if the ratios are lower bounds, since the arm was there at once in some seed;
             "≤" if the original was; else "".
     """
 
-    told: tuple[bool, ...]
+    seeds: int
     iterations: tuple[float | None, ...]
-    at_once: tuple[bool, ...]
+    at_once: bool
     ratios: tuple[float, ...]
-    seconds: tuple[float, ...]
-    bound: Literal["", "≥", "≤"]
+    bound: str
 
     @property
     def arrived(self) -> int:
@@ -148,61 +138,38 @@ class Pace:
         return sum(count is not None for count in self.iterations)
 
 
-def paces(condition: Condition, arm: str, study: Sequence[Condition]) -> list[Pace]:
-    """For each share, on smoothed curves, how soon an arm was there.
-
-    Args:
-        condition: in which.
-        arm: its name.
-        study: all conditions of the study, from which the time of an epoch is known.
-    """
-    dearer = _seconds_beside_the_original(condition, arm, study)
-    originals = {run.seed: smoothed(run) for run in condition.runs(ORIGINAL)}
-    pairs = [(smoothed(run), originals.get(run.seed)) for run in condition.runs(arm)]
-    return [_pace(pairs, share, dearer) for share in SHARES]
+def paces(condition: Condition, arm: str) -> list[Pace]:
+    """For each of `SHARES`, on smoothed curves, how soon an arm was there."""
+    runs = condition.runs(arm)
+    pairs = [(smoothed(run), smoothed(other)) for run, other in condition.pairs(arm, ORIGINAL)]
+    clear = [(run, original) for run, original in pairs if _shares_are_apart(original)]
+    return [_pace(len(runs), clear, share) for share in SHARES]
 
 
-def _pace(pairs: Sequence[tuple[Run, Run | None]], share: int, dearer: float | None) -> Pace:
-    """How soon an arm was there.
-
-    Args:
-        pairs: for each seed the arm's run and the original's, both smoothed.
-        share: of the original's gain.
-        dearer: the arm's time for an epoch / the original's, if it is known.
-    """
-    told, here, there = [], [], []
-    for mine, original in pairs:
-        accuracy = None if original is None else _level(original, share)
-        told.append(accuracy is not None)
-        here.append(None if accuracy is None else crossing(mine, accuracy))
-        if original is not None and accuracy is not None:
-            there.append((here[-1], crossing(original, accuracy)))
-    known = [(h, t) for h, t in there if h and t and not h == t == 1]
-    bounds: set[Literal["≥", "≤"]] = {"≥" if h == 1 else "≤" for h, t in known if 1 in (h, t)}
-    if len(known) < len(there) or len(bounds) > 1:
+def _pace(seeds: int, pairs: Sequence[tuple[Run, Run]], share: int) -> Pace:
+    """How soon an arm was there; `pairs` are the arm's runs and the original's, smoothed."""
+    here = [crossing(run, level(original, share)) for run, original in pairs]
+    there = [crossing(original, level(original, share)) for _, original in pairs]
+    known = [(h, t) for h, t in zip(here, there, strict=True) if h and t and not h == t == 1]
+    bounds = {"≥" if h == 1 else "≤" for h, t in known if 1 in (h, t)}
+    if len(known) < len(pairs) or len(bounds) > 1:
         known, bounds = [], set()
-    ratios = tuple(t / h for h, t in known)
     epochs = [run.settings["iterations_per_epoch"] for run, _ in pairs]
     return Pace(
-        tuple(told),
+        seeds,
         tuple(h and h * epoch for h, epoch in zip(here, epochs, strict=True)),
-        tuple(h == 1 for h in here),
-        ratios,
-        () if dearer is None else tuple(ratio / dearer for ratio in ratios),
-        next(iter(bounds), ""),
+        1 in here,
+        tuple(t / h for h, t in known),
+        "".join(bounds),
     )
 
 
-def _level(original: Run, share: int) -> float | None:
-    """The accuracy at a share of its gain; None where the smallest and the largest of `SHARES` are
-    no further apart than a validation errs.
-    """
+def _shares_are_apart(original: Run) -> bool:
+    """Whether the smallest and the largest of `SHARES` are further apart than a validation errs."""
     best = original.best
-    if best is None or best.ci95 is None:
-        return None
-    apart = (SHARES[-1] - SHARES[0]) / 100
-    distinct = apart * (best.mean - original.chance) > best.ci95
-    return level(original, share) if distinct else None
+    if not original.trained or best is None or best.ci95 is None:
+        return False
+    return (SHARES[-1] - SHARES[0]) / 100 * (best.mean - original.chance) > best.ci95
 
 
 WORK: Final = (
@@ -212,43 +179,34 @@ WORK: Final = (
 """Settings that an epoch's time depends on."""
 
 MACHINE: Final = ("device", "gpu", "processor", "cores", "threads", "torch", "layout", "commit")
-"""What else it depends on, of what is recorded of a run's environment."""
+"""What else it depends on, by the names in a run's environment."""
 
 TIMED_RUNS: Final = 3
-"""Of fewer runs it cannot be told whether one of them was undisturbed."""
+"""The runs that are needed to say whether one of them was undisturbed."""
 
 SAME_TIME: Final = 0.05
 """Two undisturbed runs differ by less than this share of the quicker one's time."""
 
 
-def _seconds_beside_the_original(
-    condition: Condition, arm: str, study: Sequence[Condition]
-) -> float | None:
-    """The time of an arm's epoch / that of the original's; None where one is not known.
+def cost_of_epoch(condition: Condition, arm: str, study: Sequence[Condition]) -> float | None:
+    """The time of an arm's epoch / that of the original's; None if one of them is not known.
 
-    It is told from all conditions with the same work in which a seed has both on one machine; of
-    several machines, from the one with the most of these.
+    Both times come from all conditions of the study with the same work, from the seeds that have
+    both runs on one machine. Of several machines the one with the most such seeds counts.
     """
     alike: dict[str, list[tuple[Run, Run]]] = {}
     for other in study:
-        if _work(other) == _work(condition):
-            for mine, original in other.pairs(arm, ORIGINAL):
-                if (machine := _machine(mine)) == _machine(original):
-                    alike.setdefault(machine, []).append((mine, original))
+        one, two = condition.first_run.settings, other.first_run.settings
+        if all(one.get(name) == two.get(name) for name in WORK):
+            for pair in other.pairs(arm, ORIGINAL):
+                machines = {repr([run.environment.get(n) for n in MACHINE]) for run in pair}
+                if len(machines) == 1:
+                    alike.setdefault(machines.pop(), []).append(pair)
     if not alike:
         return None
-    mine_too, originals_too = zip(*max(alike.values(), key=len), strict=True)
-    cost, original_cost = seconds_an_epoch(mine_too), seconds_an_epoch(originals_too)
-    return cost / original_cost if cost and original_cost else None
-
-
-def _work(condition: Condition) -> list[Any]:
-    settings = next(iter(condition.arms.values()))[0].settings
-    return [settings.get(name) for name in WORK]
-
-
-def _machine(run: Run) -> str:
-    return repr([run.environment.get(name) for name in MACHINE])
+    most = max(alike.values(), key=len)
+    mine, original = (seconds_an_epoch(runs) for runs in zip(*most, strict=True))
+    return mine / original if mine and original else None
 
 
 def seconds_an_epoch(runs: Sequence[Run]) -> float | None:
@@ -267,33 +225,15 @@ def seconds_an_epoch(runs: Sequence[Run]) -> float | None:
     return least[0]
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Accuracies after adaptation on validation tasks, means over a part of the epochs and seeds,
-    on the support images and on the query images.
+def fits(runs: Sequence[Run]) -> list[tuple[float, float]]:
+    """Mean accuracy on support and query images after adaptation, on validation tasks, in the first
+    and in the last third of the epochs; empty without any validation.
     """
-
-    support: float
-    query: float
-
-    @property
-    def gap(self) -> float:
-        """The inner loop's over-fitting."""
-        return self.support - self.query
-
-
-def fits(runs: Sequence[Run]) -> tuple[Fit, Fit] | None:
-    """The fit over the first and the last third of the epochs; None without any validation."""
-    curves = []
+    ends = []
     for run in runs:
-        both = (run.fit["support_accuracy_after"], run.fit["query_accuracy_after"])
-        points = [pair for pair in zip(*both, strict=True) if None not in pair]
-        if points:
-            curves.append(np.asarray(points, dtype=float))
-    if not curves:
-        return None
-    thirds = [math.ceil(len(curve) / 3) for curve in curves]
-    parts = zip(curves, thirds, strict=True)
-    ends = [(curve[:third].mean(axis=0), curve[-third:].mean(axis=0)) for curve, third in parts]
-    first, last = np.mean(ends, axis=0).tolist()
-    return Fit(*first), Fit(*last)
+        both = run.fit["support_accuracy_after"], run.fit["query_accuracy_after"]
+        known = np.array([pair for pair in zip(*both, strict=True) if None not in pair], float)
+        if known.size:
+            third = math.ceil(len(known) / 3)
+            ends.append([part.mean(axis=0) for part in (known[:third], known[-third:])])
+    return [(support, query) for support, query in np.mean(ends, axis=0)] if ends else []

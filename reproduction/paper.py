@@ -6,51 +6,53 @@ settings. A second table has the other numbers of shots and inner rates of the p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import yaml
 
-from gradshare import Interval, RunConfig
+from gradshare import Interval
 from gradshare.config import ORIGINAL, RATE_CONTROL, SHARING
 from reproduction import wording
 from reproduction.conditions import Results
-from reproduction.curves import Heading, Quantity, draw_curves, heading
+from reproduction.curves import Heading, Quantity, draw_curves
 from reproduction.drawing import Drawing
 from reproduction.pace import paper_speedup, speedup_to_reach
 from reproduction.plan import ARM, HOME, PAPERS_IMAGES, Cell
 from reproduction.records import Run
 from reproduction.tables import markdown
 
-HEADINGS: Final = {
-    ORIGINAL: "original",
-    SHARING: "gradient sharing",
-    RATE_CONTROL: "rate-control",
-}
-
-TITLES: Final = {
+SECTIONS: Final = {
     True: "The paper’s figures beside ours",
     False: "The rest of the grid, for which the paper prints no figures",
 }
-"""Of the tables of settings that the paper prints, and that it does not."""
+"""The titles of the tables, by whether the paper prints their settings."""
+
+NAMES: Final = {ORIGINAL: "original", SHARING: "gradient sharing"}
+CONTROL: Final = f"{RATE_CONTROL} (ours)"
+COLUMNS: Final = (
+    "method/tasks",
+    *(f"{name} ({source})" for name in NAMES.values() for source in ("paper", "ours")),
+    CONTROL,
+    *("speed-up (paper)", "speed-up (ours)", "speed-up to 95 % (ours)"),
+)
+
+Setting = Sequence[Cell]
+"""The cells that differ in nothing but the arm."""
 
 
-@cache
-def printed_table() -> dict[str, Any]:
-    """What the paper prints; see `table1.yaml`."""
-    table: dict[str, Any] = yaml.safe_load((HOME / "table1.yaml").read_text("utf-8"))
-    return table
+PRINTED: Final[dict[str, Any]] = yaml.safe_load((HOME / "table1.yaml").read_text("utf-8"))
+"""What the paper prints; see `table1.yaml`."""
 
 
 def printed(labels: Mapping[str, str]) -> Mapping[str, Any] | None:
     """What the paper prints for a setting, by its labels; None if it prints nothing."""
-    table = printed_table()
-    if any(labels[axis] != table[axis] for axis in ("shots", "rate")):
-        return None
-    axes = ("dataset", "method", "batch")
-    return next((row for row in table["rows"] if all(row[a] == labels[a] for a in axes)), None)
+    row: dict[str, Any]
+    for row in PRINTED["rows"]:
+        setting = PRINTED | row
+        if all(label == setting[axis] for axis, label in labels.items() if axis != ARM):
+            return row
+    return None
 
 
 def on_the_papers_images(results: Results) -> dict[Cell, Run]:
@@ -62,94 +64,72 @@ def on_the_papers_images(results: Results) -> dict[Cell, Run]:
     }
 
 
-@dataclass
-class _Setting:
-    """A row: all cells that differ in nothing but the arm."""
-
-    config: RunConfig
-    printed: Mapping[str, Any] | None
-    runs: dict[str, Run] = field(default_factory=dict)
-
-
 def table1(cells: Sequence[Cell], results: Results) -> str:
     """Table 1 as Markdown.
 
     Args:
-        cells: of the plan of scale "paper", whose rows the table has.
+        cells: of the plan of scale "paper"; a row of the table has those that differ in the arm.
         results: the finished ones.
     """
-    settings: dict[tuple[str, ...], _Setting] = {}
+    settings: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
-        setting = settings.setdefault(_place(cell), _Setting(cell.config, printed(cell.labels)))
-        if cell in results:
-            setting.runs[cell.labels[ARM]] = results[cell]
+        settings.setdefault(tuple(cell.common.values()), []).append(cell)
     page = "# Table 1\n"
-    for is_printed, title in TITLES.items():
-        rows = [s for s in settings.values() if bool(s.printed) == is_printed]
-        if is_printed or any(setting.runs for setting in rows):
-            page += _table(title, [s for s in rows if is_printed or s.runs])
-    page += "\n" + "".join(f"- {note}\n" for note in _notes(cells, results))
-    return page
+    for is_printed, title in SECTIONS.items():
+        found = [s for s in settings.values() if bool(printed(s[0].labels)) == is_printed]
+        if not is_printed:
+            found = [setting for setting in found if any(cell in results for cell in setting)]
+        if found:
+            page += f"\n## {title}\n{_tables(found, results)}"
+    return page + "\n" + "".join(f"- {note}\n" for note in _notes(cells, results))
 
 
-def _place(cell: Cell) -> tuple[str, ...]:
-    return tuple(label for axis, label in cell.labels.items() if axis != ARM)
-
-
-def _table(title: str, settings: Sequence[_Setting]) -> str:
-    rows = [_row(setting) for setting in settings]
-    columns = dict.fromkeys(name for name in _columns() if any(name in row for row in rows))
-    blocks: dict[str, list[dict[str, str]]] = {}
-    order = sorted(
-        zip(settings, rows, strict=True),  # the paper's rate and number of shots first
-        key=lambda one: (one[0].config.inner_lr_scale, -one[0].config.shots),
-    )
-    for setting, row in order:
-        config = setting.config
+def _tables(settings: Sequence[Setting], results: Results) -> str:
+    """A table for each dataset, number of shots and inner rate, the paper's own first."""
+    settings = sorted(settings, key=lambda s: (s[0].config.inner_lr_scale, -s[0].config.shots))
+    rows = [_row(setting, results) for setting in settings]
+    columns = [name for name in COLUMNS if any(name in row for row in rows)]
+    tables: dict[str, list[dict[str, str]]] = {}
+    for (cell, *_), row in zip(settings, rows, strict=True):
+        config = cell.config
         scale = config.inner_lr_scale
         rate = "" if scale == 1 else f", {scale:g}× the inner rate"
         name = f"{wording.DATASETS[config.dataset]}, {config.ways}-way {config.shots}-shot{rate}"
-        blocks.setdefault(name, []).append({column: row.get(column, "") for column in columns})
-    text = f"\n## {title}\n"
-    return text + "".join(f"\n### {name}\n\n{markdown(block)}" for name, block in blocks.items())
+        tables.setdefault(name, []).append({column: row.get(column, "") for column in columns})
+    return "".join(f"\n### {name}\n\n{markdown(table)}" for name, table in tables.items())
 
 
-def _columns() -> list[str]:
-    """The headings of all columns."""
-    both = [f"{HEADINGS[a]} ({s})" for a in (ORIGINAL, SHARING) for s in ("paper", "ours")]
-    speedups = ["speed-up (paper)", "speed-up (ours)", "speed-up to 95 % (ours)"]
-    return ["method/tasks", *both, f"{HEADINGS[RATE_CONTROL]} (ours)", *speedups]
-
-
-def _row(setting: _Setting) -> dict[str, str]:
+def _row(setting: Setting, results: Results) -> dict[str, str]:
     """What is known of a setting, by column."""
-    config, runs, paper = setting.config, setting.runs, setting.printed
+    config, paper = setting[0].config, printed(setting[0].labels)
+    runs = {cell.labels[ARM]: results[cell] for cell in setting if cell in results}
     row = {"method/tasks": f"{wording.METHODS[config.method]}/{config.task_batch}"}
-    row |= {f"{HEADINGS[arm]} (ours)": "" for arm in (ORIGINAL, SHARING)}
-    row |= {f"{HEADINGS[arm]} (ours)": _tested(run) for arm, run in runs.items()}
+    for arm, name in NAMES.items():
+        row[f"{name} (ours)"] = _tested(runs[arm]) if arm in runs else ""
+        if paper is not None:
+            row[f"{name} (paper)"] = wording.accuracy(Interval(paper[arm][0], paper[arm][1], 0))
+    if RATE_CONTROL in runs:
+        row[CONTROL] = _tested(runs[RATE_CONTROL])
+    if paper is not None:
+        row["speed-up (paper)"] = wording.speedup(paper["speedup"])
     row |= {"speed-up (ours)": "", "speed-up to 95 % (ours)": ""}
-    if ORIGINAL in runs and SHARING in runs:
+    if runs.keys() >= NAMES.keys():
         both = runs[ORIGINAL], runs[SHARING]
         row["speed-up (ours)"] = wording.speedup(paper_speedup(*both))
         row["speed-up to 95 % (ours)"] = wording.speedup(speedup_to_reach(*both, 95))
-    if paper is not None:
-        for arm in (ORIGINAL, SHARING):
-            mean, half = paper[arm]
-            row[f"{HEADINGS[arm]} (paper)"] = wording.accuracy(Interval(mean, half, 0))
-        row["speed-up (paper)"] = wording.speedup(paper["speedup"])
     return row
 
 
 def _tested(run: Run) -> str:
     """The test accuracy, or that the run diverged or did not train."""
-    test = None if run.tested is None else wording.accuracy(run.tested)
+    test = "" if run.tested is None else wording.accuracy(run.tested)
     if run.trained:
         return test or wording.NOTHING
-    return wording.bracketed(run.outcome, test or "")
+    return wording.bracketed(run.outcome, test)
 
 
 def _notes(cells: Sequence[Cell], results: Results) -> list[str]:
-    """What has to be known to read the tables, sentence by sentence."""
+    """What a reader of the tables has to know, sentence by sentence."""
     config = cells[0].config
     return [
         f"{len(results)} of {wording.counted(len(cells), 'cell')} finished, one seed each.",
@@ -168,18 +148,16 @@ def _notes(cells: Sequence[Cell], results: Results) -> list[str]:
 
 # The figures --------------------------------------------------------------------------------------
 
-METHODS: Final = tuple(heading(name, label) for label, name in wording.METHODS.items())
+METHODS: Final = tuple((name, label) for label, name in wording.METHODS.items())
 TASKS: Final = (
-    heading("1-shot, 5 tasks", "shot-1", "batch-5"),
-    heading("1-shot, 1 task", "shot-1", "batch-1"),
-    heading("5-shot, 5 tasks", "shot-5", "batch-5"),
-    heading("5-shot, 1 task", "shot-5", "batch-1"),
+    ("1-shot, 5 tasks", "shot-1", "batch-5"),
+    ("1-shot, 1 task", "shot-1", "batch-1"),
+    ("5-shot, 5 tasks", "shot-5", "batch-5"),
+    ("5-shot, 1 task", "shot-5", "batch-1"),
 )
 EXAMPLES: Final = (
-    heading("CUB, MAML, 1-shot, 5 tasks", "cub", "maml", "shot-1", "batch-5"),
-    heading(
-        "mini-ImageNet, MAML++, 5-shot, 1 task", "mini-imagenet", "maml++", "shot-5", "batch-1"
-    ),
+    ("CUB, MAML, 1-shot, 5 tasks", "cub", "maml", "shot-1", "batch-5"),
+    ("mini-ImageNet, MAML++, 5-shot, 1 task", "mini-imagenet", "maml++", "shot-5", "batch-1"),
 )
 GRIDS: Final = {
     4: ("CUB", "cub", "rate-1x"),
@@ -190,20 +168,18 @@ GRIDS: Final = {
 """The figures of a dataset and inner rate by number. That of m and λ is the next one."""
 
 
-def draw_paper(results: Results) -> list[Drawing]:
+def draw_paper(results: Results) -> Iterator[Drawing]:
     """The paper's figures that have a curve to draw."""
-    mini = heading("mini-ImageNet", "mini-imagenet", "rate-1x")
-    cases = heading("a good and a pathological case", "rate-1x")
+    mini = ("mini-ImageNet", "mini-imagenet", "rate-1x")
+    cases = ("a good and a pathological case", "rate-1x")
     every: list[tuple[int, Quantity, Heading, Sequence[Heading], Sequence[Heading]]] = [
         (2, "validation", mini, TASKS[:2], METHODS),
-        (3, "sharing", cases, [heading("")], EXAMPLES),
+        (3, "sharing", cases, [("",)], EXAMPLES),
     ]
     for number, grid in GRIDS.items():
-        every.append((number, "validation", heading(*grid), TASKS, METHODS))
-        every.append((number + 1, "sharing", heading(*grid), TASKS, METHODS))
-    drawings = []
-    for number, quantity, (title, labels), rows, columns in every:
-        own = {cell: run for cell, run in results.items() if labels <= {*cell.labels.values()}}
+        every.append((number, "validation", grid, TASKS, METHODS))
+        every.append((number + 1, "sharing", grid, TASKS, METHODS))
+    for number, quantity, (title, *labels), rows, columns in every:
+        own = {cell: run for cell, run in results.items() if {*labels} <= {*cell.labels.values()}}
         name, sentence = f"figure-{number}", f"Figure {number}. {title}."
-        drawings += draw_curves(name, sentence, own, rows, columns, quantity)
-    return drawings
+        yield from draw_curves(name, sentence, own, rows, columns, quantity)

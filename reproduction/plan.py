@@ -1,16 +1,16 @@
 """The experiments as data: which runs there are, at each of two scales.
 
-A plan is a YAML file in `plans/`. It has studies. A study has axes, and a cell (one training run)
-for each combination of a label of each axis. A label stands for settings of a run. A cell's
-settings are the plan's, then its study's, then those of its labels in the order of the axes, then
-those that `also` gives to a combination of labels.
+A plan is a YAML file in `plans/`. It has studies, and a study has axes. An axis has labels, and a
+label is short for some settings of a run. Each combination of one label from each axis is a cell:
+one training run. The settings of a study override those of the plan, and those of the labels
+override both.
 """
 
 from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from gradshare import ConfigError, RunConfig
+from gradshare.config.presets import paper_settings
 
 HOME = Path(__file__).parent
 
@@ -31,26 +32,19 @@ PAPERS_IMAGES = {"cub": 11_788, "mini-imagenet": 60_000}
 """How many images the paper's datasets have."""
 
 ARM, SEED = "arm", "seed"
-"""The axes with a meaning: cells that differ in these alone are compared."""
+"""Axes with a special meaning: cells that differ only in these are compared."""
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Combination(_Part):
-    """Settings of the cells that have all of some labels."""
-
-    of: list[str]
-    settings: Settings
-
-
 class Loan(_Part):
-    """Cells of another study that would be the same runs in this one, and stand in it too.
+    """Cells of another study that this one shows too: it would train the same runs.
 
     Attributes:
-        of: their study and labels there.
-        labels: the labels that they get here instead.
+        of: the name of the other study, and labels that the cells have there.
+        labels: by axis, the labels that they have here instead.
     """
 
     of: list[str]
@@ -61,11 +55,10 @@ class Study(_Part):
     """Runs that answer one question together.
 
     Attributes:
-        title: what the study is.
+        title: in a few words, for headings and figures.
         note: a caveat, shown with its results.
         settings: of all its cells.
         axes: for each axis, the settings of each label.
-        also: settings of combinations of labels.
         leave_out: combinations of labels without a cell.
         borrows: cells of another study.
         sweep: the setting on the x axis of its figure, if there is one.
@@ -76,7 +69,6 @@ class Study(_Part):
     note: str = ""
     settings: Settings = {}
     axes: dict[str, dict[str, Settings]]
-    also: list[Combination] = []
     leave_out: list[list[str]] = []
     borrows: Loan | None = None
     sweep: str | None = None
@@ -87,34 +79,22 @@ class Study(_Part):
         """The title, as the beginning of a sentence."""
         return f"{self.title[0].upper()}{self.title[1:]}"
 
-    def combinations(self) -> list[dict[str, str]]:
-        """The labels of each of its own cells by axis."""
-        return [
-            dict(zip(self.axes, labels, strict=True))
-            for labels in itertools.product(*self.axes.values())
-            if not any(set(absent) <= set(labels) for absent in self.leave_out)
-        ]
-
-    def settings_of(self, labels: Collection[str]) -> Settings:
-        """The settings that labels stand for."""
-        settings = dict(self.settings)
-        for axis in self.axes.values():
-            for label, its_own in axis.items():
-                if label in labels:
-                    settings |= its_own
-        for combination in self.also:
-            if set(combination.of) <= set(labels):
-                settings |= combination.settings
-        return settings
-
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of a plan: its study, its label on each axis, and what is run."""
+    """One training run of a plan, or a run that a study borrows from another.
+
+    Attributes:
+        study: that shows it.
+        labels: its label on each axis of the study.
+        config: what is run.
+        borrowed: whether another study trains it.
+    """
 
     study: str
     labels: Mapping[str, str]
     config: RunConfig
+    borrowed: bool = False
 
     def __hash__(self) -> int:
         """By the name: labels and settings have no hash."""
@@ -141,26 +121,33 @@ class Plan(_Part):
     Attributes:
         legend: how to read the tables.
         contrast: the caption of the table of what sharing adds to its control.
+        preset: "paper" if cells start from the settings of the paper's Appendix A.
         settings: of all cells.
         studies: by name, in the order in which they are run.
     """
 
     legend: str = ""
     contrast: str = ""
-    settings: Settings
+    preset: Literal["paper"] | None = None
+    settings: Settings = {}
     studies: dict[str, Study]
 
     def cells(self) -> list[Cell]:
         """Each run, in the order in which they are trained."""
-        return [
-            Cell(name, labels, RunConfig(**self.settings | study.settings_of(labels.values())))
-            for name, study in self.studies.items()
-            for labels in study.combinations()
-        ]
-
-    def owns(self, cell: Cell) -> bool:
-        """Whether a cell belongs to its study and is not borrowed."""
-        return cell.labels in self.studies[cell.study].combinations()
+        cells = []
+        for name, study in self.studies.items():
+            for combination in itertools.product(*study.axes.values()):
+                if any(set(absent) <= set(combination) for absent in study.leave_out):
+                    continue
+                labels = dict(zip(study.axes, combination, strict=True))
+                settings = self.settings | study.settings
+                for axis, label in labels.items():
+                    settings |= study.axes[axis][label]
+                if self.preset == "paper":
+                    names = ("dataset", "task_batch", "method")
+                    settings = paper_settings(*(settings[name] for name in names)) | settings
+                cells.append(Cell(name, labels, RunConfig(**settings)))
+        return cells
 
 
 def load_plan(scale: Scale) -> Plan:
@@ -191,19 +178,15 @@ def pick(cells: Sequence[Cell], only: Iterable[str], without: Iterable[str] = ()
         for text in filters:
             words = [word.strip().strip("/") for word in text.split(",")]
             for word in words:
-                _require_known(option, word, cells)
+                if not any(cell.is_called(word) for cell in cells):
+                    known = dict.fromkeys(w for c in cells for w in (c.study, *c.labels.values()))
+                    near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+                    raise ConfigError(
+                        f"{option} {word!r} fits no cell; did you mean {near[0]!r}? Studies and "
+                        f"labels: {', '.join(known)}"
+                    )
             chosen = [cell for cell in chosen if any(map(cell.is_called, words)) == wanted]
     if not chosen:
         given = [*(f"--only {text}" for text in only), *(f"--except {text}" for text in without)]
         raise ConfigError(f"no cell fits {' '.join(given)} together; leave one of them out")
     return chosen
-
-
-def _require_known(option: str, word: str, cells: Sequence[Cell]) -> None:
-    if not any(cell.is_called(word) for cell in cells):
-        known = dict.fromkeys(w for c in cells for w in (c.study, *c.labels.values()))
-        near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
-        raise ConfigError(
-            f"{option} {word!r} fits no cell; did you mean {near[0]!r}? Studies and labels: "
-            f"{', '.join(known)}"
-        )

@@ -1,4 +1,4 @@
-"""What training runs came to, and the compact files that hold it: JSON lines, one file a study."""
+"""Results of training runs, and the compact files that hold them: JSON lines, one file a study."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gradshare import Interval, RunConfig, RunError
 from gradshare.config.fields import MACHINE_FIELDS
 from gradshare.config.parts import build
 from gradshare.tasks import ImageTasks
+from gradshare.training.files import write_atomically
 from gradshare.training.records import judge
 from gradshare.training.statistics import confidence95
 
@@ -36,8 +37,10 @@ Outcome = Literal["trained", "not trained", "diverged"]
 
 
 class Run(BaseModel):
-    """What a training run came to. Accuracies are fractions, losses are cross entropies in nats,
-    and what is listed by epoch begins with epoch 1. None stands for what is unknown or not finite.
+    """The results of a training run.
+
+    Accuracies are fractions, losses are cross entropies in nats. Lists by epoch begin with epoch 1.
+    None means unknown or not finite.
 
     Attributes:
         cell: its name in the plan.
@@ -124,14 +127,11 @@ def record_of(cell: str, run: gs.Run, config: RunConfig) -> Run:
 
     Args:
         cell: its name in the plan.
-        run: what it came to.
-        config: what was run.
+        run: of the cell.
+        config: its settings.
     """
     history = run.history
     intervals = [record.metrics["validation"][ACCURACY] for record in history]
-    validation = [interval.mean for interval in intervals]
-    ci95 = [interval.ci95 for interval in intervals]
-    gates = {name: [r.learned.get(f"sharing.{name}") for r in history] for name in ("m", "lambda")}
     single = None if run.test is None else confidence95(run.test.single[ACCURACY])
     diverged = run.diverged is not None
     return Run(
@@ -141,8 +141,8 @@ def record_of(cell: str, run: gs.Run, config: RunConfig) -> Run:
         outcome="diverged" if diverged else judge(history, run.metrics[ACCURACY], ACCURACY),
         message=run.diverged,
         seconds=run.seconds,
-        validation=tuple(validation),
-        ci95=tuple(ci95),
+        validation=tuple(interval.mean for interval in intervals),
+        ci95=tuple(interval.ci95 for interval in intervals),
         clock=tuple(record.seconds for record in history),
         train={
             metric: tuple(_finite(record.mean(metric, "train")) for record in history)
@@ -154,9 +154,9 @@ def record_of(cell: str, run: gs.Run, config: RunConfig) -> Run:
             for name, split in FITS.items()
         },
         learned={
-            name: tuple(tuple(steps) for steps in values if steps is not None)
-            for name, values in gates.items()
-            if any(values)
+            name: tuple(tuple(r.learned[key]) for r in history if key in r.learned)
+            for name, key in (("m", "sharing.m"), ("lambda", "sharing.lambda"))
+            if any(key in r.learned for r in history)
         },
         test=None if run.test is None else tuple(run.test.ensemble[ACCURACY]),
         single=None if single is None else single[:2],
@@ -170,9 +170,7 @@ def write_runs(path: Path, runs: Iterable[Run]) -> None:
         json.dumps(run.model_dump(mode="json"), ensure_ascii=False, allow_nan=False) + "\n"
         for run in runs
     ]
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_bytes(gzip.compress("".join(lines).encode(), 9, mtime=0))
-    unfinished.replace(path)
+    write_atomically(path, gzip.compress("".join(lines).encode(), 9, mtime=0))
 
 
 def read_runs(path: Path) -> list[Run]:
@@ -190,7 +188,7 @@ def read_runs(path: Path) -> list[Run]:
 
 
 def first_difference(run: Run, config: RunConfig) -> str | None:
-    """The first setting in which a run is not what a plan says; None if there is none."""
+    """The first setting in which a run differs from a plan; None if all agree."""
     planned: Mapping[str, Any] = config.model_dump(mode="json", exclude=set(MACHINE_FIELDS))
     for name, value in run.settings.items():
         if name in planned and planned[name] != value:

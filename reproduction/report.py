@@ -16,14 +16,14 @@ from reproduction.tables import markdown, tables_of
 
 
 def studies_of(plan: Plan, results: Results) -> Iterator[tuple[str, Study, list[Condition]]]:
-    """The studies with a finished cell of their own, and what was compared in them.
+    """Each study with a finished cell that it does not borrow: its name, the study, its conditions.
 
-    Their notes say which part of a dataset their runs had, if it was not the whole.
+    Its note says which part of a dataset its runs used, unless they used all of it.
     """
     for name, study in plan.studies.items():
-        standing = {cell: run for cell, run in results.items() if cell.study == name}
-        if any(plan.owns(cell) for cell in standing):
-            note = "; ".join(filter(None, (study.note, *_parts_of_datasets(standing))))
+        shown = {cell: run for cell, run in results.items() if cell.study == name}
+        if not all(cell.borrowed for cell in shown):
+            note = "; ".join(filter(None, (study.note, *_parts_of_datasets(shown))))
             noted = study.model_copy(update={"note": note})
             yield name, noted, conditions(plan, results, name)
 
@@ -32,11 +32,11 @@ def study_tables(plan: Plan, cells: Sequence[Cell], results: Results) -> str:
     """The tables of all studies as Markdown.
 
     Args:
-        plan: that the studies are of.
-        cells: which of its runs are asked for, finished or not.
-        results: the finished ones, borrowed ones too.
+        plan: of the studies.
+        cells: the cells of the plan that were asked for, finished or not.
+        results: the finished ones, with those that studies borrow.
     """
-    own = {cell: run for cell, run in results.items() if plan.owns(cell)}
+    own = {cell: run for cell, run in results.items() if not cell.borrowed}
     planned, finished = (Counter(cell.study for cell in of) for of in (cells, own))
     page = f"# Results at CPU scale\n\n{plan.legend}\n"
     if both := contrasts(plan, results):
@@ -64,10 +64,10 @@ def cells_csv(results: Results) -> str:
 
 def _parts_of_datasets(results: Results) -> list[str]:
     """Such as "30,000 of the 60,000 images of mini-ImageNet"."""
-    had = {(cell.config.dataset, run.environment.get("images")) for cell, run in results.items()}
+    used = {(cell.config.dataset, run.environment.get("images")) for cell, run in results.items()}
     return sorted(
         f"{images:,} of the {whole:,} images of {wording.DATASETS[dataset]}"
-        for dataset, images in had
+        for dataset, images in used
         if images and (whole := PAPERS_IMAGES.get(dataset)) and images != whole
     )
 

@@ -1,7 +1,8 @@
-"""Training the cells of a plan, and knowing how far each of them is.
+"""Trains the cells of a plan, and reads how far each of them is.
 
-A cell's folder, `OUT/CELL`, is that of its run. `result.json` is written there when it has ended.
-`pack` moves these results into one file a study, `OUT/STUDY.jsonl.gz`.
+`OUT/CELL` is the folder of a cell's run. When the run has ended, its result is written there, as
+`result.json`. `python -m reproduction pack` copies the results of a study into one file,
+`OUT/STUDY.jsonl.gz`.
 """
 
 from __future__ import annotations
@@ -20,22 +21,30 @@ from typing import Any, Literal
 from gradshare import GradshareError, RunConfig, RunError
 from gradshare.config import train
 from gradshare.executors import LocalExecutor, LostWorkerError
+from gradshare.training.files import write_atomically
 from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.machine import TUNABLES, keep_freed_memory
 from reproduction.plan import Cell
-from reproduction.records import PACKED, Run, first_difference, read_runs, record_of, write_runs
+from reproduction.records import PACKED, Run, first_difference, read_runs, record_of
 
 RESULT, FAILURE = "result.json", "failure.txt"
 
 State = Literal["done", "running", "begun", "failed", "left"]
-"""Of a cell. Begun: it was interrupted, and continues from its last checkpoint."""
+"""Of a cell. "begun" means that it was interrupted; it continues from its last checkpoint."""
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How far a cell is: how many iterations it has completed and how many seconds those took,
-    what it came to if it is done, and why it failed.
+class Status:
+    """How far a cell is.
+
+    Attributes:
+        cell: which.
+        state: see `State`.
+        run: its result, if it is done.
+        iterations: how many it has completed.
+        seconds: how long these took.
+        failure: why it failed, if it did.
     """
 
     cell: Cell
@@ -43,18 +52,18 @@ class Standing:
     run: Run | None = None
     iterations: int = 0
     seconds: float = 0.0
-    fault: str | None = None
+    failure: str | None = None
 
 
-def standings(cells: Sequence[Cell], out: Path) -> list[Standing]:
-    """How far some cells are.
+def statuses(cells: Sequence[Cell], out: Path) -> list[Status]:
+    """The status of each cell.
 
     Raises:
-        RunError: a result has other settings than the plan, or other test tasks than the results
-            beside it: other images, or those of gradshare 0.1, which drew other tasks.
+        RunError: a result has other settings than the plan, or other test tasks than the other
+            results: its images differ, or one of them is of gradshare 0.1, which drew other tasks.
     """
     packed = {run.cell: run for file in sorted(out.glob(f"*{PACKED}")) for run in read_runs(file)}
-    found = [_standing(cell, out / cell.name, packed.get(cell.name)) for cell in cells]
+    found = [_status(cell, out / cell.name, packed.get(cell.name)) for cell in cells]
     _require_the_same_tasks(finished(found))
     return found
 
@@ -76,12 +85,12 @@ def _require_the_same_tasks(runs: Mapping[Cell, Run]) -> None:
                     )
 
 
-def finished(found: Sequence[Standing]) -> dict[Cell, Run]:
-    """What the finished cells came to."""
+def finished(found: Sequence[Status]) -> dict[Cell, Run]:
+    """The results of the finished cells."""
     return {one.cell: one.run for one in found if one.run is not None}
 
 
-def _standing(cell: Cell, folder: Path, run: Run | None) -> Standing:
+def _status(cell: Cell, folder: Path, run: Run | None) -> Status:
     if run is None and (folder / RESULT).is_file():
         run = Run.model_validate_json((folder / RESULT).read_bytes())
     if run is not None:
@@ -90,7 +99,7 @@ def _standing(cell: Cell, folder: Path, run: Run | None) -> Standing:
                 f"the result of {cell.name} is of a run with {difference}; give another --out"
             )
         iterations = run.epochs * cell.config.iterations_per_epoch
-        return Standing(cell, "done", run, iterations, run.seconds)
+        return Status(cell, "done", run, iterations, run.seconds)
     iterations, seconds = 0, 0.0
     if (folder / "metrics.jsonl").is_file():
         # The last line may be half written.
@@ -99,16 +108,18 @@ def _standing(cell: Cell, folder: Path, run: Run | None) -> Standing:
             last = json.loads(lines[-1])
             iterations, seconds = last["iterations"], last["seconds"]
     state: State = "begun" if iterations else "left"
-    fault = None
+    failure = None
     if RunFolder(folder).in_use:
         state = "running"
     elif (folder / FAILURE).is_file():
-        state, fault = "failed", (folder / FAILURE).read_text("utf-8").strip()
-    return Standing(cell, state, None, iterations, seconds, fault)
+        state, failure = "failed", (folder / FAILURE).read_text("utf-8").strip()
+    return Status(cell, state, None, iterations, seconds, failure)
 
 
-def seconds_left(one: Standing, measured: Sequence[Standing]) -> float | None:
-    """How long a cell will take, by the pace of itself or of its study; None if there is none."""
+def seconds_left(one: Status, measured: Sequence[Status]) -> float | None:
+    """How long a cell will take, at its own pace or else the median pace of its study; None if
+    neither is known.
+    """
     if one.state == "done":
         return 0.0
     left = one.cell.config.iterations - one.iterations
@@ -128,7 +139,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> Iterator[tuple[Cel
         jobs: how many are trained at a time.
 
     Yields:
-        Each cell that has ended, and why it failed if it did. The others go on without it.
+        Each cell when it ends, and why it failed, or None. The others continue.
     """
     out = out.absolute()
     previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -141,43 +152,32 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> Iterator[tuple[Cel
                 futures[executor.submit(train_cell, cell.name, settings, out / cell.name)] = cell
             for future in as_completed(futures):
                 try:
-                    fault = future.result()
+                    failure = future.result()
                 except LostWorkerError as error:
-                    fault = str(error)
-                yield futures[future], fault
+                    failure = str(error)
+                yield futures[future], failure
     finally:
         signal.signal(signal.SIGTERM, previous)
 
 
 def train_cell(name: str, settings: dict[str, Any], folder: Path) -> str | None:
-    """Train a cell in a worker, and write its result.
+    """Train a cell in a worker process, and write its result into its folder.
 
     Returns:
-        Why it failed, which is written to its folder too; None if it did not.
+        Why it failed, which is written there too; None if it did not.
     """
     keep_freed_memory()
     config = RunConfig(**settings)
     (folder / FAILURE).unlink(missing_ok=True)
     try:
         run = train(config, folder, resume=True)
-        unfinished = folder / f".{RESULT}"
-        unfinished.write_text(record_of(name, run, config).model_dump_json(), "utf-8")
-        unfinished.replace(folder / RESULT)
+        result = record_of(name, run, config).model_dump_json()
+        write_atomically(folder / RESULT, result.encode())
     except RunStoppedError as error:  # it is saved
         return str(error)
     except Exception as error:
-        fault = str(error) if isinstance(error, GradshareError) else traceback.format_exc()
+        failure = str(error) if isinstance(error, GradshareError) else traceback.format_exc()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FAILURE).write_text(fault, "utf-8")
-        return fault
+        (folder / FAILURE).write_text(failure, "utf-8")
+        return failure
     return None
-
-
-def pack(cells: Sequence[Cell], out: Path) -> list[Path]:
-    """Write the results of finished cells into one file a study."""
-    runs = finished(standings(cells, out))
-    paths = []
-    for study in dict.fromkeys(cell.study for cell in runs):
-        paths.append(out / f"{study}{PACKED}")
-        write_runs(paths[-1], [run for cell, run in runs.items() if cell.study == study])
-    return paths

@@ -1,43 +1,23 @@
-"""Ratios over seeds, and the smallest difference that could have been seen."""
+"""The smallest difference between two arms that could have been seen."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import brentq
+from scipy.special import chdtri, ndtr
 
-from gradshare.training.statistics import Z95, student95, student975
+from gradshare.training.statistics import Z95, student975
 
 Floats = npt.NDArray[np.float64]
 
-WIDTHS: Final = 200
+WIDTHS: Final = 1000
 """How many widths of an interval `detectable` averages over."""
 
 POWER: Final = 0.8
-
-
-class RatioInterval(NamedTuple):
-    """The geometric mean of ratios with its 95 % interval; None for a single ratio."""
-
-    ratio: float
-    low: float | None
-    high: float | None
-
-
-def ratio_interval(ratios: Sequence[float]) -> RatioInterval:
-    """The geometric mean of ratios, one a seed, with Student's t interval of their logarithms.
-
-    Args:
-        ratios: such as epochs of the original / epochs of sharing: speed-ups + 1.
-    """
-    logs = student95([math.log(ratio) for ratio in ratios])
-    ratio = math.exp(logs.mean)
-    if logs.ci95 is None:
-        return RatioInterval(ratio, None, None)
-    return RatioInterval(ratio, math.exp(logs.mean - logs.ci95), math.exp(logs.mean + logs.ci95))
 
 
 def detectable_difference(values: Floats) -> float | None:
@@ -74,22 +54,11 @@ def detectable(by_seed: float, by_task: float, of_both: float, *, freedom: int) 
     error = math.sqrt(max(by_seed**2 + by_task**2 - of_both**2, by_seed**2, by_task**2))
     if error == 0:
         return 0.0
-    # The standard deviation of few values, as a multiple of the true one, and its density.
-    multiples = (np.arange(WIDTHS) + 0.5) / WIDTHS * (1 + 4 / math.sqrt(freedom))
-    logs = (freedom - 1) * np.log(multiples) - freedom * np.square(multiples) / 2
-    density = np.exp(logs - logs.max())
+    # Quantiles of the standard deviation of few values, as a multiple of the true one.
+    multiples = np.sqrt(chdtri(freedom, (np.arange(WIDTHS) + 0.5) / WIDTHS) / freedom)
     halves = np.hypot(student975(freedom) * by_seed * multiples, Z95 * by_task) / error
-    low, high = 0.0, float(halves[-1]) + 4
-    for _ in range(40):
-        true = (low + high) / 2
-        power = [_normal(true - half) + _normal(-true - half) for half in halves]
-        if np.average(power, weights=density) < POWER:
-            low = true
-        else:
-            high = true
-    return high * error
 
+    def power(true: float) -> float:
+        return float(np.mean(ndtr(true - halves) + ndtr(-true - halves)))
 
-def _normal(z: float) -> float:
-    """The standard normal distribution function."""
-    return math.erfc(-z / math.sqrt(2)) / 2
+    return error * float(brentq(lambda true: power(true) - POWER, 0, halves.max() + 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -18,10 +19,9 @@ from reproduction.conditions import (
     each_at_its_best,
     mean_test_accuracy,
 )
-from reproduction.pace import LONG, Pace, fits, paces, papers_speedups
-from reproduction.plan import ARM, SEED, Study
+from reproduction.pace import LONG, Pace, cost_of_epoch, fits, paces, papers_speedups
+from reproduction.plan import Study
 from reproduction.records import Run
-from reproduction.statistics import ratio_interval
 from reproduction.wording import NOTHING, bracketed, of_seeds
 
 Row = dict[str, str]
@@ -40,53 +40,43 @@ def tables_of(study: Study, conditions: Sequence[Condition]) -> list[tuple[str, 
         study: what it is.
         conditions: its finished comparisons.
     """
-    tables = [
-        (
-            "Test accuracy, and differences task by task; in brackets the smallest difference that "
-            "would have been seen about four times in five",
-            [
-                {**condition.labels, "arm": arm, **_accuracy(condition, arm)}
-                for condition in conditions
-                for arm in condition.arms
-            ],
-        )
-    ]
+    accuracies = (
+        "Test accuracy, and differences task by task; in brackets the smallest difference that "
+        "would have been seen about four times in five"
+    )
     pace = (
         "Iterations to shares of the original’s gain over chance, on smoothed validation curves, "
         "and how much sooner than the original"
     )
-    soon = [(pace, _pace_rows(conditions, conditions))]
-    if study.sweep == "inner_lr":  # a larger task batch costs more, so it is no free choice
+    fit = (
+        "Accuracy on support / query images after adaptation, on validation tasks, and the gap "
+        "between them: the inner loop’s over-fitting; and where the gates ended"
+    )
+    pace_of = partial(_pace, study=conditions)
+    tables = [(accuracies, _rows(conditions, _accuracy))]
+    soon = [(pace, _rows(conditions, pace_of))]
+    if (
+        study.sweep == "inner_lr"
+    ):  # not task_batch: a larger one costs more, so it is not a free choice
         best, taken = each_at_its_best(conditions)
-        tables.append(
-            (
-                "The same of each arm at the setting that is best for it by validation accuracy",
-                [
-                    {
-                        "arm": arm,
-                        "at": _chosen(study, conditions, arm, taken[arm]),
-                        **_accuracy(best, arm),
-                    }
-                    for arm in best.arms
-                ],
-            )
-        )
-        soon.append(
-            (f"{pace}, each at the setting that is best for it", _pace_rows([best], conditions))
-        )
+        rows = [{"arm": arm, "at": _at(taken[arm]), **_accuracy(best, arm)} for arm in best.arms]
+        at_best = "at the setting that is best for it"
+        tables.append((f"The same of each arm {at_best} by validation accuracy", rows))
+        soon.append((f"{pace}, each {at_best}", _rows([best], pace_of)))
     if study.sweep == "task_batch":  # the paper claims that it grows with the number of tasks
         first, *larger = conditions
         if rows := _change_rows(larger, first):
             caption = f"How much larger these differences are than at {_at(first)}"
             tables.append((f"{caption}, seed by seed and task by task", rows))
+    return [*tables, *soon, (fit, _rows(conditions, _fit))]
+
+
+def _rows(conditions: Sequence[Condition], columns: Callable[[Condition, str], Row]) -> list[Row]:
+    """A row for each arm of each condition."""
     return [
-        *tables,
-        *soon,
-        (
-            "Accuracy on support / query images after adaptation, on validation tasks, and the gap "
-            "between them: the inner loop’s over-fitting; and where the gates ended",
-            _fit_rows(conditions),
-        ),
+        {**condition.labels, "arm": arm, **columns(condition, arm)}
+        for condition in conditions
+        for arm in condition.arms
     ]
 
 
@@ -95,29 +85,26 @@ def _accuracy(condition: Condition, arm: str) -> Row:
     runs = condition.runs(arm)
     accuracy = mean_test_accuracy(runs)
     last = [run.validation[-1] for run in runs if run.validation]
-    mean = wording.percent(math.fsum(last) / max(1, len(last)))
-    validated = bracketed(mean, of_seeds(len(last), len(runs)))
+    validated = NOTHING
+    if last:
+        mean = wording.accuracy(student95(last)._replace(ci95=None))
+        validated = bracketed(mean, of_seeds(len(last), len(runs)))
     return {
         "seeds": str(len(runs)),
         "outcome": _outcome(runs),
         "test accuracy": NOTHING if accuracy is None else wording.accuracy(accuracy),
         **_against_yardsticks(condition, arm, partial(difference, condition)),
-        "last validation": validated if last else NOTHING,
+        "last validation": validated,
     }
 
 
 def _change_rows(conditions: Sequence[Condition], first: Condition) -> list[Row]:
     """How much larger the differences between arms are in some conditions than in the first."""
-    return [
-        {
-            **condition.labels,
-            "arm": arm,
-            **_against_yardsticks(condition, arm, partial(change, condition, first)),
-        }
-        for condition in conditions
-        for arm in condition.arms
-        if arm != ORIGINAL
-    ]
+
+    def changes(condition: Condition, arm: str) -> Row:
+        return _against_yardsticks(condition, arm, partial(change, condition, first))
+
+    return [row for row in _rows(conditions, changes) if row["arm"] != ORIGINAL]
 
 
 def _against_yardsticks(
@@ -134,9 +121,9 @@ def _against_yardsticks(
     for yardstick in YARDSTICKS:
         found = None if arm == yardstick else compared(arm, yardstick)
         if found is not None:
-            text = wording.difference(found.interval, found.detectable)
-            some = found.count < len(condition.runs(arm))
-            seeds = f", {wording.counted(found.count, 'seed')}" if some else ""
+            text = wording.difference(found)
+            some = found.seeds < len(condition.runs(arm))
+            seeds = f", {wording.counted(found.seeds, 'seed')}" if some else ""
             row[f"− {yardstick}"] = f"{text}{seeds}"
     return row
 
@@ -145,53 +132,34 @@ def _at(condition: Condition) -> str:
     return " ".join(condition.labels.values())
 
 
-def _chosen(study: Study, conditions: Sequence[Condition], arm: str, taken: Condition) -> str:
-    """At which setting, and "best of 2 of 6 settings" if the arm is not finished at all of them."""
-    planned = {
-        " ".join(label for axis, label in labels.items() if axis not in (ARM, SEED))
-        for labels in study.combinations()
-        if labels.get(ARM) == arm
-    }
-    finished = {_at(condition) for condition in conditions if condition.runs(arm)}
-    if planned <= finished:
-        return _at(taken)
-    settings = wording.counted(len(planned | finished), "setting")
-    return f"{_at(taken)}, best of {len(finished)} of {settings}"
-
-
 def _outcome(runs: Sequence[Run]) -> str:
     """Such as "trained", or "trained in 2, diverged in 1"."""
+    counts = Counter[str](run.outcome for run in runs)
+    if len(counts) == 1:
+        return runs[0].outcome
     kinds = ("trained", "not trained", "diverged")
-    counts = {kind: sum(run.outcome == kind for run in runs) for kind in kinds}
-    found = [f"{kind} in {count}" for kind, count in counts.items() if count]
-    return runs[0].outcome if len(found) == 1 else ", ".join(found)
+    return ", ".join(f"{kind} in {counts[kind]}" for kind in kinds if counts[kind])
 
 
-def _pace_rows(conditions: Sequence[Condition], study: Sequence[Condition]) -> list[Row]:
-    """How soon each arm reached 80, 90 and 95 % of the original's gain over chance.
+def _pace(condition: Condition, arm: str, study: Sequence[Condition]) -> Row:
+    """How soon an arm reached 80, 90 and 95 % of the original's gain over chance.
 
     Args:
-        conditions: of which.
-        study: all conditions of their study, from which the time of an epoch is known.
+        condition: in which.
+        arm: its name.
+        study: all conditions of the study, from which the time of an epoch is known.
     """
-    rows = []
-    for condition in conditions:
-        for arm in condition.arms:
-            found = paces(condition, arm, study)
-            columns = {
-                "sooner, in iterations": " / ".join(_sooner(p.ratios, p) for p in found),
-                "sooner, in seconds": " / ".join(_sooner(p.seconds, p) for p in found),
-                "paper’s speed-up": _papers(condition, arm),
-            }
-            rows.append(
-                {
-                    **condition.labels,
-                    "arm": arm,
-                    "iterations to 80 / 90 / 95 %": " / ".join(_iterations(p) for p in found),
-                    **(dict.fromkeys(columns, NOTHING) if arm == ORIGINAL else columns),
-                }
-            )
-    return rows
+    found = paces(condition, arm)
+    cost = cost_of_epoch(condition, arm, study)
+    columns = {
+        "sooner, in iterations": " / ".join(_sooner(pace, 1.0) for pace in found),
+        "sooner, in seconds": " / ".join(_sooner(pace, cost) for pace in found),
+        "paper’s speed-up": _papers(condition, arm),
+    }
+    return {
+        "iterations to 80 / 90 / 95 %": " / ".join(_iterations(pace) for pace in found),
+        **(dict.fromkeys(columns, NOTHING) if arm == ORIGINAL else columns),
+    }
 
 
 def _iterations(pace: Pace) -> str:
@@ -199,29 +167,34 @@ def _iterations(pace: Pace) -> str:
     if (otherwise := _absent(pace)) is not None:
         return otherwise
     known = [count for count in pace.iterations if count is not None]
-    text = f"{'≤ ' if any(pace.at_once) else ''}{round(math.fsum(known) / len(known)):,}"
-    return bracketed(text, of_seeds(len(known), len(pace.told)))
+    text = f"{'≤ ' if pace.at_once else ''}{round(math.fsum(known) / len(known)):,}"
+    return bracketed(text, of_seeds(len(known), pace.seeds))
 
 
-def _sooner(ratios: Sequence[float], pace: Pace) -> str:
-    """(original - arm) / arm of the geometric mean, with its interval unless it is a bound."""
+def _sooner(pace: Pace, cost: float | None) -> str:
+    """(original - arm) / arm of the geometric mean, with its interval unless it is a bound.
+
+    Args:
+        pace: of the arm.
+        cost: of the arm's iteration, where the original's costs 1; None if it is not known.
+    """
     if (otherwise := _absent(pace)) is not None:
         return otherwise
-    if not ratios:
+    if cost is None or not pace.ratios:
         return NOTHING
-    seeds = of_seeds(len(ratios), len(pace.told))
-    mean = wording.mean_speedup(ratio_interval(ratios), seeds, interval=not pace.bound)
-    return f"{pace.bound} {mean}".lstrip()
+    seeds = of_seeds(len(pace.ratios), pace.seeds)
+    ratios = [ratio / cost for ratio in pace.ratios]
+    return f"{pace.bound} {wording.mean_speedup(ratios, seeds, interval=not pace.bound)}".lstrip()
 
 
 def _absent(pace: Pace) -> str | None:
-    """The text in place of a figure where the arm did not get there in each seed."""
-    told = sum(pace.told)
-    if not told:
+    """The text in place of a number where the arm did not get there in each seed."""
+    known = len(pace.iterations)
+    if not known:
         return NOTHING
     if not pace.arrived:
-        return bracketed("never", of_seeds(told, len(pace.told)))
-    return None if pace.arrived == told else f"{pace.arrived} of {told} got there"
+        return bracketed("never", of_seeds(known, pace.seeds))
+    return None if pace.arrived == known else f"{pace.arrived} of {known} got there"
 
 
 def _papers(condition: Condition, arm: str) -> str:
@@ -232,25 +205,18 @@ def _papers(condition: Condition, arm: str) -> str:
         return NOTHING
     if not known:
         return "too short" if max(r.epochs for r in condition.runs(arm)) < LONG else "not flat"
-    return wording.mean_speedup(ratio_interval(known), of_seeds(len(known), len(ratios)))
+    return wording.mean_speedup(known, of_seeds(len(known), len(ratios)))
 
 
-def _fit_rows(conditions: Sequence[Condition]) -> list[Row]:
+def _fit(condition: Condition, arm: str) -> Row:
     """Over-fitting of the inner loop early and late, and where the gates ended."""
-    rows = []
-    for condition in conditions:
-        for arm in condition.arms:
-            runs = condition.runs(arm)
-            row = {**condition.labels, "arm": arm}
-            for when, fit in zip(("first", "last"), fits(runs) or (None, None), strict=True):
-                row[f"{when} third"] = NOTHING
-                if fit is not None:
-                    both = f"{100 * fit.support:.1f} / {100 * fit.query:.1f}"
-                    row[f"{when} third"] = f"{both}, gap {100 * fit.gap:.1f} %"
-            row["σ(m) at the end"] = _gate(runs, "m")
-            row["σ(λ) at the end"] = _gate(runs, "lambda")
-            rows.append(row)
-    return rows
+    runs = condition.runs(arm)
+    thirds = dict.fromkeys(("first third", "last third"), NOTHING)
+    for third, (support, query) in zip(thirds, fits(runs), strict=False):
+        both = f"{100 * support:.1f} / {100 * query:.1f}"
+        thirds[third] = f"{both}, gap {100 * (support - query):.1f} %"
+    gates = {"σ(m) at the end": _gate(runs, "m"), "σ(λ) at the end": _gate(runs, "lambda")}
+    return thirds | gates
 
 
 def _gate(runs: Sequence[Run], name: str) -> str:

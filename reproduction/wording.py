@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Final
 
-from gradshare import Interval
-from reproduction.statistics import RatioInterval
+from gradshare import Interval, Metric
+from gradshare.training.metrics import accuracy as accuracy_of
+from gradshare.training.statistics import student95
+from reproduction.conditions import Difference
 
+ACCURACY: Final = Metric(accuracy_of, unit="%")
 MINUS: Final = "\N{MINUS SIGN}"
 NOTHING: Final = "–"
 
@@ -14,43 +19,39 @@ METHODS: Final = {"maml": "MAML", "meta-sgd": "Meta-SGD", "maml++": "MAML++"}
 DATASETS: Final = {"cub": "CUB", "mini-imagenet": "mini-ImageNet", "omniglot": "Omniglot"}
 
 
-def percent(fraction: float) -> str:
-    """0.4512 as "45.1 %"."""
-    return f"{_digits(100 * fraction, 1)} %"
-
-
 def accuracy(interval: Interval) -> str:
     """Mean and interval of fractions as "45.1 ± 1.2 %"; "45.1 %" where there is no interval."""
-    if interval.ci95 is None:
-        return percent(interval.mean)
-    return f"{_plus_minus(interval)} %"
+    return ACCURACY.show(interval)
 
 
-def points(interval: Interval) -> str:
-    """A difference of accuracies, in fractions, as "+1.1 ± 0.9 points"."""
-    text = _digits(100 * interval.mean, 1) if interval.ci95 is None else _plus_minus(interval)
-    positive = not text.startswith((MINUS, "0.0 ", "0.00 ")) and text != "0.0"
-    return f"{'+' if positive else ''}{text} points"
-
-
-def difference(interval: Interval, detectable: float | None) -> str:
-    """The same with the detectable difference behind it: "+1.1 ± 0.9 points (1.3)"."""
-    text = points(interval)
-    return text if detectable is None else f"{text} ({100 * detectable:.1f})"
+def difference(found: Difference) -> str:
+    """A difference of accuracies with the detectable one in brackets: "+1.1 ± 0.9 points (1.3)"."""
+    mean, half = 100 * found.interval.mean, found.interval.ci95
+    text = "0.0" if round(mean, 1) == 0 else f"{mean:+.1f}".replace("-", MINUS)
+    behind = "" if half is None else f" ± {100 * half:.1f}"
+    seen = "" if found.detectable is None else f"{100 * found.detectable:.1f}"
+    return bracketed(f"{text}{behind} points", seen)
 
 
 def speedup(ratio: float | None) -> str:
     """0.664 as "66 %", as in the paper's Table 1; a dash for None."""
-    return NOTHING if ratio is None else f"{_digits(100 * ratio, 0)} %"
+    return NOTHING if ratio is None else f"{_whole_percent(ratio)} %"
 
 
-def mean_speedup(found: RatioInterval, *notes: str, interval: bool = True) -> str:
-    """A geometric mean of ratios less 1, as "41 % (−3 to 105, 2 of 3)" with a note "2 of 3"."""
+def mean_speedup(ratios: Sequence[float], *notes: str, interval: bool = True) -> str:
+    """A geometric mean over seeds less 1, as "41 % (−3 to 105, 2 of 3)" with a note "2 of 3".
+
+    Args:
+        ratios: such as epochs of the original / epochs of sharing: speed-ups + 1.
+        notes: for the brackets; empty ones are left out.
+        interval: whether to show the 95 % interval: Student's t of the logarithms.
+    """
+    logs = student95([math.log(ratio) for ratio in ratios])
     ends = ""
-    if interval and found.low is not None and found.high is not None:
-        low, high = (_digits(100 * (end - 1), 0) for end in (found.low, found.high))
-        ends = f"{low} to {high}"
-    return bracketed(speedup(found.ratio - 1), ends, *notes)
+    if interval and logs.ci95 is not None:
+        low, high = (math.expm1(logs.mean + end) for end in (-logs.ci95, logs.ci95))
+        ends = f"{_whole_percent(low)} to {_whole_percent(high)}"
+    return bracketed(speedup(math.expm1(logs.mean)), ends, *notes)
 
 
 def bracketed(text: str, *notes: str) -> str:
@@ -64,32 +65,11 @@ def of_seeds(count: int, seeds: int) -> str:
     return "" if count == seeds else f"{count} of {seeds}"
 
 
-def duration(seconds: float) -> str:
-    """Wall time with about three digits: "4.2 s", "3 min 05 s", "2 h 10 min"."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min"
-
-
 def counted(count: int, noun: str) -> str:
     """A count with its noun, as "12 epochs"."""
     return f"{count} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def _plus_minus(interval: Interval) -> str:
-    """Percent, with a second decimal where one decimal would show the interval as 0.0."""
-    half = 100 * (interval.ci95 or 0.0)
-    decimals = 2 if 0 < half < 0.05 else 1
-    return f"{_digits(100 * interval.mean, decimals)} ± {half:.{decimals}f}"
-
-
-def _digits(value: float, decimals: int) -> str:
-    """Fixed decimals, with a real minus sign, and none before a zero."""
-    text = f"{value:.{decimals}f}"
-    if float(text) == 0:
-        text = text.removeprefix("-")
-    return text.replace("-", MINUS)
+def _whole_percent(ratio: float) -> str:
+    """A ratio in percent without decimals."""
+    return f"{round(100 * ratio)}".replace("-", MINUS)

@@ -274,12 +274,12 @@ def test_labels_may_be_a_tensor_on_another_device(run: Path, data_root: Path) ->
     assert classifier.classes_.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("ensemble", [-1, 0, 4])
-def test_an_ensemble_that_the_run_does_not_have_is_refused(run: Path, ensemble: int) -> None:
+@pytest.mark.parametrize("ensemble", [0, 4, "1"])
+def test_an_ensemble_that_the_run_does_not_have_is_refused(run: Path, ensemble: Any) -> None:
     with pytest.raises(ConfigError) as error:
         FewShotClassifier(run, ensemble=ensemble)
     assert str(error.value) == (
-        f"ensemble is {ensemble}, and {run} has kept 3 checkpoints; give a number from 1 to 3"
+        f"ensemble is {ensemble!r}, and {run} has kept 3 checkpoints; give a number from 1 to 3"
     )
 
 

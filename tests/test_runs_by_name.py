@@ -213,6 +213,46 @@ def test_a_damaged_configuration_is_named(run: Path) -> None:
         open_run(run)
 
 
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (0, "dataset 'glyphs', and the run was started with 'tests.own:signals'"),
+        (1, "ways 5, and the run was started with 3"),
+        (9, "task_batch 5, and the run was started with 2"),
+    ],
+)
+def test_a_configuration_that_was_cut_is_named_and_not_filled_with_defaults(
+    lines: int, words: str, run: Path
+) -> None:
+    whole = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text("".join(whole.splitlines(keepends=True)[:lines]))
+    for use in (stored, open_run, lambda path: train(RunConfig(**SIGNALS), path, resume=True)):
+        with pytest.raises(RunError) as error:
+            use(run)
+        assert str(error.value) == (
+            f"{run / 'config.yaml'} has {words}; put the file back as it was, or correct this "
+            "setting"
+        )
+    (run / "config.yaml").write_text(whole)
+    assert open_run(run).history
+
+
+def test_a_configuration_that_is_gone_is_written_again(run: Path) -> None:
+    before = stored(run)
+    (run / "config.yaml").unlink()
+    assert stored(run) == before
+    assert open_run(run).learner is not None
+    train(RunConfig(**SIGNALS), run, resume=True)
+    assert RunConfig.from_yaml(run / "config.yaml") == before
+
+
+def test_a_setting_that_was_edited_in_a_runs_folder_is_named(run: Path) -> None:
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("batch_norm: transductive", "batch_norm: inductive"))
+    with pytest.raises(RunError, match="has batch_norm 'inductive', and the run was started with"):
+        stored(run)
+
+
 def test_another_folder_is_refused_before_the_data_is_opened(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").touch()

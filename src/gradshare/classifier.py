@@ -23,7 +23,7 @@ from gradshare.tasks.source import prepared
 from gradshare.training.adapted import as_inputs
 from gradshare.training.evaluation import mean_of_finite
 from gradshare.training.folder import RunFolder
-from gradshare.training.randomness import generators_kept
+from gradshare.training.randomness import isolated
 from gradshare.training.run import Run
 
 Labels = npt.NDArray[Any]
@@ -75,8 +75,9 @@ class FewShotClassifier:
             )
         self._like = example.support_x
         kept = min(RunFolder(run.path).contents()["identity"]["ensemble"], len(run.history))
-        self._models = run.models(max(kept, 1) if ensemble is None else ensemble)
         self._device = run.device
+        with isolated(self._device):
+            self._models = run.models(max(kept, 1) if ensemble is None else ensemble)
         self._form = _image_format(self._source) if isinstance(self._source, ImageTasks) else None
         inductive = getattr(self._learner, "inductive", False)
         network = getattr(self._learner, "network", None)
@@ -97,18 +98,18 @@ class FewShotClassifier:
             DataError: inputs that the run does not take, an image that cannot be read, or another
                 number of classes or labels.
         """
-        inputs = self._inputs(x)
-        labels = _one_for_each(first_leaf(inputs), y)
-        encode = getattr(self._source, "encode", None)
-        if encode is not None:
-            targets, classes = encode(labels)
-        else:
-            classes, codes = np.unique(labels, return_inverse=True)
-            targets = torch.from_numpy(codes.astype(np.int64))
-        inputs, targets = tree_map(lambda t: t[None], inputs), targets[None]
-        self._task = TaskBatch(inputs, targets, inputs, targets).to(self._device)
-        task = prepared(self._source, self._task)
-        with generators_kept(self._device), torch.no_grad():
+        with isolated(self._device), torch.no_grad():
+            inputs = self._inputs(x)
+            labels = _one_for_each(first_leaf(inputs), y)
+            encode = getattr(self._source, "encode", None)
+            if encode is not None:
+                targets, classes = encode(labels)
+            else:
+                classes, codes = np.unique(labels, return_inverse=True)
+                targets = torch.from_numpy(codes.astype(np.int64))
+            inputs, targets = tree_map(lambda t: t[None], inputs), targets[None]
+            self._task = TaskBatch(inputs, targets, inputs, targets).to(self._device)
+            task = prepared(self._source, self._task)
             meta, carried = self._models[0]
             start = self._learner.adapt(meta, carried, task, steps=0)
             outputs = self._learner.predict(meta, start, task).shape[2]
@@ -135,9 +136,10 @@ class FewShotClassifier:
         """
         if not hasattr(self, "_adapted"):
             raise DataError("call fit with a support set before asking for predictions")
-        inputs = self._inputs(x)
-        at_a_time = max(1, len(first_leaf(inputs))) if self.transductive else CHUNK
-        chunks = [self._probabilities(chunk) for chunk in _chunks(inputs, at_a_time)]
+        with isolated(self._device), torch.no_grad():
+            inputs = self._inputs(x)
+            at_a_time = max(1, len(first_leaf(inputs))) if self.transductive else CHUNK
+            chunks = [self._probabilities(chunk) for chunk in _chunks(inputs, at_a_time)]
         probabilities: npt.NDArray[np.float32] = torch.cat(chunks).float().cpu().numpy()
         return probabilities
 
@@ -167,7 +169,6 @@ class FewShotClassifier:
             )
         return float((predicted == given).mean())
 
-    @torch.no_grad()
     def _probabilities(self, inputs: Tree) -> Tensor:
         queries = tree_map(lambda t: t[None].to(self._device), inputs)
         none = torch.zeros(first_leaf(queries).shape[:2], dtype=torch.int64, device=self._device)

@@ -17,15 +17,21 @@ has it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
-class GradshareError(Exception):
-    """Base of every error that a user can correct.
+_LONG_WORD = re.compile(r"(\S{400})\S{100,}")
 
-    Control characters of a file's name or content are escaped in the message, so that it cannot
-    change the terminal.
+
+def escaped(text: object) -> str:
+    """A text whose control characters are escaped, so that it cannot change the terminal."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], str(text))
+
+
+class GradshareError(Exception):
+    """Base of every error that a user can correct. Its message is `escaped`, and words of thousands
+    of letters are cut.
     """
 
     def __str__(self) -> str:
-        return _CONTROL.sub(lambda match: repr(match[0])[1:-1], super().__str__())
+        return _LONG_WORD.sub(r"\1…", escaped(super().__str__()))
 
 
 class DataError(GradshareError):
@@ -38,6 +44,25 @@ class ConfigError(GradshareError):
 
 class RunError(GradshareError):
     """A run's folder, checkpoint or results file that cannot be used as it is."""
+
+
+_OF_MEMORY = (
+    "out of memory",  # CUDA
+    "not enough memory",
+    "can't allocate memory",  # torch
+    "Cannot allocate memory",  # the system
+    "could not create a primitive",  # oneDNN
+    "can't start new thread",
+    "failed to map segment",  # of a shared library
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError | ImportError)
+        and any(words in str(error) for words in _OF_MEMORY)
+    )
 
 
 def require_choice(name: str, value: object, choices: object) -> None:
@@ -63,5 +88,5 @@ def require_count(name: str, value: object, least: int = 1) -> None:
         value: of the argument.
         least: the smallest value that is allowed.
     """
-    if not isinstance(value, Integral) or int(value) < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
         raise ConfigError(f"{name} is {value!r}; give a whole number, at least {least}")

@@ -99,6 +99,26 @@ def test_ctrl_c_where_no_run_can_be_saved_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("imported", ["click", "gradshare.cli.evaluate", "torch", "numpy"])
+def test_ctrl_c_while_the_program_starts_is_one_line(imported: str) -> None:
+    program = f"""
+        import os, signal, sys
+        from gradshare.__main__ import program
+
+        class Interrupting:
+            def find_spec(self, name, *_):
+                if name == {imported!r}:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        sys.meta_path.insert(0, Interrupting())
+        sys.argv = ["gradshare", "evaluate", "nowhere"]
+        program()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGINT, "stopped\n")
+
+
 def test_sigterm_while_python_shuts_down_says_nothing() -> None:
     program = """
         import atexit, os, signal, sys

@@ -38,6 +38,12 @@ def test_the_home_of_nobody_is_refused() -> None:
     )
 
 
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    result = CliRunner().invoke(command, ["--out", ""])
+    assert result.exit_code == 2
+    assert "Invalid value for '--out': it is empty; name a file or folder" in result.output
+
+
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = CliRunner().invoke(command, ["--out", str(tmp_path / "file")])

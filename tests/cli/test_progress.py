@@ -44,6 +44,14 @@ def test_without_a_terminal_there_is_a_line_for_each_validated_epoch_with_its_sc
     ]
 
 
+def test_a_bar_says_that_the_score_beside_an_epoch_is_of_the_last_validation() -> None:
+    with RunBars(Console(file=io.StringIO(), force_terminal=True)) as bars:
+        bars("run", Progress("train", 11, 20, 2, "accuracy 50.0 %"))
+        (task,) = bars._bars.tasks
+    words = " ".join(task.fields["phase"].split())
+    assert words == "epoch 2 last validation accuracy 50.0 %"
+
+
 def test_of_few_runs_all_stay() -> None:
     with RunBars(Console(file=io.StringIO(), force_terminal=True)) as bars:
         for number in range(3):

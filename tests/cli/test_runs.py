@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,29 @@ def test_a_folder_that_may_not_be_looked_into_is_named(
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("could not create a primitive\nand where"), "could not create a primitive"),
+        (ImportError("libx.so: failed to map segment from shared object"), "libx.so: failed to"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "[Errno 12] Cannot allocate memory"),
+    ],
+)
+def test_memory_that_runs_out_anywhere_is_one_sentence(
+    error: Exception, cause: str, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("gradshare.cli.compare.load_results", fail)
+    status, out, err = program("report", "comparison")
+    assert (status, out) == (1, "")
+    assert err.startswith(f"error: memory ran out ({cause}")
+    assert err.endswith("); free some, or allow the program more\n")
+    assert err.count("\n") == 1
+
+
 @pytest.mark.usefixtures("in_this_process")
 def test_compare_with_control_over_two_seeds(
     program: Program, tiny: dict[str, Any], tmp_path: Path
@@ -108,11 +132,22 @@ def test_compare_with_control_over_two_seeds(
     status, out, err = program(*command)
     assert (status, err) == (0, "")
     assert out.startswith(
-        "original, gradient-sharing, rate-control: 6 runs of 1 epochs of 3 iterations on tiny; "
+        "original, gradient-sharing, rate-control: 6 runs, 1 × 3 iterations each, on tiny; "
     )
+    assert "\nThe splits of tiny were drawn with seed 0.\n" in out
     assert out.endswith(f"\n\nReport: {folder / 'report.html'}\n")
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert (results["baseline"], results["controls"]) == ("original", ["rate-control"])
+    # No setting that is another in each arm, or that none of them reads.
+    unread = {"sharing", "fixed_lambda", "multi_step_loss", "workers", "rule", "model_option"}
+    assert {"epochs", "filters", "sharing_norm"} <= results["settings"].keys() - unread
+    assert not unread & results["settings"].keys()
+    root = tiny["data_root"]
+    assert results["commands"] == [
+        "gradshare data prepare tiny --format folder --from FOLDER --image-size 16 "
+        f"--data-root {root}",
+        shlex.join(["gradshare", *command, "--data-root", root]),
+    ]
 
     (folder / "report.html").unlink()
     status, again, err = program("report", str(folder))
@@ -123,6 +158,19 @@ def test_compare_with_control_over_two_seeds(
     status, _, err = program(*command)
     assert status == 1
     assert err.startswith(f"error: the output folder {folder} already holds ")
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    odd = str(tmp_path / "odd\x1b]0;title\x07")
+    for words in (["train", "extra", odd], ["report", odd], ["train", "--config", odd]):
+        _, _, err = program(*words)
+        assert "odd\\x1b]0;title\\x07" in err
+        assert not {"\x1b", "\x07"} & {*err}
+    status, out, err = program("train", "--out", odd, *options({**tiny, "epochs": 1}))
+    assert (status, err) == (0, "")
+    assert out.endswith("odd\\x1b]0;title\\x07\n")
 
 
 def test_a_comparison_has_one_process_a_run(program: Program, tiny: dict[str, Any]) -> None:

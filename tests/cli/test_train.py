@@ -6,17 +6,23 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 
 import gradshare as gs
 from gradshare.cli import COMMANDS
+from gradshare.cli.compare import compare_command
+from gradshare.cli.data import prepare, show
+from gradshare.cli.evaluate import evaluate_command
 from gradshare.cli.options import read_config
+from gradshare.cli.train import train_command
 from gradshare.config import stored
 from tests import own
 from tests.cli.test_runs import Program, options, program
@@ -81,6 +87,69 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def numeric_options() -> list[tuple[list[str], str, bool]]:
+    """The numeric options of all commands: command, option, whether it is a whole number."""
+    commands = {
+        ("train", "--out", "run"): train_command,
+        ("compare", "--executor", "ray", "--out", "run"): compare_command,
+        ("evaluate", "run"): evaluate_command,
+        ("data", "prepare", "glyphs"): prepare,
+        ("data", "show", "glyphs"): show,
+    }
+    return [
+        ([*words], option.opts[0], isinstance(option.type, click.types.IntParamType))
+        for words, command in commands.items()
+        for option in command.params
+        if isinstance(option.type, click.types.IntParamType | click.types.FloatParamType)
+    ]
+
+
+# Any whole number is a seed for drawing, and a run has its own bounds for these.
+LATER = {"data": ["--seed"], "evaluate": ["--ways", "--shots", "--ensemble"]}
+
+
+def test_numbers_out_of_range_are_refused_by_the_name_of_the_option(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = numeric_options()
+    assert len(found) > 40
+    for words, option, whole in found:
+        for value in ("nan", "inf", "", "-1", *(("1e308", str(2**31), str(10**20)) * whole)):
+            if value.isdecimal() and option in LATER.get(words[0], ()):
+                continue
+            status, out, err = program(*words, option, value)
+            assert (status in (1, 2), out) == (True, ""), (words, option, value)
+            assert option in err, (words, option, value)
+            assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_largest_numbers_make_a_run_that_is_refused_or_measured(
+    program: Program, tiny: dict[str, Any]
+) -> None:
+    def dry_run(**changes: object) -> tuple[int, str, str]:
+        return program("train", "--dry-run", *options({**tiny, **changes}))
+
+    rates = ("inner_lr", "outer_lr", "clamp_gradients", "clip_norm")
+    largest = {**dict.fromkeys(rates, 1e308), "val_tasks": 2**31 - 1, "inner_steps": 1}
+    assert dry_run(**largest)[0] == 0
+    for changes, words in (
+        ({"inner_lr": 1e308, "inner_lr_scale": 1e308}, "error: the inner learning rate is inf; "),
+        (dict.fromkeys(("epochs", "iterations_per_epoch"), 2**31 - 1), "error: 2147483647 epochs"),
+        ({"filters": 10**6}, "error: memory ran out ("),
+        ({"ways": 2**31 - 1}, "error: 2147483647-way tasks need 2147483647 classes"),
+        ({"shots": 2**31 - 1}, "error: class 'train-0' of split 'train' has 10 examples"),
+        ({"device": "cuda:999"}, "error: device 'cuda:999' cannot be used here"),
+        ({"method": "m" * 5000}, "error: --method 'mmm"),
+        ({"out": "x" * 300}, "error: xxx"),
+    ):
+        status, out, err = dry_run(**changes)
+        assert (status, out) == (1, "")
+        assert err.startswith(words)
+        assert len(err) < 500
+
+
 def test_a_mistyped_option_names_the_nearest(program: Program) -> None:
     status, _, err = program("train", "--out", "x", "--iner-lr", "0.1")
     assert status == 2
@@ -110,6 +179,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     [
         ("{} > /dev/full", 1, "error: the output cannot be written: No space left on device\n"),
         ("{} >&-", 0, ""),
+        ("set -o pipefail; {{ sleep 1; {}; }} | true", 128 + signal.SIGPIPE, ""),
         ("PYTHONIOENCODING=cp1252 {} > help", 0, ""),
     ],
 )

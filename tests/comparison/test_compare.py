@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 import gradshare as gs
 from gradshare.comparison import compare as module
+from gradshare.comparison.checks import tried
 from gradshare.comparison.compare import compare
 from gradshare.comparison.plan import Plan
 from gradshare.comparison.worker import train_run, try_arms
@@ -117,6 +118,16 @@ def test_what_starts_differently_is_noted_and_what_starts_the_same_with_each_see
     assert notes[0].endswith(" than original.")
     assert notes[2] == "one model starts from the same parameters with each seed."
     assert str(comparison).endswith("\n".join(notes))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_arms_are_tried_whatever_the_caller_has_set(mode: Any) -> None:
+    train, validation, test = ROWS
+    options = Options(epochs=1, iterations=1, device="cpu")
+    plan = Plan({"a": plain}, "a", (), train, validation, test, options, (0,))
+    expected = tried(plan)
+    with mode():
+        assert tried(plan) == expected
 
 
 class Broken:
@@ -257,7 +268,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_as_it_is(tmp_pat
 
 def test_a_comparison_of_version_0_1_0_is_not_continued(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"format_version": 1, "arms": []}')
-    with pytest.raises(RunError, match=r"format 1, and this gradshare reads 3; use the version"):
+    with pytest.raises(RunError, match=r"format 1, and this gradshare reads 3; use gradshare 0\.1"):
         compare(**quick(a=plain), out=tmp_path, resume="auto")
 
 

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gradshare.cli.compare import report_command
 from gradshare.comparison.figures import MOST_ARMS
 from gradshare.comparison.plan import shown
 from gradshare.comparison.report import write_report
 from gradshare.comparison.results import FILENAME, Results, load_results, save_results
-from gradshare.comparison.table import arm_rows
+from gradshare.comparison.table import arm_rows, as_text
 from gradshare.comparison.verdict import verdict
 from gradshare.errors import RunError
 from tests.comparison.builders import (
@@ -232,6 +234,13 @@ def test_the_load_of_the_machine_is_said_beside_the_times(tmp_path: Path) -> Non
     assert "load" not in page_of(classification("a"), tmp_path).text
 
 
+@pytest.mark.parametrize("columns", ["0", "20"])
+def test_a_narrow_terminal_hides_nothing_of_a_comparison(tmp_path: Path, columns: str) -> None:
+    save_results(three_arms(), tmp_path / FILENAME)
+    shown = CliRunner().invoke(report_command, [str(tmp_path)], env={"COLUMNS": columns})
+    assert shown.output == f"{as_text(three_arms())}\n\nReport: {tmp_path / 'report.html'}\n"
+
+
 def test_text_of_users_is_never_markup(tmp_path: Path) -> None:
     results = classification(
         "$a_1$",
@@ -296,9 +305,9 @@ def test_the_accuracy_by_class_is_a_table_with_the_hardest_class_first(tmp_path:
     assert "Accuracy by class" in page.headings
     start = page.rows.index(["class", "base", "new"])
     assert page.rows[start + 1 : start + 4] == [
-        ["cat", "25.0%", "100.0%"],
-        ["dog", "70.0%", "70.0%"],
-        ["<b>", "90.0%", "90.0%"],
+        ["cat", "25.0 %", "100.0 %"],
+        ["dog", "70.0 %", "70.0 %"],
+        ["<b>", "90.0 %", "90.0 %"],
     ]
 
 
@@ -307,7 +316,7 @@ def test_of_many_classes_the_hardest_are_shown(tmp_path: Path) -> None:
     run = arm_run("a", validation=[0.4], test=[0.5], by_class=accuracies)
     page = page_of(results_of(run), tmp_path)
     assert "10 easier classes are in results.json" in page.text
-    assert ["class 19", "63.3%"] in page.rows
+    assert ["class 19", "63.3 %"] in page.rows
     assert "class 20" not in page.text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,8 @@ def test_results_that_were_edited_by_hand_are_refused(
     with pytest.raises(RunError) as error:
         load_results(tmp_path)
     assert str(error.value) == (
-        f"{file} was edited or is damaged; write it again with resume='auto' (gradshare compare "
-        "--resume auto)"
+        f"{file} was edited or is damaged; give the folder of a comparison, or write it again with "
+        "--resume auto (resume='auto')"
     )
 
 
@@ -96,28 +97,35 @@ def test_a_file_that_was_only_formatted_anew_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000])
 def test_a_file_that_is_not_json_is_damaged(content: bytes, tmp_path: Path) -> None:
     (tmp_path / FILENAME).write_bytes(content)
-    with pytest.raises(RunError, match=r"results\.json is damaged: .*; write it again"):
+    with pytest.raises(RunError, match=r"results\.json is damaged: .*, or write it again"):
         load_results(tmp_path)
 
 
 def test_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"cannot be read: .*; give the folder of a comparison"):
         load_results(tmp_path / "none")
+    os.mkfifo(tmp_path / FILENAME)
+    with pytest.raises(RunError, match=r"results\.json is a pipe; give the folder of"):
+        load_results(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
-    [({"format_version": 1}, "1"), ({"format": 4}, "4"), ({}, "None"), ([1], "None")],
+    ("content", "found", "author"),
+    [
+        ({"format_version": 1}, "1", "0.1.0"),
+        ({"format": 4, "gradshare": "7.1"}, "4", "7.1"),
+        ([1], "None", "0.1.0"),
+    ],
 )
 def test_results_of_another_version_say_which_one_reads_them(
-    content: Any, found: str, tmp_path: Path
+    content: Any, found: str, author: str, tmp_path: Path
 ) -> None:
     (tmp_path / FILENAME).write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(RunError) as error:
         load_results(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path / FILENAME} has results of format {found}, and this gradshare reads 3; use the "
-        "version that wrote it (formats 1 and 2: gradshare 0.1.0)"
+        f"{tmp_path / FILENAME} has format {found}, and this gradshare reads 3; use gradshare "
+        f"{author}, which wrote it"
     )
 
 

@@ -70,6 +70,22 @@ def test_a_call_that_is_refused_again_and_again_is_given_up(
         call.submitted()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sbatch: error: invalid partition specified: gpu",
+        "sbatch: error: Batch job submission failed: Invalid qos specification",
+        "sbatch: error: Batch job submission failed: Requested node configuration is not available",
+        "sbatch: unrecognized option '--gpu'",
+    ],
+)
+def test_a_job_that_is_refused_for_good_is_given_up_at_once(words: str) -> None:
+    executor = Unreliable(None, OSError(words))
+    with pytest.raises(RunError, match=r"^it could not be submitted: OSError: sbatch: "):
+        Call("a run", executor, pow, 2, 3).submitted()
+    assert executor.asked == 1
+
+
 def test_what_a_user_can_correct_is_raised_at_once() -> None:
     executor = Unreliable(None, ConfigError("give another address"))
     with pytest.raises(ConfigError, match="give another address"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import re
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,11 @@ from gradshare.models import Conv4
 from tests.problems import WAYS, tasks
 
 
-def outer_gradients(learner: MetaLearner, count: int = 2) -> dict[str, Tensor]:
+def outer_gradients(
+    learner: MetaLearner, count: int = 2, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
     meta, carried = learner.init()
-    objective = learner.outer_step(meta, carried, tasks(count, 1), iteration=0).objective
+    objective = learner.outer_step(meta, carried, tasks(count, 1, dtype), iteration=0).objective
     gradients = torch.autograd.grad(objective.mean(), list(meta.values()), allow_unused=True)
     return {n: g for n, g in zip(meta, gradients, strict=True) if g is not None}
 
@@ -126,15 +130,36 @@ def test_a_module_that_counts_its_calls_is_refused_with_the_reason(
     assert outer_gradients(maml(model, tasks_at_a_time=tasks_at_a_time))
 
 
-def test_a_module_with_numpys_random_numbers_is_refused_too() -> None:
+def numbers_of_numpy() -> Callable[[], float]:
+    generator = np.random.default_rng(0)
+    return generator.random
+
+
+def numbers_of_python() -> Callable[[], float]:
+    return random.Random(0).random
+
+
+def numbers_of_a_torch_generator() -> Callable[[], float]:
+    generator = torch.Generator().manual_seed(0)
+    return lambda: torch.rand((), generator=generator).item()
+
+
+@pytest.mark.parametrize(
+    "make", [numbers_of_numpy, numbers_of_python, numbers_of_a_torch_generator]
+)
+@pytest.mark.parametrize(("dtype", "noise"), [(torch.float64, 1e-6), (torch.float32, 1e-3)])
+def test_a_module_with_random_numbers_of_another_kind_is_refused_too(
+    dtype: torch.dtype, noise: float, make: Callable[[], Callable[[], float]]
+) -> None:
+    draw = make()
+
     class Noisy(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x.flatten(1)) * numbers.uniform(1, 2)
+            return super().forward(x.flatten(1)) * (1 + noise * draw())
 
-    numbers = np.random.default_rng(0)
-    model = Noisy(2 * 16 * 16, WAYS).double()
+    model = Noisy(2 * 16 * 16, WAYS).to(dtype)
     with pytest.raises(ConfigError, match=r"numpy's random numbers; use memory='keep', or torch's"):
-        outer_gradients(maml(model, recompute=True))
+        outer_gradients(maml(model, recompute=True), dtype=dtype)
 
 
 def test_a_graph_that_is_retained_can_be_differentiated_twice() -> None:

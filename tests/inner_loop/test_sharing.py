@@ -286,6 +286,19 @@ def test_gates_have_the_widest_type_of_the_parameters_and_at_least_float32(
     assert {tensor.dtype for tensor in meta.values()} == {expected}
 
 
+@pytest.mark.parametrize("rule", [LSLR(0.1), MetaSGD(0.1)])
+def test_a_learned_rate_of_a_narrow_parameter_is_float32_and_leaves_its_type(
+    rule: UpdateRule,
+) -> None:
+    params = {"a": torch.ones(2, dtype=torch.float16), "b": torch.ones(2, dtype=torch.float64)}
+    meta, _ = rule.init(params, 3)
+    assert [tensor.dtype for tensor in meta.values()] == [torch.float32, torch.float64]
+    gradients = {name: p[None] for name, p in params.items()}
+    step = Step(0, gradients, gradients, torch.ones(1), None)
+    updates, _, _ = rule.update(gradients, meta, {}, {}, step)
+    assert {name: t.dtype for name, t in updates.items()} == {n: p.dtype for n, p in params.items()}
+
+
 def test_a_zero_gradient_stays_zero_and_passes_zero_back() -> None:
     zero = {"weight": torch.zeros(3, requires_grad=True)}
     result = normalized(zero, "global")["weight"]

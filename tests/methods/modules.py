@@ -90,6 +90,30 @@ def replaces_its_buffer() -> nn.Module:
     return Counting(change)
 
 
+class Remembering(nn.Module):
+    """A network that makes buffers in its first forward pass, and whose outputs depend on them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, WAYS)
+        self.first: Tensor | None
+        self.second: Tensor
+        self.register_buffer("first", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.detach().square().mean()
+        if self.first is None:
+            self.first = mean
+        if not hasattr(self, "second"):
+            self.register_buffer("second", mean)
+        y: Tensor = self.linear(x) * (self.first + self.second)
+        return y.tanh()
+
+
+def makes_its_buffers() -> nn.Module:
+    return Remembering()
+
+
 def batch_norm_1d() -> nn.Module:
     return nn.Sequential(
         nn.Linear(16, 8), nn.BatchNorm1d(8, momentum=None), nn.Tanh(), nn.Linear(8, WAYS)
@@ -198,6 +222,7 @@ KINDS = [
     counts_in_place,
     adds_its_input_in_place,
     replaces_its_buffer,
+    makes_its_buffers,
     batch_norm_1d,
     batch_norm_2d,
     own_batch_norm_2d,

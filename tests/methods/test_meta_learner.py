@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, DataError
 from gradshare.inner_loop import (
     LSLR,
     SGD,
@@ -54,6 +55,7 @@ def refused(**options: Any) -> str:
         ({"precision": "bf16"}, "precision 'bf16' is unknown; use 'float32' or 'bfloat16'"),
         ({"steps": 0}, "steps is 0; give a whole number, at least 1"),
         ({"steps": 2.0}, "steps is 2.0; give a whole number, at least 1"),
+        ({"steps": True}, "steps is True; give a whole number, at least 1"),
         ({"second_order": "first"}, "second_order 'first' is unknown; use True or False"),
         (
             {"first_order_iterations": "10"},
@@ -311,15 +313,84 @@ def test_sharing_true_a_rule_and_none_are_put_in_front_of_the_rates(method: Any)
     assert method(linear(), sharing=kept).rule.rules["sharing"] is kept
 
 
-def test_meta_parameters_of_another_model_are_refused_by_name() -> None:
+REMEDY = "; give what this learner's `init` returned, or a checkpoint of the same method and model"
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        (
+            "model.1.bias",
+            None,
+            f"the meta-parameter 'model.1.bias' is missing, this learner has one of ({WAYS},)",
+        ),
+        (  # of a learner with more inner steps
+            "sharing.m",
+            torch.zeros(3),
+            "the meta-parameter 'sharing.m' is (3,), this learner has one of (2,)",
+        ),
+        (  # which could be broadcast
+            "sharing.g_hat.0.1.weight",
+            torch.zeros(1, 2 * 16 * 16),
+            "the carried tensor 'sharing.g_hat.0.1.weight' is (1, 512), this learner has one of "
+            f"({WAYS}, 512)",
+        ),
+        (
+            "sharing.seen",
+            None,
+            "the carried tensor 'sharing.seen' is missing, this learner has one of (2,)",
+        ),
+    ],
+)
+def test_the_state_of_another_learner_is_refused_by_name(
+    name: str, tensor: Tensor | None, message: str
+) -> None:
+    ours = maml(linear(), steps=2, sharing=True)
+    state = ours.init()
+    meta, carried = ({n: t for n, t in part.items() if n != name} for part in state)
+    if tensor is not None:
+        (meta if name in state[0] else carried)[name] = tensor
+    uses: list[Any] = [partial(ours.outer_step, iteration=0), ours.adapt]
+    for use in uses:
+        with pytest.raises(ConfigError) as error:
+            use(meta, carried, tasks(2, 1))
+        assert str(error.value) == message + REMEDY
+
+
+@pytest.mark.parametrize("iteration", [-1, math.nan, 1.5, True, None])
+def test_an_iteration_that_is_no_number_of_iterations_is_refused(iteration: Any) -> None:
     ours = maml(linear())
-    meta, carried = ours.init()
-    del meta["model.1.bias"]
     with pytest.raises(ConfigError) as error:
-        ours.adapt(meta, carried, tasks(2, 1))
+        ours.outer_step(*ours.init(), tasks(2, 1), iteration=iteration)
+    assert str(error.value) == f"iteration is {iteration}; give a whole number, at least 0"
+
+
+@pytest.mark.parametrize("steps", [-1, True, 2.0])
+def test_a_number_of_inner_steps_at_test_that_is_none_is_refused(steps: Any) -> None:
+    ours = maml(linear())
+    with pytest.raises(ConfigError) as error:
+        ours.adapt(*ours.init(), tasks(2, 1), steps=steps)
+    assert str(error.value) == f"steps is {steps}; give a whole number, at least 0"
+
+
+@pytest.mark.parametrize(
+    ("loss", "ignored"),
+    [(F.cross_entropy, -100), (nn.CrossEntropyLoss(ignore_index=1), 1)],
+    ids=["function", "module"],
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_task_without_a_support_label_is_refused(loss: Any, ignored: int, padded: bool) -> None:
+    ours = maml(linear(), loss=loss)
+    batch = tasks(2, 1)
+    batch.support_y[1, : -1 if padded else None] = ignored
+    if padded:
+        n = batch.support_y.shape[1]
+        batch = dataclasses.replace(batch, support_n=[n, n - 1])
+    with pytest.raises(DataError) as error:
+        ours.outer_step(*ours.init(), batch, iteration=0)
     assert str(error.value) == (
-        "the meta-parameter 'model.1.bias' is missing; give what this learner's `init` returned, "
-        "or a checkpoint of the same method and model"
+        f"all support labels of task 2 are {ignored}, which cross entropy ignores; label at least "
+        "one example"
     )
 
 

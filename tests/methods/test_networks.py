@@ -241,6 +241,19 @@ class WithGenerator(nn.Linear):
             "0.weight of Sequential has no shape yet; call the model once on an example input",
         ),
         (
+            torch.jit.ScriptModule,
+            "the model is a ScriptModule, compiled by TorchScript; give the module itself",
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta")),
+            "1.weight of Sequential has no values; make the model on another device",
+        ),
+        (
+            lambda: nn.Sequential(nn.Embedding(3, 2, sparse=True)),
+            "0 of Sequential has sparse gradients, which cannot be differentiated; make it with "
+            "sparse=False",
+        ),
+        (
             WithGenerator,
             "WithGenerator can't be copied (cannot pickle 'generator' object); make it a module "
             "that copy.deepcopy accepts",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
+from pathlib import Path
+
 import pytest
+import torch
 
 from gradshare.errors import ConfigError
 from gradshare.methods.multi_step_loss import MultiStepLoss
@@ -44,3 +49,17 @@ def test_the_number_of_iterations_must_be_a_whole_number() -> None:
     assert str(error.value) == (
         "iterations of the multi-step loss is 0.5; give a whole number, at least 0"
     )
+
+
+def test_the_documented_cosine_is_the_references_which_moves_once_an_epoch() -> None:
+    page = Path("docs/methods.md").read_text(encoding="utf-8")
+    found = re.search(r"`schedule=(lambda .*?)`", page)
+    assert found is not None
+    schedule = eval(found[1], {"math": math, "epochs": 4})
+    optimizer = torch.optim.Adam([torch.zeros(1)], lr=1.0)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
+    for epoch in range(4):
+        for iteration in (500 * epoch, 500 * epoch + 499):
+            assert math.isclose(schedule(iteration), reference.get_last_lr()[0])
+        optimizer.step()
+        reference.step()

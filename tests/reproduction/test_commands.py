@@ -20,7 +20,7 @@ from gradshare import RunError
 from reproduction import __main__ as program
 from reproduction.plan import HOME, Cell, Plan, on_machine
 from reproduction.records import PACKED, read_runs
-from reproduction.running import RESULT, run_cells, standings
+from reproduction.running import RESULT, run_cells, statuses
 from tests.conftest import TINY_SIZE
 from tests.reproduction.toy import PLAN, results_with, run
 
@@ -134,7 +134,7 @@ def test_sigterm_saves_and_the_same_command_continues(tiny: dict[str, Any], tmp_
     assert 2 < done < 12
     assert not (folder / RESULT).exists()
     cells = cell_of(settings)
-    assert standings(cells, tmp_path)[0].state == "begun"
+    assert statuses(cells, tmp_path)[0].state == "begun"
     assert list(run_cells(cells, tmp_path, 1)) == [(cells[0], None)]
     clock = json.loads((folder / RESULT).read_text())["clock"]
     assert len(clock) == 12
@@ -160,7 +160,7 @@ def saved(tmp_path: Path, **changes: dict[str, Any]) -> list[Cell]:
 def test_results_of_other_settings_than_the_plans_are_refused(tmp_path: Path) -> None:
     cells = saved(tmp_path, settings={"inner_lr": 0.2})
     with pytest.raises(RunError) as error:
-        standings(cells, tmp_path)
+        statuses(cells, tmp_path)
     assert str(error.value) == (
         "the result of rates/seed-0/rate-0.1/gradient-sharing is of a run with inner_lr 0.2, the "
         "plan has 0.1; give another --out"
@@ -181,7 +181,7 @@ def test_results_of_other_test_tasks_are_not_compared(
     first = tmp_path / cells[0].name / RESULT
     first.write_text(first.read_text().replace('"torch"', f'"images_sha256":"{"a" * 64}","torch"'))
     with pytest.raises(RunError) as error:
-        standings(cells, tmp_path)
+        statuses(cells, tmp_path)
     assert str(error.value) == (
         f"{cells[1].name} and {cells[0].name} have different test tasks, and cannot be compared: "
         f"{what}; move one of them away"
@@ -191,7 +191,7 @@ def test_results_of_other_test_tasks_are_not_compared(
 def test_a_damaged_packed_file_is_named(tmp_path: Path) -> None:
     (tmp_path / f"rates{PACKED}").write_bytes(b"no gzip")
     with pytest.raises(RunError, match=r"rates\.jsonl\.gz cannot be read: Not a gzipped file"):
-        standings(PLAN.cells(), tmp_path)
+        statuses(PLAN.cells(), tmp_path)
 
 
 def test_without_a_finished_cell_there_is_nothing_to_show(call: Callable[..., Result]) -> None:

@@ -14,7 +14,6 @@ from reproduction.conditions import (
     change,
     conditions,
     difference,
-    differences,
     each_at_its_best,
     mean_test_accuracy,
     pooled_difference,
@@ -22,7 +21,8 @@ from reproduction.conditions import (
     with_borrowed,
 )
 from reproduction.plan import Loan
-from reproduction.statistics import detectable, ratio_interval
+from reproduction.statistics import detectable
+from reproduction.wording import mean_speedup
 from tests.reproduction.toy import PLAN, condition, results_with, run
 
 
@@ -58,7 +58,7 @@ def test_borrowed_cells_have_the_labels_of_the_study_that_borrows_them() -> None
         }
     )
     standing = with_borrowed(PLAN, results)
-    assert {cell: one for cell, one in standing.items() if PLAN.owns(cell)} == results
+    assert {cell: one for cell, one in standing.items() if not cell.borrowed} == results
     (controls,) = conditions(PLAN, standing, "controls")
     assert (controls.labels, list(controls.arms)) == ({}, [ORIGINAL, "held"])
     five, single = conditions(PLAN, standing, "batches")
@@ -102,10 +102,9 @@ def test_a_difference_is_paired_by_seed_and_task() -> None:
     by = {0: 0.02, 1: 0.04, 2: 0.06}
     found = difference(ahead(by), SHARING, ORIGINAL)
     assert found is not None
-    assert found.count == 3
+    assert found.seeds == 3
     assert found.interval.mean == pytest.approx(0.04)
-    each = differences(ahead(by), SHARING, ORIGINAL)
-    assert [one.mean for one in each] == pytest.approx(list(by.values()))
+    assert found.by_seed == pytest.approx(tuple(by.values()))
     # The tasks differ by 0.1 and their differences by nothing: all that is left is the seeds.
     assert found.interval.ci95 == pytest.approx(4.30265 * 0.02 / math.sqrt(3))
     assert difference(ahead(by), SHARING, RATE_CONTROL) is None
@@ -114,7 +113,7 @@ def test_a_difference_is_paired_by_seed_and_task() -> None:
 def test_one_seed_does_not_say_which_difference_could_have_been_seen() -> None:
     found = difference(ahead({0: 0.1}), SHARING, ORIGINAL)
     assert found is not None
-    assert (found.count, found.detectable) == (1, None)
+    assert (found.seeds, found.detectable) == (1, None)
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
@@ -149,7 +148,7 @@ def test_a_mean_over_conditions_is_of_the_seeds_that_are_in_all() -> None:
     parts = [ahead({0: 0.5, 1: 0.02, 2: 0.02}), ahead({1: 0.06, 2: 0.06})]
     mean = pooled_difference(parts, SHARING, ORIGINAL)
     assert mean is not None
-    assert mean.count == 2
+    assert mean.seeds == 2
     assert mean.interval.mean == pytest.approx(0.04)
     apart = [ahead({0: 0.02}), ahead({1: 0.06})]
     assert pooled_difference(apart, SHARING, ORIGINAL) is None
@@ -159,7 +158,7 @@ def test_a_change_is_taken_seed_by_seed_and_task_by_task() -> None:
     before, after = ahead({0: 0.02, 1: 0.05, 2: 0.3}), ahead({1: 0.06, 0: 0.04})
     found = change(after, before, SHARING, ORIGINAL)
     assert found is not None
-    assert found.count == 2
+    assert found.seeds == 2
     assert found.interval.mean == pytest.approx((0.02 + 0.01) / 2)
     assert change(after, ahead({3: 0.1}), SHARING, ORIGINAL) is None
 
@@ -177,5 +176,5 @@ def test_a_run_that_diverged_before_its_test_counts_as_guessing() -> None:
 
 
 def test_half_as_fast_and_twice_as_fast_are_on_average_as_fast() -> None:
-    assert ratio_interval([0.5, 2.0]).ratio == pytest.approx(1)
-    assert ratio_interval([1.5]).low is None
+    assert mean_speedup([0.5, 2.0], interval=False) == "0 %"
+    assert mean_speedup([1.5]) == "50 %"

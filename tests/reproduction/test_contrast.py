@@ -30,12 +30,12 @@ def test_a_condition_counts_once_and_only_if_something_was_learned() -> None:
     results = {**both(LOW, 3, 0.5, 0.05), **both(HIGH, 3, 0.2, 0.0), **batches}
     found = contrasts(PLAN, with_borrowed(PLAN, results))
     assert [one.place for one in found] == ["rates, rate-0.1", "batches, batch-1"]
-    assert found[0].by_seed == pytest.approx((0.05, 0.05, 0.05))
+    assert found[0].found.by_seed == pytest.approx((0.05, 0.05, 0.05))
     assert [row["seeds"] for row in contrast_rows(found)] == ["3", "1"]
     # One seed does not say which difference it could have shown.
     assert [row["sharing − rate-control"] for row in contrast_rows(found)] == [
-        "+5.00 ± 0.00 points (0.0)",
-        "−1.00 ± 0.00 points",
+        "+5.0 ± 0.0 points (0.0)",
+        "−1.0 ± 0.0 points",
     ]
 
 
@@ -52,7 +52,7 @@ def test_a_mean_is_over_the_conditions_that_gained_half_of_the_best(
 @pytest.mark.parametrize(("count", "means"), [(1, 0), (2, 0), (3, 1)])
 def test_a_mean_is_over_the_conditions_with_the_most_seeds(count: int, means: int) -> None:
     results = {**both(LOW, 3, 0.5, 0.0), **both(HIGH, count, 0.5, 0.0)}
-    assert sum(not one.by_seed for one in contrasts(PLAN, results)) == means
+    assert sum(one.is_mean for one in contrasts(PLAN, results)) == means
 
 
 def test_a_borrowed_condition_counts_in_the_mean_of_the_study_that_borrows_it() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from gradshare import ConfigError
-from gradshare.config.presets import paper_settings
 from reproduction.plan import SCALES, Plan, Scale, load_plan, on_machine, pick
 
 TOY = Plan.model_validate(
@@ -17,12 +16,9 @@ TOY = Plan.model_validate(
                 "settings": {"epochs": 4},
                 "axes": {
                     "batch": {"batch-5": {"task_batch": 5}, "batch-1": {"task_batch": 1}},
-                    "arm": {"original": {"sharing": False}, "gradient-sharing": {}},
+                    "arm": {"original": {"sharing": False, "epochs": 20}, "gradient-sharing": {}},
                 },
                 "leave_out": [["batch-1", "gradient-sharing"]],
-                "also": [
-                    {"of": ["batch-1", "original"], "settings": {"epochs": 20, "inner_lr": 0.2}}
-                ],
             },
             "second": {"title": "one", "axes": {"arm": {"original": {"sharing": False}}}},
         },
@@ -30,13 +26,13 @@ TOY = Plan.model_validate(
 )
 
 
-def test_settings_come_from_the_plan_the_study_the_labels_and_their_combinations() -> None:
+def test_settings_come_from_the_plan_then_the_study_then_the_labels() -> None:
     cells = {cell.name: cell.config for cell in on_machine(TOY.cells(), {"threads": 3})}
     found = {n: (c.epochs, c.inner_lr, c.task_batch, c.sharing) for n, c in cells.items()}
     assert found == {
-        "first/batch-5/original": (4, 0.1, 5, False),
+        "first/batch-5/original": (20, 0.1, 5, False),
         "first/batch-5/gradient-sharing": (4, 0.1, 5, True),
-        "first/batch-1/original": (20, 0.2, 1, False),
+        "first/batch-1/original": (20, 0.1, 1, False),
         "second/original": (2, 0.1, 5, False),
     }
     assert {(c.ways, c.threads) for c in cells.values()} == {(3, 3)}
@@ -100,13 +96,18 @@ def test_each_cell_of_a_plan_is_one_run_with_a_name_of_its_own(scale: Scale) -> 
         assert len({cell.config.to_yaml() for cell in own}) == len(own), study
 
 
-def test_the_papers_grid_is_the_preset_paper() -> None:
+def test_the_papers_grid_is_its_appendix_a() -> None:
     cells = [cell for cell in load_plan("paper").cells() if cell.study == "grid"]
     assert len(cells) == 2 * 3 * 2 * 2 * 2 * 2
+    epochs = {"cub/5": 150, "cub/1": 750, "mini-imagenet/5": 250, "mini-imagenet/1": 1250}
     for cell in cells:
         config = cell.config
-        preset = paper_settings(config.dataset, config.task_batch, config.method)
-        assert preset == {name: getattr(config, name) for name in preset}
+        assert config.epochs == epochs[f"{config.dataset}/{config.task_batch}"]
+        assert (config.ways, config.image_size, config.filters) == (5, 84, 48)
+        assert (config.inner_steps, config.inner_lr, config.outer_lr) == (5, 0.1, 0.001)
+        assert (config.iterations_per_epoch, config.test_tasks, config.ensemble) == (1000, 600, 5)
+        assert (config.queries, config.val_tasks) == (15, 600)
+        assert (config.multi_step_loss == "15000") == (config.method == "maml++")
         assert config.inner_lr_scale == (10 if "rate-10x" in cell.name else 1)
         assert config.sharing == ("gradient-sharing" in cell.name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import stat
@@ -189,6 +190,21 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         for name in ("a/1.png", "./a//1.png"):
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
     assert "it holds two files of the name './a//1.png'" in refusal(path)
+
+
+def test_a_full_disk_is_not_blamed_on_the_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "images.zip"
+    with zipfile.ZipFile(archive, "w") as content:
+        content.writestr("a.png", b"image")
+
+    def fill_up(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill_up)
+    with pytest.raises(OSError, match="No space left on device"):
+        unpacked(archive, tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("page", [b"<!DOCTYPE html><p>404", b"\n <html>", b"\xef\xbb\xbf<HTML>"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from gradshare.errors import DataError
-from gradshare.tasks import ClassTasks, TaskBatch
+from gradshare.tasks import ClassTasks, GroupTasks, TaskBatch
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,28 @@ def test_memory_mapped_inputs_are_read_when_they_are_used(tmp_path: Path) -> Non
     batch = mapped.batch([0, 1])
     assert torch.equal(batch.query_x, ClassTasks(x, y, queries=3).batch([0, 1]).query_x)
     batch.query_x.zero_()  # the file is open for reading only
+
+
+@pytest.mark.parametrize("cut", ["x", "y"])
+@pytest.mark.parametrize("load", [True, False], ids=["load", "memory maps"])
+def test_a_file_that_is_cut_while_it_is_used_is_named(cut: str, load: bool, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 2000))
+    for name, array in (("x", rows), ("y", rows), ("groups", np.arange(60) // 6)):
+        np.save(tmp_path / f"{name}.npy", array)
+    if load:
+        tasks = GroupTasks.load(tmp_path, queries=3)
+    else:
+        x, y, groups = (
+            np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("x", "y", "groups")
+        )
+        tasks = GroupTasks(x, y, groups, queries=3)
+    assert len(tasks.batch([0])) == 1
+    os.truncate(tmp_path / f"{cut}.npy", 5000)
+    with pytest.raises(DataError) as caught:
+        tasks.batch([0])
+    assert str(caught.value) == (
+        f"{tmp_path / cut}.npy was cut from 960128 to 5000 bytes while it was in use; put it back"
+    )
 
 
 def save_npz(root: Path, x: Any, y: Any, groups: Any) -> Path:

@@ -126,10 +126,30 @@ def test_a_batch_without_inputs_is_refused() -> None:
         len(dataclasses.replace(tokens_of(2), support_x=()))
 
 
-def test_sizes_for_another_number_of_tasks_are_refused() -> None:
+def test_inputs_and_targets_have_the_same_number_of_examples_and_there_is_support() -> None:
+    batch = batch_of(2, 2)
+    words = "; the second dimension must be the examples, the same number in each and at least"
+    for changes, found, least in (
+        ({"support_y": batch.support_y[:, :1]}, "{'support_x': 2, 'support_y': 1}", 1),
+        ({"query_x": batch.query_y[:, 0]}, "{'query_x': 0, 'query_y': 2}", 0),
+        (
+            {"support_x": batch.support_x[:, :0], "support_y": batch.support_y[:, :0]},
+            "{'support_x': 0, 'support_y': 0}",
+            1,
+        ),
+    ):
+        with pytest.raises(DataError) as caught:
+            dataclasses.replace(batch, **changes)
+        assert str(caught.value) == f"the tasks of a batch have {found} examples{words} {least}"
+
+
+@pytest.mark.parametrize("sizes", [[4, 4], [4, 4, 5], [4, 4, 0], [-1, 4, 4]], ids=str)
+def test_sizes_that_are_not_those_of_the_tasks_are_refused(sizes: list[int]) -> None:
     with pytest.raises(DataError) as caught:
-        dataclasses.replace(tokens_of(3), support_n=[4, 4])
-    assert str(caught.value) == "support_n has 2 numbers for 3 tasks; give one for each"
+        TaskBatch(*(torch.zeros(3, 4),) * 4, support_n=sizes)
+    assert str(caught.value) == (
+        f"support_n is {sizes} for 3 tasks of 4 examples; give a number from 1 to 4 for each task"
+    )
 
 
 @pytest.mark.parametrize("size", [-1, 0, 5])

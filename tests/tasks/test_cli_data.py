@@ -64,7 +64,9 @@ def test_a_folder_from_images_to_contact_sheet() -> None:
         *("prepare", "my-birds", "--format", "folder", "--from", "birds"),
         *("--image-size", "16", "--seed", "5"),
     )
-    assert prepared == "Prepared data/my-birds/16: 3 train, 1 val, 1 test classes\n"
+    assert prepared == (
+        "Prepared data/my-birds/16: 3 train, 1 val, 1 test classes, drawn with seed 5\n"
+    )
     shown = output("show", "my-birds")
     assert "my-birds, 3×16×16" in shown
     rows = [line.split() for line in shown.splitlines() if line.startswith("│")]
@@ -76,7 +78,7 @@ def test_a_folder_from_images_to_contact_sheet() -> None:
     # Images of the shades 0, 40 and 80.
     assert "mean 0.1569 0.1569 0.1569, standard deviation 0.1281 0.1281 0.1281" in shown
     assert "from: birds" in shown
-    assert "splits: drawn with seed 5" in shown
+    assert "splits: drawn with seed 5\n" in shown
     assert shown.endswith("Contact sheet: my-birds-16.png\n")
     with Image.open("my-birds-16.png") as sheet:
         assert sheet.format == "PNG"
@@ -219,10 +221,46 @@ def test_a_contact_sheet_shows_the_stores_images(tmp_path: Path) -> None:
 
 
 def test_long_and_odd_class_names_are_shown_as_they_are(tmp_path: Path) -> None:
-    names = ["a" * 200, "cost $3 to $4", "two\nlines"]
+    names = ["[bold]", "a" * 200, "cost $3 to $4", "red\x1b[31m", "two\nlines", "比較🦊"]
     make_classes(tmp_path / "odd", names, images=1)
     output("prepare", "odd", "--format", "folder", "--from", str(tmp_path / "odd"))
     figure = contact_sheet(open_dataset("odd", Path("data")))
     shown = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
-    assert sorted(shown) == ["a" * 39 + "…", "cost $3 to $4", "two\nlines"]
-    figure.savefig(tmp_path / "sheet.png")
+    expected = ["[bold]", "a" * 39 + "…", "cost $3 to $4", "red\\x1b[31m", "two\nlines", "比較🦊"]
+    assert sorted(shown) == expected
+
+
+def test_letters_that_no_font_has_are_boxes_and_it_is_said(tmp_path: Path) -> None:
+    make_classes(tmp_path / "odd", ["crow", "owl", "比較🦊"], images=1)
+    output("prepare", "odd", "--format", "folder", "--from", str(tmp_path / "odd"))
+    boxes = "Boxes in it stand for letters that matplotlib's font lacks; an .svg has all of them\n"
+    assert output("show", "odd").endswith(f"Contact sheet: odd-84.png\n{boxes}")
+    assert output("show", "odd", "--out", "odd.svg").endswith("Contact sheet: odd.svg\n")
+    assert ">比較🦊</text>" in Path("odd.svg").read_text(encoding="utf-8")
+
+
+def test_the_suffix_of_a_contact_sheet_decides_its_format_and_no_other_file_is_written() -> None:
+    output("show", "glyphs", "--out", "sheet.JPG")
+    with Image.open("sheet.JPG") as sheet:
+        assert sheet.format == "JPEG"
+    Path("results.json").write_text("{}")
+    for name in ("results.json", "report.html", "none"):
+        assert error("show", "glyphs", "--out", name) == (
+            f"--out {name} is not a picture; end it in .png, .jpg, .pdf, .svg, .webp"
+        )
+    assert Path("results.json").read_text() == "{}"
+    assert not Path("none").exists()
+
+
+@pytest.mark.parametrize("columns", ["0", "20"])
+def test_a_narrow_terminal_hides_no_numbers(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    wide = output("show", "glyphs")
+    monkeypatch.setenv("COLUMNS", columns)
+    assert output("show", "glyphs") == wide
+
+
+def test_a_stores_name_is_neither_markup_nor_a_command_to_the_terminal() -> None:
+    random_store(Path("data/odd/4"), {"train": [2], "val": [2], "test": [2]})
+    index = Path("data/odd/4/index.json")
+    index.write_text(index.read_text().replace('"noise"', '"[/x]\\u001b[31m"'))
+    assert "[/x]\\x1b[31m, 1×4×4" in output("show", "odd")

@@ -322,7 +322,8 @@ def test_of_two_that_prepare_at_once_the_second_waits_for_the_first(
     assert [path.name for path in folder.iterdir()] == ["12"]
 
 
-def test_what_a_killed_process_left_is_cleared_by_the_next(root: Path) -> None:
+def test_what_a_killed_process_left_is_cleared_by_the_next(root: Path, tmp_path: Path) -> None:
+    birds = make_classes(tmp_path / "birds", ["crow", "finch", "owl"])
     code = (
         "import gradshare as gs\n"
         f"gs.prepare_dataset('glyphs', {str(root)!r}, progress=lambda *_: print('!', flush=True))"
@@ -334,8 +335,23 @@ def test_what_a_killed_process_left_is_cleared_by_the_next(root: Path) -> None:
         process.kill()
         process.wait()
     assert (root / "glyphs" / ".28.partial").is_dir()
-    prepare_dataset("glyphs", root)
-    assert [path.name for path in (root / "glyphs").iterdir()] == ["28"]
+    with writing.writing(root / "glyphs" / "9") as living:
+        prepare_dataset("own", root, path=birds, folder=True, image_size=8)
+        assert [path.name for path in (root / "own").iterdir()] == ["8"]
+        assert sorted((root / "glyphs").iterdir()) == [root / "glyphs" / ".9.lock", living]
+
+
+@pytest.mark.parametrize("error", [DataError("no"), OSError("no"), KeyboardInterrupt()])
+def test_a_preparation_that_fails_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def read(path: Path, scratch: Path) -> list[FoundClass]:
+        raise error
+
+    monkeypatch.setitem(DATASETS, "noise", noise(read))
+    with pytest.raises((DataError, KeyboardInterrupt)):
+        prepare_dataset("noise", tmp_path / "new" / "root", path=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -361,7 +377,7 @@ def test_a_folder_of_images(root: Path, birds: Path) -> None:
     assert store.image_shape == (3, 84, 84)
     assert not store.rotate_classes
     assert store.source["from"] == str(birds)
-    assert store.source["splits"] == "drawn with seed 0"
+    assert (store.source["splits"], store.source["seed"]) == ("drawn with seed 0", 0)
     assert calls == [(done, 5) for done in range(1, 6)]
     names = [name for split in store.splits.values() for name in split.class_names]
     assert sorted(names) == ["crow", "finch", "heron", "lark", "owl"]
@@ -445,7 +461,7 @@ def test_too_little_room_is_noticed_before_writing(
         f"{root / 'glyphs' / '84'} needs {need:.1f} GB, {root / 'glyphs'} has 0.0 GB free; free "
         "some, choose a smaller --image-size, or another --data-root"
     )
-    assert list((root / "glyphs").iterdir()) == []
+    assert not (root / "glyphs").exists()
 
 
 def test_a_disk_that_fills_up_is_named(root: Path, archive: Path) -> None:
@@ -454,7 +470,7 @@ def test_a_disk_that_fills_up_is_named(root: Path, archive: Path) -> None:
         f"cannot prepare 'noise' in {root / 'noise' / '12'} ([Errno 28] No space left on device); "
         "free space there, or choose a folder you may write to with --data-root"
     )
-    assert list((root / "noise").iterdir()) == []
+    assert not (root / "noise").exists()
 
 
 def test_a_source_that_fails_is_named_and_not_the_store(root: Path, archive: Path) -> None:
@@ -463,7 +479,7 @@ def test_a_source_that_fails_is_named_and_not_the_store(root: Path, archive: Pat
         f"{archive} cannot be read (Input/output error); mend its permissions, or give a copy that "
         "can be read"
     )
-    assert list((root / "noise").iterdir()) == []
+    assert not (root / "noise").exists()
 
 
 def test_an_image_that_cannot_be_read_is_named(root: Path, birds: Path) -> None:

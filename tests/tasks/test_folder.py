@@ -16,6 +16,7 @@ from PIL import Image
 
 from gradshare.errors import DataError
 from gradshare.tasks import images
+from gradshare.tasks.datasets import prepare_dataset
 from gradshare.tasks.folder import find_classes, given_splits, is_grey
 from gradshare.tasks.images import ImageFormat, read_image
 from tests.tasks.builders import make_classes, make_image
@@ -273,6 +274,11 @@ def test_control_characters_of_a_name_do_not_reach_the_terminal(tmp_path: Path) 
     assert f"class folder {tmp_path}/wren\\x1b[2J\\x07 has no images; put" in refused(tmp_path)
 
 
+def test_a_name_of_thousands_of_letters_is_cut_in_a_message() -> None:
+    message = str(DataError(f"class {10_000 * 'w'!r} has no images; remove it"))
+    assert message == f"class '{399 * 'w'}… has no images; remove it"
+
+
 def test_a_class_that_holds_folders_is_named(tmp_path: Path) -> None:
     make_classes(tmp_path, ["crow", "lark", "owl"])
     make_image(tmp_path / "wren" / "2019" / "0.png")
@@ -282,14 +288,42 @@ def test_a_class_that_holds_folders_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_a_dead_link_or_a_pipe_in_place_of_an_image_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("nowhere", "cannot be read (No such file or directory)"),
+        ("/dev/zero", "is not a file; give the path of an image"),
+        (None, "is not a file; give the path of an image"),
+    ],
+)
+def test_a_dead_link_a_device_or_a_pipe_in_place_of_an_image_is_named(
+    tmp_path: Path, target: str | None, said: str
+) -> None:
+    make_classes(tmp_path / "birds", ["crow", "lark", "owl"])
+    path = tmp_path / "birds" / "owl" / "odd.png"
+    if target is None:
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target)
+    with pytest.raises(DataError) as caught:
+        prepare_dataset("birds", tmp_path / "data", path=tmp_path / "birds", folder=True)
+    assert f"{path} {said}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["wren", "splits.json"])
+def test_a_dead_link_in_place_of_a_class_or_of_the_splits_is_named(
+    tmp_path: Path, name: str
+) -> None:
     make_classes(tmp_path, ["crow", "lark", "owl"])
-    path = tmp_path / "owl" / "odd.png"
-    path.symlink_to(tmp_path / "nowhere")
-    assert refused(tmp_path) == f"{path} is a dead link or no file; replace or remove it"
-    path.unlink()
-    os.mkfifo(path)
-    assert refused(tmp_path) == f"{path} is a dead link or no file; replace or remove it"
+    (tmp_path / ".hidden").symlink_to("nowhere")
+    (tmp_path / name).symlink_to("nowhere")
+    assert refused(tmp_path) == f"{tmp_path / name} is a dead link; replace or remove it"
+
+
+def test_a_pipe_in_place_of_the_splits_is_named(tmp_path: Path) -> None:
+    make_classes(tmp_path, ["crow", "lark", "owl"])
+    os.mkfifo(tmp_path / "splits.json")
+    assert refused(tmp_path).endswith("splits.json is not a file; it must be a list of classes")
 
 
 @pytest.mark.parametrize(("mode", "grey"), [("L", True), ("1", True), ("RGB", False), ("P", False)])

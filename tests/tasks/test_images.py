@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,22 @@ def test_grey_without_a_fixed_black_and_white_is_refused(
 
 
 def test_a_file_that_cannot_be_opened_is_named_with_its_reason(tmp_path: Path) -> None:
-    for path, reason in ((tmp_path / "7.png", "No such file or directory"), (tmp_path, "Is a")):
+    path = tmp_path / "7.png"
+    with pytest.raises(DataError) as error:
+        read_image(path, "", GREY)
+    assert str(error.value) == (
+        f"{path} cannot be read (No such file or directory); correct the path, or give yourself "
+        "permission to read it"
+    )
+
+
+def test_a_folder_a_device_or_a_pipe_is_no_image(tmp_path: Path) -> None:
+    pipe = tmp_path / "7.png"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path, Path("/dev/zero")):
         with pytest.raises(DataError) as error:
-            read_image(path, str(path), GREY)
-        assert str(error.value).startswith(f"{path} cannot be read ({reason}")
-        assert str(error.value).endswith(
-            "; correct the path, or give yourself permission to read it"
-        )
+            read_image(path, "", GREY)
+        assert str(error.value) == f"{path} is not a file; give the path of an image"
 
 
 def test_a_photograph_is_turned_the_way_its_camera_says() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -246,6 +247,9 @@ def test_names_what_is_no_table(tmp_path: Path) -> None:
     assert f"{path} is a web page, not a table of file names" in refusal(tmp_path)
     path.write_bytes(b"filename,label\na.jpg,\xe9\n")
     assert f"{path} is not readable as UTF-8 text ('utf-8' codec can't" in refusal(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    assert refusal(tmp_path) == f"{path} is not a file; it must be a table of file names"
 
 
 def test_names_images_that_the_tables_list_and_that_are_not_there(tmp_path: Path) -> None:

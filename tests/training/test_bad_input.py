@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gradshare as gs
-from gradshare.errors import ConfigError, DataError, GradshareError
+from gradshare.errors import ConfigError, DataError, GradshareError, RunError
 from tests.training.small import ROWS, Wrapped, mlp, regression, rows
 
 
@@ -53,6 +53,15 @@ def refusal(path: Path, given: dict[str, Any], kind: type[GradshareError]) -> st
         ({"tasks": "all"}, "tasks 'all' is unknown; use 'auto' or 'loop' or 'vmap'"),
         ({"device": "gpu"}, "device 'gpu' is unknown; use auto, cpu, cuda or cuda:N"),
         ({"clip_norm": 0}, "clip_norm is 0; give a number above 0, or None"),
+        ({"clamp_gradients": True}, "clamp_gradients is True; give a number above 0, or None"),
+        (
+            {"schedule": lambda iteration: 0.5 - iteration},
+            "schedule gives -0.5 at iteration 1; give factors of at least 0",
+        ),
+        (
+            {"schedule": lambda iteration: float("nan")},
+            "schedule gives nan at iteration 0; give factors of at least 0",
+        ),
         ({"clamp_gradients": -1.0}, "clamp_gradients is -1.0; give a number above 0, or None"),
         ({"schedule": 0.5}, "schedule is 0.5 and gives no number at iteration 0 ("),
         ({"groups": {"lr": 1}}, "groups is a dict; give a function"),
@@ -72,6 +81,13 @@ def test_an_option_with_a_value_that_it_does_not_take(
     changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     assert refusal(tmp_path, rows(**changes), ConfigError).startswith(words)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"cannot be written: .*; free space there, or choose"):
+        gs.fit(**rows(), out=tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resume_with_a_value_that_it_does_not_take(tmp_path: Path) -> None:

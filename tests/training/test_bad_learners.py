@@ -207,6 +207,20 @@ def test_a_source_of_another_dtype_than_the_model_is_refused_with_a_remedy(tmp_p
     )
 
 
+def test_whole_numbers_for_a_model_of_real_numbers_are_refused_with_their_type(
+    tmp_path: Path,
+) -> None:
+    class Bytes(Wrapped):
+        def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+            b = super().batch(indices)
+            x, z = (part.to(torch.uint8) for part in (b.support_x, b.query_x))
+            return gs.TaskBatch(x, b.support_y, z, b.query_y)
+
+    words = refusal(tmp_path, rows(train=Bytes(ROWS[0])), ConfigError)
+    assert words.startswith("Sequential failed on a task of the source 'train': RuntimeError: ")
+    assert "the task is support_x uint8 (3, 6)" in words
+
+
 def test_inputs_by_names_that_the_model_does_not_take(tmp_path: Path) -> None:
     class Renamed(Wrapped):
         def batch(self, indices: Sequence[int]) -> gs.TaskBatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,17 @@ def test_a_flipped_bit_is_found(path: Path) -> None:
 def test_a_truncated_file_is_refused(path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DamagedError, match="cannot be read as a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_a_file_without_permission_is_not_called_missing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:  # root may read everything
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(RunError, match=r"cannot be read as a checkpoint: .*Permission denied"):
         load_checkpoint(path)
 
 

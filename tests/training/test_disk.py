@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,6 +129,27 @@ def test_a_write_that_fails_anywhere_costs_nothing(
     else:
         assert left >= 0
     monkeypatch.setattr(os, "fsync", fsync)
+    require_same_end(whole, fit(tmp_path / "run", **SHORT))
+
+
+@pytest.mark.parametrize("refused", ["open", "fsync"])
+def test_a_disk_whose_folders_cannot_be_synced_is_trained_on(
+    refused: str, tmp_path: Path, whole: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_file, fsync = os.open, os.fsync
+
+    def opened(path: Any, *arguments: Any, **options: Any) -> int:  # as on Windows
+        if refused == "open" and Path(path).is_dir():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return open_file(path, *arguments, **options)
+
+    def synced(descriptor: int) -> None:  # as on some network disks
+        if refused == "fsync" and stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "fsync", synced)
     require_same_end(whole, fit(tmp_path / "run", **SHORT))
 
 

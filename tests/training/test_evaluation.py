@@ -157,11 +157,18 @@ def test_an_evaluation_changes_neither_the_tensors_nor_the_generators() -> None:
         assert torch.equal(tensor, before[name])
 
 
-def test_without_tasks_there_is_nothing_to_evaluate(tmp_path: Path) -> None:
+def test_numbers_that_are_no_counts_are_refused(tmp_path: Path) -> None:
     run = gs.fit(**rows(), out=tmp_path / "run")
-    with pytest.raises(DataError) as error:
-        run.evaluate(ROWS[2], tasks=0)
-    assert str(error.value) == "an evaluation needs at least one task, and 0 were asked for"
+    for name, value, least in (
+        *(("tasks", value, 1) for value in (0, "2", 1e3, math.nan)),
+        *(("steps", value, 0) for value in (-1, "1", 2.5)),
+    ):
+        with pytest.raises(ConfigError) as error:
+            run.evaluate(ROWS[2], **{name: value})  # type: ignore[arg-type]
+        expected = f"{name} is {value!r}; give a whole number, at least {least}"
+        assert str(error.value) == expected
+    with pytest.raises(ConfigError, match="steps is -1; give a whole number"):
+        run.adapt(torch.zeros(3, 6), [0, 1, 2], steps=-1)
 
 
 def test_an_evaluation_says_what_was_measured_and_how(tmp_path: Path) -> None:
@@ -193,11 +200,12 @@ def test_the_worst_tasks_are_those_with_the_worst_scores_by_index() -> None:
 
 def test_a_run_is_evaluated_with_at_most_the_checkpoints_that_it_kept(tmp_path: Path) -> None:
     run: Run = gs.fit(**rows(), out=tmp_path / "run")
-    for count in (0, 3):
+    for count in (0, 3, "1", 1.5):
         with pytest.raises(ConfigError) as error:
-            run.evaluate(ROWS[2], ensemble=count)
+            run.evaluate(ROWS[2], ensemble=count)  # type: ignore[arg-type]
         assert str(error.value) == (
-            f"ensemble is {count}, and {run.path} has kept 2 checkpoints; give a number from 1 to 2"
+            f"ensemble is {count!r}, and {run.path} has kept 2 checkpoints; give a number from 1 "
+            "to 2"
         )
 
 

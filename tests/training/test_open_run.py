@@ -93,11 +93,30 @@ def test_a_run_of_a_later_version_is_named_with_the_version_that_wrote_it(
     with pytest.raises(RunError) as error:
         open_run(tmp_path)
     assert str(error.value) == (
-        f"{path} has format 9, this gradshare reads 2; use gradshare 7.1, which wrote it"
+        f"{path} has format 9, and this gradshare reads 2; use gradshare 7.1, which wrote it"
     )
+
+
+def test_a_run_whose_run_json_was_edited_by_hand_is_refused(tmp_path: Path) -> None:
+    def train() -> Run:
+        return gs.fit(**rows(epochs=1), out=tmp_path / "run", resume="auto")
+
+    path = train().path / "run.json"
+    contents = json.loads(path.read_bytes())
+    edits: list[Any] = [{**contents, key: "other"} for key in contents if key != "format"]
+    edits += [{k: v for k, v in contents.items() if k != key} for key in contents]
+    edits += [[], None, 1, {**contents, "identity": {**contents["identity"], "ensemble": "3"}}]
+    for edited in edits:
+        path.write_text(json.dumps(edited), encoding="utf-8")
+        with pytest.raises(RunError, match=r"run\.json (was edited|has format None)"):
+            open_run(path.parent)
+        with pytest.raises(RunError, match=r"run\.json (was edited|has format None)"):
+            train()
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(RunError, match=r"run\.json cannot be read: JSONDecodeError"):
-        open_run(tmp_path)
+    with pytest.raises(RunError, match=r"run\.json is damaged: .* put it back as it was"):
+        open_run(path.parent)
+    path.write_text(json.dumps(contents, indent=1), encoding="utf-8")
+    assert open_run(path.parent).history
 
 
 def test_a_run_that_has_not_completed_an_epoch_is_opened_and_has_no_models(tmp_path: Path) -> None:

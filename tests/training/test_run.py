@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from gradshare.errors import RunError
 from gradshare.tasks.source import training_indices
 from gradshare.training.distributed import OneProcess
 from gradshare.training.evaluation import ensemble_values, on_all_tasks
+from gradshare.training.folder import RunFolder
 from gradshare.training.run import Run
 from tests.training.killing import latest, records_in, timeless
 from tests.training.small import PROBLEMS, ROWS, WAYS, Prototypes, Wrapped, mlp, rows
@@ -217,18 +221,55 @@ def test_a_path_may_be_text_and_begin_at_home(
     assert not (tmp_path / "~").exists()
 
 
-def test_memory_that_runs_out_says_what_to_lower(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "exhausted",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("can't start new thread"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    ],
+    ids=str,
+)
+def test_memory_that_runs_out_says_what_to_lower(exhausted: Exception, tmp_path: Path) -> None:
     class Exhausted(Wrapped):
         def batch(self, indices: Any) -> Any:
             if min(indices) in training_indices(0, 4, 2):
-                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+                raise exhausted
             return super().batch(indices)
 
     with pytest.raises(RunError) as error:
         fit(tmp_path / "run", train=Exhausted(ROWS[0]))
     assert str(error.value) == (
-        "memory ran out (CUDA out of memory. Tried to allocate 9 GiB); lower the task batch, the "
-        "inner steps, the queries or the size of the model or its inputs, or use "
-        "memory='recompute' (--memory recompute) or the first order"
+        f"memory ran out ({exhausted}); lower the task batch, the inner steps, the queries or the "
+        "size of the model or its inputs, or use memory='recompute' (--memory recompute) or the "
+        "first order"
     )
     assert latest(tmp_path / "run").progress["iteration"] == 3
+
+
+def test_the_time_of_training_is_without_validation_and_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, added = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + added[0])
+
+    class Slow(Wrapped):
+        def batch(self, indices: Sequence[int]) -> gs.TaskBatch:
+            added[0] += 1e6
+            return super().batch(indices)
+
+    given = rows(validation=Slow(ROWS[1]), test=Slow(ROWS[2]))
+    run = gs.fit(**given, out=tmp_path / "run")
+    saved = RunFolder(run.path).load_latest()
+    assert saved is not None
+    assert saved.progress["training_seconds"] < 1e6 < run.seconds
+
+
+def test_the_test_source_may_follow_the_others_and_a_folder_have_any_name(tmp_path: Path) -> None:
+    given = rows()
+    parts = [given.pop(name) for name in ("learner", "train", "validation", "test")]
+    run = gs.fit(*parts, out=tmp_path / "r\udcffn", **given)
+    assert run.test is not None
+    assert gs.open_run(run.path).tensors()

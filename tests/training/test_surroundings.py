@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import gradshare as gs
-from gradshare.tasks.batch import PARTS
+from gradshare.tasks.batch import PARTS, task_of
 from gradshare.training.batches import Batches
 from gradshare.training.run import Run
 from tests.training.killing import require_same_end
@@ -32,6 +32,25 @@ def float64_by_default() -> Iterator[None]:
 
 
 @contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    torch.use_deterministic_algorithms(mode=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+
+
+@contextmanager
+def bfloat16_in_matrix_products() -> Iterator[None]:
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@contextmanager
 def other_seeds() -> Iterator[None]:
     torch.manual_seed(99)
     np.random.seed(99)  # noqa: NPY002
@@ -44,6 +63,9 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "meta by default": lambda: torch.device("meta"),
+    "deterministic algorithms": deterministic_algorithms,
+    "bfloat16 in matrix products": bfloat16_in_matrix_products,
     "other seeds": other_seeds,
 }
 
@@ -51,7 +73,8 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        *((name, "signals") for name in SURROUNDINGS),
+        *((name, "rows") for name in SURROUNDINGS),
+        *((name, "signals") for name in ("float64 by default", "autocast", "other seeds")),
         ("float64 by default", "regression"),
         ("float64 by default", "named inputs"),
     ],
@@ -59,12 +82,22 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 def test_a_run_and_its_resume_do_not_depend_on_what_the_caller_has_set(
     name: str, problem: str, tmp_path: Path
 ) -> None:
-    given = PROBLEMS[problem]()
+    given = {**PROBLEMS, "rows": rows}[problem]()
+    task = given["test"].batch([0])
+    x, y, queries = (task_of(part, 0) for part in (task.support_x, task.support_y, task.query_x))
+
+    def predicted(run: Run) -> Any:
+        if problem == "regression":
+            return run.adapt(x, y)(queries).tolist()
+        return gs.FewShotClassifier(run).fit(x, y).predict_proba(queries).tolist()
+
     whole = gs.fit(**given, out=tmp_path / "whole")
+    expected = predicted(whole)
     with SURROUNDINGS[name]():
         gs.fit(**{**given, "epochs": 2}, out=tmp_path / "run")
         run = gs.fit(**given, out=tmp_path / "run", resume="auto")
         found = run.evaluate(given["test"], tasks=8)
+        assert predicted(run) == expected
     require_same_end(whole, run)
     assert whole.test is not None
     assert found.values == whole.test.single

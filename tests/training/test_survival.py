@@ -130,6 +130,21 @@ def test_two_processes_cannot_train_into_one_folder(tmp_path: Path) -> None:
     )
 
 
+def test_a_run_that_another_process_began_meanwhile_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others: list[Run] = []
+
+    def meanwhile(*_: object) -> None:  # after the folder was found empty
+        monkeypatch.undo()
+        others.append(gs.fit(**rows(), out=tmp_path / "run"))
+
+    monkeypatch.setattr(RunFolder, "require_disk", meanwhile)
+    with pytest.raises(RunError, match="already holds 'checkpoints'; choose another"):
+        gs.fit(**rows(seed=1), out=tmp_path / "run")
+    assert records_in(tmp_path / "run") == others[0].history
+
+
 def test_a_lock_that_is_deleted_while_a_run_is_trained_is_taken_again(tmp_path: Path) -> None:
     lock = tmp_path / "run" / ".lock"
     locked: list[bool] = []
@@ -290,16 +305,44 @@ def test_a_checkpoint_of_another_run_is_passed_over_and_named(
     ]
 
 
-def test_a_model_of_another_run_is_no_member_of_the_ensemble(
+def test_a_model_of_another_run_or_epoch_is_no_member_of_the_ensemble(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = fit(tmp_path / "run", ensemble=3)
     fit(tmp_path / "other", ensemble=3, seed=1)
-    name = "checkpoints/epoch-000001.safetensors"
-    (tmp_path / "other" / name).replace(tmp_path / "run" / name)
+    one, two, _ = sorted((tmp_path / "run" / "checkpoints").glob("epoch-*"))
+    (tmp_path / "other" / "checkpoints" / two.name).replace(two)
     with caplog.at_level(logging.WARNING):
         assert len(run.models(3)) == 2
     assert "is of another run" in caplog.text
+    shutil.copy(one, two)
+    with caplog.at_level(logging.WARNING):
+        assert len(run.models(3)) == 2
+    assert f"{two} is of epoch 1, not 2; epoch 2 is left out of the ensemble" in caplog.messages
+
+
+def test_all_checkpoints_of_another_run_are_no_results_of_this_one(tmp_path: Path) -> None:
+    fit(tmp_path / "run")
+    fit(tmp_path / "other", seed=1)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints")
+    for use in (fit, gs.open_run):
+        with pytest.raises(RunError, match=r"no checkpoint in .* can be read; start again in"):
+            use(tmp_path / "run")
+
+
+def test_a_metrics_file_that_was_cut_changes_no_result_and_is_written_again(
+    tmp_path: Path,
+) -> None:
+    run = fit(tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 3])
+    opened = gs.open_run(tmp_path / "run", rows()["learner"])
+    assert run.test is not None
+    assert opened.evaluate(ROWS[2], tasks=8, ensemble=2).values == run.test.ensemble
+    fit(tmp_path / "run", epochs=4)
+    assert path.read_bytes().startswith(whole)
 
 
 def test_progress_that_no_run_makes_is_named(tmp_path: Path) -> None:

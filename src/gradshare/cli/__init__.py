@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from gradshare import __version__
-from gradshare.errors import SIGNAL_STATUS, ConfigError, GradshareError
+from gradshare.errors import (
+    SIGNAL_STATUS,
+    ConfigError,
+    GradshareError,
+    escaped,
+    is_out_of_memory,
+)
 
 COMMANDS = {
     "compare": ("compare:compare_command", "Compare gradient sharing with the original."),
@@ -30,6 +35,14 @@ class LazyGroup(click.Group):
     alone takes more than a second.
     """
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. What click quotes in an error may be the name of a file."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = escaped(error.message)  # type: ignore[misc]
+            raise
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the commands."""
         return list(COMMANDS)
@@ -46,13 +59,6 @@ class LazyGroup(click.Group):
         """Write the list of commands."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. click would say "Aborted!" after Ctrl-C, with status 1."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _interrupted()
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -97,7 +103,7 @@ class _Output:
 
 
 def program() -> None:
-    """The program as a shell starts it.
+    """Run the program, and report errors of its output at the end.
 
     Processes that train need the allocator's settings when they start: those that `compare` starts
     inherit them, and `train` starts itself again.
@@ -112,18 +118,14 @@ def program() -> None:
             join_freed_memory(start_again=sys.argv[1] == "train")
         sys.stdout = output
         main()
-    except KeyboardInterrupt:
-        _interrupted()
-    finally:
+    except SystemExit as end:
         output.flush()
-        if output.error is not None and not isinstance(output.error, BrokenPipeError):
-            click.echo(f"error: the output cannot be written: {output.error.strerror}", err=True)
-            sys.exit(1)
-
-
-def _interrupted() -> NoReturn:
-    click.echo("stopped", err=True)
-    sys.exit(SIGNAL_STATUS + signal.SIGINT)
+        if output.error is None or end.code:
+            raise
+        if isinstance(output.error, BrokenPipeError):
+            sys.exit(SIGNAL_STATUS + 13)  # as if SIGPIPE had ended it
+        click.echo(f"error: the output cannot be written: {output.error.strerror}", err=True)
+        sys.exit(1)
 
 
 def main() -> None:
@@ -135,14 +137,19 @@ def main() -> None:
         if _speaks(error):
             click.echo(f"{'' if stopped else 'error: '}{error}", err=True)
         sys.exit(SIGNAL_STATUS + stopped if stopped else 1)
-    except OSError as error:  # a closed folder, or a name that is too long, wherever it is met
-        if error.filename is None:
+    except Exception as error:
+        if is_out_of_memory(error):
+            cause = str(error).partition("\n")[0] or type(error).__name__
+            words = f"memory ran out ({cause}); free some, or allow the program more"
+        elif isinstance(error, OSError) and error.filename is not None:
+            # A closed folder, or a name that is too long, wherever it is met.
+            words = (
+                f"{error.filename} cannot be used: {error.strerror}; give yourself permission to "
+                "it and to the folders that it is in, or name another"
+            )
+        else:
             raise
-        click.echo(
-            f"error: {error.filename} cannot be used: {error.strerror}; give yourself permission "
-            "to it and to the folders that it is in, or name another",
-            err=True,
-        )
+        click.echo(f"error: {escaped(words)}", err=True)
         sys.exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from dataclasses import replace
@@ -23,9 +24,13 @@ from gradshare.comparison.compare import Comparison, run_plan
 from gradshare.comparison.report import write_report
 from gradshare.comparison.results import load_results
 from gradshare.config.comparing import plan_of
+from gradshare.config.names import is_import_path
+from gradshare.config.parts import settings_read
 from gradshare.config.settings import ARM_FIELDS, RunConfig
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, escaped
 from gradshare.executors import RayExecutor, slurm_executor
+from gradshare.tasks.datasets import open_dataset
+from gradshare.tasks.registry import prepare_command
 from gradshare.training.machine import cores
 
 REMOTE_RETRIES = 2
@@ -106,6 +111,8 @@ def compare_command(
         if given and executor not in readers:
             known = " and ".join(readers)
             raise ConfigError(f"{option} is for --executor {known}, not {executor}; leave it out")
+    if gpus is not None and math.isnan(gpus):  # no range leaves it out
+        raise ConfigError(f"--gpus {gpus}: give a number from 0 to 100")
     config = read_config(config_file, preset, options)
     if config.workers > 1:
         raise ConfigError(
@@ -115,8 +122,9 @@ def compare_command(
     threads = config.threads or cpus or 0
     plan = replace(plan_of(config, control=control, seeds=seeds), threads=threads)
     click.echo(
-        f"{', '.join(plan.arms)}: {len(plan.runs)} runs of {config.epochs} epochs of "
-        f"{config.iterations_per_epoch} iterations on {config.dataset}; everything goes to {out}."
+        f"{', '.join(plan.arms)}: {len(plan.runs)} runs, {config.epochs} × "
+        f"{config.iterations_per_epoch} iterations each, on {config.dataset}; everything goes to "
+        f"{escaped(out)}."
     )
     where: Any = None
     if executor == "local":
@@ -140,7 +148,7 @@ def compare_command(
         at_a_time=jobs,
         retries=retries or 0,
         resume=resume == "auto",
-        settings=config.model_dump(mode="json", exclude=set(ARM_FIELDS)),
+        settings=settings_read(config),
         commands=_commands(config),
     )
     _show(comparison)
@@ -158,7 +166,7 @@ def report_command(comparison: Path) -> None:
 
 def _show(comparison: Comparison) -> None:
     """Print the table, the verdict and where the report is."""
-    click.echo(f"{comparison}\n\nReport: {comparison.path / 'report.html'}")
+    click.echo(f"{comparison}\n\nReport: {escaped(comparison.path / 'report.html')}")
 
 
 def _commands(config: RunConfig) -> list[str]:
@@ -166,7 +174,9 @@ def _commands(config: RunConfig) -> list[str]:
     words = ["gradshare", *sys.argv[1:]]
     if "--data-root" not in words:
         words += ["--data-root", str(config.data_root)]
-    prepare = ["gradshare", "data", "prepare", config.dataset, "--data-root", str(config.data_root)]
-    own = ":" in config.dataset or config.dataset == "glyphs"
-    hint = [] if own else [f"{shlex.join(prepare)} --download   # or --from PATH"]
-    return [*hint, shlex.join(words)]
+    if is_import_path(config.dataset):
+        return [shlex.join(words)]
+    store = open_dataset(config.dataset, config.data_root, config.image_size, config.resize)
+    size, seed = store.image_shape[1], store.source.get("seed")
+    prepare = prepare_command(config.dataset, config.data_root, size, config.resize, seed)
+    return [prepare, shlex.join(words)]

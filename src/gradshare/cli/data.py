@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+import matplotlib as mpl
 import yaml
 from rich.console import Console
 from rich.progress import (
@@ -21,9 +23,10 @@ from rich.progress import (
 )
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
-from gradshare.errors import DataError
+from gradshare.errors import ConfigError, DataError, escaped
 from gradshare.tasks.contact_sheet import contact_sheet
 from gradshare.tasks.datasets import (
     IMAGE_SIZES,
@@ -37,6 +40,11 @@ from gradshare.tasks.download import OnProgress
 from gradshare.tasks.images import Resize
 from gradshare.tasks.registry import DATASETS, DEFAULT_DATA_ROOT
 from gradshare.tasks.store import ImageStore
+
+PICTURES = (".png", ".jpg", ".pdf", ".svg", ".webp")
+
+WIDE = 200
+"""Columns for a table, of which a narrow terminal breaks the lines instead of hiding numbers."""
 
 Option = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -133,9 +141,10 @@ def prepare(
         counts = ", ".join(
             f"{len(split.class_names):,} {split.name}" for split in store.splits.values()
         )
-        click.echo(f"Prepared {store.path}: {counts} classes")
+        drawn = f", {store.drawn}" if store.drawn else ""
+        click.echo(f"Prepared {escaped(store.path)}: {counts} classes{drawn}")
     else:
-        click.echo(f"{store.path} is prepared already; replace it with --force")
+        click.echo(f"{escaped(store.path)} is prepared already; replace it with --force")
 
 
 @data.command()
@@ -143,7 +152,7 @@ def prepare(
 @click.option(
     "--out",
     type=UserPath(dir_okay=False),
-    help="Contact sheet to write.  [default: NAME-SIZE.png]",
+    help=f"Contact sheet to write: {', '.join(PICTURES)}.  [default: NAME-SIZE.png]",
 )
 @image_size_option
 @resize_option
@@ -156,25 +165,35 @@ def show(
     data_root: Path,
 ) -> None:
     """Print what dataset NAME holds, and draw some images of it."""
+    if out is not None and out.suffix.lower() not in PICTURES:
+        raise ConfigError(f"--out {out} is not a picture; end it in {', '.join(PICTURES)}")
     with _class_bar() as bar:
         store = open_dataset(
             name, data_root, image_size, resize, progress=_reporter(bar, f"Drawing {name}")
         )
     _print_contents(store)
-    out = out or Path(f"{store.name}-{store.path.name}.png")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(store).savefig(out, format="png", dpi=120, bbox_inches="tight")
-    except OSError as error:
-        raise DataError(
-            f"cannot write the contact sheet to {out} ({error}); choose another --out"
-        ) from error
-    click.echo(f"Contact sheet: {out}")
+    out = out or Path(f"{name}-{store.path.name}.png")
+    text_stays_text = mpl.rc_context({"svg.fonttype": "none"})  # with the reader's fonts
+    with text_stays_text, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            contact_sheet(store).savefig(out, dpi=120, bbox_inches="tight")
+        except OSError as error:
+            raise DataError(
+                f"cannot write the contact sheet to {out} ({error}); choose another --out"
+            ) from error
+    click.echo(f"Contact sheet: {escaped(out)}")
+    if out.suffix.lower() != ".svg" and any("missing from font" in str(w.message) for w in warned):
+        click.echo(
+            "Boxes in it stand for letters that matplotlib's font lacks; an .svg has all of them"
+        )
 
 
 def _print_contents(store: ImageStore) -> None:
     channels, height, width = store.image_shape
-    table = Table(title=f"{store.name}, {channels}×{height}×{width}", title_justify="left")
+    title = Text(escaped(f"{store.name}, {channels}×{height}×{width}"))
+    table = Table(title=title, title_justify="left")
     table.add_column("split")
     for column in ("classes", "images", "images a class"):
         table.add_column(column, justify="right")
@@ -186,8 +205,7 @@ def _print_contents(store: ImageStore) -> None:
             f"{split.counts.sum():,}",
             f"{least:,}" if least == most else f"{least:,} to {most:,}",
         )
-    console = Console()
-    console.print(table)
+    Console(width=WIDE).print(table)
     mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (store.mean, store.std))
     click.echo(f"Pixels of train, in [0, 1]: mean {mean}, standard deviation {std}")
     if store.rotate_classes:

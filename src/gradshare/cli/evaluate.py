@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
+from gradshare.config.fields import MOST_STEPS
 from gradshare.config.parts import Parts, build, metrics_of, splits_of
 from gradshare.config.runs import stored
 from gradshare.config.settings import RunConfig
@@ -28,12 +29,16 @@ from gradshare.training.statistics import confidence95
 
 @click.command(name="evaluate")
 @click.argument("run", type=UserPath())
-@click.option("--test-tasks", type=click.IntRange(1), help="Test tasks.  [default: the run's]")
+@click.option(
+    "--test-tasks", type=click.IntRange(1, 2**31 - 1), help="Test tasks.  [default: the run's]"
+)
 @click.option("--ways", type=click.IntRange(2), help="Classes in a task.  [default: the run's]")
 @click.option(
     "--shots", type=click.IntRange(1), help="Support examples of each class.  [default: the run's]"
 )
-@click.option("--steps", type=click.IntRange(0), help="Inner steps.  [default: the run's]")
+@click.option(
+    "--steps", type=click.IntRange(0, MOST_STEPS), help="Inner steps.  [default: the run's]"
+)
 @click.option(
     "--ensemble",
     type=click.IntRange(1),

@@ -29,7 +29,9 @@ class UserPath(click.Path):
         super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Replace ~ by the user's home."""
+        """Replace ~ by the user's home. An empty path would be the current folder."""
+        if value == "":
+            self.fail("it is empty; name a file or folder", param, ctx)
         try:
             return super().convert(home_path(value), param, ctx)
         except ValueError as error:

@@ -16,7 +16,7 @@ from gradshare.cli.options import (
     run_options,
 )
 from gradshare.config import RunConfig
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, escaped
 
 
 @click.command(name="train", cls=GroupedCommand)
@@ -69,7 +69,7 @@ def _train(config: RunConfig, out: Path, *, resume: bool) -> None:
             click.echo(f"Diverged: {run.diverged}")
         if run.tested is not None:
             click.echo(f"Test: {run.tested}")
-        click.echo(f"Run: {run.path}")
+        click.echo(f"Run: {escaped(run.path)}")
 
 
 def _estimate(config: RunConfig, out: Path | None) -> None:

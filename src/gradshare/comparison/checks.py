@@ -13,6 +13,7 @@ from gradshare.comparison.plan import Plan
 from gradshare.comparison.results import MetricFacts
 from gradshare.errors import ConfigError
 from gradshare.methods import Learner
+from gradshare.tasks import ImageStore, ImageTasks, TaskSource
 from gradshare.training.checks import initial_state
 from gradshare.training.device import choose_device
 from gradshare.training.distributed import OneProcess
@@ -21,7 +22,7 @@ from gradshare.training.folder import RunFolder
 from gradshare.training.layout import Layout, Memory, Tasks
 from gradshare.training.loop import is_complete
 from gradshare.training.metrics import Metric
-from gradshare.training.randomness import generators_kept
+from gradshare.training.randomness import isolated
 from gradshare.training.state import RunStatus
 
 Key = tuple[str, int]  # a run: its arm and seed
@@ -56,7 +57,7 @@ def tried(plan: Plan) -> Tried:
     device = choose_device(plan.options.device)
     found = {}
     for arm, learner in learners.items():
-        with generators_kept(device):
+        with isolated(device):
             try:
                 found[arm] = prepare_run(learner, plan.sources, plan.options, device, None)
             except ConfigError as error:
@@ -70,7 +71,7 @@ def tried(plan: Plan) -> Tried:
             )
     layouts = [Layout(**contents["layout"]) for *_, contents in found.values()]
     starts: Starts = {arm: state.meta for arm, (state, *_) in found.items()}
-    notes = [*_other_starts(starts, plan.baseline)]
+    notes = [*_drawn_splits(plan.train), *_other_starts(starts, plan.baseline)]
     if len(plan.seeds) > 1:
         notes += _same_starts(starts, others)
     # One layout for all arms, so that their times can be compared: the one that needs the least
@@ -85,6 +86,14 @@ def tried(plan: Plan) -> Tried:
         score,
         tuple(notes),
     )
+
+
+def _drawn_splits(source: TaskSource) -> Iterator[str]:
+    """A note if no splits of a dataset are published or were given, so that nobody thinks so."""
+    if isinstance(source, ImageTasks) and source.split.stored is not None:
+        store = ImageStore.open(source.split.stored.path)
+        if store.drawn:
+            yield f"The splits of {store.name} were {store.drawn}."
 
 
 def learners_of(plan: Plan) -> tuple[dict[str, Learner], dict[str, Learner]]:

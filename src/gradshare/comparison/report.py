@@ -54,7 +54,13 @@ def _page(results: Results) -> str:
     tested = [run for run in results.runs if run.test]
     arms, every = drawn(results), len(results.arms)
     some = f"{len(arms)} of the {every} arms are shown: the baseline, the controls and the best."
-    classes = _means(arms, lambda arm: [run.by_class for run in counted(results.of(arm))])
+    classes = _means(
+        arms,
+        lambda arm: [
+            {name: 100 * share for name, share in run.by_class.items()}
+            for run in counted(results.of(arm))
+        ],
+    )
     hardest = sorted(classes, key=lambda name: np.mean([*classes[name].values()]))
     page = environment.from_string(template).render(
         results=results,

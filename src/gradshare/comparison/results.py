@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from gradshare.errors import RunError
-from gradshare.training.files import Number, null_where_not_finite, write_atomically
+from gradshare.training.files import Number, null_where_not_finite, read_signed, write_signed
 from gradshare.training.metrics import Scale
-from gradshare.training.records import EpochRecord, first_mistake
+from gradshare.training.records import EpochRecord
 
 FORMAT_VERSION: Final = 3
 FILENAME = "results.json"
@@ -169,14 +166,12 @@ class Results(_Part):
 
 
 def save_results(results: Results, path: Path) -> None:
-    """Write `results.json`, with a digest by which an edit is noticed.
+    """Write `results.json`.
 
     Raises:
         RunError: it cannot be written.
     """
-    content = null_where_not_finite(results.model_dump())
-    text = json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, text.encode())
+    write_signed(path, null_where_not_finite(results.model_dump()))
 
 
 def load_results(path: str | Path) -> Results:
@@ -190,29 +185,5 @@ def load_results(path: str | Path) -> Results:
     """
     file = Path(path).expanduser()
     file = file / FILENAME if file.is_dir() else file
-    again = "write it again with resume='auto' (gradshare compare --resume auto)"
-    try:
-        stored = json.loads(file.read_bytes())
-    except OSError as error:
-        raise RunError(
-            f"{file} cannot be read: {error.strerror}; give the folder of a comparison"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{file} is damaged: {error!s:.200}; {again}") from error
-    found = stored.get("format", stored.get("format_version")) if isinstance(stored, dict) else None
-    if found != FORMAT_VERSION:
-        raise RunError(
-            f"{file} has results of format {found!r:.20}, and this gradshare reads "
-            f"{FORMAT_VERSION}; use the version that wrote it (formats 1 and 2: gradshare 0.1.0)"
-        )
-    digest = stored.pop("sha256", None)
-    if digest != _digest(stored):
-        raise RunError(f"{file} was edited or is damaged; {again}")
-    try:
-        return Results.model_validate(stored)
-    except ValidationError as error:
-        raise RunError(f"{file} is damaged: {first_mistake(error):.300}; {again}") from error
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+    remedy = "give the folder of a comparison, or write it again with --resume auto (resume='auto')"
+    return Results.model_validate(read_signed(file, FORMAT_VERSION, remedy))

@@ -29,6 +29,9 @@ Resize = Literal["stretch", "center-crop"]
 OnDivergence = Literal["stop", "skip", "record"]
 SEEDS = 2**22
 
+MOST_STEPS = 10_000
+"""Inner steps; one task of more would take minutes."""
+
 SharingControl = Literal[
     "rate-control", "learned-rates", "own-gradient", "unnormalized", "detached", "forgotten"
 ]
@@ -164,7 +167,9 @@ class Settings(BaseModel):
     sharing_norm: Norm = Field(
         "global", description="norm of Eq. 1: over all parameters together, or for each tensor"
     )
-    inner_steps: Count = Field(5, description="inner gradient steps (the paper's K)")
+    inner_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = Field(
+        5, description="inner gradient steps (the paper's K)"
+    )
     inner_lr: Positive = Field(
         0.1, description="inner learning rate, or the initial value of learned rates"
     )
@@ -235,7 +240,7 @@ class Settings(BaseModel):
     )
     val_tasks: Count = Field(200, description="validation tasks, the same after every epoch")
     test_tasks: Count = Field(600, description="test tasks, the same for every run")
-    ensemble: Count = Field(
+    ensemble: Annotated[int, Field(ge=1, le=1000)] = Field(
         5, description="how many of the best checkpoints are kept, and averaged in the test"
     )
 

@@ -129,6 +129,7 @@ def call(
 
     Raises:
         ConfigError: it takes no such option, needs one that is not given, or raises an error.
+        RunError: memory ran out.
     """
     function = load(kind, name)
     if not callable(function):
@@ -136,8 +137,11 @@ def call(
     taken = taken_by(function, more)
     arguments = {**{n: v for n, v in given.items() if n in taken}, **options}
     require_arguments(kind, name, function, arguments)
+    from gradshare.training.memory import explain_out_of_memory  # noqa: PLC0415  # torch
+
     try:
-        return function(**arguments)
+        with explain_out_of_memory():
+            return function(**arguments)
     except GradshareError:
         raise
     except Exception as error:

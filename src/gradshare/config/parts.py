@@ -20,7 +20,7 @@ from gradshare.config.names import (
     require_arguments,
     taken_by,
 )
-from gradshare.config.settings import RunConfig, default_of, option_name
+from gradshare.config.settings import ARM_FIELDS, RunConfig, default_of, option_name
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import (
     DetachedSharing,
@@ -238,6 +238,18 @@ def metrics_of(config: RunConfig, learner: Learner, train: TaskSource) -> dict[s
     return {**chosen, **{n: m for n, m in known.items() if n == LOSS}}
 
 
+def settings_read(config: RunConfig) -> dict[str, Any]:
+    """The settings, as JSON, that are given and that the arms of a comparison read."""
+    unread = {*ARM_FIELDS, "workers", *(PLUS_FIELDS if config.method != "maml++" else ())}
+    unread |= {
+        setting for kind in ("dataset", "model", "method") for setting in _unread(config, kind)
+    }
+    if not config.sharing:  # a rule of one's own
+        unread.add("sharing_norm")
+    settings = config.model_dump(mode="json", exclude=unread)
+    return {name: value for name, value in settings.items() if value not in (None, {}, [])}
+
+
 def _call(
     config: RunConfig, kind: str, given: Mapping[str, Any], more: Collection[str] = ()
 ) -> Any:
@@ -248,20 +260,35 @@ def _call(
     """
     name = getattr(config, kind)
     made = call(kind, name, getattr(config, f"{kind}_option"), given, more)
-    taken = taken_by(load(kind, name), more)
-    for parameter, settings in READ[kind].items():
-        for setting in settings if parameter not in taken else ():
-            if (value := getattr(config, setting)) != default_of(setting):
-                raise ConfigError(
-                    f"{option_name(setting)} {value} is not read by --{kind} {name}, which has no "
-                    f"parameter {parameter!r}; leave it out"
-                )
-    if kind == "method" and "sharing" not in taken and config.sharing:
+    unread = _unread(config, kind)
+    for setting, parameter in unread.items():
+        if (value := getattr(config, setting)) != default_of(setting):
+            raise ConfigError(
+                f"{option_name(setting)} {value} is not read by --{kind} {name}, which has no "
+                f"parameter {parameter!r}; leave it out"
+            )
+    if kind == "method" and "sharing" in unread.values() and config.sharing:
         raise ConfigError(
             f"--method {name} has no parameter 'sharing', so it cannot share gradients; add "
             "--no-sharing"
         )
     return made
+
+
+def _unread(config: RunConfig, kind: str) -> dict[str, str]:
+    """The settings that the dataset, the model or the method does not read, each with the parameter
+    that would.
+    """
+    name = getattr(config, kind)
+    if kind == "dataset" and not is_import_path(name):
+        return {}
+    taken = taken_by(load(kind, name), inspect.signature(MetaLearner).parameters)
+    return {
+        setting: parameter
+        for parameter, settings in READ[kind].items()
+        if parameter not in taken
+        for setting in settings
+    }
 
 
 def _settings(config: RunConfig, *names: str) -> dict[str, Any]:

@@ -25,6 +25,10 @@ from gradshare.training.options import Watch, ignore
 from gradshare.training.run import Run
 from gradshare.training.workers import local_workers
 
+# Settings that a run may be continued with other values of. `on_divergence` changes nothing before
+# the first refused iteration.
+CHANGEABLE = {*MACHINE_FIELDS, "on_divergence", "epochs"}
+
 
 def train(
     config: RunConfig, folder: Path | str, *, resume: bool = False, watch: Watch = ignore
@@ -119,7 +123,7 @@ def open_run(
     """
     home = RunFolder(Path(path).expanduser())
     missing: GradshareError | None = None
-    if learner is None and home.started and (home.path / SETTINGS).is_file():
+    if learner is None and home.started and home.contents().get("settings") is not None:
         config = stored(path)
         try:
             parts = build(config)
@@ -137,17 +141,25 @@ def stored(path: str | Path) -> RunConfig:
     """The configuration of a run's folder.
 
     Raises:
-        RunError: there is no run, or one that was started from objects.
+        RunError: there is no run, or one that was started from objects or with other settings.
         ConfigError: the configuration cannot be read.
     """
     home = RunFolder(Path(path).expanduser())
-    home.contents()
-    if not (home.path / SETTINGS).is_file():
+    began = home.contents().get("settings")
+    if began is None:
         raise RunError(
             f"the run in {home.path} was started from objects and has no {SETTINGS}; open it in "
             "Python: gradshare.open_run(path, learner)"
         )
-    return RunConfig.from_yaml(home.path / SETTINGS)
+    path = home.path / SETTINGS
+    config = RunConfig.from_yaml(path) if path.is_file() else RunConfig(**began)
+    for name, value in config.model_dump(mode="json").items():
+        if name not in CHANGEABLE and value != began.get(name):
+            raise RunError(
+                f"{path} has {name} {value!r}, and the run was started with "
+                f"{began.get(name)!r}; put the file back as it was, or correct this setting"
+            )
+    return config
 
 
 def _require_same(config: RunConfig, folder: Path, *, resume: bool) -> None:
@@ -158,8 +170,7 @@ def _require_same(config: RunConfig, folder: Path, *, resume: bool) -> None:
         return
     old = stored(folder)
     longer = config.epochs > old.epochs
-    # `on_divergence` changes nothing before the first refused iteration.
-    changeable = {*MACHINE_FIELDS, "on_divergence", *(("epochs",) if longer else ())}
+    changeable = CHANGEABLE if longer else CHANGEABLE - {"epochs"}
     for name in RunConfig.model_fields:
         before, now = getattr(old, name), getattr(config, name)
         if before != now and name not in changeable:

@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 # A scheduler that refuses a job for a moment, as a busy sbatch does, is asked again after so long.
 BACK_OFF_SECONDS = (1, 2, 4, 8, 16)
+# What Slurm says of a job that it will refuse the next time too.
+FOR_GOOD = ("invalid", "not available", "unrecognized")
 BRIEF = 500  # characters of an error
 
 
@@ -41,7 +43,7 @@ class Call:
             Whether the executor accepted it.
 
         Raises:
-            GradshareError: the executor refuses it, or has refused it too often.
+            GradshareError: the executor refuses it for good, or has refused it too often.
         """
         if time.monotonic() < self._not_before:
             return False
@@ -50,7 +52,7 @@ class Call:
         except GradshareError:
             raise
         except Exception as error:
-            if not self._waits:
+            if not self._waits or any(sign in str(error).lower() for sign in FOR_GOOD):
                 raise RunError(f"it could not be submitted: {_brief(error)}") from error
             wait = self._waits.pop(0)
             self._not_before = time.monotonic() + wait

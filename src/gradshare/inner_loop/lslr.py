@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradshare.inner_loop.rule import Step, Tensors, UpdateRule
+from gradshare.inner_loop.rule import Step, Tensors, UpdateRule, gate_dtype
 from gradshare.inner_loop.sgd import require_rate
 
 
@@ -25,11 +25,15 @@ class LSLR(UpdateRule):
 
     def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         """Each rate = lr."""
-        return {f"rate.{name}": p.new_full((steps,), self.lr) for name, p in params.items()}, {}
+        return {
+            f"rate.{name}": p.new_full((steps,), self.lr, dtype=gate_dtype({name: p}))
+            for name, p in params.items()
+        }, {}
 
     def update(
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
         """This step's rate times Δ."""
-        updates = {name: meta[f"rate.{name}"][step.k] * g for name, g in gradients.items()}
+        rates = {name: meta[f"rate.{name}"][step.k] for name in gradients}
+        updates = {name: rates[name].to(g.dtype) * g for name, g in gradients.items()}
         return updates, carried, task

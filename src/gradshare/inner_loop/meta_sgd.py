@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradshare.inner_loop.rule import Step, Tensors, UpdateRule
+from gradshare.inner_loop.rule import Step, Tensors, UpdateRule, gate_dtype
 from gradshare.inner_loop.sgd import require_rate
 
 
@@ -29,10 +29,14 @@ class MetaSGD(UpdateRule):
 
     def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         """α = lr everywhere."""
-        return {f"alpha.{name}": torch.full_like(p, self.lr) for name, p in params.items()}, {}
+        return {
+            f"alpha.{name}": torch.full_like(p, self.lr, dtype=gate_dtype({name: p}))
+            for name, p in params.items()
+        }, {}
 
     def update(
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
         """α ∘ Δ."""
-        return {name: meta[f"alpha.{name}"] * g for name, g in gradients.items()}, carried, task
+        rates = {name: meta[f"alpha.{name}"].to(g.dtype) for name, g in gradients.items()}
+        return {name: rates[name] * g for name, g in gradients.items()}, carried, task

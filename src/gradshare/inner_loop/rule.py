@@ -322,7 +322,7 @@ def require_rule(name: str, rule: object) -> UpdateRule:
 
 
 def gate_dtype(params: Tensors) -> torch.dtype:
-    """The dtype of gates: the widest of the parameters' dtypes, and at least float32."""
+    """The dtype of gates and rates: the widest of the parameters' dtypes, and at least float32."""
     dtype = torch.float32
     for tensor in params.values():
         dtype = torch.promote_types(dtype, tensor.dtype)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from gradshare.errors import ConfigError, DataError
 from gradshare.inner_loop import SumOverTasks, Tensors, sum_over_local_tasks
 from gradshare.tasks import TaskBatch
 
@@ -31,6 +34,18 @@ class OuterStep:
     losses: Tensor
     outputs: Tensor
     carried: Tensors
+
+
+def joined(parts: Sequence[OuterStep]) -> OuterStep:
+    """The outer step of a batch, from those of parts of it that share nothing."""
+    if len(parts) == 1:
+        return parts[0]
+    return OuterStep(
+        torch.cat([part.objective for part in parts]),
+        torch.cat([part.losses for part in parts]),
+        torch.cat([part.outputs for part in parts]),
+        parts[-1].carried,
+    )
 
 
 class Learner(Protocol):
@@ -81,3 +96,49 @@ class Adapted:
 
     params: Tensors
     updates: int
+
+
+def require_state(
+    shapes: Sequence[Mapping[str, torch.Size]], meta: Tensors, carried: Tensors
+) -> None:
+    """Raise ConfigError unless a learner's state has the names and shapes that its `init` gives it.
+
+    Of longer tensors the first steps would be used, and others be broadcast, without an error.
+
+    Args:
+        shapes: of the meta-parameters and of the carried tensors; empty before `init` was called.
+        meta: the meta-parameters.
+        carried: the carried tensors.
+    """
+    kinds = ("meta-parameter", "carried tensor")
+    for kind, tensors, wanted in zip(kinds, (meta, carried), shapes, strict=False):
+        for name, shape in wanted.items():
+            found = tuple(tensors[name].shape) if name in tensors else "missing"
+            if found != shape:
+                raise ConfigError(
+                    f"the {kind} {name!r} is {found}, this learner has one of {tuple(shape)}; give "
+                    "what this learner's `init` returned, or a checkpoint of the same method and "
+                    "model"
+                )
+
+
+def require_labels(loss: Loss, tasks: TaskBatch) -> None:
+    """Raise DataError if cross entropy ignores all support examples of a task, since the task would
+    not be adapted.
+    """
+    if loss is not F.cross_entropy and not isinstance(loss, nn.CrossEntropyLoss):
+        return
+    y = tasks.support_y
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_cuda:  # which would be waited for
+        return
+    label = getattr(loss, "ignore_index", -100)
+    ignored = y == label
+    if tasks.support_n is not None:
+        padding = torch.arange(y.shape[1]) >= torch.tensor(tasks.support_n)[:, None]
+        ignored |= padding.view(*padding.shape, *(1,) * (y.ndim - 2))
+    empty = ignored.flatten(1).all(1)
+    if empty.any():
+        raise DataError(
+            f"all support labels of task {int(empty.int().argmax()) + 1} are {label}, which cross "
+            "entropy ignores; label at least one example"
+        )

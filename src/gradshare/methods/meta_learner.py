@@ -25,7 +25,14 @@ from gradshare.inner_loop.adapt import joined_tasks, split_by_task
 from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.memory_order import for_all_tasks
 from gradshare.inner_loop.rule import checked_init, refuse_to_sum, require_rule, with_prefix
-from gradshare.methods.learner import Adapted, Loss, OuterStep
+from gradshare.methods.learner import (
+    Adapted,
+    Loss,
+    OuterStep,
+    joined,
+    require_labels,
+    require_state,
+)
 from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.methods.network import Network, Precision
 from gradshare.methods.task_losses import TaskLosses
@@ -98,6 +105,7 @@ class MetaLearner:
         require_count("steps", steps)
         self.network = Network(model, precision=precision)
         self.model = model
+        self._shapes: list[dict[str, torch.Size]] = []  # of what `init` has returned
         self.rule = require_rule("rule", rule)
         self.steps = steps
         self.loss = loss
@@ -144,8 +152,8 @@ class MetaLearner:
 
         Args:
             tasks_at_a_time, recompute: as above.
-            separate: take each such number of tasks through all inner steps, and `fit` through the
-                backward pass, before the next. Only for rules that share nothing between tasks.
+            separate: take so many tasks through all inner steps, and `fit` through the backward
+                pass, before the next. Only for rules that share nothing between tasks.
         """
         other = copy.copy(self)
         other.tasks_at_a_time, other.recompute = tasks_at_a_time, recompute
@@ -174,6 +182,7 @@ class MetaLearner:
         for name in self.per_step:
             theta[name] = theta[name].expand(self.steps, *theta[name].shape)
         outer = {**with_prefix(MODEL, theta), **learned}
+        self._shapes = [{n: t.shape for n, t in part.items()} for part in (outer, carried)]
         return {name: t.detach().clone().requires_grad_() for name, t in outer.items()}, carried
 
     def is_model_parameter(self, name: str) -> bool:
@@ -213,9 +222,11 @@ class MetaLearner:
             sum_over_tasks: sums over the whole batch when `tasks` is only a part of it.
 
         Raises:
-            ConfigError: `meta` or `carried` lacks a tensor, or the loss or the model returns
-                something of another kind.
+            ConfigError: `iteration` is no whole number, the state that of another learner, or the
+                loss or the model returns something of another kind.
+            DataError: cross entropy ignores all support labels of a task.
         """
+        require_count("iteration", iteration, least=0)
         second_order = self.second_order and iteration >= self.first_order_iterations
         # Losses that depend on nothing learned are constants and can't be differentiated.
         second_order = second_order and any(t.requires_grad for t in meta.values())
@@ -231,24 +242,16 @@ class MetaLearner:
                 sum_over_tasks=refuse_to_sum if self.separate else sum_over_tasks,
                 each_step=any(weights[:-1]),
             )
-            losses: Tensor | float = 0.0
+            terms = []
             for updates, weight in enumerate(weights, start=1):
                 if weight:
                     adapted = Adapted(adaptation.params[updates], updates)
                     query_losses, outputs = self._query_losses(meta, adapted, tasks)
-                    losses = losses + weight * query_losses
-            assert isinstance(losses, Tensor)
+                    terms.append(weight * query_losses)
+            losses = torch.stack(terms).sum(0)
             return OuterStep(losses, losses.detach(), outputs.detach(), adaptation.carried)
 
-        steps = [of_part(tasks[part]) for part in self.parts(tasks)]
-        if len(steps) == 1:
-            return steps[0]
-        return OuterStep(
-            torch.cat([step.objective for step in steps]),
-            torch.cat([step.losses for step in steps]),
-            torch.cat([step.outputs for step in steps]),
-            carried,
-        )
+        return joined([of_part(tasks[part]) for part in self.parts(tasks)])
 
     def query_weights(self, iteration: int) -> list[float]:
         """The weight of each inner step's query loss at an outer iteration (from 0)."""
@@ -269,6 +272,7 @@ class MetaLearner:
             steps: inner steps; None for K. Steps beyond K use what the K-th has learned.
         """
         steps = self.steps if steps is None else steps
+        require_count("steps", steps, least=0)
         adaptation = self._adapt(
             meta, carried, tasks, steps=steps, second_order=False, sum_over_tasks=None
         )
@@ -309,30 +313,13 @@ class MetaLearner:
     def shared_parameters(self, meta: Tensors, step: int) -> dict[str, Tensor]:
         """The model's parameters at an inner step that the inner loop does not adapt."""
         step = min(max(step, 0), self.steps - 1)
-        shared = {}
-        for name in self.shared:
-            tensor = meta[f"{MODEL}.{name}"]
-            shared[name] = tensor[step] if name in self.per_step else tensor
-        return shared
+        shared = {name: meta[f"{MODEL}.{name}"] for name in self.shared}
+        return shared | {name: shared[name][step] for name in self.per_step}
 
     def chunks(self, tasks: TaskBatch) -> list[slice]:
         """The tasks that one forward pass takes."""
         T, size = len(tasks), self.tasks_at_a_time or len(tasks)
         return [slice(start, min(start + size, T)) for start in range(0, T, size)]
-
-    def support_losses(
-        self, params: Tensors, shared: Tensors, tasks: TaskBatch, *, training: bool
-    ) -> Tensor:
-        """The (T,) losses of the support sets at some parameters (T, …)."""
-        outputs = self.network(
-            params,
-            shared,
-            tasks.support_x,
-            sizes=tasks.support_n,
-            training=training,
-            together=self.tasks_at_a_time != 1,
-        )
-        return self.losses(outputs, tasks.support_y, tasks.support_n)
 
     def _query_losses(
         self, meta: Tensors, adapted: Adapted, tasks: TaskBatch
@@ -352,8 +339,8 @@ class MetaLearner:
             losses(params, shared, chunk)
             for chunk, params in zip(chunks, split_by_task(adapted.params, chunks), strict=True)
         ]
-        values, outputs = (joined_tasks(part) for part in zip(*parts, strict=True))
-        return values, outputs
+        values, outputs = zip(*parts, strict=True)
+        return joined_tasks(values), joined_tasks(outputs)
 
     def _query_outputs(
         self, params: Tensors, shared: Tensors, tasks: TaskBatch, *, training: bool
@@ -380,18 +367,21 @@ class MetaLearner:
         sum_over_tasks: SumOverTasks | None,
         each_step: bool = False,
     ) -> Adaptation:
-        training = sum_over_tasks is not None
-
         def support_losses(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
-            return self.support_losses(params, shared, tasks[chunk], training=training)
+            part = tasks[chunk]
+            outputs = self.network(
+                params,
+                shared,
+                part.support_x,
+                sizes=part.support_n,
+                training=sum_over_tasks is not None,
+                together=self.tasks_at_a_time != 1,
+            )
+            return self.losses(outputs, part.support_y, part.support_n)
 
-        try:
-            theta = {name: meta[f"{MODEL}.{name}"] for name in self.adapted}
-        except KeyError as error:
-            raise ConfigError(
-                f"the meta-parameter {error} is missing; give what this learner's `init` returned, "
-                "or a checkpoint of the same method and model"
-            ) from error
+        require_state(self._shapes, meta, carried)
+        require_labels(self.loss, tasks)
+        theta = {name: meta[f"{MODEL}.{name}"] for name in self.adapted}
         return adapt(
             support_losses,
             self.start(theta, tasks),

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, is_out_of_memory
 from gradshare.inner_loop import Tensors
 from gradshare.inner_loop.attention import unfused_attention
 from gradshare.inner_loop.flat_memory import random_state, set_random_state
@@ -179,7 +179,8 @@ class _Copy:
             for key, parameter in owner._parameters.items():
                 if parameter is not None:  # a tied parameter has one name and several slots
                     self.slots.setdefault(names[id(parameter)], []).append((owner, key))
-        self.buffers: list[tuple[nn.Module, str, Tensor, Tensor, int]] = []
+        self.buffers: list[tuple[nn.Module, str, Tensor | None, Tensor | None, int]] = []
+        self.names: list[tuple[nn.Module, frozenset[str]]] = []  # of the buffers
 
     def __call__(
         self, original: nn.Module, params: Tensors, x: Tree, support: Tree | None
@@ -213,21 +214,28 @@ class _Copy:
 
     def _keep_buffers(self) -> None:
         """Remember the buffers, and let `forward` write to copies of them."""
-        self.buffers = []
+        self.buffers, self.names = [], []
         for owner in self.module.modules():
+            self.names.append((owner, frozenset(owner._buffers)))
             for key, buffer in owner._buffers.items():
-                if buffer is not None:
-                    working = buffer.clone()
-                    owner._buffers[key] = working
-                    self.buffers.append((owner, key, buffer, working, working._version))
+                self.buffers.append((owner, key, buffer, *_working(owner, key, buffer)))
 
     def _restore_buffers(self) -> None:
-        """Replace the buffers that `forward` has written to."""
+        """Replace the buffers that `forward` has written to, and drop those that it has made."""
         for index, (owner, key, buffer, working, version) in enumerate(self.buffers):
-            if owner._buffers[key] is not working or working._version != version:
-                fresh = buffer.clone()
-                owner._buffers[key] = fresh
-                self.buffers[index] = (owner, key, buffer, fresh, fresh._version)
+            current = owner._buffers.get(key)
+            if current is not working or (current is not None and current._version != version):
+                self.buffers[index] = (owner, key, buffer, *_working(owner, key, buffer))
+        for owner, names in self.names:
+            for key in owner._buffers.keys() - names:
+                del owner._buffers[key]
+
+
+def _working(owner: nn.Module, key: str, buffer: Tensor | None) -> tuple[Tensor | None, int]:
+    """Let a module work with a copy of a buffer; the copy and its version."""
+    copied = None if buffer is None else buffer.clone()
+    owner._buffers[key] = copied
+    return copied, 0 if copied is None else copied._version
 
 
 def call_module(module: Callable[..., Any], x: Tree, support: Tree | None = None) -> Any:
@@ -289,14 +297,6 @@ def _say_once(model: str, first: str, count: int) -> None:
     )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or a CPU."""
-    signs = ("can't allocate memory", "could not create a primitive", "not enough memory")
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    )
-
-
 def _require_usable(model: object) -> None:
     """Raise ConfigError unless `model` is a module that can be called with other parameters."""
     if not isinstance(model, nn.Module):
@@ -305,8 +305,18 @@ def _require_usable(model: object) -> None:
     name = type(model).__name__
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ConfigError(f"the model is a {name}; give the module inside it: model.module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(f"the model is a {name}, compiled by TorchScript; give the module itself")
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise ConfigError(
                 f"{path} of {name} has no shape yet; call the model once on an example input"
+            )
+        if tensor.is_meta:
+            raise ConfigError(f"{path} of {name} has no values; make the model on another device")
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise ConfigError(
+                f"{path} of {name} has sparse gradients, which cannot be differentiated; make it "
+                "with sparse=False"
             )

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, is_out_of_memory
 from gradshare.methods.learner import Loss
-from gradshare.methods.network import is_out_of_memory
 from gradshare.tasks.batch import each_task, put_together
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradshare.errors import DataError
 from gradshare.tasks.batch import Tree, leaves, tree_map
-from gradshare.tasks.store import memory_map
+from gradshare.tasks.store import MappedFile, memory_map
 
 Array = npt.NDArray[Any]
 
@@ -163,6 +163,8 @@ def labels(y: Any, name: str = "y") -> Array:
 
 def as_array(values: Any, dtype: Any = None) -> Array:
     """An array of the values of an array, a tensor or a list."""
+    if isinstance(values, np.memmap):
+        return values.view(MappedFile)
     if isinstance(values, Tensor):
         values = values.detach().cpu()
     return np.asarray(values, dtype=dtype)

@@ -63,21 +63,26 @@ class TaskBatch:
                 f"the tensors of a task batch are {found}; the first dimension must be the tasks, "
                 "the same number in each and at least one: give a single task as x[None]"
             )
-        for name, targets in (("support_n", self.support_y), ("query_n", self.query_y)):
-            sizes = getattr(self, name)
-            if sizes is None:
-                continue
-            if len(sizes) != len(self):
+        for name, least in (("support", 1), ("query", 0)):  # predictions may be for no input
+            examples = {
+                path: shape[1] if len(shape) > 1 else 0
+                for path, shape in shapes.items()
+                if path.startswith(name)
+            }
+            most = min(examples.values())
+            if most < least or most != max(examples.values()):
                 raise DataError(
-                    f"{name} has {len(sizes)} numbers for {len(self)} tasks; give one for each"
+                    f"the tasks of a batch have {examples} examples; the second dimension must be "
+                    f"the examples, the same number in each and at least {least}"
                 )
-            padded = first_leaf(targets).shape[1]
-            for size in sizes:
-                if not 1 <= size <= padded:
-                    raise DataError(
-                        f"{name} has {size}, and the tasks are padded to {padded} examples; give "
-                        f"each task's number of real examples, from 1 to {padded}"
-                    )
+            sizes = getattr(self, f"{name}_n")
+            if sizes is not None and (
+                len(sizes) != len(self) or not all(least <= size <= most for size in sizes)
+            ):
+                raise DataError(
+                    f"{name}_n is {list(sizes)} for {len(self)} tasks of {most} examples; give a "
+                    f"number from {least} to {most} for each task"
+                )
 
     def __len__(self) -> int:
         """T, the number of tasks."""

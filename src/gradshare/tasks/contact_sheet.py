@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradshare.errors import escaped
 from gradshare.tasks.store import ImageStore, Split
 
 NAME_LENGTH = 40  # characters of a class's name
@@ -50,7 +51,7 @@ def _draw(
     # (rows, columns, C, H, W) to one image (rows·H, columns·W, C)
     sheet = block.transpose(0, 3, 1, 4, 2).reshape(len(chosen) * step, images * step, channels)
     axes.imshow(sheet.repeat(3 // channels, axis=-1), interpolation="nearest")
-    names = [split.class_names[number] for number in chosen]
+    names = [escaped(split.class_names[number]) for number in chosen]
     shown = [name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…" for name in names]
     middles = [step * (row + 0.5) for row in range(len(chosen))]
     axes.set_yticks(middles, shown, fontsize=7, parse_math=False)

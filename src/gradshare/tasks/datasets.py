@@ -31,7 +31,7 @@ from gradshare.tasks.registry import (
     require_new_name,
 )
 from gradshare.tasks.store import SPLITS, ImageStore, is_store
-from gradshare.tasks.writing import ClassImages, fill, writing
+from gradshare.tasks.writing import ClassImages, clear_leftovers, fill, writing
 
 IMAGE_SIZES = range(8, 1025)
 
@@ -154,6 +154,7 @@ def prepare_dataset(
         raise DataError(
             f"{target} is in the way: it holds files but no prepared dataset; move it elsewhere"
         )
+    clear_leftovers(data_root)
     try:
         with writing(target) as workspace:
             if is_store(target) and not force:  # another process has written it
@@ -162,8 +163,11 @@ def prepare_dataset(
                 content = _drawn(image_size, seed or 0)
             else:
                 content = _found(dataset, path, workspace / "unpacked", image_size, resize)
-                if folder:
-                    content.source["splits"] = given_splits(path) or f"drawn with seed {seed or 0}"
+                if folder and (given := given_splits(path)):
+                    content.source["splits"] = given
+                elif folder:
+                    number = seed or 0
+                    content.source.update(splits=f"drawn with seed {number}", seed=number)
             _require_room(target, content.images, image_size)
             fill(
                 workspace / "store",

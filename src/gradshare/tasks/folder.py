@@ -26,6 +26,7 @@ from gradshare.errors import DataError
 from gradshare.tasks.dataset import Dataset, FoundClass
 from gradshare.tasks.images import EXTENSIONS, open_image
 from gradshare.tasks.store import SPLITS
+from gradshare.tasks.web_page import refuse_web_page
 
 IMAGE_SIZE = 84  # most papers' size of photographs
 SPLITS_FILE = "splits.json"
@@ -95,7 +96,7 @@ def find_classes(root: Path, seed: int | None = None) -> list[FoundClass]:
 
 def given_splits(root: Path) -> str | None:
     """What in a folder says which class is in which split; None if nothing does."""
-    if (root / SPLITS_FILE).is_file():
+    if (root / SPLITS_FILE).exists():
         return SPLITS_FILE
     named = any(folder.name in SPLIT_OF_FOLDER for folder in class_folders(root))
     return "split folders" if named else None
@@ -107,17 +108,23 @@ def is_grey(found: Sequence[FoundClass]) -> bool:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, by name. Hidden ones are passed over."""
-    return sorted(
-        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    """The folders in a folder, by name. Hidden ones are passed over.
+
+    Raises:
+        DataError: a link in it is dead, and could be one of them.
+    """
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    for entry in entries:
+        if entry.is_symlink() and not entry.exists():
+            raise DataError(f"{entry} is a dead link; replace or remove it")
+    return [entry for entry in entries if entry.is_dir()]
 
 
 def image_files(folder: Path) -> list[Path]:
     """The images that a class folder holds directly, by name.
 
     Raises:
-        DataError: there are none, or one is a dead link or a pipe.
+        DataError: there are none.
     """
     images = sorted(
         entry
@@ -126,9 +133,6 @@ def image_files(folder: Path) -> list[Path]:
         and not entry.name.startswith(".")
         and not entry.is_dir()
     )
-    for image in images:
-        if not image.is_file():
-            raise DataError(f"{image} is a dead link or no file; replace or remove it")
     if not images:
         inner = class_folders(folder)
         hint = f" (it holds folders, such as {inner[0].name!r})" if inner else ""
@@ -180,6 +184,7 @@ def _mode(path: Path) -> str:
 
 def _splits_from_file(path: Path, folders: Sequence[Path]) -> Mapping[str, list[Path]]:
     example = '{"train": ["class", …], "val": […], "test": […]}'
+    refuse_web_page(path, "a list of classes")
     try:
         named = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -97,6 +97,8 @@ def open_image(data: Path | bytes, where: str) -> Iterator[Image.Image]:
         DataError: no such file, not an image, or of more than 16 bits a channel; or what Pillow
             raises while the image is in use.
     """
+    if isinstance(data, Path) and data.exists() and not data.is_file():  # a pipe would never end
+        raise DataError(f"{where} is not a file; give the path of an image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own bomb warning: MAX_PIXELS decides

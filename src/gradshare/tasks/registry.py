@@ -67,8 +67,10 @@ def require_new_name(name: str) -> None:
         )
 
 
-def prepare_command(name: str, data_root: Path, image_size: int, resize: Resize) -> str:
-    """The command line that prepares a dataset."""
+def prepare_command(
+    name: str, data_root: Path, image_size: int, resize: Resize, seed: int | None = None
+) -> str:
+    """The command line that prepares a dataset; `seed` is that of what is drawn."""
     words = ["gradshare", "data", "prepare", name]
     dataset = DATASETS.get(name)
     if dataset is None:
@@ -80,6 +82,8 @@ def prepare_command(name: str, data_root: Path, image_size: int, resize: Resize)
     words += ["--image-size", str(image_size)]
     if resize != "stretch":
         words += ["--resize", resize]
+    if seed is not None:
+        words += ["--seed", str(seed)]
     if data_root != DEFAULT_DATA_ROOT:
         words += ["--data-root", str(data_root)]
     return shlex.join(words)

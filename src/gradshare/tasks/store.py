@@ -6,11 +6,12 @@ A store is a folder with two files:
 - `index.json`: which rows belong to which class of which split, the pixel statistics of the
   training split, and where the images came from.
 
-`gradshare.tasks.writing` writes it, `ImageStore.open` opens it without reading images.
+`gradshare.tasks.writing` writes it, `ImageStore.open` opens it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tokenize
 import warnings
@@ -35,7 +36,26 @@ LONGEST = 4096
 Images = npt.NDArray[np.uint8]
 
 
-class StoredImages(np.memmap[Any, Any]):
+class MappedFile(np.memmap[Any, Any]):
+    """The array in a file, memory-mapped."""
+
+    def take(self, *arguments: Any, **options: Any) -> Any:
+        """As `numpy.take`.
+
+        Raises:
+            DataError: the file was cut since it was opened. To read beyond its end would kill the
+                process.
+        """
+        mapped = self._mmap  # type: ignore[attr-defined]
+        if mapped is not None and mapped.size() < len(mapped):
+            raise DataError(
+                f"{self.filename} was cut from {len(mapped)} to {mapped.size()} bytes while it was "
+                "in use; put it back"
+            )
+        return super().take(*arguments, **options)
+
+
+class StoredImages(MappedFile):
     """The images of a store, memory-mapped. A pickle holds where they are, and not the images.
 
     A part of the images has no attributes, and is pickled as an array.
@@ -108,7 +128,7 @@ class ImageStore:
         rotate_classes: whether training episodes turn each class by a random multiple of 90°,
             as the field does with Omniglot.
         source: where the images came from and how they were prepared, for the record.
-        sha256: of the bytes of all images, as they were written; it is not computed again.
+        sha256: of the bytes of all images, as they were written.
     """
 
     name: str
@@ -126,9 +146,15 @@ class ImageStore:
         channels, height, width = self.splits["train"].images.shape[1:]
         return channels, height, width
 
+    @property
+    def drawn(self) -> str | None:
+        """How the splits were drawn; None if they were given, or are published ones."""
+        splits = str(self.source.get("splits"))
+        return splits if splits.startswith("drawn") else None
+
     @classmethod
     def open(cls, path: Path | str) -> ImageStore:
-        """Open the store in a folder.
+        """Open the store in a folder. Images that were written to are compared with their digest.
 
         Raises:
             DataError: the folder holds no store, or one that is damaged or of another version.
@@ -197,9 +223,10 @@ class Index(BaseModel):
     rotate_classes: StrictBool
     source: dict[str, Any]
     sha256: Sha256
-    splits: dict[str, list[StoredClass]]
+    written: int | None = None  # when images.npy was, in nanoseconds
+    splits: dict[str, Annotated[list[StoredClass], Field(min_length=1)]]
 
-    def require_fit(self, images: npt.NDArray[Any]) -> None:
+    def require_fit(self, images: MappedFile) -> None:
         """Raise ValueError if the index is not that of the images."""
         is_shape = images.dtype == np.uint8 and list(images.shape) == self.shape
         if not is_shape or not len(self.mean) == len(self.std) == self.shape[1]:
@@ -215,19 +242,26 @@ class Index(BaseModel):
         for start, end, name in rows:
             if start < 0 or end <= start or end > len(images):
                 raise ValueError(f"class {name!r} has rows outside the {len(images)} images")
+        names = sorted(name for _, _, name in rows)
+        for name, following in pairwise(names):
+            if name == following:
+                raise ValueError(f"class {name!r} is there twice")
         for one, other in pairwise(rows):
             if other[0] < one[1]:
                 raise ValueError(f"classes {one[2]!r} and {other[2]!r} share images")
+        # To read all images takes seconds, and a file that was not written to is as it was.
+        written = Path(str(images.filename)).stat().st_mtime_ns
+        if written != self.written and hashlib.sha256(images.data).hexdigest() != self.sha256:
+            raise ValueError("images.npy has other images than its index says")
 
 
 def first_mistake(error: ValidationError) -> str:
-    """What is wrong with an index, in a few words."""
+    """What is wrong with a content, in a few words."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return repr(where) if first["type"] == "missing" else f"{where}: {first['msg']}"
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def memory_map(path: Path) -> npt.NDArray[Any]:
+def memory_map(path: Path) -> MappedFile:
     """An array in a .npy file, whatever its type, without reading it.
 
     Raises:
@@ -236,7 +270,7 @@ def memory_map(path: Path) -> npt.NDArray[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy's, of headers that Python 2 wrote
-            return np.lib.format.open_memmap(path, mode="r")
+            return np.lib.format.open_memmap(path, mode="r").view(MappedFile)
     except (SyntaxError, tokenize.TokenError, MemoryError, OverflowError, TypeError) as error:
         raise ValueError(f"{path.name} has no proper header: {error}") from error
 

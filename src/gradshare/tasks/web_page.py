@@ -20,16 +20,18 @@ def is_web_page(path: Path) -> bool:
 
 
 def refuse_web_page(path: Path, expected: str) -> None:
-    """Raise if a file is an HTML page.
+    """Raise if a path is an HTML page or no file at all, such as a pipe, which would never end.
 
     Args:
         path: the file.
         expected: what it should be, with its article: "an archive".
 
     Raises:
-        DataError: it is an HTML page.
+        DataError: it is an HTML page, or no file.
         OSError: it cannot be read.
     """
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is not a file; it must be {expected}")
     if is_web_page(path):
         raise DataError(
             f"{path} is a web page, not {expected}: the server answered with a web page (an error, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -29,6 +30,8 @@ from gradshare.tasks.store import (
 )
 
 log = logging.getLogger(__name__)
+
+WORKSPACE = ".partial"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,31 +86,56 @@ def write_store(
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Be the only process that writes a store. A second one waits.
+def writing(path: Path, *, wait: bool = True) -> Iterator[Path]:
+    """Be the only process that writes a store. Folders that are empty in the end are removed.
+
+    Args:
+        path: of the store.
+        wait: whether to wait for another process that writes it.
 
     Yields:
         A folder beside the store to work in. It is removed in the end; if the process is killed,
-        by the next one that writes the store.
+        by `clear_leftovers` or the next process that writes the store.
+
+    Raises:
+        Timeout: another process writes it, and `wait` is False.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    workspace = path.with_name(f".{path.name}.partial")
+    made = [folder for folder in path.parents if not folder.exists()]
+    workspace = path.with_name(f".{path.name}{WORKSPACE}")
     lock_path = path.with_name(f".{path.name}.lock")
     lock = FileLock(lock_path)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        killed = f"if it was killed, delete {lock_path}"
-        log.warning("another process is preparing %s; waiting for it (%s)", path, killed)
-        lock.acquire()
-    try:
-        shutil.rmtree(workspace, ignore_errors=True)
-        workspace.mkdir()
-        yield workspace
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise
+            killed = f"if it was killed, delete {lock_path}"
+            log.warning("another process is preparing %s; waiting for it (%s)", path, killed)
+            lock.acquire()
+        try:
+            shutil.rmtree(workspace, ignore_errors=True)
+            workspace.mkdir()
+            yield workspace
+        finally:
+            shutil.rmtree(workspace, ignore_errors=True)
+            lock_path.unlink(missing_ok=True)  # while it is held: one that waits makes a new file
+            lock.release()
     finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-        lock_path.unlink(missing_ok=True)  # while it is held: one that waits makes a new file
-        lock.release()
+        for folder in made:
+            with contextlib.suppress(OSError):  # it holds the store
+                folder.rmdir()
+
+
+def clear_leftovers(data_root: Path) -> None:
+    """Remove the workspaces of killed processes under a data root."""
+    for workspace in data_root.glob(f"*/.*{WORKSPACE}"):
+        path = workspace.with_name(workspace.name[1:].removesuffix(WORKSPACE))
+        with contextlib.suppress(Timeout, OSError):
+            with writing(path, wait=False):
+                pass
+            path.parent.rmdir()  # if nothing else is in it
 
 
 def fill(
@@ -164,6 +192,7 @@ def fill(
         "rotate_classes": rotate_classes,
         "source": dict(source),
         "sha256": digest.hexdigest(),
+        "written": (folder / "images.npy").stat().st_mtime_ns,
         "splits": splits,
     }
     try:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from gradshare.errors import RunError
@@ -91,10 +91,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         RunError: it cannot be opened, or is of another format version.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            _require_format(path, metadata)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Not by its path, which safetensors takes in UTF-8 alone.
+        data = path.read_bytes()
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header.get("__metadata__", {})
+        _require_format(path, metadata)
         if _digest(tensors, metadata["progress"]) != metadata["sha256"]:
             raise DamagedError(
                 f"{path} is damaged: its checksum does not match; use another checkpoint"

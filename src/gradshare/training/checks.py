@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradshare.errors import ConfigError, DataError, GradshareError
+from gradshare.errors import ConfigError, DataError, GradshareError, is_out_of_memory
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner, MetaLearner
-from gradshare.methods.network import is_out_of_memory
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import PARTS, leaves, task_of
 from gradshare.tasks.source import prepared, require_pure

@@ -84,8 +84,8 @@ def estimate(
     learner: Learner,
     train: TaskSource,
     validation: TaskSource,
-    *,
     test: TaskSource | None = None,
+    *,
     out: str | Path | None = None,
     **options: Any,
 ) -> Estimate:

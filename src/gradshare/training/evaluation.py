@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradshare.errors import DataError
+from gradshare.errors import require_count
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
@@ -118,6 +118,7 @@ def ensemble_values(
     """A function that measures several models: as one ensemble, by the mean of their outputs, and
     the first alone ("single"). Each adapts with its own ĝ and λ.
     """
+    require_steps(steps)
 
     def measure(tasks: TaskBatch) -> dict[str, Values]:
         outputs = []
@@ -132,6 +133,12 @@ def ensemble_values(
         }
 
     return measure
+
+
+def require_steps(steps: int | None) -> None:
+    """Raise ConfigError unless `steps` is None or a number of inner steps."""
+    if steps is not None:
+        require_count("steps", steps, least=0)
 
 
 def values_before_and_after(
@@ -190,8 +197,7 @@ def on_all_tasks(
     The processes share the chunks of tasks. Each chunk seeds the global generators from its own
     number. `advance` is called with the number of tasks that are done.
     """
-    if count < 1:
-        raise DataError(f"an evaluation needs at least one task, and {count} were asked for")
+    require_count("tasks", count)
     tasks = range(count)
     chunks = [tasks[start : start + CHUNK] for start in range(0, count, CHUNK)]
     measured: list[dict[str, Values]] = []

@@ -1,8 +1,12 @@
-"""Files that are whole or absent, whatever happens while they are written, and JSON without NaN."""
+"""Files that are whole or absent, whatever happens while they are written, and JSON whose edits are
+noticed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,13 +32,14 @@ Number = Annotated[float, BeforeValidator(_nan_for_null)]
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Turn an OSError into a RunError that names `place`."""
+    """Turn an error of the disk or the path into a RunError that names `place`."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: of a NUL in a path
+        cause = getattr(error, "strerror", None) or error
         raise RunError(
-            f"{place} cannot be written: {error.strerror or error}; free space there, or choose "
-            "another output folder (--out)"
+            f"{place} cannot be written: {cause}; free space there, or choose another output "
+            "folder (--out)"
         ) from error
 
 
@@ -56,6 +61,52 @@ def write_atomically(path: Path, data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
+
+
+def write_signed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object with a digest, by which `read_signed` notices an edit.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    # Options can be numpy's numbers.
+    plain = json.loads(json.dumps(content, default=lambda number: number.item()))
+    write_atomically(path, json.dumps({**plain, "sha256": _digest(plain)}).encode())
+
+
+def read_signed(path: Path, version: int, remedy: str) -> dict[str, Any]:
+    """Read what `write_signed` wrote.
+
+    Args:
+        path: of the file.
+        version: the content's "format".
+        remedy: for an edited file.
+
+    Raises:
+        RunError: it cannot be read, has another format, or was edited.
+    """
+    if path.is_fifo():  # which would never end
+        raise RunError(f"{path} is a pipe; {remedy}")
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}; {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: {error!s:.200}; {remedy}") from error
+    content = content if isinstance(content, dict) else {}
+    found = content.get("format", content.get("format_version"))  # the latter in 0.1.0
+    if found != version:
+        raise RunError(
+            f"{path} has format {found!r:.20}, and this gradshare reads {version}; use gradshare "
+            f"{content.get('gradshare', '0.1.0')!s:.60}, which wrote it"
+        )
+    if content.pop("sha256", None) != _digest(content):
+        raise RunError(f"{path} was edited or is damaged; {remedy}")
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

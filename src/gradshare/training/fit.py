@@ -65,6 +65,7 @@ def fit(
     learner: Learner,
     train: TaskSource,
     validation: TaskSource,
+    test: TaskSource | None = None,
     *,
     out: str | Path,
     epochs: int,
@@ -73,7 +74,6 @@ def fit(
     val_tasks: int = 200,
     seed: int = 0,
     resume: Resume = "never",
-    test: TaskSource | None = None,
     test_tasks: int = 600,
     metrics: Mapping[str, Metric] | None = None,
     score: str | None = None,
@@ -100,6 +100,7 @@ def fit(
         learner: the method, such as `gradshare.maml(model)`.
         train: the source of training tasks.
         validation: the source of validation tasks; the same ones after each epoch.
+        test: a source of test tasks, on which the best checkpoints are tested at the end.
         out: a new folder for the run.
         epochs: the number of epochs, each of `iterations` outer iterations and a validation.
         iterations: outer iterations in an epoch.
@@ -109,7 +110,6 @@ def fit(
             not choose the initialisation, which is the learner's own.
         resume: "auto" continues the run in `out`, starts one if there is none, and does nothing
             if it is complete. More `epochs` extend a finished run.
-        test: a source of test tasks, on which the best checkpoints are tested at the end.
         test_tasks: test tasks.
         metrics: what is measured, by name. Default: accuracy and the loss for classes, else the
             loss.

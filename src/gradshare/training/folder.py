@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +30,14 @@ from gradshare.training.checkpoint import (
     require_same_shapes,
     save_checkpoint,
 )
-from gradshare.training.files import UNFINISHED, make_folder, write_atomically, writing
+from gradshare.training.files import (
+    UNFINISHED,
+    make_folder,
+    read_signed,
+    write_atomically,
+    write_signed,
+    writing,
+)
 from gradshare.training.lock import LOCK, is_locked, locked
 from gradshare.training.memory import amount
 from gradshare.training.records import History
@@ -81,14 +87,11 @@ class RunFolder:
         make_folder(self._checkpoints)
         if settings is not None:
             self.store_settings(settings)
-        self.store(contents)
+        self.store({**contents, "settings": settings})  # by which a damaged file is noticed
 
     def store(self, contents: Mapping[str, Any]) -> None:
         """Write `run.json`."""
-        contents = {"format": FORMAT_VERSION, **contents}
-        # Options can be numpy's numbers.
-        text = json.dumps(contents, indent=1, ensure_ascii=False, default=lambda v: v.item())
-        write_atomically(self.path / RUN, text.encode())
+        write_signed(self.path / RUN, {"format": FORMAT_VERSION, **contents})
 
     def store_settings(self, settings: Mapping[str, Any]) -> None:
         """Write `config.yaml`."""
@@ -99,9 +102,8 @@ class RunFolder:
         """The contents of `run.json`.
 
         Raises:
-            RunError: there is no run, or one of another version.
+            RunError: there is no run, one of another version, or one whose `run.json` was edited.
         """
-        path = self.path / RUN
         if (self.path / "inputs.json").is_file():
             raise RunError(
                 f"the run in {self.path} was written by gradshare 0.1.0; use that version to read "
@@ -111,17 +113,9 @@ class RunFolder:
             below = sorted(found.parent.name for found in self.path.glob(f"*/{RUN}"))
             which = f"one of those below it: {', '.join(below)}" if below else "the folder of a run"
             raise RunError(f"{self.path} holds no run (no {RUN}); give {which}")
-        try:
-            contents: dict[str, Any] = json.loads(path.read_bytes())
-            version, author = contents["format"], contents["gradshare"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{path} cannot be read: {error!r:.200}; give another run") from error
-        if version != FORMAT_VERSION:
-            raise RunError(
-                f"{path} has format {version!r:.20}, this gradshare reads {FORMAT_VERSION}; use "
-                f"gradshare {author!s:.60}, which wrote it"
-            )
-        return contents
+        return read_signed(
+            self.path / RUN, FORMAT_VERSION, "put it back as it was, or give another run"
+        )
 
     def save_latest(self, iteration: int, checkpoint: Checkpoint) -> Path:
         """Save a checkpoint to continue from, keep the one before it, and return its file."""
@@ -192,7 +186,7 @@ class RunFolder:
         models: list[Checkpoint] = []
         for epoch in epochs:
             try:
-                models.append(self._load(self._epoch(epoch)))
+                models.append(self._load(self._epoch(epoch), epoch))
             except RunError as error:
                 log.warning("%s; epoch %d is left out of the ensemble", error, epoch)
         if not models:
@@ -211,13 +205,16 @@ class RunFolder:
                 "output folder, keep fewer models (ensemble) or take a smaller model"
             )
 
-    def _load(self, path: Path) -> Checkpoint:
+    def _load(self, path: Path, epoch: int | None = None) -> Checkpoint:
+        """A checkpoint of this run, and of this epoch if one is given."""
         checkpoint = load_checkpoint(path)
         theirs, ours = checkpoint.progress.get("run"), self.contents()["id"]
         if theirs != ours:
             raise DamagedError(
                 f"{path} is of another run ({theirs}, not {ours}); use the run's own"
             )
+        if epoch is not None and (found := checkpoint.progress.get("epoch")) != epoch:
+            raise DamagedError(f"{path} is of epoch {found}, not {epoch}")
         return checkpoint
 
     def _latest(self) -> list[Path]:

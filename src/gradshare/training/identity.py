@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,18 @@ def identity_of(
 
 
 def schedule_digest(options: Options, total: int) -> str:
-    """A digest of the schedule's factors up to an iteration; of a long run not of each one."""
+    """A digest of the schedule's factors up to an iteration; of a long run not of each one.
+
+    Raises:
+        ConfigError: a factor is negative or not a number.
+    """
     every = max(1, total // MOST_FACTORS)
     factors = [options.factor(iteration) for iteration in range(0, total, every)]
+    for index, factor in enumerate(factors):
+        if not 0 <= factor < math.inf:
+            raise ConfigError(
+                f"schedule gives {factor} at iteration {index * every}; give factors of at least 0"
+            )
     return hashlib.sha256(json.dumps(factors).encode()).hexdigest()
 
 

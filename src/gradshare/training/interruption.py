@@ -32,7 +32,8 @@ class RunStoppedError(RunError):
 class StopRequests:
     """While active, `SIGNALS` are noted instead of acted on.
 
-    A second Ctrl-C (SIGINT) interrupts at once. An ignored SIGHUP, as under `nohup`, stays ignored.
+    A second Ctrl-C (SIGINT) interrupts at once, as it does outside. An ignored SIGHUP, as under
+    `nohup`, stays ignored.
     Outside the main thread, where Python allows no signal handlers, nothing is noted.
 
     Args:
@@ -58,6 +59,8 @@ class StopRequests:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT and not self._patient:
-            raise KeyboardInterrupt
+        previous = self._previous[number]
+        again = self.signal is not None and number == signal.SIGINT and not self._patient
+        if again and callable(previous):
+            previous(number, frame)
         self.signal = number

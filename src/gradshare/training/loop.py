@@ -15,9 +15,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from gradshare.errors import RunError
+from gradshare.errors import RunError, is_out_of_memory
 from gradshare.methods import Learner
-from gradshare.methods.network import is_out_of_memory
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import prepared, training_indices
 from gradshare.training.batches import Batches
@@ -227,7 +226,7 @@ class Trainer:
         status.history.append(record)
         status.totals = EpochTotals()
         if writer is not None:
-            folder.save_epoch(record.epoch, state.epoch_checkpoint(self.run))
+            folder.save_epoch(record.epoch, state.epoch_checkpoint(self.run, record.epoch))
             writer.write(record)
         stops = self.processes.from_first(lambda: self._call_callbacks("epoch"))
         status.stopped = status.stopped or stops

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from gradshare.errors import RunError
-from gradshare.methods.network import is_out_of_memory
+from gradshare.errors import RunError, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ def explain_out_of_memory() -> Iterator[None]:
     """Turn an out-of-memory error into a RunError with a remedy."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
         if not is_out_of_memory(error):
             raise
         words = str(error) or type(error).__name__

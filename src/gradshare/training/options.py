@@ -136,7 +136,7 @@ class Options:
         require_choice("memory", self.memory, Memory)
         for name in ("clamp_gradients", "clip_norm"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and (isinstance(value, bool) or not value > 0):
                 raise ConfigError(f"{name} is {value!r}; give a number above 0, or None")
         for name in ("optimizer", "groups"):
             value = getattr(self, name)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner, OuterStep
+from gradshare.methods.learner import joined
 from gradshare.tasks import TaskBatch
 from gradshare.training.distributed import OneProcess, Share
 from gradshare.training.metrics import LOSS, Metric
@@ -109,7 +110,7 @@ def _own_gradients(
     """
     gradients: Sequence[Tensor] = []
     terms: list[Tensor] = []
-    steps: list[tuple[Tensor, Tensor]] = []
+    steps: list[OuterStep] = []
     for part in learner.parts(tasks) if hasattr(learner, "parts") else [slice(None)]:
         step = learner.outer_step(
             meta, carried, tasks[part], iteration=iteration, sum_over_tasks=share.sum_over_tasks
@@ -120,6 +121,6 @@ def _own_gradients(
         )
         gradients = [a + b for a, b in zip(gradients, found, strict=True)] if steps else found
         terms.append(term.detach())
-        steps.append((step.losses.detach(), step.outputs))
-    losses, outputs = (torch.cat(parts) for parts in zip(*steps, strict=True))
-    return gradients, torch.stack(terms).sum(), replace(step, losses=losses, outputs=outputs)
+        losses = step.losses.detach()
+        steps.append(replace(step, objective=losses, losses=losses))  # without its graph
+    return gradients, torch.stack(terms).sum(), joined(steps)

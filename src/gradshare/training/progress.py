@@ -72,7 +72,7 @@ class RunBars:
             self._tasks[name],
             completed=progress.done,
             total=progress.total,
-            phase=f"{phase:<11} {seen}",
+            phase=f"{phase:<11} {'last ' if seen else ''}{seen}",
         )
         if progress.phase in ("try", "test") and progress.done == progress.total:
             self._done.append(self._tasks[name])

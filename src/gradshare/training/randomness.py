@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -24,11 +24,19 @@ def generators_kept(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def isolated(device: torch.device) -> Iterator[None]:
-    """Compute alike whatever the caller has set (no_grad, inference_mode, autocast), and keep its
-    generators.
+    """Compute alike whatever the caller has set (no_grad, inference_mode, autocast, a default
+    device, less precise matrix products), and keep its generators.
     """
     autocast = torch.autocast(device.type, enabled=False)
-    with generators_kept(device), torch.inference_mode(mode=False), torch.enable_grad(), autocast:
+    precision = torch.get_float32_matmul_precision()
+    with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))  # which slows each call down
+        for context in (torch.inference_mode(mode=False), torch.enable_grad(), autocast):
+            stack.enter_context(context)
+        stack.enter_context(generators_kept(device))
+        stack.callback(torch.set_float32_matmul_precision, precision)
+        torch.set_float32_matmul_precision("highest")
         yield
 
 

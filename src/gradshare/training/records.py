@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
@@ -98,12 +98,6 @@ def judge(history: History, metric: Scale, score: str) -> Literal["trained", "no
     surer = NormalDist().inv_cdf(1 - 0.025 / len(history)) / Z95
     gain = best.mean - metric.chance if metric.best == "high" else metric.chance - best.mean
     return "trained" if gain > surer * best.ci95 else "not trained"
-
-
-def first_mistake(error: ValidationError) -> str:
-    """The first of pydantic's complaints, in one line."""
-    first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 @dataclass

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradshare.errors import ConfigError, DataError, GradshareError, RunError
+from gradshare.errors import ConfigError, DataError, GradshareError, RunError, require_count
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
@@ -31,13 +31,14 @@ from gradshare.training.evaluation import (
     Values,
     ensemble_values,
     on_all_tasks,
+    require_steps,
 )
 from gradshare.training.folder import RunFolder, kept_epochs
 from gradshare.training.identity import description, shapes_digest
 from gradshare.training.layout import Layout
 from gradshare.training.memory import explain_out_of_memory
 from gradshare.training.metrics import LOSS, Metric, accuracy
-from gradshare.training.randomness import generators_kept, isolated
+from gradshare.training.randomness import isolated
 from gradshare.training.state import RunStatus
 
 
@@ -115,9 +116,9 @@ class Run:
             )
         rank = self.metrics[self.score].rank
         kept = kept_epochs(self.history, self.score, rank, self._ensemble)
-        if not 1 <= count <= len(kept):
+        if not isinstance(count, int) or not 1 <= count <= len(kept):
             raise ConfigError(
-                f"ensemble is {count}, and {self.path} has kept {len(kept)} checkpoints; give a "
+                f"ensemble is {count!r}, and {self.path} has kept {len(kept)} checkpoints; give a "
                 f"number from 1 to {len(kept)}"
             )
         found = RunFolder(self.path).models(kept[:count])
@@ -148,9 +149,10 @@ class Run:
             DataError: the source is not a function of the index.
         """
         learner = self._require_learner()
-        require_source("the source", source, range(max(tasks, 1)))
+        require_count("tasks", tasks)
         chosen = dict(metrics or self.metrics)
         with isolated(self.device), explain_out_of_memory():
+            require_source("the source", source, range(tasks))
             models = self.models(ensemble)
             measured = ensemble_values(learner, models, chosen, steps=steps)
 
@@ -184,14 +186,15 @@ class Run:
                 model can't take.
         """
         learner = self._require_learner()
+        require_steps(steps)
         source = self._source if prepare else None
         if prepare and source is None and RunFolder(self.path).contents()["prepares"]:
             raise ConfigError(
                 f"the source of {self.path} prepares its batches; open the run with it: "
                 "open_run(path, learner, source), or give prepared inputs and prepare=False"
             )
-        targets, classes = _encoded(y, self._source)
         with isolated(self.device), torch.no_grad():
+            targets, classes = _encoded(y, self._source)
             meta, carried = self.models()[0]
             like = tree_map(as_tensor, x)
             if self._source is not None:
@@ -245,7 +248,7 @@ def open_run(
     place = choose_device(device)
     keep_float32(place)
     if learner is not None:
-        with generators_kept(place):
+        with isolated(place):
             meta, _ = initial_state(learner)
         if shapes_digest(meta) != identity["meta-parameters"]:
             raise RunError(

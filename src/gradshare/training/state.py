@@ -11,9 +11,10 @@ from torch import Tensor
 
 from gradshare.errors import RunError
 from gradshare.inner_loop import Tensors
+from gradshare.tasks.store import first_mistake
 from gradshare.training.checkpoint import Checkpoint, on_device
 from gradshare.training.evaluation import Values
-from gradshare.training.records import EpochRecord, EpochTotals, first_mistake
+from gradshare.training.records import EpochRecord, EpochTotals
 
 CPU = torch.device("cpu")
 
@@ -105,9 +106,9 @@ class TrainState:
         progress = {"run": run, **self.status.model_dump()}
         return Checkpoint(*self._on_cpu(), progress, self.optimizer.state_dict())
 
-    def epoch_checkpoint(self, run: str) -> Checkpoint:
+    def epoch_checkpoint(self, run: str, epoch: int) -> Checkpoint:
         """The model alone."""
-        return Checkpoint(*self._on_cpu(), {"run": run})
+        return Checkpoint(*self._on_cpu(), {"run": run, "epoch": epoch})
 
     def _on_cpu(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return on_device(self.meta, CPU), on_device(self.carried, CPU)
