@@ -5,13 +5,14 @@
 #   make docs          environment, install, then the documentation as a site, into build/site
 #   make check-wheel   environment, install, then build the wheel and try it in an empty environment
 #   make bench         environment, install, then time and memory beside the peers, into runs/
-#   make bench-growth  likewise, how both grow with K, shots, ways, image size and task batch
+#   make bench-all     likewise, all of benchmarks/races.py
+#   make check-gpu     environment, install, then checks and times on one CUDA GPU, into runs/
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install demo test test-long soak lint types docs check-wheel bench bench-growth clean
+.PHONY: install demo test test-long soak lint types docs check-wheel bench bench-all check-gpu clean
 
 install: $(INSTALLED)
 
@@ -54,12 +55,16 @@ docs: $(INSTALLED)
 check-wheel: $(INSTALLED)
 	.ci/check-wheel $(BIN)/python
 
-# Takes up to 15 minutes each on 2 cores, which nothing else should use meanwhile.
+# Up to 15 minutes on 2 cores, which nothing else should use meanwhile.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.bench
 
-bench-growth: $(INSTALLED)
-	$(BIN)/python -m benchmarks.growth
+bench-all: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bench --all
+
+# Under 8 minutes. Without a GPU it runs what a CPU can.
+check-gpu: $(INSTALLED)
+	$(BIN)/python -m benchmarks.check_gpu
 
 clean:
 	rm -rf .venv build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,9 @@
-"""Drawing episodes: our source of tasks, beside a loader that decodes each image each time."""
+"""Drawing tasks of images: our source, beside a loader that decodes each image each time."""
 
 from __future__ import annotations
 
+import io
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,66 +11,69 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.problems import Problem, draw_tasks
-from gradshare.tasks import ImageStore, ImageTasks, TaskBatch
-from gradshare.tasks.writing import ClassImages, write_store
+import gradshare as gs
+from benchmarks.problems import Problem
 
-CLASSES, IMAGES = 20, 30
-STORE, FILES = "store", "files"
-
-
-def write_images(problem: Problem, folder: Path) -> None:
-    """The same images as a prepared store and as JPEG files of the target size, one folder a class.
-
-    The files need no resizing, which spares the loader work that real photographs give it.
-    """
-    classes = []
-    shape = (CLASSES, IMAGES, problem.channels, problem.image_size, problem.image_size)
-    tasks = draw_tasks(_a_task_of_all_images(problem), 1, problem.seed)
-    for index, pixels in enumerate(tasks.query_x.numpy().reshape(shape)):
-        name = f"class-{index:02}"
-        (folder / FILES / name).mkdir(parents=True)
-        for number, image in enumerate(pixels):
-            squeezed = image[0] if problem.channels == 1 else image.transpose(1, 2, 0)
-            Image.fromarray(squeezed).save(folder / FILES / name / f"{number:02}.jpg", quality=90)
-        classes.append(ClassImages("train", name, pixels))
-    for split in ("val", "test"):
-        classes.append(ClassImages(split, split, classes[0].images[:1]))
-    write_store(folder / STORE, classes, name="benchmark", rotate_classes=False, source={})
+CLASSES = 20
+CELL = 28  # pixels of one colour, but for the noise
 
 
-def _a_task_of_all_images(problem: Problem) -> Problem:
-    return Problem(
-        problem.image_size, problem.channels, shots=1, task_batch=1, ways=CLASSES, queries=IMAGES
-    )
+class Store:
+    """Tasks from an image store of random images.
 
-
-def open_tasks(problem: Problem, folder: Path) -> ImageTasks:
-    """Our source of tasks over the images that `write_images` wrote."""
-    return ImageTasks(
-        ImageStore.open(folder / STORE).splits["train"],
-        ways=problem.ways,
-        shots=problem.shots,
-        queries=problem.queries,
-    )
-
-
-class DecodingLoader:
-    """The same episodes from the JPEG files, as a data set class that opens its images in
-    `__getitem__` loads them.
+    Args:
+        problem: its network's inputs are the images.
     """
 
-    def __init__(self, problem: Problem, folder: Path) -> None:
+    layout = "uint8 images in memory"
+    units = 20
+
+    def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.rows = open_tasks(problem, folder).rows
-        self.paths = sorted((folder / FILES).glob("*/*.jpg"))
+        self.drawn = 0
+        self.pixels = _images(problem)
+        classes = [
+            *(gs.ClassImages("train", f"{n:02}", pixels) for n, pixels in enumerate(self.pixels)),
+            gs.ClassImages("val", "val", self.pixels[0, :1]),
+            gs.ClassImages("test", "test", self.pixels[0, :1]),
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "store"
+            gs.write_store(path, classes, name="benchmark", rotate_classes=False, source={})
+            images = gs.ImageStore.open(path).splits["train"]  # mapped: it outlives its files
+        self.source = gs.ImageTasks(images, ways=5, shots=problem.shots, queries=problem.queries)
 
-    def batch(self, index: int) -> TaskBatch:
-        """One episode, as uint8 images."""
-        rows, _ = self.rows(index)
-        shots = self.problem.shots
-        labels = torch.arange(self.problem.ways)
-        return TaskBatch(
+    def run(self) -> None:
+        """Draw some tasks, each time others."""
+        for index in range(self.drawn, self.drawn + self.units):
+            self.draw(index)
+        self.drawn += self.units
+
+    def draw(self, index: int) -> gs.TaskBatch:
+        """One task of uint8 images."""
+        return self.source.batch([index])
+
+
+class Files(Store):
+    """The same tasks, from JPEG files that are decoded each time. They are in memory and need no
+    resizing, which spares the loader work that photographs give it.
+    """
+
+    layout = "JPEG files in memory"
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.files = []
+        for pixels in self.pixels.reshape(-1, *self.pixels.shape[2:]):
+            file = io.BytesIO()
+            Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "JPEG", quality=90)
+            self.files.append(file)
+
+    def draw(self, index: int) -> gs.TaskBatch:
+        """See `Store`."""
+        rows, _ = self.source.rows(index)
+        shots, labels = self.problem.shots, torch.arange(5)
+        return gs.TaskBatch(
             self._decoded(rows[:, :shots].ravel().tolist()),
             labels.repeat_interleave(shots)[None],
             self._decoded(rows[:, shots:].ravel().tolist()),
@@ -78,9 +83,19 @@ class DecodingLoader:
     def _decoded(self, rows: list[int]) -> Tensor:
         images = []
         for row in rows:
-            with Image.open(self.paths[row]) as image:
-                pixels = np.asarray(image.convert("L" if self.problem.channels == 1 else "RGB"))
-            images.append(
-                torch.from_numpy(pixels.copy()).view(*pixels.shape[:2], -1).movedim(-1, 0)
-            )
+            with Image.open(self.files[row]) as image:
+                pixels = torch.from_numpy(np.array(image))
+            images.append(pixels.movedim(-1, 0))
         return torch.stack(images)[None]
+
+
+def _images(problem: Problem) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """(classes, images, channels, size, size) coarse patterns with a little noise, which JPEG
+    compresses about as well as photographs.
+    """
+    random = np.random.default_rng(0)
+    channels, size, _ = problem.kind.shape
+    each, cells = problem.shots + problem.queries, size // CELL + 1
+    coarse = random.integers(0, 236, (CLASSES, each, channels, cells, cells))
+    pixels = coarse.repeat(CELL, axis=3).repeat(CELL, axis=4)[..., :size, :size]
+    return (pixels + random.integers(0, 20, pixels.shape)).astype(np.uint8)

@@ -27,6 +27,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks.networks import WAYS
 from benchmarks.problems import Problem
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -39,21 +40,27 @@ _convolution_backward = torch.ops.aten.convolution_backward.default
 
 
 class Floor:
-    """The convolutions of a meta-step, to be run alone."""
+    """The convolutions of a meta-step of Conv-4, to be run alone."""
+
+    layout = "the faster of each call"
+    units = 1
 
     def __init__(self, problem: Problem) -> None:
         self.calls: list[Call] = []
         p = problem
+        channels, size, _ = p.kind.shape
+        filters = sum(len(w) for n, w in p.model(ours=False).named_parameters() if "conv" in n) // 4
         for images, passes, second_order in (
-            (p.ways * p.shots, p.task_batch * p.steps, True),
-            (p.ways * p.queries, p.task_batch, False),
+            (WAYS * p.shots, p.task_batch * p.steps, True),
+            (WAYS * p.queries, p.task_batch, False),
         ):
             for layer in range(4):
                 first = layer == 0
                 times = passes * ((2 if first else 3) if second_order else 1)
-                size = p.image_size >> layer
-                x = torch.randn(images, p.channels if first else p.filters, size, size)
-                forward, backward = _fastest_calls(x, p.filters, with_x=not first)
+                x = torch.randn(
+                    images, channels if first else filters, size >> layer, size >> layer
+                )
+                forward, backward = _fastest_calls(x, filters, with_x=not first)
                 self.calls += [forward] * times + [backward] * times
 
     def run(self) -> None:

@@ -1,19 +1,23 @@
-"""The rows of the result: what was measured, what it must reach, and whether it does."""
+"""The rows of the result: what was measured, its target, and whether it is met."""
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from gradshare.training.files import null_where_not_finite, write_atomically
+from gradshare.training.machine import environment
 
-WIDTH = 110
+WIDTH = 118
 
 
 @dataclass(frozen=True)
@@ -22,88 +26,100 @@ class Row:
 
     Attributes:
         what: in words.
-        measured: the figure.
-        target: what it is held to.
-        unit: of both: "×", "%", "MB" or "" for a bare number.
-        direction: whether the figure must be at least or at most the target.
-        depends_on_equality: void if contenders do not agree, since then they do different work.
-        details: the figures behind it.
+        measured: the value.
+        direction: whether the value must be at least or at most the target.
+        target: its bound; None for a value that is information only.
+        details: the values behind it.
+        spread: the lowest and the highest value of a round.
+        within_spread: the target is met if a round met it.
+        void: the contenders do not compute the same, so that the value means nothing.
+        note: why there is no value.
     """
 
     what: str
-    measured: float
-    target: float
-    unit: str
-    direction: Literal["≥", "≤"]
-    details: Mapping[str, Any]
-    depends_on_equality: bool = True
+    measured: float | None
+    direction: Literal["≥", "≤"] = "≤"
+    target: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    spread: tuple[float, float] | None = None
+    within_spread: bool = False
+    void: bool = False
+    note: str = ""
 
     @property
-    def reached(self) -> bool:
-        """Whether the figure is on the right side of the target; NaN is not."""
-        if self.direction == "≥":
-            return self.measured >= self.target
-        return self.measured <= self.target
+    def met(self) -> bool | None:
+        """Whether the target is met; None without a target. NaN meets none."""
+        if self.target is None:
+            return None
+        if self.void or self.measured is None:
+            return False
+        value = self.measured
+        if self.within_spread and self.spread is not None:
+            value = self.spread[1] if self.direction == "≥" else self.spread[0]
+        return value >= self.target if self.direction == "≥" else value <= self.target
+
+    def shown(self) -> tuple[str, str, str, str]:
+        """The cells of a table."""
+        measured = (self.note or "–") if self.measured is None else f"{self.measured:.3g}"
+        if self.spread is not None:
+            measured += f" ({self.spread[0]:.3g}…{self.spread[1]:.3g})"
+        target = "" if self.target is None else f"{self.direction} {self.target:.3g}"
+        met = {None: "", True: "yes", False: "void" if self.void else "no"}[self.met]
+        return self.what, measured, target, met
 
 
-def verdicts(rows: Sequence[Row], context: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows as JSON has them.
+def context(threads: int, device: str, peers: Sequence[str]) -> dict[str, Any]:
+    """The machine, the versions and the date.
 
     Args:
-        rows: in order.
-        context: machine, versions, date, settings: stands in every row, so that one copied
-            elsewhere still says where it comes from.
+        threads: of each contender.
+        device: what was measured on.
+        peers: installed packages whose versions are recorded.
     """
-    equal = all(row.reached for row in rows if not row.depends_on_equality)
-    return [
+    return {
+        **environment(torch.device(device), "of each contender: see the details"),
+        "date": datetime.date.today().isoformat(),
+        "threads": threads,
+        **{name: version(name) for name in peers},
+    }
+
+
+def write(path: Path, rows: Sequence[Row], described: Mapping[str, Any]) -> None:
+    """Write the rows as a list in JSON. Each has its context, so that one copied elsewhere still
+    says where it comes from.
+    """
+    records = [
         {
             "what": row.what,
             "measured": row.measured,
-            "target": f"{row.direction} {_shown(row.target, row.unit)}",
-            "met": row.reached and (equal or not row.depends_on_equality),
-            "void": row.depends_on_equality and not equal,
-            "unit": row.unit,
+            "target": None if row.target is None else f"{row.direction} {row.target:.3g}",
+            "met": row.met,
+            "void": row.void,
+            "note": row.note,
+            "spread": row.spread,
             "details": row.details,
-            "context": context,
+            "context": described,
         }
         for row in rows
     ]
-
-
-def write(path: Path, verdicts: Sequence[Mapping[str, Any]]) -> None:
-    """Write a list of rows as JSON."""
+    text = json.dumps(null_where_not_finite(records), indent=1, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(null_where_not_finite(verdicts), indent=1, ensure_ascii=False)
     write_atomically(path, (text + "\n").encode())
 
 
-def print_table(verdicts: Sequence[Mapping[str, Any]]) -> None:
-    """All rows, for people."""
-    table = Table(title="gradshare beside its peers", title_justify="left")
+def print_rows(title: str, rows: Sequence[Row]) -> None:
+    """Print a table of all rows."""
+    table = Table(title=title, title_justify="left")
     table.add_column("what")
-    for column in ("measured", "target", "met"):
+    table.add_column("measured", justify="right")
+    for column in ("target", "met"):
         table.add_column(column, justify="right", no_wrap=True)
-    for verdict in verdicts:
-        met = "void" if verdict["void"] else "yes" if verdict["met"] else "no"
-        measured = _shown(verdict["measured"], verdict["unit"])
-        table.add_row(verdict["what"], measured, verdict["target"], met)
-    _console().print(table)
+    for row in rows:
+        table.add_row(*row.shown())
+    console().print(table)
 
 
-def print_figures(title: str, figures: Mapping[str, str]) -> None:
-    """The figures behind some rows, for people."""
-    table = Table(title=title, title_justify="left", show_header=False)
-    for name, figure in figures.items():
-        table.add_row(name, figure)
-    _console().print(table)
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
-
-
-def _shown(value: float, unit: str) -> str:
-    if unit:
-        return f"{value:.3g} {unit}"
-    return f"{value:.1e}"
+def console() -> Console:
+    """A console that is wide enough in a file too."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=WIDTH)

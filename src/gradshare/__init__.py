@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         meta_sgd,
         unicorn_maml,
     )
-    from gradshare.models import BatchNorm2d, Conv4, ResNet12
+    from gradshare.models import BatchNorm2d, Conv4, ResNet12, accelerate
     from gradshare.tasks import (
         ClassTasks,
         GroupTasks,
@@ -106,6 +106,7 @@ __all__ = [
     "TaskSource",
     "UnicornMAML",
     "UpdateRule",
+    "accelerate",
     "adapt",
     "compare",
     "estimate",

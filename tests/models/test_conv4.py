@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+import gradshare as gs
 from gradshare.errors import ConfigError
 from gradshare.models import Conv4, ConvBlock
 
@@ -84,6 +86,29 @@ def test_an_unknown_activation_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         Conv4(ways=5, image_size=28, channels=1, activation="gelu")  # type: ignore[arg-type]
     assert str(error.value) == "activation 'gelu' is unknown; use 'leaky_relu' or 'relu'"
+
+
+def test_a_hessian_vector_product_of_the_outer_loss_is_a_finite_difference() -> None:
+    torch.manual_seed(0)
+    model = Conv4(ways=3, image_size=16, channels=1, filters=3).double()
+    x, y = torch.randn(2, 6, 1, 16, 16, dtype=torch.float64), torch.arange(3).repeat(1, 2)
+    tasks = gs.TaskBatch(x[:1], y, x[1:], y)
+    learner = gs.maml(model, steps=2, inner_lr=0.1)
+    meta, carried = learner.init()
+    direction = {name: torch.randn_like(tensor) for name, tensor in meta.items()}
+
+    def meta_gradient(distance: float, *, create_graph: bool) -> list[Tensor]:
+        there = {name: t + distance * direction[name] for name, t in meta.items()}
+        loss = learner.outer_step(there, carried, tasks, iteration=0).objective.sum()
+        return list(torch.autograd.grad(loss, list(meta.values()), create_graph=create_graph))
+
+    gradient = meta_gradient(0, create_graph=True)
+    along = [(g * v).sum() for g, v in zip(gradient, direction.values(), strict=True)]
+    product = torch.autograd.grad(torch.stack(along).sum(), list(meta.values()))
+    before, after = (meta_gradient(d, create_graph=False) for d in (-1e-6, 1e-6))
+    for name, mine, a, b in zip(meta, product, before, after, strict=True):
+        difference = (b - a) / 2e-6
+        assert (mine - difference).norm() <= 1e-5 * difference.norm() + 1e-7, name
 
 
 def test_it_says_its_shapes_without_computing() -> None:

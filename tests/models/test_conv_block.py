@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import Tensors
 from gradshare.models import ConvBlock, conv_block
+from tests.models.derivatives import assert_equal, second_derivatives, third_derivatives
 
 SLOPES = pytest.mark.parametrize("slope", [0.0, 0.01])
 LAYOUTS = pytest.mark.parametrize("channels_last", [False, True])
@@ -41,18 +42,6 @@ def definition(
     return F.max_pool2d(torch.where(z > 0, z, block.negative_slope * z), 2)
 
 
-def second_derivatives(y: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    """Gradients of a function of y's gradients, in which every one of them takes part."""
-    generator = torch.Generator().manual_seed(1)
-    weights = torch.randn(y.shape, generator=generator, dtype=y.dtype)
-    first = torch.autograd.grad((y * weights).square().sum(), inputs, create_graph=True)
-    total = sum(
-        ((g * torch.randn(g.shape, generator=generator, dtype=g.dtype)).sum() for g in first),
-        y.sum() * 0.3,
-    )
-    return [*first, *torch.autograd.grad(total, inputs)]
-
-
 @SLOPES
 @LAYOUTS
 def test_first_and_second_derivatives_are_finite_differences(
@@ -81,6 +70,16 @@ def test_it_equals_its_definition(slope: float, channels_last: bool) -> None:
     pairs = zip(second_derivatives(ours, inputs), second_derivatives(theirs, inputs), strict=True)
     for mine, other in pairs:
         assert (mine - other).norm() <= 1e-10 * other.norm()
+
+
+@SLOPES
+@pytest.mark.parametrize("path", ["one task", "vmap"])
+def test_the_third_derivative_equals_that_of_its_definition(path: str, slope: float) -> None:
+    block, x = problem(slope, channels_last=False)
+    inputs = [x, *block.parameters()]
+    ours = torch.vmap(block)(x[None])[0] if path == "vmap" else block(x)
+    theirs = definition(block, dict(block.named_parameters()), x)
+    assert_equal(third_derivatives(ours, inputs), third_derivatives(theirs, inputs))
 
 
 @LAYOUTS

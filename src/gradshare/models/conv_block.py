@@ -16,18 +16,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import TransformType
 from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
-from gradshare.models.batch_norm import BatchNorm2d
+from gradshare.models.batch_norm import BatchNorm2d, literal_batch_norm, per_channel, sums
+from gradshare.models.derivatives import (
+    by_hand,
+    has_hooks,
+    is_channels_last,
+    like,
+    second_derivative,
+    tasks_first,
+    tasks_to_channels,
+    under_autocast,
+)
+from gradshare.models.layers import Conv2d
 
 # Size of the part of a tensor that is computed at a time.
 CACHED_BYTES = 7_000_000
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
 _statistics = torch.ops.aten.batch_norm_update_stats.default
-_norm_backward = torch.ops.aten.native_batch_norm_backward.default
 _max_pool = torch.ops.aten.max_pool2d_with_indices.default
 _max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
 _leaky_relu_backward = torch.ops.aten.leaky_relu_backward.default
@@ -47,7 +56,7 @@ class ConvBlock(nn.Module):
         self, channels: int, filters: int, *, negative_slope: float, conv_bias: bool
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, filters, 3, padding=1, bias=conv_bias)
+        self.conv: nn.Conv2d = Conv2d(channels, filters, 3, padding=1, bias=conv_bias)
         self.norm = BatchNorm2d(filters)
         self.negative_slope = negative_slope
 
@@ -62,10 +71,8 @@ class ConvBlock(nn.Module):
             ConfigError: x is of another type than the parameters.
         """
         convolves_in = _convolves_in(x, self.conv.weight)
-        transforms = torch._C._functorch.get_interpreter_stack() or []
-        vmapped = [transform.key() for transform in transforms] == [TransformType.Vmap]
         if (
-            (transforms and not vmapped)
+            not by_hand()
             or statistics_from is not None
             or x.device.type != "cpu"
             or not self._is_as_it_was_made()
@@ -82,14 +89,9 @@ class ConvBlock(nn.Module):
         filters, gamma = self.conv.weight * sign[:, None, None, None], self.norm.weight * sign
         tensors = (x.to(convolves_in), filters.to(convolves_in), gamma, self.norm.bias)
         y: Tensor
-        if vmapped:
-            y = _Grouped.apply(  # type: ignore[no-untyped-call]
-                *tensors, self.norm.eps, self.negative_slope
-            )
-        else:
-            y, *_ = _Block.apply(  # type: ignore[no-untyped-call]
-                *tensors, self.norm.eps, self.negative_slope, 1
-            )
+        y, *_ = _Block.apply(  # type: ignore[no-untyped-call]
+            *tensors, self.norm.eps, self.negative_slope, 1
+        )
         return y
 
     def _is_as_it_was_made(self) -> bool:
@@ -98,43 +100,15 @@ class ConvBlock(nn.Module):
         """
         conv, norm = self.conv, self.norm
         return (
-            type(conv) is nn.Conv2d
+            type(conv) is Conv2d
             and type(norm) is BatchNorm2d
             and conv.kernel_size == (3, 3)
             and conv.stride == conv.padding == conv.dilation == (1, 1)
             and conv.groups == 1
             and conv.padding_mode == "zeros"
-            and not _has_hooks(conv)
-            and not _has_hooks(norm)
+            and not has_hooks(conv)
+            and not has_hooks(norm)
         )
-
-
-class _Grouped(torch.autograd.Function):
-    """The layer under `torch.vmap`: T tasks are T groups of one convolution and T · C channels of
-    one norm, so that each pass over the activations serves all tasks.
-    """
-
-    @staticmethod
-    def forward(*_: Any) -> Tensor:
-        raise AssertionError("only under torch.vmap")
-
-    @staticmethod
-    def setup_context(*_: Any) -> None:
-        raise AssertionError("only under torch.vmap")
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
-        *tensors, eps, slope = arguments
-        T = info.batch_size
-        x, *parameters = (
-            t.expand(T, *t.shape) if dim is None else t.movedim(dim, 0)
-            for t, dim in zip(tensors, in_dims[:4], strict=True)
-        )
-        x = x.movedim(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
-        y, *_ = _Block.apply(  # type: ignore[no-untyped-call]
-            x, *(parameter.flatten(0, 1) for parameter in parameters), eps, slope, T
-        )
-        return y.unflatten(1, (T, -1)), 1
 
 
 # With γ >= 0 normalising is an increasing function of each channel, so pooling comes first and only
@@ -165,35 +139,48 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        W: Tensor,
-        gamma: Tensor,
-        beta: Tensor,
-        eps: float,
-        slope: float,
-        groups: int,
+        x: Tensor, W: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, groups: int
     ) -> tuple[Tensor, ...]:
         z = F.conv2d(x, W, padding=1, groups=groups).to(gamma.dtype)
         mean, variance = _statistics(z, None, None, 0.0)
         rstd = torch.rsqrt(variance + eps)
         pooled, where = _max_pool(z, [2, 2], [2, 2])
         scale = gamma * rstd
-        y = torch.addcmul(_per_channel(beta - mean * scale), pooled, _per_channel(scale))
+        y = torch.addcmul(per_channel(beta - mean * scale), pooled, per_channel(scale))
         F.leaky_relu_(y, slope)
-        ctx.save_for_backward(x, W, gamma, z, pooled, mean, rstd, where, y)
-        ctx.slope, ctx.groups = slope, groups
+        return y, z, pooled, mean, rstd, where
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, eps, slope, groups = inputs
+        ctx.mark_non_differentiable(output[-1])
+        ctx.save_for_backward(*tensors, *output)
+        ctx.constants = eps, slope, groups
         ctx.set_materialize_grads(False)
-        return y, z, pooled, mean, rstd
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor | None, *more: Any) -> tuple[Tensor | None, ...]:
-        *_, y = ctx.saved_tensors
-        gy = torch.zeros_like(y) if gy is None else gy
+        tensors = ctx.saved_tensors
+        gy = torch.zeros_like(tensors[4]) if gy is None else gy
         gradients = _BlockBackward.apply(  # type: ignore[no-untyped-call]
-            gy, *ctx.saved_tensors, more, ctx.slope, ctx.groups, ctx.needs_input_grad[0]
+            gy, *tensors, more[:-1], ctx.constants, ctx.needs_input_grad[0]
         )
         return (*gradients, None, None, None)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *arguments: Any
+    ) -> tuple[tuple[Tensor], tuple[int]]:
+        # T tasks are T groups of one convolution and T · C channels of one norm, so that each pass
+        # over the activations serves all tasks.
+        *tensors, eps, slope, _ = arguments
+        T = info.batch_size
+        x, *parameters = tasks_first(info, in_dims, tensors)
+        x = tasks_to_channels(x).contiguous(memory_format=torch.channels_last)
+        y, *_ = _Block.apply(  # type: ignore[no-untyped-call]
+            x, *(parameter.flatten(0, 1) for parameter in parameters), eps, slope, T
+        )
+        return (y.unflatten(1, (T, -1)),), (1,)
 
 
 class _BlockBackward(torch.autograd.Function):
@@ -206,22 +193,23 @@ class _BlockBackward(torch.autograd.Function):
         x: Tensor,
         W: Tensor,
         gamma: Tensor,
+        beta: Tensor,
+        y: Tensor,
         z: Tensor,
         pooled: Tensor,
         mean: Tensor,
         rstd: Tensor,
         where: Tensor,
-        y: Tensor,
         more: tuple[Tensor, ...] | tuple[None, ...],
-        slope: float,
-        groups: int,
+        constants: tuple[float, float, int],
         needs_gx: bool,
     ) -> tuple[Tensor | None, ...]:
-        g = _leaky_relu_backward(_like(gy, y), y, slope, True)
-        g_beta, g_gamma = _sums(g, pooled, mean, rstd)
+        _, slope, groups = constants
+        g = _leaky_relu_backward(like(gy, y), y, slope, True)
+        g_beta, g_gamma = sums(g, pooled, mean, rstd)
         n = z.numel() // z.shape[1]
         scale = gamma * rstd
-        gp, g_mean, g_rstd = g * _per_channel(scale), -scale * g_beta, gamma * g_gamma / rstd
+        gp, g_mean, g_rstd = g * per_channel(scale), -scale * g_beta, gamma * g_gamma / rstd
         more_gz, *of_p_mean_rstd = more
         if more_gz is not None:  # the double backward gives all four
             gp, g_mean, g_rstd = (
@@ -232,7 +220,7 @@ class _BlockBackward(torch.autograd.Function):
 
         def gz_of(images: slice) -> Tensor:
             gz = _put_back(gp[images], z[images], where[images])
-            gz.addcmul_(z[images], _per_channel(tilt)).add_(_per_channel(shift))
+            gz.addcmul_(z[images], per_channel(tilt)).add_(per_channel(shift))
             if more_gz is not None:
                 gz.add_(more_gz[images])
             return gz.to(x.dtype)
@@ -246,70 +234,74 @@ class _BlockBackward(torch.autograd.Function):
             gW = torch.zeros_like(W)
             for images in _within_cache(z):
                 gW += _through_convolution(gz_of(images), x[images], W, groups, False)[1]
-        ctx.save_for_backward(g, x, W, gamma, z, pooled, mean, rstd, where, y, g_gamma, g_beta, gz)
-        ctx.slope, ctx.groups = slope, groups
+        ctx.save_for_backward(
+            gy, x, W, gamma, beta, y, z, pooled, mean, rstd, where, g_gamma, g_beta, gz
+        )
+        ctx.constants = constants
         ctx.set_materialize_grads(False)
         return gx, gW, g_gamma, g_beta
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(
         ctx: Any, vx: Tensor | None, vW: Tensor | None, a: Tensor | None, b: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        g, x, W, gamma, z, pooled, mean, rstd, where, y, g_gamma, g_beta, gz = ctx.saved_tensors
+        gy, x, W, gamma, beta, y, z, pooled, mean, rstd, where, *rest = ctx.saved_tensors
+        eps, slope, groups = ctx.constants
+        if torch.is_grad_enabled():
+
+            def block(x: Tensor, W: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+                z = F.conv2d(x, W, padding=1, groups=groups).to(gamma.dtype)
+                z = literal_batch_norm(z, gamma, beta, eps)
+                return F.leaky_relu(F.max_pool2d(z, 2), slope)
+
+            found = second_derivative(block, gy, (x, W, gamma, beta), (vx, vW, a, b))
+            return *found, *(None,) * 9
+
+        g_gamma, g_beta, gz = rest
+        g = _leaky_relu_backward(like(gy, y), y, slope, True)
         vW = torch.zeros_like(W) if vW is None else vW
         a = torch.zeros_like(gamma) if a is None else a
         b = torch.zeros_like(gamma) if b is None else b
 
         grad_x = grad_W = None
-        v = F.conv2d(x, vW, padding=1, groups=ctx.groups).to(z.dtype)
+        v = F.conv2d(x, vW, padding=1, groups=groups).to(z.dtype)
         if gz is not None:  # x requires gradients
             vx = torch.zeros_like(x) if vx is None else vx
-            v += F.conv2d(vx, W, padding=1, groups=ctx.groups)
-            grad_x, grad_W = _through_convolution(gz, vx, vW, ctx.groups, True)
+            v += F.conv2d(vx, W, padding=1, groups=groups)
+            grad_x, grad_W = _through_convolution(gz, vx, vW, groups, True)
 
         n = z.numel() // z.shape[1]
         v_pooled = _at_maxima(v, where)
-        V, U = _sums(v, z, mean, rstd)
+        V, U = sums(v, z, mean, rstd)
         A = (v_pooled * g).sum((0, 2, 3)) - (V * g_beta + U * g_gamma) / n
         scale = gamma * rstd
         e, f = a - scale * U / n, scale * g_gamma / n
         tilt = e * rstd
-        grad_g = v_pooled.mul_(_per_channel(scale)).addcmul_(pooled, _per_channel(tilt))
-        grad_g.add_(_per_channel(b - scale * V / n - tilt * mean))
+        grad_g = v_pooled.mul_(per_channel(scale)).addcmul_(pooled, per_channel(tilt))
+        grad_g.add_(per_channel(b - scale * V / n - tilt * mean))
         return (
-            _leaky_relu_backward(grad_g, y, ctx.slope, True),
+            _leaky_relu_backward(grad_g, y, slope, True),
             grad_x,
             grad_W,
             rstd * A,
-            v.mul_(_per_channel(-f * rstd)),
-            g * _per_channel(tilt),
+            None,  # β and y are only looked at for the sign
+            None,
+            v.mul_(per_channel(-f * rstd)),
+            g * per_channel(tilt),
             rstd * (f * V - e * g_beta),
             gamma * A + (e * g_gamma - f * U) / rstd,
-            *(None,) * 6,
+            *(None,) * 4,
         )
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def _convolves_in(x: Tensor, filters: Tensor) -> torch.dtype:
     """The dtype of the convolution: that of its inputs, or under `torch.autocast`, which leaves
     float64 and integers alone, autocast's.
     """
-    device = x.device.type
-    if (
-        torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-        and all(t.is_floating_point() and t.dtype != torch.float64 for t in (x, filters))
+    if under_autocast(x.device) and all(
+        t.is_floating_point() and t.dtype != torch.float64 for t in (x, filters)
     ):
-        return torch.get_autocast_dtype(device)
+        return torch.get_autocast_dtype(x.device.type)
     if x.dtype != filters.dtype:
         raise ConfigError(
             f"the images are {x.dtype}, the model's parameters {filters.dtype}; give both the same "
@@ -337,14 +329,6 @@ def _within_cache(z: Tensor) -> Iterator[slice]:
         yield slice(start, start + count)
 
 
-def _sums(g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ g and Σ g r (z - mean) of each channel: the native backward pass without its output."""
-    _, product, plain = _norm_backward(
-        g, z, None, None, None, mean, rstd, True, 0.0, [False, True, True]
-    )
-    return plain, product
-
-
 def _put_back(pooled: Tensor, z: Tensor, where: Tensor) -> Tensor:
     """S(g): pooled values where the maxima of z were, zero elsewhere."""
     full: Tensor = _max_pool_backward(pooled, z, [2, 2], [2, 2], [0, 0], [1, 1], False, where)
@@ -353,23 +337,9 @@ def _put_back(pooled: Tensor, z: Tensor, where: Tensor) -> Tensor:
 
 def _at_maxima(v: Tensor, where: Tensor) -> Tensor:
     """The adjoint of `_put_back`: the values of v where the maxima of z were."""
-    if not _is_channels_last(v):
+    if not is_channels_last(v):
         return v.flatten(2).gather(2, where.flatten(2)).view_as(where)
     # In the order of the memory, (N, H, W, C).
     v, last = v.permute(0, 2, 3, 1), where.permute(0, 2, 3, 1)
     chosen = v.flatten(1, 2).gather(1, last.flatten(1, 2))
     return chosen.view_as(last).permute(0, 3, 1, 2)
-
-
-def _like(g: Tensor, y: Tensor) -> Tensor:
-    """g in the memory layout of y; with another layout the native kernels are slow."""
-    layout = torch.channels_last if _is_channels_last(y) else torch.contiguous_format
-    return g.contiguous(memory_format=layout)
-
-
-def _is_channels_last(y: Tensor) -> bool:
-    return y.is_contiguous(memory_format=torch.channels_last) and not y.is_contiguous()
-
-
-def _per_channel(values: Tensor) -> Tensor:
-    return values[:, None, None]

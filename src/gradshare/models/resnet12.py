@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from gradshare.models.batch_norm import BatchNorm2d
 from gradshare.models.drop_block import DropBlock
+from gradshare.models.layers import Conv2d
 
 NEGATIVE_SLOPE = 0.1
 
@@ -84,8 +85,8 @@ class _Block(nn.Module):
         self.drop = drop
 
     def forward(self, x: Tensor, statistics_from: int | None) -> Tensor:
-        y = F.leaky_relu(self.first(x, statistics_from), NEGATIVE_SLOPE)
-        y = F.leaky_relu(self.second(y, statistics_from), NEGATIVE_SLOPE)
+        y = F.leaky_relu(self.first(x, statistics_from), NEGATIVE_SLOPE, inplace=True)
+        y = F.leaky_relu(self.second(y, statistics_from), NEGATIVE_SLOPE, inplace=True)
         y = self.third(y, statistics_from) + self.shortcut(x, statistics_from)
         # The activation increases, so it gives the same after pooling as before, for less work.
         dropped: Tensor = self.drop(F.leaky_relu(F.max_pool2d(y, 2), NEGATIVE_SLOPE))
@@ -97,7 +98,7 @@ class _ConvNorm(nn.Module):
 
     def __init__(self, channels: int, width: int, kernel: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
+        self.conv = Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
         self.norm = BatchNorm2d(width)
 
     def forward(self, x: Tensor, statistics_from: int | None) -> Tensor:

@@ -1,0 +1,68 @@
+"""PyTorch's layers with fast second derivatives, for any network."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gradshare.models.batch_norm import batch_norm
+from gradshare.models.convolution import Geometry, convolution
+from gradshare.models.derivatives import by_hand, under_autocast
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def accelerate(model: Model) -> Model:
+    """A copy of a network that is differentiated twice in less time.
+
+    Its `nn.Conv2d` and `nn.BatchNorm2d` layers get hand-written second derivatives. They compute
+    what they computed before, up to rounding, in each mode, and have the same parameters, buffers
+    and names, so that a state dictionary fits both networks. Subclasses of these layers stay as
+    they are.
+
+    Args:
+        model: any module that `copy.deepcopy` accepts. It is not changed.
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        fast = _FAST.get(type(module))
+        if fast is not None:
+            module.__class__ = fast
+    return model
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` with a fast second derivative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, out_channels, …)."""
+        ordinary = x.ndim == 4 and x.dtype == self.weight.dtype and self.padding_mode == "zeros"
+        if (
+            not ordinary
+            or isinstance(self.padding, str)
+            or not by_hand()
+            or under_autocast(x.device)
+        ):
+            return super().forward(x)
+        geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)
+        return convolution(x, self.weight, self.bias, geometry)
+
+
+class _BatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` with a fast second derivative of its batch statistics."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        by_batch = self.training or self.running_mean is None
+        if not by_batch or not self.affine or x.ndim != 4:
+            return super().forward(x)
+        if self.running_mean is not None:
+            with torch.no_grad():  # updates the running statistics
+                super().forward(x)
+        return batch_norm(x, self.weight, self.bias, self.eps)
+
+
+_FAST = {nn.Conv2d: Conv2d, nn.BatchNorm2d: _BatchNorm2d}

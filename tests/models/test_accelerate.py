@@ -1,0 +1,182 @@
+"""Any network with fast second derivatives against the same network without them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+import gradshare as gs
+from gradshare.models import winograd
+from tests.models.derivatives import assert_equal, second_derivatives
+
+WAYS = 3
+
+
+class Residual(nn.Module):
+    """As in torchvision's ResNets, with layers of each kind that is replaced or kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(4, 6, 3, padding=1, groups=2)
+        self.bn2 = nn.BatchNorm2d(6, eps=1e-3, momentum=0.3)
+        self.downsample = nn.Sequential(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6, affine=False))
+        self.same = nn.Conv2d(6, 6, 3, padding="same", padding_mode="circular")
+        self.norm = nn.GroupNorm(2, 6)
+        self.fc = nn.Linear(6, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)) + self.downsample(x))
+        x = self.norm(self.same(x))
+        y: Tensor = self.fc(F.max_pool2d(x, 2).flatten(2).mean(2))
+        return y
+
+
+def network() -> Residual:
+    torch.manual_seed(0)
+    model = Residual().double()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "bn" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def images(count: int = 4, *, tasks: tuple[int, ...] = ()) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*tasks, count, 3, 8, 8, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_it_computes_what_it_computed_with_the_same_names(training: bool) -> None:
+    plain = network().train(training)
+    before = copy.deepcopy(plain.state_dict())
+    fast = gs.accelerate(plain)
+    assert isinstance(fast, Residual)
+    assert type(plain.bn1) is nn.BatchNorm2d
+    y, expected = fast(images()), plain(images())
+    assert torch.equal(y, expected)
+    assert_equal(
+        second_derivatives(y, list(fast.parameters())),
+        second_derivatives(expected, list(plain.parameters())),
+    )
+    # The running statistics are as PyTorch updates them.
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+    assert all(torch.equal(t, plain.state_dict()[n]) for n, t in fast.state_dict().items())
+    moved = not torch.equal(before["bn1.running_mean"], fast.state_dict()["bn1.running_mean"])
+    assert moved == training
+
+
+@pytest.mark.parametrize("layout", [{}, {"tasks_at_a_time": None}, {"recompute": True}], ids=str)
+@pytest.mark.parametrize("sharing", [False, True])
+def test_each_meta_gradient_is_that_of_the_untouched_network(
+    sharing: bool, layout: dict[str, Any]
+) -> None:
+    plain, tasks = network(), two_tasks(images(2 * WAYS, tasks=(2,)))
+    options = {"sharing": sharing, "adapts": lambda _: True}
+    fast = meta_gradient(gs.accelerate(plain), tasks, **options, **layout)
+    assert_same(fast, meta_gradient(plain, tasks, **options))
+
+
+def test_with_many_channels_too_each_meta_gradient_is_that_of_the_untouched_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(3, 104, 3, padding=1),
+        nn.BatchNorm2d(104),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(104, 104, 3, padding=1),
+        nn.BatchNorm2d(104),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(104, WAYS),
+    ).double()
+    x = torch.randn(2, 2 * WAYS, 16, 16, 3, dtype=torch.float64).movedim(-1, 2)  # channels last
+    tasks = two_tasks(x)
+    forward = Mock(wraps=winograd.forward)
+    monkeypatch.setattr(winograd, "forward", forward)
+    fast = meta_gradient(gs.accelerate(plain), tasks)
+    assert forward.called
+    assert_same(fast, meta_gradient(plain, tasks))
+
+
+def two_tasks(x: Tensor) -> gs.TaskBatch:
+    y = torch.arange(WAYS).repeat(2, 2)
+    return gs.TaskBatch(x, y, x.flip(1) * 1.1, y.flip(1))
+
+
+def meta_gradient(model: nn.Module, tasks: gs.TaskBatch, **options: Any) -> dict[str, Tensor]:
+    learner = gs.maml(model, steps=2, inner_lr=0.1, **options)
+    meta, carried = learner.init()
+    losses = learner.outer_step(meta, carried, tasks, iteration=0).objective
+    gradients = torch.autograd.grad(losses.sum(), list(meta.values()))
+    return dict(zip(meta, gradients, strict=True))
+
+
+def assert_same(mine: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert mine.keys() == other.keys()
+    for name, gradient in mine.items():
+        assert (gradient - other[name]).norm() <= 1e-9 * other[name].norm() + 1e-13, name
+
+
+def test_a_hessian_vector_product_of_the_outer_loss_is_that_of_the_untouched_network() -> None:
+    # In evaluation mode: PyTorch's own third derivative of batch statistics (2.13.0) is wrong.
+    plain = network().eval()
+    mine, other = outer_hessian_product(gs.accelerate(plain)), outer_hessian_product(plain)
+    assert_equal(mine, other, tolerance=1e-9)
+
+
+def outer_hessian_product(model: nn.Module) -> list[Tensor]:
+    """The derivative of the sum of the meta-gradient, for one inner step."""
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    values = list(parameters.values())
+    y = torch.arange(4) % WAYS
+    inner = F.cross_entropy(functional_call(model, parameters, (images(),)), y)
+    steps = torch.autograd.grad(inner, values, create_graph=True)
+    adapted = {n: p - 0.1 * g for (n, p), g in zip(parameters.items(), steps, strict=True)}
+    outer = F.cross_entropy(functional_call(model, adapted, (images().flip(0),)), y)
+    meta = torch.autograd.grad(outer, values, create_graph=True)
+    return list(torch.autograd.grad(torch.stack([g.sum() for g in meta]).sum(), values))
+
+
+def test_hooks_are_kept_and_it_can_be_pickled() -> None:
+    model = network()
+    calls: list[str] = []
+    model.conv2.register_forward_hook(lambda *_: calls.append("conv2"))
+    gs.accelerate(model)(images())
+    assert calls == ["conv2"]
+    fast = gs.accelerate(network())
+    assert torch.equal(pickle.loads(pickle.dumps(fast))(images()), fast(images()))
+
+
+def test_a_network_of_ours_stays_as_it_is() -> None:
+    model = gs.Conv4(ways=WAYS, image_size=16, channels=3, filters=4)
+    kinds = [type(module) for module in gs.accelerate(model).modules()]
+    assert kinds == [type(module) for module in model.modules()]
+
+
+def test_subclasses_stay_as_they_are() -> None:
+    class Own(nn.Conv2d):
+        pass
+
+    assert type(gs.accelerate(nn.Sequential(Own(3, 3, 3)))[0]) is Own
+
+
+def test_under_autocast_it_computes_what_it_computed() -> None:
+    plain = network().float()
+    fast = gs.accelerate(plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(images().float()), plain(images().float()))
