@@ -118,7 +118,6 @@ def ensemble_values(
     """A function that measures several models: as one ensemble, by the mean of their outputs, and
     the first alone ("single"). Each adapts with its own ĝ and λ.
     """
-    require_steps(steps)
 
     def measure(tasks: TaskBatch) -> dict[str, Values]:
         outputs = []
@@ -133,12 +132,6 @@ def ensemble_values(
         }
 
     return measure
-
-
-def require_steps(steps: int | None) -> None:
-    """Raise ConfigError unless `steps` is None or a number of inner steps."""
-    if steps is not None:
-        require_count("steps", steps, least=0)
 
 
 def values_before_and_after(

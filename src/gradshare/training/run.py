@@ -31,7 +31,6 @@ from gradshare.training.evaluation import (
     Values,
     ensemble_values,
     on_all_tasks,
-    require_steps,
 )
 from gradshare.training.folder import RunFolder, kept_epochs
 from gradshare.training.identity import description, shapes_digest
@@ -186,7 +185,6 @@ class Run:
                 model can't take.
         """
         learner = self._require_learner()
-        require_steps(steps)
         source = self._source if prepare else None
         if prepare and source is None and RunFolder(self.path).contents()["prepares"]:
             raise ConfigError(
