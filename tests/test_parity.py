@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -63,9 +64,18 @@ def by_the_oracle(
     return iterations, oracle.meta_test_logits(dict(outer), g_hat, batch, s)
 
 
-def assert_parity(s: oracle.Setting, count: int, *, conv_bias: bool = False, **layout: Any) -> None:
+def assert_parity(
+    s: oracle.Setting,
+    count: int,
+    *,
+    conv_bias: bool = False,
+    laid_out: dict[str, Any] | None = None,
+    **layout: Any,
+) -> None:
     """Two consecutive outer iterations, then Algorithm 2 on other tasks."""
     ours = learner(s, conv_bias=conv_bias, **layout)
+    if laid_out is not None:
+        ours = ours.laid_out(**laid_out)
     iterations, expected_logits = by_the_oracle(s, count, conv_bias)
     meta, carried = ours.init()
     meta = perturbed(meta)
@@ -223,6 +233,36 @@ def test_every_layout(layout: str, method: str, inductive: bool, second_order: b
         per_step_batch_norm=plus_plus,
     )
     assert_parity(s, 3, **LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("tasks_at_a_time", [1, 2])
+@pytest.mark.parametrize("sharing", ["none", "rate-control", "own-gradient"])
+@pytest.mark.parametrize("method", ["maml", "meta-sgd", "maml++"])
+def test_tasks_that_share_nothing_taken_apart(
+    method: str, sharing: str, tasks_at_a_time: int, recompute: bool
+) -> None:
+    plus_plus = method == "maml++"
+    s = oracle.Setting(
+        method,
+        sharing,
+        3,
+        0.4,
+        multi_step_iterations=10 if plus_plus else None,
+        per_step_batch_norm=plus_plus,
+    )
+    apart = {"tasks_at_a_time": tasks_at_a_time, "recompute": recompute, "separate": True}
+    assert_parity(s, 3, laid_out=apart)
+
+
+@pytest.mark.parametrize("layout", [{}, {"tasks_at_a_time": None}], ids=["loop", "vmap"])
+@pytest.mark.parametrize("sharing", ["none", "sharing"])
+def test_many_inner_steps_recomputed_from_every_few(
+    sharing: str, layout: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["gradshare.inner_loop.adapt"], "MANY_STEPS", 2)
+    s = oracle.Setting("meta-sgd", sharing, 5, 0.2)
+    assert_parity(s, 2, recompute=True, **layout)
 
 
 @pytest.mark.parametrize("layout", [{}, *LAYOUTS.values()], ids=["keep", *LAYOUTS])

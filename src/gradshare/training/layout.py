@@ -65,8 +65,8 @@ class Layout:
 
     def describe(self) -> str:
         """The layout in one line."""
-        number = "all" if self.together is None else self.together
-        tasks = {"loop": "tasks one at a time (loop)", "vmap": f"{number} tasks at once (vmap)"}
+        together = "tasks all" if self.together is None else f"{self.together} tasks"
+        tasks = {"loop": "tasks one at a time (loop)", "vmap": f"{together} at once (vmap)"}
         memory = {
             "keep": "graphs kept (keep)",
             "recompute": "graphs built again in the backward pass (recompute)",
@@ -108,21 +108,19 @@ def choose_layout(
         # are large, it costs memory and saves nothing.
         small = step <= SMALL and memory == "keep"
         tasks = "vmap" if small or device != "cpu" else "loop"
-    if not vmaps:
+    together = task_batch if tasks == "vmap" and vmaps else 1
+    if separate and memory == "keep":
+        together = min(together, max(AT_ONCE.get(device, AT_ONCE["cuda"]) // max(kept, 1), 1))
+    if not vmaps or together == 1 < task_batch:
         tasks = "loop"
-    together = 1
-    if tasks == "vmap":
-        together = task_batch
-        if separate and memory == "keep":
-            at_most = AT_ONCE.get(device, AT_ONCE["cuda"]) // max(kept, 1)
-            together = min(max(at_most, 1), task_batch)
     at_once = together if separate else task_batch
+    at_a_time = together if 1 < together < task_batch else None
     if memory == "keep":
-        return Layout(tasks, memory, at_once * kept, separate, together)
+        return Layout(tasks, memory, at_once * kept, separate, at_a_time)
     # Of the graphs that are recomputed, those of one step are there at a time.
     base, more = _saved(learner, state, one, recompute=True)
     flat_bytes = at_once * (base + (learner.steps - 1) * more)
-    return Layout(tasks, memory, flat_bytes + together * max(step, first), separate, together)
+    return Layout(tasks, memory, flat_bytes + together * max(step, first), separate, at_a_time)
 
 
 def _tried(
