@@ -152,16 +152,6 @@ def test_sizes_that_are_not_those_of_the_tasks_are_refused(sizes: list[int]) -> 
     )
 
 
-@pytest.mark.parametrize("size", [-1, 0, 5])
-def test_sizes_outside_of_the_padded_tensors_are_refused(size: int) -> None:
-    with pytest.raises(DataError) as caught:
-        dataclasses.replace(tokens_of(2), support_n=[4, size])
-    assert str(caught.value) == (
-        f"support_n has {size}, and the tasks are padded to 4 examples; give each task's number of "
-        "real examples, from 1 to 4"
-    )
-
-
 def test_batches_can_be_compared_and_be_keys() -> None:
     one, other = batch_of(2, 2), batch_of(2, 2)
     assert one != other

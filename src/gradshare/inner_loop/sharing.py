@@ -73,7 +73,10 @@ class GradientSharing(UpdateRule):
                 "seen": carried["seen"]
                 | (torch.arange(len(carried["seen"]), device=seen.device) == step.k),
             }
-        deltas = {name: interpolate(own, g_hat[name], gate) for name, own in gradients.items()}
+        deltas = {
+            name: interpolate(own, in_order_of(g_hat[name], own), gate)
+            for name, own in gradients.items()
+        }
         return deltas, carried, task  # Eq. 4
 
     def shared_gradient(self, gradients: Tensors, sum_over_tasks: SumOverTasks) -> Tensors:
@@ -111,7 +114,7 @@ def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
         weight: a scalar.
     """
     # A model can have parameters of several types; the gates have the widest.
-    end, weight = in_order_of(end.to(start.dtype), start), weight.to(start.dtype)
+    end, weight = end.to(start.dtype), weight.to(start.dtype)
     mixed: Tensor = _Interpolation.apply(start, end, weight)  # type: ignore[no-untyped-call]
     return mixed
 
