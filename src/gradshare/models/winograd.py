@@ -64,7 +64,7 @@ def backward(g: Tensor, x: Tensor, W: Tensor, needed: tuple[bool, bool]) -> list
         for images in _groups(x, S, tile):
             of_g = (A.T @ _tiles(g[images], tile, tile)).view(len(G), -1, W.shape[0])
             S.baddbmm_(of_g.mT, _transformed(x[images], tile))
-        gW = (S.flatten(1).T @ G).view(W.shape)
+        gW = (G.T @ S.flatten(1)).T.reshape(W.shape)  # in this order a product of long rows
     return [gx, gW]
 
 
