@@ -257,3 +257,13 @@ def test_a_loss_without_a_second_derivative() -> None:
     kept, recomputed = gradients(), gradients(recompute=True)
     for name, gradient in kept.items():
         assert torch.allclose(gradient, recomputed[name]), name
+
+
+def test_a_derivative_of_the_outer_gradient_is_refused() -> None:
+    learner = maml(
+        nn.Sequential(nn.Flatten(), nn.Linear(2 * 16 * 16, WAYS)).double(), recompute=True
+    )
+    meta, carried = learner.init()
+    objective = learner.outer_step(meta, carried, tasks(2, 1), iteration=0).objective
+    with pytest.raises(ConfigError, match="Hessian-vector product; use memory='keep'"):
+        torch.autograd.grad(objective.mean(), list(meta.values()), create_graph=True)

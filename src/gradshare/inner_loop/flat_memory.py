@@ -173,8 +173,8 @@ class _Recomputed(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        _refuse_more_derivatives()
         call, leaves = (
             ctx.call,
             [
@@ -259,8 +259,8 @@ class _LossesWithGradients(torch.autograd.Function):
         return losses, outputs
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, v: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_more_derivatives()
         gradients = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
         by_task = [
             gradients[name] * v.view(-1, *(1,) * (gradients[name].ndim - 1))
@@ -271,6 +271,15 @@ class _LossesWithGradients(torch.autograd.Function):
             for name in ctx.inputs.shared
         ]
         return None, *by_task, *by_all
+
+
+def _refuse_more_derivatives() -> None:
+    """Raise ConfigError if the outer gradient is computed with `create_graph=True`."""
+    if torch.is_grad_enabled():
+        raise ConfigError(
+            "the outer gradient can't be differentiated with memory='recompute', as for a "
+            "Hessian-vector product; use memory='keep' (recompute=False)"
+        )
 
 
 def _require_no_other_leaves(losses: Tensor, leaves: Sequence[Tensor]) -> None:

@@ -4,6 +4,7 @@ The user's module is never changed and never called. Private copies of it are ca
 
 - layers with running statistics use the statistics of the batch, since running ones would leak from
   one task into the next;
+- convolutions and batch norms are differentiated twice in less time (`gradshare.accelerate`);
 - buffers are constants: what `forward` writes to them is dropped;
 - evaluation has a separate copy, in which dropout is off.
 """
@@ -25,7 +26,7 @@ from gradshare.errors import ConfigError, is_out_of_memory
 from gradshare.inner_loop import Tensors
 from gradshare.inner_loop.attention import unfused_attention
 from gradshare.inner_loop.flat_memory import random_state, set_random_state
-from gradshare.models import BatchNorm2d
+from gradshare.models import BatchNorm2d, accelerate
 from gradshare.tasks.batch import Tree, first_leaf, put_together, taken_apart, task_of
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,8 @@ class Network:
         self.precision = precision
         self.vmaps = True
         self._lock = threading.RLock()
-        self._training = _Copy(_private(model, evaluation=False))
-        self._evaluation = _Copy(_private(model, evaluation=True))
+        self._training = _Copy(accelerate(_private(model, evaluation=False)))
+        self._evaluation = _Copy(accelerate(_private(model, evaluation=True)))
 
     def __getstate__(self) -> dict[str, Any]:
         """The constructor's arguments: the copies and the lock can't be pickled."""
