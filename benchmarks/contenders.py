@@ -34,7 +34,9 @@ from benchmarks.floor import Floor
 from benchmarks.problems import Problem
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import Tensors
+from gradshare.training.distributed import OneProcess
 from gradshare.training.layout import choose_layout
+from gradshare.training.outer_loop import outer_gradient
 
 
 class Runner(Protocol):
@@ -117,12 +119,9 @@ class Ours:
 
     def run(self) -> Tensors:
         """The meta-gradient by the name of each parameter. ĝ is carried on as in training."""
-        step = self.learner.outer_step(self.meta, self.carried, self.tasks, iteration=0)
-        gradients = torch.autograd.grad(
-            step.objective.mean(),
-            list(self.meta.values()),
-            allow_unused=True,
-            materialize_grads=True,
+        share = OneProcess().share(range(len(self.tasks)))
+        gradients, _, step = outer_gradient(
+            self.learner, self.meta, self.carried, self.tasks, iteration=0, share=share
         )
         self.carried = step.carried
         names = (name.removeprefix("model.") for name in self.meta)

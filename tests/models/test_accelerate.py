@@ -85,7 +85,7 @@ def test_each_meta_gradient_is_that_of_the_untouched_network(
     sharing: bool, layout: dict[str, Any]
 ) -> None:
     plain, tasks = network(), two_tasks(images(2 * WAYS, tasks=(2,)))
-    options = {"sharing": sharing, "adapts": lambda _: True}
+    options: dict[str, Any] = {"sharing": sharing, "adapts": lambda _: True}
     fast = meta_gradient(plain, tasks, **options, **layout)
     assert_same(fast, meta_gradient(plain, tasks, untouched=True, **options))
 
@@ -124,7 +124,7 @@ def two_tasks(x: Tensor) -> gs.TaskBatch:
 def meta_gradient(
     model: nn.Module, tasks: gs.TaskBatch, *, untouched: bool = False, **options: Any
 ) -> dict[str, Tensor]:
-    """The meta-gradient of a learner, which accelerates its copy of the model unless told not to."""
+    """The meta-gradient of a learner, whose copy of the model is accelerated or untouched."""
     with patch("gradshare.methods.network.accelerate", lambda m: m) if untouched else nullcontext():
         learner = gs.maml(model, steps=2, inner_lr=0.1, **options)
     meta, carried = learner.init()

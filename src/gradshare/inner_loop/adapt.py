@@ -38,7 +38,7 @@ class Adaptation:
     """The result of the inner loop.
 
     Attributes:
-        params: θ_{t,k} by k, (T, …) tensors: those after each step, or after the last one alone.
+        params: θ_{t,k} by k, (T, …) tensors: those after each step, or the first and last ones.
         carried: the rule's carried tensors, detached from this iteration's graph.
     """
 
@@ -160,7 +160,8 @@ def adapt(
         numbers = range(first, min(first + stride, steps))
         function = functools.partial(several_steps, numbers)
         state = {**state, **(recomputed(function, state) if stride > 1 else function(state))}
-        trajectory[numbers.stop] = state["params"]
+        if each_step or numbers.stop == steps:
+            trajectory[numbers.stop] = state["params"]
     left = {name: t.detach() if t.requires_grad else t for name, t in state["carried"].items()}
     return Adaptation(trajectory, left)
 

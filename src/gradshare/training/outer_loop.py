@@ -62,7 +62,7 @@ def outer_iteration(
         share: this process's share of a batch, which `tasks` are; None for a whole batch.
     """
     share = share or OneProcess().share(range(len(tasks)))
-    own_gradients, objective, step = _own_gradients(
+    own_gradients, objective, step = outer_gradient(
         learner, meta, carried, tasks, iteration=iteration, share=share
     )
     measured = {LOSS: step.losses}
@@ -95,7 +95,7 @@ def outer_iteration(
     return IterationResult(step.carried, found)
 
 
-def _own_gradients(
+def outer_gradient(
     learner: Learner,
     meta: Tensors,
     carried: Tensors,
@@ -104,9 +104,13 @@ def _own_gradients(
     iteration: int,
     share: Share,
 ) -> tuple[Sequence[Tensor], Tensor, OuterStep]:
-    """What this process adds to the outer gradient and the mean objective, and its outer step.
+    """The parts of the outer gradient and of the mean objective that a process computes.
 
-    Where tasks share nothing, the graph of one part of them is freed before the next is built.
+    Where tasks share nothing, the graph of some of them is freed before the next one is built.
+    Arguments as for `outer_iteration`.
+
+    Returns:
+        The gradients of the meta-parameters, the objective, and the outer step without its graph.
     """
     gradients: Sequence[Tensor] = []
     terms: list[Tensor] = []
