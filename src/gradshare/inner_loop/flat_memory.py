@@ -318,9 +318,12 @@ def _require_same(losses: Tensor, first: Tensor) -> None:
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The state of torch's generators of the CPU and of a device."""
-    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), on_device
+    """The state of torch's generators of the CPU and of a device.
+
+    While a CUDA graph is captured the device's can't be read: the graph keeps track of it.
+    """
+    readable = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if readable else None
 
 
 def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
