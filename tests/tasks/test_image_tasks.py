@@ -45,6 +45,32 @@ def image_tasks(draw: st.DrawFn) -> ImageTasks:
     )
 
 
+@settings(max_examples=20, deadline=None)
+@given(indices)
+def test_no_group_is_in_both_the_support_and_the_query_set_of_a_task(index: int) -> None:
+    split = make_split([12, 12, 12])
+    groups = np.array(["other"] * BEFORE + [f"recording {row // 4}" for row in range(36)])
+    tasks = ImageTasks(dataclasses.replace(split, groups=groups), ways=3, shots=2, queries=4)
+    rows, _ = tasks.rows(index)
+    support, query = rows[:, :2], rows[:, 2:]
+    assert not {*groups[support].flat} & {*groups[query].flat}
+    ungrouped = ImageTasks(split, ways=3, shots=2, queries=4)
+    assert tasks.fingerprint != ungrouped.fingerprint
+
+
+def test_a_class_of_one_group_is_named() -> None:
+    split = dataclasses.replace(
+        make_split([4, 4]), groups=np.array(["a"] * (BEFORE + 4) + [*"bbcc"])
+    )
+    with pytest.raises(DataError) as error:
+        ImageTasks(split, ways=2, shots=1, queries=2)
+    assert str(error.value) == (
+        "class 'class 0' of split 'train' has examples of 1 groups, which cannot be divided into 1 "
+        "shots and 2 queries from different groups; lower shots or queries, add groups, or leave "
+        "the class out"
+    )
+
+
 @settings(max_examples=60, deadline=None)
 @given(image_tasks(), indices)
 def test_classes_are_distinct_and_images_are_drawn_without_replacement(

@@ -66,6 +66,22 @@ def test_every_class_comes_back_as_it_was_written(
         np.testing.assert_allclose(store.std, np.where(std > 0, std, 1), rtol=1e-7)
 
 
+def test_the_group_of_each_image_comes_back(tmp_path: Path) -> None:
+    classes = [
+        dataclasses.replace(item, groups=[f"{item.name} {row}" for row in range(2)])
+        for item in random_classes({"test": [2], "val": [2], "train": [2]})
+    ]
+    store = write(tmp_path / "s", classes)
+    for split in store.splits.values():
+        (start,) = split.starts
+        assert split.groups is not None
+        of_class = split.groups[start : start + 2].tolist()
+        assert of_class == [f"{split.class_names[0]} 0", f"{split.class_names[0]} 1"]
+    classes[1] = dataclasses.replace(classes[1], groups=None)
+    with pytest.raises(DataError, match="4 groups are given for 6 images; give one for each"):
+        write(tmp_path / "t", classes)
+
+
 def test_a_path_may_be_text(tmp_path: Path) -> None:
     written = write_store(
         str(tmp_path / "4"), random_classes(COUNTS), name="n", rotate_classes=False, source={}

@@ -9,21 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from gradshare.errors import DataError
 from gradshare.tasks.arrays import Examples, fingerprint, inputs, labels, load, take
 from gradshare.tasks.batch import TaskBatch
 from gradshare.tasks.drawing import (
     Rows,
-    can_divide,
     class_labels,
-    divide_groups,
+    draw_apart,
     draw_classes,
     generator,
     require_enough,
+    require_groups,
     split_source,
 )
-
-_ATTEMPTS = 1000
 
 
 class ClassTasks:
@@ -141,25 +138,15 @@ class ClassTasks:
         if self._groups is None:
             examples = self.shots + self.queries
             return draw_classes(random, self._starts, self._counts, self.ways, examples)
-        for _ in range(_ATTEMPTS):
-            classes = random.choice(len(self.classes), self.ways, replace=False)
-            rows = [np.arange(self._counts[code]) + self._starts[code] for code in classes]
-            groups = [self._groups[of_class] for of_class in rows]
-            divided = divide_groups(random, groups, self.shots, self.queries)
-            if divided is not None:
-                return np.stack(
-                    [
-                        np.append(
-                            random.choice(of_class[support], self.shots, replace=False),
-                            random.choice(of_class[~support], self.queries, replace=False),
-                        )
-                        for of_class, support in zip(rows, divided, strict=True)
-                    ]
-                )
-        raise DataError(
-            f"the groups of {self.ways} classes of {self._name} could not be divided into "
-            f"{self.shots} shots and {self.queries} queries of each, in {_ATTEMPTS} draws; lower "
-            "ways, shots or queries, or use smaller groups"
+        return draw_apart(
+            random,
+            self._starts,
+            self._counts,
+            self._groups,
+            self.ways,
+            self.shots,
+            self.queries,
+            self._name,
         )
 
     def _set(self, ways: int, shots: int, queries: int) -> None:
@@ -168,13 +155,13 @@ class ClassTasks:
 
     def _check(self) -> None:
         require_enough(self._name, self.classes, self._counts, self.ways, self.shots, self.queries)
-        if self._groups is None:
-            return
-        for name, start, count in zip(self.classes, self._starts, self._counts, strict=True):
-            sizes = np.unique(self._groups[start : start + count], return_counts=True)[1]
-            if not can_divide(sizes.tolist(), self.shots, self.queries):
-                raise DataError(
-                    f"class {name!r} of {self._name} has examples of {len(sizes)} groups, which "
-                    f"cannot be divided into {self.shots} shots and {self.queries} queries from "
-                    "different groups; lower shots or queries, add groups, or leave the class out"
-                )
+        if self._groups is not None:
+            require_groups(
+                self._name,
+                self.classes,
+                self._starts,
+                self._counts,
+                self._groups,
+                self.shots,
+                self.queries,
+            )

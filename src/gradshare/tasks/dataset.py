@@ -19,11 +19,13 @@ class FoundClass:
         name: of the class, unique within the dataset.
         images: for each image the path of a file, the bytes of a file as uint8 (n,), or pixels as
             uint8 (H, W, 3) or (H, W).
+        groups: the group of each image, such as its recording; None if there are no groups.
     """
 
     split: str
     name: str
     images: Sequence[Any] = field(repr=False)
+    groups: Sequence[str] | None = field(default=None, repr=False)
 
 
 Reader = Callable[[Path, Path], list[FoundClass]]

@@ -16,6 +16,7 @@ from gradshare.errors import ConfigError, DataError, require_count
 Rows = npt.NDArray[np.int64]
 Source = TypeVar("Source")
 
+_ATTEMPTS = 1000
 _SALT = 0x7461736B  # keeps these draws apart from those of a user who seeds with the index alone
 
 
@@ -81,6 +82,55 @@ def divide_groups(
     return np.split(is_support[codes], np.cumsum(lengths)[:-1])
 
 
+def draw_apart(
+    random: np.random.Generator,
+    starts: Rows,
+    counts: Rows,
+    groups: npt.NDArray[Any],
+    ways: int,
+    shots: int,
+    queries: int,
+    where: str,
+) -> Rows:
+    """Draw classes, then examples of each, with no group on both sides of the task.
+
+    Args:
+        random: the task's generator.
+        starts: (classes,) the first row of each class; the rows of a class follow each other.
+        counts: (classes,) how many rows each class has.
+        groups: (n,) the group of each row.
+        ways: classes to draw.
+        shots: support rows to draw of each class.
+        queries: query rows to draw of each class.
+        where: what has the classes, for the message.
+
+    Returns:
+        (ways, shots + queries) rows, the support ones first.
+
+    Raises:
+        DataError: no draw of classes could be divided.
+    """
+    for _ in range(_ATTEMPTS):
+        classes = random.choice(len(starts), ways, replace=False)
+        rows = [np.arange(counts[code]) + starts[code] for code in classes]
+        divided = divide_groups(random, [groups[of_class] for of_class in rows], shots, queries)
+        if divided is not None:
+            return np.stack(
+                [
+                    np.append(
+                        random.choice(of_class[support], shots, replace=False),
+                        random.choice(of_class[~support], queries, replace=False),
+                    )
+                    for of_class, support in zip(rows, divided, strict=True)
+                ]
+            )
+    raise DataError(
+        f"the groups of {ways} classes of {where} could not be divided into {shots} shots and "
+        f"{queries} queries of each, in {_ATTEMPTS} draws; lower ways, shots or queries, or use "
+        "smaller groups"
+    )
+
+
 def can_divide(sizes: Sequence[int], shots: int, queries: int) -> bool:
     """Whether groups of these sizes can be divided into two sets with enough examples each."""
     sums = 1  # bit s is set if some of the groups have s examples together
@@ -126,6 +176,29 @@ def require_enough(
             f"{shots + queries} ({shots} shots + {queries} queries); lower queries or shots, add "
             "examples, or leave the class out"
         )
+
+
+def require_groups(
+    where: str,
+    classes: Sequence[object],
+    starts: Rows,
+    counts: Rows,
+    groups: npt.NDArray[Any],
+    shots: int,
+    queries: int,
+) -> None:
+    """Raise DataError if the groups of a class cannot serve both sides of a task.
+
+    Args: see `draw_apart` and `require_enough`.
+    """
+    for name, start, count in zip(classes, starts, counts, strict=True):
+        sizes = np.unique(groups[start : start + count], return_counts=True)[1]
+        if not can_divide(sizes.tolist(), shots, queries):
+            raise DataError(
+                f"class {name!r} of {where} has examples of {len(sizes)} groups, which cannot be "
+                f"divided into {shots} shots and {queries} queries from different groups; lower "
+                "shots or queries, add groups, or leave the class out"
+            )
 
 
 def split_source(

@@ -14,7 +14,15 @@ from torch import Tensor
 from gradshare.errors import ConfigError
 from gradshare.tasks.arrays import digest, fingerprint
 from gradshare.tasks.batch import TaskBatch
-from gradshare.tasks.drawing import Rows, class_labels, draw_classes, generator, require_enough
+from gradshare.tasks.drawing import (
+    Rows,
+    class_labels,
+    draw_apart,
+    draw_classes,
+    generator,
+    require_enough,
+    require_groups,
+)
 from gradshare.tasks.normalization import Normalization
 from gradshare.tasks.store import ImageStore, Split
 
@@ -26,7 +34,8 @@ class ImageTasks:
     """N-way few-shot tasks from one split of an `ImageStore`, drawn as the reference MAML++ code
     does: classes without replacement, then images of each without replacement, support first.
 
-    A pickle of it holds the path of the images, not the images.
+    If the split has groups, no group is in both the support and the query set of a task. A pickle
+    of it holds the path of the images, not the images.
 
     Attributes:
         split: the classes to draw from, such as `ImageStore.open(path).splits["train"]`.
@@ -40,7 +49,7 @@ class ImageTasks:
     Raises:
         ConfigError: `split` is not a `Split`; ways, shots or queries is below 1.
         DataError: there are fewer classes than ways, or a class has fewer images than
-            shots + queries.
+            shots + queries, or too few groups.
     """
 
     split: Split
@@ -66,15 +75,26 @@ class ImageTasks:
             self.shots,
             self.queries,
         )
+        if split.groups is not None:
+            require_groups(
+                f"split {split.name!r}",
+                split.class_names,
+                split.starts,
+                split.counts,
+                split.groups,
+                self.shots,
+                self.queries,
+            )
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the images, the classes of the split and the settings."""
+        """A digest of the images, the classes and groups of the split, and the settings."""
         split = self.split
         images = split.stored.sha256 if split.stored is not None else digest(split.images)
         classes = (split.name, split.class_names, split.starts.tolist(), split.counts.tolist())
         sizes = (self.ways, self.shots, self.queries)
-        return fingerprint(images, classes, sizes, self.normalization, self.rotate_classes)
+        groups = () if split.groups is None else (split.groups.tolist(),)
+        return fingerprint(images, classes, sizes, self.normalization, self.rotate_classes, *groups)
 
     def replace(self, **changes: Any) -> ImageTasks:
         """The same images with other settings."""
@@ -88,9 +108,22 @@ class ImageTasks:
             each class.
         """
         random = generator(index)
-        rows = draw_classes(
-            random, self.split.starts, self.split.counts, self.ways, self.shots + self.queries
-        )
+        split = self.split
+        if split.groups is None:
+            rows = draw_classes(
+                random, split.starts, split.counts, self.ways, self.shots + self.queries
+            )
+        else:
+            rows = draw_apart(
+                random,
+                split.starts,
+                split.counts,
+                split.groups,
+                self.ways,
+                self.shots,
+                self.queries,
+                f"split {split.name!r}",
+            )
         turns = np.zeros(self.ways, dtype=np.int64)
         if self.rotate_classes:
             turns = random.integers(RIGHT_ANGLES, size=self.ways)

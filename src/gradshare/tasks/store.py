@@ -99,6 +99,7 @@ class Split:
         class_names: one name a class.
         starts: (classes,) the first row of each class.
         counts: (classes,) how many rows each class has.
+        groups: (N,) the group of each image, such as its recording; None if there are no groups.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Split:
     class_names: tuple[str, ...] = field(repr=False)
     starts: npt.NDArray[np.int64] = field(repr=False)
     counts: npt.NDArray[np.int64] = field(repr=False)
+    groups: npt.NDArray[np.str_] | None = field(default=None, repr=False)
 
     @property
     def stored(self) -> StoredImages | None:
@@ -181,10 +183,11 @@ class ImageStore:
             ) from error
         stored = images.view(StoredImages)
         stored.path, stored.sha256 = path, index.sha256
+        groups = None if index.groups is None else np.array(index.groups)
         return cls(
             name=index.name,
             path=path,
-            splits={name: _split(name, stored, index.splits[name]) for name in SPLITS},
+            splits={name: _split(name, stored, index.splits[name], groups) for name in SPLITS},
             mean=tuple(index.mean),
             std=tuple(index.std),
             rotate_classes=index.rotate_classes,
@@ -225,6 +228,7 @@ class Index(BaseModel):
     sha256: Sha256
     written: int | None = None  # when images.npy was, in nanoseconds
     splits: dict[str, Annotated[list[StoredClass], Field(min_length=1)]]
+    groups: list[str] | None = None  # of each row
 
     def require_fit(self, images: MappedFile) -> None:
         """Raise ValueError if the index is not that of the images."""
@@ -234,6 +238,8 @@ class Index(BaseModel):
                 f"images.npy holds {images.dtype} {images.shape}, its index says uint8 "
                 f"{self.shape} with {len(self.mean)} means and {len(self.std)} standard deviations"
             )
+        if self.groups is not None and len(self.groups) != len(images):
+            raise ValueError(f"{len(self.groups)} groups are given for {len(images)} images")
         rows = sorted(
             (item.start, item.start + item.count, item.name)
             for split in SPLITS
@@ -275,7 +281,12 @@ def memory_map(path: Path) -> MappedFile:
         raise ValueError(f"{path.name} has no proper header: {error}") from error
 
 
-def _split(name: str, images: Images, entries: list[StoredClass]) -> Split:
+def _split(
+    name: str,
+    images: Images,
+    entries: list[StoredClass],
+    groups: npt.NDArray[np.str_] | None,
+) -> Split:
     starts = np.array([entry.start for entry in entries], dtype=np.int64)
     counts = np.array([entry.count for entry in entries], dtype=np.int64)
-    return Split(name, images, tuple(entry.name for entry in entries), starts, counts)
+    return Split(name, images, tuple(entry.name for entry in entries), starts, counts, groups)

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +42,13 @@ class ClassImages:
         split: "train", "val" or "test".
         name: the class's name, unique within the dataset.
         images: uint8 (n, C, H, W) at the store's size.
+        groups: the group of each image; None if the dataset has no groups.
     """
 
     split: str
     name: str
     images: Images
+    groups: Sequence[str] | None = None
 
 
 def write_store(
@@ -154,6 +156,7 @@ def fill(
     splits: dict[str, list[StoredClass]] = {split: [] for split in SPLITS}
     split_of: dict[str, str] = {}
     shape: tuple[int, ...] = ()
+    groups: list[str] = []
     rows = 0
     train = _PixelStatistics()
     digest = hashlib.sha256()
@@ -172,6 +175,7 @@ def fill(
             split_of[item.name] = item.split
             splits[item.split].append(StoredClass(name=item.name, start=rows, count=len(images)))
             rows += len(images)
+            groups += item.groups or ()
             data = images.tobytes()
             digest.update(data)
             npy.write(data)
@@ -180,6 +184,8 @@ def fill(
         if rows:
             _write_header(npy, rows, shape)
     empty = [split for split, entries in splits.items() if not entries]
+    if groups and len(groups) != rows:
+        raise DataError(f"{len(groups)} groups are given for {rows} images; give one for each")
     if empty:
         raise DataError(f"no classes in split {empty[0]!r}; every one of {SPLITS} needs some")
     mean, std = train.result()
@@ -194,6 +200,7 @@ def fill(
         "sha256": digest.hexdigest(),
         "written": (folder / "images.npy").stat().st_mtime_ns,
         "splits": splits,
+        "groups": groups or None,
     }
     try:
         index = Index.model_validate(content).model_dump_json(indent=1)
