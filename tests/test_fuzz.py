@@ -42,6 +42,7 @@ from gradshare.tasks.folder import find_classes
 from gradshare.tasks.hdf5 import cache_files, find_cached
 from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.mini_imagenet import find_in_pickle, read_table
+from gradshare.tasks.notes import Notes
 from gradshare.tasks.store import SPLITS
 from gradshare.training import checkpoint
 from gradshare.training.run import Run
@@ -282,7 +283,20 @@ def test_splits_files(random: Random, tmp_path: Path) -> None:
     splits = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
     (tmp_path / "splits.json").write_bytes(as_text(twisted(splits, random), random))
     with refusing():
-        find_classes(tmp_path)
+        find_classes(Notes(tmp_path, tmp_path / "unpacked"))
+
+
+@fuzzed
+@given(random=randoms)
+def test_tables_of_own_images(random: Random, tmp_path: Path) -> None:
+    path = tmp_path / "birds.csv"
+    rows = "".join(f"{i}.png,bird {i % 3},{SPLITS[i % 3]},{i // 3}\n" for i in range(12))
+    path.write_bytes(damaged(b"path,label,split,group\n" + rows.encode(), random))
+    with refusing():
+        for item in find_classes(Notes(path, tmp_path / "unpacked")):
+            assert item.split in SPLITS
+            assert len(item.images) > 0
+            assert item.groups is None or len(item.groups) == len(item.images)
 
 
 @fuzzed

@@ -60,13 +60,25 @@ def error(*arguments: str) -> str:
 
 def test_a_folder_from_images_to_contact_sheet() -> None:
     make_classes(Path("birds"), BIRDS, images=3)
+    Path("birds/owl/notes.txt").write_text("an owl")
     prepared = output(
         *("prepare", "my-birds", "--format", "folder", "--from", "birds"),
         *("--image-size", "16", "--seed", "5"),
     )
-    assert prepared == (
-        "Prepared data/my-birds/16: 3 train, 1 val, 1 test classes, drawn with seed 5\n"
+    said = (
+        "Read 15 images of 5 classes\n"
+        "Left out: 1 not an image (owl/notes.txt)\n"
+        "Duplicates: 6 in two classes (crow/0.png = finch/0.png, crow/1.png = finch/1.png, "
     )
+    assert prepared.startswith(
+        f"Prepared data/my-birds/16: 3 train, 1 val, 1 test classes, drawn with seed 5\n{said}"
+    )
+    limits = (
+        "Tasks may have up to 1 ways (the classes of 'val') and 3 shots + queries (the images of "
+        "'crow' in 'train')\nThe default tasks do not fit: 5-way tasks need 5 classes, split "
+        "'train' has 3; lower ways, or give it more classes\n"
+    )
+    assert prepared.endswith(limits)
     shown = output("show", "my-birds")
     assert "my-birds, 3×16×16" in shown
     rows = [line.split() for line in shown.splitlines() if line.startswith("│")]
@@ -77,7 +89,9 @@ def test_a_folder_from_images_to_contact_sheet() -> None:
     ]
     # Images of the shades 0, 40 and 80.
     assert "mean 0.1569 0.1569 0.1569, standard deviation 0.1281 0.1281 0.1281" in shown
-    assert "from: birds" in shown
+    assert f"from: {Path('birds').absolute()}" in shown
+    assert said in shown
+    assert limits in shown
     assert "splits: drawn with seed 5\n" in shown
     assert shown.endswith("Contact sheet: my-birds-16.png\n")
     with Image.open("my-birds-16.png") as sheet:
@@ -92,6 +106,35 @@ def test_preparing_again_says_that_it_is_there() -> None:
     assert output(*arguments).startswith("Prepared data/my-birds/8: ")
     assert output(*arguments) == "data/my-birds/8 is prepared already; replace it with --force\n"
     assert output(*arguments, "--force").startswith("Prepared data/my-birds/8: ")
+
+
+def test_shares_groups_and_unreadable_images_from_the_command_line() -> None:
+    make_classes(Path("birds"), BIRDS, images=3)
+    Path("birds/owl/3.png").touch()
+    command = ["prepare", "my-birds", "--format", "folder", "--from", "birds", "--group", r"\d"]
+    assert "leave it out with --skip-bad" in error(*command)
+    assert error(*command, "--split", "0.6,0.4").startswith("the shares of the splits are 0.6, 0.4")
+    assert error(*command, "--split", "none.json").startswith("none.json is not readable as JSON")
+    prepared = output(*command, "--split", "0.4,0.3,0.3", "--skip-bad")
+    assert (
+        "1 train, 2 val, 2 test classes, drawn with seed 0 and shares 0.4, 0.3, 0.3\n" in prepared
+    )
+    assert "Read 15 images of 5 classes and 3 groups\n" in prepared
+    assert "Left out: 1 unreadable (owl/3.png)\n" in prepared
+
+
+def test_the_list_has_what_is_prepared_and_what_can_be() -> None:
+    random_store(Path("data/mine/4"), {"train": [2, 1], "val": [2], "test": [2]})
+    Path("data/cut/8").mkdir(parents=True)
+    Path("data/cut/8/index.json").write_text("{")
+    result = run("list")
+    rows = [line.split() for line in result.stdout.splitlines() if line.startswith("│")]
+    cells = [[cell for cell in row if cell not in "│/"] for row in rows]
+    assert cells[0] == ["mine", "4", "2", "1", "1", "7"]
+    assert cells[1:] == [
+        [name, "not", "prepared"] for name in ("glyphs", "omniglot", "mini-imagenet", "cub")
+    ]
+    assert result.stderr.startswith("the prepared dataset in data/cut/8 is damaged (")
 
 
 def test_glyphs_are_drawn_without_a_path() -> None:

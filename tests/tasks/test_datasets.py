@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from gradshare.tasks.datasets import (
 from gradshare.tasks.download import OnProgress
 from gradshare.tasks.registry import DATASETS, prepared
 from gradshare.tasks.store import SPLITS
-from tests.tasks.builders import make_classes, random_images, random_store
+from tests.tasks.builders import make_classes, make_image, random_images, random_store
 
 COUNTS = {"train": [3, 2], "val": [2], "test": [2]}
 
@@ -254,10 +255,43 @@ def test_what_is_prepared_already_is_left_as_it_is(root: Path, archive: Path) ->
     assert again.path == store.path
 
 
+def test_a_store_that_other_options_wrote_is_not_taken_for_the_one_that_is_asked_for(
+    root: Path, birds: Path, tmp_path: Path
+) -> None:
+    def again(path: Path = birds, **changed: Any) -> str:
+        return message_of(lambda: prepare_dataset("own", root, path=path, folder=True, **changed))
+
+    prepare_dataset("own", root, path=birds, folder=True, group="(.*)_|(.*)", seed=3)
+    remedy = "prepare it anew with --force, or choose another name or --data-root"
+    assert again(group="(.*)_|(.*)") == (
+        f"{root / 'own' / '84'} was prepared with --seed 3, now 0: {remedy}"
+    )
+    assert "--group (.*)_|(.*), now not given; --skip-bad not given, now True: " in again(
+        seed=3, skip_bad=True
+    )
+    assert "--split not given, now 0.6,0.2,0.2; " in again(split=(0.6, 0.2, 0.2))
+    assert f"--from {birds}, now {tmp_path}; " in again(tmp_path)
+    with pytest.raises(DataError, match="was prepared with --seed 0, now 1: prepare it anew with"):
+        prepare_dataset("glyphs", root)
+        prepare_dataset("glyphs", root, seed=1)
+
+
+def test_changes_of_own_images_are_noticed(root: Path, birds: Path) -> None:
+    def prepare() -> bool:
+        return prepare_dataset("own", root, path=birds, folder=True, image_size=8).written
+
+    assert prepare()
+    (birds / ".DS_Store").touch()
+    assert not prepare()
+    make_image(birds / "owl" / "new.png")
+    assert message_of(prepare).startswith(
+        f"what {root / 'own' / '8'} was prepared from has changed since: prepare it anew with"
+    )
+
+
 def test_force_replaces_a_store(root: Path) -> None:
     first = prepare_dataset("glyphs", root, seed=0).store
     before = images_of(first)
-    assert prepare_dataset("glyphs", root, seed=1).store.source["seed"] == 0
     second, written = prepare_dataset("glyphs", root, seed=1, force=True)
     assert written
     assert second.source["seed"] == 1
@@ -430,7 +464,10 @@ def test_a_size_out_of_range_is_named(root: Path, archive: Path, size: int) -> N
 
 def test_arguments_that_would_change_nothing_are_refused(root: Path, archive: Path) -> None:
     assert message_of(lambda: prepare_dataset("noise", root, path=archive, seed=3)) == (
-        "the splits of 'noise' are fixed, so seed 3 would change nothing; leave out --seed"
+        "the splits of 'noise' are fixed, so --seed would change nothing; leave it out"
+    )
+    assert message_of(lambda: prepare_dataset("noise", root, path=archive, group="_")) == (
+        "the splits of 'noise' are fixed, so --group would change nothing; leave it out"
     )
     assert message_of(lambda: prepare_dataset("glyphs", root, path=archive)) == (
         f"glyphs are drawn, not read: leave out {archive}"
@@ -487,7 +524,7 @@ def test_an_image_that_cannot_be_read_is_named(root: Path, birds: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
     message = message_of(lambda: prepare_dataset("my-birds", root, path=birds, folder=True))
     assert message.startswith(f"{path} is not a readable image (")
-    assert message.endswith("; replace or remove it")
+    assert message.endswith("; replace or remove it, or leave it out with --skip-bad")
 
 
 @pytest.mark.parametrize("closed", [".", "owl"])

@@ -116,6 +116,24 @@ def test_what_is_transparent_is_white(mode: str) -> None:
     assert read_image(encoded(image), "a.png", GREY).mean() == 255
 
 
+def test_cyan_magenta_yellow_and_black_become_red_green_and_blue() -> None:
+    image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    pixels = read_image(encoded(image, "JPEG"), "a.jpg", RGB)[:, 4, 4].astype(int)
+    assert np.abs(pixels - [255, 0, 0]).max() < 6
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF"])
+def test_of_an_animation_or_several_pages_the_first_is_read(kind: str) -> None:
+    frames = [Image.new("L", (8, 8), shade) for shade in (200, 20)]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert abs(int(read_image(data, "a", GREY).mean()) - 200) <= 2
+
+
+def test_a_photograph_of_a_hundred_megapixels_is_read() -> None:
+    image = Image.new("L", (11648, 8736), 90)
+    assert read_image(encoded(image, "BMP"), "a.bmp", GREY).mean() == 90
+
+
 def test_a_centre_crop_is_the_middle_of_the_image_at_its_own_shape() -> None:
     pixels = np.zeros((24, 48), dtype=np.uint8)
     pixels[:, 18:30] = 255  # the middle 12 of 48 columns: 6 of 24, when 24 rows become 12
@@ -147,7 +165,7 @@ def test_a_decompression_bomb_is_refused_unopened(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         read_image(path, str(path), GREY)
     assert str(error.value) == (
-        f"{path} is {side}×{side} pixels, over the limit of 100,000,000; make it smaller or "
+        f"{path} is {side}×{side} pixels, over the limit of 175,000,000; make it smaller or "
         "remove it"
     )
 

@@ -27,6 +27,7 @@ from rich.text import Text
 
 from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
 from gradshare.errors import ConfigError, DataError, escaped
+from gradshare.tasks.class_splits import SHARES
 from gradshare.tasks.contact_sheet import contact_sheet
 from gradshare.tasks.datasets import (
     IMAGE_SIZES,
@@ -37,11 +38,19 @@ from gradshare.tasks.datasets import (
     prepare_dataset,
 )
 from gradshare.tasks.download import OnProgress
+from gradshare.tasks.image_tasks import image_splits
 from gradshare.tasks.images import Resize
-from gradshare.tasks.registry import DATASETS, DEFAULT_DATA_ROOT
+from gradshare.tasks.notes import some
+from gradshare.tasks.registry import DATASETS, DEFAULT_DATA_ROOT, prepared
 from gradshare.tasks.store import ImageStore
 
 PICTURES = (".png", ".jpg", ".pdf", ".svg", ".webp")
+
+MOST_FILES = 10
+"""So many files are printed by name."""
+
+_NOTES = {"Left out": "skipped", "Duplicates": "duplicates"}
+"""What a store's source has of the images that were read."""
 
 WIDE = 200
 """Columns for a table, of which a narrow terminal breaks the lines instead of hiding numbers."""
@@ -73,7 +82,7 @@ resize_option: Option = click.option(
 
 @click.group()
 def data() -> None:
-    """Prepare datasets and look at them."""
+    """Prepare datasets, list them and look at them."""
 
 
 @data.command(
@@ -91,13 +100,25 @@ def data() -> None:
     "--format",
     "form",
     type=click.Choice(["folder"]),
-    help="Read --from as a folder of class folders, and call the dataset NAME.",
+    help="Read --from as images of your own, and call the dataset NAME.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0),
-    help="Draws glyphs, or the splits of a folder of class folders.  [default: 0]",
+    help="Draws glyphs, or the splits of images of your own.  [default: 0]",
 )
+@click.option(
+    "--split",
+    metavar="SHARES|FILE",
+    help="Shares of your classes for train, val and test, or a JSON file that names them.  "
+    f"[default: {','.join(f'{share:g}' for share in SHARES)}]",
+)
+@click.option(
+    "--group",
+    metavar="REGEX",
+    help="Finds the group of an image, such as its recording, in its path below --from.",
+)
+@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read.")
 @click.option("--force", is_flag=True, help="Replace what was prepared before.")
 @image_size_option
 @resize_option
@@ -108,6 +129,9 @@ def prepare(
     path: Path | None,
     form: str | None,
     seed: int | None,
+    split: str | None,
+    group: str | None,
+    skip_bad: bool,
     force: bool,
     image_size: int | None,
     resize: Resize,
@@ -115,8 +139,9 @@ def prepare(
 ) -> None:
     """Turn the images of dataset NAME into a store that opens at once.
 
-    Glyphs are drawn; other datasets need --download or --from. Images of your own, in one folder
-    a class, are prepared under any new NAME with --format folder --from FOLDER.
+    Glyphs are drawn; other datasets need --download or --from. Images of your own are prepared
+    under any new NAME with --format folder --from PATH: a folder of class folders, an archive of
+    one, or a CSV file with the columns path, label and, if you like, split and group.
     """
     check_name(name, data_root, folder=form == "folder")
     if download and (path is not None or form is not None):
@@ -134,17 +159,43 @@ def prepare(
             image_size=image_size,
             resize=resize,
             seed=seed,
+            split=split and _shares_or_file(split),
+            group=group,
+            skip_bad=skip_bad,
             force=force,
             progress=_reporter(bar, f"Preparing {name}"),
         )
     if written:
-        counts = ", ".join(
-            f"{len(split.class_names):,} {split.name}" for split in store.splits.values()
-        )
         drawn = f", {store.drawn}" if store.drawn else ""
+        counts = ", ".join(f"{count:,} {split}" for split, count in _class_counts(store).items())
         click.echo(f"Prepared {escaped(store.path)}: {counts} classes{drawn}")
+        _print_notes(store)
     else:
         click.echo(f"{escaped(store.path)} is prepared already; replace it with --force")
+
+
+@data.command(name="list")
+@data_root_option
+def list_datasets(data_root: Path) -> None:
+    """List the datasets that are prepared, and those that can be."""
+    table = Table()
+    for column in ("dataset", "prepared as", "classes: train / val / test", "images"):
+        table.add_column(column)
+    there = prepared(data_root)
+    for name, forms in there.items():
+        for form in forms:
+            try:
+                store = ImageStore.open(data_root / name / form)
+            except DataError as error:
+                click.echo(str(error), err=True)
+                continue
+            classes = " / ".join(f"{count:,}" for count in _class_counts(store).values())
+            images = sum(int(split.counts.sum()) for split in store.splits.values())
+            table.add_row(escaped(name), escaped(form), classes, f"{images:,}")
+    for name in DATASETS:
+        if name not in there:
+            table.add_row(name, "not prepared")
+    Console(width=WIDE).print(table)
 
 
 @data.command()
@@ -210,7 +261,53 @@ def _print_contents(store: ImageStore) -> None:
     click.echo(f"Pixels of train, in [0, 1]: mean {mean}, standard deviation {std}")
     if store.rotate_classes:
         click.echo("Training episodes turn each class by a random multiple of 90°")
-    click.echo(yaml.safe_dump(dict(store.source), sort_keys=False, allow_unicode=True).rstrip())
+    source = {name: value for name, value in store.source.items() if name not in _NOTES.values()}
+    click.echo(yaml.safe_dump(source, sort_keys=False, allow_unicode=True).rstrip())
+    _print_notes(store)
+
+
+def _class_counts(store: ImageStore) -> dict[str, int]:
+    return {name: len(split.class_names) for name, split in store.splits.items()}
+
+
+def _print_notes(store: ImageStore) -> None:
+    """Print how much was read, what was left out, and which tasks it is enough for."""
+    splits = store.splits.values()
+    images, classes = (
+        sum(split.counts.sum() for split in splits),
+        sum(_class_counts(store).values()),
+    )
+    groups = next(iter(splits)).groups
+    of_groups = "" if groups is None else f" and {len({*groups.tolist()}):,} groups"
+    click.echo(f"Read {images:,} images of {classes:,} classes{of_groups}")
+    for title, kind in _NOTES.items():
+        notes = [
+            f"{len(files):,} {reason} ({some(files, MOST_FILES)})"
+            for reason, files in store.source.get(kind, {}).items()
+        ]
+        if notes:
+            click.echo(escaped(f"{title}: {', '.join(notes)}"))
+    fewest = min(splits, key=lambda split: len(split.class_names))
+    smallest = min(splits, key=lambda split: split.counts.min())
+    name = smallest.class_names[smallest.counts.argmin()]
+    click.echo(
+        escaped(
+            f"Tasks may have up to {len(fewest.class_names)} ways (the classes of {fewest.name!r}) "
+            f"and {smallest.counts.min()} shots + queries (the images of {name!r} in "
+            f"{smallest.name!r})"
+        )
+    )
+    try:
+        image_splits(store)
+    except DataError as error:
+        click.echo(f"The default tasks do not fit: {error}")
+
+
+def _shares_or_file(text: str) -> tuple[float, ...] | Path:
+    try:
+        return tuple(float(share) for share in text.split(","))
+    except ValueError:
+        return Path(text)
 
 
 @contextlib.contextmanager

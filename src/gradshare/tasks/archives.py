@@ -37,13 +37,14 @@ _DAMAGE = (
 )
 
 
-def unpacked(path: Path, scratch: Path) -> Path:
+def unpacked(path: Path, scratch: Path, *, everything: bool = False) -> Path:
     """The folder at a path, or the folder that the archive there is unpacked into.
 
     Args:
         path: a folder, a zip archive or a tar archive (plain, gzip, bzip2 or xz). The name of an
             archive does not matter.
         scratch: the archive's images, tables and lists go to a new folder in it.
+        everything: whether its other files go there too.
 
     Raises:
         DataError: the archive is missing, damaged, truncated, encrypted or a web page; it holds a
@@ -66,7 +67,8 @@ def unpacked(path: Path, scratch: Path) -> Path:
             _require_no_bomb(path, total)
             target = folder / _safe_name(name, path)
             # macOS adds this folder to zip archives.
-            if target.suffix.lower() not in UNPACKED or "__MACOSX" in target.parts:
+            known = everything or target.suffix.lower() in UNPACKED
+            if not known or "__MACOSX" in target.parts:
                 continue
             if size > MAX_FILE_BYTES:
                 limit = f"the limit is {MAX_FILE_BYTES:,}"

@@ -29,7 +29,7 @@ class FoundClass:
 
 
 Reader = Callable[[Path, Path], list[FoundClass]]
-"""Finds the classes of a dataset.
+"""Finds the classes of a published dataset.
 
 Args:
     path: what the user gave: a file or a folder.
@@ -65,7 +65,7 @@ class Dataset:
         channels: 1 (grey) or 3 (RGB); by default 1 if no image has colour.
         image_size: height and width that most papers use.
         rotate_classes: see `ImageStore`.
-        read: finds the classes; None for a dataset that is drawn.
+        read: finds the classes; None for glyphs, which are drawn, and for images of the user's own.
         classes: the number of classes that each split must have; empty if any will do.
         archives: what `--download` fetches.
     """

@@ -6,23 +6,22 @@ Under the data root, a dataset called `name` at 84×84 pixels is the store `name
 
 from __future__ import annotations
 
-import errno
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from gradshare.errors import DataError
 from gradshare.tasks import glyphs
 from gradshare.tasks.dataset import Dataset, FoundClass, require_classes
 from gradshare.tasks.download import OnProgress, download
-from gradshare.tasks.folder import IMAGE_SIZE, given_splits, is_grey, own_dataset
+from gradshare.tasks.folder import ClassSplit, find_classes, is_grey
 from gradshare.tasks.glyphs import GLYPHS
-from gradshare.tasks.images import ImageFormat, Resize, read_image
+from gradshare.tasks.images import ImageFormat, Resize
+from gradshare.tasks.notes import Notes
+from gradshare.tasks.preparation import given_options, require_arguments, require_same
+from gradshare.tasks.reading import blaming, decoded
 from gradshare.tasks.registry import (
     DATASETS,
     dataset_of,
@@ -33,6 +32,7 @@ from gradshare.tasks.registry import (
 from gradshare.tasks.store import SPLITS, ImageStore, is_store
 from gradshare.tasks.writing import ClassImages, clear_leftovers, fill, writing
 
+IMAGE_SIZE = 84  # of images of the user's own, as of most papers' photographs
 IMAGE_SIZES = range(8, 1025)
 
 
@@ -118,38 +118,49 @@ def prepare_dataset(
     image_size: int | None = None,
     resize: Resize = "stretch",
     seed: int | None = None,
+    split: ClassSplit | None = None,
+    group: str | None = None,
+    skip_bad: bool = False,
     force: bool = False,
     progress: OnProgress | None = None,
 ) -> Prepared:
     """Read a dataset's images, or draw glyphs, and write them as a store.
 
-    A store that exists is opened and left as it is. Of two processes that prepare the same store
-    at once, the second waits for the first and opens what it wrote.
+    A store that exists, and that the same arguments would write, is opened and left as it is. Of
+    two processes that prepare the same store at once, the second waits for the first and opens what
+    it wrote. The store's `source` has what was left out (`skipped`) and which images have the
+    same pixels (`duplicates`).
 
     Args:
         name: as for `open_dataset`, or a new name for a folder of images.
         data_root: where datasets are prepared.
-        path: what to read: an archive or a folder. None for glyphs.
-        folder: read `path` as a folder of class folders.
+        path: what to read: an archive or a folder, or a table of own images. None for glyphs.
+        folder: read `path` as images of the user's own.
         image_size: in pixels; None is the size the field uses.
         resize: see `ImageFormat`.
-        seed: draws glyphs, or a folder's splits; None is 0. Other datasets take none.
+        seed: draws glyphs, or the splits of own images; None is 0. Other datasets take none.
+        split: the shares of the classes for train, val and test, or the path of a file that names
+            them; for own images.
+        group: a regular expression that finds an image's group in its path; for own images.
+        skip_bad: leave out images that cannot be read.
         force: replace a store that exists.
         progress: called after each class that is read.
 
     Raises:
-        DataError: a name, size or seed that does not fit, images that cannot be used, or no room
-            or permission to write.
+        DataError: a name, size or seed that does not fit, a store that other arguments wrote,
+            images that cannot be used, or no room or permission to write.
+        ConfigError: a split or group that is malformed.
     """
     data_root = Path(data_root).expanduser()
     path = None if path is None else Path(path).expanduser()
     check_name(name, data_root, folder)
     image_size = _size_to_prepare(name, image_size)
     target = store_path(data_root, name, image_size, resize)
+    options = given_options(path, folder, seed, split, group, skip_bad)
     if is_store(target) and not force:
-        return Prepared(_opened(target, image_size), written=False)
-    dataset = own_dataset(name, seed) if folder else DATASETS[name]
-    _require_arguments(name, path, folder, resize, seed)
+        return Prepared(_asked_for(target, image_size, options), written=False)
+    dataset = _own(name) if folder else DATASETS[name]
+    require_arguments(name, path, folder, resize, options)
     if target.is_dir() and not is_store(target) and any(target.iterdir()):
         raise DataError(
             f"{target} is in the way: it holds files but no prepared dataset; move it elsewhere"
@@ -158,16 +169,20 @@ def prepare_dataset(
     try:
         with writing(target) as workspace:
             if is_store(target) and not force:  # another process has written it
-                return Prepared(_opened(target, image_size), written=False)
+                return Prepared(_asked_for(target, image_size, options), written=False)
             if path is None:
                 content = _drawn(image_size, seed or 0)
             else:
-                content = _found(dataset, path, workspace / "unpacked", image_size, resize)
-                if folder and (given := given_splits(path)):
-                    content.source["splits"] = given
-                elif folder:
-                    number = seed or 0
-                    content.source.update(splits=f"drawn with seed {number}", seed=number)
+                notes = Notes(path, workspace / "unpacked")
+                with blaming(notes):
+                    if dataset.read is None:
+                        found = find_classes(notes, seed=seed, split=split, group=group)
+                    else:
+                        found = dataset.read(path, notes.scratch)
+                    require_classes(found, path, dataset.classes)
+                    channels = dataset.channels or (1 if is_grey(found) else 3)
+                form = ImageFormat(image_size, channels, resize)
+                content = _read(found, form, notes, options)
             _require_room(target, content.images, image_size)
             fill(
                 workspace / "store",
@@ -242,53 +257,44 @@ class _Content(NamedTuple):
     source: dict[str, Any]
 
 
+def _asked_for(target: Path, image_size: int, options: Mapping[str, Any]) -> ImageStore:
+    """A store that is there already, if the same options would write it."""
+    store = _opened(target, image_size)
+    require_same(store, options)
+    return store
+
+
+def _own(name: str) -> Dataset:
+    return Dataset(
+        name=name,
+        summary="images of your own",
+        channels=None,
+        image_size=IMAGE_SIZE,
+        rotate_classes=False,
+        read=None,
+    )
+
+
 def _drawn(image_size: int, seed: int) -> _Content:
     number = len(glyphs.letters())
     classes = glyphs.generate(image_size, seed)
     return _Content(classes, number, number * glyphs.SAMPLES, glyphs.source(seed))
 
 
-def _found(
-    dataset: Dataset, path: Path, scratch: Path, image_size: int, resize: Resize
+def _read(
+    found: list[FoundClass], form: ImageFormat, notes: Notes, options: Mapping[str, Any]
 ) -> _Content:
-    assert dataset.read is not None, "only glyphs are not read"
-    with _blaming(path, scratch):
-        found = dataset.read(path, scratch)
-        require_classes(found, path, dataset.classes)
-        found.sort(key=lambda item: (SPLITS.index(item.split), item.name))
-        channels = dataset.channels or (1 if is_grey(found) else 3)
-    classes = _decoded(found, ImageFormat(image_size, channels, resize), path, scratch)
-    images = channels * sum(len(item.images) for item in found)
-    return _Content(classes, len(found), images, {"from": str(path), "resize": resize})
-
-
-def _decoded(
-    found: Sequence[FoundClass], form: ImageFormat, path: Path, scratch: Path
-) -> Iterator[ClassImages]:
-    with _blaming(path, scratch):
-        for item in found:
-            images = [
-                read_image(image, f"image {row} of class {item.name!r} in {path}", form)
-                for row, image in enumerate(item.images)
-            ]
-            yield ClassImages(item.split, item.name, np.stack(images))
-
-
-@contextmanager
-def _blaming(path: Path, scratch: Path) -> Iterator[None]:
-    """Name what the user gave in errors, and not the folder that it is unpacked into."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DataError(
-            f"{error.filename or path} cannot be read ({error.strerror or error}); mend its "
-            "permissions, or give a copy that can be read"
-        ) from error
-    except DataError as error:
-        archives = path if path.is_dir() else path.parent
-        raise DataError(str(error).replace(str(scratch), str(archives))) from error
+    found.sort(key=lambda item: (SPLITS.index(item.split), item.name))
+    source = {"resize": form.resize, **options}
+    if notes.splits is not None:
+        source["splits"] = notes.splits
+    if notes.seed is not None:
+        source["seed"] = notes.seed
+    # What is noted while the images are decoded is written too: the index comes last.
+    source |= {"skipped": notes.skipped, "duplicates": notes.duplicates}
+    classes = decoded(found, form, notes, skip_bad="skip_bad" in options)
+    images = form.channels * sum(len(item.images) for item in found)
+    return _Content(classes, len(found), images, source)
 
 
 def _reported(content: _Content, progress: OnProgress | None) -> Iterator[ClassImages]:
@@ -296,32 +302,6 @@ def _reported(content: _Content, progress: OnProgress | None) -> Iterator[ClassI
         yield item
         if progress is not None:
             progress(done, content.number)
-
-
-def _require_arguments(
-    name: str, path: Path | None, folder: bool, resize: Resize, seed: int | None
-) -> None:
-    """Refuse arguments that would change nothing, or a path that is not there."""
-    if name == GLYPHS.name:
-        if path is not None:
-            raise DataError(f"glyphs are drawn, not read: leave out {path}")
-        if resize != "stretch":
-            raise DataError(
-                f"glyphs are drawn at their final size: leave out the resize {resize!r}"
-            )
-    elif path is None:
-        raise DataError(
-            f"dataset {name!r} is read from a file or folder; give its path (--from PATH), or "
-            "--download if it is published"
-        )
-    elif not folder:
-        if seed is not None:
-            raise DataError(
-                f"the splits of {name!r} are fixed, so seed {seed} would change nothing; leave "
-                "out --seed"
-            )
-        if not path.exists():
-            raise DataError(f"there is no {path}; give the archive or folder of {name!r}")
 
 
 def _require_room(target: Path, images: int, image_size: int) -> None:

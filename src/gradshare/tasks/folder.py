@@ -1,36 +1,32 @@
-"""Images of your own: any folder of class folders.
+"""Images of your own: a folder of class folders, an archive of one, or a table.
 
-Three ways to say which classes are in which split:
+A class folder's images may be at any depth below it. A table is a CSV file with the columns path
+and label, and perhaps split and group. The splits of the classes come from
 
 - folders `train/`, `val/` (or `valid/`, `validation/`) and `test/`, each with its class folders;
-- a file `splits.json` beside the class folders: `{"train": ["cat", …], "val": […], "test": […]}`,
-  where a fourth list "unused" may name classes to leave out;
-- neither: classes are dealt to the splits at random, from a seed: 16 % of them to val, 20 % to
-  test, at least one to each, the others to train.
-
-A class folder holds its images directly. Hidden files, and files without an image's extension,
-are passed over; a file with one that cannot be read is an error.
+- the table's column split;
+- a file that names the classes of each split (`gradshare.tasks.class_splits`): `splits.json`
+  beside the class folders, or another one;
+- or a seed.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections import Counter
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from gradshare.errors import DataError
-from gradshare.tasks.dataset import Dataset, FoundClass
+from gradshare.errors import ConfigError, DataError
+from gradshare.tasks.archives import unpacked
+from gradshare.tasks.class_splits import SHARES, split_by_chance, split_by_file
+from gradshare.tasks.dataset import FoundClass
 from gradshare.tasks.images import EXTENSIONS, open_image
+from gradshare.tasks.notes import Notes, some
 from gradshare.tasks.store import SPLITS
-from gradshare.tasks.web_page import refuse_web_page
+from gradshare.tasks.tables import table_error, table_rows
 
-IMAGE_SIZE = 84  # most papers' size of photographs
 SPLITS_FILE = "splits.json"
-UNUSED = "unused"
 SPLIT_OF_FOLDER = {
     "train": "train",
     "val": "val",
@@ -38,73 +34,65 @@ SPLIT_OF_FOLDER = {
     "validation": "val",
     "test": "test",
 }
-# Of the classes, mini-ImageNet's shares.
-VAL_SHARE = 0.16
-TEST_SHARE = 0.20
 
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I")
 
-
-def own_dataset(name: str, seed: int | None) -> Dataset:
-    """A folder of class folders as a dataset.
-
-    Args:
-        name: of the dataset.
-        seed: see `find_classes`.
-    """
-    return Dataset(
-        name=name,
-        summary="images of your own",
-        channels=None,
-        image_size=IMAGE_SIZE,
-        rotate_classes=False,
-        read=lambda path, _scratch: find_classes(path, seed),
-    )
+ClassSplit = Sequence[float] | Path | str
+"""The shares of the classes for train, val and test, or the path of a file that names them."""
 
 
-def find_classes(root: Path, seed: int | None = None) -> list[FoundClass]:
-    """Find the classes under a folder, and their splits, without reading an image.
+def find_classes(
+    notes: Notes,
+    *,
+    seed: int | None = None,
+    split: ClassSplit | None = None,
+    group: str | None = None,
+) -> list[FoundClass]:
+    """Find the user's own classes, their splits and their groups, without decoding an image.
 
     Args:
-        root: a folder in one of the module's layouts.
-        seed: deals classes to splits where the folder does not say which is in which; None is 0.
+        notes: what to read; how the splits were made and what was left out is noted there.
+        seed: deals classes to splits where nothing else says which is in which; None is 0.
+        split: see `ClassSplit`; None is `SHARES`.
+        group: a regular expression that is searched in the path of each image below what is read.
+            Its groups, or the whole match if it has none, are the group of the image.
 
     Raises:
-        DataError: not a folder, splits that overlap or lack classes, a class without images, a
-            splits file that does not fit the folder, or a seed where nothing is left to chance.
+        DataError: no images, classes without images, splits that overlap or lack classes, a table
+            or splits file that does not fit, a path without a group, or an option that would
+            change nothing.
+        ConfigError: shares that do not add up to 1, or an expression that is none.
     """
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder; give the folder that holds the class folders")
-    given = given_splits(root)
-    if given and seed is not None:
-        raise DataError(
-            f"the splits of {root} come from its {given}, so seed {seed} would change nothing; "
-            "leave out --seed"
-        )
-    if given == SPLITS_FILE:
-        splits = _splits_from_file(root / SPLITS_FILE, class_folders(root))
-    elif given:
-        splits = splits_from_folders(root)
+    path = notes.path
+    given: Path | str | None
+    if path.is_file() and path.suffix.lower() == ".csv":
+        found, given = _in_table(path)
     else:
-        splits = _splits_at_random(root, class_folders(root), seed or 0)
-    return [
-        FoundClass(split, folder.name, image_files(folder))
-        for split in SPLITS
-        for folder in splits[split]
-    ]
-
-
-def given_splits(root: Path) -> str | None:
-    """What in a folder says which class is in which split; None if nothing does."""
-    if (root / SPLITS_FILE).exists():
-        return SPLITS_FILE
-    named = any(folder.name in SPLIT_OF_FOLDER for folder in class_folders(root))
-    return "split folders" if named else None
+        found, given = _in_folders(unpacked(path, notes.scratch, everything=True), notes)
+    if given is None and isinstance(split, str | Path):
+        given, split = Path(split).expanduser(), None
+    if given is not None:
+        notes.splits = notes.name(given) if isinstance(given, Path) else given
+        for option, value in (("--split", split), ("--seed", seed)):
+            if value is not None:
+                raise DataError(
+                    f"the splits of {path} come from {notes.splits}, so {option} would change "
+                    "nothing; leave it out"
+                )
+        if isinstance(given, Path):
+            found = split_by_file(found, given)
+    else:
+        assert not isinstance(split, str | Path), "it would be what is given"
+        notes.seed = seed or 0
+        found = split_by_chance(found, path, notes.seed, split or SHARES)
+        of_shares = f" and shares {some(split)}" if split else ""
+        notes.splits = f"drawn with seed {notes.seed}{of_shares}"
+    return found if group is None else [_grouped(item, group, notes) for item in found]
 
 
 def is_grey(found: Sequence[FoundClass]) -> bool:
-    """Whether no image of some folders has colour, by the images' headers."""
-    return all(_mode(path) in GREY_MODES for item in found for path in item.images)
+    """Whether no readable image of some classes has colour, by the images' headers."""
+    return all(_mode(path) in (None, *GREY_MODES) for item in found for path in item.images)
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -177,62 +165,155 @@ def splits_from_folders(root: Path) -> Mapping[str, list[Path]]:
     return splits
 
 
-def _mode(path: Path) -> str:
-    with open_image(path, str(path)) as image:
-        return image.mode
+def _in_folders(root: Path, notes: Notes) -> tuple[list[FoundClass], Path | str | None]:
+    """The classes of a folder, and what gives their splits."""
+    folders = _folders_in(root, notes)
+    while len(folders) == 1 and _is_wrapper(folders[0]) and not (root / SPLITS_FILE).exists():
+        (root,) = folders
+        folders = _folders_in(root, notes)
+    file = root / SPLITS_FILE
+    if file.exists() or file.is_symlink():
+        return [_class_in(folder, "", notes) for folder in folders], file
+    if not any(folder.name in SPLIT_OF_FOLDER for folder in folders):
+        return [_class_in(folder, "", notes) for folder in folders], None
+    return [
+        _class_in(folder, split, notes)
+        for split, of_split in splits_from_folders(root).items()
+        for folder in _folders_in(of_split[0].parent, notes)
+    ], "split folders"
 
 
-def _splits_from_file(path: Path, folders: Sequence[Path]) -> Mapping[str, list[Path]]:
-    example = '{"train": ["class", …], "val": […], "test": […]}'
-    refuse_web_page(path, "a list of classes")
-    try:
-        named = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not readable as JSON ({error}); it must be {example}"
-        ) from error
-    lists_of_names = isinstance(named, dict) and all(
-        isinstance(names, list) and all(isinstance(name, str) for name in names)
-        for names in named.values()
+def _is_wrapper(folder: Path) -> bool:
+    """Whether a folder that has no other beside it holds the class folders: archives often have
+    such a one.
+    """
+    return folder.name not in SPLIT_OF_FOLDER and any(
+        entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()
     )
-    if not lists_of_names or set(named) - {UNUSED} != set(SPLITS):
-        raise DataError(f"{path} does not give the three splits; it must be {example}")
-    by_name = {folder.name: folder for folder in folders}
-    for split, names in named.items():
-        if not names and split != UNUSED:
-            raise DataError(f"{path} gives split {split!r} no classes; it needs at least one")
-        for name in names:
-            if name not in by_name:
-                near = difflib.get_close_matches(name, by_name, n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                raise DataError(
-                    f"{path} names class {name!r} in {split!r}, but there is no folder "
-                    f"{path.parent / name}{hint}; correct the name or add the folder"
-                )
-    times = Counter(name for names in named.values() for name in names)
-    twice = [name for name in times if times[name] > 1]
-    if twice:
-        raise DataError(f"{path} names class {twice[0]!r} twice; give it to one split")
-    unnamed = [name for name in by_name if name not in times]
-    if unnamed:
-        raise DataError(
-            f"{path} gives class {unnamed[0]!r} ({len(unnamed)} in all) no split; add it to one, "
-            f'or to a list "{UNUSED}"'
-        )
-    return {split: [by_name[name] for name in sorted(named[split])] for split in SPLITS}
 
 
-def _splits_at_random(root: Path, folders: Sequence[Path], seed: int) -> Mapping[str, list[Path]]:
-    if len(folders) < len(SPLITS):
+def _folders_in(folder: Path, notes: Notes) -> list[Path]:
+    """The folders in a folder of folders, by name. What else is in it is noted."""
+    folders = []
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not _is_hidden(entry):
+            folders.append(entry)
+        elif entry.is_symlink() and not entry.exists():
+            notes.unread(notes.name(entry), f"{entry} is a dead link; replace or remove it")
+        elif entry.name != SPLITS_FILE and _is_image(entry, notes):
+            notes.skip("beside the class folders", entry)
+    return folders
+
+
+def _class_in(folder: Path, split: str, notes: Notes) -> FoundClass:
+    images = _images_below(folder, notes)
+    if not images:
         raise DataError(
-            f"{root} has {len(folders)} class folders; at least 3 are needed, one for each of "
-            "train, val and test (and as many in each as the tasks have ways)"
+            f"class folder {folder} has no images; put images ({', '.join(EXTENSIONS)}) into it, "
+            "or remove it"
         )
-    shuffled = [folders[i] for i in np.random.default_rng(seed).permutation(len(folders))]
-    val = max(1, round(VAL_SHARE * len(folders)))
-    test = max(1, round(TEST_SHARE * len(folders)))
-    return {
-        "val": sorted(shuffled[:val]),
-        "test": sorted(shuffled[val : val + test]),
-        "train": sorted(shuffled[val + test :]),
-    }
+    return FoundClass(split, folder.name, images)
+
+
+def _images_below(folder: Path, notes: Notes) -> list[Path]:
+    """The images of a class folder and of the folders in it, by name."""
+    images = []
+    for entry in sorted(folder.iterdir()):
+        if not entry.is_dir() or _is_hidden(entry):
+            images += [entry] if _is_image(entry, notes) else []
+        elif entry.is_symlink():  # which may lead back here
+            notes.skip("a link to a folder", entry)
+        else:
+            images += _images_below(entry, notes)
+    return images
+
+
+def _is_hidden(entry: Path) -> bool:
+    return entry.name.startswith(".") or entry.name == "__MACOSX"
+
+
+def _is_image(entry: Path, notes: Notes) -> bool:
+    """Whether an entry is to be read. It is if it has an image's suffix, even if it is damaged, or
+    an image's content. The others are noted.
+    """
+    if _is_hidden(entry):
+        notes.skip("hidden", entry)
+        return False
+    if entry.suffix.lower() in EXTENSIONS or not entry.is_file() or _mode(entry) is not None:
+        return True
+    notes.skip("not an image", entry)
+    return False
+
+
+def _mode(path: Path) -> str | None:
+    """Pillow's mode of an image, by its header; None if it cannot be read."""
+    try:
+        with open_image(path, str(path)) as image:
+            return image.mode
+    except DataError:
+        return None
+
+
+def _in_table(path: Path) -> tuple[list[FoundClass], str | None]:
+    """The classes of a table, and what gives their splits."""
+    files: dict[str, list[Path]] = {}
+    groups: dict[str, list[str]] = {}
+    split_of: dict[str, str] = {}
+    listed: set[Path] = set()
+    for line, row in table_rows(path, ("path", "label")):
+        file, label, group = path.parent / (row["path"] or ""), row["label"], row.get("group", "")
+        split = SPLIT_OF_FOLDER.get(row["split"], "") if "split" in row else "none"
+        cause = None
+        if None in row or None in row.values() or not row["path"] or not label:
+            cause = "it does not have one path and one label"
+        elif file in listed:
+            cause = f"{row['path']!r} is listed twice"
+        elif not split:
+            cause = f"the split is {row['split']!r}; it must be train, val or test"
+        elif split_of.setdefault(label, split) != split:
+            cause = f"class {label!r} is in {split!r}, and in {split_of[label]!r} before"
+        elif "group" in row and not group:
+            cause = "it has no group"
+        if cause:
+            raise table_error(path, line, cause)
+        listed.add(file)
+        files.setdefault(label, []).append(file)
+        groups.setdefault(label, []).append(group)
+    if not files:
+        raise DataError(f"{path} lists no images; add a line for each")
+    has_groups = any(any(of_class) for of_class in groups.values())
+    found = [
+        FoundClass(split_of[label], label, files[label], groups[label] if has_groups else None)
+        for label in files
+    ]
+    if "none" in split_of.values():
+        return found, None
+    for split in SPLITS:
+        if split not in split_of.values():
+            raise DataError(f"{path} has no classes in split {split!r}; every split needs some")
+    return found, "column split"
+
+
+def _grouped(item: FoundClass, group: str, notes: Notes) -> FoundClass:
+    """A class with the groups that an expression finds in the paths of its images."""
+    if item.groups is not None:
+        raise DataError(
+            f"the groups of {notes.path} come from its column group, so --group would change "
+            "nothing; leave it out"
+        )
+    try:
+        pattern = re.compile(group)
+    except re.error as error:
+        raise ConfigError(f"--group {group!r} is no regular expression ({error})") from error
+    names = [notes.name(image) for image in item.images]
+    matches = [pattern.search(name) for name in names]
+    missed = [name for name, match in zip(names, matches, strict=True) if match is None]
+    if missed:
+        raise DataError(
+            f"--group {group!r} is not found in {some(missed, 3)}; it is searched in the path of "
+            f"each image below {notes.path}"
+        )
+    return replace(
+        item,
+        groups=["/".join(match.groups("")) or match[0] for match in matches if match is not None],
+    )

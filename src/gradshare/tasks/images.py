@@ -16,8 +16,9 @@ from PIL import Image, ImageOps
 from gradshare.errors import DataError, require_choice
 from gradshare.tasks.store import Images
 
-# A photograph of 100 megapixels is plausible; what claims more is a decompression bomb.
-MAX_PIXELS = 100_000_000
+# Cameras make photographs of 100 and 150 megapixels. What claims more is a decompression bomb:
+# Pillow itself refuses 179 megapixels.
+MAX_PIXELS = 175_000_000
 
 # Pillow knows dozens of formats more, some of which hand the file to another program (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")

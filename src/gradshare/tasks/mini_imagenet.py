@@ -23,8 +23,6 @@ A copy may have fewer than 600 images a class: the store's index records how man
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,7 +37,7 @@ from gradshare.tasks.dataset import Archive, Dataset, FoundClass
 from gradshare.tasks.folder import image_files, splits_from_folders
 from gradshare.tasks.pickles import load_pickle
 from gradshare.tasks.store import SPLITS
-from gradshare.tasks.web_page import refuse_web_page
+from gradshare.tasks.tables import table_error, table_rows
 
 CLASSES = {"train": 64, "val": 16, "test": 20}
 
@@ -152,31 +150,14 @@ def read_table(path: Path) -> dict[str, str]:
     Raises:
         DataError: it is not such a table; the message has the line.
     """
-    refuse_web_page(path, "a table of file names")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not readable as UTF-8 text ({error}); replace it") from error
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     class_of: dict[str, str] = {}
-    cause: object = None
-    try:
-        if not {"filename", "label"} <= set(rows.fieldnames or ()):
-            cause = "the columns are not 'filename,label'"
-        for row in () if cause else rows:
-            file, label = row["filename"], row["label"]
-            if None in row or not file or not label or "/" in file or "\\" in file:
-                cause = "it does not have one file name and one class"
-            elif file in class_of:
-                cause = f"{file!r} is listed twice"
-            if cause:
-                break
-            class_of[file] = label
-    except csv.Error as error:
-        cause = error
-    if cause:
-        line = max(rows.reader.line_num, 1)
-        raise DataError(f"line {line} of {path}: {cause}; correct it, or get the table again")
+    for line, row in table_rows(path, ("filename", "label")):
+        file, label = row["filename"], row["label"]
+        if None in row or not file or not label or "/" in file or "\\" in file:
+            raise table_error(path, line, "it does not have one file name and one class")
+        if file in class_of:
+            raise table_error(path, line, f"{file!r} is listed twice")
+        class_of[file] = label
     return class_of
 
 
