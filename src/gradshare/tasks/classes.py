@@ -11,16 +11,7 @@ import numpy as np
 
 from gradshare.tasks.arrays import Examples, fingerprint, inputs, labels, load, take
 from gradshare.tasks.batch import TaskBatch
-from gradshare.tasks.drawing import (
-    Rows,
-    class_labels,
-    draw_apart,
-    draw_classes,
-    generator,
-    require_enough,
-    require_groups,
-    split_source,
-)
+from gradshare.tasks.drawing import ClassRows, Rows, class_labels, generator, split_source
 
 
 class ClassTasks:
@@ -135,33 +126,15 @@ class ClassTasks:
 
     def _draw(self, random: np.random.Generator) -> Rows:
         """Rows (ways, shots + queries) of the order by class."""
-        if self._groups is None:
-            examples = self.shots + self.queries
-            return draw_classes(random, self._starts, self._counts, self.ways, examples)
-        return draw_apart(
-            random,
-            self._starts,
-            self._counts,
-            self._groups,
-            self.ways,
-            self.shots,
-            self.queries,
-            self._name,
-        )
+        return self._rows.draw(random, self.ways, self.shots, self.queries)
+
+    @property
+    def _rows(self) -> ClassRows:
+        return ClassRows(self._name, self.classes, self._starts, self._counts, self._groups)
 
     def _set(self, ways: int, shots: int, queries: int) -> None:
         self.ways, self.shots, self.queries = ways, shots, queries
         self._check()
 
     def _check(self) -> None:
-        require_enough(self._name, self.classes, self._counts, self.ways, self.shots, self.queries)
-        if self._groups is not None:
-            require_groups(
-                self._name,
-                self.classes,
-                self._starts,
-                self._counts,
-                self._groups,
-                self.shots,
-                self.queries,
-            )
+        self._rows.require_enough(self.ways, self.shots, self.queries)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,26 +25,92 @@ def generator(index: int, seed: int = 0) -> np.random.Generator:
     return np.random.default_rng([int(index), _SALT, *([seed] if seed else [])])
 
 
-def draw_classes(
-    random: np.random.Generator, starts: Rows, counts: Rows, ways: int, examples: int
-) -> Rows:
-    """Draw classes without replacement, then examples of each without replacement.
+class ClassRows(NamedTuple):
+    """The classes of a source, and the rows of its examples that each class has.
 
-    Args:
-        random: the task's generator.
+    Attributes:
+        where: what has the classes, for messages.
+        classes: their names.
         starts: (classes,) the first row of each class; the rows of a class follow each other.
         counts: (classes,) how many rows each class has.
-        ways: classes to draw.
-        examples: rows to draw of each class.
-
-    Returns:
-        (ways, examples) rows.
+        groups: (n,) the group of each row; no group is on both sides of a task. None if there are
+            no groups.
     """
-    classes = random.choice(len(starts), ways, replace=False)
-    rows = np.empty((ways, examples), dtype=np.int64)
-    for row, count in zip(rows, counts[classes], strict=True):
-        row[:] = random.choice(count, examples, replace=False)
-    return rows + starts[classes, None]
+
+    where: str
+    classes: Sequence[object]
+    starts: Rows
+    counts: Rows
+    groups: npt.NDArray[Any] | None
+
+    def draw(self, random: np.random.Generator, ways: int, shots: int, queries: int) -> Rows:
+        """Draw classes without replacement, then examples of each without replacement.
+
+        Returns:
+            (ways, shots + queries) rows, the support ones first.
+
+        Raises:
+            DataError: the groups of the classes that were drawn could never be divided.
+        """
+        if self.groups is None:
+            classes = random.choice(len(self.classes), ways, replace=False)
+            places = [
+                random.choice(count, shots + queries, replace=False)
+                for count in self.counts[classes]
+            ]
+            return np.stack(places) + self.starts[classes, None]
+        for _ in range(_ATTEMPTS):
+            classes = random.choice(len(self.classes), ways, replace=False)
+            rows = [np.arange(self.counts[code]) + self.starts[code] for code in classes]
+            groups = [self.groups[of_class] for of_class in rows]
+            divided = divide_groups(random, groups, shots, queries)
+            if divided is not None:
+                return np.stack(
+                    [
+                        np.append(
+                            random.choice(of_class[support], shots, replace=False),
+                            random.choice(of_class[~support], queries, replace=False),
+                        )
+                        for of_class, support in zip(rows, divided, strict=True)
+                    ]
+                )
+        raise DataError(
+            f"the groups of {ways} classes of {self.where} could not be divided into {shots} shots "
+            f"and {queries} queries of each, in {_ATTEMPTS} draws; lower ways, shots or queries, "
+            "or use smaller groups"
+        )
+
+    def require_enough(self, ways: int, shots: int, queries: int) -> None:
+        """Raise an error if the classes are too few or too small for the tasks.
+
+        Raises:
+            ConfigError: ways, shots or queries is not a whole number of at least 1.
+            DataError: there are fewer classes than ways, or a class has too few examples or groups.
+        """
+        for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
+            require_count(name, value)
+        if len(self.classes) < ways:
+            raise DataError(
+                f"{ways}-way tasks need {ways} classes, {self.where} has {len(self.classes)}; "
+                "lower ways, or give it more classes"
+            )
+        smallest = int(self.counts.argmin())
+        if self.counts[smallest] < shots + queries:
+            raise DataError(
+                f"class {self.classes[smallest]!r} of {self.where} has {self.counts[smallest]} "
+                f"examples, a task needs {shots + queries} ({shots} shots + {queries} queries); "
+                "lower queries or shots, add examples, or leave the class out"
+            )
+        if self.groups is None:
+            return
+        for label, start, count in zip(self.classes, self.starts, self.counts, strict=True):
+            sizes = np.unique(self.groups[start : start + count], return_counts=True)[1]
+            if not can_divide(sizes.tolist(), shots, queries):
+                raise DataError(
+                    f"class {label!r} of {self.where} has examples of {len(sizes)} groups, which "
+                    f"cannot be divided into {shots} shots and {queries} queries from different "
+                    "groups; lower shots or queries, add groups, or leave the class out"
+                )
 
 
 def divide_groups(
@@ -82,55 +148,6 @@ def divide_groups(
     return np.split(is_support[codes], np.cumsum(lengths)[:-1])
 
 
-def draw_apart(
-    random: np.random.Generator,
-    starts: Rows,
-    counts: Rows,
-    groups: npt.NDArray[Any],
-    ways: int,
-    shots: int,
-    queries: int,
-    where: str,
-) -> Rows:
-    """Draw classes, then examples of each, with no group on both sides of the task.
-
-    Args:
-        random: the task's generator.
-        starts: (classes,) the first row of each class; the rows of a class follow each other.
-        counts: (classes,) how many rows each class has.
-        groups: (n,) the group of each row.
-        ways: classes to draw.
-        shots: support rows to draw of each class.
-        queries: query rows to draw of each class.
-        where: what has the classes, for the message.
-
-    Returns:
-        (ways, shots + queries) rows, the support ones first.
-
-    Raises:
-        DataError: no draw of classes could be divided.
-    """
-    for _ in range(_ATTEMPTS):
-        classes = random.choice(len(starts), ways, replace=False)
-        rows = [np.arange(counts[code]) + starts[code] for code in classes]
-        divided = divide_groups(random, [groups[of_class] for of_class in rows], shots, queries)
-        if divided is not None:
-            return np.stack(
-                [
-                    np.append(
-                        random.choice(of_class[support], shots, replace=False),
-                        random.choice(of_class[~support], queries, replace=False),
-                    )
-                    for of_class, support in zip(rows, divided, strict=True)
-                ]
-            )
-    raise DataError(
-        f"the groups of {ways} classes of {where} could not be divided into {shots} shots and "
-        f"{queries} queries of each, in {_ATTEMPTS} draws; lower ways, shots or queries, or use "
-        "smaller groups"
-    )
-
-
 def can_divide(sizes: Sequence[int], shots: int, queries: int) -> bool:
     """Whether groups of these sizes can be divided into two sets with enough examples each."""
     sums = 1  # bit s is set if some of the groups have s examples together
@@ -142,63 +159,6 @@ def can_divide(sizes: Sequence[int], shots: int, queries: int) -> bool:
 def class_labels(tasks: int, ways: int, examples: int) -> Tensor:
     """Labels (tasks, ways·examples) of tasks whose classes follow each other."""
     return torch.arange(ways).repeat_interleave(examples).repeat(tasks, 1)
-
-
-def require_enough(
-    where: str, classes: Sequence[object], counts: Rows, ways: int, shots: int, queries: int
-) -> None:
-    """Raise an error if the classes are too few or too small for the tasks.
-
-    Args:
-        where: what has the classes, for the message.
-        classes: their names.
-        counts: (classes,) how many examples each has.
-        ways: classes in a task.
-        shots: support examples of each class.
-        queries: query examples of each class.
-
-    Raises:
-        ConfigError: ways, shots or queries is not a whole number of at least 1.
-        DataError: there are fewer classes than ways, or a class has fewer examples than
-            shots + queries.
-    """
-    for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
-        require_count(name, value)
-    if len(classes) < ways:
-        raise DataError(
-            f"{ways}-way tasks need {ways} classes, {where} has {len(classes)}; lower ways, or "
-            "give it more classes"
-        )
-    smallest = int(counts.argmin())
-    if counts[smallest] < shots + queries:
-        raise DataError(
-            f"class {classes[smallest]!r} of {where} has {counts[smallest]} examples, a task needs "
-            f"{shots + queries} ({shots} shots + {queries} queries); lower queries or shots, add "
-            "examples, or leave the class out"
-        )
-
-
-def require_groups(
-    where: str,
-    classes: Sequence[object],
-    starts: Rows,
-    counts: Rows,
-    groups: npt.NDArray[Any],
-    shots: int,
-    queries: int,
-) -> None:
-    """Raise DataError if the groups of a class cannot serve both sides of a task.
-
-    Args: see `draw_apart` and `require_enough`.
-    """
-    for name, start, count in zip(classes, starts, counts, strict=True):
-        sizes = np.unique(groups[start : start + count], return_counts=True)[1]
-        if not can_divide(sizes.tolist(), shots, queries):
-            raise DataError(
-                f"class {name!r} of {where} has examples of {len(sizes)} groups, which cannot be "
-                f"divided into {shots} shots and {queries} queries from different groups; lower "
-                "shots or queries, add groups, or leave the class out"
-            )
 
 
 def split_source(

@@ -14,15 +14,7 @@ from torch import Tensor
 from gradshare.errors import ConfigError
 from gradshare.tasks.arrays import digest, fingerprint
 from gradshare.tasks.batch import TaskBatch
-from gradshare.tasks.drawing import (
-    Rows,
-    class_labels,
-    draw_apart,
-    draw_classes,
-    generator,
-    require_enough,
-    require_groups,
-)
+from gradshare.tasks.drawing import ClassRows, Rows, class_labels, generator
 from gradshare.tasks.normalization import Normalization
 from gradshare.tasks.store import ImageStore, Split
 
@@ -67,24 +59,7 @@ class ImageTasks:
                 f"split is a {type(split).__name__}; give one of a store's splits, such as "
                 "ImageStore.open(path).splits['train']"
             )
-        require_enough(
-            f"split {split.name!r}",
-            split.class_names,
-            split.counts,
-            self.ways,
-            self.shots,
-            self.queries,
-        )
-        if split.groups is not None:
-            require_groups(
-                f"split {split.name!r}",
-                split.class_names,
-                split.starts,
-                split.counts,
-                split.groups,
-                self.shots,
-                self.queries,
-            )
+        self._class_rows.require_enough(self.ways, self.shots, self.queries)
 
     @property
     def fingerprint(self) -> str:
@@ -95,6 +70,12 @@ class ImageTasks:
         sizes = (self.ways, self.shots, self.queries)
         groups = () if split.groups is None else (split.groups.tolist(),)
         return fingerprint(images, classes, sizes, self.normalization, self.rotate_classes, *groups)
+
+    @property
+    def _class_rows(self) -> ClassRows:
+        split = self.split
+        where = f"split {split.name!r}"
+        return ClassRows(where, split.class_names, split.starts, split.counts, split.groups)
 
     def replace(self, **changes: Any) -> ImageTasks:
         """The same images with other settings."""
@@ -108,22 +89,7 @@ class ImageTasks:
             each class.
         """
         random = generator(index)
-        split = self.split
-        if split.groups is None:
-            rows = draw_classes(
-                random, split.starts, split.counts, self.ways, self.shots + self.queries
-            )
-        else:
-            rows = draw_apart(
-                random,
-                split.starts,
-                split.counts,
-                split.groups,
-                self.ways,
-                self.shots,
-                self.queries,
-                f"split {split.name!r}",
-            )
+        rows = self._class_rows.draw(random, self.ways, self.shots, self.queries)
         turns = np.zeros(self.ways, dtype=np.int64)
         if self.rotate_classes:
             turns = random.integers(RIGHT_ANGLES, size=self.ways)
