@@ -18,7 +18,7 @@ from gradshare.tasks.contact_sheet import contact_sheet
 from gradshare.tasks.dataset import Archive
 from gradshare.tasks.datasets import open_dataset
 from gradshare.tasks.download import OnProgress
-from gradshare.tasks.registry import DATASETS
+from gradshare.tasks.registry import DATASETS, prepare_command
 from tests.tasks.builders import make_classes, random_store
 from tests.tasks.download_server import Server
 
@@ -121,6 +121,11 @@ def test_shares_groups_and_unreadable_images_from_the_command_line() -> None:
     )
     assert "Read 15 images of 5 classes and 3 groups\n" in prepared
     assert "Left out: 1 unreadable (owl/3.png)\n" in prepared
+    source = open_dataset("my-birds", "data").source
+    assert prepare_command("my-birds", Path("data"), 84, "stretch", source) == (
+        "gradshare data prepare my-birds --format folder --from FOLDER --image-size 84 --seed 0 "
+        "--split 0.4,0.3,0.3 --group '\\d' --skip-bad"
+    )
 
 
 def test_the_list_has_what_is_prepared_and_what_can_be() -> None:

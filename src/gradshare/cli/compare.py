@@ -177,6 +177,6 @@ def _commands(config: RunConfig) -> list[str]:
     if is_import_path(config.dataset):
         return [shlex.join(words)]
     store = open_dataset(config.dataset, config.data_root, config.image_size, config.resize)
-    size, seed = store.image_shape[1], store.source.get("seed")
-    prepare = prepare_command(config.dataset, config.data_root, size, config.resize, seed)
+    size = store.image_shape[1]
+    prepare = prepare_command(config.dataset, config.data_root, size, config.resize, store.source)
     return [prepare, shlex.join(words)]

@@ -69,11 +69,19 @@ def find_classes(
         found, given = _in_table(path)
     else:
         found, given = _in_folders(unpacked(path, notes.scratch, everything=True), notes)
-    if given is None and isinstance(split, str | Path):
-        given, split = Path(split).expanduser(), None
-    if given is not None:
+    file = Path(split).expanduser() if isinstance(split, str | Path) else None
+    shares = None if isinstance(split, str | Path) else split
+    if given is None and file is None:
+        notes.seed = seed or 0
+        notes.splits = f"drawn with seed {notes.seed}"
+        if shares is not None:
+            notes.splits += f" and shares {some(shares)}"
+        found = split_by_chance(found, path, notes.seed, SHARES if shares is None else shares)
+    else:
+        useless = {"--seed": seed, "--split": None if given is None else split}
+        given = given or file
         notes.splits = notes.name(given) if isinstance(given, Path) else given
-        for option, value in (("--split", split), ("--seed", seed)):
+        for option, value in useless.items():
             if value is not None:
                 raise DataError(
                     f"the splits of {path} come from {notes.splits}, so {option} would change "
@@ -81,12 +89,6 @@ def find_classes(
                 )
         if isinstance(given, Path):
             found = split_by_file(found, given)
-    else:
-        assert not isinstance(split, str | Path), "it would be what is given"
-        notes.seed = seed or 0
-        found = split_by_chance(found, path, notes.seed, split or SHARES)
-        of_shares = f" and shares {some(split)}" if split else ""
-        notes.splits = f"drawn with seed {notes.seed}{of_shares}"
     return found if group is None else [_grouped(item, group, notes) for item in found]
 
 

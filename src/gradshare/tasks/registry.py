@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from gradshare.errors import DataError
 from gradshare.tasks.cub import CUB
@@ -68,9 +71,13 @@ def require_new_name(name: str) -> None:
 
 
 def prepare_command(
-    name: str, data_root: Path, image_size: int, resize: Resize, seed: int | None = None
+    name: str,
+    data_root: Path,
+    image_size: int,
+    resize: Resize,
+    source: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
-    """The command line that prepares a dataset; `seed` is that of what is drawn."""
+    """The command line that prepares a dataset; `source` is that of a store prepared by it."""
     words = ["gradshare", "data", "prepare", name]
     dataset = DATASETS.get(name)
     if dataset is None:
@@ -82,8 +89,11 @@ def prepare_command(
     words += ["--image-size", str(image_size)]
     if resize != "stretch":
         words += ["--resize", resize]
-    if seed is not None:
-        words += ["--seed", str(seed)]
+    for option in ("seed", "split", "group"):
+        if option in source:
+            words += [f"--{option}", str(source[option])]
+    if "skip_bad" in source:
+        words += ["--skip-bad"]
     if data_root != DEFAULT_DATA_ROOT:
         words += ["--data-root", str(data_root)]
     return shlex.join(words)
