@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,11 +72,13 @@ class ImageTasks:
         groups = () if split.groups is None else (split.groups.tolist(),)
         return fingerprint(images, classes, sizes, self.normalization, self.rotate_classes, *groups)
 
-    @property
+    @cached_property
     def _class_rows(self) -> ClassRows:
-        split = self.split
+        split, groups = self.split, None
+        if split.groups is not None:  # numbers are compared faster than names
+            groups = np.unique(split.groups, return_inverse=True)[1]
         where = f"split {split.name!r}"
-        return ClassRows(where, split.class_names, split.starts, split.counts, split.groups)
+        return ClassRows(where, split.class_names, split.starts, split.counts, groups)
 
     def replace(self, **changes: Any) -> ImageTasks:
         """The same images with other settings."""
