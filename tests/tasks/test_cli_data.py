@@ -74,8 +74,8 @@ def test_a_folder_from_images_to_contact_sheet() -> None:
         f"Prepared data/my-birds/16: 3 train, 1 val, 1 test classes, drawn with seed 5\n{said}"
     )
     limits = (
-        "Tasks may have up to 1 ways (the classes of 'val') and 3 shots + queries (the images of "
-        "'crow' in 'train')\nThe default tasks do not fit: 5-way tasks need 5 classes, split "
+        "Tasks can be up to 1-way (the classes of 'val'), with up to 3 shots + queries (the images "
+        "of 'crow' in 'train')\nThe default tasks do not fit: 5-way tasks need 5 classes, split "
         "'train' has 3; lower ways, or give it more classes\n"
     )
     assert prepared.endswith(limits)

@@ -266,7 +266,7 @@ def test_a_store_that_other_options_wrote_is_not_taken_for_the_one_that_is_asked
     assert again(group="(.*)_|(.*)") == (
         f"{root / 'own' / '84'} was prepared with --seed 3, now 0: {remedy}"
     )
-    assert "--group (.*)_|(.*), now not given; --skip-bad not given, now True: " in again(
+    assert "--group (.*)_|(.*), now not given; --skip-bad not given, now given: " in again(
         seed=3, skip_bad=True
     )
     assert "--split not given, now 0.6,0.2,0.2; " in again(split=(0.6, 0.2, 0.2))
@@ -475,6 +475,14 @@ def test_arguments_that_would_change_nothing_are_refused(root: Path, archive: Pa
     assert message_of(lambda: prepare_dataset("glyphs", root, resize="center-crop")) == (
         "glyphs are drawn at their final size: leave out the resize 'center-crop'"
     )
+
+
+def test_a_data_root_within_the_images_is_refused(birds: Path) -> None:
+    root = birds / "data"
+    assert message_of(lambda: prepare_dataset("own", root, path=birds, folder=True)) == (
+        f"{birds} is to be read, and the data root {root} is in it; give another --data-root"
+    )
+    assert not root.exists()
 
 
 def test_a_path_is_needed_and_must_exist(root: Path, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_fewer_than_three_classes_cannot_be_split(tmp_path: Path) -> None:
     make_classes(tmp_path, ["owl", "crow"])
     assert refused(tmp_path) == (
         f"{tmp_path} has 2 classes; at least 3 are needed, one for each of train, val and test "
-        "(and as many in each as the tasks have ways)"
+        "(and as many in each as the tasks have ways); give each class a folder of its images"
     )
 
 
@@ -317,7 +317,7 @@ def test_a_table_without_splits_has_them_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["file,class", "a.png,crow"], "line 1 of {}: the columns are not 'path,label'"),
+        (["path;label", "a.png;crow"], "line 1 of {}: the columns are not 'path,label' but 'path;"),
         (["path,label", "a.png,"], "line 2 of {}: it does not have one path and one label"),
         (["path,label", "a.png"], "line 2 of {}: it does not have one path and one label"),
         (["path,label", "a.png,crow", "a.png,owl"], "line 3 of {}: 'a.png' is listed twice"),
@@ -423,14 +423,16 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
     make_classes(tmp_path, ["crow", "lark", "owl"])
     (tmp_path / "wren").mkdir()
     message = refused(tmp_path)
-    assert message.startswith(f"class folder {tmp_path / 'wren'} has no images; put images (.bmp, ")
+    assert message.startswith(
+        f"class folder {tmp_path / 'wren'} has no images (it holds nothing); put "
+    )
     assert message.endswith("into it, or remove it")
 
 
 def test_control_characters_of_a_name_do_not_reach_the_terminal(tmp_path: Path) -> None:
     make_classes(tmp_path, ["crow", "lark", "owl"])
     (tmp_path / "wren\x1b[2J\x07").mkdir()
-    assert f"class folder {tmp_path}/wren\\x1b[2J\\x07 has no images; put" in refused(tmp_path)
+    assert f"class folder {tmp_path}/wren\\x1b[2J\\x07 has no images (it holds" in refused(tmp_path)
 
 
 def test_a_name_of_thousands_of_letters_is_cut_in_a_message() -> None:

@@ -292,8 +292,8 @@ def _print_notes(store: ImageStore) -> None:
     name = smallest.class_names[smallest.counts.argmin()]
     click.echo(
         escaped(
-            f"Tasks may have up to {len(fewest.class_names)} ways (the classes of {fewest.name!r}) "
-            f"and {smallest.counts.min()} shots + queries (the images of {name!r} in "
+            f"Tasks can be up to {len(fewest.class_names)}-way (the classes of {fewest.name!r}), "
+            f"with up to {smallest.counts.min()} shots + queries (the images of {name!r} in "
             f"{smallest.name!r})"
         )
     )

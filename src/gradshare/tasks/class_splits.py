@@ -95,7 +95,8 @@ def split_by_chance(
     if len(found) < len(SPLITS):
         raise DataError(
             f"{where} has {len(found)} classes; at least 3 are needed, one for each of train, val "
-            "and test (and as many in each as the tasks have ways)"
+            "and test (and as many in each as the tasks have ways); give each class a folder of "
+            "its images"
         )
     shuffled = np.random.default_rng(seed).permutation(len(found))
     val = min(max(1, round(shares[1] * len(found))), len(found) - 2)

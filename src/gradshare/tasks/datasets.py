@@ -160,7 +160,7 @@ def prepare_dataset(
     if is_store(target) and not force:
         return Prepared(_asked_for(target, image_size, options), written=False)
     dataset = _own(name) if folder else DATASETS[name]
-    require_arguments(name, path, folder, resize, options)
+    require_arguments(name, data_root, path, folder, resize, options)
     if target.is_dir() and not is_store(target) and any(target.iterdir()):
         raise DataError(
             f"{target} is in the way: it holds files but no prepared dataset; move it elsewhere"

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gradshare.errors import ConfigError, DataError
-from gradshare.tasks.archives import unpacked
+from gradshare.tasks.archives import listing, unpacked
 from gradshare.tasks.class_splits import SHARES, split_by_chance, split_by_file
 from gradshare.tasks.dataset import FoundClass
 from gradshare.tasks.images import EXTENSIONS, open_image
@@ -211,8 +211,8 @@ def _class_in(folder: Path, split: str, notes: Notes) -> FoundClass:
     images = _images_below(folder, notes)
     if not images:
         raise DataError(
-            f"class folder {folder} has no images; put images ({', '.join(EXTENSIONS)}) into it, "
-            "or remove it"
+            f"class folder {folder} has no images (it holds {listing(folder, 3)}); put images "
+            f"({', '.join(EXTENSIONS)}) into it, or remove it"
         )
     return FoundClass(split, folder.name, images)
 

@@ -62,7 +62,7 @@ class Notes:
         if len(self.unreadable) == 1:
             raise DataError(f"{self.unreadable[0]}, or leave it out with --skip-bad")
         if self.unreadable:
-            sentences = "\n".join(self.unreadable[:LISTED])
+            sentences = "\n".join(sorted(self.unreadable)[:LISTED])
             more = len(self.unreadable) - LISTED
             raise DataError(
                 f"{len(self.unreadable)} images cannot be read; mend or remove them, or leave them "

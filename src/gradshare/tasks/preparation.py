@@ -59,10 +59,9 @@ def require_same(store: ImageStore, options: Mapping[str, Any]) -> None:
         asked.setdefault("seed", 0)
     remedy = "prepare it anew with --force, or choose another name or --data-root"
     differing = [
-        f"--{name.replace('_', '-')} {record.get(name, 'not given')}, "
-        f"now {asked.get(name, 'not given')}"
+        f"--{name.replace('_', '-')} {_shown(before)}, now {_shown(now)}"
         for name in ("from", "seed", "split", "group", "skip_bad")
-        if record.get(name) != asked.get(name)
+        if (before := record.get(name)) != (now := asked.get(name))
     ]
     if differing:
         raise DataError(f"{store.path} was prepared with {'; '.join(differing)}: {remedy}")
@@ -70,8 +69,17 @@ def require_same(store: ImageStore, options: Mapping[str, Any]) -> None:
         raise DataError(f"what {store.path} was prepared from has changed since: {remedy}")
 
 
+def _shown(value: object) -> object:
+    return {"None": "not given", "True": "given"}.get(str(value), value)
+
+
 def require_arguments(
-    name: str, path: Path | None, folder: bool, resize: Resize, options: Mapping[str, Any]
+    name: str,
+    data_root: Path,
+    path: Path | None,
+    folder: bool,
+    resize: Resize,
+    options: Mapping[str, Any],
 ) -> None:
     """Refuse arguments that would change nothing, or a path that is not there."""
     if name == GLYPHS.name:
@@ -85,6 +93,11 @@ def require_arguments(
         raise DataError(
             f"dataset {name!r} is read from a file or folder; give its path (--from PATH), or "
             "--download if it is published"
+        )
+    elif folder and data_root.resolve().is_relative_to(path.resolve()):
+        raise DataError(
+            f"{path} is to be read, and the data root {data_root} is in it; give another "
+            "--data-root"
         )
     elif not folder and not path.exists():
         raise DataError(f"there is no {path}; give the archive or folder of {name!r}")

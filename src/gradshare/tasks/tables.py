@@ -33,8 +33,10 @@ def table_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[A
         raise DataError(f"{path} is not readable as UTF-8 text ({error}); replace it") from error
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        if not {*columns} <= {*(rows.fieldnames or ())}:
-            raise table_error(path, 1, f"the columns are not {','.join(columns)!r}")
+        names = rows.fieldnames or ()
+        if not {*columns} <= {*names}:
+            wanted = f"{','.join(columns)!r} but {','.join(names)!r}"
+            raise table_error(path, 1, f"the columns are not {wanted}")
         for row in rows:
             yield rows.reader.line_num, row
     except csv.Error as error:
