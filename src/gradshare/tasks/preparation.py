@@ -65,7 +65,7 @@ def require_same(store: ImageStore, options: Mapping[str, Any]) -> None:
     ]
     if differing:
         raise DataError(f"{store.path} was prepared with {'; '.join(differing)}: {remedy}")
-    if record.get("files") != asked["files"]:
+    if record.get("files") != asked.get("files"):
         raise DataError(f"what {store.path} was prepared from has changed since: {remedy}")
 
 
