@@ -75,7 +75,7 @@ def test_a_folder_from_images_to_contact_sheet() -> None:
     )
     limits = (
         "Tasks can be up to 1-way (the classes of 'val'), with up to 3 shots + queries (the images "
-        "of 'crow' in 'train')\nThe default tasks do not fit: 5-way tasks need 5 classes, split "
+        "of 'crow')\nThe default tasks do not fit: 5-way tasks need 5 classes, split "
         "'train' has 3; lower ways, or give it more classes\n"
     )
     assert prepared.endswith(limits)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import matplotlib as mpl
+import numpy as np
 import yaml
 from rich.console import Console
 from rich.progress import (
@@ -273,13 +274,10 @@ def _class_counts(store: ImageStore) -> dict[str, int]:
 def _print_notes(store: ImageStore) -> None:
     """Print how much was read, what was left out, and which tasks it is enough for."""
     splits = store.splits.values()
-    images, classes = (
-        sum(split.counts.sum() for split in splits),
-        sum(_class_counts(store).values()),
-    )
-    groups = next(iter(splits)).groups
-    of_groups = "" if groups is None else f" and {len({*groups.tolist()}):,} groups"
-    click.echo(f"Read {images:,} images of {classes:,} classes{of_groups}")
+    counts = np.concatenate([split.counts for split in splits])
+    groups = store.splits["train"].groups
+    of_groups = "" if groups is None else f" and {len(np.unique(groups)):,} groups"
+    click.echo(f"Read {counts.sum():,} images of {len(counts):,} classes{of_groups}")
     for title, kind in _NOTES.items():
         notes = [
             f"{len(files):,} {reason} ({some(files, MOST_FILES)})"
@@ -288,15 +286,12 @@ def _print_notes(store: ImageStore) -> None:
         if notes:
             click.echo(escaped(f"{title}: {', '.join(notes)}"))
     fewest = min(splits, key=lambda split: len(split.class_names))
-    smallest = min(splits, key=lambda split: split.counts.min())
-    name = smallest.class_names[smallest.counts.argmin()]
-    click.echo(
-        escaped(
-            f"Tasks can be up to {len(fewest.class_names)}-way (the classes of {fewest.name!r}), "
-            f"with up to {smallest.counts.min()} shots + queries (the images of {name!r} in "
-            f"{smallest.name!r})"
-        )
+    smallest = [name for split in splits for name in split.class_names][counts.argmin()]
+    limits = (
+        f"Tasks can be up to {len(fewest.class_names)}-way (the classes of {fewest.name!r}), with "
+        f"up to {counts.min()} shots + queries (the images of {smallest!r})"
     )
+    click.echo(escaped(limits))
     try:
         image_splits(store)
     except DataError as error:
