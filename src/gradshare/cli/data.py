@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
 import yaml
 from rich.console import Console
 from rich.progress import (
@@ -25,7 +28,8 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
+from gradshare.backbones import Backbone
+from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath, pairs
 from gradshare.errors import ConfigError, DataError, escaped
 from gradshare.tasks.contact_sheet import contact_sheet
 from gradshare.tasks.datasets import (
@@ -37,9 +41,17 @@ from gradshare.tasks.datasets import (
     prepare_dataset,
 )
 from gradshare.tasks.download import OnProgress
+from gradshare.tasks.features import (
+    FORM,
+    FeatureStore,
+    Preprocessing,
+    features_path,
+    is_feature_store,
+    write_features,
+)
 from gradshare.tasks.images import Resize
-from gradshare.tasks.registry import DATASETS, DEFAULT_DATA_ROOT
-from gradshare.tasks.store import ImageStore
+from gradshare.tasks.registry import DATASETS, DEFAULT_DATA_ROOT, prepared, require_new_name
+from gradshare.tasks.store import SPLITS, ImageStore
 
 PICTURES = (".png", ".jpg", ".pdf", ".svg", ".webp")
 
@@ -148,6 +160,76 @@ def prepare(
 
 
 @data.command()
+@click.argument("dataset")
+@click.option(
+    "--backbone",
+    required=True,
+    help="An .onnx file; the import path of a function or class that returns a torch module; or "
+    "timm:MODEL.",
+)
+@click.option(
+    "--backbone-option",
+    "options",
+    callback=pairs,
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Argument of the function, class or model; repeat for more.",
+)
+@click.option(
+    "--weights",
+    type=UserPath(dir_okay=False),
+    help="File with the module's state dictionary, from safetensors or torch.save.",
+)
+@click.option(
+    "--preprocess",
+    "preprocessing",
+    callback=pairs,
+    metavar="KEY=VALUE",
+    multiple=True,
+    help=f"Change of the backbone's preprocessing: {', '.join(Preprocessing.model_fields)}; repeat "
+    "for more.",
+)
+@click.option("--out", help="Name of the new dataset.  [default: DATASET-features]")
+@click.option("--force", is_flag=True, help="Replace features of that name.")
+@image_size_option
+@resize_option
+@data_root_option
+def features(
+    dataset: str,
+    backbone: str,
+    options: dict[str, Any] | None,
+    weights: Path | None,
+    preprocessing: dict[str, Any] | None,
+    out: str | None,
+    force: bool,
+    image_size: int | None,
+    resize: Resize,
+    data_root: Path,
+) -> None:
+    """Put the images of DATASET through a frozen backbone, once, and prepare what comes out.
+
+    The new dataset holds a row of features for each image, with the splits and groups of DATASET.
+    """
+    out = out or f"{dataset}-features"
+    require_new_name(out)
+    if prepared(data_root).get(out, [FORM]) != [FORM]:
+        raise DataError(
+            f"{data_root / out} holds images; give the features another name with --out"
+        )
+    store = open_dataset(dataset, data_root, image_size, resize)
+    network = Backbone(backbone, options=options, weights=weights, preprocessing=preprocessing)
+    with _class_bar() as bar:
+        written = write_features(
+            store,
+            network,
+            features_path(data_root, out),
+            force=force,
+            progress=_reporter(bar, f"Features of {dataset}"),
+        )
+    click.echo(f"Wrote {escaped(written.path)}: {len(written.mean):,} features of each image")
+
+
+@data.command()
 @click.argument("name")
 @click.option(
     "--out",
@@ -165,6 +247,9 @@ def show(
     data_root: Path,
 ) -> None:
     """Print what dataset NAME holds, and draw some images of it."""
+    if is_feature_store(path := features_path(data_root, name)):
+        _print_features(FeatureStore.open(path))
+        return
     if out is not None and out.suffix.lower() not in PICTURES:
         raise ConfigError(f"--out {out} is not a picture; end it in {', '.join(PICTURES)}")
     with _class_bar() as bar:
@@ -190,27 +275,42 @@ def show(
         )
 
 
+def _print_features(store: FeatureStore) -> None:
+    counts = {
+        name: np.unique(np.load(store.path / name / "y.npy"), return_counts=True)[1]
+        for name in SPLITS
+    }
+    _print_table(f"{len(store.mean)} features of {store.name}", counts)
+    record = {"backbone": store.backbone.model_dump(mode="json"), **store.source}
+    click.echo(yaml.safe_dump(record, sort_keys=False, allow_unicode=True).rstrip())
+
+
 def _print_contents(store: ImageStore) -> None:
     channels, height, width = store.image_shape
-    title = Text(escaped(f"{store.name}, {channels}×{height}×{width}"))
-    table = Table(title=title, title_justify="left")
-    table.add_column("split")
-    for column in ("classes", "images", "images a class"):
-        table.add_column(column, justify="right")
-    for split in store.splits.values():
-        least, most = split.counts.min(), split.counts.max()
-        table.add_row(
-            split.name,
-            f"{len(split.class_names):,}",
-            f"{split.counts.sum():,}",
-            f"{least:,}" if least == most else f"{least:,} to {most:,}",
-        )
-    Console(width=WIDE).print(table)
+    counts = {name: split.counts for name, split in store.splits.items()}
+    _print_table(f"{store.name}, {channels}×{height}×{width}", counts)
     mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (store.mean, store.std))
     click.echo(f"Pixels of train, in [0, 1]: mean {mean}, standard deviation {std}")
     if store.rotate_classes:
         click.echo("Training episodes turn each class by a random multiple of 90°")
     click.echo(yaml.safe_dump(dict(store.source), sort_keys=False, allow_unicode=True).rstrip())
+
+
+def _print_table(title: str, counts: Mapping[str, npt.NDArray[np.int64]]) -> None:
+    """Print the number of images of each class of each split as a table of the splits."""
+    table = Table(title=Text(escaped(title)), title_justify="left")
+    table.add_column("split")
+    for column in ("classes", "images", "images a class"):
+        table.add_column(column, justify="right")
+    for name, of_split in counts.items():
+        least, most = of_split.min(), of_split.max()
+        table.add_row(
+            name,
+            f"{len(of_split):,}",
+            f"{of_split.sum():,}",
+            f"{least:,}" if least == most else f"{least:,} to {most:,}",
+        )
+    Console(width=WIDE).print(table)
 
 
 @contextlib.contextmanager

@@ -99,6 +99,7 @@ class Split:
         class_names: one name a class.
         starts: (classes,) the first row of each class.
         counts: (classes,) how many rows each class has.
+        groups: (N,) the group of each image, such as its recording; None if there are no groups.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Split:
     class_names: tuple[str, ...] = field(repr=False)
     starts: npt.NDArray[np.int64] = field(repr=False)
     counts: npt.NDArray[np.int64] = field(repr=False)
+    groups: npt.NDArray[np.str_] | None = field(default=None, repr=False)
 
     @property
     def stored(self) -> StoredImages | None:

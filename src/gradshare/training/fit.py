@@ -42,11 +42,12 @@ from gradshare.training.loop import Trainer, is_complete
 from gradshare.training.machine import commit, environment
 from gradshare.training.memory import explain_out_of_memory, require_memory
 from gradshare.training.metrics import Metric
-from gradshare.training.options import ADAM, Callback, OnDivergence, Options, Watch, ignore
+from gradshare.training.options import ADAM, Callback, OnDivergence, Options, Start, Watch, ignore
 from gradshare.training.progress import RunBars
 from gradshare.training.randomness import isolated
 from gradshare.training.run import Run
 from gradshare.training.state import CPU, TrainState
+from gradshare.training.supervised import require_startable, trained_body
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def fit(
     device: str = "auto",
     tasks: Tasks = "auto",
     memory: Memory = "auto",
+    start: Start = "random",
     progress: bool | Watch = True,
 ) -> Run:
     """Meta-train a learner, and keep the checkpoints that are best on validation tasks.
@@ -130,6 +132,8 @@ def fit(
         tasks: compute the tasks of a batch in a "loop" or in one "vmap".
         memory: "keep" the graphs of all inner steps, or "recompute" them in the backward pass,
             which takes memory that does not grow with the inner steps.
+        start: "random" takes the model's weights as they are; "supervised" first trains its body to
+            tell all training classes apart, see `supervised_start`.
         progress: True shows a bar; a function is called with each `Progress`.
 
     Returns:
@@ -161,6 +165,7 @@ def fit(
         device=device,
         tasks=tasks,
         memory=memory,
+        start=start,
     )
     require_choice("resume", resume, Resume)
     with ExitStack() as stack:
@@ -240,6 +245,10 @@ def fit_in(
         if saved is not None:
             processes.agree(lambda: state.restore(saved, options.total))
             processes.from_first(lambda: _continue(run_folder, stored, contents, canary, state))
+        elif options.start == "supervised":
+            begun = processes.from_first(lambda: trained_body(learner, train, options.seed))
+            for name, tensor in begun.items():
+                state.meta[name].data.copy_(tensor)
         if settings is not None:  # a run may be continued with other ones, such as more epochs
             processes.from_first(lambda: run_folder.store_settings(settings))
         status = state.status
@@ -317,6 +326,8 @@ def prepare_run(
     """
     require_learner(learner)
     train, validation, test = sources
+    if options.start == "supervised":
+        require_startable(getattr(learner, "model", None), train)
     named = {"train": train, "validation": validation}
     if test is not None:
         named["test"] = test

@@ -21,6 +21,7 @@ ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
 """The paper's outer optimiser (Appendix A.3)."""
 
 OnDivergence = Literal["stop", "skip", "record"]
+Start = Literal["random", "supervised"]
 Phase = Literal["try", "train", "validate", "test"]
 
 
@@ -119,6 +120,7 @@ class Options:
     device: str = "auto"
     tasks: Tasks = "auto"
     memory: Memory = "auto"
+    start: Start = "random"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "iterations", "task_batch", "val_tasks", "test_tasks", "ensemble"):
@@ -134,6 +136,7 @@ class Options:
         require_choice("on_divergence", self.on_divergence, OnDivergence)
         require_choice("tasks", self.tasks, Tasks)
         require_choice("memory", self.memory, Memory)
+        require_choice("start", self.start, Start)
         for name in ("clamp_gradients", "clip_norm"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not value > 0):
