@@ -212,6 +212,7 @@ def _load_onnx(path: Path) -> _Loaded:
         raise ConfigError(f"--backbone {path}: there is no such file; correct the path")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors, which it raises too
     try:
         session = onnxruntime.InferenceSession(
             path, options, providers=onnxruntime.get_available_providers()
@@ -222,7 +223,8 @@ def _load_onnx(path: Path) -> _Loaded:
         ) from error
     (given, *others), output = session.get_inputs(), session.get_outputs()[0].name
     shape = given.shape
-    if others or given.type != "tensor(float)" or len(shape) != 4 or shape[1] in range(3):
+    takes_images = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
+    if others or given.type != "tensor(float)" or not takes_images:
         raise ConfigError(
             f"--backbone {path} takes {given.type} {shape}; give a model of one float input "
             "(n, 3, H, W)"

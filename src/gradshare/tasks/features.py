@@ -194,9 +194,19 @@ class FeatureTasks(ClassTasks):
         return fingerprint(super().fingerprint, store.mean.tolist(), store.std.tolist())
 
     def prepare(self, batch: TaskBatch) -> TaskBatch:
-        """Standardise the rows."""
+        """Standardise the rows.
+
+        Raises:
+            DataError: they are longer or shorter than the rows of the store.
+        """
+        length = len(self.store.mean)
 
         def standardised(rows: Tensor) -> Tensor:
+            if rows.shape[-1] != length:
+                raise DataError(
+                    f"rows of {rows.shape[-1]} numbers were given, and the features of "
+                    f"{self.store.name} have {length}; give what the same backbone gives"
+                )
             return (rows - self.store.mean.to(rows)) / self.store.std.to(rows)
 
         return replace(
