@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradshare import testing
-    from gradshare.backbones import Backbone
+    from gradshare.backbones import Backbone, write_features
     from gradshare.classifier import FewShotClassifier
     from gradshare.comparison.compare import Comparison, compare
     from gradshare.comparison.results import load_results
@@ -54,12 +54,7 @@ if TYPE_CHECKING:
         image_splits,
     )
     from gradshare.tasks.datasets import open_dataset, prepare_dataset
-    from gradshare.tasks.features import (
-        FeatureStore,
-        FeatureTasks,
-        feature_splits,
-        write_features,
-    )
+    from gradshare.tasks.features import FeatureStore, FeatureTasks, feature_splits
     from gradshare.tasks.images import ImageFormat
     from gradshare.tasks.writing import ClassImages, write_store
     from gradshare.training.dry_run import estimate

@@ -11,6 +11,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
@@ -18,11 +19,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.config.names import call, is_import_path, stored_name
-from gradshare.errors import ConfigError, is_out_of_memory
-from gradshare.tasks.features import BackboneRecord, Preprocessing
-from gradshare.tasks.store import first_mistake
+from gradshare.errors import ConfigError, DataError, is_out_of_memory
+from gradshare.tasks.arrays import Array
+from gradshare.tasks.download import OnProgress
+from gradshare.tasks.features import (
+    RECORD,
+    BackboneRecord,
+    FeatureIndex,
+    FeatureStore,
+    Preprocessing,
+    StoredForm,
+    is_feature_store,
+)
+from gradshare.tasks.store import ImageStore, Split, first_mistake
+from gradshare.tasks.writing import writing
 
 TIMM = "timm:"
+
+CHUNK = 64
+"""Images that go through the network at a time."""
 
 
 class Backbone:
@@ -33,7 +48,7 @@ class Backbone:
     Args:
         name: `package.module:Name` or `file.py:Name` of a function or class that returns a
             `torch.nn.Module`; the path of an `.onnx` file, whose first output is used (needs
-            `pip install gradshare[onnx]`); or `timm:MODEL` (needs `pip install timm`).
+            `pip install gradshare[onnx]`); or `timm:MODEL` (needs `pip install gradshare[timm]`).
         options: arguments of the function or class, or of `timm.create_model`.
         weights: a file with the module's state dictionary, from safetensors or `torch.save`.
         preprocessing: changes of the backbone's own preprocessing: size, crop, interpolation, mean
@@ -44,7 +59,7 @@ class Backbone:
         record: what it was made from, and the digest of its weights.
 
     Raises:
-        ConfigError: there is no such backbone, it is none, or the weights are not its own.
+        ConfigError: the backbone cannot be loaded, or the weights do not fit it.
     """
 
     def __init__(
@@ -116,6 +131,9 @@ class Backbone:
         Raises:
             ConfigError: the network does not take them, or gives something else than features.
         """
+        return torch.cat([self._features(chunk) for chunk in torch.split(images, CHUNK)])
+
+    def _features(self, images: Tensor) -> Tensor:
         inputs = preprocessed(images, self._preprocessing)
         try:
             with torch.no_grad():
@@ -136,6 +154,86 @@ class Backbone:
                 "return one tensor, (images, features)"
             )
         return outputs.float().cpu()
+
+
+def write_features(
+    store: ImageStore,
+    backbone: Backbone,
+    path: Path | str,
+    *,
+    force: bool = False,
+    progress: OnProgress | None = None,
+) -> FeatureStore:
+    """Put the images of a dataset through a backbone, and write what comes out as a store.
+
+    Args:
+        store: the prepared dataset.
+        backbone: a frozen network.
+        path: the folder of the new store.
+        force: replace a store that exists.
+        progress: called after each class.
+
+    Raises:
+        DataError: the folder exists, features are not finite, or the folder cannot be written.
+    """
+    path = Path(path).expanduser()
+    if path.exists() and not (force and is_feature_store(path)):
+        raise DataError(
+            f"{path} is there already and is not overwritten; delete it, or write to another path"
+        )
+    channels, size, _ = store.image_shape
+    try:
+        with writing(path) as workspace:
+            new = workspace / "store"
+            done, total = 0, sum(len(split.class_names) for split in store.splits.values())
+            for name, split in store.splits.items():
+                rows = []
+                for number, label in enumerate(split.class_names):
+                    start, end = split.starts[number], split.starts[number] + split.counts[number]
+                    images = split.images.take(np.arange(start, end), axis=0)
+                    rows.append(backbone(torch.from_numpy(np.asarray(images))).numpy())
+                    if not np.isfinite(rows[-1]).all():
+                        raise DataError(
+                            f"the backbone {backbone.record.name} gives features of class "
+                            f"{label!r} that are not finite; check its weights and preprocessing"
+                        )
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
+                _write_split(new / name, split, np.concatenate(rows))
+            train = np.load(new / "train" / "x.npy")
+            deviation = train.std(0, dtype=np.float64)
+            content = FeatureIndex(
+                name=store.name,
+                source=dict(store.source),
+                images=StoredForm(
+                    size=size, channels=channels, resize=store.source.get("resize", "stretch")
+                ),
+                backbone=backbone.record,
+                mean=train.mean(0, dtype=np.float64).tolist(),
+                std=np.where(deviation > 0, deviation, 1.0).tolist(),
+            )
+            (new / RECORD).write_text(content.model_dump_json(), encoding="utf-8")
+            if path.exists():
+                path.rename(workspace / "replaced")
+            new.rename(path)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the features to {path} ({error}); free space there, or choose a folder "
+            "you may write to"
+        ) from error
+    return FeatureStore.open(path)
+
+
+def _write_split(folder: Path, split: Split, rows: Array) -> None:
+    """Write a split in the layout that `ClassTasks.load` reads."""
+    folder.mkdir(parents=True)
+    np.save(folder / "x.npy", rows)
+    np.save(folder / "y.npy", np.repeat(split.class_names, split.counts))
+    if split.groups is not None:
+        of_class = zip(split.starts, split.counts, strict=True)
+        groups = [split.groups[start : start + count] for start, count in of_class]
+        np.save(folder / "groups.npy", np.concatenate(groups))
 
 
 def preprocessed(images: Tensor, how: Preprocessing) -> Tensor:
@@ -178,7 +276,7 @@ def _load_timm(name: str, options: dict[str, Any], weights: Path | None) -> _Loa
     except ImportError as error:
         raise ConfigError(
             f"--backbone {name} needs timm, which cannot be imported ({error}); run "
-            "`pip install timm`"
+            "`pip install gradshare[timm]`"
         ) from error
     asked = {"pretrained": weights is None, "num_classes": 0, **options}
     try:

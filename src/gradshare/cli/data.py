@@ -28,7 +28,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gradshare.backbones import Backbone
+from gradshare.backbones import Backbone, write_features
 from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath, pairs
 from gradshare.errors import ConfigError, DataError, escaped
 from gradshare.tasks.contact_sheet import contact_sheet
@@ -47,7 +47,6 @@ from gradshare.tasks.features import (
     Preprocessing,
     features_path,
     is_feature_store,
-    write_features,
 )
 from gradshare.tasks.images import Resize
 from gradshare.tasks.registry import DATASETS, DEFAULT_DATA_ROOT, prepared, require_new_name

@@ -12,14 +12,10 @@ A store is a folder with
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import Tensor
@@ -28,21 +24,14 @@ from gradshare.errors import DataError
 from gradshare.tasks.arrays import fingerprint, load
 from gradshare.tasks.batch import TaskBatch
 from gradshare.tasks.classes import ClassTasks
-from gradshare.tasks.download import OnProgress
 from gradshare.tasks.images import ImageFormat, Resize
 from gradshare.tasks.splits import Splits
-from gradshare.tasks.store import SPLITS, ImageStore, Sha256, Split, first_mistake
-from gradshare.tasks.writing import writing
+from gradshare.tasks.store import SPLITS, Sha256, first_mistake
 
 FORM = "features"
 """The name of the store of features among the stores of a dataset."""
 
 RECORD = "features.json"
-
-CHUNK = 64
-"""Images that go through the backbone at a time."""
-
-Rows = npt.NDArray[np.float32]
 
 
 class Preprocessing(BaseModel):
@@ -74,7 +63,7 @@ class Preprocessing(BaseModel):
 
 
 class BackboneRecord(BaseModel):
-    """What a backbone is made from again, and how it is known to be the same.
+    """From this a backbone is loaded again and compared.
 
     Attributes:
         name, options, weights: see `gradshare.Backbone`.
@@ -91,7 +80,7 @@ class BackboneRecord(BaseModel):
     sha256: Sha256
 
 
-class _Images(BaseModel):
+class StoredForm(BaseModel):
     """The form of the images that the backbone was given."""
 
     size: int
@@ -99,13 +88,13 @@ class _Images(BaseModel):
     resize: Resize
 
 
-class _Content(BaseModel):
+class FeatureIndex(BaseModel):
     """The content of `features.json`."""
 
-    format_version: Literal[1]
+    format_version: Literal[1] = 1
     name: str
     source: dict[str, Any]
-    images: _Images
+    images: StoredForm
     backbone: BackboneRecord
     mean: list[FiniteFloat]
     std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
@@ -119,7 +108,7 @@ class FeatureStore:
         name: of the dataset that the images are of.
         path: the store's folder.
         backbone: what made the features.
-        form: what an image is brought to before the backbone's own preprocessing.
+        form: the size and channels of the stored images; the backbone's preprocessing comes after.
         mean: (D,) of the training rows.
         std: (D,) likewise; 1 where the training rows are all alike.
         source: where the images came from.
@@ -144,7 +133,7 @@ class FeatureStore:
         if not is_feature_store(path):
             raise DataError(f"no features in {path}; run `gradshare data features` first")
         try:
-            content = _Content.model_validate_json((path / RECORD).read_bytes())
+            content = FeatureIndex.model_validate_json((path / RECORD).read_bytes())
         except (OSError, ValidationError) as error:
             cause = first_mistake(error) if isinstance(error, ValidationError) else error
             raise DataError(
@@ -229,79 +218,6 @@ def feature_splits(store: FeatureStore, **sizes: int) -> Splits:
     return Splits(*(FeatureTasks(store, split, **sizes) for split in SPLITS))
 
 
-class Extractor(Protocol):
-    """What makes features of images, as `gradshare.Backbone` does."""
-
-    record: BackboneRecord
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images, uint8 (n, C, H, W), to float32 (n, D)."""
-        ...
-
-
-def write_features(
-    store: ImageStore,
-    backbone: Extractor,
-    path: Path | str,
-    *,
-    force: bool = False,
-    progress: OnProgress | None = None,
-) -> FeatureStore:
-    """Put the images of a dataset through a backbone, and write what comes out as a store.
-
-    Args:
-        store: the prepared dataset.
-        backbone: see `gradshare.Backbone`.
-        path: the folder of the new store.
-        force: replace a store that exists.
-        progress: called after each class.
-
-    Raises:
-        DataError: the folder exists, features are not finite, or the folder cannot be written.
-    """
-    path = Path(path).expanduser()
-    if path.exists() and not (force and is_feature_store(path)):
-        raise DataError(
-            f"{path} is there already and is not overwritten; delete it, or write to another path"
-        )
-    channels, size, _ = store.image_shape
-    try:
-        with writing(path) as workspace:
-            new = workspace / "store"
-            done, total = 0, sum(len(split.class_names) for split in store.splits.values())
-            for name, split in store.splits.items():
-                rows = []
-                for row in _of_classes(split, backbone):
-                    rows.append(row)
-                    done += 1
-                    if progress is not None:
-                        progress(done, total)
-                _write_split(new / name, split, np.concatenate(rows))
-            train = np.load(new / "train" / "x.npy")
-            deviation = train.std(0, dtype=np.float64)
-            content = _Content(
-                format_version=1,
-                name=store.name,
-                source=dict(store.source),
-                images=_Images(
-                    size=size, channels=channels, resize=store.source.get("resize", "stretch")
-                ),
-                backbone=backbone.record,
-                mean=train.mean(0, dtype=np.float64).tolist(),
-                std=np.where(deviation > 0, deviation, 1.0).tolist(),
-            )
-            (new / RECORD).write_text(content.model_dump_json(), encoding="utf-8")
-            if path.exists():
-                path.rename(workspace / "replaced")
-            new.rename(path)
-    except OSError as error:
-        raise DataError(
-            f"cannot write the features to {path} ({error}); free space there, or choose a folder "
-            "you may write to"
-        ) from error
-    return FeatureStore.open(path)
-
-
 def features_path(data_root: Path, name: str) -> Path:
     """The folder of a dataset's store of features."""
     return data_root / name / FORM
@@ -310,28 +226,3 @@ def features_path(data_root: Path, name: str) -> Path:
 def is_feature_store(path: Path) -> bool:
     """Whether there is a store of features in a folder."""
     return (path / RECORD).is_file()
-
-
-def _of_classes(split: Split, backbone: Extractor) -> Iterator[Rows]:
-    """The features of each class of a split."""
-    for name, start, count in zip(split.class_names, split.starts, split.counts, strict=True):
-        chunks = np.array_split(np.arange(start, start + count), math.ceil(count / CHUNK))
-        images = (torch.from_numpy(np.asarray(split.images.take(c, axis=0))) for c in chunks)
-        rows = torch.cat([backbone(chunk) for chunk in images]).numpy()
-        if not np.isfinite(rows).all():
-            raise DataError(
-                f"the backbone {backbone.record.name} gives features of class {name!r} that are "
-                "not finite; check its weights and its preprocessing"
-            )
-        yield rows
-
-
-def _write_split(folder: Path, split: Split, rows: Rows) -> None:
-    """Write a split in the layout that `ClassTasks.load` reads."""
-    folder.mkdir(parents=True)
-    np.save(folder / "x.npy", rows)
-    np.save(folder / "y.npy", np.repeat(split.class_names, split.counts))
-    if split.groups is not None:
-        of_class = zip(split.starts, split.counts, strict=True)
-        groups = [split.groups[start : start + count] for start, count in of_class]
-        np.save(folder / "groups.npy", np.concatenate(groups))
