@@ -123,7 +123,7 @@ def test_a_run_that_is_continued_is_not_started_again(
 ) -> None:
     whole = fit(tmp_path / "whole", gs.maml(network()), epochs=2)
     fit(tmp_path / "parts", gs.maml(network()))
-    monkeypatch.setattr("gradshare.training.fit.trained_body", None)
+    monkeypatch.setattr("gradshare.training.fit.train_body", None)
     parts = fit(tmp_path / "parts", gs.maml(network()), epochs=2, resume="auto")
     for name, tensor in parameters(whole).items():
         assert torch.equal(parameters(parts)[name], tensor)

@@ -215,6 +215,11 @@ class Settings(BaseModel):
     )
     epochs: Count = Field(10, description="epochs; each ends with a validation")
     iterations_per_epoch: Count = Field(50, description="outer iterations in an epoch")
+    patience: Count | None = Field(
+        None,
+        description="end the training after so many epochs in a row without a better validation "
+        "score",
+    )
     outer_lr: Positive = Field(0.001, description="learning rate of the outer Adam")
     first_order_for: Span = Field(
         "0",

@@ -107,6 +107,7 @@ def build(config: RunConfig) -> Parts:
         tasks=config.tasks,
         memory=config.memory,
         start=config.start,
+        patience=config.patience,
     )
     return Parts(learner, splits.train, splits.validation, splits.test, options)
 

@@ -47,7 +47,7 @@ from gradshare.training.progress import RunBars
 from gradshare.training.randomness import isolated
 from gradshare.training.run import Run
 from gradshare.training.state import CPU, TrainState
-from gradshare.training.supervised import require_startable, trained_body
+from gradshare.training.supervised import require_startable, train_body
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ def fit(
     tasks: Tasks = "auto",
     memory: Memory = "auto",
     start: Start = "random",
+    patience: int | None = None,
     progress: bool | Watch = True,
 ) -> Run:
     """Meta-train a learner, and keep the checkpoints that are best on validation tasks.
@@ -132,8 +133,8 @@ def fit(
         tasks: compute the tasks of a batch in a "loop" or in one "vmap".
         memory: "keep" the graphs of all inner steps, or "recompute" them in the backward pass,
             which takes memory that does not grow with the inner steps.
-        start: "random" takes the model's weights as they are; "supervised" first trains its body to
-            tell all training classes apart, see `supervised_start`.
+        start: "supervised" first trains the body of the model, as `supervised_start` does.
+        patience: end the training after so many epochs in a row without a better score.
         progress: True shows a bar; a function is called with each `Progress`.
 
     Returns:
@@ -166,6 +167,7 @@ def fit(
         tasks=tasks,
         memory=memory,
         start=start,
+        patience=patience,
     )
     require_choice("resume", resume, Resume)
     with ExitStack() as stack:
@@ -246,9 +248,7 @@ def fit_in(
             processes.agree(lambda: state.restore(saved, options.total))
             processes.from_first(lambda: _continue(run_folder, stored, contents, canary, state))
         elif options.start == "supervised":
-            begun = processes.from_first(lambda: trained_body(learner, train, options.seed))
-            for name, tensor in begun.items():
-                state.meta[name].data.copy_(tensor)
+            train_body(processes, learner, state.meta, train, options.seed)
         if settings is not None:  # a run may be continued with other ones, such as more epochs
             processes.from_first(lambda: run_folder.store_settings(settings))
         status = state.status
@@ -301,8 +301,8 @@ def _continue(
         run_folder.store({**stored, "identity": contents["identity"]})
         if state.status.stopped:
             log.warning(
-                "a callback has ended the run in %s after epoch %d, and it stays ended; to train "
-                "longer, start another run",
+                "a callback or its patience has ended the run in %s after epoch %d, and it stays "
+                "ended; to train longer, start another run",
                 run_folder.path,
                 len(state.status.history),
             )

@@ -121,11 +121,14 @@ class Options:
     tasks: Tasks = "auto"
     memory: Memory = "auto"
     start: Start = "random"
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "iterations", "task_batch", "val_tasks", "test_tasks", "ensemble"):
             require_count(name, getattr(self, name))
         require_count("seed", self.seed, least=0)
+        if self.patience is not None:
+            require_count("patience", self.patience)
         if self.seed >= SEEDS:
             raise ConfigError(f"seed is {self.seed}; give a whole number below {SEEDS}")
         if self.total * self.task_batch > TASKS_PER_SEED:

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.errors import ConfigError, require_count
+from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner
 from gradshare.methods.meta_learner import MODEL
 from gradshare.methods.network import call_module
 from gradshare.tasks import TaskSource
 from gradshare.tasks.batch import tree_map
 from gradshare.tasks.source import prepared, training_indices
+from gradshare.training.distributed import OneProcess
 from gradshare.training.randomness import isolated, seed_generators
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -82,16 +84,21 @@ def supervised_start(
     return trained
 
 
-def trained_body(learner: Learner, source: TaskSource, seed: int) -> dict[str, Tensor]:
-    """The meta-parameters of a learner's model that a supervised start trains, on the CPU."""
-    model: nn.Module = learner.model  # type: ignore[attr-defined]
-    head = require_startable(model, source)
-    trained = supervised_start(model, source, seed=seed)
-    return {
-        f"{MODEL}.{name}": parameter.detach().cpu()
-        for name, parameter in trained.named_parameters()
-        if parameter.requires_grad and not name.startswith(f"{head}.")
-    }
+def train_body(
+    processes: OneProcess, learner: Learner, meta: Tensors, source: TaskSource, seed: int
+) -> None:
+    """Give the meta-parameters of a learner's model, but those of its head, a supervised start."""
+
+    def trained() -> dict[str, Tensor]:
+        model: nn.Module = learner.model  # type: ignore[attr-defined]
+        head = require_startable(model, source)
+        parameters = supervised_start(model, source, seed=seed).named_parameters()
+        body = {name: p for name, p in parameters if not name.startswith(f"{head}.")}
+        return {f"{MODEL}.{name}": p.detach().cpu() for name, p in body.items()}
+
+    for name, tensor in processes.from_first(trained).items():
+        if name in meta:  # not if it is frozen
+            meta[name].data.copy_(tensor)
 
 
 def require_startable(model: object, source: TaskSource) -> str:
