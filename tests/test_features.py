@@ -349,6 +349,46 @@ def test_a_command_that_cannot_write_features_says_why(
         command(root, "features", *arguments)
 
 
+def test_arms_are_compared_on_features_and_the_report_says_how_to_make_them(
+    root: Path, tmp_path: Path, in_this_process: None
+) -> None:
+    words = [
+        "--dataset",
+        "tiny-features",
+        "--data-root",
+        str(root),
+        "--ways",
+        "3",
+        "--queries",
+        "4",
+    ]
+    short = [
+        "--epochs",
+        "1",
+        "--iterations-per-epoch",
+        "2",
+        "--val-tasks",
+        "4",
+        "--test-tasks",
+        "6",
+    ]
+    out = tmp_path / "compared"
+    done = CliRunner().invoke(cli, ["compare", *words, *short, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "original, gradient-sharing: 2 runs, 1 × 2 iterations each" in done.output
+    toy_file = Path("tests/own_backbones.py").resolve()
+    (made, _) = gs.load_results(out).commands
+    assert made == (
+        f"gradshare data features tiny --backbone {toy_file}:toy --preprocess size=20 "
+        f"--image-size 16 --resize stretch --out tiny-features --data-root {root}"
+    )
+    starts = [
+        RunConfig.from_yaml(out / "runs" / arm / "seed-0" / "config.yaml").start
+        for arm in ("original", "gradient-sharing")
+    ]
+    assert starts == ["supervised"] * 2
+
+
 def test_settings_of_images_are_refused_on_features(root: Path) -> None:
     config = RunConfig(**SETTINGS, data_root=root, pixel_scaling="unit")
     with pytest.raises(ConfigError, match="--pixel-scaling unit is for images, and --dataset"):

@@ -12,6 +12,8 @@ A store is a folder with
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -221,6 +223,20 @@ def feature_splits(store: FeatureStore, **sizes: int) -> Splits:
 def features_path(data_root: Path, name: str) -> Path:
     """The folder of a dataset's store of features."""
     return data_root / name / FORM
+
+
+def features_command(store: FeatureStore, out: str, data_root: Path) -> str:
+    """The command line that makes the features of a store again, under the name `out`."""
+    made = store.backbone
+    words = ["gradshare", "data", "features", store.name, "--backbone", made.name]
+    for key, value in made.options.items():
+        words += ["--backbone-option", f"{key}={json.dumps(value)}"]
+    if made.weights is not None:
+        words += ["--weights", made.weights]
+    for key, value in made.preprocessing.model_dump(exclude_defaults=True).items():
+        words += ["--preprocess", f"{key}={json.dumps(value)}"]
+    words += ["--image-size", str(store.form.size), "--resize", store.form.resize]
+    return shlex.join([*words, "--out", out, "--data-root", str(data_root)])
 
 
 def is_feature_store(path: Path) -> bool:
