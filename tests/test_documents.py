@@ -58,6 +58,13 @@ FASTER = {
     "README.md": QUICK_START,
     "docs/index.md": QUICK_START,
     "docs/datasets.md": {'"glyphs", "data"': '"tiny", DATA'},
+    "docs/features.md": {
+        '"signs", "data"': '"tiny", DATA',
+        '"mobilenet_v3_small.onnx"': f'"{ROOT}/tests/own_backbones.py:toy"',
+        "ways=5, shots=5": "ways=3, shots=2, queries=3",
+        "MLP(ways=5": "MLP(ways=3",
+        '"epochs": 10, "iterations": 30': '"epochs": 1, "iterations": 2, "val_tasks": 3',
+    },
     "docs/comparing.md": {
         '"epochs": 10, "iterations": 100,': '"epochs": 1, "iterations": 2, "val_tasks": 3,',
         '"task_batch": 4': '"test_tasks": 3, "executor": ThreadPoolExecutor(1), "task_batch": 2',

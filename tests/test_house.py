@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "testing": "errors tasks models inner_loop methods",
     "comparison": "errors tasks models inner_loop methods training executors",
     "config": "errors tasks models inner_loop methods training comparison executors",
-    "classifier": "errors tasks models inner_loop methods training config",
+    "backbones": "errors tasks config",
+    "classifier": "errors tasks models inner_loop methods training config backbones",
 }
 
 

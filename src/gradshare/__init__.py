@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradshare import testing
+    from gradshare.backbones import Backbone, write_features
     from gradshare.classifier import FewShotClassifier
     from gradshare.comparison.compare import Comparison, compare
     from gradshare.comparison.results import load_results
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
         meta_sgd,
         unicorn_maml,
     )
-    from gradshare.models import BatchNorm2d, Conv4, ResNet12, accelerate
+    from gradshare.models import MLP, BatchNorm2d, Conv4, ResNet12, accelerate
     from gradshare.tasks import (
         ClassTasks,
         GroupTasks,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         image_splits,
     )
     from gradshare.tasks.datasets import open_dataset, prepare_dataset
+    from gradshare.tasks.features import FeatureStore, FeatureTasks, feature_splits
     from gradshare.tasks.images import ImageFormat
     from gradshare.tasks.writing import ClassImages, write_store
     from gradshare.training.dry_run import estimate
@@ -63,12 +65,15 @@ if TYPE_CHECKING:
     from gradshare.training.options import Event
     from gradshare.training.run import Run
     from gradshare.training.statistics import Interval
+    from gradshare.training.supervised import supervised_start
 
 __version__ = "0.2.0"
 
 __all__ = [
     "LSLR",
+    "MLP",
     "SGD",
+    "Backbone",
     "BatchNorm2d",
     "Chain",
     "ClassImages",
@@ -79,6 +84,8 @@ __all__ = [
     "DataError",
     "Evaluation",
     "Event",
+    "FeatureStore",
+    "FeatureTasks",
     "FewShotClassifier",
     "GradientSharing",
     "GradshareError",
@@ -111,6 +118,7 @@ __all__ = [
     "compare",
     "estimate",
     "evaluate",
+    "feature_splits",
     "fit",
     "image_splits",
     "load_results",
@@ -121,8 +129,10 @@ __all__ = [
     "open_run",
     "prepare_dataset",
     "sum_over_local_tasks",
+    "supervised_start",
     "testing",
     "unicorn_maml",
+    "write_features",
     "write_store",
 ]
 
@@ -135,6 +145,7 @@ _HOMES = (
     "models",
     "tasks",
     "tasks.datasets",
+    "tasks.features",
     "tasks.images",
     "tasks.writing",
     "config.runs",  # before the `open_run` of training.run
@@ -146,6 +157,8 @@ _HOMES = (
     "training.options",
     "training.run",
     "training.statistics",
+    "training.supervised",
+    "backbones",
     "classifier",
     "comparison.compare",
     "comparison.results",

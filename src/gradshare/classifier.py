@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import replace
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gradshare.backbones import Backbone
 from gradshare.config.runs import open_run
 from gradshare.errors import ConfigError, DataError, RunError
-from gradshare.tasks import ImageStore, ImageTasks, TaskBatch
+from gradshare.tasks import ImageStore, ImageTasks, TaskBatch, TaskSource
 from gradshare.tasks.batch import Tree, first_leaf, tree_map
+from gradshare.tasks.features import FeatureTasks
 from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.source import prepared
 from gradshare.training.adapted import as_inputs
@@ -39,7 +42,8 @@ class FewShotClassifier:
 
     Inputs are as the run's source gives them, before its `prepare`: an array, a tensor, or a tuple
     or dictionary of them, with the examples as first dimension. A run on images takes uint8
-    (n, C, H, W), or the paths of n image files, which it reads as the dataset was read.
+    (n, C, H, W), or the paths of n image files, which it reads as the dataset was read. A run on
+    features takes either, which it puts through the backbone, or rows of features (n, D).
 
     With transductive batch norm, as in the paper, the examples of one `predict` call influence each
     other's predictions; see `transductive`.
@@ -78,7 +82,7 @@ class FewShotClassifier:
         self._device = run.device
         with isolated(self._device):
             self._models = run.models(max(kept, 1) if ensemble is None else ensemble)
-        self._form = _image_format(self._source) if isinstance(self._source, ImageTasks) else None
+        self._form = _image_format(self._source)
         inductive = getattr(self._learner, "inductive", False)
         network = getattr(self._learner, "network", None)
         self.transductive = not inductive and (network is None or network.uses_batch_statistics)
@@ -186,11 +190,25 @@ class FewShotClassifier:
         return probabilities
 
     def _inputs(self, x: Any) -> Tree:
-        return as_inputs(x, self._like) if self._form is None else _images(x, self._form)
+        on_features = isinstance(self._source, FeatureTasks)
+        if self._form is None or (on_features and not _paths(x) and np.ndim(x) == 2):
+            return as_inputs(x, self._like)
+        images = _images(x, self._form)
+        return as_inputs(self._backbone(images), self._like) if on_features else images
+
+    @cached_property
+    def _backbone(self) -> Backbone:
+        """What made the features of the run's source, for images."""
+        assert isinstance(self._source, FeatureTasks)
+        return Backbone.of(self._source.store.backbone)
 
 
-def _image_format(source: ImageTasks) -> ImageFormat:
-    """What the images of a source were turned into when they were prepared."""
+def _image_format(source: TaskSource) -> ImageFormat | None:
+    """What the images of a source were turned into when they were prepared; None if it has none."""
+    if isinstance(source, FeatureTasks):
+        return source.store.form
+    if not isinstance(source, ImageTasks):
+        return None
     channels, size, _ = source.split.images.shape[1:]
     stored = source.split.stored
     record = {} if stored is None else ImageStore.open(stored.path).source

@@ -89,6 +89,13 @@ def test_early_stopping_is_exact_also_after_kills(tmp_path: Path) -> None:
     require_same_end(whole, fit_with_early_stopping(tmp_path / "killed"))  # it is complete
 
 
+def test_patience_ends_a_run_as_such_a_callback_does(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"epochs": 40, "iterations": 2, "score": "loss"}
+    by_callback = gs.fit(**rows(**given, callbacks=early_stopping(3)), out=tmp_path / "one")
+    by_patience = gs.fit(**rows(**given, patience=3), out=tmp_path / "two")
+    assert timeless(by_patience) == timeless(by_callback)
+
+
 @pytest.mark.parametrize(
     ("value", "epochs"), [(None, 3), (False, 3), ("stop", 3), (True, 1), (np.bool_(True), 1)]
 )
@@ -121,8 +128,8 @@ def test_a_run_that_a_callback_has_ended_stays_ended_and_says_so(
     assert timeless(again) == timeless(run)
     assert again.test == run.test
     assert caplog.messages == [
-        f"a callback has ended the run in {tmp_path / 'run'} after epoch 1, and it stays ended; to "
-        "train longer, start another run"
+        f"a callback or its patience has ended the run in {tmp_path / 'run'} after epoch 1, and it "
+        "stays ended; to train longer, start another run"
     ]
 
 

@@ -24,12 +24,14 @@ from gradshare.comparison.compare import Comparison, run_plan
 from gradshare.comparison.report import write_report
 from gradshare.comparison.results import load_results
 from gradshare.config.comparing import plan_of
+from gradshare.config.features import features_of
 from gradshare.config.names import is_import_path
-from gradshare.config.parts import settings_read
+from gradshare.config.parts import resolved, settings_read
 from gradshare.config.settings import ARM_FIELDS, RunConfig
 from gradshare.errors import ConfigError, escaped
 from gradshare.executors import RayExecutor, slurm_executor
 from gradshare.tasks.datasets import open_dataset
+from gradshare.tasks.features import FeatureStore, features_command
 from gradshare.tasks.registry import prepare_command
 from gradshare.training.machine import cores
 
@@ -113,7 +115,8 @@ def compare_command(
             raise ConfigError(f"{option} is for --executor {known}, not {executor}; leave it out")
     if gpus is not None and math.isnan(gpus):  # no range leaves it out
         raise ConfigError(f"--gpus {gpus}: give a number from 0 to 100")
-    config = read_config(config_file, preset, options)
+    asked = read_config(config_file, preset, options)
+    config = resolved(asked)
     if config.workers > 1:
         raise ConfigError(
             f"--workers {config.workers}: `gradshare compare` trains each run in one process; "
@@ -149,7 +152,7 @@ def compare_command(
         retries=retries or 0,
         resume=resume == "auto",
         settings=settings_read(config),
-        commands=_commands(config),
+        commands=_commands(asked),
     )
     _show(comparison)
 
@@ -176,6 +179,9 @@ def _commands(config: RunConfig) -> list[str]:
         words += ["--data-root", str(config.data_root)]
     if is_import_path(config.dataset):
         return [shlex.join(words)]
+    if (features := features_of(config)) is not None:
+        prepare = features_command(FeatureStore.open(features), config.dataset, config.data_root)
+        return [prepare, shlex.join(words)]
     store = open_dataset(config.dataset, config.data_root, config.image_size, config.resize)
     size = store.image_shape[1]
     prepare = prepare_command(config.dataset, config.data_root, size, config.resize, store.source)

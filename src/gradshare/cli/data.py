@@ -6,11 +6,10 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import matplotlib as mpl
-import numpy as np
-import yaml
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,10 +22,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as ProgressBar
-from rich.table import Table
-from rich.text import Text
 
-from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
+from gradshare.backbones import Backbone, write_features
+from gradshare.cli.contents import print_datasets, print_features, print_images, print_notes
+from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath, pairs
 from gradshare.errors import ConfigError, DataError, escaped
 from gradshare.tasks.class_splits import SHARES
 from gradshare.tasks.contact_sheet import contact_sheet
@@ -39,22 +38,17 @@ from gradshare.tasks.datasets import (
     prepare_dataset,
 )
 from gradshare.tasks.download import OnProgress
-from gradshare.tasks.image_tasks import image_splits
+from gradshare.tasks.features import (
+    FORM,
+    FeatureStore,
+    Preprocessing,
+    features_path,
+    is_feature_store,
+)
 from gradshare.tasks.images import Resize
-from gradshare.tasks.notes import some
-from gradshare.tasks.registry import DATASETS, DEFAULT_DATA_ROOT, prepared
-from gradshare.tasks.store import ImageStore
+from gradshare.tasks.registry import DATASETS, DEFAULT_DATA_ROOT, prepared, require_new_name
 
 PICTURES = (".png", ".jpg", ".pdf", ".svg", ".webp")
-
-MOST_FILES = 10
-"""So many files are printed by name."""
-
-_NOTES = {"Left out": "skipped", "Duplicates": "duplicates"}
-"""What a store's source has of the images that were read."""
-
-WIDE = 200
-"""Columns for a table, of which a narrow terminal breaks the lines instead of hiding numbers."""
 
 Option = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -168,9 +162,9 @@ def prepare(
         )
     if written:
         drawn = f", {store.drawn}" if store.drawn else ""
-        counts = ", ".join(f"{count:,} {split}" for split, count in _class_counts(store).items())
+        counts = ", ".join(f"{len(s.class_names):,} {n}" for n, s in store.splits.items())
         click.echo(f"Prepared {escaped(store.path)}: {counts} classes{drawn}")
-        _print_notes(store)
+        print_notes(store)
     else:
         click.echo(f"{escaped(store.path)} is prepared already; replace it with --force")
 
@@ -179,24 +173,77 @@ def prepare(
 @data_root_option
 def list_datasets(data_root: Path) -> None:
     """List the datasets that are prepared, and those that can be."""
-    table = Table()
-    for column in ("dataset", "prepared as", "classes: train / val / test", "images"):
-        table.add_column(column)
-    there = prepared(data_root)
-    for name, forms in there.items():
-        for form in forms:
-            try:
-                store = ImageStore.open(data_root / name / form)
-            except DataError as error:
-                click.echo(str(error), err=True)
-                continue
-            classes = " / ".join(f"{count:,}" for count in _class_counts(store).values())
-            images = sum(int(split.counts.sum()) for split in store.splits.values())
-            table.add_row(escaped(name), escaped(form), classes, f"{images:,}")
-    for name in DATASETS:
-        if name not in there:
-            table.add_row(name, "not prepared")
-    Console(width=WIDE).print(table)
+    print_datasets(data_root)
+
+
+@data.command()
+@click.argument("dataset")
+@click.option(
+    "--backbone",
+    required=True,
+    help="An .onnx file; the import path of a function or class that returns a torch module; or "
+    "timm:MODEL.",
+)
+@click.option(
+    "--backbone-option",
+    "options",
+    callback=pairs,
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Argument of the function, class or model; repeat for more.",
+)
+@click.option(
+    "--weights",
+    type=UserPath(dir_okay=False),
+    help="File with the module's state dictionary, from safetensors or torch.save.",
+)
+@click.option(
+    "--preprocess",
+    "preprocessing",
+    callback=pairs,
+    metavar="KEY=VALUE",
+    multiple=True,
+    help=f"Change of the backbone's preprocessing: {', '.join(Preprocessing.model_fields)}; repeat "
+    "for more.",
+)
+@click.option("--out", help="Name of the new dataset.  [default: DATASET-features]")
+@click.option("--force", is_flag=True, help="Replace features of that name.")
+@image_size_option
+@resize_option
+@data_root_option
+def features(
+    dataset: str,
+    backbone: str,
+    options: dict[str, Any] | None,
+    weights: Path | None,
+    preprocessing: dict[str, Any] | None,
+    out: str | None,
+    force: bool,
+    image_size: int | None,
+    resize: Resize,
+    data_root: Path,
+) -> None:
+    """Put the images of DATASET through a frozen backbone, once, and prepare what comes out.
+
+    The new dataset holds a row of features for each image, with the splits and groups of DATASET.
+    """
+    out = out or f"{dataset}-features"
+    require_new_name(out)
+    if prepared(data_root).get(out, [FORM]) != [FORM]:
+        raise DataError(
+            f"{data_root / out} holds images; give the features another name with --out"
+        )
+    store = open_dataset(dataset, data_root, image_size, resize)
+    network = Backbone(backbone, options=options, weights=weights, preprocessing=preprocessing)
+    with _class_bar() as bar:
+        written = write_features(
+            store,
+            network,
+            features_path(data_root, out),
+            force=force,
+            progress=_reporter(bar, f"Features of {dataset}"),
+        )
+    click.echo(f"Wrote {escaped(written.path)}: {len(written.mean):,} features of each image")
 
 
 @data.command()
@@ -217,13 +264,16 @@ def show(
     data_root: Path,
 ) -> None:
     """Print what dataset NAME holds, and draw some images of it."""
+    if is_feature_store(path := features_path(data_root, name)):
+        print_features(FeatureStore.open(path))
+        return
     if out is not None and out.suffix.lower() not in PICTURES:
         raise ConfigError(f"--out {out} is not a picture; end it in {', '.join(PICTURES)}")
     with _class_bar() as bar:
         store = open_dataset(
             name, data_root, image_size, resize, progress=_reporter(bar, f"Drawing {name}")
         )
-    _print_contents(store)
+    print_images(store)
     out = out or Path(f"{name}-{store.path.name}.png")
     text_stays_text = mpl.rc_context({"svg.fonttype": "none"})  # with the reader's fonts
     with text_stays_text, warnings.catch_warnings(record=True) as warned:
@@ -240,62 +290,6 @@ def show(
         click.echo(
             "Boxes in it stand for letters that matplotlib's font lacks; an .svg has all of them"
         )
-
-
-def _print_contents(store: ImageStore) -> None:
-    channels, height, width = store.image_shape
-    title = Text(escaped(f"{store.name}, {channels}×{height}×{width}"))
-    table = Table(title=title, title_justify="left")
-    table.add_column("split")
-    for column in ("classes", "images", "images a class"):
-        table.add_column(column, justify="right")
-    for split in store.splits.values():
-        least, most = split.counts.min(), split.counts.max()
-        table.add_row(
-            split.name,
-            f"{len(split.class_names):,}",
-            f"{split.counts.sum():,}",
-            f"{least:,}" if least == most else f"{least:,} to {most:,}",
-        )
-    Console(width=WIDE).print(table)
-    mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (store.mean, store.std))
-    click.echo(f"Pixels of train, in [0, 1]: mean {mean}, standard deviation {std}")
-    if store.rotate_classes:
-        click.echo("Training episodes turn each class by a random multiple of 90°")
-    source = {name: value for name, value in store.source.items() if name not in _NOTES.values()}
-    click.echo(yaml.safe_dump(source, sort_keys=False, allow_unicode=True).rstrip())
-    _print_notes(store)
-
-
-def _class_counts(store: ImageStore) -> dict[str, int]:
-    return {name: len(split.class_names) for name, split in store.splits.items()}
-
-
-def _print_notes(store: ImageStore) -> None:
-    """Print how much was read, what was left out, and which tasks it is enough for."""
-    splits = store.splits.values()
-    counts = np.concatenate([split.counts for split in splits])
-    groups = store.splits["train"].groups
-    of_groups = "" if groups is None else f" and {len(np.unique(groups)):,} groups"
-    click.echo(f"Read {counts.sum():,} images of {len(counts):,} classes{of_groups}")
-    for title, kind in _NOTES.items():
-        notes = [
-            f"{len(files):,} {reason} ({some(files, MOST_FILES)})"
-            for reason, files in store.source.get(kind, {}).items()
-        ]
-        if notes:
-            click.echo(escaped(f"{title}: {', '.join(notes)}"))
-    fewest = min(splits, key=lambda split: len(split.class_names))
-    smallest = [name for split in splits for name in split.class_names][counts.argmin()]
-    limits = (
-        f"Tasks can be up to {len(fewest.class_names)}-way (the classes of {fewest.name!r}), with "
-        f"up to {counts.min()} shots + queries (the images of {smallest!r})"
-    )
-    click.echo(escaped(limits))
-    try:
-        image_splits(store)
-    except DataError as error:
-        click.echo(f"The default tasks do not fit: {error}")
 
 
 def _shares_or_file(text: str) -> tuple[float, ...] | Path:

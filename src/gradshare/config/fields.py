@@ -27,6 +27,7 @@ BatchNormMode = Literal["transductive", "inductive"]
 Precision = Literal["float32", "bfloat16"]
 Resize = Literal["stretch", "center-crop"]
 OnDivergence = Literal["stop", "skip", "record"]
+Start = Literal["random", "supervised"]
 SEEDS = 2**22
 
 MOST_STEPS = 10_000
@@ -82,7 +83,7 @@ HEADINGS = {
     "ways": "Tasks",
     "method": "Inner loop and sharing",
     "multi_step_loss": "Parts of MAML++ (read by --method maml++ only)",
-    "epochs": "Outer loop",
+    "start": "Outer loop",
     "metric": "Evaluation",
     "seed": "Machine and output",
 }
@@ -134,7 +135,11 @@ class Settings(BaseModel):
         description="meta-learning method: maml, meta-sgd, maml++, unicorn-maml, or an import path",
     )
     method_option: Options = _options("method", "such as head=classifier")
-    model: str = Field("conv4", description="network: conv4, resnet12, or an import path")
+    model: str = Field(
+        "conv4",
+        description="network: conv4, resnet12, mlp (for rows of numbers; the default on features), "
+        "or an import path",
+    )
     model_option: Options = _options("model", "such as drop_rate=0.2")
     rule: str | None = Field(
         None,
@@ -203,8 +208,18 @@ class Settings(BaseModel):
     per_step_rates: bool = Field(True, description="learn an inner rate for each tensor and step")
     per_step_batch_norm: bool = Field(True, description="learn a γ and β for each inner step")
 
+    start: Start = Field(
+        "random",
+        description="what the model starts from: random weights, or weights that were trained to "
+        "tell all training classes apart (supervised; the default on features)",
+    )
     epochs: Count = Field(10, description="epochs; each ends with a validation")
     iterations_per_epoch: Count = Field(50, description="outer iterations in an epoch")
+    patience: Count | None = Field(
+        None,
+        description="end the training after so many epochs in a row without a better validation "
+        "score",
+    )
     outer_lr: Positive = Field(0.001, description="learning rate of the outer Adam")
     first_order_for: Span = Field(
         "0",

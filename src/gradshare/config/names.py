@@ -17,7 +17,11 @@ from typing import Any
 from gradshare.errors import ConfigError, GradshareError
 
 REGISTERED: dict[str, dict[str, str]] = {
-    "model": {"conv4": "gradshare.models:Conv4", "resnet12": "gradshare.models:ResNet12"},
+    "model": {
+        "conv4": "gradshare.models:Conv4",
+        "resnet12": "gradshare.models:ResNet12",
+        "mlp": "gradshare.models:MLP",
+    },
     "method": {
         "maml": "gradshare.methods:maml",
         "meta-sgd": "gradshare.methods:meta_sgd",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gradshare.config.features import feature_defaults, features_of, splits_of_features
 from gradshare.config.fields import PLUS_FIELDS, SharingControl
 from gradshare.config.names import (
     call,
@@ -105,6 +106,8 @@ def build(config: RunConfig) -> Parts:
         device=config.device,
         tasks=config.tasks,
         memory=config.memory,
+        start=config.start,
+        patience=config.patience,
     )
     return Parts(learner, splits.train, splits.validation, splits.test, options)
 
@@ -113,12 +116,13 @@ def resolved(config: RunConfig) -> RunConfig:
     """The configuration as a run stores it, so that it means the same wherever it is read.
 
     The data root is absolute. A setting that was not given, but for which a dataset, model or
-    method of the user's own has a default, such as `def make_splits(shots=4)`, has that default.
+    method of the user's own has a default, such as `def make_splits(shots=4)`, has that default;
+    so has one for which runs on features have another.
 
     Raises:
         ConfigError: an import path cannot be imported, or a default is out of bounds.
     """
-    changes: dict[str, Any] = {"data_root": config.data_root.absolute()}
+    changes = {"data_root": config.data_root.absolute(), **feature_defaults(config)}
     for kind in ("dataset", "model", "method"):
         name = getattr(config, kind)
         function = load(kind, name) if is_import_path(name) else None
@@ -154,6 +158,8 @@ def splits_of(config: RunConfig) -> Splits:
             f"--dataset-option {next(iter(config.dataset_option))}: the dataset {name!r} takes no "
             "options; leave it out"
         )
+    if (features := features_of(config)) is not None:
+        return splits_of_features(config, features)
     store = open_dataset(name, config.data_root, config.image_size, config.resize)
     normalization = _normalization(config, store)
     sizes = _settings(config, *TASK_SIZES)
@@ -178,6 +184,8 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
         given |= {"ways": classes, "classes": classes}
     if isinstance(x, Tensor) and x.ndim in (4, 5):  # (1, n, C, L) or (1, n, C, H, W)
         given |= {"channels": x.shape[2], "image_size": x.shape[-1]}
+    elif isinstance(x, Tensor) and x.ndim == 3:  # (1, n, D)
+        given |= {"features": x.shape[2]}
     given = {
         "model": _call(config, "model", given),
         "steps": config.inner_steps,

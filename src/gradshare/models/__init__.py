@@ -5,9 +5,11 @@ from gradshare.models.conv4 import Conv4
 from gradshare.models.conv_block import ConvBlock
 from gradshare.models.drop_block import DropBlock
 from gradshare.models.layers import accelerate
+from gradshare.models.mlp import MLP
 from gradshare.models.resnet12 import ResNet12
 
 __all__ = [
+    "MLP",
     "BatchNorm2d",
     "BatchNormMode",
     "Conv4",

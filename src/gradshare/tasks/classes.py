@@ -37,6 +37,8 @@ class ClassTasks:
             few examples or groups.
     """
 
+    _name = "the data"
+
     def __init__(
         self,
         x: Any,
@@ -57,7 +59,6 @@ class ClassTasks:
             self._groups = np.unique(grouped, return_inverse=True)[1][self._order]
         self._counts = np.bincount(codes)
         self._starts = self._counts.cumsum() - self._counts
-        self._name = "the data"
         self._set(ways, shots, queries)
 
     @classmethod

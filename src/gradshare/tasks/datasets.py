@@ -16,7 +16,12 @@ from gradshare.errors import DataError
 from gradshare.tasks import glyphs
 from gradshare.tasks.dataset import Dataset, FoundClass, require_classes
 from gradshare.tasks.download import OnProgress, download
-from gradshare.tasks.folder import ClassSplit, find_classes, is_grey
+from gradshare.tasks.features import features_path, is_feature_store
+from gradshare.tasks.folder import (
+    ClassSplit,
+    find_classes,
+    is_grey,
+)
 from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import ImageFormat, Resize
 from gradshare.tasks.notes import Notes
@@ -91,6 +96,11 @@ def open_dataset(
     there = prepared(data_root).get(name, [])
     if not there:
         dataset_of(name, data_root)
+    if is_feature_store(features := features_path(data_root, name)):
+        raise DataError(
+            f"dataset {name!r} holds features, not images; open it with "
+            f"gradshare.FeatureStore.open({str(features)!r})"
+        )
     if image_size is None:
         image_size = _usual_size(name, data_root, there, resize)
     path = store_path(data_root, name, image_size, resize)

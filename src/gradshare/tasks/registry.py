@@ -27,9 +27,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def prepared(data_root: Path) -> dict[str, list[str]]:
-    """What there is under a data root: of each dataset, the names of its stores ("84")."""
+    """What there is under a data root: of each dataset, the names of its stores, such as "84"."""
     found: dict[str, list[str]] = {}
-    for index in sorted(data_root.glob("[!.]*/[!.]*/index.json")):
+    indices = [
+        path
+        for name in ("index.json", "features.json")
+        for path in data_root.glob(f"[!.]*/[!.]*/{name}")
+    ]
+    for index in sorted(indices):
         found.setdefault(index.parts[-3], []).append(index.parts[-2])
     return found
 

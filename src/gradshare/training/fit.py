@@ -42,11 +42,12 @@ from gradshare.training.loop import Trainer, is_complete
 from gradshare.training.machine import commit, environment
 from gradshare.training.memory import explain_out_of_memory, require_memory
 from gradshare.training.metrics import Metric
-from gradshare.training.options import ADAM, Callback, OnDivergence, Options, Watch, ignore
+from gradshare.training.options import ADAM, Callback, OnDivergence, Options, Start, Watch, ignore
 from gradshare.training.progress import RunBars
 from gradshare.training.randomness import isolated
 from gradshare.training.run import Run
 from gradshare.training.state import CPU, TrainState
+from gradshare.training.supervised import require_startable, train_body
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ def fit(
     device: str = "auto",
     tasks: Tasks = "auto",
     memory: Memory = "auto",
+    start: Start = "random",
+    patience: int | None = None,
     progress: bool | Watch = True,
 ) -> Run:
     """Meta-train a learner, and keep the checkpoints that are best on validation tasks.
@@ -130,6 +133,8 @@ def fit(
         tasks: compute the tasks of a batch in a "loop" or in one "vmap".
         memory: "keep" the graphs of all inner steps, or "recompute" them in the backward pass,
             which takes memory that does not grow with the inner steps.
+        start: "supervised" first trains the body of the model, as `supervised_start` does.
+        patience: end the training after so many epochs in a row without a better score.
         progress: True shows a bar; a function is called with each `Progress`.
 
     Returns:
@@ -161,6 +166,8 @@ def fit(
         device=device,
         tasks=tasks,
         memory=memory,
+        start=start,
+        patience=patience,
     )
     require_choice("resume", resume, Resume)
     with ExitStack() as stack:
@@ -240,6 +247,8 @@ def fit_in(
         if saved is not None:
             processes.agree(lambda: state.restore(saved, options.total))
             processes.from_first(lambda: _continue(run_folder, stored, contents, canary, state))
+        elif options.start == "supervised":
+            train_body(processes, learner, state.meta, train, options.seed)
         if settings is not None:  # a run may be continued with other ones, such as more epochs
             processes.from_first(lambda: run_folder.store_settings(settings))
         status = state.status
@@ -292,8 +301,8 @@ def _continue(
         run_folder.store({**stored, "identity": contents["identity"]})
         if state.status.stopped:
             log.warning(
-                "a callback has ended the run in %s after epoch %d, and it stays ended; to train "
-                "longer, start another run",
+                "a callback or its patience has ended the run in %s after epoch %d, and it stays "
+                "ended; to train longer, start another run",
                 run_folder.path,
                 len(state.status.history),
             )
@@ -317,6 +326,8 @@ def prepare_run(
     """
     require_learner(learner)
     train, validation, test = sources
+    if options.start == "supervised":
+        require_startable(getattr(learner, "model", None), train)
     named = {"train": train, "validation": validation}
     if test is not None:
         named["test"] = test

@@ -47,6 +47,7 @@ def identity_of(
         "optimizer": f"{type(optimizer).__name__} {groups}",
         "clamp_gradients": options.clamp_gradients,
         "clip_norm": options.clip_norm,
+        **({} if options.start == "random" else {"start": options.start}),
         "meta-parameters": shapes_digest(meta),
         "schedule": schedule_digest(options, options.total),
         **{f"{name} source": fingerprint for name, fingerprint in fingerprints.items()},

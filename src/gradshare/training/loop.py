@@ -229,7 +229,10 @@ class Trainer:
             folder.save_epoch(record.epoch, state.epoch_checkpoint(self.run, record.epoch))
             writer.write(record)
         stops = self.processes.from_first(lambda: self._call_callbacks("epoch"))
-        status.stopped = status.stopped or stops
+        best = kept_epochs(status.history, self.score, self.metrics[self.score].rank, 1)[0]
+        stalled = len(status.history) - best
+        out_of_patience = self.options.patience is not None and stalled >= self.options.patience
+        status.stopped = status.stopped or stops or out_of_patience
         self._save()
         self.processes.on_first(lambda: folder.prune_epochs(self._kept()))
         self._show("validate", self.options.val_tasks, self.options.val_tasks)

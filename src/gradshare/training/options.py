@@ -21,6 +21,7 @@ ADAM = functools.partial(torch.optim.Adam, lr=1e-3)
 """The paper's outer optimiser (Appendix A.3)."""
 
 OnDivergence = Literal["stop", "skip", "record"]
+Start = Literal["random", "supervised"]
 Phase = Literal["try", "train", "validate", "test"]
 
 
@@ -119,11 +120,15 @@ class Options:
     device: str = "auto"
     tasks: Tasks = "auto"
     memory: Memory = "auto"
+    start: Start = "random"
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "iterations", "task_batch", "val_tasks", "test_tasks", "ensemble"):
             require_count(name, getattr(self, name))
         require_count("seed", self.seed, least=0)
+        if self.patience is not None:
+            require_count("patience", self.patience)
         if self.seed >= SEEDS:
             raise ConfigError(f"seed is {self.seed}; give a whole number below {SEEDS}")
         if self.total * self.task_batch > TASKS_PER_SEED:
@@ -134,6 +139,7 @@ class Options:
         require_choice("on_divergence", self.on_divergence, OnDivergence)
         require_choice("tasks", self.tasks, Tasks)
         require_choice("memory", self.memory, Memory)
+        require_choice("start", self.start, Start)
         for name in ("clamp_gradients", "clip_norm"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not value > 0):

@@ -51,7 +51,7 @@ class RunStatus(BaseModel):
         seconds: of the whole run.
         training_seconds: of its iterations.
         diverged: where and how it became non-finite; None if it did not.
-        stopped: whether a callback has ended the training.
+        stopped: whether a callback or the lack of patience has ended the training.
         test: None before the test.
         history: one record for each completed epoch.
         environment: of the last process that trained it.

@@ -1,0 +1,385 @@
+"""Frozen backbones: pretrained networks that turn images into rows of features.
+
+A backbone is a torch module by its import path, an ONNX file, or a model of timm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradshare.config.names import call, is_import_path, stored_name
+from gradshare.errors import ConfigError, DataError, is_out_of_memory
+from gradshare.tasks.arrays import Array
+from gradshare.tasks.download import OnProgress
+from gradshare.tasks.features import (
+    RECORD,
+    BackboneRecord,
+    FeatureIndex,
+    FeatureStore,
+    Preprocessing,
+    StoredForm,
+    is_feature_store,
+)
+from gradshare.tasks.store import ImageStore, Split, first_mistake
+from gradshare.tasks.writing import writing
+
+TIMM = "timm:"
+
+CHUNK = 64
+"""Images that go through the network at a time."""
+
+
+class Backbone:
+    """A frozen network from images to features.
+
+    Outputs (n, D, H, W) are averaged over H and W.
+
+    Args:
+        name: `package.module:Name` or `file.py:Name` of a function or class that returns a
+            `torch.nn.Module`; the path of an `.onnx` file, whose first output is used (needs
+            `pip install gradshare[onnx]`); or `timm:MODEL` (needs `pip install gradshare[timm]`).
+        options: arguments of the function or class, or of `timm.create_model`.
+        weights: a file with the module's state dictionary, from safetensors or `torch.save`.
+        preprocessing: changes of the backbone's own preprocessing: size, crop, interpolation, mean
+            and std, see `Preprocessing`. An ONNX file has the size of its input, a model of timm
+            all of them; else images keep their size and are normalised as ImageNet's.
+
+    Attributes:
+        record: what it was made from, and the digest of its weights.
+
+    Raises:
+        ConfigError: the backbone cannot be loaded, or the weights do not fit it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        weights: str | Path | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+    ) -> None:
+        options = dict(options or {})
+        weights = None if weights is None else Path(weights).expanduser().resolve()
+        if name.endswith(".onnx"):
+            if options or weights:
+                raise ConfigError(
+                    f"--backbone {name}: an ONNX file has its own weights and takes no options; "
+                    "leave them out"
+                )
+            name = str(Path(name).expanduser().resolve())
+            loaded = _load_onnx(Path(name))
+        elif name.startswith(TIMM):
+            loaded = _load_timm(name, options, weights)
+        elif is_import_path(name):
+            try:
+                name = stored_name("backbone", name)
+            except ValueError as error:
+                raise ConfigError(f"--backbone {name!r}: {error}") from error
+            loaded = _load_module(name, options, weights)
+        else:
+            raise ConfigError(
+                f"there is no backbone {name!r}; give an import path like my_file.py:Name, an "
+                ".onnx file, or timm:MODEL"
+            )
+        self._network = loaded.network
+        self._preprocessing = _preprocessing({**loaded.preprocessing, **(preprocessing or {})})
+        self.record = BackboneRecord(
+            name=name,
+            options=options,
+            weights=None if weights is None else str(weights),
+            preprocessing=self._preprocessing,
+            version=loaded.version,
+            sha256=loaded.sha256,
+        )
+
+    @classmethod
+    def of(cls, record: BackboneRecord) -> Backbone:
+        """The backbone of a store of features, for images that are to be predicted.
+
+        Raises:
+            ConfigError: it cannot be made again, or has other weights by now.
+        """
+        backbone = cls(
+            record.name,
+            options=record.options,
+            weights=record.weights,
+            preprocessing=record.preprocessing.model_dump(),
+        )
+        if backbone.record.sha256 != record.sha256:
+            raise ConfigError(
+                f"the backbone {record.name} has other weights now than when it made the features "
+                f"(SHA-256 {backbone.record.sha256:.12}…, then {record.sha256:.12}…); put them "
+                "back, or make the features again"
+            )
+        return backbone
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images, uint8 (n, C, H, W) with one or three channels, to features, float32 (n, D).
+
+        Raises:
+            ConfigError: the network does not take them, or gives something else than features.
+        """
+        return torch.cat([self._features(chunk) for chunk in torch.split(images, CHUNK)])
+
+    def _features(self, images: Tensor) -> Tensor:
+        inputs = preprocessed(images, self._preprocessing)
+        try:
+            with torch.no_grad():
+                outputs = self._network(inputs)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"--backbone {self.record.name} does not take images {tuple(inputs.shape)} "
+                f"({type(error).__name__}: {error!s:.200}); give another --preprocess size=…"
+            ) from error
+        if isinstance(outputs, Tensor) and outputs.ndim == 4:
+            outputs = outputs.mean((2, 3))
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(images):
+            found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ConfigError(
+                f"--backbone {self.record.name} gives {found} for {len(images)} images; make it "
+                "return one tensor, (images, features)"
+            )
+        return outputs.float().cpu()
+
+
+def write_features(
+    store: ImageStore,
+    backbone: Backbone,
+    path: Path | str,
+    *,
+    force: bool = False,
+    progress: OnProgress | None = None,
+) -> FeatureStore:
+    """Put the images of a dataset through a backbone, and write what comes out as a store.
+
+    Args:
+        store: the prepared dataset.
+        backbone: a frozen network.
+        path: the folder of the new store.
+        force: replace a store that exists.
+        progress: called after each class.
+
+    Raises:
+        DataError: the folder exists, features are not finite, or the folder cannot be written.
+    """
+    path = Path(path).expanduser()
+    if path.exists() and not (force and is_feature_store(path)):
+        raise DataError(
+            f"{path} is there already and is not overwritten; delete it, or write to another path"
+        )
+    channels, size, _ = store.image_shape
+    try:
+        with writing(path) as workspace:
+            new = workspace / "store"
+            done, total = 0, sum(len(split.class_names) for split in store.splits.values())
+            for name, split in store.splits.items():
+                rows = []
+                for number, label in enumerate(split.class_names):
+                    start, end = split.starts[number], split.starts[number] + split.counts[number]
+                    images = split.images.take(np.arange(start, end), axis=0)
+                    rows.append(backbone(torch.from_numpy(np.asarray(images))).numpy())
+                    if not np.isfinite(rows[-1]).all():
+                        raise DataError(
+                            f"the backbone {backbone.record.name} gives features of class "
+                            f"{label!r} that are not finite; check its weights and preprocessing"
+                        )
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
+                _write_split(new / name, split, np.concatenate(rows))
+            train = np.load(new / "train" / "x.npy")
+            deviation = train.std(0, dtype=np.float64)
+            content = FeatureIndex(
+                name=store.name,
+                source=dict(store.source),
+                images=StoredForm(
+                    size=size, channels=channels, resize=store.source.get("resize", "stretch")
+                ),
+                backbone=backbone.record,
+                mean=train.mean(0, dtype=np.float64).tolist(),
+                std=np.where(deviation > 0, deviation, 1.0).tolist(),
+            )
+            (new / RECORD).write_text(content.model_dump_json(), encoding="utf-8")
+            if path.exists():
+                path.rename(workspace / "replaced")
+            new.rename(path)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the features to {path} ({error}); free space there, or choose a folder "
+            "you may write to"
+        ) from error
+    return FeatureStore.open(path)
+
+
+def _write_split(folder: Path, split: Split, rows: Array) -> None:
+    """Write a split in the layout that `ClassTasks.load` reads."""
+    folder.mkdir(parents=True)
+    np.save(folder / "x.npy", rows)
+    np.save(folder / "y.npy", np.repeat(split.class_names, split.counts))
+    if split.groups is not None:
+        of_class = zip(split.starts, split.counts, strict=True)
+        groups = [split.groups[start : start + count] for start, count in of_class]
+        np.save(folder / "groups.npy", np.concatenate(groups))
+
+
+def preprocessed(images: Tensor, how: Preprocessing) -> Tensor:
+    """uint8 (n, C, H, W) with one or three channels to float32 (n, 3, size, size)."""
+    pixels = images.float().div(255).expand(-1, 3, -1, -1)
+    size = how.size or images.shape[-1]
+    before = round(size / how.crop)
+    if pixels.shape[-2:] != (before, before):
+        pixels = F.interpolate(
+            pixels, (before, before), mode=how.interpolation, antialias=True, align_corners=False
+        ).clamp(0, 1)
+    edge = (before - size) // 2
+    pixels = pixels[..., edge : edge + size, edge : edge + size]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (how.mean, how.std))
+    return (pixels - mean) / std
+
+
+class _Loaded(NamedTuple):
+    """A network with its own preprocessing, the version of its package, and its digest."""
+
+    network: Callable[[Tensor], Tensor]
+    preprocessing: dict[str, Any]
+    version: str
+    sha256: str
+
+
+def _load_module(name: str, options: dict[str, Any], weights: Path | None) -> _Loaded:
+    module = call("backbone", name, options, {})
+    if not isinstance(module, nn.Module):
+        raise ConfigError(
+            f"--backbone {name} returned a {type(module).__name__}; return a torch.nn.Module that "
+            "maps images (n, 3, H, W) to features (n, D)"
+        )
+    return _Loaded(_frozen(name, module, weights), {}, _version(name), _digest(module))
+
+
+def _load_timm(name: str, options: dict[str, Any], weights: Path | None) -> _Loaded:
+    try:
+        import timm  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(
+            f"--backbone {name} needs timm, which cannot be imported ({error}); run "
+            "`pip install gradshare[timm]`"
+        ) from error
+    asked = {"pretrained": weights is None, "num_classes": 0, **options}
+    try:
+        module = timm.create_model(name.removeprefix(TIMM), **asked)
+        config = timm.data.resolve_model_data_config(module)
+    except Exception as error:
+        raise ConfigError(
+            f"--backbone {name}: timm cannot make it ({error!s:.300}); `timm.list_models()` has "
+            "the names"
+        ) from error
+    preprocessing = {
+        "size": config["input_size"][-1],
+        "crop": config["crop_pct"],
+        "interpolation": config["interpolation"],
+        "mean": config["mean"],
+        "std": config["std"],
+    }
+    network = _frozen(name, module, weights)
+    return _Loaded(network, preprocessing, f"timm {timm.__version__}", _digest(module))
+
+
+def _load_onnx(path: Path) -> _Loaded:
+    try:
+        import onnxruntime  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(
+            f"--backbone {path} needs onnxruntime, which cannot be imported ({error}); run "
+            "`pip install gradshare[onnx]`"
+        ) from error
+    if not path.is_file():
+        raise ConfigError(f"--backbone {path}: there is no such file; correct the path")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors, which it raises too
+    try:
+        session = onnxruntime.InferenceSession(
+            path, options, providers=onnxruntime.get_available_providers()
+        )
+    except Exception as error:  # onnxruntime has its own
+        raise ConfigError(
+            f"--backbone {path} is not an ONNX model ({error!s:.200}); give another file"
+        ) from error
+    (given, *others), output = session.get_inputs(), session.get_outputs()[0].name
+    shape = given.shape
+    takes_images = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
+    if others or given.type != "tensor(float)" or not takes_images:
+        raise ConfigError(
+            f"--backbone {path} takes {given.type} {shape}; give a model of one float input "
+            "(n, 3, H, W)"
+        )
+    at_a_time = shape[0] if isinstance(shape[0], int) else None
+
+    def network(images: Tensor) -> Tensor:
+        chunks = torch.split(images, at_a_time or len(images))
+        rows = [session.run([output], {given.name: chunk.numpy()})[0] for chunk in chunks]
+        return torch.cat([torch.from_numpy(row) for row in rows])
+
+    sha256 = hashlib.sha256()
+    # Large models have their weights in files beside them: model.onnx.data, model.onnx_data.
+    for file in sorted(path.parent.glob(f"{path.name}*")):
+        sha256.update(file.read_bytes())
+    size = {"size": shape[-1]} if isinstance(shape[-1], int) else {}
+    return _Loaded(network, size, f"onnxruntime {onnxruntime.__version__}", sha256.hexdigest())
+
+
+def _frozen(name: str, module: nn.Module, weights: Path | None) -> Callable[[Tensor], Tensor]:
+    """A module in evaluation mode, on a GPU if there is one."""
+    if weights is not None:
+        try:
+            safe = weights.suffix == ".safetensors"
+            state = load_file(weights) if safe else torch.load(weights, weights_only=True)
+            module.load_state_dict(state)
+        except Exception as error:  # of files that are none, nearly anything
+            raise ConfigError(
+                f"--weights {weights} are not those of --backbone {name} ({error!s:.300}); give "
+                "the state dictionary of this network"
+            ) from error
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module.eval().to(device)
+    return lambda images: module(images.to(device))
+
+
+def _digest(module: nn.Module) -> str:
+    """The SHA-256 of a module's parameters and buffers."""
+    sha256 = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha256.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()
+
+
+def _version(name: str) -> str:
+    """The version of the package of an import path; that of torch if it is a file."""
+    package = name.partition(":")[0].partition(".")[0]
+    found = packages_distributions().get(package)
+    return f"{found[0]} {version(found[0])}" if found else f"torch {torch.__version__}"
+
+
+def _preprocessing(asked: Mapping[str, Any]) -> Preprocessing:
+    try:
+        return Preprocessing.model_validate(asked)
+    except ValidationError as error:
+        raise ConfigError(
+            f"--preprocess {first_mistake(error)}; there are "
+            f"{', '.join(Preprocessing.model_fields)}"
+        ) from error

@@ -1,0 +1,128 @@
+"""What prepared datasets hold, printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gradshare.errors import DataError, escaped
+from gradshare.tasks.features import FORM, FeatureStore
+from gradshare.tasks.image_tasks import image_splits
+from gradshare.tasks.notes import some
+from gradshare.tasks.registry import DATASETS, prepared
+from gradshare.tasks.store import SPLITS, ImageStore
+
+Counts = Mapping[str, npt.NDArray[np.int64]]
+"""The number of examples of each class of each split."""
+
+MOST_FILES = 10
+"""So many files are printed by name."""
+
+_NOTES = {"Left out": "skipped", "Duplicates": "duplicates"}
+"""What a store's source has of the images that were read."""
+
+WIDE = 200
+"""Columns for a table, of which a narrow terminal breaks the lines instead of hiding numbers."""
+
+
+def print_datasets(data_root: Path) -> None:
+    """Print the datasets that are prepared below a folder, and those that can be."""
+    table = Table()
+    for column in ("dataset", "prepared as", "classes: train / val / test", "examples"):
+        table.add_column(column)
+    there = prepared(data_root)
+    for name, forms in there.items():
+        for form in forms:
+            try:
+                counts = _counts(data_root / name / form)
+            except DataError as error:
+                click.echo(str(error), err=True)
+                continue
+            classes = " / ".join(f"{len(of_split):,}" for of_split in counts.values())
+            examples = sum(int(of_split.sum()) for of_split in counts.values())
+            table.add_row(escaped(name), escaped(form), classes, f"{examples:,}")
+    for name in DATASETS:
+        if name not in there:
+            table.add_row(name, "not prepared")
+    Console(width=WIDE).print(table)
+
+
+def print_images(store: ImageStore) -> None:
+    """Print what a store of images holds, and how much was read, left out and found twice."""
+    channels, height, width = store.image_shape
+    counts = {name: split.counts for name, split in store.splits.items()}
+    _print_table(f"{store.name}, {channels}×{height}×{width}", counts)
+    mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (store.mean, store.std))
+    click.echo(f"Pixels of train, in [0, 1]: mean {mean}, standard deviation {std}")
+    if store.rotate_classes:
+        click.echo("Training episodes turn each class by a random multiple of 90°")
+    source = {name: value for name, value in store.source.items() if name not in _NOTES.values()}
+    click.echo(yaml.safe_dump(source, sort_keys=False, allow_unicode=True).rstrip())
+    print_notes(store)
+
+
+def print_features(store: FeatureStore) -> None:
+    """Print what a store of features holds."""
+    _print_table(f"{len(store.mean)} features of {store.name}", _counts(store.path))
+    record = {"backbone": store.backbone.model_dump(mode="json"), **store.source}
+    click.echo(yaml.safe_dump(record, sort_keys=False, allow_unicode=True).rstrip())
+
+
+def _counts(path: Path) -> Counts:
+    if path.name != FORM:
+        return {name: split.counts for name, split in ImageStore.open(path).splits.items()}
+    FeatureStore.open(path)  # refuses a damaged one
+    return {
+        name: np.unique(np.load(path / name / "y.npy"), return_counts=True)[1] for name in SPLITS
+    }
+
+
+def _print_table(title: str, counts: Counts) -> None:
+    table = Table(title=Text(escaped(title)), title_justify="left")
+    table.add_column("split")
+    for column in ("classes", "images", "images a class"):
+        table.add_column(column, justify="right")
+    for name, of_split in counts.items():
+        least, most = of_split.min(), of_split.max()
+        table.add_row(
+            name,
+            f"{len(of_split):,}",
+            f"{of_split.sum():,}",
+            f"{least:,}" if least == most else f"{least:,} to {most:,}",
+        )
+    Console(width=WIDE).print(table)
+
+
+def print_notes(store: ImageStore) -> None:
+    """Print how much was read, what was left out, and which tasks it is enough for."""
+    splits = store.splits.values()
+    counts = np.concatenate([split.counts for split in splits])
+    groups = store.splits["train"].groups
+    of_groups = "" if groups is None else f" and {len(np.unique(groups)):,} groups"
+    click.echo(f"Read {counts.sum():,} images of {len(counts):,} classes{of_groups}")
+    for title, kind in _NOTES.items():
+        notes = [
+            f"{len(files):,} {reason} ({some(files, MOST_FILES)})"
+            for reason, files in store.source.get(kind, {}).items()
+        ]
+        if notes:
+            click.echo(escaped(f"{title}: {', '.join(notes)}"))
+    fewest = min(splits, key=lambda split: len(split.class_names))
+    smallest = [name for split in splits for name in split.class_names][counts.argmin()]
+    limits = (
+        f"Tasks can be up to {len(fewest.class_names)}-way (the classes of {fewest.name!r}), with "
+        f"up to {counts.min()} shots + queries (the images of {smallest!r})"
+    )
+    click.echo(escaped(limits))
+    try:
+        image_splits(store)
+    except DataError as error:
+        click.echo(f"The default tasks do not fit: {error}")

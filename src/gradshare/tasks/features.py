@@ -1,0 +1,244 @@
+"""Stores of features: what a frozen backbone makes of the images of a prepared dataset.
+
+A store is a folder with
+
+- `train/`, `val/` and `test/`, each with `x.npy`, float32 (n, D), one row for each image as the
+  backbone gives it; `y.npy`, its class; and, if the images have groups, `groups.npy`;
+- `features.json`: the backbone with its preprocessing and the digest of its weights, the form of
+  the images before it, and the mean and deviation of the training rows.
+
+`gs.ClassTasks.load(path / "train")` reads a split without this module.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from torch import Tensor
+
+from gradshare.errors import DataError
+from gradshare.tasks.arrays import fingerprint, load
+from gradshare.tasks.batch import TaskBatch
+from gradshare.tasks.classes import ClassTasks
+from gradshare.tasks.images import ImageFormat, Resize
+from gradshare.tasks.splits import Splits
+from gradshare.tasks.store import SPLITS, Sha256, first_mistake
+
+FORM = "features"
+"""The name of the store of features among the stores of a dataset."""
+
+RECORD = "features.json"
+
+
+class Preprocessing(BaseModel):
+    """What is done to an image before the backbone sees it.
+
+    Attributes:
+        size: height and width of the input in pixels; None for the size of the stored images.
+        crop: the share of the height and width that is kept: the image is resized to size / crop,
+            and its middle is cut out.
+        interpolation: of the resizing.
+        mean: of the three channels of images in [0, 1], which is subtracted.
+        std: likewise, by which they are then divided.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: Annotated[tuple[FiniteFloat, ...], Field(min_length=3, max_length=3)] = (
+        0.485,
+        0.456,
+        0.406,
+    )
+    std: Annotated[
+        tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...],
+        Field(min_length=3, max_length=3),
+    ] = (0.229, 0.224, 0.225)
+
+
+class BackboneRecord(BaseModel):
+    """From this a backbone is loaded again and compared.
+
+    Attributes:
+        name, options, weights: see `gradshare.Backbone`.
+        preprocessing: of its images.
+        version: of the package that it comes from.
+        sha256: of its weights.
+    """
+
+    name: str
+    options: dict[str, Any]
+    weights: str | None
+    preprocessing: Preprocessing
+    version: str
+    sha256: Sha256
+
+
+class StoredForm(BaseModel):
+    """The form of the images that the backbone was given."""
+
+    size: int
+    channels: int
+    resize: Resize
+
+
+class FeatureIndex(BaseModel):
+    """The content of `features.json`."""
+
+    format_version: Literal[1] = 1
+    name: str
+    source: dict[str, Any]
+    images: StoredForm
+    backbone: BackboneRecord
+    mean: list[FiniteFloat]
+    std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStore:
+    """An opened store of features.
+
+    Attributes:
+        name: of the dataset that the images are of.
+        path: the store's folder.
+        backbone: what made the features.
+        form: the size and channels of the stored images; the backbone's preprocessing comes after.
+        mean: (D,) of the training rows.
+        std: (D,) likewise; 1 where the training rows are all alike.
+        source: where the images came from.
+    """
+
+    name: str
+    path: Path
+    backbone: BackboneRecord
+    form: ImageFormat
+    mean: Tensor = field(repr=False)
+    std: Tensor = field(repr=False)
+    source: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: Path | str) -> FeatureStore:
+        """Open the store in a folder.
+
+        Raises:
+            DataError: the folder holds no such store, or a damaged one.
+        """
+        path = Path(path)
+        if not is_feature_store(path):
+            raise DataError(f"no features in {path}; run `gradshare data features` first")
+        try:
+            content = FeatureIndex.model_validate_json((path / RECORD).read_bytes())
+        except (OSError, ValidationError) as error:
+            cause = first_mistake(error) if isinstance(error, ValidationError) else error
+            raise DataError(
+                f"the features in {path} are damaged ({cause}); delete {path} and run "
+                "`gradshare data features` again"
+            ) from error
+        return cls(
+            name=content.name,
+            path=path,
+            backbone=content.backbone,
+            form=ImageFormat(**content.images.model_dump()),
+            mean=torch.tensor(content.mean),
+            std=torch.tensor(content.std),
+            source=content.source,
+        )
+
+
+class FeatureTasks(ClassTasks):
+    """N-way few-shot tasks from one split of a `FeatureStore`.
+
+    Rows are as the backbone gives them; `prepare` standardises them with the mean and deviation
+    of the training classes. Groups are kept apart, as by `ClassTasks`.
+
+    Args:
+        store: the features.
+        split: "train", "val" or "test".
+        ways: classes in a task (N).
+        shots: support rows of each class.
+        queries: query rows of each class.
+
+    Raises:
+        ConfigError, DataError: see `ClassTasks`.
+    """
+
+    def __init__(
+        self, store: FeatureStore, split: str, *, ways: int = 5, shots: int = 1, queries: int = 15
+    ) -> None:
+        self.store = store
+        self._name = f"split {split!r} of the features of {store.name}"
+        x, y, groups = load(store.path / split)
+        super().__init__(x, y, ways=ways, shots=shots, queries=queries, groups=groups)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the features, the classes, the settings and the standardisation."""
+        store = self.store
+        return fingerprint(super().fingerprint, store.mean.tolist(), store.std.tolist())
+
+    def prepare(self, batch: TaskBatch) -> TaskBatch:
+        """Standardise the rows.
+
+        Raises:
+            DataError: they are longer or shorter than the rows of the store.
+        """
+        length = len(self.store.mean)
+
+        def standardised(rows: Tensor) -> Tensor:
+            if rows.shape[-1] != length:
+                raise DataError(
+                    f"rows of {rows.shape[-1]} numbers were given, and the features of "
+                    f"{self.store.name} have {length}; give what the same backbone gives"
+                )
+            return (rows - self.store.mean.to(rows)) / self.store.std.to(rows)
+
+        return replace(
+            batch,
+            support_x=standardised(batch.support_x),
+            query_x=standardised(batch.query_x),
+        )
+
+
+def feature_splits(store: FeatureStore, **sizes: int) -> Splits:
+    """The training, validation and test tasks of a store of features.
+
+    Args:
+        store: the features.
+        **sizes: ways, shots and queries; see `FeatureTasks`.
+
+    Raises:
+        ConfigError, DataError: see `ClassTasks`.
+    """
+    return Splits(*(FeatureTasks(store, split, **sizes) for split in SPLITS))
+
+
+def features_path(data_root: Path, name: str) -> Path:
+    """The folder of a dataset's store of features."""
+    return data_root / name / FORM
+
+
+def features_command(store: FeatureStore, out: str, data_root: Path) -> str:
+    """The command line that makes the features of a store again, under the name `out`."""
+    made = store.backbone
+    words = ["gradshare", "data", "features", store.name, "--backbone", made.name]
+    for key, value in made.options.items():
+        words += ["--backbone-option", f"{key}={json.dumps(value)}"]
+    if made.weights is not None:
+        words += ["--weights", made.weights]
+    for key, value in made.preprocessing.model_dump(exclude_defaults=True).items():
+        words += ["--preprocess", f"{key}={json.dumps(value)}"]
+    words += ["--image-size", str(store.form.size), "--resize", store.form.resize]
+    return shlex.join([*words, "--out", out, "--data-root", str(data_root)])
+
+
+def is_feature_store(path: Path) -> bool:
+    """Whether there is a store of features in a folder."""
+    return (path / RECORD).is_file()
