@@ -26,7 +26,7 @@ from torch import Tensor
 from gradshare.errors import ConfigError
 from gradshare.inner_loop.rule import Tensors
 
-TaskLosses = Callable[[Tensors, Tensors, slice], Tensor]
+LossesOfChunk = Callable[[Tensors, Tensors, slice], Tensor]
 """The losses (t,) of some tasks of a batch, from their (t, …) parameters, the tensors that all
 tasks share, and which tasks they are."""
 
@@ -64,7 +64,8 @@ def recomputed(
     results: dict[str, dict[str, Tensor]] = {group: {} for group in call.groups}
     for (group, name), tensor in zip(call.results, tensors, strict=True):
         results[group][name] = tensor
-    # A tensor that passes through stays what it was; as a result it would need a gradient.
+    # An input that is returned as it is stays the same tensor. As an output of `_Recomputed` even a
+    # constant would require gradients.
     for (group, name), (of_inputs, key) in call.passed.items():
         results[group][name] = inputs[of_inputs][key]
     return results
@@ -121,14 +122,15 @@ def gradients_of_chunk(losses: Tensor, params: Tensors, *, create_graph: bool) -
 
 
 class _Call:
-    """A function of groups of tensors, as a function of tensors in a row.
+    """A function of groups of tensors, called with a flat list of tensors.
 
     Attributes:
         function: the function.
-        names: those of the tensors that it takes, by group.
-        groups: the groups that it returns.
-        results: the group and the name of each tensor that it returns and did not take.
-        passed: of each tensor that it returns as it took it, the group and name that it had.
+        names: of the tensors that it takes, by group.
+        groups: the names of the groups that it has returned.
+        results: the group and name of each tensor that it has returned and had not taken.
+        passed: for each input that it has returned as it was: its group and name as a result, and
+            those as an input.
     """
 
     def __init__(
@@ -145,7 +147,8 @@ class _Call:
         inputs = {g: {name: next(row) for name in names} for g, names in self.names.items()}
         taken = {id(t): (group, n) for group, part in inputs.items() for n, t in part.items()}
         returned = self.function(inputs)
-        self.groups, self.results, found = list(returned), [], []
+        self.groups, self.results, self.passed = list(returned), [], {}
+        found = []
         for group, part in returned.items():
             for name, tensor in part.items():
                 if id(tensor) in taken:
@@ -175,13 +178,11 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         _refuse_more_derivatives()
-        call, leaves = (
-            ctx.call,
-            [
-                tensor.detach().requires_grad_(needed)
-                for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
-            ],
-        )
+        call: _Call = ctx.call
+        leaves = [
+            tensor.detach().requires_grad_(needed)
+            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+        ]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         with (
             torch.enable_grad(),
@@ -193,17 +194,15 @@ class _Recomputed(torch.autograd.Function):
         for losses, first in zip(again, ctx.losses, strict=True):
             _require_same(losses.detach(), first)
             _require_no_other_leaves(losses, wanted)
-        outputs = [
+        pairs = [
             (result, v)
             for result, v in zip(results, cotangents, strict=True)
             if v is not None and result.requires_grad
         ]
-        if not outputs:
+        if not pairs:
             return None, *(None for _ in leaves)
-        gradients = torch.autograd.grad(
-            [result for result, _ in outputs], wanted, [v for _, v in outputs], allow_unused=True
-        )
-        found = iter(gradients)
+        outputs, grad_outputs = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(outputs, wanted, grad_outputs, allow_unused=True))
         return None, *(next(found) if leaf.requires_grad else None for leaf in leaves)
 
 
@@ -267,7 +266,9 @@ class _LossesWithGradients(torch.autograd.Function):
             for name in ctx.inputs.params
         ]
         by_all = [
-            torch.tensordot(v, gradients[name], 1) if name in gradients else None
+            torch.tensordot(v.to(gradients[name].dtype), gradients[name], 1)
+            if name in gradients
+            else None
             for name in ctx.inputs.shared
         ]
         return None, *by_task, *by_all
