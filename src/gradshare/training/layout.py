@@ -63,6 +63,13 @@ class Layout:
             separate=self.separate,
         )
 
+    def bytes_of(self, share: int, task_batch: int) -> int:
+        """The estimate for a process that computes a share of the tasks of a batch."""
+        at_once = task_batch
+        if self.separate:
+            at_once = 1 if self.tasks == "loop" else self.together or task_batch
+        return self.bytes * min(share, at_once) // at_once
+
     def describe(self) -> str:
         """The layout in one line."""
         together = "tasks all" if self.together is None else f"{self.together} tasks"
