@@ -4,10 +4,10 @@ with the number of tasks.
 Ordinary reverse-mode differentiation keeps the activations of each inner step of each task. Between
 two steps there are only tensors of the size of the parameters, so:
 
-- `recomputed` computes a function without a graph, and computes it again, with one, in the backward
-  pass. What the function itself differentiates, as an inner step does, is then differentiated
-  twice. torch's generators draw the same numbers again, and autocast is as it was. Other hidden
-  state, such as a counter in the model, changes the recomputed loss, which raises an error.
+- `recomputed` computes a function, such as an inner step with its gradients, without a graph, and
+  computes it again, with one, in the backward pass. torch's generators draw the same numbers again,
+  and autocast is as it was. Other hidden state, such as a counter in the model, changes the
+  recomputed loss, which raises an error.
 - `losses_with_gradients` computes each query loss together with its gradient, and keeps the
   gradient instead of the graph. The outer objective is linear in these losses, so the backward pass
   only scales the gradients. Nothing is computed twice.
@@ -38,10 +38,6 @@ Groups = Mapping[str, Tensors]
 
 LOSSES = "losses"
 """The group of the losses, which are compared when they are computed again."""
-
-# A recomputed loss is the same but for rounding.
-SAME_LOSS = {torch.float64: 1e-9}
-SAME_FLOAT32_LOSS = 1e-5
 
 
 def recomputed(
@@ -242,7 +238,7 @@ class _LossesWithGradients(torch.autograd.Function):
             wanted = {name: t.detach().requires_grad_() for name, t in (params | own).items()}
             with torch.enable_grad():
                 losses, outputs = inputs.losses(wanted, constants, chunk)
-                if chunk == inputs.chunks[0]:
+                if chunk == inputs.chunks[0]:  # the others compute the same function
                     _require_no_other_leaves(losses, list(wanted.values()))
                 found = gradients_of_chunk(losses, wanted, create_graph=False)
             for gradient, part in zip(gradients, found, strict=True):
@@ -309,7 +305,7 @@ def _require_same(losses: Tensor, first: Tensor) -> None:
     """
     if losses.device.type != "cpu":
         return
-    tolerance = SAME_LOSS.get(losses.dtype, SAME_FLOAT32_LOSS)
+    tolerance = 1e-9 if losses.dtype == torch.float64 else 1e-5  # for rounding
     if not torch.allclose(losses, first, rtol=tolerance, atol=tolerance / 10, equal_nan=True):
         raise ConfigError(
             f"the model computed a loss of {float(losses[0]):.6g} where it computed "
