@@ -31,6 +31,28 @@ def outer_gradients(
     return {n: g for n, g in zip(meta, gradients, strict=True) if g is not None}
 
 
+def test_parameters_of_several_types_get_the_gradients_of_kept_graphs() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(16)
+            self.head = nn.Linear(16, WAYS).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            pooled: Tensor = F.adaptive_avg_pool2d(x.float(), 4)[:, 0].flatten(1)
+            outputs: Tensor = self.head(self.norm(pooled).double())
+            return outputs
+
+    model = Mixed()
+    flat, kept = (
+        outer_gradients(maml(model, sharing=True, adapts=lambda n: "head" in n, recompute=r))
+        for r in (True, False)
+    )
+    for name, gradient in kept.items():
+        assert flat[name].dtype == gradient.dtype
+        assert torch.allclose(flat[name], gradient, rtol=1e-5, atol=1e-7), name
+
+
 def kept_bytes(steps: int, count: int, *, recompute: bool) -> int:
     """What the graph of an outer step of MAML++, its multi-step loss on, keeps alive."""
     torch.manual_seed(0)

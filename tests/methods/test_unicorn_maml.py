@@ -141,6 +141,20 @@ def test_the_order_of_the_classes_does_not_matter() -> None:
     assert_close("outputs", again[..., order], found)
 
 
+def test_tasks_of_different_numbers_of_classes_give_the_same_when_taken_apart() -> None:
+    learner = unicorn_maml(model(), steps=STEPS)
+    apart = learner.laid_out(tasks_at_a_time=1, recompute=False, separate=True)
+    meta, carried = learner.init()
+    batch = tasks(3)
+    fewer = batch.support_y.clone()
+    fewer[0].clamp_(max=1)
+    batch = TaskBatch(batch.support_x, fewer, batch.query_x, batch.query_y.clamp(max=1))
+    found, expected = (
+        way.outer_step(meta, carried, batch, iteration=0) for way in (apart, learner)
+    )
+    assert_close("losses", found.losses, expected.losses)
+
+
 def test_the_head_may_have_no_bias_and_be_the_model_itself() -> None:
     learner = unicorn_maml(nn.Linear(4, 3, bias=False).double(), steps=STEPS)
     meta, carried = learner.init()

@@ -125,7 +125,11 @@ def meta_gradient(
     model: nn.Module, tasks: gs.TaskBatch, *, untouched: bool = False, **options: Any
 ) -> dict[str, Tensor]:
     """The meta-gradient of a learner, whose copy of the model is accelerated or untouched."""
-    with patch("gradshare.methods.network.accelerate", lambda m: m) if untouched else nullcontext():
+    with (
+        patch("gradshare.methods.network.use_fast_layers", lambda m: m)
+        if untouched
+        else nullcontext()
+    ):
         learner = gs.maml(model, steps=2, inner_lr=0.1, **options)
     meta, carried = learner.init()
     losses = learner.outer_step(meta, carried, tasks, iteration=0).objective

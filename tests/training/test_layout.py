@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -82,6 +83,18 @@ def test_recomputing_takes_hardly_more_for_more_steps() -> None:
         return many - few
 
     assert 0 < growth("recompute") < growth("keep") / 4
+
+
+def test_tasks_are_taken_apart_unless_the_rule_or_the_outer_objective_compares_them() -> None:
+    class WorstTask(gs.MetaLearner):
+        def outer_step(self, *arguments: Any, **options: Any) -> Any:
+            step = super().outer_step(*arguments, **options)
+            return replace(step, objective=step.objective * step.losses.softmax(0))
+
+    rule = gs.SGD(0.1)
+    assert chosen(gs.MetaLearner(mlp(), rule)).separate
+    assert not chosen(maml()).separate
+    assert not chosen(WorstTask(mlp(), rule)).separate
 
 
 class Untraceable(nn.Module):

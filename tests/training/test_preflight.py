@@ -21,7 +21,7 @@ from gradshare.training.fit import memory_needed, prepare_run
 from gradshare.training.layout import Layout
 from gradshare.training.memory import LESS_MEMORY, amount, available, require_memory
 from gradshare.training.options import Options
-from tests.training.small import rows
+from tests.training.small import mlp, rows
 
 CPU = torch.device("cpu")
 
@@ -152,6 +152,14 @@ def test_each_process_of_a_run_needs_memory_for_its_share_of_the_tasks() -> None
     whole = needed(task_batch=5)
     assert needed(task_batch=5, processes=2) < whole
     assert needed(task_batch=5, processes=5) == needed(task_batch=5, processes=9) < whole / 2
+
+
+@pytest.mark.parametrize("tasks", ["loop", "vmap"])
+def test_a_process_of_tasks_that_are_taken_apart_needs_memory_for_those_at_once(tasks: str) -> None:
+    apart: dict[str, Any] = {"learner": gs.maml(mlp(), steps=2), "tasks": tasks}
+    alone = needed(task_batch=1, **apart)
+    assert needed(task_batch=5, processes=5, **apart) == alone
+    assert (needed(task_batch=5, **apart) == alone) == (tasks == "loop")
 
 
 def test_a_run_that_cannot_fit_is_refused_before_it_begins(

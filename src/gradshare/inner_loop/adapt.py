@@ -21,7 +21,7 @@ from gradshare.inner_loop.attention import unfused_attention
 from gradshare.inner_loop.flat_memory import (
     LOSSES,
     Groups,
-    TaskLosses,
+    LossesOfChunk,
     gradients_of_chunk,
     recomputed,
 )
@@ -29,7 +29,7 @@ from gradshare.inner_loop.memory_order import in_order_of
 from gradshare.inner_loop.rule import Step, SumOverTasks, Tensors, UpdateRule
 
 # With more inner steps than this, memory='recompute' keeps the parameters of every √K-th step only,
-# for a third forward and backward pass of each.
+# and computes each step three times instead of twice.
 MANY_STEPS = 16
 
 
@@ -38,7 +38,7 @@ class Adaptation:
     """The result of the inner loop.
 
     Attributes:
-        params: θ_{t,k} by k, (T, …) tensors: those after each step, or the first and last ones.
+        params: θ_{t,k} by k, (T, …) tensors: of every step, or of the first and last one only.
         carried: the rule's carried tensors, detached from this iteration's graph.
     """
 
@@ -47,7 +47,7 @@ class Adaptation:
 
 
 def adapt(
-    support_losses: TaskLosses,
+    support_losses: LossesOfChunk,
     params: Tensors,
     rule: UpdateRule,
     meta: Tensors,
@@ -78,10 +78,11 @@ def adapt(
         second_order: whether the outer loop differentiates task gradients. If not, they are
             constants (first-order MAML; m, λ and learned rates still learn).
         sum_over_tasks: given while meta-training, None while meta-testing; see `Step`.
-        shared: the tensors that the losses of inner step k, from 0, depend on besides `params`.
+        shared: returns the tensors that the losses of inner step k, from 0 to `steps` - 1, depend
+            on besides `params`.
         chunks: the tasks that `support_losses` computes together; by default all.
         recompute: free each step's graph and build it again in the backward pass.
-        each_step: whether the parameters after each step are wanted, and not only the last ones.
+        each_step: return the parameters after each step, and not only the last ones.
 
     Raises:
         ConfigError: the rule returns other names or shapes than the gradients have; or it is
@@ -95,12 +96,12 @@ def adapt(
     second_order = second_order and torch.is_grad_enabled()
     recompute = recompute and second_order
 
-    def gradients_at(k: int, before: Groups) -> Groups:
-        """The task gradients and losses of inner step k, and what was there before it."""
+    def with_gradients(k: int, before: Groups) -> Groups:
+        """Add the task gradients and losses of inner step k."""
         gradients, losses = task_gradients(
             support_losses,
             before["params"],
-            before[shared_at(k)],
+            before[f"shared {k}"],
             chunks,
             second_order=second_order,
             recompute=recompute and len(chunks) > 1,
@@ -108,9 +109,9 @@ def adapt(
         return {**before, "gradients": gradients, LOSSES: {"support": losses}}
 
     def moved(k: int, before: Groups) -> Groups:
-        """What inner step k changes, once its gradients are known."""
+        """What inner step k changes, from its gradients and losses."""
         params, gradients = before["params"], before["gradients"]
-        if k == 0:
+        if k == 0:  # they are one tensor for all tasks, in another order than the gradients
             params = {name: in_order_of(t, gradients[name]) for name, t in params.items()}
         losses = before[LOSSES]["support"]
         step = Step(min(k, trained_steps - 1), params, gradients, losses, sum_over_tasks)
@@ -120,54 +121,52 @@ def adapt(
         return {"params": params, "carried": carried, "task": task, LOSSES: before[LOSSES]}
 
     def one_step(k: int, before: Groups) -> Groups:
-        """What inner step k changes."""
+        """What there is after inner step k."""
         if not recompute:
-            return moved(k, gradients_at(k, before))
-        if len(chunks) == 1:
-            return recomputed(lambda before: moved(k, gradients_at(k, before)), before)
-        # Gradients that are kept are not computed again for the rule, chunk by chunk.
-        return recomputed(functools.partial(moved, k), gradients_at(k, before))
+            changed = moved(k, with_gradients(k, before))
+        elif len(chunks) == 1:
+            changed = recomputed(lambda before: moved(k, with_gradients(k, before)), before)
+        else:  # the gradients are recomputed chunk by chunk, and kept for the rule
+            changed = recomputed(functools.partial(moved, k), with_gradients(k, before))
+        return {**before, **changed}
 
     def several_steps(numbers: range, before: Groups) -> Groups:
-        """What several inner steps change."""
+        """What there is after several inner steps."""
         for k in numbers:
-            changed = one_step(k, before)
-            before = {**before, **changed}
-        return {name: before[name] for name in changed}
+            before = one_step(k, before)
+        return before
 
-    def shared_at(k: int) -> str:
-        return f"shared {min(k, trained_steps - 1)}"
-
-    # One parameter may start from another, as ProtoMAML's head from its body. As views they are
-    # separate nodes of the graph, so that a gradient by one leaves out the path through the other.
-    start = {name: tensor.view_as(tensor) for name, tensor in params.items()}
-    # A parameter that the outer loop does not learn, such as a frozen one, is adapted too.
-    start = {
-        name: t if t.requires_grad or not second_order else t.detach().requires_grad_()
-        for name, t in start.items()
-    }
-    constants = {shared_at(k): shared(k) for k in range(min(steps, trained_steps))}
+    start: dict[str, Tensor] = {}
+    for name, tensor in params.items():
+        if tensor.requires_grad or not second_order:
+            # One parameter may start from another, as ProtoMAML's head from its body. As views they
+            # are separate nodes of the graph: a gradient by one omits the path through the other.
+            start[name] = tensor.view_as(tensor)
+        else:  # the outer loop does not learn it, but the inner loop adapts it
+            start[name] = tensor.detach().requires_grad_()
     state: Groups = {
         "params": start,
         "meta": meta,
         "carried": carried,
         "task": rule.start(start),
-        **constants,
     }
     trajectory: dict[int, Tensors] = {0: start}
     stride = 1 if each_step or not recompute or steps <= MANY_STEPS else math.isqrt(steps - 1) + 1
     for first in range(0, steps, stride):
         numbers = range(first, min(first + stride, steps))
         function = functools.partial(several_steps, numbers)
-        state = {**state, **(recomputed(function, state) if stride > 1 else function(state))}
+        before = {**state, **{f"shared {k}": shared(k) for k in numbers}}
+        after = recomputed(function, before) if stride > 1 else function(before)
+        state = {name: after[name] for name in state}
         if each_step or numbers.stop == steps:
             trajectory[numbers.stop] = state["params"]
+    # A tensor that the rule left alone stays the same object, by which the layout recognises it.
     left = {name: t.detach() if t.requires_grad else t for name, t in state["carried"].items()}
     return Adaptation(trajectory, left)
 
 
 def task_gradients(
-    losses: TaskLosses,
+    losses: LossesOfChunk,
     params: Tensors,
     shared: Tensors,
     chunks: Sequence[slice],
@@ -183,6 +182,7 @@ def task_gradients(
 
     def of_chunk(chunk: slice, inputs: Groups) -> Groups:
         params = inputs["params"]
+        # The first pass of `recomputed` builds no graph.
         differentiable = second_order and torch.is_grad_enabled()
         if not differentiable:
             params = {name: t.detach().requires_grad_() for name, t in params.items()}
@@ -204,8 +204,8 @@ def task_gradients(
 def split_by_task(params: Tensors, chunks: Sequence[slice]) -> list[dict[str, Tensor]]:
     """The parameters of each chunk's tasks.
 
-    Taken apart all at once, since the backward pass of `tensor[chunk]` fills a tensor of all tasks
-    for each chunk.
+    One `torch.split` takes all chunks, since the backward pass of each `tensor[chunk]` would fill a
+    tensor of all tasks.
     """
     if len(chunks) == 1:
         return [dict(params)]

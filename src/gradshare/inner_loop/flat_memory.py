@@ -4,10 +4,10 @@ with the number of tasks.
 Ordinary reverse-mode differentiation keeps the activations of each inner step of each task. Between
 two steps there are only tensors of the size of the parameters, so:
 
-- `recomputed` computes a function without a graph, and computes it again, with one, in the backward
-  pass. What the function itself differentiates, as an inner step does, is then differentiated
-  twice. torch's generators draw the same numbers again, and autocast is as it was. Other hidden
-  state, such as a counter in the model, changes the recomputed loss, which raises an error.
+- `recomputed` computes a function, such as an inner step with its gradients, without a graph, and
+  computes it again, with one, in the backward pass. torch's generators draw the same numbers again,
+  and autocast is as it was. Other hidden state, such as a counter in the model, changes the
+  recomputed loss, which raises an error.
 - `losses_with_gradients` computes each query loss together with its gradient, and keeps the
   gradient instead of the graph. The outer objective is linear in these losses, so the backward pass
   only scales the gradients. Nothing is computed twice.
@@ -26,7 +26,7 @@ from torch import Tensor
 from gradshare.errors import ConfigError
 from gradshare.inner_loop.rule import Tensors
 
-TaskLosses = Callable[[Tensors, Tensors, slice], Tensor]
+LossesOfChunk = Callable[[Tensors, Tensors, slice], Tensor]
 """The losses (t,) of some tasks of a batch, from their (t, …) parameters, the tensors that all
 tasks share, and which tasks they are."""
 
@@ -38,10 +38,6 @@ Groups = Mapping[str, Tensors]
 
 LOSSES = "losses"
 """The group of the losses, which are compared when they are computed again."""
-
-# A recomputed loss is the same but for rounding.
-SAME_LOSS = {torch.float64: 1e-9}
-SAME_FLOAT32_LOSS = 1e-5
 
 
 def recomputed(
@@ -64,7 +60,8 @@ def recomputed(
     results: dict[str, dict[str, Tensor]] = {group: {} for group in call.groups}
     for (group, name), tensor in zip(call.results, tensors, strict=True):
         results[group][name] = tensor
-    # A tensor that passes through stays what it was; as a result it would need a gradient.
+    # An input that is returned as it is stays the same tensor. As an output of `_Recomputed` even a
+    # constant would require gradients.
     for (group, name), (of_inputs, key) in call.passed.items():
         results[group][name] = inputs[of_inputs][key]
     return results
@@ -121,14 +118,15 @@ def gradients_of_chunk(losses: Tensor, params: Tensors, *, create_graph: bool) -
 
 
 class _Call:
-    """A function of groups of tensors, as a function of tensors in a row.
+    """A function of groups of tensors, called with a flat list of tensors.
 
     Attributes:
         function: the function.
-        names: those of the tensors that it takes, by group.
-        groups: the groups that it returns.
-        results: the group and the name of each tensor that it returns and did not take.
-        passed: of each tensor that it returns as it took it, the group and name that it had.
+        names: of the tensors that it takes, by group.
+        groups: the names of the groups that it has returned.
+        results: the group and name of each tensor that it has returned and had not taken.
+        passed: for each input that it has returned as it was: its group and name as a result, and
+            those as an input.
     """
 
     def __init__(
@@ -145,7 +143,8 @@ class _Call:
         inputs = {g: {name: next(row) for name in names} for g, names in self.names.items()}
         taken = {id(t): (group, n) for group, part in inputs.items() for n, t in part.items()}
         returned = self.function(inputs)
-        self.groups, self.results, found = list(returned), [], []
+        self.groups, self.results, self.passed = list(returned), [], {}
+        found = []
         for group, part in returned.items():
             for name, tensor in part.items():
                 if id(tensor) in taken:
@@ -175,13 +174,11 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         _refuse_more_derivatives()
-        call, leaves = (
-            ctx.call,
-            [
-                tensor.detach().requires_grad_(needed)
-                for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
-            ],
-        )
+        call: _Call = ctx.call
+        leaves = [
+            tensor.detach().requires_grad_(needed)
+            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+        ]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         with (
             torch.enable_grad(),
@@ -193,17 +190,15 @@ class _Recomputed(torch.autograd.Function):
         for losses, first in zip(again, ctx.losses, strict=True):
             _require_same(losses.detach(), first)
             _require_no_other_leaves(losses, wanted)
-        outputs = [
+        pairs = [
             (result, v)
             for result, v in zip(results, cotangents, strict=True)
             if v is not None and result.requires_grad
         ]
-        if not outputs:
+        if not pairs:
             return None, *(None for _ in leaves)
-        gradients = torch.autograd.grad(
-            [result for result, _ in outputs], wanted, [v for _, v in outputs], allow_unused=True
-        )
-        found = iter(gradients)
+        outputs, grad_outputs = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(outputs, wanted, grad_outputs, allow_unused=True))
         return None, *(next(found) if leaf.requires_grad else None for leaf in leaves)
 
 
@@ -243,7 +238,7 @@ class _LossesWithGradients(torch.autograd.Function):
             wanted = {name: t.detach().requires_grad_() for name, t in (params | own).items()}
             with torch.enable_grad():
                 losses, outputs = inputs.losses(wanted, constants, chunk)
-                if chunk == inputs.chunks[0]:
+                if chunk == inputs.chunks[0]:  # the others compute the same function
                     _require_no_other_leaves(losses, list(wanted.values()))
                 found = gradients_of_chunk(losses, wanted, create_graph=False)
             for gradient, part in zip(gradients, found, strict=True):
@@ -267,7 +262,9 @@ class _LossesWithGradients(torch.autograd.Function):
             for name in ctx.inputs.params
         ]
         by_all = [
-            torch.tensordot(v, gradients[name], 1) if name in gradients else None
+            torch.tensordot(v.to(gradients[name].dtype), gradients[name], 1)
+            if name in gradients
+            else None
             for name in ctx.inputs.shared
         ]
         return None, *by_task, *by_all
@@ -308,7 +305,7 @@ def _require_same(losses: Tensor, first: Tensor) -> None:
     """
     if losses.device.type != "cpu":
         return
-    tolerance = SAME_LOSS.get(losses.dtype, SAME_FLOAT32_LOSS)
+    tolerance = 1e-9 if losses.dtype == torch.float64 else 1e-5  # for rounding
     if not torch.allclose(losses, first, rtol=tolerance, atol=tolerance / 10, equal_nan=True):
         raise ConfigError(
             f"the model computed a loss of {float(losses[0]):.6g} where it computed "

@@ -29,17 +29,20 @@ def sum_over_first(tensor: Tensor) -> Tensor:
 
 
 def in_order_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """The same values, in memory in the order of another tensor where that saves time.
+    """The same values, lying in memory in the order of another tensor's.
+
+    A tensor with values of its own for each task is returned as it is, since its copy would cost
+    more than it saves.
 
     Args:
-        tensor: (…) or (T, …). It is copied only if it is the same for all tasks: a small copy.
+        tensor: (…), or its expansion to (T, …).
         like: (T, …).
     """
     expanded = tensor.ndim == like.ndim and tensor.stride(0) == 0 and len(tensor) > 1
     one = tensor[0].detach() if expanded else tensor
     if one.ndim != like.ndim - 1 or one.stride() == like.stride()[1:]:
         return tensor
-    ordered: Tensor = _InOrder.apply(tensor, one, like)  # type: ignore[no-untyped-call]
+    ordered: Tensor = _InOrder.apply(tensor, one, _order(like[0]))  # type: ignore[no-untyped-call]
     return ordered
 
 
@@ -50,6 +53,8 @@ def inner_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _ForAllTasks(torch.autograd.Function):
+    """`Tensor.expand`, whose own derivative sums in any order."""
+
     @staticmethod
     def forward(_: Any, tensor: Tensor, tasks: int) -> Tensor:
         return tensor.expand(tasks, *tensor.shape)
@@ -60,9 +65,10 @@ class _ForAllTasks(torch.autograd.Function):
 
 
 class _InOrder(torch.autograd.Function):
+    """A copy of `one`, expanded to the shape of `tensor`, whose values these are."""
+
     @staticmethod
-    def forward(_: Any, tensor: Tensor, one: Tensor, like: Tensor) -> Tensor:
-        order = _order(like[0])
+    def forward(_: Any, tensor: Tensor, one: Tensor, order: list[int]) -> Tensor:
         return one.permute(order).contiguous().permute(_inverse(order)).expand_as(tensor)
 
     @staticmethod
@@ -71,7 +77,7 @@ class _InOrder(torch.autograd.Function):
 
 
 def _order(tensor: Tensor) -> list[int]:
-    """The dimensions, the one with the longest stride first."""
+    """The dimensions by decreasing stride."""
     return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
 
 

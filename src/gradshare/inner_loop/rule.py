@@ -33,7 +33,9 @@ def sum_over_local_tasks(tensors: Tensors) -> Tensors:
 
 
 def refuse_to_sum(_: Tensors) -> Tensors:
-    """What a rule gets that shared nothing when it was tried."""
+    """Stands in for `sum_over_tasks` when a rule that called no sum in its trial runs on tasks that
+    are taken apart.
+    """
     raise ConfigError(
         "the rule called step.sum_over_tasks, and did not when it was tried on two tasks; call it "
         "in every outer iteration or in none"
@@ -121,7 +123,8 @@ class UpdateRule:
         task: Tensors,
         step: Step,
     ) -> tuple[Tensors, Tensors, Tensors]:
-        """Subtract the updates from the parameters. A rule may do both in one pass over memory.
+        """Call `update` and subtract the updates from the parameters. A subclass may do both in one
+        pass over memory.
 
         Args:
             params: (T, …) the parameters to move.
@@ -183,11 +186,7 @@ class Chain(UpdateRule):
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
         """Pass the gradients through each rule."""
-
-        def last(rule: UpdateRule, gradients: Tensors, *rest: Any) -> tuple[Tensors, ...]:
-            return checked_update(rule, gradients, *rest)
-
-        return self._pass_through(last, gradients, meta, carried, task, step)
+        return self._pass_through(checked_update, gradients, meta, carried, task, step)
 
     def descend(
         self,
@@ -200,25 +199,26 @@ class Chain(UpdateRule):
     ) -> tuple[Tensors, Tensors, Tensors]:
         """Pass the gradients through each rule, and let the last one move the parameters."""
 
-        def last(rule: UpdateRule, gradients: Tensors, *rest: Any) -> tuple[Tensors, ...]:
+        def move(rule: UpdateRule, gradients: Tensors, *rest: Any) -> tuple[Tensors, ...]:
             return rule.descend(params, gradients, *rest)
 
-        return self._pass_through(last, gradients, meta, carried, task, step)
+        return self._pass_through(move, gradients, meta, carried, task, step)
 
     def _pass_through(
         self,
-        last: Callable[..., tuple[Tensors, ...]],
+        call_last: Callable[..., tuple[Tensors, ...]],
         gradients: Tensors,
         meta: Tensors,
         carried: Tensors,
         task: Tensors,
         step: Step,
     ) -> tuple[Tensors, Tensors, Tensors]:
+        """Call each rule with its own tensors, the last one by `call_last`."""
         new_carried, new_task = dict(carried), dict(task)
-        *others, final = self.rules
-        for name, call in [*((name, checked_update) for name in others), (final, last)]:
+        for number, (name, rule) in enumerate(self.rules.items(), start=1):
+            call = call_last if number == len(self.rules) else checked_update
             gradients, own_carried, own_task = call(
-                self.rules[name],
+                rule,
                 gradients,
                 under(name, meta),
                 under(name, carried),

@@ -28,7 +28,7 @@ class SGD(UpdateRule):
     def update(
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
-        """α ∇."""
+        """The update α ∇."""
         return {name: self.lr * gradient for name, gradient in gradients.items()}, carried, task
 
     def descend(
@@ -41,6 +41,7 @@ class SGD(UpdateRule):
         step: Step,
     ) -> tuple[Tensors, Tensors, Tensors]:
         """θ - α ∇ in one pass."""
+        # `alpha` takes no tensor. A subclass with another `update` computes other steps.
         if isinstance(self.lr, Tensor) or type(self).update is not SGD.update:
             return super().descend(params, gradients, meta, carried, task, step)
         moved = {n: torch.add(t, gradients[n], alpha=-self.lr) for n, t in params.items()}

@@ -25,9 +25,9 @@ class GradientSharing(UpdateRule):
     Learned: `m` and `lambda`, both (K,), started at 0.
 
     Carried: `g_hat.k.NAME`, ĝ_k of each parameter, and `seen` (K,), whether there is a ĝ_k yet.
-    Both are detached: an outer loss is differentiated through g_k of its own iteration, the norm
-    included, and not through earlier iterations. (A head that grows with the number of classes has
-    one ĝ_k for all classes: their mean.)
+    Both are detached: an outer loss is differentiated through g_k of the same iteration, the norm
+    included, and not through earlier iterations. A head that is repeated for each class of a task
+    has one ĝ_k for all classes: their mean.
 
     Args:
         norm: the norm of Eq. 1, over all adapted tensors together ("global", as the paper's vector
@@ -55,24 +55,22 @@ class GradientSharing(UpdateRule):
     ) -> tuple[Tensors, Tensors, Tensors]:
         """Δ_{t,k} of each task: Algorithm 1 while meta-training, Algorithm 2 while meta-testing."""
         g_hat: Tensors = {name: carried[f"g_hat.{step.k}.{name}"] for name in gradients}
-        seen = carried["seen"][step.k]
+        has_history = carried["seen"][step.k]
         gate = torch.sigmoid(meta["lambda"][step.k])
         if step.sum_over_tasks is None:
-            gate = gate * seen  # before any training there is no ĝ: Δ is the task's own gradient
+            gate = gate * has_history  # before any training Δ is the task's own gradient
         else:
             g = self.shared_gradient(gradients, step.sum_over_tasks)
             # Eqs. 2 and 3 in one: without a history all of ĝ_k is g_k, and m_k's gradient is 0.
-            momentum = torch.where(seen, torch.sigmoid(meta["m"][step.k]), 1.0)
+            momentum = torch.where(has_history, torch.sigmoid(meta["m"][step.k]), 1.0)
             g_hat = {
                 name: interpolate(stored, _shaped_like(stored, g[name]), momentum)
                 for name, stored in g_hat.items()
             }
-            carried = {
-                **carried,
-                **{f"g_hat.{step.k}.{name}": tensor.detach() for name, tensor in g_hat.items()},
-                "seen": carried["seen"]
-                | (torch.arange(len(carried["seen"]), device=seen.device) == step.k),
-            }
+            seen = carried["seen"].clone()
+            seen[step.k] = True
+            detached = {f"g_hat.{step.k}.{name}": tensor.detach() for name, tensor in g_hat.items()}
+            carried = {**carried, **detached, "seen": seen}
         deltas = {
             name: interpolate(own, in_order_of(g_hat[name], own), gate)
             for name, own in gradients.items()
@@ -110,7 +108,7 @@ def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         start: (T, …) or (…).
-        end: as start, without the tasks, or a scalar.
+        end: the same shape, with or without the tasks; or a scalar.
         weight: a scalar.
     """
     # A model can have parameters of several types; the gates have the widest.
@@ -131,6 +129,7 @@ class _Interpolation(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         start, end, weight = ctx.saved_tensors
         of_start = v * (1 - weight) if ctx.needs_input_grad[0] else None
+        # `end` is broadcast over the tasks, or over all dimensions.
         v_end = (sum_over_first(v) if v.ndim == end.ndim + 1 else v).sum_to_size(end.shape)
         of_end = v_end * weight if ctx.needs_input_grad[1] else None
         return of_start, of_end, inner_product(v_end, end) - inner_product(v, start)

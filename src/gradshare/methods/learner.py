@@ -53,9 +53,9 @@ class Learner(Protocol):
     carried tensors are passed and returned.
 
     It may have more: `loss` (from one task's outputs and targets to a scalar; the default metric),
-    `report(meta)` (learned quantities by name, with a value for each inner step), `laid_out(…)` and
-    `is_model_parameter(name)` (see `MetaLearner`; without the latter `clamp_gradients` clamps all
-    meta-parameters).
+    `report(meta)` (learned quantities by name, with a value for each inner step), `laid_out(…)`,
+    `parts(tasks)` and `is_model_parameter(name)` (see `MetaLearner`; without the last one
+    `clamp_gradients` clamps all meta-parameters).
     """
 
     def init(self) -> tuple[dict[str, Tensor], Tensors]:

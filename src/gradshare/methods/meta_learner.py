@@ -151,9 +151,9 @@ class MetaLearner:
         """The same learner with another layout, which changes results by rounding only.
 
         Args:
-            tasks_at_a_time, recompute: as above.
-            separate: take so many tasks through all inner steps, and `fit` through the backward
-                pass, before the next. Only for rules that share nothing between tasks.
+            tasks_at_a_time, recompute: as for the class.
+            separate: take these tasks through all inner steps, and in `fit` through the backward
+                pass, before the next ones. Only for rules that share nothing between tasks.
         """
         other = copy.copy(self)
         other.tasks_at_a_time, other.recompute = tasks_at_a_time, recompute
@@ -161,7 +161,7 @@ class MetaLearner:
         return other
 
     def parts(self, tasks: TaskBatch) -> list[slice]:
-        """Tasks whose outer steps may be taken, and differentiated, apart from the others'."""
+        """The parts of a batch whose outer steps can be taken and differentiated one by one."""
         return self.chunks(tasks) if self.separate else [slice(None)]
 
     def init(self) -> tuple[dict[str, Tensor], Tensors]:
@@ -222,8 +222,8 @@ class MetaLearner:
             sum_over_tasks: sums over the whole batch when `tasks` is only a part of it.
 
         Raises:
-            ConfigError: `iteration` is no whole number, the state that of another learner, or the
-                loss or the model returns something of another kind.
+            ConfigError: `iteration` is not a whole number, the state is that of another learner,
+                or the loss or the model returns something of another kind.
             DataError: cross entropy ignores all support labels of a task.
         """
         require_count("iteration", iteration, least=0)

@@ -26,7 +26,8 @@ from gradshare.errors import ConfigError, is_out_of_memory
 from gradshare.inner_loop import Tensors
 from gradshare.inner_loop.attention import unfused_attention
 from gradshare.inner_loop.flat_memory import random_state, set_random_state
-from gradshare.models import BatchNorm2d, accelerate
+from gradshare.models import BatchNorm2d
+from gradshare.models.layers import use_fast_layers
 from gradshare.tasks.batch import Tree, first_leaf, put_together, taken_apart, task_of
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ class Network:
         self.precision = precision
         self.vmaps = True
         self._lock = threading.RLock()
-        self._training = _Copy(accelerate(_private(model, evaluation=False)))
-        self._evaluation = _Copy(accelerate(_private(model, evaluation=True)))
+        self._training = _Copy(use_fast_layers(_private(model, evaluation=False)))
+        self._evaluation = _Copy(use_fast_layers(_private(model, evaluation=True)))
 
     def __getstate__(self) -> dict[str, Any]:
         """The constructor's arguments: the copies and the lock can't be pickled."""
@@ -103,7 +104,7 @@ class Network:
 
         def forward(params: Tensors, x: Tree, support: Tree | None) -> Tensor:
             with self._lock, self._autocast(first_leaf(x)):
-                return network(self.model, {**shared, **params}, x, support)
+                return network({**shared, **params}, x, support)
 
         refusal = None
         if together and self.vmaps and count > 1 and sizes is None and support_sizes is None:
@@ -183,9 +184,7 @@ class _Copy:
         self.buffers: list[tuple[nn.Module, str, Tensor | None, Tensor | None, int]] = []
         self.names: list[tuple[nn.Module, frozenset[str]]] = []  # of the buffers
 
-    def __call__(
-        self, original: nn.Module, params: Tensors, x: Tree, support: Tree | None
-    ) -> Tensor:
+    def __call__(self, params: Tensors, x: Tree, support: Tree | None) -> Tensor:
         """The outputs for one task with other parameters."""
         device = first_leaf(x).device
         if device != self.device:
@@ -208,8 +207,8 @@ class _Copy:
             self._restore_buffers()
         if not isinstance(outputs, Tensor):
             raise ConfigError(
-                f"{type(original).__name__}.forward returned a {type(outputs).__name__}; it must "
-                "return one tensor: wrap it in a module that returns its outputs alone"
+                f"{type(self.module).__name__}.forward returned a {type(outputs).__name__}; it "
+                "must return one tensor: wrap it in a module that returns its outputs alone"
             )
         return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
 

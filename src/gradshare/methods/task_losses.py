@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gradshare.errors import ConfigError, is_out_of_memory
 from gradshare.methods.learner import Loss
-from gradshare.tasks.batch import each_task, put_together
+from gradshare.tasks.batch import Tree, each_task, put_together
 
 
 class TaskLosses:
@@ -21,15 +21,17 @@ class TaskLosses:
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
-        self.vmaps = True  # as far as is known
+        self.vmaps = True  # until a call shows that it doesn't
 
-    def __call__(self, outputs: Tensor, targets: Any, sizes: Any = None) -> Tensor:
+    def __call__(
+        self, outputs: Tensor, targets: Tree, sizes: Sequence[int] | None = None
+    ) -> Tensor:
         """(T, n, …) outputs and targets to (T,) losses.
 
         Args:
-            outputs: of all tasks.
-            targets: of all tasks.
-            sizes: T numbers of real examples; None for all.
+            outputs: (T, n, …).
+            targets: (T, n, …), a tree of tensors.
+            sizes: T numbers of real examples; None if there is no padding.
 
         Raises:
             ConfigError: the loss of a task is not a scalar tensor.
@@ -43,7 +45,7 @@ class TaskLosses:
                 self.vmaps = False
         return put_together(each_task(self._of_task, outputs, targets, sizes))
 
-    def _of_task(self, outputs: Tensor, targets: Any) -> Tensor:
+    def _of_task(self, outputs: Tensor, targets: Tree) -> Tensor:
         loss = self.loss(outputs, targets)
         if not isinstance(loss, Tensor) or loss.ndim:
             found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__

@@ -59,6 +59,14 @@ class UnicornMAML(MetaLearner):
         }
         return super().start(repeated, tasks)
 
+    def parts(self, tasks: TaskBatch) -> list[slice]:
+        """All tasks together if they differ in their number of classes, since the head has outputs
+        for the classes of all of them.
+        """
+        parts = super().parts(tasks)
+        last = tasks.support_y.flatten(1).amax(1)
+        return parts if len(parts) == 1 or bool((last == last[0]).all()) else [slice(None)]
+
 
 def unicorn_maml(
     model: nn.Module,

@@ -7,8 +7,8 @@ v of them, the second derivative is that of
     <u, B_x(g, W)> + <v, B_W(g, x)> = <u * W, g> + <x * v, g>,
 
 so u * W + x * v is the gradient of g, B_x(g, v) that of x, and B_W(g, u) that of W: the same three
-functions again. PyTorch's own second derivative computes the last one as a convolution with g as
-its filter, of the size of the image.
+functions again. PyTorch's own second derivative computes the last one slowly: as a convolution
+whose filter is g, as large as the image.
 """
 
 from __future__ import annotations
@@ -94,14 +94,12 @@ class _ConvolutionBackward(torch.autograd.Function):
         ctx.save_for_backward(g, x, W)
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
-        gradients: tuple[Tensor | None, ...]
         if _by_winograd(x, W, geometry):
             of_bias = g.sum((0, 2, 3)) if needed[2] else None
-            gradients = (*winograd.backward(g, x, W, needed[:2]), of_bias)
-        else:
-            gradients = _convolution_backward(
-                g, x, W, [len(W)], *_arguments(geometry), list(needed)
-            )
+            return *winograd.backward(g, x, W, needed[:2]), of_bias
+        gradients: tuple[Tensor | None, ...] = _convolution_backward(
+            g, x, W, [len(W)], *_arguments(geometry), list(needed)
+        )
         return gradients
 
     @staticmethod

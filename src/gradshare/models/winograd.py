@@ -1,4 +1,4 @@
-"""3×3 convolutions of many channels in less than half of the products (Winograd, on a CPU).
+"""3×3 convolutions of many channels with under half of the multiplications (Winograd, on a CPU).
 
 One tile of m×m outputs depends on n×n inputs, n = m + 2. With matrices A, G and B it is
 
@@ -20,11 +20,11 @@ from torch import Tensor
 
 from gradshare.models.derivatives import is_channels_last
 
-# Where it is faster than the convolutions of oneDNN: below, transforms cost more than products.
+# Below these sizes oneDNN's convolutions are faster: the transforms cost more than they save.
 FEWEST_CHANNELS = 10_000  # of input times output
 FEWEST_TILES = 120
 
-# At which the polynomials of the derivation are evaluated, besides infinity.
+# The points, besides infinity, at which `_matrices` evaluates polynomials.
 POINTS = (0.0, 1.0, -1.0, 2.0)
 
 

@@ -387,7 +387,7 @@ def memory_needed(layout: Layout, options: Options, state: TrainState, processes
     """An estimate of the peak memory of one process of a run, in bytes."""
     share = math.ceil(options.task_batch / processes)
     outside = COPIES_OF_META * tensor_bytes(state.meta) + tensor_bytes(state.carried)
-    return layout.bytes * share // options.task_batch + outside
+    return layout.bytes_of(share, options.task_batch) + outside
 
 
 def saved_bytes(state: TrainState, options: Options) -> int:

@@ -25,7 +25,7 @@ GIB = 1 << 30
 KEPT_UP_TO = {"cpu": 4 * GIB, "cuda": 16 * GIB}
 # On a CPU tasks are computed at once if the graph of one inner step of one task needs at most this.
 SMALL = 16 << 20
-# Of tasks that share nothing, so many are computed at once as need at most this much.
+# Tasks that share nothing are computed in groups that need at most this much each.
 AT_ONCE = {"cpu": GIB // 2, "cuda": 8 * GIB}
 
 Tasks = Literal["auto", "loop", "vmap"]
@@ -37,13 +37,13 @@ class Layout:
     """The layout of a run's work.
 
     Attributes:
-        tasks: whether the tasks of a batch are computed one after the other or all at once.
+        tasks: whether the tasks of a batch are computed one after the other or by `torch.vmap`.
         memory: whether the graph of each inner step is kept for the backward pass, or built again
             in it.
         bytes: an estimate of the peak memory of the graphs.
         separate: whether some tasks go through all inner steps and the backward pass before the
-            next ones begin: where the rule shares nothing between tasks.
-        together: how many at most, with "vmap"; None for all.
+            next ones begin. Only for rules that share nothing between tasks.
+        together: with "vmap", how many tasks are computed at once; None for all.
     """
 
     tasks: Literal["loop", "vmap"]
@@ -62,6 +62,13 @@ class Layout:
             recompute=self.memory == "recompute",
             separate=self.separate,
         )
+
+    def bytes_of(self, share: int, task_batch: int) -> int:
+        """The estimate for a process that computes a share of the tasks of a batch."""
+        at_once = task_batch
+        if self.separate:
+            at_once = 1 if self.tasks == "loop" else self.together or task_batch
+        return self.bytes * min(share, at_once) // at_once
 
     def describe(self) -> str:
         """The layout in one line."""
@@ -111,13 +118,13 @@ def choose_layout(
     together = task_batch if tasks == "vmap" and vmaps else 1
     if separate and memory == "keep":
         together = min(together, max(AT_ONCE.get(device, AT_ONCE["cuda"]) // max(kept, 1), 1))
-    if not vmaps or together == 1 < task_batch:
+    if not vmaps or (together == 1 and task_batch > 1):
         tasks = "loop"
     at_once = together if separate else task_batch
     at_a_time = together if 1 < together < task_batch else None
     if memory == "keep":
         return Layout(tasks, memory, at_once * kept, separate, at_a_time)
-    # Of the graphs that are recomputed, those of one step are there at a time.
+    # In the backward pass the graph of one step exists at a time.
     base, more = _saved(learner, state, one, recompute=True)
     flat_bytes = at_once * (base + (learner.steps - 1) * more)
     return Layout(tasks, memory, flat_bytes + together * max(step, first), separate, at_a_time)
@@ -142,7 +149,12 @@ def _tried(
         step = tried.outer_step(meta, carried, batch, iteration=0, sum_over_tasks=sum_over_tasks)
         if vmap:
             tried.predict(meta, tried.adapt(meta, carried, batch), batch)
-    separate = not summed and all(step.carried[name] is t for name, t in carried.items())
+    separate = (
+        not summed
+        and all(step.carried[name] is t for name, t in carried.items())
+        # Another outer objective may compare the tasks of a batch.
+        and type(learner).outer_step is MetaLearner.outer_step
+    )
     same_sizes = batch.support_n is None and batch.query_n is None
     return separate, tried.network.vmaps and same_sizes
 
@@ -160,8 +172,8 @@ def _saved(
     if probe.multi_step_loss is not None:
         probe.first_order_iterations = 0
     found = []
-    # What is learned for each step does not exist beyond the last one.
-    for probe.steps in (1, min(2, learner.steps)):
+    for steps in (1, min(2, learner.steps)):  # nothing is learned for steps beyond the last one
+        probe.steps = steps
         held: weakref.WeakSet[_Held] = weakref.WeakSet()
 
         def pack(tensor: Tensor, held: weakref.WeakSet[_Held] = held) -> _Held:

@@ -74,12 +74,12 @@ def outer_iteration(
     finite = torch.stack([gradient.isfinite().all() for gradient in gradients])
     # One wait for the device.
     loss, *values = torch.cat([total[None], sums, finite.to(sums.dtype)]).tolist()
-    found = dict(zip(measured, values, strict=False))
+    found, all_finite = dict(zip(measured, values, strict=False)), values[len(measured) :]
     refused = None
     if not math.isfinite(loss):
         refused = f"the outer loss is {loss}"
-    elif 0.0 in values[len(found) :]:
-        name = list(meta)[values[len(found) :].index(0.0)]
+    elif not all(all_finite):
+        name = list(meta)[all_finite.index(0.0)]
         refused = f"the outer gradient of {name} is not finite"
     if refused is not None:
         return IterationResult(carried, found, refused)
@@ -104,10 +104,10 @@ def outer_gradient(
     iteration: int,
     share: Share,
 ) -> tuple[Sequence[Tensor], Tensor, OuterStep]:
-    """The parts of the outer gradient and of the mean objective that a process computes.
+    """What a process adds to the outer gradient and to the mean objective.
 
-    Where tasks share nothing, the graph of some of them is freed before the next one is built.
-    Arguments as for `outer_iteration`.
+    Where tasks share nothing, the graph of each part of the batch is freed before the next one is
+    built. Arguments as for `outer_iteration`.
 
     Returns:
         The gradients of the meta-parameters, the objective, and the outer step without its graph.
@@ -125,6 +125,5 @@ def outer_gradient(
         )
         gradients = [a + b for a, b in zip(gradients, found, strict=True)] if steps else found
         terms.append(term.detach())
-        losses = step.losses.detach()
-        steps.append(replace(step, objective=losses, losses=losses))  # without its graph
+        steps.append(replace(step, objective=step.objective.detach(), losses=step.losses.detach()))
     return gradients, torch.stack(terms).sum(), joined(steps)
