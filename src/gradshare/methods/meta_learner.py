@@ -34,7 +34,7 @@ from gradshare.methods.learner import (
     require_state,
 )
 from gradshare.methods.multi_step_loss import MultiStepLoss
-from gradshare.methods.network import Network, Precision
+from gradshare.methods.network import Network, Precision, batch_norm_parameters
 from gradshare.methods.task_losses import TaskLosses
 from gradshare.models import BatchNormMode
 from gradshare.tasks.batch import TaskBatch
@@ -116,12 +116,7 @@ class MetaLearner:
         self.tasks_at_a_time = tasks_at_a_time
         self.recompute = recompute
         self.separate = False
-        norms = self.network.batch_norms()
-        in_norms = {
-            f"{path}.{name}".lstrip(".")
-            for path, module in norms.items()
-            for name, _ in module.named_parameters()
-        }
+        in_norms = batch_norm_parameters(model)
         adapts = adapts or (lambda name: name not in in_norms)
         trainable = [name for name, p in model.named_parameters() if p.requires_grad]
         self.adapted = tuple(name for name in trainable if adapts(name))
@@ -194,13 +189,15 @@ class MetaLearner:
         parameters = dict(self.model.named_parameters())
         return {name: parameters[name].detach() for name in (*self.adapted, *self.shared)}
 
-    def start(self, theta: Tensors, tasks: TaskBatch) -> dict[str, Tensor]:
-        """The (T, …) parameters from which tasks start: the initialisation.
+    def start(self, meta: Tensors, tasks: TaskBatch, *, training: bool) -> dict[str, Tensor]:
+        """The (T, …) adapted parameters from which tasks start: the initialisation.
 
         Args:
-            theta: the adapted parameters of the initialisation.
+            meta: the meta-parameters.
             tasks: a subclass may use their support sets.
+            training: whether this is meta-training.
         """
+        theta = {name: meta[f"{MODEL}.{name}"] for name in self.adapted}
         return {name: for_all_tasks(t, len(tasks)) for name, t in theta.items()}
 
     def outer_step(
@@ -381,10 +378,9 @@ class MetaLearner:
 
         require_state(self._shapes, meta, carried)
         require_labels(self.loss, tasks)
-        theta = {name: meta[f"{MODEL}.{name}"] for name in self.adapted}
         return adapt(
             support_losses,
-            self.start(theta, tasks),
+            self.start(meta, tasks, training=training),
             self.rule,
             {name: t for name, t in meta.items() if not name.startswith(f"{MODEL}.")},
             carried,
