@@ -222,7 +222,7 @@ def implicit_gradient(outer: Tree, batch: Batch, strength: float, s: Setting) ->
         point = torch.cat([v.flatten() for v in phi.values()])
 
         def named(flat: Tensor, phi: Tree = phi, sizes: list[int] = sizes) -> Tree:
-            pieces = flat.split(sizes)
+            pieces = torch.split(flat, sizes)
             return {n: part.view_as(v) for (n, v), part in zip(phi.items(), pieces, strict=True)}
 
         def loss(
@@ -234,13 +234,13 @@ def implicit_gradient(outer: Tree, batch: Batch, strength: float, s: Setting) ->
         leaf = point.clone().requires_grad_()
         of_query = loss(leaf, free, query_x[t], query_y[t])
         v, *direct = torch.autograd.grad(of_query, [leaf, *free.values()])
-        hessian: Tensor = torch.autograd.functional.hessian(
-            lambda flat, t=t, omega=omega, loss=loss: loss(
-                flat, omega, support_x[t], support_y[t]
-            ),
+        hessian: Tensor = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
+            lambda flat, t=t, omega=omega, loss=loss: loss(flat, omega, support_x[t], support_y[t]),
             point,
         )
-        solution = torch.linalg.solve(torch.eye(len(point), dtype=point.dtype) + hessian / strength, v)
+        solution = torch.linalg.solve(
+            torch.eye(len(point), dtype=point.dtype) + hessian / strength, v
+        )
         of_support = loss(leaf, free, support_x[t], support_y[t])
         (slope,) = torch.autograd.grad(of_support, [leaf], create_graph=True)
         mixed = torch.autograd.grad((slope * solution).sum() / strength, list(free.values()))

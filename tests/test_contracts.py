@@ -169,13 +169,13 @@ class ProtoMAML(MetaLearner):
         super().__init__(model, **options)
         self.body = model.body
 
-    def start(self, theta: Tensors, tasks: TaskBatch) -> dict[str, Tensor]:
-        body = {name: t for name, t in theta.items() if name.startswith("body.")}
-        named = {name.removeprefix("body."): t for name, t in body.items()}
+    def start(self, meta: Tensors, tasks: TaskBatch, *, training: bool) -> dict[str, Tensor]:
+        prefix = "model.body."
+        named = {n.removeprefix(prefix): t for n, t in meta.items() if n.startswith(prefix)}
         embedded = functional_call(self.body, named, tasks.support_x)
         means = prototypes(embedded, tasks.support_y)
         head = {"head.weight": 2 * means, "head.bias": -means.square().sum(-1)}
-        return {**super().start(body, tasks), **head}
+        return {**super().start(meta, tasks, training=training), **head}
 
 
 class Adam(UpdateRule):

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
-from gradshare.inner_loop import Adam, Momentum, RMSprop, Tensors
+from gradshare.errors import ConfigError
+from gradshare.inner_loop import Adam, Momentum, RMSprop, Tensors, UpdateRule
 from gradshare.methods import (
     Learner,
     MetaLearner,
@@ -117,3 +120,171 @@ def test_each_method_equals_its_oracle(
         outputs, oracle.test_logits(dict(meta), g_hat, as_batch(batch), s), strict=True
     ):
         assert_close("outputs", mine, expected)
+
+
+def laid_out(learner: MetaLearner, layout: dict[str, Any]) -> MetaLearner:
+    return learner.laid_out(**{"tasks_at_a_time": 1, "recompute": False, **layout})
+
+
+def require_gradients(learner: Learner, batch: TaskBatch, theirs: oracle.Tree) -> None:
+    meta = perturbed(learner.init()[0])
+    step = learner.outer_step(meta, {}, batch, iteration=0)
+    ours = gradients(step.objective.mean(), meta)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        assert_close(name, ours[name], gradient)
+
+
+@EVERY_LAYOUT
+def test_reptile_gives_the_outer_optimiser_the_papers_gradient(layout: dict[str, Any]) -> None:
+    learner = laid_out(reptile(model(), steps=STEPS, inner_lr=LR), layout)
+    meta = perturbed(learner.init()[0])
+    s = Setting(adapts=BODY + NORM + HEAD)
+    require_gradients(learner, tasks(1), oracle.reptile_gradient(dict(meta), as_batch(tasks(1)), s))
+
+
+@EVERY_LAYOUT
+def test_a_prototypical_network_equals_its_oracle(layout: dict[str, Any]) -> None:
+    learner = laid_out(protonet(model()), layout)
+    meta = perturbed(learner.init()[0])
+    assert not any(name.endswith(HEAD) for name in meta)
+    batch = tasks(1)
+    losses = oracle.prototypical_losses(dict(meta), as_batch(batch))
+    assert_close("losses", learner.outer_step(meta, {}, batch, iteration=0).losses, losses)
+    require_gradients(learner, batch, gradients(losses.mean(), meta))
+
+
+STRENGTH = 2.0
+
+
+@EVERY_LAYOUT
+def test_imaml_equals_the_implicit_formula_solved_with_the_whole_hessian(
+    layout: dict[str, Any],
+) -> None:
+    learner = laid_out(implicit(steps=STEPS), layout)
+    meta = perturbed(learner.init()[0])
+    expected = oracle.implicit_gradient(
+        dict(meta), as_batch(tasks(1)), STRENGTH, Setting(inner_lr=LR)
+    )
+    require_gradients(learner, tasks(1), expected)
+
+
+def implicit(steps: int, inner_lr: float = LR) -> MetaLearner:
+    return imaml(model(), steps=steps, inner_lr=inner_lr, strength=STRENGTH, cg_steps=60)
+
+
+def test_imamls_gradient_is_that_of_the_inner_minimum_by_finite_differences() -> None:
+    learner, batch = implicit(steps=150, inner_lr=0.1), tasks(1)
+    meta = perturbed(learner.init()[0])
+    step = learner.outer_step(meta, {}, batch, iteration=0)
+    found = gradients(step.objective.mean(), meta)
+
+    def mean_loss(changed: Tensors) -> Tensor:
+        outputs = learner.predict(changed, learner.adapt(changed, {}, batch), batch)
+        return learner.losses(outputs, batch.query_y).mean()
+
+    for name, tensor in meta.items():
+        torch.manual_seed(1)
+        direction, h = torch.randn_like(tensor), 1e-5
+        ahead, behind = (
+            mean_loss({**meta, name: (tensor + sign * h * direction).detach()}) for sign in (1, -1)
+        )
+        slope = (ahead - behind) / (2 * h)
+        torch.testing.assert_close(slope, (found[name] * direction).sum(), rtol=1e-6, atol=1e-9)
+
+
+def test_few_conjugate_gradients_are_an_approximation() -> None:
+    few = imaml(model(), steps=STEPS, inner_lr=LR, strength=STRENGTH, cg_steps=2)
+    meta = perturbed(few.init()[0])
+    many = implicit(steps=STEPS)
+    ours, theirs = (
+        gradients(learner.outer_step(meta, {}, tasks(1), iteration=0).objective.mean(), meta)
+        for learner in (few, many)
+    )
+    for name, gradient in theirs.items():
+        error = (ours[name] - gradient).norm() / gradient.norm()
+        assert 1e-9 < error < 0.2, name
+
+
+@pytest.mark.parametrize("rule", [Momentum(), RMSprop(), Adam()], ids=lambda r: type(r).__name__)
+def test_an_inner_optimiser_takes_the_steps_of_torchs_own(rule: UpdateRule) -> None:
+    theirs: dict[str, Any] = {
+        "Momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+        "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.05),
+        "Adam": lambda p: torch.optim.Adam(p, lr=0.05),
+    }
+    batch, network = tasks(1)[:1], model()
+    learner = maml(network, rule=rule, inner_lr=0.05, steps=2, adapts=lambda _: True)
+    # More steps than in training, of which each counts for Adam's bias correction.
+    adapted = learner.adapt(*learner.init(), batch, steps=6)
+    optimizer = theirs[type(rule).__name__](network.parameters())
+    for _ in range(6):
+        optimizer.zero_grad()
+        F.cross_entropy(network(batch.support_x[0]), batch.support_y[0]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    for name, parameter in network.named_parameters():
+        assert_close(name, adapted.params[name][0], parameter)
+
+
+ANY_WAYS: dict[str, Callable[..., MetaLearner]] = {"ProtoMAML": proto_maml, "ProtoNet": protonet}
+
+
+@pytest.mark.parametrize("method", ANY_WAYS.values(), ids=ANY_WAYS)
+def test_one_trained_model_serves_any_number_of_ways(method: Callable[..., MetaLearner]) -> None:
+    learner = method(model())
+    meta, carried = learner.init()
+    for ways in (2, 3, 7):
+        batch = tasks(1, ways)
+        outputs = learner.predict(meta, learner.adapt(meta, carried, batch), batch)
+        assert outputs.shape == (TASKS, 3 * ways, ways)
+
+
+@pytest.mark.parametrize("method", ANY_WAYS.values(), ids=ANY_WAYS)
+@pytest.mark.parametrize("sharing", [False, True], ids=["plain", "sharing"])
+def test_tasks_of_unequal_size_are_computed_as_each_by_itself(
+    method: Callable[..., MetaLearner], sharing: bool
+) -> None:
+    options: dict[str, Any] = {"sharing": sharing} if method is proto_maml else {}
+    learner = method(model(), **options)
+    meta, carried = learner.init()
+    small, large = tasks(1, ways=2)[:1], tasks(2, ways=4)[:1]
+    parts = zip(as_batch(small), as_batch(large), strict=True)
+    x, y, query_x, query_y = (pad_sequence([a[0], b[0]], batch_first=True) for a, b in parts)
+    both = TaskBatch(x, y, query_x, query_y, support_n=[4, 8], query_n=[6, 12])
+    outputs = learner.predict(meta, learner.adapt(meta, carried, both), both)
+    for t, alone in enumerate((small, large)):
+        expected = learner.predict(meta, learner.adapt(meta, carried, alone), alone)[0]
+        n, ways = expected.shape
+        assert_close("probabilities", outputs[t, :n].softmax(1)[:, :ways], expected.softmax(1))
+    loss = learner.outer_step(meta, carried, both, iteration=0).objective.mean()
+    assert all(gradient.isfinite().all() for gradient in gradients(loss, meta).values())
+
+
+def test_reptile_adapts_to_the_queries_of_tasks_of_unequal_size() -> None:
+    learner = reptile(model(), steps=STEPS, inner_lr=LR)
+    meta = perturbed(learner.init()[0])
+    cut = replace(tasks(1), support_n=[4, 6], query_n=[9, 7])
+    step = learner.outer_step(meta, {}, cut, iteration=0)
+    s = Setting(adapts=BODY + NORM + HEAD)
+    x, y, query_x, query_y = as_batch(cut)
+    expected = []
+    for t, (n, q) in enumerate([(4, 9), (6, 7)]):
+        one = slice(t, t + 1)
+        real = (x[one, :n], y[one, :n], query_x[one, :q], query_y[one, :q])
+        expected.append(oracle.reptile_gradient(dict(meta), real, s))
+    for name, gradient in gradients(step.objective.mean(), meta).items():
+        assert_close(name, gradient, (expected[0][name] + expected[1][name]) / 2)
+
+
+def test_a_model_without_a_linear_head_is_refused() -> None:
+    convolution = nn.Sequential(nn.Conv1d(6, 3, 1))
+    for method in (anil, boil, proto_maml, protonet):
+        with pytest.raises(ConfigError, match=r"the head None is not a linear layer; name one of"):
+            method(convolution)
+        with pytest.raises(ConfigError, match=r"the head '2' is not a linear layer; name one of"):
+            method(model(), head="2")
+
+
+def test_boil_needs_a_body() -> None:
+    with pytest.raises(ConfigError, match="has no parameters to adapt"):
+        boil(nn.Linear(6, 3))

@@ -45,27 +45,28 @@ class ALFA(UpdateRule):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             hidden = nn.Linear(size, size)
-        options = {"dtype": gate_dtype(params), "device": like.device}
-        rates = {name: like.new_full((steps,), self.lr, **options) for name in params}
-        return {
+        rates = {name: torch.full((steps,), self.lr) for name in params}
+        meta = {
             **with_prefix("rate", rates),
             **with_prefix("decay", {n: self.weight_decay * rate for n, rate in rates.items()}),
-            "hidden.weight": hidden.weight.detach().to(**options),
-            "hidden.bias": hidden.bias.detach().to(**options),
-            "output.weight": torch.zeros(size, size, **options),
-            "output.bias": torch.ones(size, **options),
-        }, {}
+            "hidden.weight": hidden.weight.detach(),
+            "hidden.bias": hidden.bias.detach(),
+            "output.weight": torch.zeros(size, size),
+            "output.bias": torch.ones(size),
+        }
+        return {name: t.to(like.device, gate_dtype(params)) for name, t in meta.items()}, {}
 
     def update(
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
         """α a Δ + β b θ."""
         weights = {name: step.params[name] for name in gradients}
-        means = [t.reshape(len(t), -1).mean(1) for t in (*weights.values(), *gradients.values())]
-        means = torch.stack([mean.to(meta["output.bias"].dtype) for mean in means], dim=1)
-        hidden = nn.functional.linear(means, meta["hidden.weight"], meta["hidden.bias"]).relu()
+        tensors = (*weights.values(), *gradients.values())
+        means = [t.reshape(len(t), -1).mean(1).to(meta["output.bias"].dtype) for t in tensors]
+        inputs = torch.stack(means, dim=1)
+        hidden = nn.functional.linear(inputs, meta["hidden.weight"], meta["hidden.bias"]).relu()
         generated = nn.functional.linear(hidden, meta["output.weight"], meta["output.bias"])
-        a, b = generated.T.split(len(gradients))
+        a, b = generated.T.chunk(2)
         updates = {}
         for index, (name, g) in enumerate(gradients.items()):
             rate = (meta[f"rate.{name}"][step.k] * a[index]).to(g.dtype)

@@ -23,7 +23,9 @@ def linear_head(model: nn.Module, head: str | None) -> str:
         ConfigError: there is no such linear layer.
     """
     require_usable(model)
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear: list[str] = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    ]
     if head is None and linear:
         return linear[-1]
     if head is None or head not in linear:

@@ -53,7 +53,7 @@ class ImplicitMAML(MetaLearner):
         carried: Tensors,
         tasks: TaskBatch,
         *,
-        iteration: int,  # noqa: ARG002
+        iteration: int,
         sum_over_tasks: SumOverTasks = sum_over_local_tasks,
     ) -> OuterStep:
         """The query losses, with the implicit gradient as theirs; see `Learner`."""
@@ -163,8 +163,8 @@ def imaml(
     batch_norm: BatchNormMode = "transductive",
     precision: Precision = "float32",
 ) -> ImplicitMAML:
-    """iMAML: the inner loop minimises L_support(φ) + λ/2 ‖φ - θ‖², and the outer gradient is that of
-    its minimum,
+    """MAML whose inner loop minimises L_support(φ) + λ/2 ‖φ - θ‖², and whose outer gradient is that
+    of the minimum,
 
         dL_query/dθ = (I + ∇² L_support(φ) / λ)⁻¹ ∇ L_query(φ),
 

@@ -23,8 +23,8 @@ class ProtoNet(ProtoMAML):
         carried: Tensors,
         tasks: TaskBatch,
         *,
-        iteration: int,  # noqa: ARG002
-        sum_over_tasks: SumOverTasks = sum_over_local_tasks,  # noqa: ARG002
+        iteration: int,
+        sum_over_tasks: SumOverTasks = sum_over_local_tasks,
     ) -> OuterStep:
         """The differentiable query losses of a task batch; see `Learner`."""
         adapted = Adapted(self.start(meta, tasks, training=True), 0)
@@ -35,10 +35,10 @@ class ProtoNet(ProtoMAML):
     def adapt(
         self,
         meta: Tensors,
-        carried: Tensors,  # noqa: ARG002
+        carried: Tensors,
         tasks: TaskBatch,
         *,
-        steps: int | None = None,  # noqa: ARG002
+        steps: int | None = None,
     ) -> Adapted:
         """The class means of tasks, whatever `steps` is; see `Learner`."""
         return Adapted(self.start(meta, tasks, training=False), 0)

@@ -45,10 +45,10 @@ class Reptile(MetaLearner):
         carried: Tensors,
         tasks: TaskBatch,
         *,
-        iteration: int,  # noqa: ARG002
+        iteration: int,
         sum_over_tasks: SumOverTasks = sum_over_local_tasks,
     ) -> OuterStep:
-        """The objective ‖θ - φ_K‖² / (2 α) of each task, whose gradient is Reptile's; see `Learner`.
+        """The objective ‖θ - φ_t‖² / (2 α), whose gradient is Reptile's; see `Learner`.
 
         The reported losses are of the queries, which the inner loop has adapted to.
         """
@@ -62,12 +62,11 @@ class Reptile(MetaLearner):
         )
         params = {name: t.detach() for name, t in adaptation.params[self.steps].items()}
         start = self.start(meta, tasks, training=True)
-        objective = sum(
-            (start[name] - t).square().reshape(len(t), -1).sum(1) for name, t in params.items()
-        )
+        differences = (start[name] - t for name, t in params.items())
+        squares = torch.stack([d.square().reshape(len(d), -1).sum(1) for d in differences]).sum(0)
         with torch.no_grad():
             losses, outputs = self._query_losses(meta, Adapted(params, self.steps), tasks)
-        return OuterStep(objective / (2 * self.scale), losses, outputs, adaptation.carried)
+        return OuterStep(squares / (2 * self.scale), losses, outputs, adaptation.carried)
 
 
 def with_queries(tasks: TaskBatch) -> TaskBatch:
