@@ -174,7 +174,7 @@ def implicit(steps: int, inner_lr: float = LR) -> MetaLearner:
 
 
 def test_imamls_gradient_is_that_of_the_inner_minimum_by_finite_differences() -> None:
-    learner, batch = implicit(steps=150, inner_lr=0.1), tasks(1)
+    learner, batch = implicit(steps=300, inner_lr=0.1), tasks(1)
     meta = perturbed(learner.init()[0])
     step = learner.outer_step(meta, {}, batch, iteration=0)
     found = gradients(step.objective.mean(), meta)
