@@ -197,8 +197,7 @@ class MetaLearner:
             tasks: a subclass may use their support sets.
             training: whether this is meta-training.
         """
-        theta = {name: meta[f"{MODEL}.{name}"] for name in self.adapted}
-        return {name: for_all_tasks(t, len(tasks)) for name, t in theta.items()}
+        return {n: for_all_tasks(meta[f"{MODEL}.{n}"], len(tasks)) for n in self.adapted}
 
     def outer_step(
         self,
@@ -318,6 +317,20 @@ class MetaLearner:
         T, size = len(tasks), self.tasks_at_a_time or len(tasks)
         return [slice(start, min(start + size, T)) for start in range(0, T, size)]
 
+    def support_losses(
+        self, params: Tensors, shared: Tensors, tasks: TaskBatch, *, training: bool
+    ) -> Tensor:
+        """The (T,) losses of the support sets at some parameters (T, …)."""
+        outputs = self.network(
+            params,
+            shared,
+            tasks.support_x,
+            sizes=tasks.support_n,
+            training=training,
+            together=self.tasks_at_a_time != 1,
+        )
+        return self.losses(outputs, tasks.support_y, tasks.support_n)
+
     def _query_losses(
         self, meta: Tensors, adapted: Adapted, tasks: TaskBatch
     ) -> tuple[Tensor, Tensor]:
@@ -364,17 +377,10 @@ class MetaLearner:
         sum_over_tasks: SumOverTasks | None,
         each_step: bool = False,
     ) -> Adaptation:
+        training = sum_over_tasks is not None
+
         def support_losses(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
-            part = tasks[chunk]
-            outputs = self.network(
-                params,
-                shared,
-                part.support_x,
-                sizes=part.support_n,
-                training=sum_over_tasks is not None,
-                together=self.tasks_at_a_time != 1,
-            )
-            return self.losses(outputs, part.support_y, part.support_n)
+            return self.support_losses(params, shared, tasks[chunk], training=training)
 
         require_state(self._shapes, meta, carried)
         require_labels(self.loss, tasks)

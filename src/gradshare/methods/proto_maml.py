@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradshare.inner_loop import SGD, Chain, Tensors, UpdateRule
+from gradshare.inner_loop.memory_order import for_all_tasks
 from gradshare.inner_loop.rule import with_prefix
 from gradshare.methods.head import AnyWays, linear_head
 from gradshare.methods.maml import Sharing, sharing_rule
@@ -40,7 +41,7 @@ class ProtoMAML(AnyWays):
         """The learned body, and the head that a task's class means give."""
         learned = (name for name in self.adapted if name not in self.head)
         theta = {name: meta[f"{MODEL}.{name}"] for name in learned}
-        theta = {name: t.expand(len(tasks), *t.shape) for name, t in theta.items()}
+        theta = {name: for_all_tasks(t, len(tasks)) for name, t in theta.items()}
         means, present = self._class_means(theta, meta, tasks, training=training)
         biases = torch.where(present, -means.square().sum(2), ABSENT)
         start = {**theta, **dict(zip(self.head, (2 * means, biases), strict=False))}
