@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import reprlib
 from collections.abc import Callable
 from typing import Literal, Self
@@ -34,7 +33,12 @@ from gradshare.methods.learner import (
     require_state,
 )
 from gradshare.methods.multi_step_loss import MultiStepLoss
-from gradshare.methods.network import Network, Precision, batch_norm_parameters
+from gradshare.methods.network import (
+    Network,
+    Precision,
+    batch_norm_parameters,
+    require_inductive,
+)
 from gradshare.methods.task_losses import TaskLosses
 from gradshare.models import BatchNormMode
 from gradshare.tasks.batch import TaskBatch
@@ -128,14 +132,8 @@ class MetaLearner:
                 f"gradients ({found}), and let `adapts` choose at least one"
             )
         of_batch = self.network.uses_batch_statistics
-        takes_support = "support" in inspect.signature(model.forward).parameters
-        if of_batch and batch_norm == "inductive" and not takes_support:
-            raise ConfigError(
-                f"inductive batch norm needs {type(model).__name__}.forward(x, support), where the "
-                "support inputs supply the statistics; put them in front of x, pass their number "
-                "to each gradshare.models.BatchNorm2d as `statistics_from` (see Conv4), or choose "
-                "the transductive mode"
-            )
+        if of_batch and batch_norm == "inductive":
+            require_inductive(model)
         self.per_step = in_norms.intersection(self.shared if per_step_batch_norm else ())
         # Without batch statistics a prediction depends on no other query in any mode.
         self.inductive = batch_norm == "inductive" and of_batch

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -244,6 +245,17 @@ def batch_norm_parameters(model: nn.Module) -> set[str]:
         if isinstance(module, BATCH_NORMS)
         for name, _ in module.named_parameters()
     }
+
+
+def require_inductive(model: nn.Module) -> None:
+    """Raise ConfigError unless other inputs can supply the batch statistics of a model."""
+    if "support" not in inspect.signature(model.forward).parameters:
+        raise ConfigError(
+            f"inductive batch norm needs {type(model).__name__}.forward(x, support), where the "
+            "support inputs supply the statistics; put them in front of x, pass their number "
+            "to each gradshare.models.BatchNorm2d as `statistics_from` (see Conv4), or choose "
+            "the transductive mode"
+        )
 
 
 def call_module(module: Callable[..., Any], x: Tree, support: Tree | None = None) -> Any:
