@@ -137,6 +137,11 @@ class Settings(BaseModel):
     method_option: Options = _options("method", "such as head=classifier")
     model: str = Field("conv4", description="network: conv4, resnet12, or an import path")
     model_option: Options = _options("model", "such as drop_rate=0.2")
+    init_from: HomePath | None = Field(
+        None,
+        description="start from the weights in this file: safetensors, or a state dictionary that "
+        "torch.save wrote; a head of another shape starts as it is",
+    )
     rule: str | None = Field(
         None,
         description="inner optimiser before the multiplication by the inner learning rate: "
