@@ -28,6 +28,7 @@ from gradshare.methods import (
     proto_maml,
     protonet,
     reptile,
+    unicorn_maml,
 )
 from gradshare.tasks import TaskBatch
 from tests import oracle_methods as oracle
@@ -174,7 +175,8 @@ def implicit(steps: int, inner_lr: float = LR) -> MetaLearner:
 
 
 def test_imamls_gradient_is_that_of_the_inner_minimum_by_finite_differences() -> None:
-    learner, batch = implicit(steps=300, inner_lr=0.1), tasks(1)
+    learner = laid_out(implicit(steps=300, inner_lr=0.1), {"tasks_at_a_time": None})
+    batch = tasks(1)
     meta = perturbed(learner.init()[0])
     step = learner.outer_step(meta, {}, batch, iteration=0)
     found = gradients(step.objective.mean(), meta)
@@ -183,14 +185,17 @@ def test_imamls_gradient_is_that_of_the_inner_minimum_by_finite_differences() ->
         outputs = learner.predict(changed, learner.adapt(changed, {}, batch), batch)
         return learner.losses(outputs, batch.query_y).mean()
 
-    for name, tensor in meta.items():
+    # Those that the inner loop adapts, and those that it does not.
+    for names in (BODY + HEAD, NORM):
         torch.manual_seed(1)
-        direction, h = torch.randn_like(tensor), 1e-5
+        way = {f"model.{n}": torch.randn_like(meta[f"model.{n}"]) for n in names}
+        h = 1e-5
         ahead, behind = (
-            mean_loss({**meta, name: (tensor + sign * h * direction).detach()}) for sign in (1, -1)
+            mean_loss({n: (t + s * h * way.get(n, 0.0)).detach() for n, t in meta.items()})
+            for s in (1, -1)
         )
-        slope = (ahead - behind) / (2 * h)
-        torch.testing.assert_close(slope, (found[name] * direction).sum(), rtol=1e-6, atol=1e-9)
+        expected = torch.stack([(found[n] * d).sum() for n, d in way.items()]).sum()
+        torch.testing.assert_close((ahead - behind) / (2 * h), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_few_conjugate_gradients_are_an_approximation() -> None:
@@ -226,7 +231,11 @@ def test_an_inner_optimiser_takes_the_steps_of_torchs_own(rule: UpdateRule) -> N
         assert_close(name, adapted.params[name][0], parameter)
 
 
-ANY_WAYS: dict[str, Callable[..., MetaLearner]] = {"ProtoMAML": proto_maml, "ProtoNet": protonet}
+ANY_WAYS: dict[str, Callable[..., MetaLearner]] = {
+    "UNICORN-MAML": unicorn_maml,
+    "ProtoMAML": proto_maml,
+    "ProtoNet": protonet,
+}
 
 
 @pytest.mark.parametrize("method", ANY_WAYS.values(), ids=ANY_WAYS)
@@ -244,7 +253,7 @@ def test_one_trained_model_serves_any_number_of_ways(method: Callable[..., MetaL
 def test_tasks_of_unequal_size_are_computed_as_each_by_itself(
     method: Callable[..., MetaLearner], sharing: bool
 ) -> None:
-    options: dict[str, Any] = {"sharing": sharing} if method is proto_maml else {}
+    options: dict[str, Any] = {} if method is protonet else {"sharing": sharing}
     learner = method(model(), **options)
     meta, carried = learner.init()
     small, large = tasks(1, ways=2)[:1], tasks(2, ways=4)[:1]
@@ -256,8 +265,16 @@ def test_tasks_of_unequal_size_are_computed_as_each_by_itself(
         expected = learner.predict(meta, learner.adapt(meta, carried, alone), alone)[0]
         n, ways = expected.shape
         assert_close("probabilities", outputs[t, :n].softmax(1)[:, :ways], expected.softmax(1))
-    loss = learner.outer_step(meta, carried, both, iteration=0).objective.mean()
-    assert all(gradient.isfinite().all() for gradient in gradients(loss, meta).values())
+    step = learner.outer_step(meta, carried, both, iteration=0)
+    assert all(g.isfinite().all() for g in gradients(step.objective.mean(), meta).values())
+    if not sharing:
+        alone_steps = [learner.outer_step(meta, {}, t, iteration=0) for t in (small, large)]
+        assert_close("losses", step.losses, torch.cat([s.losses for s in alone_steps]))
+        apart = learner.laid_out(tasks_at_a_time=1, recompute=False, separate=True)
+        outputs = apart.outer_step(meta, carried, both, iteration=0).outputs
+        for task, size in enumerate([6, 12]):  # the other rows are padding
+            ours, theirs = (y[task, :size].softmax(1) for y in (outputs, step.outputs))
+            assert_close("outputs", ours, theirs)
 
 
 def test_reptile_adapts_to_the_queries_of_tasks_of_unequal_size() -> None:
@@ -283,6 +300,12 @@ def test_a_model_without_a_linear_head_is_refused() -> None:
             method(convolution)
         with pytest.raises(ConfigError, match=r"the head '2' is not a linear layer; name one of"):
             method(model(), head="2")
+
+
+def test_a_head_without_a_bias_has_no_place_for_a_prototype() -> None:
+    for method in (proto_maml, protonet):
+        with pytest.raises(ConfigError, match=r"the head of 'weight' has no bias .* bias=True"):
+            method(nn.Linear(6, 3, bias=False))
 
 
 def test_boil_needs_a_body() -> None:

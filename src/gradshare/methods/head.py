@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import UpdateRule
 from gradshare.methods.meta_learner import MetaLearner
 from gradshare.methods.network import require_usable
+from gradshare.tasks.batch import TaskBatch
 
 
 def linear_head(model: nn.Module, head: str | None) -> str:
@@ -72,3 +74,15 @@ class AnyWays(MetaLearner):
         """The model's parameters, with the first row of the head alone."""
         theta = super().initial_parameters()
         return {name: t[:1] if name in self.head else t for name, t in theta.items()}
+
+
+def members(tasks: TaskBatch) -> Tensor:
+    """Whether each support example is of each class, (T, n, classes of the largest task)."""
+    labels = tasks.support_y
+    if tasks.support_n is not None:
+        sizes = torch.tensor(tasks.support_n, device=labels.device)
+        padding = torch.arange(labels.shape[1], device=labels.device) >= sizes[:, None]
+        labels = labels.masked_fill(padding, -1)
+    classes = torch.arange(int(labels.max()) + 1, device=labels.device)
+    belongs: Tensor = labels[..., None] == classes
+    return belongs

@@ -7,17 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradshare.errors import ConfigError
 from gradshare.inner_loop import SGD, Chain, Tensors, UpdateRule
 from gradshare.inner_loop.memory_order import for_all_tasks
 from gradshare.inner_loop.rule import with_prefix
-from gradshare.methods.head import AnyWays, linear_head
+from gradshare.methods.head import AnyWays, linear_head, members
+from gradshare.methods.learner import ABSENT
 from gradshare.methods.maml import Sharing, sharing_rule
 from gradshare.methods.meta_learner import MODEL
 from gradshare.methods.network import Network, call_module
 from gradshare.tasks.batch import TaskBatch
-
-# The bias of a class of which a task has no support example: it is never predicted.
-ABSENT = -1e9
 
 
 class ProtoMAML(AnyWays):
@@ -27,6 +26,11 @@ class ProtoMAML(AnyWays):
         self, model: nn.Module, rule: UpdateRule, *, head: str | None = None, **options: Any
     ) -> None:
         super().__init__(model, rule, head=head, **options)
+        if len(self.head) == 1:
+            raise ConfigError(
+                f"the head of {self.head[0]!r} has no bias for the inner loop to adapt, and the "
+                "bias starts from the class means too; make it with bias=True"
+            )
         body = _HeadInputs(model, linear_head(model, head))
         self.body = Network(body, precision=self.network.precision)
 
@@ -44,7 +48,7 @@ class ProtoMAML(AnyWays):
         theta = {name: for_all_tasks(t, len(tasks)) for name, t in theta.items()}
         means, present = self._class_means(theta, meta, tasks, training=training)
         biases = torch.where(present, -means.square().sum(2), ABSENT)
-        start = {**theta, **dict(zip(self.head, (2 * means, biases), strict=False))}
+        start = {**theta, **dict(zip(self.head, (2 * means, biases), strict=True))}
         return {name: start[name] for name in self.adapted}
 
     def _class_means(
@@ -65,12 +69,7 @@ class ProtoMAML(AnyWays):
             )
             for chunk in self.chunks(tasks)
         ]
-        inputs, labels = torch.cat(parts), tasks.support_y
-        belongs = labels[..., None] == torch.arange(int(labels.max()) + 1, device=labels.device)
-        if tasks.support_n is not None:
-            sizes = torch.tensor(tasks.support_n, device=labels.device)
-            real = torch.arange(labels.shape[1], device=labels.device) < sizes[:, None]
-            belongs = belongs & real[..., None]
+        inputs, belongs = torch.cat(parts), members(tasks)
         counts = belongs.sum(1)
         sums = belongs.to(inputs.dtype).transpose(1, 2) @ inputs
         return sums / counts.clamp(min=1)[..., None], counts > 0

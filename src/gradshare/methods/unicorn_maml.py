@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gradshare.inner_loop import SGD, Chain, Tensors, UpdateRule
-from gradshare.methods.head import AnyWays
+from gradshare.methods.head import AnyWays, members
+from gradshare.methods.learner import ABSENT
 from gradshare.methods.maml import Sharing, sharing_rule
 from gradshare.methods.meta_learner import MODEL
 from gradshare.tasks.batch import TaskBatch
@@ -20,10 +22,11 @@ class UnicornMAML(AnyWays):
 
     def start(self, meta: Tensors, tasks: TaskBatch, *, training: bool) -> dict[str, Tensor]:
         """The initialisation, with the head's row repeated for each class of the tasks."""
-        ways = int(tasks.support_y.max()) + 1
+        present = members(tasks).any(1)
         rows = {f"{MODEL}.{name}": meta[f"{MODEL}.{name}"] for name in self.head}
-        repeated = {name: row.expand(ways, *row.shape[1:]) for name, row in rows.items()}
-        return super().start({**meta, **repeated}, tasks, training=training)
+        repeated = {n: row.expand(present.shape[1], *row.shape[1:]) for n, row in rows.items()}
+        theta = super().start({**meta, **repeated}, tasks, training=training)
+        return theta | {n: torch.where(present, theta[n], ABSENT) for n in self.head[1:]}  # biases
 
 
 def unicorn_maml(
