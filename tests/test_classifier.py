@@ -309,8 +309,9 @@ def test_signals_of_any_array_type(tmp_path: Path) -> None:
     assert np.allclose(classifier.predict_proba(batch.query_x[0][2:3]), expected[2:3])
 
 
-def test_any_number_of_classes_if_the_method_takes_it(tmp_path: Path) -> None:
-    config = RunConfig(**SIGNALS, method="unicorn-maml")
+@pytest.mark.parametrize("method", ["unicorn-maml", "proto-maml", "protonet"])
+def test_any_number_of_classes_if_the_method_takes_it(method: str, tmp_path: Path) -> None:
+    config = RunConfig(**{**SIGNALS, "inner_steps": 5}, method=method)
     classifier = FewShotClassifier(train(config, tmp_path / "run"))
     x = build(config).train.batch([0]).support_x[0].repeat(2, 1, 1)
     assert classifier.fit(x[:5], list("abcde")).predict_proba(x).shape == (6, 5)

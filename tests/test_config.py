@@ -29,11 +29,13 @@ from gradshare.training import options
         (
             {"method": "mamel"},
             "--method 'mamel': there is no such method; did you mean 'maml'? give maml, meta-sgd, "
-            "maml++, unicorn-maml, or an import path like my_file.py:Name",
+            "maml++, unicorn-maml, anil, boil, alfa, proto-maml, reptile, imaml, protonet, or an "
+            "import path like my_file.py:Name",
         ),
         (
-            {"rule": "momentum"},
-            "--rule 'momentum': there is no such rule; give an import path like my_file.py:Name",
+            {"rule": "adagrad"},
+            "--rule 'adagrad': there is no such rule; give momentum, rmsprop, adam, or an import "
+            "path like my_file.py:Name",
         ),
         (
             {"metric": ["accuracy", "f1"]},

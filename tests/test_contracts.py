@@ -1,11 +1,11 @@
-"""Learners and a rule as users would write them, by the contracts alone: Reptile, ProtoNet,
-ProtoMAML and Adam in the inner loop. Each learns, and its meta-gradient is a literal formula's.
+"""Learners as users would write them, by the contract alone, beside our own: each learns, and the
+meta-gradient of a user's learner is a literal formula's.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,22 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from gradshare.inner_loop import (
-    SGD,
-    Chain,
-    GradientSharing,
-    Step,
-    SumOverTasks,
-    Tensors,
-    UpdateRule,
-    sum_over_local_tasks,
-)
+from gradshare import methods
+from gradshare.inner_loop import Adam, SumOverTasks, Tensors, sum_over_local_tasks
 from gradshare.methods import Learner, MetaLearner, OuterStep
 from gradshare.tasks import TaskBatch
-from gradshare.testing import check_rule
 
 WAYS, SHOTS, FEATURES = 3, 2, 12
-LAYOUTS = pytest.mark.parametrize("layout", [{}, {"tasks_at_a_time": None}, {"recompute": True}])
 
 
 def tasks(seed: int, count: int = 4) -> TaskBatch:
@@ -162,65 +152,12 @@ def prototypes(embedded: Tensor, targets: Tensor) -> Tensor:
     return means
 
 
-class ProtoMAML(MetaLearner):
-    """MAML whose head starts from the prototypes of its classes (Triantafillou et al., 2020)."""
-
-    def __init__(self, model: Model, **options: Any) -> None:
-        super().__init__(model, **options)
-        self.body = model.body
-
-    def start(self, theta: Tensors, tasks: TaskBatch) -> dict[str, Tensor]:
-        body = {name: t for name, t in theta.items() if name.startswith("body.")}
-        named = {name.removeprefix("body."): t for name, t in body.items()}
-        embedded = functional_call(self.body, named, tasks.support_x)
-        means = prototypes(embedded, tasks.support_y)
-        head = {"head.weight": 2 * means, "head.bias": -means.square().sum(-1)}
-        return {**super().start(body, tasks), **head}
-
-
-class Adam(UpdateRule):
-    """Adam in the inner loop, begun anew for each task (Kingma & Ba, 2015)."""
-
-    def __init__(self, lr: float) -> None:
-        self.lr = lr
-
-    def start(self, params: Tensors) -> Tensors:
-        first = next(iter(params.values()))
-        zero = {f"{m}.{name}": torch.zeros_like(p) for m in "mv" for name, p in params.items()}
-        return {**zero, "steps": first.new_zeros(len(first))}
-
-    def update(
-        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
-    ) -> tuple[Tensors, Tensors, Tensors]:
-        new, updates = {"steps": task["steps"] + 1}, {}
-        for name, g in gradients.items():
-            m = new[f"m.{name}"] = 0.9 * task[f"m.{name}"] + 0.1 * g
-            v = new[f"v.{name}"] = 0.999 * task[f"v.{name}"] + 0.001 * g**2
-            t = new["steps"].view(-1, *[1] * (g.ndim - 1))
-            # Inside the root, so that its derivative at zero is finite.
-            updates[name] = self.lr * m / (1 - 0.9**t) / (v / (1 - 0.999**t) + 1e-16).sqrt()
-        return updates, carried, new
-
-
 def reptile() -> Learner:
     return Reptile(Model())
 
 
 def proto_net() -> Learner:
     return ProtoNet(Model().body)
-
-
-def proto_maml(**options: Any) -> MetaLearner:
-    return ProtoMAML(Model(), rule=SGD(0.1), steps=3, **options)
-
-
-def proto_maml_with_sharing() -> Learner:
-    rule = Chain(sharing=GradientSharing(), sgd=SGD(0.1))
-    return ProtoMAML(Model(), rule=rule, steps=3)
-
-
-def with_adam(**options: Any) -> MetaLearner:
-    return MetaLearner(Model(), Adam(0.05), steps=3, **options)
 
 
 def evaluation_loss(learner: Learner, meta: Tensors, carried: Tensors) -> float:
@@ -230,11 +167,29 @@ def evaluation_loss(learner: Learner, meta: Tensors, carried: Tensors) -> float:
     return float(mean_losses(outputs, held_out.query_y).mean())
 
 
-@pytest.mark.parametrize(
-    "make", [reptile, proto_net, proto_maml, proto_maml_with_sharing, with_adam]
-)
-def test_each_learner_learns(make: Any) -> None:
-    learner: Learner = make()
+OURS = {
+    "ANIL": lambda model: methods.anil(model, inner_lr=0.3),
+    "BOIL": lambda model: methods.boil(model, inner_lr=0.3),
+    "ALFA": methods.alfa,
+    "ProtoMAML": methods.proto_maml,
+    "ProtoNet": methods.protonet,
+    "Reptile": methods.reptile,
+    "iMAML": lambda model: methods.imaml(model, steps=5),
+    "Adam": lambda model: methods.maml(model, rule=Adam(), inner_lr=0.05),
+}
+
+
+@pytest.mark.parametrize("make", [reptile, proto_net], ids=lambda make: make.__name__)
+def test_a_learner_by_the_contract_alone_learns(make: Callable[[], Learner]) -> None:
+    require_learning(make())
+
+
+@pytest.mark.parametrize("make", OURS.values(), ids=OURS)
+def test_each_method_of_the_field_learns(make: Callable[[nn.Module], MetaLearner]) -> None:
+    require_learning(make(Model()).laid_out(tasks_at_a_time=None, recompute=False))
+
+
+def require_learning(learner: Learner) -> None:
     meta, carried = learner.init()
     before = evaluation_loss(learner, meta, carried)
     optimizer = torch.optim.Adam(meta.values(), lr=0.02)
@@ -291,74 +246,3 @@ def test_proto_nets_gradient_is_that_of_its_formula() -> None:
     total.backward()  # type: ignore[no-untyped-call]
     expected = {name: p.grad for name, p in body.named_parameters() if p.grad is not None}
     assert_equal(outer_gradients(proto_net(), batch), expected)
-
-
-def literal(batch: TaskBatch, *, prototypes: bool, adam: bool) -> dict[str, Tensor]:
-    """The meta-gradient of three inner steps, from the prototypes or the head, by Adam or SGD."""
-    model = Model()
-    meta = {n: p.detach().requires_grad_() for n, p in model.named_parameters()}
-    total = torch.zeros(()).double()
-    for t in range(len(batch)):
-        theta = {name: 1 * p for name, p in meta.items()}
-        if prototypes:
-            embedded = torch.tanh(
-                batch.support_x[t] @ meta["body.0.weight"].T + meta["body.0.bias"]
-            )
-            means = [embedded[batch.support_y[t] == way].mean(0) for way in range(WAYS)]
-            theta["head.weight"] = torch.stack([2 * mean for mean in means])
-            theta["head.bias"] = torch.stack([-(mean @ mean) for mean in means])
-        m = {n: torch.zeros_like(p) for n, p in theta.items()}
-        v = {n: torch.zeros_like(p) for n, p in theta.items()}
-        for k in range(1, 4):
-            loss = F.cross_entropy(
-                functional_call(model, theta, batch.support_x[t]), batch.support_y[t]
-            )
-            found = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
-            for name, g in zip(list(theta), found, strict=True):
-                if adam:
-                    m[name] = 0.9 * m[name] + 0.1 * g
-                    v[name] = 0.999 * v[name] + 0.001 * g**2
-                    root = torch.sqrt(v[name] / (1 - 0.999**k) + 1e-16)
-                    theta[name] = theta[name] - 0.05 * (m[name] / (1 - 0.9**k)) / root
-                else:
-                    theta[name] = theta[name] - 0.1 * g
-        outputs = functional_call(model, theta, batch.query_x[t])
-        total = total + F.cross_entropy(outputs, batch.query_y[t]) / len(batch)
-    found = torch.autograd.grad(
-        total, list(meta.values()), allow_unused=True, materialize_grads=True
-    )
-    return dict(zip(meta, found, strict=True))
-
-
-@LAYOUTS
-def test_proto_mamls_gradient_goes_through_the_prototypes(layout: dict[str, Any]) -> None:
-    batch = tasks(1)
-    assert_equal(
-        outer_gradients(proto_maml(**layout), batch), literal(batch, prototypes=True, adam=False)
-    )
-
-
-@LAYOUTS
-def test_adams_meta_gradient_is_that_of_a_literal_loop(layout: dict[str, Any]) -> None:
-    batch = tasks(1)
-    assert_equal(
-        outer_gradients(with_adam(**layout), batch), literal(batch, prototypes=False, adam=True)
-    )
-
-
-def test_adam_in_the_inner_loop_ends_where_pytorchs_adam_does() -> None:
-    batch, learner = tasks(1), with_adam()
-    adapted = learner.adapt(*learner.init(), batch, steps=7)
-    for t in range(len(batch)):
-        model = Model()
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-        for _ in range(7):
-            optimizer.zero_grad()
-            F.cross_entropy(model(batch.support_x[t]), batch.support_y[t]).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        for name, p in model.named_parameters():
-            assert torch.allclose(adapted.params[name][t], p, atol=1e-4)  # ε is elsewhere
-
-
-def test_adam_has_the_properties_of_a_rule() -> None:
-    check_rule(Adam(0.05))

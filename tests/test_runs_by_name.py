@@ -14,6 +14,8 @@ import torch
 import gradshare as gs
 from gradshare import config as configs
 from gradshare.config import RunConfig, open_run, stored, train
+from gradshare.config.names import REGISTERED
+from gradshare.config.settings import WITHOUT_SHARING
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.training.folder import RunFolder
 from tests import own
@@ -50,6 +52,36 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def test_a_run_keeps_its_configuration(run: Path) -> None:
     assert stored(run) == RunConfig(**SIGNALS, data_root=Path("data").absolute())
     assert [record.epoch for record in open_run(run).history] == [1, 2]
+
+
+@pytest.mark.parametrize("method", REGISTERED["method"])
+def test_each_method_is_trained_opened_again_and_classifies(method: str, tmp_path: Path) -> None:
+    settings = {**SIGNALS, "method": method}
+    if method == "protonet":  # which takes no inner steps
+        del settings["inner_steps"]
+    run = train(RunConfig(**settings), tmp_path / "run")
+    require_use(run)
+    assert any(name.endswith("sharing.m") for name in run.tensors()[0]) == (
+        method not in WITHOUT_SHARING
+    )
+
+
+@pytest.mark.parametrize("rule", REGISTERED["rule"])
+def test_each_inner_optimiser_has_a_name(rule: str, tmp_path: Path) -> None:
+    require_use(train(RunConfig(**SIGNALS, rule=rule), tmp_path / "run"))
+
+
+def require_use(run: gs.Run) -> None:
+    """Raise AssertionError unless a run's figures are had again from its folder alone."""
+    again = open_run(run.path)
+    assert run.test is not None
+    assert again.test == run.test
+    source = configs.build(stored(run.path)).test
+    assert source is not None
+    assert again.evaluate(source, tasks=3).values["accuracy"] == run.test.single["accuracy"]
+    task = source.batch([0])
+    classifier = gs.FewShotClassifier(again).fit(task.support_x[0], list("abc"))
+    assert classifier.predict_proba(task.query_x[0]).shape == (6, 3)
 
 
 def test_settings_that_are_not_a_configuration_are_refused(tmp_path: Path) -> None:

@@ -102,6 +102,22 @@ def test_arms_of_a_seed_start_the_same_and_the_callers_generators_are_untouched(
     assert len(set(starts["a"])) == 2
 
 
+def test_methods_of_each_kind_are_compared_and_start_from_the_same_weights(tmp_path: Path) -> None:
+    methods: dict[str, Any] = {
+        "maml": gs.maml,
+        "proto-maml": gs.proto_maml,
+        "reptile": gs.reptile,
+        "imaml": lambda model: gs.imaml(model, steps=2),
+        "protonet": gs.protonet,
+    }
+    made: Arms = {name: lambda make=make: make(net()) for name, make in methods.items()}  # type: ignore[misc]
+    comparison = here(tmp_path / "out", made, epochs=1, seeds=[1])
+    assert {run.arm: len(run.test["accuracy"]) for run in comparison.results.runs} == (
+        dict.fromkeys(methods, 8)
+    )
+    assert not any("starts with another" in note for note in comparison.results.notes)
+
+
 def test_what_starts_differently_is_noted_and_what_starts_the_same_with_each_seed_too(
     tmp_path: Path,
 ) -> None:

@@ -9,8 +9,10 @@ import torch
 
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import (
+    ALFA,
     LSLR,
     SGD,
+    Adam,
     Chain,
     DetachedSharing,
     ForgottenAtTest,
@@ -18,8 +20,11 @@ from gradshare.inner_loop import (
     Held,
     LearnedRates,
     MetaSGD,
+    Momentum,
     OwnGradient,
+    Proximal,
     RateControl,
+    RMSprop,
     Step,
     Tensors,
     UnnormalizedSharing,
@@ -28,7 +33,7 @@ from gradshare.inner_loop import (
 from gradshare.testing import check_rule
 
 
-class Momentum(UpdateRule):
+class OwnMomentum(UpdateRule):
     """A rule as a user would write it. Its β is float32 whatever the model is."""
 
     def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
@@ -48,6 +53,11 @@ RULES = [
     SGD(0.1),
     MetaSGD(0.1),
     LSLR(0.1),
+    ALFA(0.1),
+    Momentum(),
+    RMSprop(),
+    Adam(),
+    Proximal(0.5),
     GradientSharing(),
     GradientSharing(norm="per-tensor"),
     UnnormalizedSharing(),
@@ -58,7 +68,7 @@ RULES = [
     OwnGradient(norm="per-tensor"),
     LearnedRates(),
     Held(GradientSharing(), {"m": 1.0, "lambda": 0.0}),
-    Momentum(),
+    OwnMomentum(),
     Chain(sharing=GradientSharing(), momentum=Momentum(), lslr=LSLR(0.1)),
 ]
 
@@ -74,31 +84,31 @@ def test_the_callers_random_numbers_and_grad_mode_are_left_alone() -> None:
     expected = torch.rand(2)
     torch.manual_seed(3)
     with torch.no_grad():
-        check_rule(Momentum())
+        check_rule(OwnMomentum())
     assert torch.equal(torch.rand(2), expected)
 
 
-class ChangesState(Momentum):
+class ChangesState(OwnMomentum):
     def update(self, gradients: Tensors, meta: Tensors, carried: Any, task: Any, step: Step) -> Any:
         for name, g in gradients.items():
             task[name].mul_(0.5).add_(g)
         return task, carried, task
 
 
-class ReplacesState(Momentum):
+class ReplacesState(OwnMomentum):
     def update(self, gradients: Tensors, meta: Tensors, carried: Any, task: Any, step: Step) -> Any:
         for name, g in gradients.items():
             task[name] = task[name] + g
         return task, carried, task
 
 
-class MovesParameters(Momentum):
+class MovesParameters(OwnMomentum):
     def update(self, gradients: Tensors, meta: Tensors, carried: Any, task: Any, step: Step) -> Any:
         step.params["bias"].sub_(gradients["bias"])
         return gradients, carried, task
 
 
-class Counts(Momentum):
+class Counts(OwnMomentum):
     calls = 0
 
     def update(self, gradients: Tensors, meta: Tensors, carried: Any, task: Any, step: Step) -> Any:
@@ -106,12 +116,12 @@ class Counts(Momentum):
         return {n: g / self.calls for n, g in gradients.items()}, carried, task
 
 
-class Draws(Momentum):
+class Draws(OwnMomentum):
     def update(self, gradients: Tensors, meta: Tensors, carried: Any, task: Any, step: Step) -> Any:
         return {n: g + torch.randn_like(g) for n, g in gradients.items()}, carried, task
 
 
-class ScalarState(Momentum):
+class ScalarState(OwnMomentum):
     def start(self, params: Tensors) -> Tensors:
         return {"count": torch.zeros(())}
 
@@ -119,7 +129,7 @@ class ScalarState(Momentum):
         return gradients, carried, {"count": task["count"] + 1}
 
 
-class CarriesAtTest(Momentum):
+class CarriesAtTest(OwnMomentum):
     def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         return {}, {"count": torch.zeros(())}
 
@@ -127,7 +137,7 @@ class CarriesAtTest(Momentum):
         return gradients, {"count": carried["count"] + 1}, task
 
 
-class MeanOverTasks(Momentum):
+class MeanOverTasks(OwnMomentum):
     """Right in training by one process, and nowhere else."""
 
     only_in_training = False
@@ -142,7 +152,7 @@ class MeanOverTasksInTraining(MeanOverTasks):
     only_in_training = True
 
 
-class Normalizes(Momentum):
+class Normalizes(OwnMomentum):
     """0/0 at a zero gradient."""
 
     def update(self, gradients: Tensors, meta: Tensors, carried: Any, task: Any, step: Step) -> Any:
@@ -153,7 +163,7 @@ class Normalizes(Momentum):
         return updates, carried, task
 
 
-class Adam(Momentum):
+class OwnAdam(OwnMomentum):
     """Finite at a zero gradient, but the derivative of its root is not."""
 
     def update(self, gradients: Tensors, meta: Tensors, carried: Any, task: Any, step: Step) -> Any:
@@ -162,13 +172,13 @@ class Adam(Momentum):
         return updates, carried, squares
 
 
-class LooksAtGraphs(Momentum):
+class LooksAtGraphs(OwnMomentum):
     def update(self, gradients: Tensors, meta: Tensors, carried: Any, task: Any, step: Step) -> Any:
         scale = 2.0 if step.losses.requires_grad else 1.0
         return {n: scale * g for n, g in gradients.items()}, carried, task
 
 
-class CountsStepsItself(Momentum):
+class CountsStepsItself(OwnMomentum):
     def start(self, params: Tensors) -> Tensors:
         return {"k": torch.zeros(len(params["bias"]), dtype=torch.int64)}
 
@@ -208,7 +218,7 @@ BROKEN: list[tuple[type[UpdateRule], str]] = [
     (MeanOverTasks, f"MeanOverTasks{BESIDE}"),
     (MeanOverTasksInTraining, f"MeanOverTasksInTraining{BESIDE}"),
     (Normalizes, f"Normalizes{AT_ZERO}"),
-    (Adam, f"Adam{AT_ZERO}"),
+    (OwnAdam, f"OwnAdam{AT_ZERO}"),
     (
         LooksAtGraphs,
         "LooksAtGraphs has other results with tasks_at_a_time=1 and recompute=True; compute from "
@@ -234,11 +244,13 @@ def test_a_rule_without_a_property_fails_with_a_sentence(
 
 
 def test_wrong_names_and_shapes_and_what_is_not_a_rule_are_config_errors() -> None:
-    class Broadcasts(Momentum):
+    class Broadcasts(OwnMomentum):
         def update(self, gradients: Tensors, meta: Any, carried: Any, task: Any, step: Step) -> Any:
             return {n: g.mean(0) for n, g in gradients.items()}, carried, task
 
     with pytest.raises(ConfigError, match=r"Broadcasts.update returned updates with 'weight' of"):
         check_rule(Broadcasts())
-    with pytest.raises(ConfigError, match=r"rule is the class Momentum; call it: Momentum\(…\)"):
-        check_rule(Momentum)  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigError, match=r"rule is the class OwnMomentum; call it: OwnMomentum\(…\)"
+    ):
+        check_rule(OwnMomentum)  # type: ignore[arg-type]

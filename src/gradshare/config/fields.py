@@ -132,7 +132,8 @@ class Settings(BaseModel):
 
     method: str = Field(
         "maml",
-        description="meta-learning method: maml, meta-sgd, maml++, unicorn-maml, or an import path",
+        description="meta-learning method: maml, meta-sgd, maml++, unicorn-maml, anil, boil, alfa, "
+        "proto-maml, reptile, imaml, protonet, or an import path",
     )
     method_option: Options = _options("method", "such as head=classifier")
     model: str = Field(
@@ -141,18 +142,25 @@ class Settings(BaseModel):
         "or an import path",
     )
     model_option: Options = _options("model", "such as drop_rate=0.2")
+    init_from: HomePath | None = Field(
+        None,
+        description="start from the weights in this file: safetensors, or a state dictionary that "
+        "torch.save wrote; a head of another shape starts as it is",
+    )
     rule: str | None = Field(
         None,
-        description="import path of an update rule of your own, which comes after sharing and "
-        "before the inner learning rate",
+        description="inner optimiser before the multiplication by the inner learning rate: "
+        "momentum, rmsprop, adam, or the import path of an update rule of your own",
     )
-    rule_option: Options = _options("rule", "such as beta=0.9")
+    rule_option: Options = _options("rule", "such as beta1=0.5")
     loss: str = Field(
         "cross-entropy", description="inner and outer loss: cross-entropy, mse, or an import path"
     )
     loss_option: Options = _options("loss", "such as label_smoothing=0.1")
     sharing: bool = Field(
-        True, description="share gradients between tasks; off by default where --rule is given"
+        True,
+        description="share gradients between tasks; off by default where --rule is given, and for "
+        "reptile, imaml and protonet, which cannot share",
     )
     sharing_control: SharingControl | None = Field(
         None,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.config.features import feature_defaults, features_of, splits_of_features
@@ -35,6 +35,7 @@ from gradshare.inner_loop import (
     UpdateRule,
 )
 from gradshare.methods import Learner, MetaLearner
+from gradshare.models.weights import load_weights
 from gradshare.tasks import ImageStore, Normalization, Splits, TaskBatch, TaskSource, image_splits
 from gradshare.tasks.datasets import open_dataset
 from gradshare.tasks.source import prepared
@@ -115,14 +116,17 @@ def build(config: RunConfig) -> Parts:
 def resolved(config: RunConfig) -> RunConfig:
     """The configuration as a run stores it, so that it means the same wherever it is read.
 
-    The data root is absolute. A setting that was not given, but for which a dataset, model or
+    Paths are absolute. A setting that was not given, but for which a dataset, model or
     method of the user's own has a default, such as `def make_splits(shots=4)`, has that default;
     so has one for which runs on features have another.
 
     Raises:
         ConfigError: an import path cannot be imported, or a default is out of bounds.
     """
-    changes = {"data_root": config.data_root.absolute(), **feature_defaults(config)}
+    changes: dict[str, Any] = {"data_root": config.data_root.absolute()}
+    changes |= feature_defaults(config)
+    if config.init_from is not None:
+        changes["init_from"] = config.init_from.absolute()
     for kind in ("dataset", "model", "method"):
         name = getattr(config, kind)
         function = load(kind, name) if is_import_path(name) else None
@@ -186,8 +190,11 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
         given |= {"channels": x.shape[2], "image_size": x.shape[-1]}
     elif isinstance(x, Tensor) and x.ndim == 3:  # (1, n, D)
         given |= {"features": x.shape[2]}
+    model = _call(config, "model", given)
+    if config.init_from is not None and isinstance(model, nn.Module):
+        load_weights(model, config.init_from)
     given = {
-        "model": _call(config, "model", given),
+        "model": model,
         "steps": config.inner_steps,
         "inner_lr": config.inner_rate,
         "second_order": config.order == "second",

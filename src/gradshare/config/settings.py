@@ -29,6 +29,9 @@ SHARES_NOTHING: frozenset[SharingControl] = frozenset(
 )
 """The controls in which no task sees another. The others leave out a part of sharing."""
 
+WITHOUT_SHARING = ("reptile", "imaml", "protonet")
+"""The methods that have no differentiable inner loop in which tasks could share gradients."""
+
 ARM_FIELDS = ("sharing", "sharing_control", "fixed_lambda", "fixed_m")
 """The settings that tell arms apart."""
 
@@ -74,10 +77,11 @@ class RunConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _a_rule_of_ones_own_shares_nothing_unless_asked(cls, settings: Any) -> Any:
-        if settings.get("rule") is None or settings.get("sharing_control") is not None:
-            return settings
-        return {"sharing": False, **settings}
+    def _where_sharing_is_off_by_default(cls, settings: Any) -> Any:
+        rule = settings.get("rule") is not None and settings.get("sharing_control") is None
+        if rule or settings.get("method") in WITHOUT_SHARING:
+            return {"sharing": False, **settings}
+        return settings
 
     @field_validator("dataset", "model", "method", "rule", "loss")
     @classmethod

@@ -36,14 +36,20 @@ class OuterStep:
     carried: Tensors
 
 
+ABSENT = -1e9
+"""The output for a class that a task lacks and others beside it have: it is never predicted."""
+
+
 def joined(parts: Sequence[OuterStep]) -> OuterStep:
     """The outer step of a batch, from those of parts of it that share nothing."""
     if len(parts) == 1:
         return parts[0]
+    width = max(part.outputs.shape[-1] for part in parts)
+    outputs = [F.pad(y, (0, width - y.shape[-1]), value=ABSENT) for y in (p.outputs for p in parts)]
     return OuterStep(
         torch.cat([part.objective for part in parts]),
         torch.cat([part.losses for part in parts]),
-        torch.cat([part.outputs for part in parts]),
+        torch.cat(outputs),
         parts[-1].carried,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import reprlib
 from collections.abc import Callable
 from typing import Literal, Self
@@ -34,7 +33,12 @@ from gradshare.methods.learner import (
     require_state,
 )
 from gradshare.methods.multi_step_loss import MultiStepLoss
-from gradshare.methods.network import Network, Precision
+from gradshare.methods.network import (
+    Network,
+    Precision,
+    batch_norm_parameters,
+    require_inductive,
+)
 from gradshare.methods.task_losses import TaskLosses
 from gradshare.models import BatchNormMode
 from gradshare.tasks.batch import TaskBatch
@@ -116,12 +120,7 @@ class MetaLearner:
         self.tasks_at_a_time = tasks_at_a_time
         self.recompute = recompute
         self.separate = False
-        norms = self.network.batch_norms()
-        in_norms = {
-            f"{path}.{name}".lstrip(".")
-            for path, module in norms.items()
-            for name, _ in module.named_parameters()
-        }
+        in_norms = batch_norm_parameters(model)
         adapts = adapts or (lambda name: name not in in_norms)
         trainable = [name for name, p in model.named_parameters() if p.requires_grad]
         self.adapted = tuple(name for name in trainable if adapts(name))
@@ -133,14 +132,8 @@ class MetaLearner:
                 f"gradients ({found}), and let `adapts` choose at least one"
             )
         of_batch = self.network.uses_batch_statistics
-        takes_support = "support" in inspect.signature(model.forward).parameters
-        if of_batch and batch_norm == "inductive" and not takes_support:
-            raise ConfigError(
-                f"inductive batch norm needs {type(model).__name__}.forward(x, support), where the "
-                "support inputs supply the statistics; put them in front of x, pass their number "
-                "to each gradshare.models.BatchNorm2d as `statistics_from` (see Conv4), or choose "
-                "the transductive mode"
-            )
+        if of_batch and batch_norm == "inductive":
+            require_inductive(model)
         self.per_step = in_norms.intersection(self.shared if per_step_batch_norm else ())
         # Without batch statistics a prediction depends on no other query in any mode.
         self.inductive = batch_norm == "inductive" and of_batch
@@ -194,14 +187,15 @@ class MetaLearner:
         parameters = dict(self.model.named_parameters())
         return {name: parameters[name].detach() for name in (*self.adapted, *self.shared)}
 
-    def start(self, theta: Tensors, tasks: TaskBatch) -> dict[str, Tensor]:
-        """The (T, …) parameters from which tasks start: the initialisation.
+    def start(self, meta: Tensors, tasks: TaskBatch, *, training: bool) -> dict[str, Tensor]:
+        """The (T, …) adapted parameters from which tasks start: the initialisation.
 
         Args:
-            theta: the adapted parameters of the initialisation.
+            meta: the meta-parameters.
             tasks: a subclass may use their support sets.
+            training: whether this is meta-training.
         """
-        return {name: for_all_tasks(t, len(tasks)) for name, t in theta.items()}
+        return {n: for_all_tasks(meta[f"{MODEL}.{n}"], len(tasks)) for n in self.adapted}
 
     def outer_step(
         self,
@@ -321,6 +315,20 @@ class MetaLearner:
         T, size = len(tasks), self.tasks_at_a_time or len(tasks)
         return [slice(start, min(start + size, T)) for start in range(0, T, size)]
 
+    def support_losses(
+        self, params: Tensors, shared: Tensors, tasks: TaskBatch, *, training: bool
+    ) -> Tensor:
+        """The (T,) losses of the support sets at some parameters (T, …)."""
+        outputs = self.network(
+            params,
+            shared,
+            tasks.support_x,
+            sizes=tasks.support_n,
+            training=training,
+            together=self.tasks_at_a_time != 1,
+        )
+        return self.losses(outputs, tasks.support_y, tasks.support_n)
+
     def _query_losses(
         self, meta: Tensors, adapted: Adapted, tasks: TaskBatch
     ) -> tuple[Tensor, Tensor]:
@@ -367,24 +375,16 @@ class MetaLearner:
         sum_over_tasks: SumOverTasks | None,
         each_step: bool = False,
     ) -> Adaptation:
+        training = sum_over_tasks is not None
+
         def support_losses(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
-            part = tasks[chunk]
-            outputs = self.network(
-                params,
-                shared,
-                part.support_x,
-                sizes=part.support_n,
-                training=sum_over_tasks is not None,
-                together=self.tasks_at_a_time != 1,
-            )
-            return self.losses(outputs, part.support_y, part.support_n)
+            return self.support_losses(params, shared, tasks[chunk], training=training)
 
         require_state(self._shapes, meta, carried)
         require_labels(self.loss, tasks)
-        theta = {name: meta[f"{MODEL}.{name}"] for name in self.adapted}
         return adapt(
             support_losses,
-            self.start(theta, tasks),
+            self.start(meta, tasks, training=training),
             self.rule,
             {name: t for name, t in meta.items() if not name.startswith(f"{MODEL}.")},
             carried,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 Precision = Literal["float32", "bfloat16"]
 """What a model computes in: "bfloat16" is mixed precision, by `torch.autocast`."""
 
+BATCH_NORMS = (BatchNorm2d, nn.modules.batchnorm._BatchNorm)
 NORMS = (BatchNorm2d, nn.modules.batchnorm._NormBase)
 ATTENTIVE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -52,7 +54,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, *, precision: Precision = "float32") -> None:
-        _require_usable(model)
+        require_usable(model)
         self.model = model
         self.precision = precision
         self.vmaps = True
@@ -156,17 +158,13 @@ class Network:
                 owner._parameters[key] = nn.Parameter(tensor.detach().clone(), requires_grad=False)
         return private.module.to(next(iter(params.values())).device)
 
-    def batch_norms(self) -> dict[str, nn.Module]:
-        """The batch-norm layers by name."""
-        kinds = (BatchNorm2d, nn.modules.batchnorm._BatchNorm)
-        modules = self._training.module.named_modules()
-        return {name: module for name, module in modules if isinstance(module, kinds)}
-
     @property
     def uses_batch_statistics(self) -> bool:
         """Whether an output depends on the other inputs of its batch, by batch norm."""
-        norms = self.batch_norms().values()
-        return any(not getattr(module, "track_running_stats", False) for module in norms)
+        return any(
+            isinstance(module, BATCH_NORMS) and not getattr(module, "track_running_stats", False)
+            for module in self._training.module.modules()
+        )
 
 
 class _Copy:
@@ -238,6 +236,27 @@ def _working(owner: nn.Module, key: str, buffer: Tensor | None) -> tuple[Tensor 
     return copied, 0 if copied is None else copied._version
 
 
+def batch_norm_parameters(model: nn.Module) -> set[str]:
+    """The names of γ and β of all batch-norm layers."""
+    return {
+        f"{path}.{name}".lstrip(".")
+        for path, module in model.named_modules()
+        if isinstance(module, BATCH_NORMS)
+        for name, _ in module.named_parameters()
+    }
+
+
+def require_inductive(model: nn.Module) -> None:
+    """Raise ConfigError unless other inputs can supply the batch statistics of a model."""
+    if "support" not in inspect.signature(model.forward).parameters:
+        raise ConfigError(
+            f"inductive batch norm needs {type(model).__name__}.forward(x, support), where the "
+            "support inputs supply the statistics; put them in front of x, pass their number "
+            "to each gradshare.models.BatchNorm2d as `statistics_from` (see Conv4), or choose "
+            "the transductive mode"
+        )
+
+
 def call_module(module: Callable[..., Any], x: Tree, support: Tree | None = None) -> Any:
     """Call a module with a tuple as positional arguments and a dictionary as keyword arguments."""
     extra = {} if support is None else {"support": support}
@@ -297,7 +316,7 @@ def _say_once(model: str, first: str, count: int) -> None:
     )
 
 
-def _require_usable(model: object) -> None:
+def require_usable(model: object) -> None:
     """Raise ConfigError unless `model` is a module that can be called with other parameters."""
     if not isinstance(model, nn.Module):
         kind = f"class {model.__name__}" if isinstance(model, type) else type(model).__name__

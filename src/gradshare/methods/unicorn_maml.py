@@ -6,58 +6,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from gradshare.errors import ConfigError
 from gradshare.inner_loop import SGD, Chain, Tensors, UpdateRule
+from gradshare.methods.head import AnyWays, members
+from gradshare.methods.learner import ABSENT
 from gradshare.methods.maml import Sharing, sharing_rule
-from gradshare.methods.meta_learner import MetaLearner
+from gradshare.methods.meta_learner import MODEL
 from gradshare.tasks.batch import TaskBatch
 
 
-class UnicornMAML(MetaLearner):
-    """A meta-learner that repeats one row of its head for each class of a task.
+class UnicornMAML(AnyWays):
+    """A meta-learner that repeats one learned row of its head for each class of a task."""
 
-    Args:
-        model: see `MetaLearner`; its head is a linear layer with any number of outputs.
-        rule: see `MetaLearner`.
-        head: the name of the head; None for the last linear layer of the model.
-        **options: of `MetaLearner`.
-
-    Raises:
-        ConfigError: there is no such linear layer, or the inner loop does not adapt it.
-    """
-
-    def __init__(
-        self, model: nn.Module, rule: UpdateRule, *, head: str | None = None, **options: Any
-    ) -> None:
-        super().__init__(model, rule, **options)
-        linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-        head = linear[-1] if head is None and linear else head
-        self.head = tuple(
-            name
-            for name in (f"{head}.weight".lstrip("."), f"{head}.bias".lstrip("."))
-            if name in self.adapted
-        )
-        if head not in linear or f"{head}.weight".lstrip(".") not in self.head:
-            raise ConfigError(
-                f"the head {head!r} is not a linear layer that the inner loop adapts; name one "
-                f"of {linear}"
-            )
-
-    def initial_parameters(self) -> dict[str, Tensor]:
-        """The model's parameters, with the first row of the head alone."""
-        theta = super().initial_parameters()
-        return {name: t[:1] if name in self.head else t for name, t in theta.items()}
-
-    def start(self, theta: Tensors, tasks: TaskBatch) -> dict[str, Tensor]:
+    def start(self, meta: Tensors, tasks: TaskBatch, *, training: bool) -> dict[str, Tensor]:
         """The initialisation, with the head's row repeated for each class of the tasks."""
-        ways = int(tasks.support_y.max()) + 1
-        repeated = {
-            name: t.expand(ways, *t.shape[1:]) if name in self.head else t
-            for name, t in theta.items()
-        }
-        return super().start(repeated, tasks)
+        present = members(tasks).any(1)
+        rows = {f"{MODEL}.{name}": meta[f"{MODEL}.{name}"] for name in self.head}
+        repeated = {n: row.expand(present.shape[1], *row.shape[1:]) for n, row in rows.items()}
+        theta = super().start({**meta, **repeated}, tasks, training=training)
+        return theta | {n: torch.where(present, theta[n], ABSENT) for n in self.head[1:]}  # biases
 
     def parts(self, tasks: TaskBatch) -> list[slice]:
         """All tasks together if they differ in their number of classes, since the head has outputs

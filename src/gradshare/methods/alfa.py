@@ -1,0 +1,36 @@
+"""ALFA (Baik et al., 2020), with or without gradient sharing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from gradshare.inner_loop import ALFA, Chain, UpdateRule
+from gradshare.methods.maml import Sharing, sharing_rule
+from gradshare.methods.meta_learner import MetaLearner
+
+
+def alfa(
+    model: nn.Module,
+    *,
+    steps: int = 5,
+    inner_lr: float = 0.1,
+    sharing: Sharing = False,
+    rule: UpdateRule | None = None,
+    **options: Any,
+) -> MetaLearner:
+    """MAML whose rates and weight decay a small learned network generates for each tensor, task and
+    step, from the means of the weights and gradients. `gradshare.ALFA` has the equations, and what
+    the reference code does differently.
+
+    Args:
+        model: see `maml`.
+        steps: K, the number of inner steps.
+        inner_lr: the initial value of the rates. (The reference: 0.01.)
+        sharing: see `maml`. The network gets the means of the mixed gradients.
+        rule: see `maml`.
+        **options: of `MetaLearner`.
+    """
+    chain = Chain(sharing=sharing_rule(sharing), rule=rule, alfa=ALFA(inner_lr))
+    return MetaLearner(model, chain, steps=steps, **options)

@@ -1,0 +1,139 @@
+"""Reptile (Nichol et al., 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from gradshare.inner_loop import (
+    SGD,
+    Chain,
+    SumOverTasks,
+    Tensors,
+    UpdateRule,
+    sum_over_local_tasks,
+)
+from gradshare.methods.learner import Adapted, Loss, OuterStep
+from gradshare.methods.meta_learner import MetaLearner
+from gradshare.methods.network import Precision
+from gradshare.models import BatchNormMode
+from gradshare.tasks.batch import TaskBatch, Tree, first_leaf, leaves, tree_map
+
+
+class Reptile(MetaLearner):
+    """A meta-learner that moves the initialisation towards adapted parameters; see `reptile`.
+
+    Args:
+        model: see `MetaLearner`.
+        rule: see `MetaLearner`.
+        scale: α, by which the distance to the adapted parameters is divided.
+        **options: of `MetaLearner`.
+    """
+
+    def __init__(self, model: nn.Module, rule: UpdateRule, *, scale: float, **options: Any) -> None:
+        super().__init__(model, rule, **options)
+        self.scale = scale
+
+    def outer_step(
+        self,
+        meta: Tensors,
+        carried: Tensors,
+        tasks: TaskBatch,
+        *,
+        iteration: int,
+        sum_over_tasks: SumOverTasks = sum_over_local_tasks,
+    ) -> OuterStep:
+        """The objective ‖θ - φ_t‖² / (2 α), whose gradient is Reptile's; see `Learner`.
+
+        The reported losses are of the queries, which the inner loop has adapted to.
+        """
+        adaptation = self._adapt(
+            meta,
+            carried,
+            with_queries(tasks),
+            steps=self.steps,
+            second_order=False,
+            sum_over_tasks=sum_over_tasks,
+        )
+        params = {name: t.detach() for name, t in adaptation.params[self.steps].items()}
+        start = self.start(meta, tasks, training=True)
+        differences = (start[name] - t for name, t in params.items())
+        squares = torch.stack([d.square().reshape(len(d), -1).sum(1) for d in differences]).sum(0)
+        with torch.no_grad():
+            losses, outputs = self._query_losses(meta, Adapted(params, self.steps), tasks)
+        return OuterStep(squares / (2 * self.scale), losses, outputs, adaptation.carried)
+
+
+def with_queries(tasks: TaskBatch) -> TaskBatch:
+    """The same tasks, with the queries as further examples of the support set."""
+    T, n, q = len(tasks), *(first_leaf(x).shape[1] for x in (tasks.support_x, tasks.query_x))
+    sizes = list(zip(tasks.support_n or [n] * T, tasks.query_n or [q] * T, strict=True))
+
+    def joined(support: Tree, queries: Tree) -> Tree:
+        others = (leaf for _, leaf in leaves(queries))
+
+        def of_leaf(tensor: Tensor) -> Tensor:
+            pairs = zip(tensor, next(others), sizes, strict=True)
+            return pad_sequence([torch.cat([a[:s], b[:u]]) for a, b, (s, u) in pairs], True)
+
+        return tree_map(of_leaf, support)
+
+    totals = [s + u for s, u in sizes]
+    return replace(
+        tasks,
+        support_x=joined(tasks.support_x, tasks.query_x),
+        support_y=joined(tasks.support_y, tasks.query_y),
+        support_n=totals if len(set(totals)) > 1 else None,
+    )
+
+
+def reptile(
+    model: nn.Module,
+    *,
+    steps: int = 5,
+    inner_lr: float = 0.1,
+    rule: UpdateRule | None = None,
+    loss: Loss = F.cross_entropy,
+    batch_norm: BatchNormMode = "transductive",
+    precision: Precision = "float32",
+) -> Reptile:
+    """Reptile: move the initialisation θ towards the parameters φ_t that K steps lead to.
+
+    The outer optimiser gets, as the gradient by θ,
+
+        (1/T) Σ_t (θ - φ_t) / α
+
+    No derivative of a derivative is taken, so memory does not grow with K, and nothing that a rule
+    has learned would get a gradient: Reptile does not share gradients. In training the inner loop
+    adapts to all examples of a task, its queries included, which the training loss and accuracy
+    are of too; validation and test adapt to the support set alone.
+
+    All parameters are adapted, batch norm's γ and β too, as in the reference code. That code draws
+    minibatches of a task's examples for its inner steps, and does not reset the inner Adam (with
+    β₁ = 0) between tasks. Here each step takes all examples, and a rule such as `Adam(beta1=0)`
+    starts anew in each task. The reference's outer step is SGD with a rate that falls to 0.
+
+    Args:
+        model: see `maml`.
+        steps: K, the number of inner steps.
+        inner_lr: α.
+        rule: your own rule, before the multiplication by α.
+        loss: the inner loss of one task.
+        batch_norm: see `MetaLearner`.
+        precision: see `MetaLearner`.
+    """
+    return Reptile(
+        model,
+        Chain(rule=rule, sgd=SGD(inner_lr)),
+        scale=inner_lr,
+        steps=steps,
+        loss=loss,
+        batch_norm=batch_norm,
+        precision=precision,
+        adapts=lambda _: True,
+    )

@@ -1,0 +1,72 @@
+"""Weights from a file, to start from."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from gradshare.errors import ConfigError
+
+# Where programs put the state dictionary in what they save.
+KEYS = ("state_dict", "model", "params", "network")
+# What `nn.DataParallel` and a checkpoint of gradshare put before the names.
+PREFIX = re.compile(r"^(module\.|meta/model\.)")
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load the weights of a network of the same kind. Nothing in the file is executed.
+
+    The last linear layer keeps its own weights where the file has none of its shape, as that of a
+    classifier of other classes has not.
+
+    Args:
+        model: is changed.
+        path: a safetensors file, or a state dictionary that `torch.save` wrote, also under a key
+            such as "state_dict".
+
+    Raises:
+        ConfigError: the file cannot be read, or lacks a weight of the network.
+    """
+    own = model.state_dict()
+    found = {name if name in own else PREFIX.sub("", name): t for name, t in _read(path).items()}
+    fitting = {n: t for n, t in found.items() if n in own and t.shape == own[n].shape}
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    head = tuple(f"{name}.{key}".lstrip(".") for name in linear[-1:] for key in ("weight", "bias"))
+    body = [name for name, _ in model.named_parameters() if name not in head]
+    missing = [name for name in body if name not in fitting]
+    if missing or not fitting:
+        name = missing[0] if missing else next(iter(own))
+        has = f"of shape {tuple(found[name].shape)}" if name in found else "missing"
+        raise ConfigError(
+            f"{path} does not fit {type(model).__name__}: {name!r} is {has}, and the network has "
+            f"{tuple(own[name].shape)} ({len(missing)} of {len(body)} tensors do not fit); give "
+            "weights of the same network, or choose the network of the weights"
+        )
+    model.load_state_dict(fitting, strict=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            loaded: Any = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"{path} cannot be read as weights ({reason:.100}); give a safetensors file, or one "
+            "that torch.save(model.state_dict(), …) wrote"
+        ) from error
+    for key in KEYS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    named = loaded.items() if isinstance(loaded, Mapping) else ()
+    return {str(name): tensor for name, tensor in named if isinstance(tensor, Tensor)}

@@ -1,0 +1,121 @@
+"""Weights from a file: what is loaded, what stays, and what is refused."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gradshare.config import RunConfig, build
+from gradshare.errors import ConfigError
+from gradshare.models.weights import load_weights
+from tests.own import Net
+from tests.test_runs_by_name import SIGNALS
+
+
+def net(classes: int, width: int = 4) -> Net:
+    return Net(classes, channels=2, width=width)
+
+
+def written(path: Path, tensors: Any) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("prefix", ["", "module.", "meta/model."])
+def test_all_weights_of_the_same_network_are_loaded(
+    prefix: str, suffix: str, tmp_path: Path
+) -> None:
+    theirs, ours = net(3), net(3)
+    tensors = {prefix + name: tensor for name, tensor in theirs.state_dict().items()}
+    load_weights(ours, written(tmp_path / f"weights{suffix}", tensors))
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, theirs.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "params", "network"])
+def test_the_state_dictionary_may_be_under_a_key(key: str, tmp_path: Path) -> None:
+    theirs, ours = net(3), net(3)
+    saved = {key: theirs.state_dict(), "epoch": 7}
+    load_weights(ours, written(tmp_path / "weights.pt", saved))
+    assert torch.equal(ours.head.weight, theirs.head.weight)
+
+
+@pytest.mark.parametrize("without_head", [False, True])
+def test_a_head_of_other_classes_stays_as_it_is(without_head: bool, tmp_path: Path) -> None:
+    theirs, ours = net(64), net(3)
+    before = ours.head.weight.detach().clone()
+    tensors = theirs.state_dict()
+    if without_head:
+        del tensors["head.weight"], tensors["head.bias"]
+    load_weights(ours, written(tmp_path / "weights.pt", tensors))
+    assert torch.equal(ours.conv.weight, theirs.conv.weight)
+    assert torch.equal(ours.head.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            net(3, width=8).state_dict(),
+            "does not fit Net: 'conv.weight' is of shape (8, 2, 3), and the network has (4, 2, 3) "
+            "(2 of 2 tensors do not fit); give weights of the same network, or choose",
+        ),
+        ({"other": torch.ones(3)}, "does not fit Net: 'conv.weight' is missing"),
+        ([1, 2], "does not fit Net: 'conv.weight' is missing"),
+    ],
+)
+def test_weights_of_another_network_are_refused(tensors: Any, message: str, tmp_path: Path) -> None:
+    path, ours = written(tmp_path / "weights.pt", tensors), net(3)
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    with pytest.raises(ConfigError) as error:
+        load_weights(ours, path)
+    assert str(error.value).startswith(f"{path} {message}")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
+
+
+class Runs:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_file_that_cannot_be_read_is_refused_and_nothing_in_it_runs(tmp_path: Path) -> None:
+    trap = tmp_path / "trap.pt"
+    torch.save({"weight": Runs(tmp_path / "ran")}, trap)
+    plain = tmp_path / "plain.pt"
+    plain.write_bytes(pickle.dumps(Runs(tmp_path / "ran"), protocol=2))
+    text, empty, cut = tmp_path / "text.pt", tmp_path / "empty.pt", tmp_path / "cut.safetensors"
+    text.write_text("weights")
+    empty.touch()
+    cut.write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    for path in (trap, plain, text, empty, cut, tmp_path, tmp_path / "absent.safetensors"):
+        with pytest.raises(ConfigError, match="cannot be read as weights") as error:
+            load_weights(net(3), path)
+        assert str(error.value).startswith(str(path))
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_starts_from_the_weights_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    theirs = net(64)
+    written(tmp_path / "weights.pt", theirs.state_dict())
+    learner = build(RunConfig(**SIGNALS, init_from="weights.pt")).learner
+    meta: dict[str, Tensor] = learner.init()[0]
+    assert torch.equal(meta["model.conv.weight"], theirs.conv.weight)
