@@ -99,6 +99,11 @@ def test_a_function_gets_what_it_names_alone(folder: Path) -> None:
             "SyntaxError: '(' was never closed (typo.py, line 1); correct the code, or the options "
             "that it is given",
         ),
+        (
+            "{}/program.py:Net",
+            "SystemExit: 0 ({}/program.py, line 2); correct the code, or the options that it is "
+            "given",
+        ),
         ("{}/nets.py:WIDTH", "it is 3; name a class or a function"),
         (
             "{}/nets.py:Net",
@@ -125,6 +130,17 @@ def test_what_cannot_be_imported_or_made_is_one_clear_error(
     (folder / "needs.py").write_text("import yaml\nimport absent\n")
     (folder / "reads.py").write_text("open('absent.csv')\n")
     (folder / "typo.py").write_text("print(\n")
+    (folder / "program.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(ConfigError) as error:
         call("model", name.format(folder), {}, {})
     assert str(error.value) == f"--model {name.format(folder)!r}: {message.format(folder)}"
+
+
+def test_an_error_inside_a_package_names_no_line_of_ours() -> None:
+    options = {"in_channels": 3, "out_channels": 2, "kernel_size": 1, "groups": 2}
+    with pytest.raises(ConfigError) as error:
+        call("model", "torch.nn:Conv2d", options, {})
+    assert str(error.value) == (
+        "--model 'torch.nn:Conv2d': ValueError: in_channels must be divisible by groups; correct "
+        "the code, or the options that it is given"
+    )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import Tensors
+from gradshare.inner_loop import Tensors, UpdateRule
 from gradshare.methods import maml, maml_plus_plus
 from gradshare.methods.meta_learner import MetaLearner
 from gradshare.models import Conv4
@@ -150,6 +150,29 @@ def test_a_module_that_counts_its_calls_is_refused_with_the_reason(
         str(error.value),
     )
     assert outer_gradients(maml(model, tasks_at_a_time=tasks_at_a_time))
+
+
+class CountingRule(UpdateRule):
+    """A rule that counts its calls, and takes longer steps with each."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def update(self, gradients: Any, meta: Any, carried: Any, task: Any, step: Any) -> Any:
+        self.calls += 1
+        return {n: 1e-3 * self.calls * g for n, g in gradients.items()}, carried, task
+
+
+@pytest.mark.parametrize("tasks_at_a_time", [1, None])
+def test_a_rule_that_counts_its_calls_is_refused_with_the_reason(
+    tasks_at_a_time: int | None,
+) -> None:
+    model = Conv4(ways=WAYS, image_size=16, channels=2, filters=4).double()
+    learner = MetaLearner(
+        model, CountingRule(), steps=2, recompute=True, tasks_at_a_time=tasks_at_a_time
+    )
+    with pytest.raises(ConfigError, match=r"the rule moved a parameter to a norm of .* before: it"):
+        outer_gradients(learner)
 
 
 def numbers_of_numpy() -> Callable[[], float]:

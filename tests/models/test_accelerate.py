@@ -186,6 +186,33 @@ def test_subclasses_stay_as_they_are() -> None:
     assert type(gs.accelerate(nn.Sequential(Own(3, 3, 3)))[0]) is Own
 
 
+def test_complex_convolutions_have_the_gradients_of_pytorch() -> None:
+    plain = nn.Conv2d(100, 100, 3, padding=1, dtype=torch.complex128)
+    x = torch.randn(5, 100, 12, 12, dtype=torch.complex128)
+    x = x.contiguous(memory_format=torch.channels_last)
+    first, second = (
+        torch.autograd.grad(net(x).abs().square().sum(), list(net.parameters()))
+        for net in (plain, gs.accelerate(plain))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Conv2d(100, 100, 3, padding=1), "expected input.* to have 100 channels, but got 50"),
+        (nn.BatchNorm2d(60, track_running_stats=False), "weight should contain 50 elements not 60"),
+    ],
+    ids=str,
+)
+def test_images_of_other_channels_raise_the_error_of_pytorch(
+    layer: nn.Module, message: str
+) -> None:
+    x = torch.randn(16, 50, 12, 12).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match=message):
+        gs.accelerate(layer)(x)
+
+
 def test_under_autocast_it_computes_what_it_computed() -> None:
     plain = network().float()
     fast = gs.accelerate(plain)

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import gradshare as gs
+from gradshare.errors import ConfigError
 from gradshare.training import layout as module
 from gradshare.training.folder import RunFolder
 from gradshare.training.layout import Layout, Memory, Tasks, choose_layout
@@ -183,3 +185,51 @@ def test_a_run_goes_on_in_the_layout_that_it_was_started_in(
     assert timeless(extended) == timeless(whole)
     assert RunFolder(tmp_path / "run").contents()["layout"]["memory"] == "keep"
     assert "(keep)" in extended.environment["layout"]
+
+
+class Mean(gs.UpdateRule):
+    """Adds the mean gradient of the tasks, without `sum_over_tasks`."""
+
+    def update(self, gradients: Any, meta: Any, carried: Any, task: Any, step: Any) -> Any:
+        return {n: 0.1 * (g + g.mean(0)) for n, g in gradients.items()}, carried, task
+
+
+class Best(gs.UpdateRule):
+    """Carries the lowest loss so far, which the first iterations may leave as it is."""
+
+    def init(self, params: Any, steps: int) -> Any:
+        return {}, {"best": torch.tensor(-1.0)}
+
+    def update(self, gradients: Any, meta: Any, carried: Any, task: Any, step: Any) -> Any:
+        best = step.losses.detach().min()
+        carried = {"best": best} if best < carried["best"] else carried
+        return {n: 0.1 * g for n, g in gradients.items()}, carried, task
+
+
+@pytest.mark.parametrize("tasks", ["loop", "vmap"])
+@pytest.mark.parametrize("rule", [Mean(), Best()], ids=lambda rule: type(rule).__name__)
+def test_tasks_of_a_rule_that_mixes_them_by_itself_or_carries_something_stay_together(
+    rule: gs.UpdateRule, tasks: str
+) -> None:
+    assert not chosen(gs.MetaLearner(mlp(), rule, steps=2), tasks=tasks).separate
+    assert chosen(maml(sharing=False), tasks=tasks).separate
+
+
+class Noisy(nn.Module):
+    """A network with noise of numpy, which is not replayed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp()
+        self.generator = np.random.default_rng(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x + self.generator.normal())
+        return y
+
+
+def test_a_model_with_hidden_state_trains_with_graphs_kept_only(tmp_path: Path) -> None:
+    few = rows(learner=gs.maml(Noisy(), steps=2), epochs=1, iterations=1)
+    with pytest.raises(ConfigError, match="use memory='keep'"):
+        gs.fit(**few, out=tmp_path / "refused", memory="recompute")
+    assert gs.fit(**few, out=tmp_path / "run", memory="keep").history

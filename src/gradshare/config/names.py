@@ -100,7 +100,7 @@ def load(kind: str, name: str) -> Any:
         raise ConfigError(f"{option}: there is no file {where}; correct the path")
     try:
         module = _run_file(Path(where)) if where.endswith(".py") else _import_module(where)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the latter of a program: sys.exit(main())
         if isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(f"{error.name}."):
             raise ConfigError(
                 f"{option}: there is no module {error.name!r} here; install it, start gradshare in "
@@ -205,13 +205,13 @@ def _add_to_path(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _own_error(option: str, error: Exception) -> ConfigError:
+def _own_error(option: str, error: BaseException) -> ConfigError:
     """An error in the user's code, with the line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+    own = [frame for frame in frames if "site-packages" not in frame.filename]
     place = ""
-    if not isinstance(error, SyntaxError):  # whose text names the line
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if "site-packages" not in frame.filename][-1]
-        place = f" ({own.filename}, line {own.lineno})"
+    if own and not isinstance(error, SyntaxError):  # whose text names the line
+        place = f" ({own[-1].filename}, line {own[-1].lineno})"
     return ConfigError(
         f"{option}: {type(error).__name__}: {error!s:.300}{place}; correct the code, or the "
         "options that it is given"

@@ -7,7 +7,7 @@ two steps there are only tensors of the size of the parameters, so:
 - `recomputed` computes a function, such as an inner step with its gradients, without a graph, and
   computes it again, with one, in the backward pass. torch's generators draw the same numbers again,
   and autocast is as it was. Other hidden state, such as a counter in the model, changes the
-  recomputed loss, which raises an error.
+  recomputed loss, and in a rule the recomputed parameters, which raises an error.
 - `losses_with_gradients` computes each query loss together with its gradient, and keeps the
   gradient instead of the graph. The outer objective is linear in these losses, so the backward pass
   only scales the gradients. Nothing is computed twice.
@@ -37,7 +37,13 @@ Groups = Mapping[str, Tensors]
 """Groups of named tensors, such as the parameters, the carried tensors and the losses."""
 
 LOSSES = "losses"
-"""The group of the losses, which are compared when they are computed again."""
+"""The group of the losses."""
+
+# What is compared when it is computed again: first the losses, and then what follows from them.
+COMPARED = {
+    LOSSES: "the model computed a loss",
+    "params": "the rule moved a parameter to a norm",
+}
 
 
 def recomputed(
@@ -165,9 +171,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.random_state = random_state(ctx.device)
         ctx.autocast = _autocast_state(ctx.device)
         results = call([tensor.detach() for tensor in tensors])
-        ctx.losses = [
-            t.clone() for (g, _), t in zip(call.results, results, strict=True) if g == LOSSES
-        ]
+        ctx.compared = _compared(call, results)
         ctx.mark_non_differentiable(*(t for t in results if not t.is_floating_point()))
         return tuple(results)
 
@@ -187,9 +191,10 @@ class _Recomputed(torch.autograd.Function):
         ):
             results = call(leaves)
         again = [t for (g, _), t in zip(call.results, results, strict=True) if g == LOSSES]
-        for losses, first in zip(again, ctx.losses, strict=True):
-            _require_same(losses.detach(), first)
+        for losses in again:
             _require_no_other_leaves(losses, wanted)
+        for (group, value), (_, first) in zip(_compared(call, results), ctx.compared, strict=True):
+            _require_same(COMPARED[group], value, first)
         pairs = [
             (result, v)
             for result, v in zip(results, cotangents, strict=True)
@@ -299,18 +304,27 @@ def _require_no_other_leaves(losses: Tensor, leaves: Sequence[Tensor]) -> None:
             )
 
 
-def _require_same(losses: Tensor, first: Tensor) -> None:
-    """Raise ConfigError if recomputed losses differ from the first ones. Losses on a GPU are not
-    compared, since that would wait for the GPU.
+def _compared(call: _Call, results: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
+    """The losses, and the norm of each parameter, by which a rule's hidden state is noticed.
+
+    None on a GPU, since a comparison would wait for it.
     """
-    if losses.device.type != "cpu":
-        return
-    tolerance = 1e-9 if losses.dtype == torch.float64 else 1e-5  # for rounding
-    if not torch.allclose(losses, first, rtol=tolerance, atol=tolerance / 10, equal_nan=True):
+    return [
+        (group, t.detach().clone() if group == LOSSES else t.detach().norm()[None])
+        for group in COMPARED
+        for (found, _), t in zip(call.results, results, strict=True)
+        if found == group and t.device.type == "cpu"
+    ]
+
+
+def _require_same(what: str, values: Tensor, first: Tensor) -> None:
+    """Raise ConfigError if recomputed values differ from the first ones."""
+    tolerance = 1e-9 if values.dtype == torch.float64 else 1e-5  # for rounding
+    if not torch.allclose(values, first, rtol=tolerance, atol=tolerance / 10, equal_nan=True):
         raise ConfigError(
-            f"the model computed a loss of {float(losses[0]):.6g} where it computed "
-            f"{float(first[0]):.6g} before: it has hidden state, such as a counter, a generator of "
-            "its own or numpy's random numbers; use memory='keep', or torch's global generator"
+            f"{what} of {float(values[0]):.6g} where it computed {float(first[0]):.6g} before: it "
+            "has hidden state, such as a counter, a generator of its own or numpy's random "
+            "numbers; use memory='keep', or torch's global generator"
         )
 
 

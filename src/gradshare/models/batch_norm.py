@@ -74,7 +74,8 @@ def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
     """
     several = x.numel() > x.shape[1]  # PyTorch's function raises an error for one value a channel
     full = x.dtype == gamma.dtype and x.dtype in (torch.float32, torch.float64)
-    if not (several and full and x.ndim == 4):
+    fits = x.ndim == 4 and x.shape[1] == len(gamma)  # else PyTorch's function raises an error
+    if not (several and full and fits):
         return F.batch_norm(x, None, None, gamma, beta, True, eps=eps)
     if not by_hand():
         return literal_batch_norm(x, gamma, beta, eps)

@@ -125,8 +125,8 @@ class _ConvolutionBackward(torch.autograd.Function):
 
 
 def _by_winograd(x: Tensor, W: Tensor, geometry: Geometry) -> bool:
-    suits = W.shape[2:] == (3, 3) and geometry == Geometry((1, 1), (1, 1), (1, 1), 1)
-    return suits and winograd.is_faster(x, W)
+    suits = (x.shape[1], *W.shape[2:]) == (W.shape[1], 3, 3)
+    return suits and geometry == Geometry((1, 1), (1, 1), (1, 1), 1) and winograd.is_faster(x, W)
 
 
 def _arguments(geometry: Geometry) -> tuple[Any, ...]:

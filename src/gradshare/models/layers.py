@@ -46,6 +46,7 @@ class Conv2d(nn.Conv2d):
         if (
             x.ndim == 4
             and x.dtype == self.weight.dtype
+            and not x.is_complex()
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
             and by_hand()

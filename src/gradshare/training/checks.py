@@ -21,6 +21,7 @@ from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import PARTS, leaves, task_of
 from gradshare.tasks.source import prepared, require_pure
 from gradshare.training.divergence import not_finite_part
+from gradshare.training.layout import Memory
 from gradshare.training.metrics import Metric, default_metrics, require_metrics
 
 METHODS = ("init", "outer_step", "adapt", "predict")
@@ -94,6 +95,7 @@ def require_together(
     sources: Mapping[str, TaskSource],
     metrics: Mapping[str, Metric] | None,
     score: str | None,
+    memory: Memory,
 ) -> tuple[dict[str, Metric], str]:
     """Try a meta-step and an evaluation on one task each, and return the metrics and the score.
 
@@ -101,7 +103,7 @@ def require_together(
         learner: the method.
         state: its meta-parameters and carried tensors, on the device.
         sources: "train", "validation" and perhaps "test".
-        metrics, score: as for `fit`.
+        metrics, score, memory: as for `fit`.
 
     Raises:
         ConfigError: the learner does not fit the source, or a metric not the learner.
@@ -109,8 +111,8 @@ def require_together(
     """
     meta, carried = state
     lean = learner
-    if isinstance(learner, MetaLearner):  # in the least memory, whatever the layout will be
-        lean = learner.laid_out(tasks_at_a_time=1, recompute=True)
+    if isinstance(learner, MetaLearner):  # in the least memory, unless more was asked for
+        lean = learner.laid_out(tasks_at_a_time=1, recompute=memory != "keep")
     for name, source in sources.items():
         tasks = prepared(source, source.batch([0]).to(next(iter(meta.values())).device))
         with explain_misfit(learner, meta, name, tasks):

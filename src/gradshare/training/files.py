@@ -95,7 +95,7 @@ def read_signed(path: Path, version: int, remedy: str) -> dict[str, Any]:
         raise RunError(f"{path} is damaged: {error!s:.200}; {remedy}") from error
     content = content if isinstance(content, dict) else {}
     found = content.get("format", content.get("format_version"))  # the latter in 0.1.0
-    if found != version:
+    if found not in (version, None):
         raise RunError(
             f"{path} has format {found!r:.20}, and this gradshare reads {version}; use gradshare "
             f"{content.get('gradshare', '0.1.0')!s:.60}, which wrote it"

@@ -349,7 +349,7 @@ def prepare_run(
     meta = {name: t.detach().to(device).requires_grad_() for name, t in meta.items()}
     carried = on_device(carried, device)
     metrics, score = require_together(
-        learner, (meta, carried), named, options.metrics, options.score
+        learner, (meta, carried), named, options.metrics, options.score, options.memory
     )
     optimizer = make_optimizer(options.optimizer, meta, options.groups)
     if options.schedule is not None:

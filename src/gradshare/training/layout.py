@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from gradshare.inner_loop import Tensors, sum_over_local_tasks
+from gradshare.inner_loop.flat_memory import random_state, set_random_state
 from gradshare.methods import Learner, MetaLearner
 from gradshare.tasks import TaskBatch
+from gradshare.tasks.batch import first_leaf
 
 GIB = 1 << 30
 # Graphs are kept if they need at most this much. On a CPU several runs share the machine.
@@ -145,13 +147,23 @@ def _tried(
 
     meta, carried = state
     tried = learner.laid_out(tasks_at_a_time=None if vmap else 1, recompute=False)
+    device = first_leaf(batch.support_x).device
+    random = random_state(device)
+
+    def losses(batch: TaskBatch) -> Tensor:
+        set_random_state(random, device)
+        return tried.outer_step(
+            meta, carried, batch, iteration=0, sum_over_tasks=sum_over_tasks
+        ).losses
+
     with torch.no_grad():
-        step = tried.outer_step(meta, carried, batch, iteration=0, sum_over_tasks=sum_over_tasks)
+        # A rule may mix tasks without `sum_over_tasks`: by a mean over the first dimension.
+        alike = batch.map(lambda t: t[:1].repeat_interleave(len(t), 0))
+        mixed = not torch.allclose(losses(batch)[0], losses(alike)[0], equal_nan=True)
         if vmap:
             tried.predict(meta, tried.adapt(meta, carried, batch), batch)
     separate = (
-        not summed
-        and all(step.carried[name] is t for name, t in carried.items())
+        not (summed or mixed or carried)
         # Another outer objective may compare the tasks of a batch.
         and type(learner).outer_step is MetaLearner.outer_step
     )
