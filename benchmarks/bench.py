@@ -218,7 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="default: %(default)s")
     options = parser.parse_args(arguments)
     if options.only is not None:
-        chosen = [race for race in RACES if re.search(options.only, race.name)]
+        try:
+            chosen = [race for race in RACES if re.search(options.only, race.name)]
+        except re.error as error:
+            parser.error(f"--only {options.only}: {error}; write \\( for a bracket")
     else:
         chosen = [race for race in RACES if options.all or race.headline]
     if not chosen:

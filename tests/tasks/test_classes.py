@@ -204,7 +204,7 @@ def test_another_seed_splits_the_classes_in_another_way() -> None:
     )
 
 
-@pytest.mark.parametrize("shares", [(0.6, 0.3), (1.2, -0.2), ()])
+@pytest.mark.parametrize("shares", [(0.6, 0.3), (1.2, -0.2), (), (0.5, float("nan"))])
 def test_shares_that_do_not_add_up_are_named(shares: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
         numbered(np.repeat(np.arange(10), 2), ways=1, queries=1).split_classes(*shares)
@@ -212,6 +212,11 @@ def test_shares_that_do_not_add_up_are_named(shares: tuple[float, ...]) -> None:
         f"the shares of the splits are {shares} and add up to {sum(shares):g}; give fractions "
         "above 0 that add up to 1, such as 0.6, 0.2, 0.2"
     )
+
+
+def test_a_negative_seed_of_a_split_is_refused() -> None:
+    with pytest.raises(ConfigError, match="seed is -1; give a whole number, at least 0"):
+        numbered(np.repeat(np.arange(20), 16)).split_classes(0.5, 0.5, seed=-1)
 
 
 def test_a_split_with_fewer_classes_than_ways_names_itself() -> None:
@@ -304,6 +309,10 @@ def test_fingerprints_differ_where_data_or_settings_do_and_only_there() -> None:
             "one shape: pad sequences, encode texts as token ids",
         ),
         ({"x": list("abcdef")}, "x holds <U1, not numbers"),
+        (
+            {"x": np.ma.masked_array(np.zeros(6), mask=[0, 0, 1, 0, 0, 0])},
+            "an array has masked entries; leave those examples out, or fill them: x.filled(0)",
+        ),
         (
             {"groups": [1, 1, 1, 2, 3, 4]},
             "class 'a' of the data has examples of 1 groups, which cannot be divided into 1 shots "

@@ -167,6 +167,10 @@ def as_array(values: Any, dtype: Any = None) -> Array:
         return values.view(MappedFile)
     if isinstance(values, Tensor):
         values = values.detach().cpu()
+    if np.ma.is_masked(values):  # numpy would give what lies under the mask
+        raise DataError(
+            "an array has masked entries; leave those examples out, or fill them: x.filled(0)"
+        )
     return np.asarray(values, dtype=dtype)
 
 

@@ -173,10 +173,11 @@ def split_source(
         seed: the same seed gives the same splits.
 
     Raises:
-        ConfigError: a share is not above 0, or they do not add up to 1.
+        ConfigError: a share is not above 0, or they do not add up to 1; or a negative seed.
         DataError: a part is too small.
     """
-    if min(shares, default=0) <= 0 or abs(sum(shares) - 1) > 1e-6:
+    require_count("seed", seed, least=0)
+    if not (min(shares, default=0) > 0 and abs(sum(shares) - 1) <= 1e-6):
         raise ConfigError(
             f"the shares of the splits are {shares} and add up to {sum(shares):g}; give fractions "
             "above 0 that add up to 1, such as 0.6, 0.2, 0.2"
