@@ -310,7 +310,7 @@ def test_fingerprints_differ_where_data_or_settings_do_and_only_there() -> None:
         ),
         ({"x": list("abcdef")}, "x holds <U1, not numbers"),
         (
-            {"x": np.ma.masked_array(np.zeros(6), mask=[0, 0, 1, 0, 0, 0])},
+            {"x": np.ma.masked_less(np.arange(6.0), 1.0)},
             "an array has masked entries; leave those examples out, or fill them: x.filled(0)",
         ),
         (
