@@ -64,3 +64,10 @@ def test_it_is_not_chosen_for_few_channels_few_pixels_or_channels_first(
 ) -> None:
     x, W, _ = problem(N, C, C, (size, size), torch.float32)
     assert not winograd.is_faster(x if channels_last else x.contiguous(), W)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
+def test_it_is_not_chosen_in_half_precision_or_for_complex_numbers(dtype: torch.dtype) -> None:
+    x, W, _ = problem(5, 160, 96, (21, 21), torch.float32)
+    assert winograd.is_faster(x, W)
+    assert not winograd.is_faster(x.to(dtype), W.to(dtype))

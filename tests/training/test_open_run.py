@@ -108,9 +108,9 @@ def test_a_run_whose_run_json_was_edited_by_hand_is_refused(tmp_path: Path) -> N
     edits += [[], None, 1, {**contents, "identity": {**contents["identity"], "ensemble": "3"}}]
     for edited in edits:
         path.write_text(json.dumps(edited), encoding="utf-8")
-        with pytest.raises(RunError, match=r"run\.json (was edited|has format None)"):
+        with pytest.raises(RunError, match=r"run\.json was edited"):
             open_run(path.parent)
-        with pytest.raises(RunError, match=r"run\.json (was edited|has format None)"):
+        with pytest.raises(RunError, match=r"run\.json was edited"):
             train()
     path.write_text("{", encoding="utf-8")
     with pytest.raises(RunError, match=r"run\.json is damaged: .* put it back as it was"):
