@@ -308,6 +308,24 @@ def test_a_head_without_a_bias_has_no_place_for_a_prototype() -> None:
             method(nn.Linear(6, 3, bias=False))
 
 
+def test_a_head_that_the_model_does_not_use_is_refused() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(6, WAYS)
+            self.unused = nn.Linear(6, WAYS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(x)
+            return y
+
+    learner = proto_maml(TwoHeads().double())
+    with pytest.raises(ConfigError, match="TwoHeads does not use its layer 'unused'; name its hea"):
+        learner.outer_step(*learner.init(), tasks(1), iteration=0)
+    named = proto_maml(TwoHeads().double(), head="head")
+    assert named.outer_step(*named.init(), tasks(1), iteration=0).outputs.shape[-1] == WAYS
+
+
 def test_boil_needs_a_body() -> None:
     with pytest.raises(ConfigError, match="has no parameters to adapt"):
         boil(nn.Linear(6, 3))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import UpdateRule
 from gradshare.methods.meta_learner import MetaLearner
-from gradshare.methods.network import require_usable
+from gradshare.methods.network import call_module, require_usable
 from gradshare.tasks.batch import TaskBatch
 
 
@@ -43,6 +43,38 @@ def head_parameters(model: nn.Module, head: str | None) -> tuple[str, ...]:
     head = linear_head(model, head)
     names = (name for name, _ in model.get_submodule(head).named_parameters())
     return tuple(f"{head}.{name}".lstrip(".") for name in names)
+
+
+class HeadInputs(nn.Module):
+    """A model that returns the inputs of its head.
+
+    Args:
+        model: any module.
+        head: the name of its head.
+
+    Raises:
+        ConfigError: `forward` does not use the head.
+    """
+
+    def __init__(self, model: nn.Module, head: str) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        """What the head is given for some inputs of the model."""
+        found: list[Tensor] = []
+        layer = self.model.get_submodule(self.head)
+        hook = layer.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+        try:
+            call_module(self.model, inputs or named)
+        finally:
+            hook.remove()
+        if not found:
+            raise ConfigError(
+                f"{type(self.model).__name__} does not use its layer {self.head!r}; name its head"
+            )
+        return found[-1]
 
 
 class AnyWays(MetaLearner):

@@ -11,11 +11,11 @@ from gradshare.errors import ConfigError
 from gradshare.inner_loop import SGD, Chain, Tensors, UpdateRule
 from gradshare.inner_loop.memory_order import for_all_tasks
 from gradshare.inner_loop.rule import with_prefix
-from gradshare.methods.head import AnyWays, linear_head, members
+from gradshare.methods.head import AnyWays, HeadInputs, linear_head, members
 from gradshare.methods.learner import ABSENT
 from gradshare.methods.maml import Sharing, sharing_rule
 from gradshare.methods.meta_learner import MODEL
-from gradshare.methods.network import Network, call_module
+from gradshare.methods.network import Network
 from gradshare.tasks.batch import TaskBatch
 
 
@@ -31,7 +31,7 @@ class ProtoMAML(AnyWays):
                 f"the head of {self.head[0]!r} has no bias for the inner loop to adapt, and the "
                 "bias starts from the class means too; make it with bias=True"
             )
-        body = _HeadInputs(model, linear_head(model, head))
+        body = HeadInputs(model, linear_head(model, head))
         self.body = Network(body, precision=self.network.precision)
 
     def init(self) -> tuple[dict[str, Tensor], Tensors]:
@@ -75,25 +75,6 @@ class ProtoMAML(AnyWays):
         return sums / counts.clamp(min=1)[..., None], counts > 0
 
 
-class _HeadInputs(nn.Module):
-    """A model that returns what its head is given."""
-
-    def __init__(self, model: nn.Module, head: str) -> None:
-        super().__init__()
-        self.model = model
-        self.head = head
-
-    def forward(self, *inputs: Any, **named: Any) -> Tensor:
-        found: list[Tensor] = []
-        head = self.model.get_submodule(self.head)
-        hook = head.register_forward_pre_hook(lambda _, given: found.append(given[0]))
-        try:
-            call_module(self.model, inputs or named)
-        finally:
-            hook.remove()
-        return found[-1]
-
-
 def proto_maml(
     model: nn.Module,
     *,
@@ -113,19 +94,21 @@ def proto_maml(
         W_c = 2 μ_c,   b_c = -‖μ_c‖²
 
     and is then adapted with the rest of the network. The outer gradient goes through the means, in
-    first order too; the task gradients by W and b do not, and those by the body leave the path
-    through the means out. The reference code does the same. It normalises the queries by the
-    support set's statistics unless told otherwise (here: batch_norm="inductive"), and takes 10
-    steps.
+    first order too. The task gradient by the body leaves the path through the means out. The
+    reference code does the same; without its option `transductive_batch_norm` it normalises the
+    queries by the support set's statistics (here: batch_norm="inductive").
 
     Args:
-        model: see `AnyWays`.
-        head: see `AnyWays`.
+        model: any module with a linear head, which may have any number of outputs.
+        head: the name of the head; None for the last linear layer of the model.
         steps: K, the number of inner steps.
         inner_lr: α.
         sharing: see `maml`.
         rule: see `maml`.
-        **options: of `MetaLearner`.
+        **options: options of `MetaLearner`, such as `loss` and `second_order`.
+
+    Raises:
+        ConfigError: the model has no such linear layer, or it has no bias.
     """
     chain = Chain(sharing=sharing_rule(sharing), rule=rule, sgd=SGD(inner_lr))
     return ProtoMAML(model, chain, head=head, steps=steps, **options)
