@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import SGD, Chain, Tensors, UpdateRule
 from gradshare.inner_loop.memory_order import for_all_tasks
-from gradshare.inner_loop.rule import with_prefix
-from gradshare.methods.head import AnyWays, HeadInputs, linear_head, members
+from gradshare.methods.head import AnyWays, Body, members
 from gradshare.methods.learner import ABSENT
 from gradshare.methods.maml import Sharing, sharing_rule
 from gradshare.methods.meta_learner import MODEL
-from gradshare.methods.network import Network
 from gradshare.tasks.batch import TaskBatch
 
 
@@ -31,8 +29,7 @@ class ProtoMAML(AnyWays):
                 f"the head of {self.head[0]!r} has no bias for the inner loop to adapt, and the "
                 "bias starts from the class means too; make it with bias=True"
             )
-        body = HeadInputs(model, linear_head(model, head))
-        self.body = Network(body, precision=self.network.precision)
+        self.body = Body(self, head)
 
     def init(self) -> tuple[dict[str, Tensor], Tensors]:
         """The meta-parameters without the head, which is not learned; see `Learner`."""
@@ -46,33 +43,14 @@ class ProtoMAML(AnyWays):
         learned = (name for name in self.adapted if name not in self.head)
         theta = {name: meta[f"{MODEL}.{name}"] for name in learned}
         theta = {name: for_all_tasks(t, len(tasks)) for name, t in theta.items()}
-        means, present = self._class_means(theta, meta, tasks, training=training)
-        biases = torch.where(present, -means.square().sum(2), ABSENT)
-        start = {**theta, **dict(zip(self.head, (2 * means, biases), strict=True))}
-        return {name: start[name] for name in self.adapted}
-
-    def _class_means(
-        self, theta: Tensors, meta: Tensors, tasks: TaskBatch, *, training: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The mean head input (T, ways, D) of the support examples of each class, and whether there
-        is one, (T, ways).
-        """
-        shared = with_prefix("model", self.shared_parameters(meta, 0))
-        parts = [
-            self.body(
-                with_prefix("model", {name: t[chunk] for name, t in theta.items()}),
-                shared,
-                tasks[chunk].support_x,
-                sizes=tasks[chunk].support_n,
-                training=training,
-                together=self.tasks_at_a_time != 1,
-            )
-            for chunk in self.chunks(tasks)
-        ]
-        inputs, belongs = torch.cat(parts), members(tasks)
+        inputs = self.body(self, theta, meta, tasks, training=training)
+        belongs = members(tasks)
         counts = belongs.sum(1)
         sums = belongs.to(inputs.dtype).transpose(1, 2) @ inputs
-        return sums / counts.clamp(min=1)[..., None], counts > 0
+        means = sums / counts.clamp(min=1)[..., None]
+        biases = torch.where(counts > 0, -means.square().sum(2), ABSENT)
+        start = {**theta, **dict(zip(self.head, (2 * means, biases), strict=True))}
+        return {name: start[name] for name in self.adapted}
 
 
 def proto_maml(
