@@ -308,6 +308,50 @@ def test_a_head_without_a_bias_has_no_place_for_a_prototype() -> None:
             method(nn.Linear(6, 3, bias=False))
 
 
+def test_a_head_that_the_model_does_not_use_is_refused() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(6, WAYS)
+            self.unused = nn.Linear(6, WAYS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(x)
+            return y
+
+    learner = proto_maml(TwoHeads().double())
+    with pytest.raises(ConfigError, match="TwoHeads does not use its layer 'unused'; name its hea"):
+        learner.outer_step(*learner.init(), tasks(1), iteration=0)
+    named = proto_maml(TwoHeads().double(), head="head")
+    assert named.outer_step(*named.init(), tasks(1), iteration=0).outputs.shape[-1] == WAYS
+
+
+def test_anils_body_sees_the_support_set_once_whatever_the_number_of_steps() -> None:
+    seen: list[int] = []
+
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return x
+
+    learner = anil(nn.Sequential(Counting(), model()), steps=7)
+    meta, carried = learner.init()
+    learner.outer_step(meta, carried, tasks(1), iteration=0)  # looks where the head is
+    seen.clear()
+    learner.outer_step(meta, carried, tasks(1), iteration=0)
+    assert seen == [2 * WAYS] * TASKS + [3 * WAYS] * TASKS
+
+
+def test_anil_refuses_what_its_head_does_not_decide() -> None:
+    learner = anil(nn.Sequential(model(), nn.LogSoftmax(1)))
+    with pytest.raises(
+        ConfigError, match=r"Sequential changes the outputs of its head '0.3.weight'"
+    ):
+        learner.outer_step(*learner.init(), tasks(1), iteration=0)
+    with pytest.raises(ConfigError, match="ANIL's body sees the support set once; leave it out"):
+        anil(model(), per_step_batch_norm=True)
+
+
 def test_boil_needs_a_body() -> None:
     with pytest.raises(ConfigError, match="has no parameters to adapt"):
         boil(nn.Linear(6, 3))

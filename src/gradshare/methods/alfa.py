@@ -27,7 +27,7 @@ def alfa(
     Args:
         model: see `maml`.
         steps: K, the number of inner steps.
-        inner_lr: the initial value of the rates. (The reference: 0.01.)
+        inner_lr: the initial value of the rates.
         sharing: see `maml`. The network gets the means of the mixed gradients.
         rule: see `maml`.
         **options: of `MetaLearner`.

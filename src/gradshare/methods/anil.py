@@ -2,14 +2,76 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from gradshare.inner_loop import SGD, Chain, UpdateRule
-from gradshare.methods.head import head_parameters
+from gradshare.errors import ConfigError
+from gradshare.inner_loop import SGD, Adaptation, Chain, Tensors, UpdateRule
+from gradshare.methods.head import Body, head_parameters
 from gradshare.methods.maml import Sharing, sharing_rule
 from gradshare.methods.meta_learner import MetaLearner
+from gradshare.tasks.batch import TaskBatch
+
+
+class ANIL(MetaLearner):
+    """A meta-learner whose inner loop adapts the head alone; see `anil`."""
+
+    def __init__(
+        self, model: nn.Module, rule: UpdateRule, *, head: str | None, **options: Any
+    ) -> None:
+        names = head_parameters(model, head)
+        super().__init__(model, rule, adapts=lambda name: name in names, **options)
+        if self.per_step:
+            raise ConfigError(
+                "per_step_batch_norm learns γ and β for each inner step, but ANIL's body sees the "
+                "support set once; leave it out"
+            )
+        self.body = Body(self, head)
+        self._head_is_last = False  # as far as is known
+
+    def support_losses(
+        self, params: Tensors, shared: Tensors, tasks: TaskBatch, *, training: bool
+    ) -> Tensor:
+        """The (T,) losses of the support sets, whose inputs are those of the head."""
+        outputs = self._head_outputs(params, tasks.support_x)
+        return self.losses(outputs, tasks.support_y, tasks.support_n)
+
+    def _adapt(self, meta: Tensors, carried: Tensors, tasks: TaskBatch, **how: Any) -> Adaptation:
+        if not self._head_is_last:
+            self._require_head_last(meta, tasks[:1])
+            self._head_is_last = True
+        training = how["sum_over_tasks"] is not None
+        inputs = self.body(self, {}, meta, tasks, training=training)
+        # The head's passes are too small to be taken one by one, or again.
+        together = self.laid_out(tasks_at_a_time=None, recompute=False, separate=self.separate)
+        seen = replace(tasks, support_x=inputs)
+        return super(ANIL, together)._adapt(meta, carried, seen, **how)
+
+    def _head_outputs(self, params: Tensors, inputs: Tensor) -> Tensor:
+        head = [params[name] for name in self.adapted]  # the weight, and the bias if there is one
+        outputs: Tensor = torch.vmap(F.linear)(inputs, *head)
+        return outputs
+
+    @torch.no_grad()
+    def _require_head_last(self, meta: Tensors, task: TaskBatch) -> None:
+        """Raise ConfigError unless a task's outputs are those of the head."""
+        params = self.start(meta, task, training=False)
+        inputs = self.body(self, {}, meta, task, training=False)
+        shared, sizes = self.shared_parameters(meta, 0), task.support_n
+        outputs = self.network(params, shared, task.support_x, sizes=sizes, training=False)
+        real = slice(None if sizes is None else sizes[0])
+        found, expected = self._head_outputs(params, inputs)[:, real], outputs[:, real]
+        same = found.shape == expected.shape
+        tolerance = 1e-2 * float(expected.abs().max())  # bfloat16 has few digits
+        if not same or not torch.allclose(found, expected, atol=tolerance, equal_nan=True):
+            raise ConfigError(
+                f"{type(self.model).__name__} changes the outputs of its head {self.adapted[0]!r}; "
+                "name the layer that makes them, or use gradshare.maml(model, adapts=…)"
+            )
 
 
 def anil(
@@ -21,7 +83,7 @@ def anil(
     sharing: Sharing = False,
     rule: UpdateRule | None = None,
     **options: Any,
-) -> MetaLearner:
+) -> ANIL:
     """ANIL ("almost no inner loop"): MAML whose inner loop adapts the head alone.
 
     Of a body with weights φ and a head with weights w, both are learned by the outer loss, the mean
@@ -29,9 +91,11 @@ def anil(
 
         w_{t,0} = w,   w_{t,k} = w_{t,k-1} - α ∇_w L_t^support(φ, w_{t,k-1})
 
+    The inner steps do not change the body, so that it sees the support set once, with dropout too.
+
     Args:
-        model: see `maml`.
-        head: the name of a linear layer; None for the last one of the model.
+        model: any module whose outputs are those of a linear head.
+        head: the name of the head; None for the last linear layer of the model.
         steps: K, the number of inner steps.
         inner_lr: α.
         sharing: see `maml`.
@@ -41,6 +105,5 @@ def anil(
     Raises:
         ConfigError: the model has no such linear layer.
     """
-    names = head_parameters(model, head)
     chain = Chain(sharing=sharing_rule(sharing), rule=rule, sgd=SGD(inner_lr))
-    return MetaLearner(model, chain, steps=steps, adapts=lambda name: name in names, **options)
+    return ANIL(model, chain, head=head, steps=steps, **options)

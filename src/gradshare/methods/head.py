@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import UpdateRule
+from gradshare.inner_loop import Tensors, UpdateRule
+from gradshare.inner_loop.rule import with_prefix
 from gradshare.methods.meta_learner import MetaLearner
-from gradshare.methods.network import require_usable
+from gradshare.methods.network import Network, call_module, require_usable
 from gradshare.tasks.batch import TaskBatch
 
 
@@ -86,3 +87,75 @@ def members(tasks: TaskBatch) -> Tensor:
     classes = torch.arange(int(labels.max()) + 1, device=labels.device)
     belongs: Tensor = labels[..., None] == classes
     return belongs
+
+
+class Body:
+    """The part of a learner's model before its head, as a function.
+
+    Args:
+        learner: whose model it is.
+        head: the name of the head; None for the last linear layer of the model.
+    """
+
+    def __init__(self, learner: MetaLearner, head: str | None) -> None:
+        model = learner.model
+        self.network = Network(
+            _HeadInputs(model, linear_head(model, head)), precision=learner.network.precision
+        )
+
+    def __call__(
+        self,
+        learner: MetaLearner,
+        theta: Tensors,
+        meta: Tensors,
+        tasks: TaskBatch,
+        *,
+        training: bool,
+    ) -> Tensor:
+        """What the head is given for the support examples of tasks, (T, n, D).
+
+        Args:
+            learner: in its layout.
+            theta: (T, …) the parameters of the body that each task has for itself.
+            meta: the meta-parameters.
+            tasks: prepared tasks.
+            training: whether this is meta-training.
+        """
+        theta = with_prefix("model", theta)
+        shared = with_prefix("model", learner.shared_parameters(meta, 0))
+        parts = []
+        for chunk in learner.chunks(tasks):
+            part, own = tasks[chunk], {name: t[chunk] for name, t in theta.items()}
+            inputs = self.network(
+                own,
+                shared,
+                part.support_x,
+                sizes=part.support_n,
+                training=training,
+                together=learner.tasks_at_a_time != 1,
+            )
+            parts.append(inputs)
+        return torch.cat(parts)
+
+
+class _HeadInputs(nn.Module):
+    """A model that returns what its head is given."""
+
+    def __init__(self, model: nn.Module, head: str) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        found: list[Tensor] = []
+        layer = self.model.get_submodule(self.head)
+        hook = layer.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+        try:
+            call_module(self.model, inputs or named)
+        finally:
+            hook.remove()
+        if not found:
+            raise ConfigError(
+                f"{type(self.model).__name__} does not use its layer {self.head!r}; name its head"
+            )
+        return found[-1]

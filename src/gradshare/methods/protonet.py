@@ -64,7 +64,7 @@ def protonet(
     batch; here each is normalised by itself, or the queries as the support set (`batch_norm`).
 
     Args:
-        model: see `AnyWays`.
+        model: any module with a linear head, which may have any number of outputs.
         head: the name of the linear layer that the class means replace; None for the last one.
         loss: the outer loss of one task.
         batch_norm: see `MetaLearner`.

@@ -116,7 +116,7 @@ def reptile(
     All parameters are adapted, batch norm's γ and β too, as in the reference code. That code draws
     minibatches of a task's examples for its inner steps, and does not reset the inner Adam (with
     β₁ = 0) between tasks. Here each step takes all examples, and a rule such as `Adam(beta1=0)`
-    starts anew in each task. The reference's outer step is SGD with a rate that falls to 0.
+    starts anew in each task. The reference's outer step is SGD with a rate that falls linearly.
 
     Args:
         model: see `maml`.
