@@ -234,7 +234,8 @@ def test_a_run_whose_dataset_is_missing_opens_for_its_history(
     assert opened.table() == result.table()
     assert opened.test == result.test
     assert opened.tensors()[0].keys() == result.tensors()[0].keys()
-    for use in (lambda: opened.adapt([0], [0]), lambda: gs.FewShotClassifier(tmp_path / "run")):
+    classifier = gs.FewShotClassifier(tmp_path / "run")
+    for use in (lambda: opened.adapt([0], [0]), lambda: classifier.fit([0], [0])):
         with pytest.raises(DataError, match="there is no dataset 'tiny'"):
             use()
 
