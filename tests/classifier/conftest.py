@@ -39,7 +39,7 @@ def rows_run(tmp_path_factory: pytest.TempPathFactory) -> gs.Run:
         source(2),
         out=tmp_path_factory.mktemp("rows") / "run",
         epochs=2,
-        iterations=40,
+        iterations=20,
         val_tasks=20,
         ensemble=2,
         progress=False,

