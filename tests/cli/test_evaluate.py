@@ -50,6 +50,16 @@ def evaluated(run: Path, parts: Parts, ensemble: int = 1, **how: Any) -> Evaluat
     return opened.evaluate(source, ensemble=ensemble, **how)
 
 
+def test_what_the_classifier_states_is_measured(program: Program, run: Path) -> None:
+    lines = lines_of(program, run, "--calibration", "--test-tasks", 20)
+    assert lines[2].startswith("Calibration error on 20 tasks: ")
+    stated = [line.partition(":")[0] for line in lines[3:9]]
+    assert stated == [
+        *(f"Sets of stated coverage {share}%" for share in (80, 90, 95)),
+        *(f"Rejecting {share}% of known classes" for share in (5, 10, 20)),
+    ]
+
+
 def test_other_shots_and_steps(program: Program, tiny: Settings, tmp_path: Path) -> None:
     run = train(RunConfig(**tiny), tmp_path / "run").path  # steps that don't amplify rounding
     parts = parts_of(run)

@@ -11,6 +11,7 @@ queries of a new class was 0.69, and 0.60 for the largest probability.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from bisect import bisect_left
@@ -23,7 +24,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp, softmax
 
 from gradshare.classifier.trained import Trained
-from gradshare.errors import ConfigError, GradshareError, RunError
+from gradshare.errors import ConfigError, DataError, GradshareError, RunError
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import each_task, tree_map
 from gradshare.training.distributed import OneProcess
@@ -229,6 +230,20 @@ class Measured:
                 ),
             ]
         )
+
+
+def measured_on(
+    trained: Trained, validation: TaskSource, source: TaskSource, tasks: int
+) -> Measured:
+    """How far a calibration on validation tasks holds on as many tasks 0, …, n - 1 of a source."""
+    calibration = Calibration.on(answers_to(trained, validation, tasks))
+    ways = int(source.batch([0]).support_y.max()) + 1
+    new = None
+    if hasattr(source, "replace") and not hasattr(source, "encode"):
+        with contextlib.suppress(DataError):  # it has no class more
+            larger = source.replace(ways=ways + 1)
+            new = answers_to(trained, larger, tasks, new_class=True)
+    return measure(calibration, answers_to(trained, source, tasks), new)
 
 
 def measure(
