@@ -281,7 +281,7 @@ def test_a_configuration_that_is_gone_is_written_again(run: Path) -> None:
 
 def test_a_setting_that_was_edited_in_a_runs_folder_is_named(run: Path) -> None:
     path = run / "config.yaml"
-    path.write_text(path.read_text().replace("batch_norm: transductive", "batch_norm: inductive"))
+    path.write_text(path.read_text().replace("batch_norm: auto", "batch_norm: inductive"))
     with pytest.raises(RunError, match="has batch_norm 'inductive', and the run was started with"):
         stored(run)
 

@@ -115,7 +115,7 @@ def proto_maml(
     and is then adapted with the rest of the network. The outer gradient goes through the means, in
     first order too; the task gradients by W and b do not, and those by the body leave the path
     through the means out. The reference code does the same. It normalises the queries by the
-    support set's statistics unless told otherwise (here: batch_norm="inductive"), and takes 10
+    support set's statistics unless told otherwise, as here, and takes 10
     steps.
 
     Args:
