@@ -101,6 +101,7 @@ class Ours:
             problem.model(ours=True, device=device),
             steps=problem.steps,
             inner_lr=problem.inner_lr,
+            batch_norm="transductive",  # as the others
             **options,
         )
         # Datasets of images give them with the channels last in memory.
@@ -154,7 +155,13 @@ class Fit:
         """Train once."""
         model = self.problem.model(ours=True)
         problem = self.problem
-        learner = gs.maml(model, steps=problem.steps, inner_lr=problem.inner_lr, **self.options)
+        learner = gs.maml(
+            model,
+            steps=problem.steps,
+            inner_lr=problem.inner_lr,
+            batch_norm="transductive",  # as the others
+            **self.options,
+        )
         with tempfile.TemporaryDirectory() as folder:
             gs.fit(
                 learner,

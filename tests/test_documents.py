@@ -97,7 +97,7 @@ def ran(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
             names = {"DATA": str(data_root), "ThreadPoolExecutor": ThreadPoolExecutor}
             with chdir(home), contextlib.redirect_stdout(io.StringIO()) as printed:
                 Path("reproduction").symlink_to(ROOT / "reproduction")
-                if document == "docs/index.md":
+                if document in ("docs/index.md", "docs/classifier.md"):
                     make_photographs_and_a_run(data_root)
                 for block in code:
                     run(block, document, names)

@@ -254,4 +254,4 @@ def test_new_classes_are_learned_by_the_classifier_and_other_targets_by_adapting
 def test_a_classifier_of_other_targets_is_refused(tmp_path: Path) -> None:
     run: Any = gs.fit(**PROBLEMS["regression"](), out=tmp_path / "run")
     with pytest.raises(gs.ConfigError, match=r"are not classes; use run\.adapt"):
-        gs.FewShotClassifier(run)
+        gs.FewShotClassifier(run).fit([[0.0]], [0])

@@ -33,6 +33,7 @@ BASE: dict[str, Any] = {
     "filters": 4,
     "inner_steps": 3,
     "inner_lr": 0.4,
+    "batch_norm": "transductive",
     "epochs": 2,
     "iterations_per_epoch": 5,
 }
@@ -80,6 +81,7 @@ ARRIVES: dict[str, tuple[dict[str, Any], Setting]] = {
     "order": ({"order": "first"}, replace(MAML, second_order=False)),
     "first_order_for": ({"first_order_for": "10%"}, replace(MAML, first_order_iterations=1)),
     "batch_norm": ({"batch_norm": "inductive"}, replace(MAML, inductive=True)),
+    "batch_norm by default": ({"batch_norm": "auto"}, replace(MAML, inductive=True)),
     "activation": ({"activation": "relu"}, replace(MAML, negative_slope=0.0)),
     "conv_bias": ({"conv_bias": True}, MAML),
     "multi_step_loss": (

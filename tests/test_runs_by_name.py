@@ -234,7 +234,8 @@ def test_a_run_whose_dataset_is_missing_opens_for_its_history(
     assert opened.table() == result.table()
     assert opened.test == result.test
     assert opened.tensors()[0].keys() == result.tensors()[0].keys()
-    for use in (lambda: opened.adapt([0], [0]), lambda: gs.FewShotClassifier(tmp_path / "run")):
+    classifier = gs.FewShotClassifier(tmp_path / "run")
+    for use in (lambda: opened.adapt([0], [0]), lambda: classifier.fit([0], [0])):
         with pytest.raises(DataError, match="there is no dataset 'tiny'"):
             use()
 
@@ -280,7 +281,7 @@ def test_a_configuration_that_is_gone_is_written_again(run: Path) -> None:
 
 def test_a_setting_that_was_edited_in_a_runs_folder_is_named(run: Path) -> None:
     path = run / "config.yaml"
-    path.write_text(path.read_text().replace("batch_norm: transductive", "batch_norm: inductive"))
+    path.write_text(path.read_text().replace("batch_norm: auto", "batch_norm: inductive"))
     with pytest.raises(RunError, match="has batch_norm 'inductive', and the run was started with"):
         stored(run)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradshare import testing
     from gradshare.backbones import Backbone, write_features
-    from gradshare.classifier import FewShotClassifier
+    from gradshare.classifier import Check, FewShotClassifier, check
     from gradshare.comparison.compare import Comparison, compare
     from gradshare.comparison.results import load_results
     from gradshare.config.runs import open_run
@@ -89,6 +89,7 @@ __all__ = [
     "Backbone",
     "BatchNorm2d",
     "Chain",
+    "Check",
     "ClassImages",
     "ClassTasks",
     "Comparison",
@@ -133,6 +134,7 @@ __all__ = [
     "alfa",
     "anil",
     "boil",
+    "check",
     "compare",
     "estimate",
     "evaluate",

@@ -50,6 +50,16 @@ def evaluated(run: Path, parts: Parts, ensemble: int = 1, **how: Any) -> Evaluat
     return opened.evaluate(source, ensemble=ensemble, **how)
 
 
+def test_what_the_classifier_states_is_measured(program: Program, run: Path) -> None:
+    lines = lines_of(program, run, "--calibration", "--test-tasks", 20)
+    assert lines[2].startswith("Calibration error on 20 tasks: ")
+    stated = [line.partition(":")[0] for line in lines[3:9]]
+    assert stated == [
+        *(f"Sets of stated coverage {share}%" for share in (80, 90, 95)),
+        *(f"Rejecting {share}% of known classes" for share in (5, 10, 20)),
+    ]
+
+
 def test_other_shots_and_steps(program: Program, tiny: Settings, tmp_path: Path) -> None:
     run = train(RunConfig(**tiny), tmp_path / "run").path  # steps that don't amplify rounding
     parts = parts_of(run)
@@ -81,11 +91,11 @@ def test_other_metrics_checkpoints_and_ways(
 
 
 def test_another_mode_of_batch_norm(program: Program, run: Path) -> None:
-    found = lines_of(program, run, "--batch-norm", "inductive")
-    inductive = evaluated(run, parts_of(run, batch_norm="inductive"), 2, tasks=8)
-    assert found[0] == f"Ensemble: {inductive}"
-    assert "inductive batch norm" in found[0]
-    assert inductive.values != evaluated(run, parts_of(run), 2, tasks=8).values
+    found = lines_of(program, run, "--batch-norm", "transductive")
+    transductive = evaluated(run, parts_of(run, batch_norm="transductive"), 2, tasks=8)
+    assert found[0] == f"Ensemble: {transductive}"
+    assert "transductive batch norm" in found[0]
+    assert transductive.values != evaluated(run, parts_of(run), 2, tasks=8).values
 
 
 def test_a_run_of_sharing_without_the_gradients_of_others(program: Program, run: Path) -> None:
@@ -107,11 +117,11 @@ def test_the_difference_is_of_the_tasks_that_both_have(program: Program, run: Pa
     for count, note in ((8, ""), (3, ""), (11, " (first 8 tasks)")):
         last = lines_of(program, run, "--test-tasks", count)[-1]
         assert last == f"Difference from the run's own test: 0.0 ± 0.0 points{note}"
-    inductive = evaluated(run, parts_of(run, batch_norm="inductive"), 2, tasks=8)
-    pairs = zip(inductive.values["accuracy"], own.ensemble["accuracy"], strict=True)
+    transductive = evaluated(run, parts_of(run, batch_norm="transductive"), 2, tasks=8)
+    pairs = zip(transductive.values["accuracy"], own.ensemble["accuracy"], strict=True)
     interval = confidence95([here - there for here, there in pairs])
-    difference = inductive.metrics["accuracy"].show_difference(interval)
-    last = lines_of(program, run, "--batch-norm", "inductive")[-1]
+    difference = transductive.metrics["accuracy"].show_difference(interval)
+    last = lines_of(program, run, "--batch-norm", "transductive")[-1]
     assert last == f"Difference from the run's own test: {difference}"
 
 

@@ -28,6 +28,7 @@ from gradshare.inner_loop import (
     UpdateRule,
 )
 from gradshare.methods import MetaLearner, maml, maml_plus_plus, meta_sgd
+from gradshare.models import Conv4
 from tests.oracle import Setting
 from tests.problems import WAYS, learner, tasks
 
@@ -50,7 +51,7 @@ def refused(**options: Any) -> str:
     [
         (
             {"batch_norm": "inductve"},
-            "batch_norm 'inductve' is unknown; use 'transductive' or 'inductive'",
+            "batch_norm 'inductve' is unknown; use 'auto' or 'inductive' or 'transductive'",
         ),
         ({"precision": "bf16"}, "precision 'bf16' is unknown; use 'float32' or 'bfloat16'"),
         ({"steps": 0}, "steps is 0; give a whole number, at least 1"),
@@ -142,11 +143,13 @@ def test_a_model_with_nothing_to_adapt_is_refused() -> None:
 
 
 def test_the_inductive_mode_needs_a_model_that_takes_the_support_set() -> None:
+    cannot = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False))
+    can = Conv4(ways=2, image_size=16, channels=1, filters=2)
+    assert maml(can).inductive
+    assert not maml(can, batch_norm="transductive").inductive
+    assert not maml(cannot).inductive
     with pytest.raises(ConfigError) as error:
-        maml(
-            nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)),
-            batch_norm="inductive",
-        )
+        maml(cannot, batch_norm="inductive")
     assert str(error.value) == (
         "inductive batch norm needs Sequential.forward(x, support), where the support inputs "
         "supply the statistics; put them in front of x, pass their number to each "

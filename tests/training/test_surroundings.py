@@ -89,7 +89,8 @@ def test_a_run_and_its_resume_do_not_depend_on_what_the_caller_has_set(
     def predicted(run: Run) -> Any:
         if problem == "regression":
             return run.adapt(x, y)(queries).tolist()
-        return gs.FewShotClassifier(run).fit(x, y).predict_proba(queries).tolist()
+        classifier = gs.FewShotClassifier(run, calibration_tasks=20)
+        return classifier.fit(x, y).predict_proba(queries).tolist()
 
     whole = gs.fit(**given, out=tmp_path / "whole")
     expected = predicted(whole)

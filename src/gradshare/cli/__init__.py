@@ -22,6 +22,8 @@ COMMANDS = {
     "compare": ("compare:compare_command", "Compare gradient sharing with the original."),
     "train": ("train:train_command", "Meta-train one learner, and test it."),
     "evaluate": ("evaluate:evaluate_command", "Test the best checkpoints of a RUN."),
+    "predict": ("predict:predict_command", "Classify new images from a few examples."),
+    "check": ("predict:check_command", "Say what accuracy to expect on images of your own."),
     "report": ("compare:report_command", "Write the report of finished RUNs."),
     "data": ("data:data", "Prepare datasets and look at them."),
 }

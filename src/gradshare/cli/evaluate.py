@@ -71,6 +71,12 @@ from gradshare.training.statistics import confidence95
     show_envvar=True,
     help="Folder of prepared datasets.  [default: the run's]",
 )
+@click.option(
+    "--calibration",
+    is_flag=True,
+    help="Also measure how far the classifier's probabilities, prediction sets and rejections hold "
+    "when they are calibrated on validation tasks.",
+)
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: the run's]")
 @click.option(
     "--threads", type=click.IntRange(0, 1024), help="CPU threads; see `gradshare train --help`."
@@ -82,6 +88,7 @@ def evaluate_command(
     ensemble: int | None,
     metric: tuple[str, ...],
     dataset: str | None,
+    calibration: bool,
     **options: Any,
 ) -> None:
     """Test the best checkpoints of a RUN.
@@ -121,6 +128,13 @@ def evaluate_command(
             together = opened.evaluate(source, ensemble=members, **how)
             click.echo(f"Ensemble: {together}")
             click.echo(f"Best checkpoint: {opened.evaluate(source, **how)}")
+        if calibration:
+            from gradshare.classifier.calibration import measured_on  # noqa: PLC0415
+            from gradshare.classifier.trained import Trained  # noqa: PLC0415
+
+            validation = _replaced(parts.validation, sizes) if sizes else parts.validation
+            trained = Trained(opened, members, config.device)
+            click.echo(str(measured_on(trained, validation, source, how["tasks"])))
     own = None if opened.test is None else opened.test.ensemble.get(together.score)
     if dataset is None and not sizes and own is not None:
         click.echo(_difference(together, own))

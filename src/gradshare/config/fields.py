@@ -23,7 +23,7 @@ from gradshare.config.names import stored_name
 # The same as in the modules that they belong to, which import torch.
 Norm = Literal["global", "per-tensor"]
 Activation = Literal["leaky_relu", "relu"]
-BatchNormMode = Literal["transductive", "inductive"]
+BatchNormMode = Literal["auto", "inductive", "transductive"]
 Precision = Literal["float32", "bfloat16"]
 Resize = Literal["stretch", "center-crop"]
 OnDivergence = Literal["stop", "skip", "record"]
@@ -193,9 +193,10 @@ class Settings(BaseModel):
         "second", description="whether the outer gradient passes through the inner gradients"
     )
     batch_norm: BatchNormMode = Field(
-        "transductive",
-        description="batch norm statistics of the queries: those of all queries of the task "
-        "(transductive, as in the paper), or those of the support set (inductive)",
+        "auto",
+        description="batch norm statistics of the queries: those of the support set (inductive), "
+        "or those of all queries of the task together (transductive, as in the paper); auto: "
+        "inductive if the model can, as conv4 and resnet12",
     )
     filters: Count = Field(48, description="filters of each convolution of conv4")
     activation: Activation = Field(

@@ -11,6 +11,7 @@ COMMON = {
     "queries": 15,
     "image_size": 84,
     "filters": 48,
+    "batch_norm": "transductive",
     "inner_steps": 5,
     "inner_lr": 0.1,
     "outer_lr": 0.001,

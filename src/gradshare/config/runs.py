@@ -123,6 +123,7 @@ def open_run(
     """
     home = RunFolder(Path(path).expanduser())
     missing: GradshareError | None = None
+    validation: TaskSource | None = None
     if learner is None and home.started and home.contents().get("settings") is not None:
         config = stored(path)
         try:
@@ -131,9 +132,10 @@ def open_run(
             missing = error
         else:
             learner, source = parts.learner, source or parts.train
+            validation = parts.validation
             metrics = metrics or parts.options.metrics
     run = runs.open_run(path, learner, source, metrics=metrics, device=device)
-    run.missing = missing
+    run.missing, run.validation = missing, validation
     return run
 
 

@@ -160,7 +160,7 @@ def imaml(
     cg_steps: int = 5,
     rule: UpdateRule | None = None,
     loss: Loss = F.cross_entropy,
-    batch_norm: BatchNormMode = "transductive",
+    batch_norm: BatchNormMode = "auto",
     precision: Precision = "float32",
 ) -> ImplicitMAML:
     """MAML whose inner loop minimises L_support(φ) + λ/2 ‖φ - θ‖², and whose outer gradient is that

@@ -37,7 +37,7 @@ from gradshare.methods.network import (
     Network,
     Precision,
     batch_norm_parameters,
-    require_inductive,
+    is_inductive,
 )
 from gradshare.methods.task_losses import TaskLosses
 from gradshare.models import BatchNormMode
@@ -66,7 +66,8 @@ class MetaLearner:
         per_step_batch_norm: learn one γ and β for each inner step, (K, C) (MAML++). Those that the
             inner loop adapts stay single.
         batch_norm: which inputs supply the batch statistics of the queries: "transductive", all
-            queries of the task; "inductive", its support set.
+            queries of the task; "inductive", its support set; "auto", the support set if the
+            model's `forward` takes `support`, and else the queries.
         adapts: which named parameters the inner loop adapts. Default: all but batch norm's γ and
             β, as in the reference MAML++ code. The others are learned by the outer loop alone.
             Parameters that do not require gradients are left out of both.
@@ -93,7 +94,7 @@ class MetaLearner:
         first_order_iterations: int = 0,
         multi_step_loss: MultiStepLoss | None = None,
         per_step_batch_norm: bool = False,
-        batch_norm: BatchNormMode = "transductive",
+        batch_norm: BatchNormMode = "auto",
         adapts: Callable[[str], bool] | None = None,
         tasks_at_a_time: int | None = 1,
         recompute: bool = False,
@@ -132,11 +133,9 @@ class MetaLearner:
                 f"gradients ({found}), and let `adapts` choose at least one"
             )
         of_batch = self.network.uses_batch_statistics
-        if of_batch and batch_norm == "inductive":
-            require_inductive(model)
         self.per_step = in_norms.intersection(self.shared if per_step_batch_norm else ())
         # Without batch statistics a prediction depends on no other query in any mode.
-        self.inductive = batch_norm == "inductive" and of_batch
+        self.inductive = of_batch and is_inductive(model, batch_norm)
 
     def laid_out(
         self, *, tasks_at_a_time: int | None, recompute: bool, separate: bool = False

@@ -27,7 +27,7 @@ from gradshare.errors import ConfigError, is_out_of_memory
 from gradshare.inner_loop import Tensors
 from gradshare.inner_loop.attention import unfused_attention
 from gradshare.inner_loop.flat_memory import random_state, set_random_state
-from gradshare.models import BatchNorm2d
+from gradshare.models import BatchNorm2d, BatchNormMode
 from gradshare.models.layers import use_fast_layers
 from gradshare.tasks.batch import Tree, first_leaf, put_together, taken_apart, task_of
 
@@ -246,15 +246,21 @@ def batch_norm_parameters(model: nn.Module) -> set[str]:
     }
 
 
-def require_inductive(model: nn.Module) -> None:
-    """Raise ConfigError unless other inputs can supply the batch statistics of a model."""
-    if "support" not in inspect.signature(model.forward).parameters:
+def is_inductive(model: nn.Module, mode: BatchNormMode) -> bool:
+    """Whether the support set supplies the batch statistics of a model's queries.
+
+    Raises:
+        ConfigError: it is to do so, and the model has no way to take it.
+    """
+    takes_support = "support" in inspect.signature(model.forward).parameters
+    if mode == "inductive" and not takes_support:
         raise ConfigError(
             f"inductive batch norm needs {type(model).__name__}.forward(x, support), where the "
             "support inputs supply the statistics; put them in front of x, pass their number "
             "to each gradshare.models.BatchNorm2d as `statistics_from` (see Conv4), or choose "
             "the transductive mode"
         )
+    return takes_support and mode != "transductive"
 
 
 def call_module(module: Callable[..., Any], x: Tree, support: Tree | None = None) -> Any:

@@ -73,8 +73,8 @@ def proto_maml(
 
     and is then adapted with the rest of the network. The outer gradient goes through the means, in
     first order too. The task gradient by the body leaves the path through the means out. The
-    reference code does the same; without its option `transductive_batch_norm` it normalises the
-    queries by the support set's statistics (here: batch_norm="inductive").
+    reference code does the same. It normalises the queries by the support set's statistics unless
+    told otherwise, as here.
 
     Args:
         model: any module with a linear head, which may have any number of outputs.

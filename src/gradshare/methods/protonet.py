@@ -49,7 +49,7 @@ def protonet(
     *,
     head: str | None = None,
     loss: Loss = F.cross_entropy,
-    batch_norm: BatchNormMode = "transductive",
+    batch_norm: BatchNormMode = "auto",
     precision: Precision = "float32",
 ) -> ProtoNet:
     """A prototypical network, for any number of classes.

@@ -99,7 +99,7 @@ def reptile(
     inner_lr: float = 0.1,
     rule: UpdateRule | None = None,
     loss: Loss = F.cross_entropy,
-    batch_norm: BatchNormMode = "transductive",
+    batch_norm: BatchNormMode = "auto",
     precision: Precision = "float32",
 ) -> Reptile:
     """Reptile: move the initialisation θ towards the parameters φ_t that K steps lead to.

@@ -3,11 +3,11 @@
 As in the reference MAML++ code, support and query sets are normalised with batch statistics, in
 training and in testing. Two modes differ in the images that supply the statistics of the queries:
 
-- *transductive* (the paper's): the queries themselves. All queries of a task are one forward pass,
-  so the prediction for one query depends on the others;
 - *inductive*: the support set, at the same weights and inner step, so that the prediction for a
   query depends on no other query. The support images go through the network in front of the
-  queries, and `statistics_from` is their number.
+  queries, and `statistics_from` is their number;
+- *transductive* (the paper's): the queries themselves. All queries of a task are one forward pass,
+  so the prediction for one query depends on the others. One image alone is predicted badly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gradshare.models.derivatives import (
     tasks_to_channels,
 )
 
-BatchNormMode = Literal["transductive", "inductive"]
+BatchNormMode = Literal["auto", "inductive", "transductive"]
 
 _norm_backward = torch.ops.aten.native_batch_norm_backward.default
 

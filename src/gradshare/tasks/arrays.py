@@ -149,6 +149,11 @@ def labels(y: Any, name: str = "y") -> Array:
                 "entries are missing; leave those examples out"
             )
     if array.dtype == object:
+        kinds = {isinstance(label, str): label for label in array.tolist()}
+        if len(kinds) > 1:  # as an array, numbers beside texts would be texts
+            raise DataError(
+                f"{name} holds {kinds[True]!r} and {kinds[False]!r}; give labels of one type"
+            )
         array = np.array(array.tolist())
     if array.dtype.kind == "f":
         fractions = array[array % 1 != 0]

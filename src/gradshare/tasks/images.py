@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,8 +62,8 @@ def read_image(image: Any, where: str, form: ImageFormat) -> Images:
     """Decode an image.
 
     Args:
-        image: the path of a file, the bytes of one (bytes, or uint8 (n,)), or pixels, uint8
-            (H, W, 3) or (H, W).
+        image: the path of a file, the bytes of one (bytes, or uint8 (n,)), a Pillow image, or
+            pixels, uint8 (H, W), (H, W, 3) or (H, W, 4).
         where: how an error names the image, if it is not a path.
         form: what to turn it into.
 
@@ -87,8 +87,10 @@ def read_image(image: Any, where: str, form: ImageFormat) -> Images:
 
 
 @contextmanager
-def open_image(data: Path | bytes, where: str) -> Iterator[Image.Image]:
+def open_image(data: Path | bytes | Image.Image, where: str) -> Iterator[Image.Image]:
     """Open an image file, or the bytes of one, of which only the header is read at first.
+
+    A Pillow image stays open.
 
     Args:
         data: see `read_image`.
@@ -103,9 +105,12 @@ def open_image(data: Path | bytes, where: str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own bomb warning: MAX_PIXELS decides
-            with Image.open(
-                io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS
-            ) as image:
+            if isinstance(data, Image.Image):
+                opened: AbstractContextManager[Image.Image] = nullcontext(data)
+            else:
+                file = io.BytesIO(data) if isinstance(data, bytes) else data
+                opened = Image.open(file, formats=FORMATS)
+            with opened as image:
                 _check_depth(image, where)
                 yield image
     except DataError:

@@ -281,6 +281,7 @@ def fit_in(
         ensemble=options.ensemble,
         device=device,
         status=status,
+        validation=validation,
     )
 
 

@@ -47,6 +47,9 @@ class Run:
     Attributes:
         path: its folder.
         learner: as it was trained, or None of a run that was opened without one.
+        source: of the training tasks, whose `prepare` is used; None of a run that was opened
+            without one.
+        validation: the source of the validation tasks; None of a run that was opened without it.
         metrics: by name.
         score: the metric that selected the checkpoints.
         history: one record for each completed epoch.
@@ -68,6 +71,7 @@ class Run:
         ensemble: int,
         device: torch.device,
         status: RunStatus,
+        validation: TaskSource | None = None,
     ) -> None:
         self.path = path
         self.learner = learner
@@ -78,7 +82,7 @@ class Run:
         self.history = status.history
         self.diverged, self.test = status.diverged, status.test
         self.seconds, self.environment = status.seconds, status.environment
-        self._source = source
+        self.source, self.validation = source, validation
         self._ensemble = ensemble
 
     def __repr__(self) -> str:
@@ -185,18 +189,18 @@ class Run:
                 model can't take.
         """
         learner = self._require_learner()
-        source = self._source if prepare else None
+        source = self.source if prepare else None
         if prepare and source is None and RunFolder(self.path).contents()["prepares"]:
             raise ConfigError(
                 f"the source of {self.path} prepares its batches; open the run with it: "
                 "open_run(path, learner, source), or give prepared inputs and prepare=False"
             )
         with isolated(self.device), torch.no_grad():
-            targets, classes = _encoded(y, self._source)
+            targets, classes = _encoded(y, self.source)
             meta, carried = self.models()[0]
             like = tree_map(as_tensor, x)
-            if self._source is not None:
-                like = self._source.batch([0]).support_x
+            if self.source is not None:
+                like = self.source.batch([0]).support_x
             else:  # real numbers of the model's type
                 dtype = next(iter(meta.values())).dtype
                 like = tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, like)

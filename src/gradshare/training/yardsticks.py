@@ -43,16 +43,28 @@ def yardsticks(source: TaskSource, tasks: int) -> dict[str, dict[str, list[float
         for task in range(len(batch)):
             support = task_of(batch.support_x, task, batch.support_n).flatten(1).float()
             queries = task_of(batch.query_x, task, batch.query_n).flatten(1).float()
-            classes, codes = task_of(batch.support_y, task, batch.support_n).unique(
-                return_inverse=True
-            )
-            targets = torch.nn.functional.one_hot(codes, len(classes)).float()
-            support, queries = _standardised(support, queries)
+            labels = task_of(batch.support_y, task, batch.support_n)
             answers = task_of(batch.query_y, task, batch.query_n)
-            for name, scores in CLASSIFIERS.items():
-                guesses = classes[scores(support, targets, queries).argmax(1)]
+            for name, guesses in guessed(support, labels, queries).items():
                 found[name].append((guesses == answers).double().mean().item())
     return {name: {"accuracy": values} for name, values in found.items()}
+
+
+def guessed(support: Tensor, labels: Tensor, queries: Tensor) -> dict[str, Tensor]:
+    """The labels (q,) that each simple classifier gives to the queries of one task.
+
+    Args:
+        support: float (n, D).
+        labels: (n,) of the support set.
+        queries: float (q, D).
+    """
+    classes, codes = torch.unique(labels, return_inverse=True)
+    targets = torch.nn.functional.one_hot(codes, len(classes)).float()
+    support, queries = _standardised(support, queries)
+    return {
+        name: classes[scores(support, targets, queries).argmax(1)]
+        for name, scores in CLASSIFIERS.items()
+    }
 
 
 def _fits(batch: TaskBatch) -> bool:

@@ -1,0 +1,255 @@
+"""A few-shot classifier with scikit-learn's interface."""
+
+from __future__ import annotations
+
+import reprlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from gradshare.classifier.calibration import Calibration, answers_to, of_size, probabilities
+from gradshare.classifier.inputs import as_labels
+from gradshare.classifier.trained import Trained
+from gradshare.errors import ConfigError, DataError, require_count
+from gradshare.tasks import TaskBatch, TaskSource
+from gradshare.tasks.batch import Tree, first_leaf, leaves, tree_map
+from gradshare.training.randomness import isolated
+from gradshare.training.run import Run
+
+Labels = npt.NDArray[Any]
+Targets = npt.ArrayLike | Tensor
+
+
+class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Learns new classes from a few examples of each, with the best checkpoints of a trained run.
+
+    It is a scikit-learn classifier: it can be cloned, cross-validated, searched over, pickled, and
+    be the last step of a pipeline.
+
+    A run on images takes n paths, PIL images, arrays or tensors, of any sizes and colour modes: see
+    `gradshare.classifier.inputs.as_images`. Other runs take inputs as their source gives them,
+    before its `prepare`: an array, a tensor, a data frame of rows, or a tuple or dictionary of
+    them, with the examples as first dimension.
+
+    A run of a method with any number of classes, such as UNICORN-MAML, learns any number. Others
+    learn at most as many as they were trained for: outputs beyond those of the support set are
+    left out.
+
+    With transductive batch norm, as in the paper, the examples of one `predict` call influence each
+    other's predictions, and a warning says when they are fewer than the classes.
+
+    Args:
+        run: a run whose targets are classes, from `fit` or `open_run`, or its folder. Give the
+            folder to classifiers that are pickled: a pickle of a run holds its source.
+        ensemble: how many of its best checkpoints are averaged; None for all that it kept.
+        calibration: the source of the tasks that probabilities are calibrated on; None for the
+            run's validation tasks.
+        calibration_tasks: how many of them; 0 for probabilities that are not calibrated.
+        device: where it runs, if `run` is a folder; as in `fit`.
+
+    Attributes:
+        classes_: the classes that `fit` and `partial_fit` were given, sorted.
+        transductive_: whether a prediction depends on the other examples of the call. It is assumed
+            of a learner that does not say.
+    """
+
+    def __init__(
+        self,
+        run: Run | str | Path,
+        *,
+        ensemble: int | None = None,
+        calibration: TaskSource | None = None,
+        calibration_tasks: int = 100,
+        device: str = "auto",
+    ) -> None:
+        self.run = run
+        self.ensemble = ensemble
+        self.calibration = calibration
+        self.calibration_tasks = calibration_tasks
+        self.device = device
+
+    def __sklearn_clone__(self) -> FewShotClassifier:
+        """A clone that is not fitted. It shares the run, which nothing changes."""
+        return type(self)(**self.get_params(deep=False))
+
+    def fit(self, X: Any, y: Targets) -> FewShotClassifier:
+        """Adapt each checkpoint to a support set.
+
+        Args:
+            X: n inputs, in any order.
+            y: (n,) their classes: whole numbers, texts or booleans, in a list, array or Series.
+
+        Raises:
+            RunError: there is no such run, or no checkpoint of it can be read.
+            ConfigError: the run lacks its learner or its source, has targets that are not classes,
+                or has kept fewer checkpoints.
+            DataError: inputs that the run does not take, an image that cannot be read, more classes
+                than it can learn, or labels that are missing, mixed, or not one for each input.
+        """
+        trained = Trained(self.run, self.ensemble, self.device)
+        inputs = trained.read(X)
+        return self._adapt(trained, inputs, as_labels(y, first_leaf(inputs)))
+
+    def partial_fit(self, X: Any, y: Targets) -> FewShotClassifier:
+        """Add examples, of the same classes or of new ones, to the support set, and adapt to all.
+
+        Args:
+            X: n inputs, as in `fit`.
+            y: (n,) their classes.
+
+        Raises:
+            GradshareError: as in `fit`. The classifier is then as it was before.
+        """
+        if not hasattr(self, "classes_"):
+            return self.fit(X, y)
+        new = self._trained.read(X)
+        known = iter(leaf for _, leaf in leaves(self._inputs))
+        with isolated(self._trained.device):
+            inputs = tree_map(lambda t: torch.cat([next(known), t]), new)
+        labels = [*self._labels.tolist(), *as_labels(y, first_leaf(new)).tolist()]
+        return self._adapt(self._trained, inputs, as_labels(labels, labels))
+
+    def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
+        """The probability of each of `classes_`, (n, classes).
+
+        The first call after `fit` calibrates them on `calibration_tasks` tasks with as many classes
+        and examples as the support set has.
+
+        Args:
+            X: n inputs, as in `fit`.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: `fit` was not called.
+            DataError: inputs that the run does not take, or an image that cannot be read.
+            RunError: the inner steps of each checkpoint overflowed on the support set.
+        """
+        logits = self._logits(X)
+        temperature = self._calibrated().temperature if self.calibration_tasks else 1.0
+        return probabilities(logits, temperature)
+
+    def predict(self, X: Any, *, reject: float | None = None) -> Labels:
+        """The most probable class of each input.
+
+        Args:
+            X: n inputs, as in `fit`.
+            reject: answer None where an input looks like none of the classes. This is the share, in
+                (0, 1), of inputs of the known classes that may be lost to it. It holds for tasks
+                like those of the calibration, with 95 % confidence.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: `fit` was not called.
+            GradshareError: as in `predict_proba`; or `reject` is given without a calibration.
+        """
+        logits = self._logits(X)
+        chosen: Labels = self.classes_[logits.argmax(-1)]
+        if reject is not None:
+            rejected = self._calibrated().rejected(logits, reject)
+            chosen = chosen.astype(object)
+            chosen[rejected] = None
+        return chosen
+
+    def predict_set(self, X: Any, *, coverage: float = 0.9) -> list[list[Any]]:
+        """For each input the classes that it may be of, the most probable first.
+
+        The sets hold the true class of at least a share `coverage` of inputs, over tasks like those
+        of the calibration, with 95 % confidence.
+
+        Args:
+            X: n inputs, as in `fit`.
+            coverage: in (0, 1).
+
+        Raises:
+            sklearn.exceptions.NotFittedError: `fit` was not called.
+            GradshareError: as in `predict_proba`; or there is no calibration.
+        """
+        logits = self._logits(X)
+        sets = self._calibrated().sets(logits, coverage)
+        order = np.argsort(-logits, axis=1, kind="stable")
+        names = self.classes_.tolist()
+        return [
+            [names[code] for code in codes if chosen[code]]
+            for codes, chosen in zip(order, sets, strict=True)
+        ]
+
+    def score(self, X: Any, y: Targets) -> float:
+        """The share of inputs that are predicted right, in [0, 1].
+
+        Args:
+            X: n inputs, as in `fit`.
+            y: (n,) the true classes, as `fit` was given them.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: `fit` was not called.
+            GradshareError: as by `predict`; another number of labels, or none of a class that `fit`
+                was given.
+        """
+        predicted = self.predict(X)
+        given = as_labels(y, predicted)
+        if set(given.tolist()).isdisjoint(self.classes_.tolist()):
+            raise DataError(
+                f"none of the labels {reprlib.repr(given.tolist())} is one of the classes "
+                f"{reprlib.repr(self.classes_.tolist())}; give them as `fit` was given them"
+            )
+        return float((predicted == given).mean())
+
+    def _adapt(self, trained: Trained, inputs: Tree, labels: Labels) -> FewShotClassifier:
+        with isolated(trained.device), torch.no_grad():
+            encode = getattr(trained.source, "encode", None)
+            if encode is not None:
+                targets, classes = encode(labels)
+            else:
+                classes, codes = np.unique(labels, return_inverse=True)
+                targets = torch.from_numpy(codes.astype(np.int64))
+            one = tree_map(lambda t: t[None], inputs)
+            support = TaskBatch(one, targets[None], one, targets[None]).to(trained.device)
+            outputs = trained.number_of_outputs(support)
+            if outputs < len(classes):
+                raise DataError(
+                    f"the labels name {len(classes)} classes; this run was trained for {outputs}: "
+                    "train one with as many --ways, or with --method unicorn-maml for any number"
+                )
+            adapted = trained.adapt(support)
+        self._trained, self._support, self._adapted = trained, support, adapted
+        self._inputs, self._labels = inputs, labels
+        self._calibration: Calibration | None = None
+        self.classes_: Labels = np.asarray(classes)
+        self.transductive_ = trained.transductive
+        return self
+
+    def _logits(self, X: Any) -> npt.NDArray[np.float64]:
+        check_is_fitted(self, "classes_")
+        inputs = self._trained.read(X)
+        count = len(first_leaf(inputs))
+        if self.transductive_ and count < len(self.classes_):
+            warnings.warn(
+                f"this run has transductive batch norm, which needs many examples at once, of all "
+                f"{len(self.classes_)} classes, and got {count}; train with --batch-norm inductive "
+                "to predict few examples",
+                stacklevel=3,
+            )
+        with isolated(self._trained.device), torch.no_grad():
+            outputs = self._trained.outputs(self._support, self._adapted, inputs)
+        return outputs[:, : len(self.classes_)].double().cpu().numpy()
+
+    def _calibrated(self) -> Calibration:
+        """The calibration for this support set, measured when it is first needed."""
+        if self._calibration is None:
+            require_count("calibration_tasks", self.calibration_tasks, least=20)
+            source = self.calibration or self._trained.validation
+            if source is None:
+                raise ConfigError(
+                    "the run was opened without its validation tasks, on which probabilities are "
+                    "calibrated; give a source: FewShotClassifier(run, calibration=source)"
+                )
+            ways = len(self.classes_)
+            source = of_size(source, ways, max(1, round(len(self._labels) / ways)))
+            answers = answers_to(self._trained, source, self.calibration_tasks)
+            self._calibration = Calibration.on(answers)
+        return self._calibration

@@ -1,0 +1,173 @@
+"""What a classifier needs of a run: its best checkpoints, and how its inputs are prepared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradshare.backbones import Backbone
+from gradshare.classifier.inputs import as_images, as_rows, is_table
+from gradshare.config.runs import open_run
+from gradshare.errors import ConfigError, RunError
+from gradshare.tasks import ImageStore, ImageTasks, TaskBatch, TaskSource
+from gradshare.tasks.batch import Tree, first_leaf, tree_map
+from gradshare.tasks.features import FeatureTasks
+from gradshare.tasks.images import ImageFormat
+from gradshare.tasks.source import prepared
+from gradshare.training.checks import explain_misfit
+from gradshare.training.evaluation import mean_of_finite
+from gradshare.training.folder import RunFolder
+from gradshare.training.randomness import isolated
+from gradshare.training.run import Run
+
+MOST_PIXELS = 84
+"""Height and width of the images that yardsticks see beside features."""
+
+CHUNK = 200
+"""The number of examples that are predicted at once, where that changes no prediction."""
+
+
+class Trained:
+    """The best checkpoints of a run whose targets are classes.
+
+    Args:
+        run: from `fit` or `open_run`, or its folder.
+        ensemble: how many checkpoints are averaged; None for all that the run kept.
+        device: where they run, if `run` is a folder; as in `fit`.
+
+    Attributes:
+        transductive: whether a prediction depends on the other examples of the call. It is assumed
+            of a learner that does not say.
+
+    Raises:
+        RunError: there is no such run, or no checkpoint of it can be read.
+        ConfigError: the run lacks its learner or its source, has targets that are not classes, or
+            has kept fewer checkpoints.
+    """
+
+    def __init__(self, run: Run | str | Path, ensemble: int | None, device: str) -> None:
+        if not isinstance(run, Run):
+            run = open_run(run, device=device)
+        if run.missing is not None:
+            raise run.missing
+        if run.learner is None or run.source is None:
+            raise ConfigError(
+                f"the run in {run.path} was opened without its learner or its source; give both: "
+                "gradshare.open_run(path, learner, source)"
+            )
+        self.learner, self.source, self.validation = run.learner, run.source, run.validation
+        self.device = run.device
+        example = self.source.batch([0])
+        if not isinstance(example.support_y, Tensor) or example.support_y.is_floating_point():
+            raise ConfigError(
+                f"the targets of the run in {run.path} are not classes; use run.adapt(x, y)"
+            )
+        self.like = example.support_x
+        kept = min(RunFolder(run.path).contents()["identity"]["ensemble"], len(run.history))
+        with isolated(self.device):
+            self.models = run.models(max(kept, 1) if ensemble is None else ensemble)
+        self._form = _image_format(self.source)
+        inductive = getattr(self.learner, "inductive", False)
+        network = getattr(self.learner, "network", None)
+        self.transductive = not inductive and (network is None or network.uses_batch_statistics)
+
+    def read(self, x: Any) -> Tree:
+        """A user's inputs as the run's source gives them."""
+        on_features = isinstance(self.source, FeatureTasks)
+        with isolated(self.device):
+            if self._form is None or (on_features and is_table(x)):
+                return as_rows(x, self.like)
+            images = as_images(x, self._form)
+            return as_rows(self._backbone(images), self.like) if on_features else images
+
+    def yardstick_inputs(self, x: Any, inputs: Tree) -> dict[str, Tensor]:
+        """What classifiers that need no meta-training may see of a user's inputs, by its name.
+
+        Args:
+            x: the user's inputs.
+            inputs: what `read` made of them.
+        """
+        if not isinstance(inputs, Tensor):
+            return {}
+        if self._form is None or is_table(x):
+            return {"the inputs": inputs}
+        if not isinstance(self.source, FeatureTasks):
+            return {"pixels": inputs}
+        small = replace(self._form, size=min(self._form.size, MOST_PIXELS))
+        return {"features": inputs, "pixels": as_images(x, small)}
+
+    @cached_property
+    def _backbone(self) -> Backbone:
+        """What made the features of the run's source, for images."""
+        assert isinstance(self.source, FeatureTasks)
+        return Backbone.of(self.source.store.backbone)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the backbone, which is loaded again from where it was."""
+        return {name: value for name, value in vars(self).items() if name != "_backbone"}
+
+    def number_of_outputs(self, support: TaskBatch) -> int:
+        """The number of classes that the learner tells apart after this support set."""
+        task = prepared(self.source, support)
+        meta, carried = self.models[0]
+        with explain_misfit(self.learner, meta, "support set", task):
+            start = self.learner.adapt(meta, carried, task, steps=0)
+            return self.learner.predict(meta, start, task).shape[2]
+
+    def adapt(self, support: TaskBatch) -> list[Any]:
+        """Adapt each checkpoint to the support set of one task, as the source gives it."""
+        task = prepared(self.source, support)
+        with explain_misfit(self.learner, self.models[0][0], "support set", task):
+            return [self.learner.adapt(meta, carried, task) for meta, carried in self.models]
+
+    def outputs(self, support: TaskBatch, adapted: list[Any], inputs: Tree) -> Tensor:
+        """The mean outputs (n, classes) of the adapted checkpoints for n inputs.
+
+        Raises:
+            RunError: the inner steps of each checkpoint overflowed on the support set.
+        """
+        size = max(1, len(first_leaf(inputs))) if self.transductive else CHUNK
+        parts = []
+        for start in range(0, len(first_leaf(inputs)), size):
+            part = tree_map(itemgetter(slice(start, start + size)), inputs)
+            queries = tree_map(lambda t: t[None].to(self.device), part)
+            none = torch.zeros(first_leaf(queries).shape[:2], dtype=torch.int64).to(self.device)
+            task = prepared(self.source, replace(support, query_x=queries, query_y=none))
+            with explain_misfit(self.learner, self.models[0][0], "examples", task):
+                parts.append(self.on_prepared(task, adapted)[0])
+        outputs = torch.cat(parts)
+        if not outputs.isfinite().all():
+            raise RunError(
+                "there is no prediction: the inner steps overflowed on this support set, with "
+                f"each checkpoint ({len(adapted)}); the run's inner rate is too high for it"
+            )
+        return outputs
+
+    def on_prepared(self, tasks: TaskBatch, adapted: list[Any]) -> Tensor:
+        """The mean outputs (T, n, classes) for the queries of some prepared tasks.
+
+        They are not finite where each checkpoint overflowed.
+        """
+        outputs = [
+            self.learner.predict(meta, own, tasks)
+            for (meta, _), own in zip(self.models, adapted, strict=True)
+        ]
+        return mean_of_finite(torch.stack(outputs))
+
+
+def _image_format(source: TaskSource) -> ImageFormat | None:
+    """What the images of a source were turned into when they were prepared; None if it has none."""
+    if isinstance(source, FeatureTasks):
+        return source.store.form
+    if not isinstance(source, ImageTasks):
+        return None
+    channels, size, _ = source.split.images.shape[1:]
+    stored = source.split.stored
+    record = {} if stored is None else ImageStore.open(stored.path).source
+    return ImageFormat(size, channels, record.get("resize", "stretch"))

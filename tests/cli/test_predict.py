@@ -1,0 +1,152 @@
+"""`gradshare predict` and `gradshare check` as their users meet them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradshare import FewShotClassifier
+from gradshare.config import RunConfig, train
+from tests.cli.test_runs import Program, program
+from tests.conftest import tiny_classes
+
+__all__ = ["program"]  # a fixture
+
+
+@pytest.fixture(scope="module")
+def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = RunConfig(
+        dataset="tiny",
+        data_root=data_root,
+        ways=3,
+        queries=4,
+        filters=4,
+        inner_steps=2,
+        epochs=1,
+        iterations_per_epoch=4,
+        task_batch=2,
+        val_tasks=20,
+        test_tasks=2,
+        ensemble=1,
+        batch_norm="inductive",
+        device="cpu",
+        threads=1,
+    )
+    return train(config, tmp_path_factory.mktemp("runs") / "run").path
+
+
+@pytest.fixture
+def birds(tmp_path: Path) -> Path:
+    """Class folders of images, two of each recording: crow/walk0-0.png, crow/walk0-1.png, …"""
+    for name, found in zip(("crow", "lark", "owl"), tiny_classes("test", 3, 8), strict=True):
+        folder = tmp_path / "birds" / name
+        folder.mkdir(parents=True)
+        for number, image in enumerate(found.images):
+            pixels = np.asarray(image)[0]
+            Image.fromarray(pixels).resize((20, 24)).save(
+                folder / f"walk{number // 2}-{number % 2}.png"
+            )
+    return tmp_path / "birds"
+
+
+def lines_of(program: Program, *arguments: object) -> list[str]:
+    status, out, err = program(*map(str, arguments))
+    assert (status, err) == (0, "")
+    return out.splitlines()
+
+
+def error_of(program: Program, *arguments: object) -> str:
+    status, out, err = program(*map(str, arguments))
+    assert (status, out) == (1, "")
+    return err
+
+
+def test_images_are_predicted_and_written_as_a_table(
+    program: Program, run: Path, birds: Path, tmp_path: Path
+) -> None:
+    files = sorted((birds / "owl").iterdir())
+    table, records = tmp_path / "table.csv", tmp_path / "table.json"
+    arguments = ("predict", run, "--support", birds, "--out", table, "--out", records)
+    shown = lines_of(program, *arguments, "--coverage", 0.9, "--query", *files)
+    paths = sorted(birds.glob("*/*.png"))
+    classifier = FewShotClassifier(run, device="cpu")
+    classifier.fit(paths, [path.parent.name for path in paths])
+    proba = classifier.predict_proba(files)
+    assert [line.split()[:3] for line in shown] == [
+        [str(path), classifier.classes_[p.argmax()], f"{p.max():.1%}"]
+        for path, p in zip(files, proba, strict=True)
+    ]
+    found = json.loads(records.read_text(encoding="utf-8"))
+    assert [row["file"] for row in found] == list(map(str, files))
+    assert [list(row["probabilities"]) for row in found] == [["crow", "lark", "owl"]] * 8
+    assert np.allclose([list(row["probabilities"].values()) for row in found], proba)
+    assert [row["set"] for row in found] == classifier.predict_set(files)
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["file", "class", "crow", "lark", "owl", "set"]
+    assert np.allclose(np.array([row[2:5] for row in rows[1:]], float), proba)
+    # A folder's images, and those in its folders.
+    assert lines_of(program, "predict", run, "--support", birds, "--query", birds / "owl") == [
+        line[: line.index("%") + 1] for line in shown
+    ]
+    assert len(lines_of(program, "predict", run, "--support", birds, "--query", birds)) == 24
+
+
+def test_what_looks_like_no_class_is_none_of_these(
+    program: Program, run: Path, birds: Path
+) -> None:
+    shown = lines_of(
+        program, "predict", run, "--support", birds, "--query", birds, "--reject", 0.99
+    )
+    assert any("none of these" in line for line in shown)
+
+
+def test_the_accuracy_to_expect_is_printed(program: Program, run: Path, birds: Path) -> None:
+    shown = lines_of(program, "check", run, birds)
+    assert shown[0].startswith("Accuracy to expect: ")
+    assert shown[1] == "24 examples of 3 classes, each predicted by 4 of 5 parts of the others"
+    names = ["this run", "nearest class mean on pixels", "logistic regression on pixels"]
+    assert [line.strip().rsplit("  ", 2)[0].strip() for line in shown[2:5]] == names
+    assert shown[5].endswith(".")
+    shown = lines_of(program, "check", run, birds, "--group", r"(\w+/walk\d)-", "--folds", 3)
+    assert shown[1].startswith("24 examples of 3 classes in 12 groups, each predicted by 2 of 3")
+
+
+def test_mistakes_are_named(program: Program, run: Path, birds: Path, tmp_path: Path) -> None:
+    def predicted(*arguments: object, support: Path = birds) -> str:
+        return error_of(program, "predict", run, "--support", support, *arguments)
+
+    assert "--query is missing; name an image or a folder of images" in predicted()
+    assert "wren.png cannot be read" in predicted("--query", tmp_path / "wren.png")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "has no images (" in predicted("--query", empty)
+    assert "has 0 class folders; give a folder with" in predicted(birds / "owl", support=empty)
+    assert "has another ending than .csv or .json" in predicted(birds, "--out", tmp_path / "a.txt")
+    (tmp_path / "a.csv").touch()
+    assert "a.csv exists; name a new file" in predicted(birds, "--out", tmp_path / "a.csv")
+    for pattern, message in (("(", "is no regular expression"), ("hike", "finds nothing in 'crow")):
+        assert message in error_of(program, "check", run, birds, "--group", pattern)
+    (birds / "crow" / "torn.png").write_bytes(b"\x89PNG")
+    assert "torn.png is not a readable image" in error_of(program, "check", run, birds)
+    assert "holds no run" in error_of(program, "check", tmp_path, birds)
+
+
+def test_arrays_are_checked_too(program: Program, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"dataset": "tests.own:signals", "model": "tests.own:Net"}
+    sizes = {"ways": 3, "queries": 2, "val_tasks": 4, "test_tasks": 2, "ensemble": 1}
+    config = RunConfig(
+        **settings, **sizes, epochs=1, iterations_per_epoch=2, task_batch=2, device="cpu"
+    )
+    run = train(config, tmp_path / "run").path
+    x = np.random.default_rng(0).normal(size=(12, 2, 12))
+    np.savez(tmp_path / "own.npz", x=x, y=np.arange(12) % 3, groups=np.arange(12) // 2)
+    shown = lines_of(program, "check", run, tmp_path / "own.npz", "--folds", 2)
+    assert shown[1].startswith("12 examples of 3 classes in 6 groups, each predicted by 1 of 2")
+    assert "logistic regression on the inputs" in shown[4]
