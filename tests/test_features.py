@@ -71,15 +71,12 @@ def test_each_image_has_its_row_with_its_class_and_group_in_the_split_it_was_in(
 
 def test_prepared_tasks_are_standardised_by_the_training_rows(features: gs.FeatureStore) -> None:
     rows = torch.from_numpy(np.load(features.path / "train" / "x.npy"))
-    rows[:, 0] = 3.0  # as of a dead unit
-    np.save(features.path / "train" / "x.npy", rows)
-    standard = replace(features, mean=rows.mean(0), std=features.std)
     for split in ("train", "test"):
-        source = gs.FeatureTasks(standard, split, ways=3, shots=2, queries=3)
+        source = gs.FeatureTasks(features, split, ways=3, shots=2, queries=3)
         raw = source.batch([0, 1])
         prepared = source.prepare(raw)
-        expected = (raw.query_x - standard.mean) / standard.std
-        torch.testing.assert_close(prepared.query_x, expected)
+        expected = (raw.query_x - rows.mean(0)) / rows.std(0, correction=0)
+        torch.testing.assert_close(prepared.query_x, expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(prepared.query_y, raw.query_y)
 
 
@@ -110,9 +107,8 @@ def test_a_store_opens_as_it_was_written_and_class_tasks_read_its_splits(
     features: gs.FeatureStore,
 ) -> None:
     again = gs.FeatureStore.open(features.path)
-    assert again.backbone == features.backbone
+    assert again == features
     assert again.form == gs.ImageFormat(16, 1, "stretch")
-    assert torch.equal(again.mean, features.mean)
     assert len(gs.ClassTasks.load(features.path / "val", ways=3, queries=2).classes) == 5
 
 

@@ -25,12 +25,11 @@ from gradshare.tasks.download import OnProgress
 from gradshare.tasks.features import (
     RECORD,
     BackboneRecord,
-    FeatureIndex,
     FeatureStore,
     Preprocessing,
-    StoredForm,
     is_feature_store,
 )
+from gradshare.tasks.images import ImageFormat
 from gradshare.tasks.store import ImageStore, Split, first_mistake
 from gradshare.tasks.writing import writing
 
@@ -203,15 +202,13 @@ def write_features(
                 _write_split(new / name, split, np.concatenate(rows))
             train = np.load(new / "train" / "x.npy")
             deviation = train.std(0, dtype=np.float64)
-            content = FeatureIndex(
+            content = FeatureStore(
                 name=store.name,
-                source=dict(store.source),
-                images=StoredForm(
-                    size=size, channels=channels, resize=store.source.get("resize", "stretch")
-                ),
+                form=ImageFormat(size, channels, store.source.get("resize", "stretch")),
                 backbone=backbone.record,
-                mean=train.mean(0, dtype=np.float64).tolist(),
-                std=np.where(deviation > 0, deviation, 1.0).tolist(),
+                mean=tuple(train.mean(0, dtype=np.float64).tolist()),
+                std=tuple(np.where(deviation > 0, deviation, 1.0).tolist()),
+                source=dict(store.source),
             )
             (new / RECORD).write_text(content.model_dump_json(), encoding="utf-8")
             if path.exists():

@@ -92,8 +92,9 @@ def test_any_network_with_a_linear_head_can_be_started_and_padding_teaches_nothi
 
 
 def test_a_network_without_a_linear_head_or_a_source_without_names_cannot_be_started() -> None:
-    with pytest.raises(ConfigError, match=r"network with a linear head, and this one \(ReLU\)"):
-        gs.supervised_start(nn.ReLU(), source())
+    for model in (nn.ReLU(), nn.Linear(NUMBERS, 5)):
+        with pytest.raises(ConfigError, match=r"a linear head, and this one \((ReLU|Linear)\)"):
+            gs.supervised_start(model, source())
     with pytest.raises(ConfigError, match=r"give Sinusoids a method classes_of\(index\)"):
         gs.supervised_start(network(), gs.Sinusoids())
 

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from gradshare.errors import DataError
 from gradshare.tasks.arrays import fingerprint, load
 from gradshare.tasks.batch import TaskBatch
 from gradshare.tasks.classes import ClassTasks
-from gradshare.tasks.images import ImageFormat, Resize
+from gradshare.tasks.images import ImageFormat
 from gradshare.tasks.splits import Splits
 from gradshare.tasks.store import SPLITS, Sha256, first_mistake
 
@@ -34,6 +33,8 @@ FORM = "features"
 """The name of the store of features among the stores of a dataset."""
 
 RECORD = "features.json"
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Preprocessing(BaseModel):
@@ -53,15 +54,8 @@ class Preprocessing(BaseModel):
     size: Annotated[int, Field(ge=1, le=4096)] | None = None
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    mean: Annotated[tuple[FiniteFloat, ...], Field(min_length=3, max_length=3)] = (
-        0.485,
-        0.456,
-        0.406,
-    )
-    std: Annotated[
-        tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...],
-        Field(min_length=3, max_length=3),
-    ] = (0.229, 0.224, 0.225)
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (0.485, 0.456, 0.406)
+    std: tuple[_Positive, _Positive, _Positive] = (0.229, 0.224, 0.225)
 
 
 class BackboneRecord(BaseModel):
@@ -82,47 +76,29 @@ class BackboneRecord(BaseModel):
     sha256: Sha256
 
 
-class StoredForm(BaseModel):
-    """The form of the images that the backbone was given."""
-
-    size: int
-    channels: int
-    resize: Resize
-
-
-class FeatureIndex(BaseModel):
-    """The content of `features.json`."""
-
-    format_version: Literal[1] = 1
-    name: str
-    source: dict[str, Any]
-    images: StoredForm
-    backbone: BackboneRecord
-    mean: list[FiniteFloat]
-    std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureStore:
-    """An opened store of features.
+class FeatureStore(BaseModel):
+    """An opened store of features: the content of its `features.json`.
 
     Attributes:
         name: of the dataset that the images are of.
-        path: the store's folder.
+        form: of its images; the backbone's preprocessing comes after.
         backbone: what made the features.
-        form: the size and channels of the stored images; the backbone's preprocessing comes after.
         mean: (D,) of the training rows.
         std: (D,) likewise; 1 where the training rows are all alike.
         source: where the images came from.
+        path: the store's folder.
     """
 
+    model_config = ConfigDict(frozen=True)
+
+    format_version: Literal[1] = 1
     name: str
-    path: Path
-    backbone: BackboneRecord
     form: ImageFormat
-    mean: Tensor = field(repr=False)
-    std: Tensor = field(repr=False)
-    source: dict[str, Any] = field(repr=False)
+    backbone: BackboneRecord
+    mean: tuple[FiniteFloat, ...] = Field(repr=False)
+    std: tuple[_Positive, ...] = Field(repr=False)
+    source: dict[str, Any] = Field(repr=False)
+    path: Path = Field(default=Path(), exclude=True)
 
     @classmethod
     def open(cls, path: Path | str) -> FeatureStore:
@@ -135,22 +111,14 @@ class FeatureStore:
         if not is_feature_store(path):
             raise DataError(f"no features in {path}; run `gradshare data features` first")
         try:
-            content = FeatureIndex.model_validate_json((path / RECORD).read_bytes())
+            store = cls.model_validate_json((path / RECORD).read_bytes())
         except (OSError, ValidationError) as error:
             cause = first_mistake(error) if isinstance(error, ValidationError) else error
             raise DataError(
                 f"the features in {path} are damaged ({cause}); delete {path} and run "
                 "`gradshare data features` again"
             ) from error
-        return cls(
-            name=content.name,
-            path=path,
-            backbone=content.backbone,
-            form=ImageFormat(**content.images.model_dump()),
-            mean=torch.tensor(content.mean),
-            std=torch.tensor(content.std),
-            source=content.source,
-        )
+        return store.model_copy(update={"path": path})
 
 
 class FeatureTasks(ClassTasks):
@@ -181,8 +149,7 @@ class FeatureTasks(ClassTasks):
     @property
     def fingerprint(self) -> str:
         """A digest of the features, the classes, the settings and the standardisation."""
-        store = self.store
-        return fingerprint(super().fingerprint, store.mean.tolist(), store.std.tolist())
+        return fingerprint(super().fingerprint, self.store.mean, self.store.std)
 
     def prepare(self, batch: TaskBatch) -> TaskBatch:
         """Standardise the rows.
@@ -190,21 +157,18 @@ class FeatureTasks(ClassTasks):
         Raises:
             DataError: they are longer or shorter than the rows of the store.
         """
-        length = len(self.store.mean)
+        store = self.store
 
         def standardised(rows: Tensor) -> Tensor:
-            if rows.shape[-1] != length:
+            if rows.shape[-1] != len(store.mean):
                 raise DataError(
                     f"rows of {rows.shape[-1]} numbers were given, and the features of "
-                    f"{self.store.name} have {length}; give what the same backbone gives"
+                    f"{store.name} have {len(store.mean)}; give what the same backbone gives"
                 )
-            return (rows - self.store.mean.to(rows)) / self.store.std.to(rows)
+            return (rows - rows.new_tensor(store.mean)) / rows.new_tensor(store.std)
 
-        return replace(
-            batch,
-            support_x=standardised(batch.support_x),
-            query_x=standardised(batch.query_x),
-        )
+        support, query = standardised(batch.support_x), standardised(batch.query_x)
+        return replace(batch, support_x=support, query_x=query)
 
 
 def feature_splits(store: FeatureStore, **sizes: int) -> Splits:

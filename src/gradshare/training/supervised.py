@@ -25,6 +25,8 @@ Model = TypeVar("Model", bound=nn.Module)
 TASKS = 4
 """The tasks that one step takes its examples from."""
 
+WEIGHT_DECAY = 1e-4
+
 PADDING = -100
 """The label of what is not an example; cross entropy leaves it out."""
 
@@ -35,7 +37,6 @@ def supervised_start(
     *,
     iterations: int = 300,
     lr: float = 1e-3,
-    weight_decay: float = 1e-4,
     seed: int = 0,
 ) -> Model:
     """A copy of a network whose body is trained to tell all training classes apart.
@@ -46,9 +47,8 @@ def supervised_start(
     Args:
         model: any classifier with a linear head. It is not changed.
         source: of training tasks, with `classes_of(index)`, as the sources of this package have it.
-        iterations: steps of Adam, each on all examples of 4 tasks.
+        iterations: steps of AdamW, each on all examples of 4 tasks.
         lr: the learning rate, annealed to 0 by a cosine.
-        weight_decay: of AdamW.
         seed: of the tasks, the new head and dropout.
 
     Raises:
@@ -71,7 +71,7 @@ def supervised_start(
         head = nn.Linear(own_head.in_features, len(classes))  # type: ignore[arg-type]
         setattr(trained.get_submodule(owner), attribute, head.to(device))
         parameters = [p for p in trained.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=WEIGHT_DECAY)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
         for indices in steps:
             outputs, labels = _outputs(trained, source, indices, classes, device)
@@ -90,7 +90,8 @@ def train_body(
     """Give the meta-parameters of a learner's model, but those of its head, a supervised start."""
 
     def trained() -> dict[str, Tensor]:
-        model: nn.Module = learner.model  # type: ignore[attr-defined]
+        device = next(iter(meta.values())).device
+        model: nn.Module = copy.deepcopy(learner.model).to(device)  # type: ignore[attr-defined]
         head = require_startable(model, source)
         parameters = supervised_start(model, source, seed=seed).named_parameters()
         body = {name: p for name, p in parameters if not name.startswith(f"{head}.")}
@@ -108,11 +109,11 @@ def require_startable(model: object, source: TaskSource) -> str:
         ConfigError: see `supervised_start`.
     """
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
-    linear: list[str] = [name for name, module in modules if isinstance(module, nn.Linear)]
+    linear: list[str] = [name for name, m in modules if name and isinstance(m, nn.Linear)]
     if not linear:
         raise ConfigError(
-            "a supervised start needs a network with a linear head, and this one "
-            f"({type(model).__name__}) has none; start from random weights"
+            "a supervised start needs a network with a body and a linear head, and this one "
+            f"({type(model).__name__}) is another; start from random weights"
         )
     if not hasattr(source, "classes_of"):
         raise ConfigError(
