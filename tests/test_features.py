@@ -324,6 +324,9 @@ def test_rows_of_another_backbone_are_refused_at_prediction(run: gs.Run) -> None
 def test_a_dataset_of_features_is_shown_and_is_not_opened_as_images(root: Path) -> None:
     shown = command(root, "show", "tiny-features")
     assert f"{WIDTH} features of tiny" in shown
+    assert "120" in shown  # training images
+    listed = command(root, "list").split()
+    assert listed[listed.index("tiny-features") + 2 : -1][:2] == ["features", "│"]
     assert "name: " + str(Path(TOY.split(":", maxsplit=1)[0]).resolve()) in shown
     with pytest.raises(DataError, match="holds features, not images; open it with"):
         gs.open_dataset("tiny-features", root)
