@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -316,8 +317,28 @@ def test_raw_images_are_predicted_as_the_rows_that_were_made_of_them(
     np.testing.assert_allclose(alone, expected[:1], rtol=1e-4, atol=1e-5)
 
 
+def test_a_check_has_yardsticks_on_features_and_on_pixels(run: gs.Run, root: Path) -> None:
+    split = tiny_store(root).splits["test"]
+    chosen = np.concatenate([start + np.arange(6) for start in split.starts[:3]])
+    images, labels = np.array(split.images[chosen]), np.repeat(["a", "b", "c"], 6)
+    classifier = gs.FewShotClassifier(run, calibration_tasks=0)
+    assert list(gs.check(classifier, images, labels).right) == [
+        "this run",
+        "nearest class mean on features",
+        "logistic regression on features",
+        "nearest class mean on pixels",
+        "logistic regression on pixels",
+    ]
+    # The backbone is not in a pickle, and is loaded again.
+    expected = classifier.fit(images, labels).predict_proba(images)
+    again = pickle.loads(pickle.dumps(classifier))
+    np.testing.assert_allclose(again.predict_proba(images), expected)
+
+
 def test_rows_of_another_backbone_are_refused_at_prediction(run: gs.Run) -> None:
-    with pytest.raises(DataError, match=f"rows of {WIDTH + 1} numbers .* tiny have {WIDTH}"):
+    with pytest.raises(
+        DataError, match=rf"shape \(3, {WIDTH + 1}\); this run takes \(n, {WIDTH}\)"
+    ):
         gs.FewShotClassifier(run).fit(np.zeros((3, WIDTH + 1), np.float32), ["a", "b", "c"])
 
 
