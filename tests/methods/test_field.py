@@ -123,6 +123,23 @@ def test_each_method_equals_its_oracle(
         assert_close("outputs", mine, expected)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_the_gradient_of_each_oracle_is_that_of_its_finite_differences(name: str) -> None:
+    method, options, s = METHODS[name]
+    meta = perturbed(method(model(), steps=STEPS, inner_lr=s.inner_lr, **options).init()[0])
+    torch.manual_seed(1)
+    direction = {parameter: torch.randn_like(t) for parameter, t in meta.items()}
+
+    def mean_loss(shift: float) -> Tensor:
+        shifted = {n: (t + shift * direction[n]).detach().requires_grad_() for n, t in meta.items()}
+        return oracle.outer_losses(shifted, None, as_batch(tasks(1)), s)[0].mean()
+
+    found = gradients(oracle.outer_losses(dict(meta), None, as_batch(tasks(1)), s)[0].mean(), meta)
+    slope = (mean_loss(1e-6) - mean_loss(-1e-6)) / 2e-6
+    expected = torch.stack([(found[n] * d).sum() for n, d in direction.items()]).sum()
+    torch.testing.assert_close(slope, expected, rtol=1e-6, atol=2e-8)
+
+
 def laid_out(learner: MetaLearner, layout: dict[str, Any]) -> MetaLearner:
     return learner.laid_out(**{"tasks_at_a_time": 1, "recompute": False, **layout})
 
