@@ -114,7 +114,7 @@ def _check_layouts(rule: UpdateRule, carried: Tensors, steps: int) -> None:
             results[-1],
             results[0],
             f"{kind} has other results with {tasks_at_a_time=} and {recompute=}; compute from the "
-            "arguments of `update` alone, not from their graphs",
+            "values that `update` gets alone, not from their graphs or memory",
         )
     try:
         learner.adapt(meta, carried, tasks, steps=steps + 2)
