@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -277,6 +278,13 @@ def test_a_configuration_that_is_gone_is_written_again(run: Path) -> None:
     assert open_run(run).learner is not None
     train(RunConfig(**SIGNALS), run, resume=True)
     assert RunConfig.from_yaml(run / "config.yaml") == before
+
+
+def test_a_run_from_before_a_setting_existed_is_opened(run: Path) -> None:
+    contents = json.loads((run / "run.json").read_text())
+    del contents["settings"]["order"]
+    (run / "run.json").write_text(json.dumps(contents))
+    assert stored(run) == RunConfig.from_yaml(run / "config.yaml")
 
 
 def test_a_setting_that_was_edited_in_a_runs_folder_is_named(run: Path) -> None:

@@ -155,11 +155,12 @@ def stored(path: str | Path) -> RunConfig:
         )
     path = home.path / SETTINGS
     config = RunConfig.from_yaml(path) if path.is_file() else RunConfig(**began)
+    began = RunConfig(**began).model_dump(mode="json")  # with the settings that are new since
     for name, value in config.model_dump(mode="json").items():
-        if name not in CHANGEABLE and value != began.get(name):
+        if name not in CHANGEABLE and value != began[name]:
             raise RunError(
                 f"{path} has {name} {value!r}, and the run was started with "
-                f"{began.get(name)!r}; put the file back as it was, or correct this setting"
+                f"{began[name]!r}; put the file back as it was, or correct this setting"
             )
     return config
 
