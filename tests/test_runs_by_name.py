@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -281,9 +280,9 @@ def test_a_configuration_that_is_gone_is_written_again(run: Path) -> None:
 
 
 def test_a_run_from_before_a_setting_existed_is_opened(run: Path) -> None:
-    contents = json.loads((run / "run.json").read_text())
+    contents = RunFolder(run).contents()
     del contents["settings"]["order"]
-    (run / "run.json").write_text(json.dumps(contents))
+    RunFolder(run).store(contents)
     assert stored(run) == RunConfig.from_yaml(run / "config.yaml")
 
 
