@@ -114,7 +114,6 @@ def test_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
     [
         ({"format_version": 1}, "1", "0.1.0"),
         ({"format": 4, "gradshare": "7.1"}, "4", "7.1"),
-        ([1], "None", "0.1.0"),
     ],
 )
 def test_results_of_another_version_say_which_one_reads_them(

@@ -42,7 +42,9 @@ class SGD(UpdateRule):
     ) -> tuple[Tensors, Tensors, Tensors]:
         """θ - α ∇ in one pass."""
         # `alpha` takes no tensor. A subclass with another `update` computes other steps.
-        if isinstance(self.lr, Tensor) or type(self).update is not SGD.update:
+        own = type(self).update is not SGD.update  # a subclass's
+        # PyTorch refuses a number here that the parameters' type does not hold.
+        if own or isinstance(self.lr, Tensor) or self.lr > torch.finfo(torch.float16).max:
             return super().descend(params, gradients, meta, carried, task, step)
         moved = {n: torch.add(t, gradients[n], alpha=-self.lr) for n, t in params.items()}
         return moved, carried, task
