@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t
 
 import gradshare as gs
 from gradshare import FewShotClassifier
 from gradshare.classifier.calibration import (
+    Answer,
     Calibration,
     answers_to,
     calibration_error,
@@ -26,14 +27,14 @@ from gradshare.errors import ConfigError
 from tests.classifier.conftest import rows, source
 
 
-def simulated(tasks: int, seed: int, heat: float = 1.0) -> list[tuple[Any, Any]]:
+def simulated(tasks: int, seed: int, heat: float = 1.0) -> list[Answer]:
     """Answers whose probabilities are true at a temperature, and tasks of unequal difficulty."""
     random = np.random.default_rng(seed)
     answers = []
-    for _ in range(tasks):
+    for task in range(tasks):
         logits = random.exponential(2) * random.normal(size=(20, 5))
         chosen = [random.choice(5, p=p) for p in probabilities(logits)]
-        answers.append((logits * heat, np.array(chosen)))
+        answers.append(Answer(logits * heat, np.array(chosen), np.full(20, task)))
     return answers
 
 
@@ -52,7 +53,7 @@ def test_temperature_minimises_the_mean_loss_of_the_tasks() -> None:
 
     def loss(temperature: float) -> float:
         total = 0.0
-        for logits, targets in answers:
+        for logits, targets, _ in answers:
             p = probabilities(logits, temperature)
             total -= math.fsum(math.log(row[y]) for row, y in zip(p, targets, strict=True))
         return total
@@ -76,11 +77,26 @@ def test_sets_cover_at_least_what_they_state_on_1000_other_tasks() -> None:
 @given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=6), min_size=2, max_size=12))
 def test_the_threshold_is_the_smallest_score_that_is_sure_enough(tasks: list[list[float]]) -> None:
     scores = [np.array(task) for task in tasks]
-    found = threshold(scores, 0.8)
+    units = np.repeat(np.arange(len(tasks)), [len(task) for task in tasks])
+    found = threshold(np.concatenate(scores), units, 0.8)
     assert found in np.concatenate(scores)
     covered = np.array([(task <= found).mean() for task in scores])
-    margin = 1.645 * covered.std(ddof=1) / math.sqrt(len(scores))
-    assert covered.mean() - margin >= 0.8 - 1e-12
+    margin = t.ppf(0.95, len(tasks) - 1) * covered.std(ddof=1) / math.sqrt(len(tasks))
+    assert covered.mean() - margin >= 0.8 - 1e-9
+
+
+def test_classes_that_are_known_by_name_are_counted_and_not_tasks(rows_run: gs.Run) -> None:
+    tasks = source(2)
+    answers = answers_to(Trained(rows_run, None, "cpu"), tasks, 30)
+    for index, answer in enumerate(answers):
+        assert set(answer.units.tolist()) == {*tasks.classes_of(index)}
+        assert answer.units.tolist() == [tasks.classes_of(index)[y] for y in answer.targets]
+    calibration = Calibration.on(answers)
+    of_class = [calibration.misses[calibration.units == name] for name in tasks.classes]
+    limit = threshold(calibration.misses, calibration.units, 0.9)
+    covered = np.array([(misses <= limit).mean() for misses in of_class if len(misses)])
+    margin = t.ppf(0.95, len(covered) - 1) * covered.std(ddof=1) / math.sqrt(len(covered))
+    assert 0.9 <= covered.mean() - margin < 0.95
 
 
 def test_a_share_that_is_none_is_refused(rows_run: gs.Run) -> None:
@@ -100,8 +116,8 @@ def test_a_class_that_was_never_shown_is_rejected_more_often(rows_run: gs.Run) -
     calibration = Calibration.on(answers_to(trained, source(2), 100))
     tests = source(5)
     new = answers_to(trained, tests.replace(ways=5), 100, new_class=True)
-    assert {logits.shape[1] for logits, _ in new} == {4}
-    assert {tuple(np.unique(targets)) for _, targets in new} == {(0, 1, 2, 3, 4)}
+    assert {answer.logits.shape[1] for answer in new} == {4}
+    assert {tuple(np.unique(answer.targets)) for answer in new} == {(0, 1, 2, 3, 4)}
     found = measure(calibration, answers_to(trained, tests, 100), new)
     for stated, known, unknown in found.rejection:
         assert known.mean - (known.ci95 or 0) <= stated
@@ -131,7 +147,7 @@ def test_sets_and_rejections_are_of_the_calibration(rows_run: gs.Run) -> None:
     classifier = FewShotClassifier(rows_run, calibration_tasks=30).fit(x, y)
     proba = classifier.predict_proba(new)
     limits = classifier._calibrated()
-    limit = 1 - threshold(limits.misses, 0.9)
+    limit = 1 - threshold(limits.misses, limits.units, 0.9)
     for row, names in zip(proba, classifier.predict_set(new), strict=True):
         order = classifier.classes_[np.argsort(-row)].tolist()
         assert names == order[: max(1, int((row >= limit).sum()))]

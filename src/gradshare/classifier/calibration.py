@@ -2,9 +2,9 @@
 
 The logits of new tasks are divided by one temperature (Guo et al., 2017, On calibration of modern
 neural networks). Prediction sets and the rejection of queries of no known class have thresholds by
-split conformal prediction over whole tasks (Lee, Barber and Willett, 2023, Distribution-free
-inference with hierarchical data): the queries of a task are not independent, so that tasks and not
-queries are counted. What is rejected has a high energy (Liu et al., 2020, Energy-based
+split conformal prediction. The queries of a class are not independent, so classes are counted and
+not queries (compare Lee, Barber and Willett, 2023, Distribution-free inference with hierarchical
+data). Queries with a high energy are rejected (Liu et al., 2020, Energy-based
 out-of-distribution detection): on features of traffic signs, the area under the ROC curve for
 queries of a new class was 0.69, and 0.60 for the largest probability.
 """
@@ -17,11 +17,12 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, logsumexp, softmax
+from scipy.special import log_softmax, logsumexp, softmax, stdtrit
 
 from gradshare.classifier.trained import Trained
 from gradshare.errors import ConfigError, DataError, GradshareError, RunError
@@ -33,10 +34,9 @@ from gradshare.training.randomness import isolated
 from gradshare.training.statistics import Interval, confidence95
 
 Floats = npt.NDArray[np.float64]
-Answers = Sequence[tuple[Floats, npt.NDArray[np.int64]]]
-"""For each task the logits (q, classes) and the classes (q,) of its queries."""
+SURE = 0.95
+"""How sure it is that a new class keeps to a threshold."""
 
-Z95_ONE_SIDED = 1.645
 HOTTEST = 100.0
 """The largest temperature that is tried, and one over the smallest."""
 
@@ -45,19 +45,38 @@ COVERAGES = (0.8, 0.9, 0.95)
 REJECTED = (0.05, 0.1, 0.2)
 
 
+class Answer(NamedTuple):
+    """The answer to one task.
+
+    Attributes:
+        logits: (q, classes).
+        targets: (q,) the number of each query's class.
+        units: (q,) the name of each query's class, or of the task if classes have no names.
+    """
+
+    logits: Floats
+    targets: npt.NDArray[np.int64]
+    units: npt.NDArray[np.generic]
+
+
+Answers = Sequence[Answer]
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What the answers to some tasks say about the answers to others of the same kind.
 
     Attributes:
         temperature: by which logits are divided.
-        misses: for each task (q,) 1 - the probability of each query's own class.
-        doubts: for each task (q,) the energy of each query, -log Σ exp(logit / temperature).
+        misses: (n,) 1 - the probability of its own class, for each query of all tasks.
+        doubts: (n,) the energy of each query, -log Σ exp(logit / temperature).
+        units: (n,) see `Answer`.
     """
 
     temperature: float
-    misses: Sequence[Floats]
-    doubts: Sequence[Floats]
+    misses: Floats
+    doubts: Floats
+    units: npt.NDArray[np.generic]
 
     @classmethod
     def on(cls, answers: Answers) -> Calibration:
@@ -66,16 +85,17 @@ class Calibration:
         def loss(log_temperature: float) -> float:
             scale = math.exp(-log_temperature)
             return -float(
-                np.mean([_of_targets(log_softmax(z * scale, 1), y).mean() for z, y in answers])
+                np.mean([_of_targets(log_softmax(z * scale, 1), y).mean() for z, y, _ in answers])
             )
 
         end = math.log(HOTTEST)
         temperature = math.exp(minimize_scalar(loss, bounds=(-end, end), method="bounded").x)
-        tasks = [(probabilities(logits, temperature), targets) for logits, targets in answers]
+        misses = [1 - _of_targets(probabilities(z, temperature), y) for z, y, _ in answers]
         return cls(
             temperature,
-            [1 - _of_targets(p, y) for p, y in tasks],
-            [energy(logits, temperature) for logits, _ in answers],
+            np.concatenate(misses),
+            np.concatenate([energy(answer.logits, temperature) for answer in answers]),
+            np.concatenate([answer.units for answer in answers]),
         )
 
     def sets(self, logits: Floats, coverage: float) -> npt.NDArray[np.bool_]:
@@ -83,14 +103,14 @@ class Calibration:
 
         The most probable one always is.
         """
-        limit = threshold(self.misses, coverage)
+        limit = threshold(self.misses, self.units, coverage)
         return _likely(probabilities(logits, self.temperature), limit)
 
     def rejected(self, logits: Floats, share: float) -> npt.NDArray[np.bool_]:
         """Which queries (n,) are of no known class, if at most a share of those that are of one may
         be rejected.
         """
-        return energy(logits, self.temperature) > threshold(self.doubts, 1 - share)
+        return energy(logits, self.temperature) > threshold(self.doubts, self.units, 1 - share)
 
 
 def probabilities(logits: Floats, temperature: float = 1.0) -> Floats:
@@ -103,24 +123,28 @@ def energy(logits: Floats, temperature: float) -> Floats:
     return -np.asarray(logsumexp(logits / temperature, 1))
 
 
-def threshold(scores: Sequence[Floats], share: float) -> float:
-    """The smallest score that at least a share of the scores of a new task will not exceed.
+def threshold(scores: Floats, units: npt.NDArray[np.generic], share: float) -> float:
+    """The smallest score that at least a share of the scores of a new unit will not exceed.
 
-    It is the smallest one at which the mean over the given tasks of the share of scores that do not
-    exceed it, less its one-sided 95 % margin of error, is at least `share`.
+    It is the smallest one at which the mean over units of the share of scores that do not exceed
+    it, less its one-sided 95 % margin of error (Student's t), is at least `share`.
 
     Args:
-        scores: (q,) for each task.
+        scores: (n,).
+        units: (n,) the class, or task, of each.
         share: between 0 and 1.
     """
     if not 0 < share < 1:
         raise ConfigError(f"the share of queries is {share!r}; give a number between 0 and 1")
+    names, codes = np.unique(units, return_inverse=True)
+    sizes = np.bincount(codes)
+    margins = stdtrit(len(names) - 1, SURE) / math.sqrt(len(names))
 
     def lower_bound(score: float) -> float:
-        below = np.array([(task <= score).mean() for task in scores])
-        return float(below.mean() - Z95_ONE_SIDED * below.std(ddof=1) / math.sqrt(len(below)))
+        below = np.bincount(codes, weights=scores <= score) / sizes
+        return float(below.mean() - margins * below.std(ddof=1))
 
-    candidates = np.sort(np.concatenate(scores))
+    candidates = np.unique(scores)
     return float(candidates[bisect_left(candidates, share, key=lower_bound)])
 
 
@@ -160,7 +184,12 @@ def answers_to(
 
     with isolated(trained.device):
         found = on_all_tasks(OneProcess(), source, tasks, trained.device, measure)[""]["answers"]
-    finite = [(logits, targets) for logits, targets in found if np.isfinite(logits).all()]
+    names = None if hasattr(source, "encode") else getattr(source, "classes_of", None)
+    answers = []
+    for task, (logits, targets) in enumerate(found):
+        units = np.full(len(targets), task) if names is None else np.array(names(task))[targets]
+        answers.append(Answer(logits, targets, units))
+    finite = [answer for answer in answers if np.isfinite(answer.logits).all()]
     if len(finite) < 2:  # a spread needs two
         raise RunError(
             "probabilities cannot be calibrated: the inner steps overflowed on all validation "
@@ -259,15 +288,15 @@ def measure(
     coverage, rejection = [], []
     warm = calibration.temperature
     for stated in COVERAGES:
-        limit = threshold(calibration.misses, stated)
-        sets = [_likely(probabilities(logits, warm), limit) for logits, _ in answers]
-        hits = [_of_targets(s, y).mean() for s, (_, y) in zip(sets, answers, strict=True)]
+        limit = threshold(calibration.misses, calibration.units, stated)
+        sets = [_likely(probabilities(answer.logits, warm), limit) for answer in answers]
+        hits = [_of_targets(s, a.targets).mean() for s, a in zip(sets, answers, strict=True)]
         size = float(np.mean([s.sum(1).mean() for s in sets]))
         coverage.append((stated, confidence95(hits), size))
     for stated in REJECTED if with_new_class else ():
-        limit = threshold(calibration.doubts, 1 - stated)
+        limit = threshold(calibration.doubts, calibration.units, 1 - stated)
         known, new = [], []
-        for logits, targets in with_new_class or ():
+        for logits, targets, _ in with_new_class or ():
             rejected = energy(logits, warm) > limit
             is_new = targets == logits.shape[1]
             known.append(rejected[~is_new].mean())
@@ -281,8 +310,8 @@ def calibration_error(answers: Answers, temperature: float) -> float:
     """The expected calibration error: how far the largest probability is from the share of right
     answers, on average over 10 bins of equal width.
     """
-    sure = np.concatenate([probabilities(logits, temperature).max(1) for logits, _ in answers])
-    right = np.concatenate([logits.argmax(1) == targets for logits, targets in answers])
+    sure = np.concatenate([probabilities(a.logits, temperature).max(1) for a in answers])
+    right = np.concatenate([a.logits.argmax(1) == a.targets for a in answers])
     bins = np.minimum((sure * BINS).astype(int), BINS - 1)
     gaps = [abs((sure - right)[bins == b].sum()) for b in range(BINS)]
     return float(sum(gaps) / len(sure))

@@ -140,8 +140,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Args:
             X: n inputs, as in `fit`.
             reject: answer None where an input looks like none of the classes. This is the share, in
-                (0, 1), of inputs of the known classes that may be lost to it. It holds for tasks
-                like those of the calibration, with 95 % confidence.
+                (0, 1), of inputs of the known classes that may be lost to it; it holds for classes
+                like those of the calibration with 95 % confidence.
 
         Raises:
             sklearn.exceptions.NotFittedError: `fit` was not called.
@@ -158,8 +158,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_set(self, X: Any, *, coverage: float = 0.9) -> list[list[Any]]:
         """For each input the classes that it may be of, the most probable first.
 
-        The sets hold the true class of at least a share `coverage` of inputs, over tasks like those
-        of the calibration, with 95 % confidence.
+        The sets hold the true class of at least a share `coverage` of inputs. This holds with 95 %
+        confidence for classes like those of the calibration.
 
         Args:
             X: n inputs, as in `fit`.
