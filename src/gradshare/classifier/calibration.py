@@ -37,6 +37,9 @@ Floats = npt.NDArray[np.float64]
 SURE = 0.95
 """How sure it is that a new class keeps to a threshold."""
 
+CALIBRATION_TASKS = 100
+"""The number of tasks that a classifier is calibrated on by default."""
+
 HOTTEST = 100.0
 """The largest temperature that is tried, and one over the smallest."""
 
@@ -264,8 +267,8 @@ class Measured:
 def measured_on(
     trained: Trained, validation: TaskSource, source: TaskSource, tasks: int
 ) -> Measured:
-    """How far a calibration on validation tasks holds on as many tasks 0, …, n - 1 of a source."""
-    calibration = Calibration.on(answers_to(trained, validation, tasks))
+    """How far a calibration on validation tasks holds on tasks 0, …, n - 1 of a source."""
+    calibration = Calibration.on(answers_to(trained, validation, CALIBRATION_TASKS))
     ways = int(source.batch([0]).support_y.max()) + 1
     new = None
     if hasattr(source, "replace") and not hasattr(source, "encode"):

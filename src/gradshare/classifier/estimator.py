@@ -14,7 +14,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from gradshare.classifier.calibration import Calibration, answers_to, of_size, probabilities
+from gradshare.classifier.calibration import (
+    CALIBRATION_TASKS,
+    Calibration,
+    answers_to,
+    of_size,
+    probabilities,
+)
 from gradshare.classifier.inputs import as_labels
 from gradshare.classifier.trained import Trained
 from gradshare.errors import ConfigError, DataError, require_count
@@ -66,7 +72,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         ensemble: int | None = None,
         calibration: TaskSource | None = None,
-        calibration_tasks: int = 100,
+        calibration_tasks: int = CALIBRATION_TASKS,
         device: str = "auto",
     ) -> None:
         self.run = run
@@ -246,7 +252,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if source is None:
                 raise ConfigError(
                     "the run was opened without its validation tasks, on which probabilities are "
-                    "calibrated; give a source: FewShotClassifier(run, calibration=source)"
+                    "calibrated; give a source, FewShotClassifier(run, calibration=source), or "
+                    "calibration_tasks=0 for probabilities that are not calibrated"
                 )
             ways = len(self.classes_)
             source = of_size(source, ways, max(1, round(len(self._labels) / ways)))
