@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -396,10 +397,10 @@ def test_arms_are_compared_on_features_and_the_report_says_how_to_make_them(
     done = CliRunner().invoke(cli, ["compare", *words, *short, "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "original, gradient-sharing: 2 runs, 1 × 2 iterations each" in done.output
-    toy_file = Path("tests/own_backbones.py").resolve()
+    toy = shlex.quote(f"{Path('tests/own_backbones.py').resolve()}:toy")  # with a space in it
     (made, _) = gs.load_results(out).commands
     assert made == (
-        f"gradshare data features tiny --backbone {toy_file}:toy --preprocess size=20 "
+        f"gradshare data features tiny --backbone {toy} --preprocess size=20 "
         f"--image-size 16 --resize stretch --out tiny-features --data-root {root}"
     )
     starts = [
