@@ -101,6 +101,8 @@ def load(kind: str, name: str) -> Any:
     try:
         module = _run_file(Path(where)) if where.endswith(".py") else _import_module(where)
     except (Exception, SystemExit) as error:  # the latter of a program: sys.exit(main())
+        if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+            raise  # Ctrl-C
         if isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(f"{error.name}."):
             raise ConfigError(
                 f"{option}: there is no module {error.name!r} here; install it, start gradshare in "
