@@ -24,7 +24,7 @@ Counts = Mapping[str, npt.NDArray[np.int64]]
 """The number of examples of each class of each split."""
 
 MOST_FILES = 10
-"""So many files are printed by name."""
+"""How many files are printed by name."""
 
 _NOTES = {"Left out": "skipped", "Duplicates": "duplicates"}
 """What a store's source has of the images that were read."""

@@ -33,9 +33,7 @@ def sum_over_local_tasks(tensors: Tensors) -> Tensors:
 
 
 def refuse_to_sum(_: Tensors) -> Tensors:
-    """Stands in for `sum_over_tasks` when a rule that called no sum in its trial runs on tasks that
-    are taken apart.
-    """
+    """Raise ConfigError. Tasks that are taken apart have this as their `sum_over_tasks`."""
     raise ConfigError(
         "the rule called step.sum_over_tasks, and did not when it was tried on two tasks; call it "
         "in every outer iteration or in none"

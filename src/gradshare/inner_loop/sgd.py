@@ -41,10 +41,10 @@ class SGD(UpdateRule):
         step: Step,
     ) -> tuple[Tensors, Tensors, Tensors]:
         """θ - α ∇ in one pass."""
-        # `alpha` takes no tensor. A subclass with another `update` computes other steps.
-        own = type(self).update is not SGD.update  # a subclass's
-        # PyTorch refuses a number here that the parameters' type does not hold.
-        if own or isinstance(self.lr, Tensor) or self.lr > torch.finfo(torch.float16).max:
+        # A subclass with another `update` computes other steps. `alpha` takes no tensor, and no
+        # number that the parameters' type does not hold.
+        overridden = type(self).update is not SGD.update
+        if overridden or isinstance(self.lr, Tensor) or self.lr > torch.finfo(torch.float16).max:
             return super().descend(params, gradients, meta, carried, task, step)
         moved = {n: torch.add(t, gradients[n], alpha=-self.lr) for n, t in params.items()}
         return moved, carried, task

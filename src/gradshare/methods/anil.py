@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import SGD, Adaptation, Chain, Tensors, UpdateRule
+from gradshare.inner_loop import Adaptation, Tensors, UpdateRule
 from gradshare.methods.head import Body, head_parameters
-from gradshare.methods.maml import Sharing, sharing_rule
+from gradshare.methods.maml import Sharing, descent
 from gradshare.methods.meta_learner import MetaLearner
 from gradshare.tasks.batch import TaskBatch
 
@@ -105,5 +105,5 @@ def anil(
     Raises:
         ConfigError: the model has no such linear layer.
     """
-    chain = Chain(sharing=sharing_rule(sharing), rule=rule, sgd=SGD(inner_lr))
+    chain = descent(inner_lr, sharing, rule)
     return ANIL(model, chain, head=head, steps=steps, **options)

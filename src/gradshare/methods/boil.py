@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from gradshare.inner_loop import SGD, Chain, UpdateRule
+from gradshare.inner_loop import UpdateRule
 from gradshare.methods.head import head_parameters
-from gradshare.methods.maml import Sharing, sharing_rule
+from gradshare.methods.maml import Sharing, descent
 from gradshare.methods.meta_learner import MetaLearner
 from gradshare.methods.network import batch_norm_parameters
 
@@ -46,5 +46,5 @@ def boil(
         ConfigError: the model has no such linear layer, or nothing else to adapt.
     """
     fixed = {*head_parameters(model, head), *batch_norm_parameters(model)}
-    chain = Chain(sharing=sharing_rule(sharing), rule=rule, sgd=SGD(inner_lr))
+    chain = descent(inner_lr, sharing, rule)
     return MetaLearner(model, chain, steps=steps, adapts=lambda name: name not in fixed, **options)

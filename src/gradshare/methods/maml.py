@@ -32,8 +32,12 @@ def maml(
         rule: your own rule. It comes after sharing and before the multiplication by α.
         **options: options of `MetaLearner`, such as `loss` and `second_order`.
     """
-    chain = Chain(sharing=sharing_rule(sharing), rule=rule, sgd=SGD(inner_lr))
-    return MetaLearner(model, chain, steps=steps, **options)
+    return MetaLearner(model, descent(inner_lr, sharing, rule), steps=steps, **options)
+
+
+def descent(inner_lr: float, sharing: Sharing, rule: UpdateRule | None) -> Chain:
+    """The rules of gradient descent at one fixed rate; arguments as for `maml`."""
+    return Chain(sharing=sharing_rule(sharing), rule=rule, sgd=SGD(inner_lr))
 
 
 def sharing_rule(sharing: Sharing) -> UpdateRule | None:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import SGD, Chain, Tensors, UpdateRule
+from gradshare.inner_loop import Tensors, UpdateRule
 from gradshare.inner_loop.memory_order import for_all_tasks
 from gradshare.methods.head import AnyWays, Body, members
 from gradshare.methods.learner import ABSENT
-from gradshare.methods.maml import Sharing, sharing_rule
+from gradshare.methods.maml import Sharing, descent
 from gradshare.methods.meta_learner import MODEL
 from gradshare.tasks.batch import TaskBatch
 
@@ -88,5 +88,5 @@ def proto_maml(
     Raises:
         ConfigError: the model has no such linear layer, or it has no bias.
     """
-    chain = Chain(sharing=sharing_rule(sharing), rule=rule, sgd=SGD(inner_lr))
+    chain = descent(inner_lr, sharing, rule)
     return ProtoMAML(model, chain, head=head, steps=steps, **options)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradshare.inner_loop import SGD, Chain, Tensors, UpdateRule
+from gradshare.inner_loop import Tensors, UpdateRule
 from gradshare.methods.head import AnyWays, members
 from gradshare.methods.learner import ABSENT
-from gradshare.methods.maml import Sharing, sharing_rule
+from gradshare.methods.maml import Sharing, descent
 from gradshare.methods.meta_learner import MODEL
 from gradshare.tasks.batch import TaskBatch
 
@@ -58,5 +58,5 @@ def unicorn_maml(
         rule: see `maml`.
         **options: options of `MetaLearner`, such as `loss` and `second_order`.
     """
-    chain = Chain(sharing=sharing_rule(sharing), rule=rule, sgd=SGD(inner_lr))
+    chain = descent(inner_lr, sharing, rule)
     return UnicornMAML(model, chain, head=head, steps=steps, **options)
