@@ -42,7 +42,30 @@ def test_auto_keeps_graphs_up_to_a_limit_and_computes_tasks_together(
     assert chosen(maml()) == kept
     monkeypatch.setitem(module.KEPT_UP_TO, "cpu", kept.bytes - 1)
     found = chosen(maml())
-    assert (found.tasks, found.memory) == ("loop", "recompute")
+    assert (found.tasks, found.memory) == ("vmap", "recompute")
+
+
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
+def test_tasks_that_share_nothing_are_computed_in_equal_groups_of_a_limited_size(
+    monkeypatch: pytest.MonkeyPatch, memory: str
+) -> None:
+    one = chosen(maml(sharing=False), task_batch=1, memory="keep", tasks="vmap").bytes
+
+    def together(limit: int, task_batch: int) -> tuple[str, int | None]:
+        monkeypatch.setitem(module.AT_ONCE[memory], "cpu", limit)
+        found = chosen(maml(sharing=False), task_batch=task_batch, memory=memory, tasks="vmap")
+        return found.tasks, found.together
+
+    assert together(100 * one, 5) == ("vmap", None)
+    assert together(1, 5) == ("loop", None)
+    if memory == "keep":  # with recompute a task needs less
+        assert together(4 * one, 5) == ("vmap", 3)
+
+
+def test_the_memory_of_many_recomputed_steps_grows_with_their_square_root() -> None:
+    plain = (maml(steps=k, sharing=False) for k in (100, 400))
+    few, many = (chosen(learner, memory="recompute").bytes for learner in plain)
+    assert many < 2.1 * few
 
 
 @pytest.mark.parametrize("tasks", [name for name in get_args(Tasks) if name != "auto"])

@@ -9,6 +9,7 @@ iteration, and a resumed run reads it there.
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gradshare.inner_loop import Tensors, sum_over_local_tasks
+from gradshare.inner_loop.adapt import MANY_STEPS
 from gradshare.inner_loop.flat_memory import random_state, set_random_state
 from gradshare.methods import Learner, MetaLearner
 from gradshare.tasks import TaskBatch
@@ -27,8 +29,12 @@ GIB = 1 << 30
 KEPT_UP_TO = {"cpu": 4 * GIB, "cuda": 16 * GIB}
 # On a CPU tasks are computed at once if the graph of one inner step of one task needs at most this.
 SMALL = 16 << 20
-# Tasks that share nothing are computed in groups that need at most this much each.
-AT_ONCE = {"cpu": GIB // 2, "cuda": 8 * GIB}
+# Tasks are computed in groups that need at most this much each: with graphs kept only tasks that
+# share nothing can be; with graphs built again, memory is what was asked for.
+AT_ONCE = {
+    "keep": {"cpu": GIB // 2, "cuda": 8 * GIB},
+    "recompute": {"cpu": GIB // 8, "cuda": 8 * GIB},
+}
 
 Tasks = Literal["auto", "loop", "vmap"]
 Memory = Literal["auto", "keep", "recompute"]
@@ -104,22 +110,23 @@ def choose_layout(
     if not isinstance(learner, MetaLearner):
         return Layout("loop", "keep", 0)
     device = next(iter(state[0].values())).device.type
-    limit = KEPT_UP_TO.get(device, KEPT_UP_TO["cuda"])
     separate, vmaps = _tried(learner, state, batch, vmap=tasks != "loop")
     one = batch[:1].map(torch.clone)  # a slice would keep all of the batch's storage
     first, step = _saved(learner, state, one, recompute=False)
     kept = first + (learner.steps - 1) * step
     if memory == "auto":
-        fits = kept * (1 if separate else task_batch) <= limit
+        fits = kept * (1 if separate else task_batch) <= _limit(KEPT_UP_TO, device)
         memory = "keep" if fits else "recompute"
     if tasks == "auto":
         # On a CPU all tasks at once save the overhead of many small operations. Where operations
         # are large, it costs memory and saves nothing.
-        small = step <= SMALL and memory == "keep"
-        tasks = "vmap" if small or device != "cpu" else "loop"
+        tasks = "vmap" if step <= SMALL or device != "cpu" else "loop"
     together = task_batch if tasks == "vmap" and vmaps else 1
-    if separate and memory == "keep":
-        together = min(together, max(AT_ONCE.get(device, AT_ONCE["cuda"]) // max(kept, 1), 1))
+    if separate or memory == "recompute":
+        needed = kept if memory == "keep" else first
+        most = _limit(AT_ONCE[memory], device) // max(needed, 1)
+        groups = math.ceil(together / max(most, 1))
+        together = math.ceil(together / groups)  # of equal size, or nearly
     if not vmaps or (together == 1 and task_batch > 1):
         tasks = "loop"
     at_once = together if separate else task_batch
@@ -128,8 +135,16 @@ def choose_layout(
         return Layout(tasks, memory, at_once * kept, separate, at_a_time)
     # In the backward pass the graph of one step exists at a time.
     base, more = _saved(learner, state, one, recompute=True)
-    flat_bytes = at_once * (base + (learner.steps - 1) * more)
+    steps = learner.steps
+    if steps > MANY_STEPS and learner.multi_step_loss is None:
+        steps = 2 * math.ceil(math.sqrt(steps))  # every √K-th, and those between two of them
+    flat_bytes = at_once * (base + (steps - 1) * more)
     return Layout(tasks, memory, flat_bytes + together * max(step, first), separate, at_a_time)
+
+
+def _limit(limits: dict[str, int], device: str) -> int:
+    """The bytes for a kind of device; other accelerators are taken for GPUs."""
+    return limits.get(device, limits["cuda"])
 
 
 def _tried(
