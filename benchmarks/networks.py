@@ -69,7 +69,7 @@ class Transformer(nn.Module):
 
 
 class LSTM(nn.Module):
-    """One LSTM over sequences of 16 vectors. `torch.vmap` can't take `nn.LSTM`."""
+    """One LSTM over sequences of 16 vectors."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -173,6 +173,15 @@ def lstm() -> nn.Module:
     return Sequence(nn.LSTM(4, 4, batch_first=True))
 
 
+def gru() -> nn.Module:
+    return Sequence(nn.GRU(4, 4, batch_first=True))
+
+
+def plain_rnn() -> nn.Module:
+    """A layer that vmap can't take."""
+    return Sequence(nn.RNN(4, 4, batch_first=True))
+
+
 def attention() -> nn.Module:
     return Sequence(nn.MultiheadAttention(4, 2, batch_first=True))
 
@@ -229,6 +238,8 @@ KINDS = [
     pretrained_norm_in_evaluation_mode,
     instance_norm,
     lstm,
+    gru,
+    plain_rnn,
     attention,
     transformer,
     transformer_in_evaluation_mode,

@@ -29,8 +29,8 @@ from tests.methods.modules import (
     literal_adapt,
     literal_forward,
     literal_outer_loss,
-    lstm,
     made,
+    plain_rnn,
     snapshot,
 )
 
@@ -132,7 +132,7 @@ def test_a_forward_pass_that_raises_half_way_leaves_nothing_behind(layout: dict[
 def test_what_vmap_can_not_take_is_computed_by_the_loop_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    learner = maml(made(lstm), tasks_at_a_time=None)
+    learner = maml(made(plain_rnn), tasks_at_a_time=None)
     meta, carried = learner.init()
     for _ in range(2):
         learner.outer_step(meta, carried, batch(), iteration=0)

@@ -12,6 +12,7 @@ from gradshare.models.batch_norm import batch_norm
 from gradshare.models.convolution import Geometry, convolution
 from gradshare.models.derivatives import by_hand, under_autocast
 from gradshare.models.group_norm import group_norm
+from gradshare.models.recurrent import GRU, LSTM
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -21,8 +22,9 @@ def accelerate(model: Model) -> Model:
 
     Its `nn.Conv2d`, `nn.BatchNorm2d` and `nn.GroupNorm` layers get hand-written second derivatives.
     They compute what they computed before, up to rounding, in each mode, and have the same
-    parameters, buffers and names, so that a state dictionary fits both networks. Subclasses of
-    these layers stay as they are.
+    parameters, buffers and names, so that a state dictionary fits both networks. `nn.LSTM` and
+    `nn.GRU` are computed in plain operations, which `torch.vmap` and two derivatives on a GPU need.
+    Subclasses of these layers stay as they are.
 
     Args:
         model: any module that `copy.deepcopy` accepts. It is not changed.
@@ -82,4 +84,10 @@ class _GroupNorm(nn.GroupNorm):
         return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
-_FAST = {nn.Conv2d: Conv2d, nn.BatchNorm2d: _BatchNorm2d, nn.GroupNorm: _GroupNorm}
+_FAST = {
+    nn.Conv2d: Conv2d,
+    nn.BatchNorm2d: _BatchNorm2d,
+    nn.GroupNorm: _GroupNorm,
+    nn.LSTM: LSTM,
+    nn.GRU: GRU,
+}

@@ -1,0 +1,98 @@
+"""Recurrent layers in plain operations.
+
+PyTorch's own cannot be computed for several tasks at once by `torch.vmap`, and on a GPU cuDNN's
+cannot be differentiated twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+States = tuple[Tensor, ...]
+Cell = Callable[[Tensor, States, Tensor, Tensor | None], States]
+"""From the input's share of the gates, the states (N, H), and the hidden state's weights and bias,
+to the next states. The first state is the output."""
+
+
+class LSTM(nn.LSTM):
+    """`torch.nn.LSTM` in plain operations."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """See `torch.nn.LSTM`."""
+        if isinstance(input, PackedSequence) or self.proj_size:
+            return super().forward(input, hx)
+        return _unrolled(self, _lstm_cell, input, hx)
+
+
+class GRU(nn.GRU):
+    """`torch.nn.GRU` in plain operations."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """See `torch.nn.GRU`."""
+        if isinstance(input, PackedSequence):
+            return super().forward(input, hx)
+        output, (final,) = _unrolled(self, _gru_cell, input, None if hx is None else (hx,))
+        return output, final
+
+
+def _lstm_cell(gates: Tensor, states: States, weight: Tensor, bias: Tensor | None) -> States:
+    hidden, cell = states
+    i, f, g, o = (gates + F.linear(hidden, weight, bias)).chunk(4, -1)
+    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    return o.sigmoid() * cell.tanh(), cell
+
+
+def _gru_cell(gates: Tensor, states: States, weight: Tensor, bias: Tensor | None) -> States:
+    (hidden,) = states
+    of_x, of_hidden = gates.chunk(3, -1), F.linear(hidden, weight, bias).chunk(3, -1)
+    reset, update = ((a + b).sigmoid() for a, b in zip(of_x[:2], of_hidden[:2], strict=True))
+    new = (of_x[2] + reset * of_hidden[2]).tanh()
+    return (torch.lerp(new, hidden, update),)
+
+
+def _unrolled(
+    module: nn.RNNBase, cell: Cell, x: Tensor, start: States | None
+) -> tuple[Tensor, States]:
+    """The outputs and the last states, as the module's own `forward` returns them."""
+    one_sequence = x.ndim == 2
+    if one_sequence:
+        x = x.unsqueeze(0 if module.batch_first else 1)
+        start = None if start is None else tuple(state.unsqueeze(1) for state in start)
+    directions = 2 if module.bidirectional else 1
+    N, length = x.shape[0 if module.batch_first else 1], x.shape[1 if module.batch_first else 0]
+    if start is None:
+        zeros = x.new_zeros(module.num_layers * directions, N, module.hidden_size)
+        start = (zeros, zeros) if cell is _lstm_cell else (zeros,)
+    hidden = start[0] if cell is _gru_cell else start
+    module.check_forward_args(x, hidden, None)  # type: ignore[arg-type]
+    x = x.transpose(0, 1) if module.batch_first else x
+    last: list[States] = []
+    for layer in range(module.num_layers):
+        if layer:
+            x = F.dropout(x, module.dropout, module.training)
+        outputs = []
+        for direction in range(directions):
+            suffix = f"_l{layer}{'_reverse' if direction else ''}"
+            weight, weight_hidden = (getattr(module, f"weight_{n}{suffix}") for n in ("ih", "hh"))
+            bias, bias_hidden = (getattr(module, f"bias_{n}{suffix}", None) for n in ("ih", "hh"))
+            gates = F.linear(x, weight, bias).unbind(0)
+            states = tuple(state[len(last)] for state in start)
+            found: list[Tensor] = []
+            for position in range(length):
+                of_x = gates[length - 1 - position if direction else position]
+                states = cell(of_x, states, weight_hidden, bias_hidden)
+                found.append(states[0])
+            last.append(states)
+            outputs.append(torch.stack(found[::-1] if direction else found))
+        x = torch.cat(outputs, -1) if module.bidirectional else outputs[0]
+    final = tuple(torch.stack(parts) for parts in zip(*last, strict=True))
+    x = x.transpose(0, 1) if module.batch_first else x
+    if one_sequence:
+        x, final = x.squeeze(0 if module.batch_first else 1), tuple(s.squeeze(1) for s in final)
+    return x, final
