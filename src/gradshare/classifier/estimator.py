@@ -21,6 +21,7 @@ from gradshare.classifier.calibration import (
     of_size,
     probabilities,
 )
+from gradshare.classifier.export import export
 from gradshare.classifier.inputs import as_labels
 from gradshare.classifier.trained import Trained
 from gradshare.errors import ConfigError, DataError, require_count
@@ -136,9 +137,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             DataError: inputs that the run does not take, or an image that cannot be read.
             RunError: the inner steps of each checkpoint overflowed on the support set.
         """
-        logits = self._logits(X)
-        temperature = self._calibrated().temperature if self.calibration_tasks else 1.0
-        return probabilities(logits, temperature)
+        return probabilities(self._logits(X), self._temperature())
 
     def predict(self, X: Any, *, reject: float | None = None) -> Labels:
         """The most probable class of each input.
@@ -205,6 +204,25 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         return float((predicted == given).mean())
 
+    def export(self, path: str | Path) -> None:
+        """Write the fitted classifier, with its backbone if it has one, as one file that runs
+        without gradshare; an ONNX file without torch too.
+
+        The file maps images, uint8 (n, H, W, C), or rows to the probabilities that `predict_proba`
+        gives, which is checked first. Its metadata has the names of the classes.
+
+        Args:
+            path: of the new file, which ends in .onnx or .pt2 (`torch.export`).
+
+        Raises:
+            sklearn.exceptions.NotFittedError: `fit` was not called.
+            ConfigError: another ending, transductive batch norm, or a network that cannot be
+                exported.
+            RunError: the file cannot be written.
+        """
+        check_is_fitted(self, "classes_")
+        export(self, Path(path))
+
     def _adapt(self, trained: Trained, inputs: Tree, labels: Labels) -> FewShotClassifier:
         with isolated(trained.device), torch.no_grad():
             encode = getattr(trained.source, "encode", None)
@@ -243,6 +261,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with isolated(self._trained.device), torch.no_grad():
             outputs = self._trained.outputs(self._support, self._adapted, inputs)
         return outputs[:, : len(self.classes_)].double().cpu().numpy()
+
+    def _temperature(self) -> float:
+        """By which logits are divided."""
+        return self._calibrated().temperature if self.calibration_tasks else 1.0
 
     def _calibrated(self) -> Calibration:
         """The calibration for this support set, measured when it is first needed."""
