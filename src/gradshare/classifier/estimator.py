@@ -137,7 +137,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             DataError: inputs that the run does not take, or an image that cannot be read.
             RunError: the inner steps of each checkpoint overflowed on the support set.
         """
-        return probabilities(self._logits(X), self._temperature())
+        logits = self._logits(X)
+        temperature = self._calibrated().temperature if self.calibration_tasks else 1.0
+        return probabilities(logits, temperature)
 
     def predict(self, X: Any, *, reject: float | None = None) -> Labels:
         """The most probable class of each input.
@@ -221,7 +223,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             RunError: the file cannot be written.
         """
         check_is_fitted(self, "classes_")
-        export(self, Path(path))
+        calibration = self._calibrated() if self.calibration_tasks else None
+        fitted = (self._trained, self._adapted, self._support, self.classes_.tolist())
+        export(Path(path), *fitted, calibration, self.predict_proba)
 
     def _adapt(self, trained: Trained, inputs: Tree, labels: Labels) -> FewShotClassifier:
         with isolated(trained.device), torch.no_grad():
@@ -261,10 +265,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with isolated(self._trained.device), torch.no_grad():
             outputs = self._trained.outputs(self._support, self._adapted, inputs)
         return outputs[:, : len(self.classes_)].double().cpu().numpy()
-
-    def _temperature(self) -> float:
-        """By which logits are divided."""
-        return self._calibrated().temperature if self.calibration_tasks else 1.0
 
     def _calibrated(self) -> Calibration:
         """The calibration for this support set, measured when it is first needed."""

@@ -12,18 +12,19 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gradshare import __version__
 from gradshare.backbones import OnnxNetwork, preprocessed
-from gradshare.classifier.calibration import COVERAGES, threshold
+from gradshare.classifier.calibration import COVERAGES, Calibration, threshold
+from gradshare.classifier.trained import Trained
 from gradshare.errors import ConfigError, GradshareError
 from gradshare.models import BatchNorm2d
 from gradshare.models.layers import Conv2d
@@ -33,27 +34,42 @@ from gradshare.tasks.source import prepared
 from gradshare.training.files import write_atomically
 from gradshare.training.randomness import isolated
 
-if TYPE_CHECKING:
-    from gradshare.classifier.estimator import FewShotClassifier
-
 Answer = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """From inputs (n, …) to probabilities (n, classes)."""
 
 
-def export(classifier: FewShotClassifier, path: Path) -> None:
-    """Write a fitted classifier; see `FewShotClassifier.export`."""
+def export(
+    path: Path,
+    trained: Trained,
+    adapted: list[Any],
+    support: TaskBatch,
+    classes: list[Any],
+    calibration: Calibration | None,
+    predict_proba: Answer,
+) -> None:
+    """Write a run that has adapted to a support set; see `FewShotClassifier.export`.
+
+    Args:
+        path: of the new file.
+        trained: the run.
+        adapted: each of its checkpoints, as `Trained.adapt` returns them.
+        support: the support set, as one task.
+        classes: their names.
+        calibration: of the probabilities; None if they are not calibrated.
+        predict_proba: with whose probabilities those of the file are compared.
+    """
     writers = {".onnx": _write_onnx, ".pt2": _write_pt2}
     if path.suffix not in writers:
         raise ConfigError(f"{path} has another ending than .onnx or .pt2; give it one of them")
-    if classifier.transductive_:
+    if trained.transductive:
         raise ConfigError(
             "this run cannot be exported, since its answer to one input depends on the others, by "
             "transductive batch norm; train with --batch-norm inductive"
         )
-    inputs = _examples(classifier)
+    inputs = _examples(trained, support)
     parts = [inputs, *np.split(inputs, len(inputs))]  # all together, and each alone
-    expected = np.tile(classifier.predict_proba(inputs), (2, 1))
-    metadata = _metadata(classifier)
+    expected = np.tile(predict_proba(inputs), (2, 1))
+    metadata = _metadata(trained, classes, calibration)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
     try:
         with (
@@ -63,8 +79,15 @@ def export(classifier: FewShotClassifier, path: Path) -> None:
             torch.no_grad(),
         ):
             file = Path(folder, path.name)
-            example = torch.from_numpy(inputs[:2])
-            answer = writers[path.suffix](_stages(classifier), example, file, metadata)
+            temperature = 1.0 if calibration is None else calibration.temperature
+            stages: list[nn.Module]
+            stages = [_Answers(trained, adapted, support, len(classes), temperature)]
+            if isinstance(trained.source, FeatureTasks):
+                pixels = _Pixels(trained.source.store.backbone.preprocessing)
+                stages = [pixels, trained.backbone.network, *stages]
+            elif trained.form is not None:
+                stages = [_Pixels(None), *stages]
+            answer = writers[path.suffix](stages, torch.from_numpy(inputs[:2]), file, metadata)
             found = np.concatenate([answer(part) for part in parts])
             data = file.read_bytes()
     except GradshareError:
@@ -89,48 +112,35 @@ def export(classifier: FewShotClassifier, path: Path) -> None:
     write_atomically(path, data)
 
 
-def _examples(classifier: FewShotClassifier) -> npt.NDArray[Any]:
-    """What the file is checked on: the support set, or pictures if features were made of it."""
-    trained, inputs = classifier._trained, classifier._inputs
+def _examples(trained: Trained, support: TaskBatch) -> npt.NDArray[Any]:
+    """Inputs to check the file on: the support set, or random pictures for a backbone."""
     if isinstance(trained.source, FeatureTasks):
         channels, *size = trained.source.store.form.shape
         random = np.random.default_rng(0)
         return random.integers(0, 256, (8, *size, channels), dtype=np.uint8)
-    if not isinstance(inputs, Tensor):
+    if not isinstance(support.support_x, Tensor):
         raise ConfigError("this run cannot be exported, since its inputs are not one array")
-    array: npt.NDArray[Any] = inputs.cpu().numpy()
-    return array if trained.form is None else np.moveaxis(array, 1, -1).copy()
+    inputs: npt.NDArray[Any] = support.support_x[0].cpu().numpy()
+    return inputs if trained.form is None else np.moveaxis(inputs, 1, -1).copy()
 
 
-def _metadata(classifier: FewShotClassifier) -> str:
+def _metadata(trained: Trained, classes: list[Any], calibration: Calibration | None) -> str:
     """What the user of a file must know, as JSON."""
-    trained = classifier._trained
-    found: dict[str, Any] = {
-        "gradshare": __version__,
-        "run": str(trained.path),
-        "classes": classifier.classes_.tolist(),
-        "temperature": classifier._temperature(),
-    }
-    if classifier.calibration_tasks:
+    found: dict[str, Any] = {"gradshare": version("gradshare"), "run": str(trained.path)}
+    found["classes"] = classes
+    if calibration is not None:
+        found["temperature"] = calibration.temperature
         # A prediction set has the most probable class, and those of at least this probability.
-        one = classifier._calibrated()
-        limits = {share: threshold(one.misses, one.units, share) for share in COVERAGES}
-        found["least_probability"] = {share: 1 - limit for share, limit in limits.items()}
+        found["least_probability"] = {
+            share: 1 - threshold(calibration.misses, calibration.units, share)
+            for share in COVERAGES
+        }
     if trained.form is not None:
         found |= asdict(trained.form)
     if isinstance(trained.source, FeatureTasks):
         known = {"version", "sha256", "preprocessing"}  # and no folders of this machine
         found["backbone"] = trained.source.store.backbone.model_dump(mode="json", include=known)
     return json.dumps(found)
-
-
-def _stages(classifier: FewShotClassifier) -> list[nn.Module]:
-    """The modules that inputs go through; the second of three is the backbone."""
-    trained, answers = classifier._trained, _Answers(classifier)
-    if isinstance(trained.source, FeatureTasks):
-        pixels = _Pixels(trained.source.store.backbone.preprocessing)
-        return [pixels, trained.backbone.network, answers]
-    return [answers] if trained.form is None else [_Pixels(None), answers]
 
 
 class _Pixels(nn.Module):
@@ -148,21 +158,26 @@ class _Pixels(nn.Module):
 class _Answers(nn.Module):
     """Inputs as the run's source gives them to probabilities (n, classes)."""
 
-    def __init__(self, classifier: FewShotClassifier) -> None:
+    def __init__(
+        self,
+        trained: Trained,
+        adapted: list[Any],
+        support: TaskBatch,
+        classes: int,
+        temperature: float,
+    ) -> None:
         super().__init__()
-        trained = classifier._trained
+        self.source, self.classes, self.temperature = trained.source, classes, temperature
         learner: Any = trained.learner
-        self.source, self.classes = trained.source, len(classifier.classes_)
-        self.temperature = classifier._temperature()
-        support = prepared(trained.source, classifier._support).support_x[0].cpu()
         networks = [
-            learner.module(meta, adapted).cpu()
-            for (meta, _), adapted in zip(trained.models, classifier._adapted, strict=True)
+            learner.module(meta, own).cpu()
+            for (meta, _), own in zip(trained.models, adapted, strict=True)
         ]
-        if learner.inductive:
+        inputs = prepared(trained.source, support).support_x[0].cpu()
+        if getattr(learner, "inductive", False):
             for network in networks:
-                _fix_statistics(network, support)
-        finite = [network for network in networks if network(support).isfinite().all()]
+                _fix_statistics(network, inputs)
+        finite = [network for network in networks if network(inputs).isfinite().all()]
         self.networks = nn.ModuleList(finite)
 
     def forward(self, x: Tensor) -> Tensor:
