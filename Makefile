@@ -3,6 +3,7 @@
 #   make test          environment, install, lint, types, tests of up to a few seconds
 #   make test-long     environment, install, the tests that start, stop and kill whole programs
 #   make docs          environment, install, then the documentation as a site, into build/site
+#   make gallery       environment, install, then run the notebooks of docs/gallery again
 #   make check-wheel   environment, install, then build the wheel and try it in an empty environment
 #   make bench         environment, install, then time and memory beside the peers, into runs/
 #   make bench-all     likewise, all of benchmarks/races.py
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install demo test test-long soak lint types docs check-wheel bench bench-all check-gpu clean
+.PHONY: install demo test test-long soak lint types docs gallery check-wheel bench bench-all check-gpu clean
 
 install: $(INSTALLED)
 
@@ -51,6 +52,10 @@ types: $(INSTALLED)
 # A link or an anchor that leads nowhere is an error.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The notebooks are committed with what they print and draw.
+gallery: $(INSTALLED)
+	$(BIN)/jupyter-execute --inplace docs/gallery/*.ipynb
 
 check-wheel: $(INSTALLED)
 	.ci/check-wheel $(BIN)/python

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,8 @@ def run(code: str, name: str, names: dict[str, Any]) -> None:
 
 
 # Every Python block of every page
+
+QUERIES = ("garden.jpg", "pond.jpg")
 
 # Changes of the code of a page, so that it takes seconds instead of minutes.
 QUICK_START = {
@@ -111,8 +114,8 @@ def make_photographs_and_a_run(data_root: Path) -> None:
     """What the classifier of the quick start reads."""
     for path in [f"new-birds/{name}/{n}.jpg" for name in ("crow", "lark", "owl") for n in (1, 2)]:
         make_image(Path(path), shade=len(path))
-    for path in ("garden.jpg", "pond.jpg"):
-        make_image(Path(path))
+    for shade, path in enumerate(QUERIES):
+        make_image(Path(path), shade=50 + 100 * shade, size=40)
     sizes = {"ways": 3, "queries": 4, "filters": 4, "epochs": 1, "iterations_per_epoch": 2}
     tests = {"val_tasks": 3, "test_tasks": 3, "device": "cpu"}
     config = gs.RunConfig(dataset="tiny", data_root=data_root, **sizes, **tests)
@@ -138,6 +141,17 @@ def test_the_photographs_of_the_quick_start_are_classified(ran: Callable[[str], 
     predicted = ran("docs/index.md").printed.splitlines()[-1].strip("[]").replace("'", "").split()
     assert len(predicted) == 2
     assert set(predicted) <= {"crow", "lark", "owl"}
+
+
+def test_the_documented_program_predicts_without_torch(ran: Callable[[str], Ran]) -> None:
+    page = ran("docs/classifier.md")
+    *_, program = blocks("docs/classifier.md")
+    assert len([line for line in program.splitlines() if line.strip()]) <= 25
+    program += "import sys\nassert not {'torch', 'gradshare'} & {*sys.modules}\n"
+    words = [sys.executable, "-c", program]
+    found = subprocess.run(words, cwd=page.home, capture_output=True, text=True, check=True)
+    expected = page.names["classifier"].predict([page.home / name for name in QUERIES])
+    assert found.stdout == f"{expected.tolist()}\n"
 
 
 def test_the_documented_store_is_found_by_its_name_and_trained_on(

@@ -6,7 +6,7 @@ A backbone is a torch module by its import path, an ONNX file, or a model of tim
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +55,7 @@ class Backbone:
             all of them; else images keep their size and are normalised as ImageNet's.
 
     Attributes:
+        network: a module, on a GPU if there is one.
         record: what it was made from, and the digest of its weights.
 
     Raises:
@@ -92,7 +93,7 @@ class Backbone:
                 f"there is no backbone {name!r}; give an import path like my_file.py:Name, an "
                 ".onnx file, or timm:MODEL"
             )
-        self._network = loaded.network
+        self.network = loaded.network
         self._preprocessing = _preprocessing({**loaded.preprocessing, **(preprocessing or {})})
         self.record = BackboneRecord(
             name=name,
@@ -136,7 +137,7 @@ class Backbone:
         inputs = preprocessed(images, self._preprocessing)
         try:
             with torch.no_grad():
-                outputs = self._network(inputs)
+                outputs = self.network(inputs.to(_device()))
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -251,7 +252,7 @@ def preprocessed(images: Tensor, how: Preprocessing) -> Tensor:
 class _Loaded(NamedTuple):
     """A network with its own preprocessing, the version of its package, and its digest."""
 
-    network: Callable[[Tensor], Tensor]
+    network: nn.Module
     preprocessing: dict[str, Any]
     version: str
     sha256: str
@@ -316,7 +317,7 @@ def _load_onnx(path: Path) -> _Loaded:
         raise ConfigError(
             f"--backbone {path} is not an ONNX model ({error!s:.200}); give another file"
         ) from error
-    (given, *others), output = session.get_inputs(), session.get_outputs()[0].name
+    given, *others = session.get_inputs()
     shape = given.shape
     takes_images = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
     if others or given.type != "tensor(float)" or not takes_images:
@@ -324,22 +325,36 @@ def _load_onnx(path: Path) -> _Loaded:
             f"--backbone {path} takes {given.type} {shape}; give a model of one float input "
             "(n, 3, H, W)"
         )
-    at_a_time = shape[0] if isinstance(shape[0], int) else None
-
-    def network(images: Tensor) -> Tensor:
-        chunks = torch.split(images, at_a_time or len(images))
-        rows = [session.run([output], {given.name: chunk.numpy()})[0] for chunk in chunks]
-        return torch.cat([torch.from_numpy(row) for row in rows])
-
     sha256 = hashlib.sha256()
     # Large models have their weights in files beside them: model.onnx.data, model.onnx_data.
     for file in sorted(path.parent.glob(f"{path.name}*")):
         sha256.update(file.read_bytes())
     size = {"size": shape[-1]} if isinstance(shape[-1], int) else {}
+    network = OnnxNetwork(path, session)
     return _Loaded(network, size, f"onnxruntime {onnxruntime.__version__}", sha256.hexdigest())
 
 
-def _frozen(name: str, module: nn.Module, weights: Path | None) -> Callable[[Tensor], Tensor]:
+class OnnxNetwork(nn.Module):
+    """An ONNX file, open in onnxruntime, as a module."""
+
+    def __init__(self, path: Path, session: Any) -> None:
+        super().__init__()
+        self.path, self._session = path, session
+        self.given, self.output = session.get_inputs()[0].name, session.get_outputs()[0].name
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (n, 3, H, W) to features (n, D) or (n, D, H, W), on the CPU."""
+        fixed = self._session.get_inputs()[0].shape[0]
+        chunks = torch.split(images.cpu(), fixed if isinstance(fixed, int) else len(images))
+        rows = [self._session.run([self.output], {self.given: c.numpy()})[0] for c in chunks]
+        return torch.cat([torch.from_numpy(row) for row in rows])
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _frozen(name: str, module: nn.Module, weights: Path | None) -> nn.Module:
     """A module in evaluation mode, on a GPU if there is one."""
     if weights is not None:
         try:
@@ -351,9 +366,7 @@ def _frozen(name: str, module: nn.Module, weights: Path | None) -> Callable[[Ten
                 f"--weights {weights} are not those of --backbone {name} ({error!s:.300}); give "
                 "the state dictionary of this network"
             ) from error
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module.eval().to(device)
-    return lambda images: module(images.to(device))
+    return module.eval().to(_device())
 
 
 def _digest(module: nn.Module) -> str:

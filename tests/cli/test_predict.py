@@ -107,6 +107,15 @@ def test_what_looks_like_no_class_is_none_of_these(
     assert any("none of these" in line for line in shown)
 
 
+def test_a_classifier_of_a_folder_is_exported_once(
+    program: Program, run: Path, birds: Path, tmp_path: Path
+) -> None:
+    arguments = ("export", run, "--support", birds, "--out", tmp_path / "birds.onnx")
+    shown = lines_of(program, *arguments)
+    assert shown == [f"{tmp_path / 'birds.onnx'} answers as the run does, for crow, lark, owl"]
+    assert "birds.onnx exists; name a new file" in error_of(program, *arguments)
+
+
 def test_the_accuracy_to_expect_is_printed(program: Program, run: Path, birds: Path) -> None:
     shown = lines_of(program, "check", run, birds)
     assert shown[0].startswith("Accuracy to expect: ")

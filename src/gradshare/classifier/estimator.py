@@ -21,6 +21,7 @@ from gradshare.classifier.calibration import (
     of_size,
     probabilities,
 )
+from gradshare.classifier.export import export
 from gradshare.classifier.inputs import as_labels
 from gradshare.classifier.trained import Trained
 from gradshare.errors import ConfigError, DataError, require_count
@@ -204,6 +205,27 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{reprlib.repr(self.classes_.tolist())}; give them as `fit` was given them"
             )
         return float((predicted == given).mean())
+
+    def export(self, path: str | Path) -> None:
+        """Write the fitted classifier, with its backbone if it has one, as one file that runs
+        without gradshare; an ONNX file without torch too.
+
+        The file maps images, uint8 (n, H, W, C), or rows to the probabilities that `predict_proba`
+        gives, which is checked first. Its metadata has the names of the classes.
+
+        Args:
+            path: of the new file, which ends in .onnx or .pt2 (`torch.export`).
+
+        Raises:
+            sklearn.exceptions.NotFittedError: `fit` was not called.
+            ConfigError: another ending, transductive batch norm, or a network that cannot be
+                exported.
+            RunError: the file cannot be written.
+        """
+        check_is_fitted(self, "classes_")
+        calibration = self._calibrated() if self.calibration_tasks else None
+        fitted = (self._trained, self._adapted, self._support, self.classes_.tolist())
+        export(Path(path), *fitted, calibration, self.predict_proba)
 
     def _adapt(self, trained: Trained, inputs: Tree, labels: Labels) -> FewShotClassifier:
         with isolated(trained.device), torch.no_grad():

@@ -42,6 +42,8 @@ class Trained:
         device: where they run, if `run` is a folder; as in `fit`.
 
     Attributes:
+        path: of the run.
+        form: what images are turned into; None if the run takes none.
         transductive: whether a prediction depends on the other examples of the call. It is assumed
             of a learner that does not say.
 
@@ -61,6 +63,7 @@ class Trained:
                 f"the run in {run.path} was opened without its learner or its source; give both: "
                 "gradshare.open_run(path, learner, source)"
             )
+        self.path = run.path
         self.learner, self.source, self.validation = run.learner, run.source, run.validation
         self.device = run.device
         example = self.source.batch([0])
@@ -72,7 +75,7 @@ class Trained:
         kept = min(RunFolder(run.path).contents()["identity"]["ensemble"], len(run.history))
         with isolated(self.device):
             self.models = run.models(max(kept, 1) if ensemble is None else ensemble)
-        self._form = _image_format(self.source)
+        self.form = _image_format(self.source)
         inductive = getattr(self.learner, "inductive", False)
         network = getattr(self.learner, "network", None)
         self.transductive = not inductive and (network is None or network.uses_batch_statistics)
@@ -81,10 +84,10 @@ class Trained:
         """A user's inputs as the run's source gives them."""
         on_features = isinstance(self.source, FeatureTasks)
         with isolated(self.device):
-            if self._form is None or (on_features and is_table(x)):
+            if self.form is None or (on_features and is_table(x)):
                 return as_rows(x, self.like)
-            images = as_images(x, self._form)
-            return as_rows(self._backbone(images), self.like) if on_features else images
+            images = as_images(x, self.form)
+            return as_rows(self.backbone(images), self.like) if on_features else images
 
     def yardstick_inputs(self, x: Any, inputs: Tree) -> dict[str, Tensor]:
         """What classifiers that need no meta-training may see of a user's inputs, by its name.
@@ -95,22 +98,22 @@ class Trained:
         """
         if not isinstance(inputs, Tensor):
             return {}
-        if self._form is None or is_table(x):
+        if self.form is None or is_table(x):
             return {"the inputs": inputs}
         if not isinstance(self.source, FeatureTasks):
             return {"pixels": inputs}
-        small = replace(self._form, size=min(self._form.size, MOST_PIXELS))
+        small = replace(self.form, size=min(self.form.size, MOST_PIXELS))
         return {"features": inputs, "pixels": as_images(x, small)}
 
     @cached_property
-    def _backbone(self) -> Backbone:
+    def backbone(self) -> Backbone:
         """What made the features of the run's source, for images."""
         assert isinstance(self.source, FeatureTasks)
         return Backbone.of(self.source.store.backbone)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the backbone, which is loaded again from where it was."""
-        return {name: value for name, value in vars(self).items() if name != "_backbone"}
+        return {name: value for name, value in vars(self).items() if name != "backbone"}
 
     def number_of_outputs(self, support: TaskBatch) -> int:
         """The number of classes that the learner tells apart after this support set."""

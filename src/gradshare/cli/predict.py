@@ -1,4 +1,4 @@
-"""`gradshare predict` and `gradshare check`: a run on images of your own."""
+"""`gradshare predict`, `check` and `export`: a run on images of your own."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ from gradshare.tasks.images import EXTENSIONS
 OUTPUTS = (".csv", ".json")
 NONE = "none of these"
 
+support_option = click.option(
+    "--support",
+    type=UserPath(file_okay=False),
+    required=True,
+    help="Folder with a folder of example images for each class.",
+)
+
 
 def classifier_options(command: Command) -> Command:
     """Give a command RUN, --ensemble and --device."""
@@ -41,12 +48,7 @@ def classifier_options(command: Command) -> Command:
 @click.command(name="predict")
 @classifier_options
 @click.argument("files", nargs=-1, type=UserPath())
-@click.option(
-    "--support",
-    type=UserPath(file_okay=False),
-    required=True,
-    help="Folder with a folder of example images for each class.",
-)
+@support_option
 @click.option(
     "--query",
     "queries",
@@ -110,6 +112,30 @@ def predict_command(
     for path in out:
         _write(rows, path)
     _print(rows)
+
+
+@click.command(name="export")
+@classifier_options
+@support_option
+@click.option(
+    "--out",
+    type=UserPath(dir_okay=False),
+    required=True,
+    help="New file, .onnx or .pt2 (torch.export).",
+)
+def export_command(run: Path, support: Path, out: Path, **options: Any) -> None:
+    """Write a classifier of the classes in a folder as one file, for use without gradshare.
+
+    The file has the backbone, the normalisation of images and the calibration of probabilities in
+    it. Its answers are compared with those of the RUN before it is written.
+    """
+    if out.exists():
+        raise ConfigError(f"--out {out} exists; name a new file")
+    with _warnings_as_lines():
+        classifier = FewShotClassifier(run, **options).fit(*_labelled(support))
+        classifier.export(out)
+    names = escaped(", ".join(classifier.classes_.tolist()))
+    click.echo(f"{escaped(out)} answers as the run does, for {names}")
 
 
 @click.command(name="check")
