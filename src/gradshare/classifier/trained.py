@@ -15,7 +15,8 @@ from gradshare.backbones import Backbone
 from gradshare.classifier.inputs import as_images, as_rows, is_table
 from gradshare.config.runs import open_run
 from gradshare.errors import ConfigError, RunError
-from gradshare.tasks import ImageStore, ImageTasks, TaskBatch, TaskSource
+from gradshare.tasks import ImageTasks, TaskBatch, TaskSource
+from gradshare.tasks.absent import AbsentImages
 from gradshare.tasks.batch import Tree, first_leaf, tree_map
 from gradshare.tasks.features import FeatureTasks
 from gradshare.tasks.images import ImageFormat
@@ -42,6 +43,8 @@ class Trained:
         device: where they run, if `run` is a folder; as in `fit`.
 
     Attributes:
+        form: of the images that it takes; None if it takes other inputs.
+        calibrations: those of the classifier, by ways, shots and tasks.
         transductive: whether a prediction depends on the other examples of the call. It is assumed
             of a learner that does not say.
 
@@ -69,10 +72,11 @@ class Trained:
                 f"the targets of the run in {run.path} are not classes; use run.adapt(x, y)"
             )
         self.like = example.support_x
+        self.calibrations: dict[tuple[int, int, int], Any] = {}
         kept = min(RunFolder(run.path).contents()["identity"]["ensemble"], len(run.history))
         with isolated(self.device):
             self.models = run.models(max(kept, 1) if ensemble is None else ensemble)
-        self._form = _image_format(self.source)
+        self.form = _image_format(self.source)
         inductive = getattr(self.learner, "inductive", False)
         network = getattr(self.learner, "network", None)
         self.transductive = not inductive and (network is None or network.uses_batch_statistics)
@@ -81,9 +85,9 @@ class Trained:
         """A user's inputs as the run's source gives them."""
         on_features = isinstance(self.source, FeatureTasks)
         with isolated(self.device):
-            if self._form is None or (on_features and is_table(x)):
+            if self.form is None or (on_features and is_table(x)):
                 return as_rows(x, self.like)
-            images = as_images(x, self._form)
+            images = as_images(x, self.form)
             return as_rows(self._backbone(images), self.like) if on_features else images
 
     def yardstick_inputs(self, x: Any, inputs: Tree) -> dict[str, Tensor]:
@@ -95,11 +99,11 @@ class Trained:
         """
         if not isinstance(inputs, Tensor):
             return {}
-        if self._form is None or is_table(x):
+        if self.form is None or is_table(x):
             return {"the inputs": inputs}
         if not isinstance(self.source, FeatureTasks):
             return {"pixels": inputs}
-        small = replace(self._form, size=min(self._form.size, MOST_PIXELS))
+        small = replace(self.form, size=min(self.form.size, MOST_PIXELS))
         return {"features": inputs, "pixels": as_images(x, small)}
 
     @cached_property
@@ -120,11 +124,19 @@ class Trained:
             start = self.learner.adapt(meta, carried, task, steps=0)
             return self.learner.predict(meta, start, task).shape[2]
 
-    def adapt(self, support: TaskBatch) -> list[Any]:
-        """Adapt each checkpoint to the support set of one task, as the source gives it."""
+    def adapt(self, support: TaskBatch, *, steps: int | None = None) -> list[Any]:
+        """Adapt each checkpoint to the support set of one task, as the source gives it.
+
+        Args:
+            support: the task.
+            steps: inner steps; None for as many as were trained.
+        """
         task = prepared(self.source, support)
         with explain_misfit(self.learner, self.models[0][0], "support set", task):
-            return [self.learner.adapt(meta, carried, task) for meta, carried in self.models]
+            return [
+                self.learner.adapt(meta, carried, task, steps=steps)
+                for meta, carried in self.models
+            ]
 
     def outputs(self, support: TaskBatch, adapted: list[Any], inputs: Tree) -> Tensor:
         """The mean outputs (n, classes) of the adapted checkpoints for n inputs.
@@ -161,13 +173,13 @@ class Trained:
         return mean_of_finite(torch.stack(outputs))
 
 
+def opened(run: Run | str | Path | Trained, ensemble: int | None, device: str) -> Trained:
+    """The best checkpoints of a run, or those given: the classifiers of a page share them."""
+    return run if isinstance(run, Trained) else Trained(run, ensemble, device)
+
+
 def _image_format(source: TaskSource) -> ImageFormat | None:
     """What the images of a source were turned into when they were prepared; None if it has none."""
     if isinstance(source, FeatureTasks):
         return source.store.form
-    if not isinstance(source, ImageTasks):
-        return None
-    channels, size, _ = source.split.images.shape[1:]
-    stored = source.split.stored
-    record = {} if stored is None else ImageStore.open(stored.path).source
-    return ImageFormat(size, channels, record.get("resize", "stretch"))
+    return source.form if isinstance(source, ImageTasks | AbsentImages) else None
