@@ -195,11 +195,13 @@ def test_a_page_holds_a_bounded_number_of_images(
     examples, _, _ = served.add("a", [], "", files())
     examples, _, _ = served.add("b", examples, "", files())
     assert [name for name, _ in examples] == ["a", "a", "b"]
-    assert said == ["2 files are too many; this page holds 3 images"]
+    assert said == ["A page holds 3 images; the others are left out."]
     asked, chosen, _ = served.ask([], files())
     assert len(asked) == 2
     assert chosen is asked[-1]
     assert not list(tmp_path.iterdir())  # uploads are not kept
+    assert served.ask_drawn(asked, "") is chosen
+    assert served.ask_drawn([], "") is None
     _, answered, probabilities, steps = served.answer(examples, asked, chosen)
     assert [set(item) for item in answered] == [{"caption", "png"}] * 2
     assert sum(probabilities.values()) == pytest.approx(1)

@@ -93,7 +93,7 @@ class Page:
             gr.Warning("Name a class, and draw or drop an example of it.")
             return examples, gr.skip(), gr.skip()
         images = [self.draw(drawing)] if drawing else []
-        images += self._read(files, len(examples))
+        images += self._read(files, len(examples) + len(images))
         return [*examples, *((name, image) for image in images)][:MOST_IMAGES], "", None
 
     def remove(self, examples: list[Example], event: gr.EventData) -> list[Example]:
@@ -111,6 +111,12 @@ class Page:
         """Choose the new image that was clicked."""
         chosen: Images = asked[event.index]
         return chosen
+
+    def ask_drawn(self, asked: list[Images], drawing: str) -> Images | None:
+        """Choose what is drawn; the last image that was dropped if the canvas is empty."""
+        if drawing:
+            return self.draw(drawing)
+        return asked[-1] if asked else None
 
     def draw(self, drawing: str) -> Images:
         """A drawing as an image of the run's form, its ink in the middle."""
@@ -157,7 +163,7 @@ class Page:
         images: list[Images] = []
         paths = [Path(file) for file in files or ()]
         if held + len(paths) > MOST_IMAGES:
-            warn(f"{len(paths)} files are too many; this page holds {MOST_IMAGES} images")
+            warn(f"A page holds {MOST_IMAGES} images; the others are left out.")
         for path in paths:
             try:
                 if held + len(images) < MOST_IMAGES:
@@ -226,7 +232,7 @@ def make_page(page: Page, title: str) -> gr.Blocks:
             add.click(page.add, [name, examples, drawn, files], [examples, drawn, files]),
             known.select(page.remove, [examples], [examples]),
             new.upload(page.ask, [asked, new], [asked, chosen, new]),
-            drawing.input(lambda png: page.draw(png) if png else None, [drawing], [chosen]),
+            drawing.input(page.ask_drawn, [asked, drawing], [chosen]),
             found.select(page.choose, [asked], [chosen]),
         ):
             happened.then(page.answer, [examples, asked, chosen], [known, found, label, steps])

@@ -124,7 +124,9 @@ def open_image(data: Path | bytes | Image.Image, where: str) -> Iterator[Image.I
         cause = type(error).__name__
         if not isinstance(error, UnidentifiedImageError):  # which names an object in memory
             cause += f": {error}"
-        raise DataError(f"{where} is not a readable image ({cause}); replace or remove it") from error
+        raise DataError(
+            f"{where} is not a readable image ({cause}); replace or remove it"
+        ) from error
 
 
 def _check_depth(image: Image.Image, where: str) -> None:
