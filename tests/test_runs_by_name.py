@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,8 @@ from gradshare.config import RunConfig, open_run, stored, train
 from gradshare.config.names import REGISTERED
 from gradshare.config.settings import WITHOUT_SHARING
 from gradshare.errors import ConfigError, DataError, RunError
+from gradshare.tasks import ImageTasks
+from gradshare.tasks.glyphs import drawn
 from gradshare.training.folder import RunFolder
 from tests import own
 
@@ -223,21 +226,69 @@ def test_a_continued_run_has_its_settings_from_its_start_on(run: Path) -> None:
     assert set(found) == {4}
 
 
-def test_a_run_whose_dataset_is_missing_opens_for_its_history(
+def test_a_run_predicts_where_its_dataset_is_not(tiny: dict[str, Any], tmp_path: Path) -> None:
+    root = Path(shutil.copytree(tiny["data_root"], tmp_path / "data"))
+    config = RunConfig(**{**tiny, "data_root": str(root), "epochs": 1})
+    result = train(config, tmp_path / "run")
+    images = np.random.default_rng(0).integers(0, 256, (6, 1, 16, 16), dtype=np.uint8)
+    labels = [0, 1, 2, 0, 1, 2]
+    logits = result.adapt(images, labels)(images)
+    shutil.rmtree(root)
+    opened = open_run(tmp_path / "run")
+    assert opened.table() == result.table()
+    assert opened.test == result.test
+    assert torch.equal(opened.adapt(images, labels)(images), logits)
+    classifier = gs.FewShotClassifier(tmp_path / "run").fit(images, labels)
+    assert classifier.predict(images).tolist() == logits.argmax(1).tolist()
+    with pytest.raises(ConfigError, match="its dataset is not on this machine"):
+        classifier.predict_proba(images)
+    source: Any = opened.source
+    for use in (lambda: opened.evaluate(source), lambda: source.batch([1])):
+        with pytest.raises(DataError, match=r"dataset is not on this machine, so there are no"):
+            use()
+
+
+def test_a_run_of_a_time_before_images_were_recorded_opens_for_its_history(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(tiny["data_root"], tmp_path / "data"))
     config = RunConfig(**{**tiny, "data_root": str(root), "epochs": 1})
     result = train(config, tmp_path / "run")
     shutil.rmtree(root)
+    folder = RunFolder(tmp_path / "run")
+    contents = folder.contents()
+    del contents["images"]
+    folder.store(contents)
     opened = open_run(tmp_path / "run")
-    assert opened.table() == result.table()
-    assert opened.test == result.test
     assert opened.tensors()[0].keys() == result.tensors()[0].keys()
     classifier = gs.FewShotClassifier(tmp_path / "run")
     for use in (lambda: opened.adapt([0], [0]), lambda: classifier.fit([0], [0])):
         with pytest.raises(DataError, match="there is no dataset 'tiny'"):
             use()
+
+
+def test_the_shipped_model_is_opened_by_its_name_without_a_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tests = ImageTasks(drawn("test", 28), ways=7, shots=3, queries=5)
+    batch = tests.batch(range(3))
+    classifier = gs.FewShotClassifier("glyphs", calibration_tasks=20)
+    right = []
+    for x, y, queries, targets in zip(
+        batch.support_x, batch.support_y, batch.query_x, batch.query_y, strict=True
+    ):
+        right.append(classifier.fit(x, y).score(queries, targets))
+    assert np.mean(right) > 0.8
+    by_step = classifier.predict_proba_by_step(queries)
+    assert by_step.shape == (6, 35, 7)
+    np.testing.assert_allclose(by_step[0], 1 / 7, atol=1e-6)  # UNICORN-MAML knows no class yet
+    np.testing.assert_array_equal(by_step[-1], classifier.predict_proba(queries))
+    assert not list(tmp_path.iterdir())
+    # A folder of this name comes first.
+    (tmp_path / "glyphs").mkdir()
+    with pytest.raises(RunError, match="glyphs holds no run"):
+        open_run("glyphs")
 
 
 def test_a_damaged_configuration_is_named(run: Path) -> None:

@@ -116,6 +116,20 @@ def test_a_classifier_of_a_folder_is_exported_once(
     assert "birds.onnx exists; name a new file" in error_of(program, *arguments)
 
 
+def test_without_the_runs_dataset_probabilities_are_not_calibrated(
+    program: Program, run: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradshare.config.runs.prepared", lambda _: {})
+    command = ("predict", str(run), "--support", str(birds), str(birds / "owl"))
+    status, out, err = program(*command)
+    assert (status, len(out.splitlines())) == (0, 8)
+    assert err == (
+        f"warning: the dataset of {run} is not on this machine, so the probabilities are not "
+        "calibrated\n"
+    )
+    assert "its dataset is not on this machine" in error_of(program, *command, "--coverage", "0.9")
+
+
 def test_the_accuracy_to_expect_is_printed(program: Program, run: Path, birds: Path) -> None:
     shown = lines_of(program, "check", run, birds)
     assert shown[0].startswith("Accuracy to expect: ")

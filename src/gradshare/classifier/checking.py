@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from gradshare.classifier.estimator import FewShotClassifier
 from gradshare.classifier.inputs import as_labels
-from gradshare.classifier.trained import Trained
+from gradshare.classifier.trained import opened
 from gradshare.errors import DataError, require_count
 from gradshare.tasks.arrays import Array
 from gradshare.tasks.batch import first_leaf, tree_map
@@ -128,7 +128,7 @@ def check(
         DataError: a class has one example or group; or as in `FewShotClassifier.fit`.
     """
     require_count("folds", folds, least=2)
-    trained = Trained(classifier.run, classifier.ensemble, classifier.device)
+    trained = opened(classifier.run, classifier.ensemble, classifier.device)
     inputs = trained.read(X)
     first = first_leaf(inputs)
     labels = as_labels(y, first)

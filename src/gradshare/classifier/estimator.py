@@ -23,7 +23,7 @@ from gradshare.classifier.calibration import (
 )
 from gradshare.classifier.export import export
 from gradshare.classifier.inputs import as_labels
-from gradshare.classifier.trained import Trained
+from gradshare.classifier.trained import Trained, opened
 from gradshare.errors import ConfigError, DataError, require_count
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import Tree, first_leaf, leaves, tree_map
@@ -69,7 +69,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        run: Run | str | Path,
+        run: Run | str | Path | Trained,
         *,
         ensemble: int | None = None,
         calibration: TaskSource | None = None,
@@ -100,7 +100,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             DataError: inputs that the run does not take, an image that cannot be read, more classes
                 than it can learn, or labels that are missing, mixed, or not one for each input.
         """
-        trained = Trained(self.run, self.ensemble, self.device)
+        trained = opened(self.run, self.ensemble, self.device)
         inputs = trained.read(X)
         return self._adapt(trained, inputs, as_labels(y, first_leaf(inputs)))
 
@@ -137,9 +137,34 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             DataError: inputs that the run does not take, or an image that cannot be read.
             RunError: the inner steps of each checkpoint overflowed on the support set.
         """
-        logits = self._logits(X)
-        temperature = self._calibrated().temperature if self.calibration_tasks else 1.0
-        return probabilities(logits, temperature)
+        return probabilities(self._logits(X), self._temperature())
+
+    def predict_proba_by_step(self, X: Any) -> npt.NDArray[np.float64]:
+        """The probabilities after 0, 1, …, K inner steps, (K + 1, n, classes).
+
+        The last ones are those of `predict_proba`. A learner without inner steps has no others.
+
+        Args:
+            X: n inputs, as in `fit`.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: `fit` was not called.
+            GradshareError: as in `predict_proba`.
+        """
+        inputs = self._read(X)
+        trained, support = self._trained, self._support
+        with isolated(trained.device), torch.no_grad():
+            adapted = [
+                trained.adapt(support, steps=steps)
+                for steps in range(getattr(trained.learner, "steps", 0))
+            ]
+        temperature = self._temperature()
+        return np.stack(
+            [
+                probabilities(self._outputs(inputs, after), temperature)
+                for after in (*adapted, self._adapted)
+            ]
+        )
 
     def predict(self, X: Any, *, reject: float | None = None) -> Labels:
         """The most probable class of each input.
@@ -252,6 +277,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def _logits(self, X: Any) -> npt.NDArray[np.float64]:
+        return self._outputs(self._read(X), self._adapted)
+
+    def _read(self, X: Any) -> Tree:
         check_is_fitted(self, "classes_")
         inputs = self._trained.read(X)
         count = len(first_leaf(inputs))
@@ -260,25 +288,38 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"this run has transductive batch norm, which needs many examples at once, of all "
                 f"{len(self.classes_)} classes, and got {count}; train with --batch-norm inductive "
                 "to predict few examples",
-                stacklevel=3,
+                stacklevel=4,
             )
+        return inputs
+
+    def _outputs(self, inputs: Tree, adapted: list[Any]) -> npt.NDArray[np.float64]:
         with isolated(self._trained.device), torch.no_grad():
-            outputs = self._trained.outputs(self._support, self._adapted, inputs)
+            outputs = self._trained.outputs(self._support, adapted, inputs)
         return outputs[:, : len(self.classes_)].double().cpu().numpy()
+
+    def _temperature(self) -> float:
+        return self._calibrated().temperature if self.calibration_tasks else 1.0
 
     def _calibrated(self) -> Calibration:
         """The calibration for this support set, measured when it is first needed."""
         if self._calibration is None:
-            require_count("calibration_tasks", self.calibration_tasks, least=20)
             source = self.calibration or self._trained.validation
             if source is None:
                 raise ConfigError(
                     "the run was opened without its validation tasks, on which probabilities are "
-                    "calibrated; give a source, FewShotClassifier(run, calibration=source), or "
-                    "calibration_tasks=0 for probabilities that are not calibrated"
+                    "calibrated, or its dataset is not on this machine; give a source, "
+                    "FewShotClassifier(run, calibration=source), or calibration_tasks=0 for "
+                    "probabilities that are not calibrated"
                 )
+            require_count("calibration_tasks", self.calibration_tasks, least=20)
             ways = len(self.classes_)
-            source = of_size(source, ways, max(1, round(len(self._labels) / ways)))
-            answers = answers_to(self._trained, source, self.calibration_tasks)
-            self._calibration = Calibration.on(answers)
+            shots = max(1, round(len(self._labels) / ways))
+            known = self._trained.calibrations if self.calibration is None else {}
+            key = (ways, shots, self.calibration_tasks)
+            if key not in known:
+                answers = answers_to(
+                    self._trained, of_size(source, ways, shots), self.calibration_tasks
+                )
+                known[key] = Calibration.on(answers)
+            self._calibration = known[key]
         return self._calibration

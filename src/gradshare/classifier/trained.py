@@ -15,7 +15,8 @@ from gradshare.backbones import Backbone
 from gradshare.classifier.inputs import as_images, as_rows, is_table
 from gradshare.config.runs import open_run
 from gradshare.errors import ConfigError, RunError
-from gradshare.tasks import ImageStore, ImageTasks, TaskBatch, TaskSource
+from gradshare.tasks import ImageTasks, TaskBatch, TaskSource
+from gradshare.tasks.absent import AbsentImages
 from gradshare.tasks.batch import Tree, first_leaf, tree_map
 from gradshare.tasks.features import FeatureTasks
 from gradshare.tasks.images import ImageFormat
@@ -43,7 +44,8 @@ class Trained:
 
     Attributes:
         path: of the run.
-        form: what images are turned into; None if the run takes none.
+        form: of the images that it takes; None if it takes other inputs.
+        calibrations: those of the classifier, by ways, shots and tasks.
         transductive: whether a prediction depends on the other examples of the call. It is assumed
             of a learner that does not say.
 
@@ -72,6 +74,7 @@ class Trained:
                 f"the targets of the run in {run.path} are not classes; use run.adapt(x, y)"
             )
         self.like = example.support_x
+        self.calibrations: dict[tuple[int, int, int], Any] = {}
         kept = min(RunFolder(run.path).contents()["identity"]["ensemble"], len(run.history))
         with isolated(self.device):
             self.models = run.models(max(kept, 1) if ensemble is None else ensemble)
@@ -123,11 +126,19 @@ class Trained:
             start = self.learner.adapt(meta, carried, task, steps=0)
             return self.learner.predict(meta, start, task).shape[2]
 
-    def adapt(self, support: TaskBatch) -> list[Any]:
-        """Adapt each checkpoint to the support set of one task, as the source gives it."""
+    def adapt(self, support: TaskBatch, *, steps: int | None = None) -> list[Any]:
+        """Adapt each checkpoint to the support set of one task, as the source gives it.
+
+        Args:
+            support: the task.
+            steps: inner steps; None for as many as were trained.
+        """
         task = prepared(self.source, support)
         with explain_misfit(self.learner, self.models[0][0], "support set", task):
-            return [self.learner.adapt(meta, carried, task) for meta, carried in self.models]
+            return [
+                self.learner.adapt(meta, carried, task, steps=steps)
+                for meta, carried in self.models
+            ]
 
     def outputs(self, support: TaskBatch, adapted: list[Any], inputs: Tree) -> Tensor:
         """The mean outputs (n, classes) of the adapted checkpoints for n inputs.
@@ -164,13 +175,13 @@ class Trained:
         return mean_of_finite(torch.stack(outputs))
 
 
+def opened(run: Run | str | Path | Trained, ensemble: int | None, device: str) -> Trained:
+    """The best checkpoints of a run, or those given: the classifiers of a page share them."""
+    return run if isinstance(run, Trained) else Trained(run, ensemble, device)
+
+
 def _image_format(source: TaskSource) -> ImageFormat | None:
     """What the images of a source were turned into when they were prepared; None if it has none."""
     if isinstance(source, FeatureTasks):
         return source.store.form
-    if not isinstance(source, ImageTasks):
-        return None
-    channels, size, _ = source.split.images.shape[1:]
-    stored = source.split.stored
-    record = {} if stored is None else ImageStore.open(stored.path).source
-    return ImageFormat(size, channels, record.get("resize", "stretch"))
+    return source.form if isinstance(source, ImageTasks | AbsentImages) else None

@@ -16,6 +16,7 @@ import numpy as np
 
 from gradshare.classifier import FewShotClassifier, check
 from gradshare.cli.options import Command, UserPath
+from gradshare.config.runs import open_run
 from gradshare.errors import ConfigError, DataError, escaped
 from gradshare.tasks import arrays
 from gradshare.tasks.folder import class_folders, image_files
@@ -98,7 +99,7 @@ def predict_command(
     if not images:
         raise ConfigError("--query is missing; name an image or a folder of images")
     with _warnings_as_lines():
-        classifier = FewShotClassifier(run, **options).fit(*_labelled(support))
+        classifier = _classifier(run, **options).fit(*_labelled(support))
         probabilities = classifier.predict_proba(images).tolist()
         best = classifier.predict(images, reject=reject).tolist()
         sets = classifier.predict_set(images, coverage=coverage) if coverage is not None else None
@@ -176,6 +177,18 @@ def check_command(run: Path, folder: Path, group: str | None, folds: int, **opti
     with _warnings_as_lines():
         found = check(classifier, x, y, groups=groups, folds=folds)
     click.echo(escaped(found))
+
+
+def _classifier(run: Path, **options: Any) -> FewShotClassifier:
+    """The classifier of a run. A warning says if its probabilities cannot be calibrated."""
+    opened = open_run(run, device=options["device"])
+    if opened.source is not None and opened.validation is None:
+        options["calibration_tasks"] = 0
+        warnings.warn(
+            f"the dataset of {run} is not on this machine, so the probabilities are not calibrated",
+            stacklevel=2,
+        )
+    return FewShotClassifier(opened, **options)
 
 
 def _labelled(folder: Path) -> tuple[list[Path], list[str]]:

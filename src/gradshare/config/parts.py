@@ -76,15 +76,19 @@ class Parts(NamedTuple):
     options: Options
 
 
-def build(config: RunConfig) -> Parts:
+def build(config: RunConfig, splits: Splits | None = None) -> Parts:
     """Open the data and make the learner, with the initialisation of the seed.
+
+    Args:
+        config: of the run.
+        splits: the sources of tasks; None for those of the configuration.
 
     Raises:
         DataError: the dataset is unknown, not prepared, damaged, or too small for these tasks.
         ConfigError: a name or an import path does not lead to something that can be used.
     """
     config = resolved(config)
-    splits = splits_of(config)
+    splits = splits or splits_of(config)
     # The first parameters are drawn on the CPU. `torch.manual_seed` would seed the generators of
     # all GPUs too, which `fork_rng` does not put back here.
     with torch.random.fork_rng(devices=[]):

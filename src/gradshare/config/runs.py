@@ -10,11 +10,15 @@ from typing import Any
 import torch
 
 from gradshare.config.fields import MACHINE_FIELDS
+from gradshare.config.names import is_import_path
 from gradshare.config.parts import build, resolved
 from gradshare.config.settings import RunConfig, option_name
 from gradshare.errors import ConfigError, GradshareError, RunError
 from gradshare.methods import Learner
-from gradshare.tasks import TaskSource
+from gradshare.tasks import ImageTasks, Splits, TaskSource
+from gradshare.tasks.absent import AbsentImages
+from gradshare.tasks.glyphs import GLYPHS, drawn
+from gradshare.tasks.registry import prepared
 from gradshare.training import run as runs
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in
@@ -24,6 +28,9 @@ from gradshare.training.metrics import Metric
 from gradshare.training.options import Watch, ignore
 from gradshare.training.run import Run
 from gradshare.training.workers import local_workers
+
+SHIPPED = Path(__file__).parents[1] / "pretrained"
+"""The folder of the runs that come with the package."""
 
 # Settings that a run may be continued with other values of. `on_divergence` changes nothing before
 # the first refused iteration.
@@ -108,7 +115,8 @@ def open_run(
     """Open the folder of a run.
 
     Args:
-        path: the folder.
+        path: the folder, or "glyphs", the model that comes with the package, if no folder has
+            this name.
         learner: as it was given to `fit`. A run that was started from names needs none: its
             configuration makes it again. Without a learner, the history, the metrics and the
             tensors can be read, and nothing else.
@@ -121,20 +129,21 @@ def open_run(
         RunError: there is no run, or one of another learner.
         ConfigError: the run's `config.yaml` cannot be read.
     """
-    home = RunFolder(Path(path).expanduser())
+    home = RunFolder(_folder(path))
     missing: GradshareError | None = None
     validation: TaskSource | None = None
     if learner is None and home.started and home.contents().get("settings") is not None:
-        config = stored(path)
+        config = stored(home.path)
+        absent = _absent(config, home.contents().get("images"))
         try:
-            parts = build(config)
+            parts = build(config, None if absent is None else Splits(absent, absent))
         except GradshareError as error:  # such as a dataset that is not on this machine
             missing = error
         else:
             learner, source = parts.learner, source or parts.train
-            validation = parts.validation
+            validation = parts.validation if absent is None else _letters(config, absent)
             metrics = metrics or parts.options.metrics
-    run = runs.open_run(path, learner, source, metrics=metrics, device=device)
+    run = runs.open_run(home.path, learner, source, metrics=metrics, device=device)
     run.missing, run.validation = missing, validation
     return run
 
@@ -163,6 +172,33 @@ def stored(path: str | Path) -> RunConfig:
                 f"{began[name]!r}; put the file back as it was, or correct this setting"
             )
     return config
+
+
+def _folder(path: str | Path) -> Path:
+    """The folder of a run, or of the shipped model of this name if there is no such path."""
+    path = Path(path).expanduser()
+    shipped = SHIPPED / path.name
+    is_name = path == Path(path.name) and not path.exists()
+    return shipped if is_name and RunFolder(shipped).started else path
+
+
+def _absent(config: RunConfig, record: Mapping[str, Any] | None) -> AbsentImages | None:
+    """What stands for the dataset of a run; None if it is here, or if the run did not record it."""
+    is_here = is_import_path(config.dataset) or config.dataset in prepared(config.data_root)
+    return None if is_here or record is None else AbsentImages.model_validate(record)
+
+
+def _letters(config: RunConfig, absent: AbsentImages) -> ImageTasks | None:
+    """The validation tasks of a run on glyphs, which can be drawn anywhere; else None."""
+    if config.dataset != GLYPHS.name:
+        return None
+    return ImageTasks(
+        drawn("val", absent.form.size),
+        ways=config.ways,
+        shots=config.shots,
+        queries=config.queries,
+        normalization=absent.used_normalization,
+    )
 
 
 def _require_same(config: RunConfig, folder: Path, *, resume: bool) -> None:

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gradshare.errors import DataError
 from gradshare.tasks.dataset import Dataset
-from gradshare.tasks.store import SPLITS, Images
+from gradshare.tasks.store import SPLITS, Images, Split
 from gradshare.tasks.writing import ClassImages
 
 GLYPHS = Dataset(
@@ -138,6 +138,21 @@ def generate(
         raise DataError(f"letters cannot be told apart at {size}×{size}; use {MIN_SIZE} or more")
     for letter in letters() if chosen is None else chosen:
         yield ClassImages(letter.split, letter.name, _images(letter, size, seed, samples))
+
+
+@cache
+def drawn(split: str, size: int) -> Split:
+    """The letters of one split, drawn in memory with seed 0.
+
+    Args:
+        split: "train", "val" or "test".
+        size: height and width in pixels.
+    """
+    found = list(generate(size, 0, chosen=[item for item in letters() if item.split == split]))
+    counts = np.full(len(found), SAMPLES, dtype=np.int64)
+    images = np.concatenate([item.images for item in found])
+    names = tuple(item.name for item in found)
+    return Split(split, images, names, np.arange(len(found)) * SAMPLES, counts)
 
 
 def source(seed: int) -> dict[str, Any]:

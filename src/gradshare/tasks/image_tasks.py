@@ -16,6 +16,7 @@ from gradshare.errors import ConfigError
 from gradshare.tasks.arrays import digest, fingerprint
 from gradshare.tasks.batch import TaskBatch
 from gradshare.tasks.drawing import ClassRows, Rows, class_labels, generator
+from gradshare.tasks.images import ImageFormat
 from gradshare.tasks.normalization import Normalization
 from gradshare.tasks.store import ImageStore, Split
 
@@ -126,11 +127,23 @@ class ImageTasks:
             images[turned] = np.rot90(images[turned], turn, axes=(-2, -1))
         return torch.from_numpy(np.asarray(images)).flatten(1, 2)
 
+    @property
+    def form(self) -> ImageFormat:
+        """What the images were turned into when they were prepared."""
+        channels, size, _ = self.split.images.shape[1:]
+        stored = self.split.stored
+        record = {} if stored is None else ImageStore.open(stored.path).source
+        return ImageFormat(size, channels, record.get("resize", "stretch"))
+
+    @property
+    def used_normalization(self) -> Normalization:
+        """What `prepare` applies."""
+        channels = self.split.images.shape[1]
+        return self.normalization or Normalization((0.0,) * channels, (1.0,) * channels)
+
     def prepare(self, batch: TaskBatch) -> TaskBatch:
         """Scale the images to floats and normalise them."""
-        channels = self.split.images.shape[1]
-        unit = Normalization((0.0,) * channels, (1.0,) * channels)
-        return (self.normalization or unit).batch(batch)
+        return self.used_normalization.batch(batch)
 
 
 def image_splits(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gradshare.errors import DataError, require_choice
 from gradshare.tasks.store import Images
@@ -121,9 +121,11 @@ def open_image(data: Path | bytes | Image.Image, where: str) -> Iterator[Image.I
                 f"{where} cannot be read ({error.strerror}); correct the path, or give yourself "
                 "permission to read it"
             ) from error
+        cause = type(error).__name__
+        if not isinstance(error, UnidentifiedImageError):  # which names an object in memory
+            cause += f": {error}"
         raise DataError(
-            f"{where} is not a readable image ({type(error).__name__}: {error}); "
-            "replace or remove it"
+            f"{where} is not a readable image ({cause}); replace or remove it"
         ) from error
 
 

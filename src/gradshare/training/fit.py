@@ -17,6 +17,7 @@ import torch
 from gradshare.errors import ConfigError, require_choice
 from gradshare.methods import Learner
 from gradshare.tasks import TaskSource
+from gradshare.tasks.absent import preparation_of
 from gradshare.tasks.source import fingerprint_of, prepared, training_indices
 from gradshare.training.canary import Canary
 from gradshare.training.checkpoint import Checkpoint, on_device
@@ -177,8 +178,7 @@ def fit(
             watch = progress
         elif progress and is_first():
             watch = stack.enter_context(RunBars()).watch("run")
-        sources = (train, validation, test)
-        folder = Path(out).expanduser()
+        sources, folder = (train, validation, test), Path(out).expanduser()
         return fit_in(
             processes, learner, sources, options, folder, resume=resume == "auto", watch=watch
         )
@@ -378,7 +378,7 @@ def prepare_run(
         "id": uuid.uuid4().hex,
         "identity": identity_of(learner, meta, optimizer, options, metrics, score, fingerprints),
         "layout": asdict(layout),
-        "prepares": hasattr(train, "prepare"),
+        **preparation_of(train),
         "files": source_digests(learner, *named.values()),
     }
     return TrainState(meta, carried, optimizer), metrics, score, contents

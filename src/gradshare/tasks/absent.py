@@ -1,0 +1,78 @@
+"""What stands for the images of a run where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from gradshare.errors import DataError
+from gradshare.tasks.batch import TaskBatch
+from gradshare.tasks.drawing import class_labels
+from gradshare.tasks.image_tasks import ImageTasks
+from gradshare.tasks.images import ImageFormat
+from gradshare.tasks.normalization import Normalization
+from gradshare.tasks.source import TaskSource
+
+
+class AbsentImages(BaseModel):
+    """A source that prepares images as the run's own source did. It has no tasks: task 0 is blank,
+    and shows the shape of the inputs.
+
+    A run's folder records it, so that the run predicts where its dataset is not.
+
+    Attributes:
+        form: of the images.
+        mean: see `Normalization`.
+        std: see `Normalization`.
+        ways: classes in a task.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    form: ImageFormat
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    ways: int
+
+    @property
+    def used_normalization(self) -> Normalization:
+        """What `prepare` applies."""
+        return Normalization(self.mean, self.std)
+
+    def batch(self, indices: Sequence[int]) -> TaskBatch:
+        """Task 0, of one blank image of each class.
+
+        Raises:
+            DataError: another task is asked for.
+        """
+        if list(indices) != [0]:
+            raise DataError(
+                "the run's dataset is not on this machine, so there are no tasks; prepare it, or "
+                "give another source"
+            )
+        images = torch.zeros((1, self.ways, *self.form.shape), dtype=torch.uint8)
+        labels = class_labels(1, self.ways, 1)
+        return TaskBatch(images, labels, images, labels)
+
+    def prepare(self, batch: TaskBatch) -> TaskBatch:
+        """Scale the images to floats and normalise them."""
+        return self.used_normalization.batch(batch)
+
+
+def preparation_of(source: TaskSource) -> dict[str, Any]:
+    """What a run's folder records of how its source prepares inputs.
+
+    Returns:
+        "prepares", whether it does; and "images", the content of an `AbsentImages`, or None if
+        the source is no `ImageTasks`.
+    """
+    images = None
+    if type(source) is ImageTasks:  # a subclass may prepare images in another way
+        used = source.used_normalization
+        mean, std = tuple(used.mean), tuple(used.std)
+        absent = AbsentImages(form=source.form, mean=mean, std=std, ways=source.ways)
+        images = absent.model_dump(mode="json")
+    return {"prepares": hasattr(source, "prepare"), "images": images}
