@@ -45,7 +45,7 @@ def splits_of_features(config: RunConfig, path: Path) -> Splits:
         DataError: the store is damaged, or too small for these tasks.
         ConfigError: a setting of images was chosen.
     """
-    for setting in ("image_size", "resize", "pixel_scaling"):
+    for setting in ("image_size", "resize", "pixel_scaling", "augment"):
         if (value := getattr(config, setting)) != default_of(setting):
             raise ConfigError(
                 f"{option_name(setting)} {value} is for images, and --dataset {config.dataset} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from gradshare.config.settings import RunConfig, option_name
 from gradshare.errors import ConfigError, GradshareError, RunError
 from gradshare.methods import Learner
 from gradshare.tasks import TaskSource
+from gradshare.tasks.source import note_of
 from gradshare.training import run as runs
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in
@@ -24,6 +26,8 @@ from gradshare.training.metrics import Metric
 from gradshare.training.options import Watch, ignore
 from gradshare.training.run import Run
 from gradshare.training.workers import local_workers
+
+log = logging.getLogger(__name__)
 
 # Settings that a run may be continued with other values of. `on_divergence` changes nothing before
 # the first refused iteration.
@@ -85,6 +89,8 @@ def train_in(
     processes.agree(lambda: _require_alike(settings, first))
     processes.from_first(lambda: _require_same(config, folder, resume=resume))
     parts = processes.agree(lambda: build(config))
+    if (note := note_of(parts.train)) is not None:
+        processes.from_first(lambda: log.warning("%s", note))
     return fit_in(
         processes,
         parts.learner,
