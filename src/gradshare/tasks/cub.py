@@ -27,13 +27,14 @@ from functools import partial
 from pathlib import Path
 
 from gradshare.errors import DataError
-from gradshare.tasks import hdf5
 from gradshare.tasks.archives import find_archive, listing, unpacked
 from gradshare.tasks.dataset import Archive, Dataset, FoundClass
 from gradshare.tasks.folder import class_folders, image_files
+from gradshare.tasks.hdf5 import read_split
+from gradshare.tasks.layouts import by_split
 from gradshare.tasks.published import published_split
-from gradshare.tasks.store import SPLITS
 
+_CACHE = by_split("hdf5", read_split, "{}_data.hdf5", "{}_labels.json", inside="cub")
 _PARTS = ("train", "val", "train", "test")
 _SPLIT_140 = published_split("cub-140")
 _SPLIT = {name: _PARTS[number % 4] for number, name in enumerate(sorted(_SPLIT_140))}
@@ -50,14 +51,8 @@ def find(split_of: Mapping[str, str], path: Path, scratch: Path) -> list[FoundCl
     Raises:
         DataError: there is none of the layouts, or it is damaged.
     """
-    for folder in (path, path / "cub"):
-        files = {part: (f"{part}_data.hdf5", f"{part}_labels.json") for part in SPLITS}
-        if all((folder / file).is_file() for pair in files.values() for file in pair):
-            return [
-                item
-                for part, (data, labels) in files.items()
-                for item in hdf5.read_split(part, folder / data, folder / labels)
-            ]
+    if path.is_dir() and all(_CACHE.files(path).values()):
+        return list(_CACHE.find(path, scratch))
     return [
         FoundClass(split_of.get(folder.name, "train"), folder.name, image_files(folder))
         for folder in class_folders(_images(path, scratch))

@@ -119,7 +119,7 @@ def _content(path: Path) -> Any:
 
 
 def _first(content: Any, keys: Sequence[str]) -> Any:
-    """What a dictionary has under the first of some keys; None if it has none of them."""
+    """The value of the first of some keys that a dictionary has; None if it has none of them."""
     known = [key for key in keys if isinstance(content, dict) and key in content]
     return content[known[0]] if known else None
 

@@ -30,7 +30,7 @@ NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "novel"),
 }
-"""What a split is called in the names of files and folders."""
+"""The names of a split in those of files and folders."""
 
 SPLIT_OF = {name: split for split, names in NAMES.items() for name in names}
 
@@ -44,14 +44,13 @@ Places = dict[tuple[str, ...], list[Path]]
 def list_files(folder: Path) -> dict[str, Path]:
     """The list of each split in a folder; empty if a split has none."""
     for suffix in (".json", ".csv", ".txt"):
-        paths = {split: folder / f"{name}{suffix}" for name, split in SPLIT_OF.items()}
-        paths |= {
+        files = {
             split: folder / f"{name}{suffix}"
             for name, split in SPLIT_OF.items()
             if (folder / f"{name}{suffix}").is_file()
         }
-        if all(path.is_file() for path in paths.values()):
-            return paths
+        if len(files) == len(SPLITS):
+            return files
     return {}
 
 

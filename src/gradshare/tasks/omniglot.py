@@ -7,7 +7,7 @@ Layouts read: a folder with the authors' two archives `images_background.zip` (9
 `images_evaluation.zip` (659), or with the two folders unpacked from them, or one of each. Within
 them: `<archive>/<alphabet>/<character>/<number>_<drawer>.png`, 105×105 pixels, black on white.
 
-Splits, each a dataset of its own:
+Splits, each under its own name:
 
 - `omniglot`: 1,150 characters to train, 50 to validate, 423 to test: the sizes of the reference
   MAML++ code. There, the characters are shuffled by a random number generator from whatever order

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import yaml
-
 from gradshare.errors import DataError
 from gradshare.tasks.dataset import Dataset, FoundClass
 from gradshare.tasks.notes import some
 
-_LISTS = Path(__file__).with_name("published_splits.yaml")
+_LISTS = Path(__file__).with_name("published_splits.toml")
 _NAMED = 5
 """How many classes an error names."""
 
 
 @cache
 def published_split(dataset: str) -> dict[str, str]:
-    """The split of each class of a benchmark; empty if there is no list of its classes."""
-    lists = yaml.safe_load(_LISTS.read_text(encoding="utf-8")).get(dataset, {})
+    """The split of each class of a benchmark, from the list of its classes."""
+    lists = tomllib.loads(_LISTS.read_text(encoding="utf-8"))[dataset]
     return {name: split for split, names in lists.items() for name in names.split()}
 
 
