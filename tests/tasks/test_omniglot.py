@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gradshare.cli.contents import print_datasets, print_notes
 from gradshare.tasks import ImageStore, image_splits, omniglot
 from gradshare.tasks.datasets import prepare_dataset
 from gradshare.tasks.images import ImageFormat, read_image
@@ -81,7 +82,9 @@ def test_two_archives_and_what_they_unpack_to_read_the_same(
 
 
 def test_a_split_without_validation_classes_validates_on_those_of_training(
-    tmp_path: Path, small: tuple[dict[str, bytes], dict[str, bytes]]
+    tmp_path: Path,
+    small: tuple[dict[str, bytes], dict[str, bytes]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     archives = make_archives(make_folder(tmp_path / "zip", {}), *small)
     store = prepare_dataset("omniglot-lake", tmp_path, path=archives, image_size=8).store
@@ -93,6 +96,12 @@ def test_a_split_without_validation_classes_validates_on_those_of_training(
         "The splits of omniglot-lake were published without validation classes, so that the "
         "validation tasks are of training classes."
     )
+    print_notes(store)
+    print_datasets(tmp_path)
+    shown = capsys.readouterr().out
+    assert "Read 200 images of 10 classes\n" in shown
+    (row,) = [line for line in shown.splitlines() if "6 / 0 / 4" in line]
+    assert row.split("│")[-2].strip() == "200"
 
 
 def test_the_published_splits() -> None:

@@ -152,7 +152,7 @@ def _source(run: Path, config: RunConfig, parts: Parts, dataset: str | None) -> 
     """
     ours, source = parts.train, parts.test
     if dataset is not None:
-        changes: dict[str, Any] = {"dataset": dataset, "dataset_option": {}}
+        changes: dict[str, Any] = {"dataset": dataset, "dataset_option": {}, "augment": ()}
         if isinstance(ours, ImageTasks):
             changes["image_size"] = ours.split.images.shape[-1]
         source = splits_of(config.model_copy(update=changes)).test
