@@ -169,6 +169,13 @@ def test_refuses_an_incomplete_copy(tmp_path: Path) -> None:
     )
 
 
+def test_refuses_classes_of_other_names(tmp_path: Path) -> None:
+    files = {f"images/{i:03}.Bird/1.jpg": encoded(pixels(i), "JPEG") for i in range(1, 201)}
+    message = refusal(make_folder(tmp_path / "CUB_200_2011", files))
+    assert "it lacks 001.Black_footed_Albatross, 002.Laysan_Albatross, " in message
+    assert "; it adds 001.Bird, 002.Bird, " in message
+
+
 def test_names_a_web_page_in_place_of_the_archive(tmp_path: Path) -> None:
     path = tmp_path / "CUB_200_2011.tgz"
     path.write_text("<!DOCTYPE html><title>Google Drive</title>")

@@ -54,7 +54,7 @@ def find(split_of: Mapping[str, str], path: Path, scratch: Path) -> list[FoundCl
     if path.is_dir() and all(_CACHE.files(path).values()):
         return list(_CACHE.find(path, scratch))
     return [
-        FoundClass(split_of.get(folder.name, "train"), folder.name, image_files(folder))
+        FoundClass(split_of.get(folder.name, ""), folder.name, image_files(folder))
         for folder in class_folders(_images(path, scratch))
     ]
 

@@ -74,9 +74,7 @@ def find(split_of: Mapping[str, str], path: Path, scratch: Path) -> list[FoundCl
     drawings: dict[str, list[Path]] = {}
     for part in PARTS:
         drawings |= _find_part(path, part, scratch)
-    return [
-        FoundClass(split_of.get(name, "train"), name, files) for name, files in drawings.items()
-    ]
+    return [FoundClass(split_of.get(name, ""), name, files) for name, files in drawings.items()]
 
 
 def _find_part(path: Path, part: str, scratch: Path) -> dict[str, list[Path]]:

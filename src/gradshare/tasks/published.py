@@ -47,7 +47,7 @@ def require_classes(found: Sequence[FoundClass], where: Path, dataset: Dataset) 
         split_of[item.name] = item.split
     published = dataset.split
     faults = []
-    if published.keys() & split_of.keys():
+    if published and (published.keys() & split_of.keys() or "" in split_of.values()):
         moved = [name for name, split in split_of.items() if published.get(name, split) != split]
         for fault, names in (
             ("lacks {}", published.keys() - split_of.keys()),
