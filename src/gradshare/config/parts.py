@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradshare.config.features import feature_defaults, features_of, splits_of_features
+from gradshare.config.features import (
+    IMAGE_SETTINGS,
+    feature_defaults,
+    features_of,
+    splits_of_features,
+)
 from gradshare.config.fields import PLUS_FIELDS, SharingControl
 from gradshare.config.names import (
     call,
@@ -46,12 +51,9 @@ from gradshare.training.options import Options
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 TASK_SIZES = ("ways", "shots", "queries")
-IMAGE_SETTINGS = ("image_size", "resize", "pixel_scaling", "augment")
 
 READ: dict[str, dict[str, tuple[str, ...]]] = {
-    "dataset": {
-        name: (name,) for name in (*TASK_SIZES, "image_size", "resize", "pixel_scaling", "augment")
-    },
+    "dataset": {name: (name,) for name in (*TASK_SIZES, *IMAGE_SETTINGS)},
     "model": {name: (name,) for name in ("filters", "activation", "conv_bias")},
     "rule": {},
     "method": {

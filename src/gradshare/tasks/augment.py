@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 Augmentation = Literal["flip", "crop", "colour"]
 
-PADDING = 10
-"""A crop moves an image by up to a tenth of its width: 8 pixels of 84."""
+SHIFT = 0.1
+"""A crop moves an image by up to this share of its width: 8 pixels of 84."""
 
 JITTER = 0.4
-"""Brightness, contrast and saturation are multiplied by 1 ± this."""
+"""Brightness, contrast and saturation are multiplied by a factor from 1 - this to 1 + this."""
 
 LUMINANCE = (0.299, 0.587, 0.114)
 
@@ -26,10 +26,10 @@ def augmented(images: Tensor, kinds: Sequence[Augmentation], random: np.random.G
 
     Args:
         images: uint8 (n, C, H, W).
-        kinds: "flip" mirrors half of the images left to right; "crop" moves an image over a black
-            border and cuts it to its size; "colour" changes brightness, contrast and, of an image
-            in colour, saturation.
-        random: decides everything.
+        kinds: "flip" mirrors half of the images left to right; "crop" moves an image by up to a
+            tenth of its width, with a black border; "colour" changes brightness, contrast and
+            saturation, which a grey image does not have.
+        random: the source of all random numbers.
 
     Returns:
         uint8 (n, C, H, W).
@@ -46,7 +46,7 @@ def augmented(images: Tensor, kinds: Sequence[Augmentation], random: np.random.G
 
 def _cropped(images: Tensor, random: np.random.Generator) -> Tensor:
     n, _, height, width = images.shape
-    padding = round(width / PADDING)
+    padding = round(SHIFT * width)
     padded = F.pad(images, (padding,) * 4)
     corner = torch.from_numpy(random.integers(2 * padding + 1, size=(2, n, 1)))
     rows, columns = corner[0] + torch.arange(height), corner[1] + torch.arange(width)

@@ -48,7 +48,7 @@ def split_by_file(found: Sequence[FoundClass], path: Path, notes: Notes) -> list
     )
     if not lists_of_names or set(named) - {UNUSED} != set(SPLITS):
         raise DataError(f"{path} does not give the three splits; it must be {example}")
-    if all(map(is_image, itertools.chain(*named.values()))):
+    if any(named.values()) and all(map(is_image, itertools.chain(*named.values()))):
         places = places_of((image for item in found for image in item.images), notes.name)
         listings = {split: dict.fromkeys(names, "") for split, names in named.items()}
         return classes_in_lists(listings, places, notes.path)
