@@ -75,7 +75,7 @@ def prepare_tiny(
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with one dataset, "tiny": 16×16, grey."""
     root = tmp_path_factory.mktemp("data")
-    prepare_tiny(root, source={"splits": "drawn with seed 0"})
+    prepare_tiny(root)
     return root
 
 

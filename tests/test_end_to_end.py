@@ -12,6 +12,7 @@ import pytest
 
 from gradshare.cli import main
 from gradshare.config import stored
+from gradshare.tasks.cub import CUB
 from tests.tasks.archive_builders import encoded, make_tar, real_data
 
 SHORT = {
@@ -57,10 +58,10 @@ def test_cub_from_the_official_archive_layout(
 ) -> None:
     random = np.random.default_rng(0)
     files = {
-        f"CUB_200_2011/images/{number:03d}.Bird_{number}/Bird_{number}_{image:04d}.jpg": encoded(
+        f"CUB_200_2011/images/{name}/{name[4:]}_{image:04d}.jpg": encoded(
             random.integers(0, 256, (20, 24, 3), dtype=np.uint8), "JPEG"
         )
-        for number in range(1, 201)
+        for name in CUB.split
         for image in range(6)
     }
     archive = make_tar(tmp_path / "CUB_200_2011.tar.gz", files)

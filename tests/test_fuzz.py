@@ -39,15 +39,23 @@ from gradshare.errors import GradshareError
 from gradshare.tasks import ImageStore, ImageTasks
 from gradshare.tasks.archives import unpacked
 from gradshare.tasks.folder import find_classes
-from gradshare.tasks.hdf5 import cache_files, find_cached
+from gradshare.tasks.hdf5 import read_split
 from gradshare.tasks.images import ImageFormat, read_image
-from gradshare.tasks.mini_imagenet import find_in_pickle, read_table
+from gradshare.tasks.labelled import read_arrays
+from gradshare.tasks.lists import classes_in_lists, places_of, read_list
 from gradshare.tasks.notes import Notes
 from gradshare.tasks.store import SPLITS
 from gradshare.training import checkpoint
 from gradshare.training.run import Run
 from tests.comparison.builders import classification
-from tests.tasks.archive_builders import COMPRESSORS, encoded, make_tar, make_zip, pixels
+from tests.tasks.archive_builders import (
+    COMPRESSORS,
+    cache_files,
+    encoded,
+    make_tar,
+    make_zip,
+    pixels,
+)
 from tests.tasks.builders import random_store
 from tests.training.small import Arguments, rows
 
@@ -237,10 +245,10 @@ def make_cache(folder: Path) -> None:
 def test_torchmetas_lists(random: Random, tmp_path: Path) -> None:
     """Not the HDF5 files beside them: what they hold is read by the HDF5 library, in C."""
     make_cache(tmp_path)
-    labels = cache_files(tmp_path, "train")[1]
+    data, labels = cache_files(tmp_path, "train")
     labels.write_bytes(as_text(twisted(["train"], random), random))
     with refusing():
-        for item in find_cached(tmp_path):
+        for item in read_split("train", data, labels):
             assert read_image(item.images[0], "", FORM).shape == (3, 8, 8)
 
 
@@ -259,19 +267,47 @@ def test_pickles(random: Random, tmp_path: Path) -> None:
     path = tmp_path / "mini-imagenet-cache-train.pkl"
     path.write_bytes(damaged(data, random) if random.random() < 0.8 else data)
     with refusing():
-        find_in_pickle("train", path)
+        read_arrays("train", path)
 
 
 @fuzzed
 @given(random=randoms)
-def test_tables(random: Random, tmp_path: Path) -> None:
-    path = tmp_path / "train.csv"
-    rows = "".join(f"n{i:08d}.jpg,n{i % 3:08d}\n" for i in range(20))
-    path.write_bytes(damaged(b"filename,label\n" + rows.encode(), random))
+def test_labelled_pickles(random: Random, tmp_path: Path) -> None:
+    images = np.stack([pixels(i) for i in range(6)])
+    files = [np.frombuffer(encoded(image), np.uint8) for image in images]
+    content = twisted({"labels": [0, 0, 1, 1, 2, 2], "catname2label": {"a": 0, "b": 1}}, random)
+    if isinstance(content, dict):
+        content["data"] = random.choice((images, images[..., 0], files, images.tolist(), None))
+    data = pickle.dumps(content, random.randrange(pickle.HIGHEST_PROTOCOL + 1))
+    path = tmp_path / "CIFAR_FS_train.pickle"
+    path.write_bytes(damaged(data, random) if random.random() < 0.5 else data)
     with refusing():
-        for file, label in read_table(path).items():
-            assert file
-            assert label
+        for item in read_arrays("train", path):
+            assert len(item.images) > 0
+
+
+@fuzzed
+@given(random=randoms)
+def test_lists(random: Random, tmp_path: Path) -> None:
+    files = [f"n{i % 3}/n{i:08d}.jpg" for i in range(20)]
+    texts = {
+        ".csv": ("filename,label\n" + "".join(f"{f},{f[:2]}\n" for f in files)).encode(),
+        ".txt": "".join(f"{file} 0\n" for file in files).encode(),
+        ".json": as_text(
+            twisted(
+                {"image_names": files, "image_labels": [0] * 20, "label_names": ["n0"]}, random
+            ),
+            random,
+        ),
+    }
+    suffix = random.choice(list(texts))
+    path = tmp_path / f"train{suffix}"
+    path.write_bytes(damaged(texts[suffix], random))
+    places = places_of([tmp_path / file for file in files], str)
+    with refusing():
+        listing = read_list(path)
+        found = classes_in_lists(dict.fromkeys(SPLITS, listing), places, tmp_path)
+        assert all(item.images for item in found)
 
 
 @fuzzed

@@ -189,6 +189,15 @@ def test_another_dataset_is_normalised_as_in_training(
     assert "there is no dataset 'dakr'; did you mean 'dark'?" in err
 
 
+def test_a_run_with_mirrored_images_is_tested_on_characters_too(
+    program: Program, tiny: Settings, data_root: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(data_root, tmp_path / "data"))
+    other_images(root, "omniglot", change=lambda x: 255 - x)
+    run = train(RunConfig(**{**tiny, "augment": ("flip",)}), tmp_path / "run").path
+    assert len(lines_of(program, run, "--dataset", "omniglot", "--data-root", root)) == 2
+
+
 def test_a_dataset_without_other_shots_is_named(
     program: Program, tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from gradshare.cli import main
 from gradshare.config import RunConfig, train
+from tests.conftest import prepare_tiny
 
 Program = Callable[..., tuple[int, str, str]]
 
@@ -63,6 +64,22 @@ def test_a_run_is_trained_and_evaluated(
     assert ensemble == test.replace("Test", "Ensemble")
     assert best.startswith("Best checkpoint: accuracy ")
     assert difference == "Difference from the run's own test: 0.0 ± 0.0 points"
+
+
+def test_splits_that_were_drawn_are_said_before_any_figure(
+    program: Program, tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare_tiny(tmp_path, source={"splits": "drawn with seed 7"})
+    said = "The splits of tiny were drawn with seed 7.\n"
+    words = options({**tiny, "data_root": tmp_path})
+    status, out, err = program("train", "--no-sharing", "--dry-run", *words)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{said}layout ")
+    status, out, err = program("train", "--no-sharing", "--out", str(tmp_path / "run"), *words)
+    assert (status, caplog.messages) == (0, [said.strip()])
+    status, out, err = program("evaluate", str(tmp_path / "run"))
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{said}Ensemble: ")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +140,8 @@ def test_memory_that_runs_out_anywhere_is_one_sentence(
 def test_compare_with_control_over_two_seeds(
     program: Program, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
+    prepare_tiny(tmp_path, source={"splits": "drawn with seed 0"})
+    tiny |= {"data_root": str(tmp_path)}
     # Of a stored run it takes all but the arm, one whose λ is fixed too.
     stored = tmp_path / "config.yaml"
     stored.write_text(RunConfig(**tiny, fixed_lambda=0.5).to_yaml())

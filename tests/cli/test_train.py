@@ -56,6 +56,23 @@ def test_settings_from_a_file_are_overridden_by_options(
     assert "queries: 4\n" in stored
 
 
+def test_training_images_are_augmented_and_a_run_is_resumed_as_it_was(
+    program: Program, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    words = ("train", "--no-sharing", "--augment", "flip,crop", *options(tiny))
+    for run in ("whole", "parts"):
+        first = ("--epochs", "1") if run == "parts" else ()
+        assert program(*words, *first, "--out", str(tmp_path / run))[0] == 0
+    assert program(*words, "--resume", "auto", "--out", str(tmp_path / "parts"))[0] == 0
+    whole, parts = (gs.open_run(tmp_path / run) for run in ("whole", "parts"))
+    assert stored(tmp_path / "whole").augment == ("flip", "crop")
+    assert [e.metrics for e in whole.history] == [e.metrics for e in parts.history]
+    plain = ("train", "--no-sharing", *options(tiny), "--resume", "auto")
+    status, _, err = program(*plain, "--out", str(tmp_path / "whole"))
+    assert status == 1
+    assert "holds a run with augment ('flip', 'crop'), this one has ()" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -63,6 +80,8 @@ def test_settings_from_a_file_are_overridden_by_options(
         (["--dataset", "omniglott"], "did you mean 'omniglot'?"),
         (["--model", "conv5"], "--model 'conv5': there is no such model; did you mean 'conv4'?"),
         (["--model", "absent.py:Net"], "absent.py; correct the path"),
+        (["--augment", "flip"], "flip mirrors images, and a mirrored character of glyphs is"),
+        (["--augment", "crop,color"], "--augment 'color': must be 'flip', 'crop' or 'colour'"),
         (
             ["--preset", "paper"],
             "--preset paper: the paper has no settings for --dataset glyphs with --task-batch 5; "

@@ -97,6 +97,11 @@ def refusal_to_prepare(name: str, path: Path) -> str:
     return str(error.value)
 
 
+def cache_files(folder: Path, split: str) -> tuple[Path, Path]:
+    """The two files of a split of torchmeta's caches."""
+    return folder / f"{split}_data.hdf5", folder / f"{split}_labels.json"
+
+
 def real_data(name: str) -> Path:
     """The folder of a real dataset, where there is one; skips the test where not."""
     default = Path(__file__).parents[3] / "shared" / "data"

@@ -136,9 +136,7 @@ def test_the_list_has_what_is_prepared_and_what_can_be() -> None:
     rows = [line.split() for line in result.stdout.splitlines() if line.startswith("│")]
     cells = [[cell for cell in row if cell not in "│/"] for row in rows]
     assert cells[0] == ["mine", "4", "2", "1", "1", "7"]
-    assert cells[1:] == [
-        [name, "not", "prepared"] for name in ("glyphs", "omniglot", "mini-imagenet", "cub")
-    ]
+    assert cells[1:] == [[name, "not", "prepared"] for name in DATASETS]
     assert result.stderr.startswith("the prepared dataset in data/cut/8 is damaged (")
 
 

@@ -15,9 +15,9 @@ import h5py
 import numpy as np
 import pytest
 
-from gradshare.tasks.cub import CUB, split
-from gradshare.tasks.hdf5 import cache_files
+from gradshare.tasks.cub import CUB, CUB_140
 from tests.tasks.archive_builders import (
+    cache_files,
     encoded,
     make_folder,
     pixels,
@@ -26,8 +26,7 @@ from tests.tasks.archive_builders import (
     refusal_to_prepare,
 )
 
-# As the real ones: the numbers begin at 001, and the names do not sort by themselves.
-CLASS_NAMES = [f"{i + 1:03}.Bird_{(i * 77) % 200}" for i in range(200)]
+CLASS_NAMES = sorted(CUB.split)
 PHOTOGRAPHS = {
     f"images/{name}/{name[4:]}_{j:04}_{i}.jpg": encoded(pixels(i, j, size=12), "JPEG")
     for i, name in enumerate(CLASS_NAMES)
@@ -137,19 +136,20 @@ def test_every_layout_gives_the_same_classes(
 
 
 def test_the_split_is_the_papers() -> None:
-    """A few facts of the published lists."""
-    birds = [f"{i:03}.x" for i in range(1, 201)]
-    split_of = split(birds)
-    first = ["train", "val", "train", "test", "train", "val", "train", "test"]
-    assert [split_of[name] for name in birds[:8]] == first
-    assert [split_of[name] for name in birds[197:]] == ["val", "train", "test"]
-    assert split(reversed(birds)) == split_of
-
-
-def test_the_split_of_the_real_class_names() -> None:
     with (real_data("cub") / "classes.csv").open(encoding="utf-8") as file:
         published = {row["class"]: row["split"] for row in csv.DictReader(file)}
-    assert split(published) == published
+    assert CUB.split == published
+
+
+def test_the_other_split_has_a_name_of_its_own(tmp_path: Path) -> None:
+    found = prepared_classes("cub-140", unpacked(tmp_path))
+    assert Counter(part for part, _name in found) == {"train": 140, "val": 30, "test": 30}
+    names = [name for _part, name in found]
+    assert names[140:142] == ["044.Frigatebird", "051.Horned_Grebe"]
+    assert names[170:172] == ["008.Rhinoceros_Auklet", "009.Brewer_Blackbird"]
+    assert CUB_140.archives == CUB.archives
+    message = refusal_to_prepare("cub-140", torchmeta(make_folder(tmp_path / "torchmeta", {})))
+    assert "it puts 002.Laysan_Albatross, 004.Groove_billed_Ani" in message
 
 
 def test_knows_itself() -> None:
@@ -163,10 +163,17 @@ def test_knows_itself() -> None:
 def test_refuses_an_incomplete_copy(tmp_path: Path) -> None:
     files = {name: data for name, data in PHOTOGRAPHS.items() if f"/{CLASS_NAMES[-1]}/" not in name}
     path = make_folder(tmp_path / "CUB_200_2011", files)
-    assert (
-        f"{path} has 49 classes in 'test', the published split has 50; get a complete copy with "
-        "that split"
-    ) == refusal(path)
+    assert refusal(path) == (
+        f"{path} does not have the published split: it lacks 200.Common_Yellowthroat; it has 49 "
+        "classes in 'test', and not 50; get a complete copy with that split"
+    )
+
+
+def test_refuses_classes_of_other_names(tmp_path: Path) -> None:
+    files = {f"images/{i:03}.Bird/1.jpg": encoded(pixels(i), "JPEG") for i in range(1, 201)}
+    message = refusal(make_folder(tmp_path / "CUB_200_2011", files))
+    assert "it lacks 001.Black_footed_Albatross, 002.Laysan_Albatross, " in message
+    assert "; it adds 001.Bird, 002.Bird, " in message
 
 
 def test_names_a_web_page_in_place_of_the_archive(tmp_path: Path) -> None:
@@ -203,7 +210,5 @@ def test_lists_the_layouts_where_there_is_none(tmp_path: Path) -> None:
 def test_refuses_a_cache_of_another_split(tmp_path: Path) -> None:
     swapped = [CLASS_NAMES[1], CLASS_NAMES[0], *CLASS_NAMES[2:]]
     path = torchmeta(tmp_path, swapped)
-    assert (
-        f"{path / 'cub'} has class '{CLASS_NAMES[1]}' in 'train', which the paper's rule puts into "
-        "'val'; this is another split of CUB, prepare the dataset from CUB_200_2011.tgz"
-    ) == refusal(path)
+    message = refusal(path)
+    assert "it puts 001.Black_footed_Albatross, 002.Laysan_Albatross into another split" in message

@@ -29,6 +29,11 @@ from gradshare.tasks.registry import DATASETS, prepared
 from gradshare.tasks.store import SPLITS
 from tests.tasks.builders import make_classes, make_image, random_images, random_store
 
+KNOWN = [
+    *("glyphs", "omniglot", "omniglot-vinyals", "omniglot-vinyals-1200", "omniglot-lake"),
+    *("mini-imagenet", "tiered-imagenet", "cifar-fs", "fc100", "cub", "cub-140"),
+]
+
 COUNTS = {"train": [3, 2], "val": [2], "test": [2]}
 
 
@@ -106,7 +111,7 @@ def message_of(call: Callable[[], object]) -> str:
 
 
 def test_the_registry_knows_every_dataset_by_its_name() -> None:
-    assert list(DATASETS) == ["glyphs", "omniglot", "mini-imagenet", "cub", "noise"]
+    assert list(DATASETS) == [*KNOWN, "noise"]
     for name, dataset in DATASETS.items():
         assert dataset.name == name
         assert dataset.summary
@@ -150,12 +155,12 @@ def test_paths_may_be_text(root: Path, archive: Path) -> None:
 def test_an_unknown_name_is_answered_with_the_nearest(root: Path) -> None:
     own = "prepare images of your own with `gradshare data prepare NAME --format folder --from "
     assert message_of(lambda: open_dataset("omniglott", root)) == (
-        "there is no dataset 'omniglott'; did you mean 'omniglot'? there are glyphs, omniglot, "
-        f"mini-imagenet, cub, noise, and prepared in {root}: nothing else; {own}FOLDER`"
+        "there is no dataset 'omniglott'; did you mean 'omniglot'? there are "
+        f"{', '.join(KNOWN)}, noise, and prepared in {root}: nothing else; {own}FOLDER`"
     )
     assert message_of(lambda: open_dataset("zzz", root)) == (
-        "there is no dataset 'zzz'; there are glyphs, omniglot, mini-imagenet, cub, noise, and "
-        f"prepared in {root}: nothing else; {own}FOLDER`"
+        f"there is no dataset 'zzz'; there are {', '.join(KNOWN)}, noise, and prepared in "
+        f"{root}: nothing else; {own}FOLDER`"
     )
 
 
@@ -163,7 +168,7 @@ def test_an_unknown_name_is_answered_with_the_users_own_datasets(root: Path, bir
     prepare_dataset("my-birds", root, path=birds, folder=True, image_size=8)
     message = message_of(lambda: open_dataset("my-bird", root))
     assert "did you mean 'my-birds'? " in message
-    assert f"cub, noise, and prepared in {root}: my-birds; " in message
+    assert f"cub-140, noise, and prepared in {root}: my-birds; " in message
 
 
 @pytest.mark.parametrize("name", ["../secret", "", ".", "noise/12"])

@@ -12,13 +12,18 @@ import numpy as np
 import pytest
 
 from gradshare.errors import DataError
-from gradshare.tasks.hdf5 import cache_files, find_cached
+from gradshare.tasks.dataset import FoundClass
+from gradshare.tasks.hdf5 import read_split
 from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.store import SPLITS
-from tests.tasks.archive_builders import encoded, pixels
+from tests.tasks.archive_builders import cache_files, encoded, pixels
 
 REMEDY = "; let torchmeta write it again, or prepare the dataset from its original archive"
 IMAGES = np.stack([pixels(i) for i in range(3)])
+
+
+def find_cached(folder: Path) -> list[FoundClass]:
+    return [item for split in SPLITS for item in read_split(split, *cache_files(folder, split))]
 
 
 def make_cache(folder: Path, classes: dict[str, Any], labels: Any = None) -> h5py.Group:
@@ -147,4 +152,6 @@ def test_other_lists_of_names_are_refused(tmp_path: Path, labels: str) -> None:
 
 def test_a_missing_h5py_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
-    assert refusal(tmp_path) == (f"reading {tmp_path} needs h5py; run `pip install h5py`")
+    assert refusal(tmp_path) == (
+        f"reading {tmp_path / 'train_data.hdf5'} needs h5py; run `pip install h5py`"
+    )

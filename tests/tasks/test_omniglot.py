@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from gradshare.cli.contents import print_datasets, print_notes
+from gradshare.tasks import ImageStore, image_splits, omniglot
+from gradshare.tasks.datasets import prepare_dataset
 from gradshare.tasks.images import ImageFormat, read_image
-from gradshare.tasks.omniglot import OMNIGLOT, SPLIT_SIZES, split
+from gradshare.tasks.omniglot import OMNIGLOT
+from gradshare.tasks.published import require_classes
+from gradshare.tasks.registry import DATASETS
 from tests.tasks.archive_builders import (
     encoded,
     make_folder,
@@ -20,26 +27,30 @@ from tests.tasks.archive_builders import (
     refusal_to_prepare,
 )
 
+SIZES = {"train": 1150, "val": 50, "test": 423}
+
 # Twenty drawings in turn make all characters.
 DRAWINGS = [encoded(pixels(i)[..., 0]) for i in range(20)]
 
 
-def part_files(part: str, first: int, characters: int, drawings: int = 20) -> dict[str, bytes]:
+def part_files(part: str, first: int, characters: int) -> dict[str, bytes]:
     """The files of an archive in the official layout, characters counted from `first`."""
     return {
-        f"{part}/Alphabet_{i // 20}/character{i % 20 + 1:02}/{i:04}_{j + 1:02}.png": DRAWINGS[
-            (i + j) % 20
-        ]
+        f"{part}/Alphabet_0/character{i + 1:02}/{i:04}_{j + 1:02}.png": DRAWINGS[(i + j) % 20]
         for i in range(first, first + characters)
-        for j in range(drawings)
+        for j in range(20)
     }
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """The files of both archives of an Omniglot of 6 + 4 characters."""
-    for part, size in (("train", 5), ("val", 2), ("test", 3)):
-        monkeypatch.setitem(SPLIT_SIZES, part, size)
+    parts = {"omniglot": (5, 2, 3), "omniglot-lake": (6, 0, 4)}
+    for name, sizes in parts.items():
+        in_order = [part for part, size in zip(SIZES, sizes, strict=True) for _ in range(size)]
+        split = {f"Alphabet_0/character{i + 1:02}": part for i, part in enumerate(in_order)}
+        dataset = replace(DATASETS[name], split=split, read=partial(omniglot.find, split))
+        monkeypatch.setitem(DATASETS, name, dataset)
     return part_files("images_background", 0, 6), part_files("images_evaluation", 6, 4)
 
 
@@ -70,18 +81,46 @@ def test_two_archives_and_what_they_unpack_to_read_the_same(
     assert prepared_classes("omniglot", mixed) == classes
 
 
-def test_the_split_is_dealt_out_by_the_digest_of_the_names() -> None:
-    names = [f"Alphabet_{i // 50}/character{i % 50 + 1:02}" for i in range(1623)]
-    split_of = split(names)
-    assert Counter(split_of.values()) == {"train": 1150, "val": 50, "test": 423}
-    assert split(reversed(names)) == split_of
-    largest = {
-        part: max(
-            hashlib.sha256(name.encode()).hexdigest() for name in names if split_of[name] == part
-        )
-        for part in SPLIT_SIZES
+def test_a_split_without_validation_classes_validates_on_those_of_training(
+    tmp_path: Path,
+    small: tuple[dict[str, bytes], dict[str, bytes]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    archives = make_archives(make_folder(tmp_path / "zip", {}), *small)
+    store = prepare_dataset("omniglot-lake", tmp_path, path=archives, image_size=8).store
+    train, validation, test = image_splits(ImageStore.open(store.path), ways=4)
+    assert validation.split.class_names == train.split.class_names
+    assert [len(tasks.split.class_names) for tasks in (train, test)] == [6, 4]
+    assert len(train.split.images) == 10 * 20, "no image is there twice"
+    assert test.note == (
+        "The splits of omniglot-lake were published without validation classes, so that the "
+        "validation tasks are of training classes."
+    )
+    print_notes(store)
+    print_datasets(tmp_path)
+    shown = capsys.readouterr().out
+    assert "Read 200 images of 10 classes\n" in shown
+    (row,) = [line for line in shown.splitlines() if "6 / 0 / 4" in line]
+    assert row.split("│")[-2].strip() == "200"
+
+
+def test_the_published_splits() -> None:
+    """Facts of torchmeta's lists, which are those of Vinyals et al. with validation alphabets."""
+    sizes = {name: Counter(DATASETS[name].split.values()) for name in DATASETS if "omni" in name}
+    assert sizes == {
+        "omniglot": SIZES,
+        "omniglot-vinyals": {"train": 1028, "val": 172, "test": 423},
+        "omniglot-vinyals-1200": {"train": 1200, "test": 423},
+        "omniglot-lake": {"train": 964, "test": 659},
     }
-    assert largest["train"] < largest["val"] < largest["test"]
+    split = DATASETS["omniglot-vinyals"].split
+    assert {name.split("/")[0] for name in split if split[name] == "val"} == {
+        *("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
+    }
+    assert split["Gurmukhi/character41"] == "train"
+    assert split["Gurmukhi/character42"] == "test"
+    digest = "87d576a3e06404a524304508d01c68827180882a948b22e73b74056aaa0328a7"
+    assert hashlib.sha256(repr(sorted(split.items())).encode()).hexdigest() == digest
 
 
 def test_turns_classes_and_verifies_what_it_downloads() -> None:
@@ -116,11 +155,11 @@ def test_refuses_an_incomplete_part(
         f"character Alphabet_0/character10 in {path} has 19 drawings, Omniglot has 20 of each; "
         "download images_evaluation.zip again"
     ) == refusal(tmp_path)
-    make_zip(path, dict(list(evaluation.items())[:40]))
-    assert (
-        f"{tmp_path} has 1 classes in 'test', the published split has 3; get a complete copy with "
-        "that split"
-    ) == refusal(tmp_path)
+    make_zip(path, dict(list(evaluation.items())[20:]))
+    assert refusal(tmp_path) == (
+        f"{tmp_path} does not have the published split: it lacks Alphabet_0/character07; it has "
+        "1 classes in 'val', and not 2; get a complete copy with that split"
+    )
 
 
 def test_names_a_damaged_drawing(
@@ -136,12 +175,13 @@ def test_the_real_omniglot_and_its_split(tmp_path: Path) -> None:
     """Results under another split would not be comparable: this must never change."""
     assert OMNIGLOT.read is not None
     found = OMNIGLOT.read(real_data("omniglot"), tmp_path)
-    assert Counter(item.split for item in found) == SPLIT_SIZES
+    require_classes(found, tmp_path, OMNIGLOT)
+    assert Counter(item.split for item in found) == SIZES
     assert {len(item.images) for item in found} == {20}
     assert len({item.name.split("/")[0] for item in found}) == 50
     names = [
         f"{part} {name}"
-        for part in SPLIT_SIZES
+        for part in SIZES
         for name in sorted(item.name for item in found if item.split == part)
     ]
     assert names[0] == "train Alphabet_of_the_Magi/character02"

@@ -18,7 +18,7 @@ from gradshare.tasks.features import FORM, FeatureStore
 from gradshare.tasks.image_tasks import image_splits
 from gradshare.tasks.notes import some
 from gradshare.tasks.registry import DATASETS, prepared
-from gradshare.tasks.store import SPLITS, ImageStore
+from gradshare.tasks.store import NO_VALIDATION, SPLITS, ImageStore
 
 Counts = Mapping[str, npt.NDArray[np.int64]]
 """The number of examples of each class of each split."""
@@ -78,7 +78,11 @@ def print_features(store: FeatureStore) -> None:
 
 def _counts(path: Path) -> Counts:
     if path.name != FORM:
-        return {name: split.counts for name, split in ImageStore.open(path).splits.items()}
+        store = ImageStore.open(path)
+        counts = {name: split.counts for name, split in store.splits.items()}
+        if store.source.get("splits") == NO_VALIDATION:
+            counts["val"] = counts["val"][:0]
+        return counts
     FeatureStore.open(path)  # refuses a damaged one
     return {
         name: np.unique(np.load(path / name / "y.npy"), return_counts=True)[1] for name in SPLITS
@@ -104,10 +108,15 @@ def _print_table(title: str, counts: Counts) -> None:
 def print_notes(store: ImageStore) -> None:
     """Print how much was read, what was left out, and which tasks it is enough for."""
     splits = store.splits.values()
-    counts = np.concatenate([split.counts for split in splits])
+    # Validation classes may be those of training.
+    counts = {
+        name: int(count)
+        for split in splits
+        for name, count in zip(split.class_names, split.counts, strict=True)
+    }
     groups = store.splits["train"].groups
     of_groups = "" if groups is None else f" and {len(np.unique(groups)):,} groups"
-    click.echo(f"Read {counts.sum():,} images of {len(counts):,} classes{of_groups}")
+    click.echo(f"Read {sum(counts.values()):,} images of {len(counts):,} classes{of_groups}")
     for title, kind in _NOTES.items():
         notes = [
             f"{len(files):,} {reason} ({some(files, MOST_FILES)})"
@@ -116,10 +125,10 @@ def print_notes(store: ImageStore) -> None:
         if notes:
             click.echo(escaped(f"{title}: {', '.join(notes)}"))
     fewest = min(splits, key=lambda split: len(split.class_names))
-    smallest = [name for split in splits for name in split.class_names][counts.argmin()]
+    smallest = min(counts, key=lambda name: counts[name])
     limits = (
         f"Tasks can be up to {len(fewest.class_names)}-way (the classes of {fewest.name!r}), with "
-        f"up to {counts.min()} shots + queries (the images of {smallest!r})"
+        f"up to {counts[smallest]} shots + queries (the images of {smallest!r})"
     )
     click.echo(escaped(limits))
     try:

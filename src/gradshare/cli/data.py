@@ -47,6 +47,7 @@ from gradshare.tasks.features import (
 )
 from gradshare.tasks.images import Resize
 from gradshare.tasks.registry import DATASETS, DEFAULT_DATA_ROOT, prepared, require_new_name
+from gradshare.tasks.store import splits_note
 
 PICTURES = (".png", ".jpg", ".pdf", ".svg", ".webp")
 
@@ -161,7 +162,8 @@ def prepare(
             progress=_reporter(bar, f"Preparing {name}"),
         )
     if written:
-        drawn = f", {store.drawn}" if store.drawn else ""
+        note = splits_note(store.name, store.source)
+        drawn = f", {store.source['splits']}" if note else ""
         counts = ", ".join(f"{len(s.class_names):,} {n}" for n, s in store.splits.items())
         click.echo(f"Prepared {escaped(store.path)}: {counts} classes{drawn}")
         print_notes(store)

@@ -17,7 +17,7 @@ from gradshare.config.runs import stored
 from gradshare.config.settings import RunConfig
 from gradshare.errors import ConfigError, RunError
 from gradshare.tasks import ImageTasks, TaskSource
-from gradshare.tasks.source import fingerprint_of
+from gradshare.tasks.source import fingerprint_of, note_of
 from gradshare.training.evaluation import Evaluation
 from gradshare.training.folder import RunFolder
 from gradshare.training.launch import threads
@@ -123,6 +123,8 @@ def evaluate_command(
         source = _source(run, config, parts, dataset)
         if sizes:
             source = _replaced(source, sizes)
+        if (note := note_of(source)) is not None:
+            click.echo(note)
         with Console().status(f"testing on {how['tasks']} tasks"):
             members = ensemble or min(config.ensemble, len(opened.history))
             together = opened.evaluate(source, ensemble=members, **how)
@@ -150,7 +152,7 @@ def _source(run: Path, config: RunConfig, parts: Parts, dataset: str | None) -> 
     """
     ours, source = parts.train, parts.test
     if dataset is not None:
-        changes: dict[str, Any] = {"dataset": dataset, "dataset_option": {}}
+        changes: dict[str, Any] = {"dataset": dataset, "dataset_option": {}, "augment": ()}
         if isinstance(ours, ImageTasks):
             changes["image_size"] = ours.split.images.shape[-1]
         source = splits_of(config.model_copy(update=changes)).test

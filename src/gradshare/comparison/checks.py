@@ -13,7 +13,7 @@ from gradshare.comparison.plan import Plan
 from gradshare.comparison.results import MetricFacts
 from gradshare.errors import ConfigError
 from gradshare.methods import Learner
-from gradshare.tasks import ImageStore, ImageTasks, TaskSource
+from gradshare.tasks.source import note_of
 from gradshare.training.checks import initial_state
 from gradshare.training.device import choose_device
 from gradshare.training.distributed import OneProcess
@@ -71,7 +71,9 @@ def tried(plan: Plan) -> Tried:
             )
     layouts = [Layout(**contents["layout"]) for *_, contents in found.values()]
     starts: Starts = {arm: state.meta for arm, (state, *_) in found.items()}
-    notes = [*_drawn_splits(plan.train), *_other_starts(starts, plan.baseline)]
+    notes = [*_other_starts(starts, plan.baseline)]
+    if (note := note_of(plan.train)) is not None:
+        notes.insert(0, note)
     if len(plan.seeds) > 1:
         notes += _same_starts(starts, others)
     # One layout for all arms, so that their times can be compared: the one that needs the least
@@ -86,14 +88,6 @@ def tried(plan: Plan) -> Tried:
         score,
         tuple(notes),
     )
-
-
-def _drawn_splits(source: TaskSource) -> Iterator[str]:
-    """A note if no splits of a dataset are published or were given, so that nobody thinks so."""
-    if isinstance(source, ImageTasks) and source.split.stored is not None:
-        store = ImageStore.open(source.split.stored.path)
-        if store.drawn:
-            yield f"The splits of {store.name} were {store.drawn}."
 
 
 def learners_of(plan: Plan) -> tuple[dict[str, Learner], dict[str, Learner]]:

@@ -21,6 +21,8 @@ DEFAULTS: dict[str, Any] = {
 }
 """The recipe that did best of those measured; see docs/features.md."""
 
+IMAGE_SETTINGS = ("image_size", "resize", "pixel_scaling", "augment")
+
 
 def features_of(config: RunConfig) -> Path | None:
     """The store of features that a run's dataset is; None if it is something else."""
@@ -45,7 +47,7 @@ def splits_of_features(config: RunConfig, path: Path) -> Splits:
         DataError: the store is damaged, or too small for these tasks.
         ConfigError: a setting of images was chosen.
     """
-    for setting in ("image_size", "resize", "pixel_scaling"):
+    for setting in IMAGE_SETTINGS:
         if (value := getattr(config, setting)) != default_of(setting):
             raise ConfigError(
                 f"{option_name(setting)} {value} is for images, and --dataset {config.dataset} "

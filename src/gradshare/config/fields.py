@@ -28,6 +28,7 @@ Precision = Literal["float32", "bfloat16"]
 Resize = Literal["stretch", "center-crop"]
 OnDivergence = Literal["stop", "skip", "record"]
 Start = Literal["random", "supervised"]
+Augmentation = Literal["flip", "crop", "colour"]
 SEEDS = 2**22
 
 MOST_STEPS = 10_000
@@ -68,6 +69,14 @@ def _tuple(value: Any) -> Any:
     )
 
 
+def _words(value: Any) -> Any:
+    """The words of texts like "flip,crop"."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not all(isinstance(text, str) for text in given):
+        return value
+    return tuple(word for text in given for word in text.split(","))
+
+
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -76,6 +85,7 @@ Span = Annotated[str, BeforeValidator(_span)]
 HomePath = Annotated[Path, BeforeValidator(home_path)]
 Metric = Annotated[str, AfterValidator(functools.partial(stored_name, "metric"))]
 Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_tuple)]
+Augment = Annotated[tuple[Augmentation, ...], BeforeValidator(_words)]
 Options = dict[str, JsonValue]
 
 HEADINGS = {
@@ -123,6 +133,12 @@ class Settings(BaseModel):
         description="how pixels are scaled after division by 255: standardised with the mean and "
         "standard deviation of the dataset, with those of ImageNet (the reference MAML++ loader), "
         "or not standardised (unit; torchmeta)",
+    )
+    augment: Augment = Field(
+        (),
+        description="how training images are changed: flip (mirrored left to right), crop (moved "
+        "by up to a tenth of their size), colour (brightness, contrast, saturation), or several "
+        "like flip,crop. Only if it leaves a label what it was",
     )
 
     ways: Annotated[int, Field(ge=2, lt=2**31)] = Field(5, description="classes in a task")

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradshare.config.features import feature_defaults, features_of, splits_of_features
+from gradshare.config.features import (
+    IMAGE_SETTINGS,
+    feature_defaults,
+    features_of,
+    splits_of_features,
+)
 from gradshare.config.fields import PLUS_FIELDS, SharingControl
 from gradshare.config.names import (
     call,
@@ -48,7 +53,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TASK_SIZES = ("ways", "shots", "queries")
 
 READ: dict[str, dict[str, tuple[str, ...]]] = {
-    "dataset": {name: (name,) for name in (*TASK_SIZES, "image_size", "resize", "pixel_scaling")},
+    "dataset": {name: (name,) for name in (*TASK_SIZES, *IMAGE_SETTINGS)},
     "model": {name: (name,) for name in ("filters", "activation", "conv_bias")},
     "rule": {},
     "method": {
@@ -170,8 +175,8 @@ def splits_of(config: RunConfig) -> Splits:
         return splits_of_features(config, features)
     store = open_dataset(name, config.data_root, config.image_size, config.resize)
     normalization = _normalization(config, store)
-    sizes = _settings(config, *TASK_SIZES)
-    return Splits(*image_splits(store, normalization=normalization, **sizes))
+    settings = _settings(config, *TASK_SIZES, "augment")
+    return Splits(*image_splits(store, normalization=normalization, **settings))
 
 
 def learner_of(config: RunConfig, train: TaskSource) -> Learner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from gradshare.tasks import ImageTasks, Splits, TaskSource
 from gradshare.tasks.absent import AbsentImages
 from gradshare.tasks.glyphs import GLYPHS, drawn
 from gradshare.tasks.registry import prepared
+from gradshare.tasks.source import note_of
 from gradshare.training import run as runs
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in
@@ -28,6 +30,8 @@ from gradshare.training.metrics import Metric
 from gradshare.training.options import Watch, ignore
 from gradshare.training.run import Run
 from gradshare.training.workers import local_workers
+
+log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parents[1] / "pretrained"
 """The folder of the runs that come with the package."""
@@ -92,6 +96,8 @@ def train_in(
     processes.agree(lambda: _require_alike(settings, first))
     processes.from_first(lambda: _require_same(config, folder, resume=resume))
     parts = processes.agree(lambda: build(config))
+    if (note := note_of(parts.train)) is not None:
+        processes.from_first(lambda: log.warning("%s", note))
     return fit_in(
         processes,
         parts.learner,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ import numpy as np
 
 from gradshare.errors import ConfigError, DataError
 from gradshare.tasks.dataset import FoundClass
+from gradshare.tasks.lists import classes_in_lists, is_image, places_of
+from gradshare.tasks.notes import Notes
 from gradshare.tasks.store import SPLITS
 from gradshare.tasks.web_page import refuse_web_page
 
@@ -22,10 +25,11 @@ UNUSED = "unused"
 SHARES = (0.64, 0.16, 0.20)
 
 
-def split_by_file(found: Sequence[FoundClass], path: Path) -> list[FoundClass]:
+def split_by_file(found: Sequence[FoundClass], path: Path, notes: Notes) -> list[FoundClass]:
     """The classes that a JSON file puts into splits, `{"train": ["cat", …], "val": […], …}`.
 
-    A fourth list "unused" may name classes to leave out.
+    It may name images, `{"train": ["cat/1.jpg", …], …}`, instead of classes. A fourth list
+    "unused" may name classes to leave out.
 
     Raises:
         DataError: it is no such file, or does not name every class once.
@@ -44,6 +48,10 @@ def split_by_file(found: Sequence[FoundClass], path: Path) -> list[FoundClass]:
     )
     if not lists_of_names or set(named) - {UNUSED} != set(SPLITS):
         raise DataError(f"{path} does not give the three splits; it must be {example}")
+    if any(named.values()) and all(map(is_image, itertools.chain(*named.values()))):
+        places = places_of((image for item in found for image in item.images), notes.name)
+        listings = {split: dict.fromkeys(names, "") for split, names in named.items()}
+        return classes_in_lists(listings, places, notes.path)
     known = [item.name for item in found]
     for split, names in named.items():
         if not names and split != UNUSED:

@@ -11,48 +11,52 @@ Layouts read:
 - torchmeta's cache, `{train,val,test}_data.hdf5` and `{train,val,test}_labels.json` in the folder
   or in its folder `cub`.
 
-Split: of the class folders sorted by name and counted from 0, the even ones train (100), those
-with i % 4 == 1 validate (50) and those with i % 4 == 3 test (50): the rule of the paper, of
-torchmeta, and of Chen et al., "A Closer Look at Few-shot Classification". Other libraries split
-140/30/30; accuracies on the two splits cannot be compared.
+Splits; accuracies on the two cannot be compared:
+
+- `cub`: of the species counted from 0, the even ones train (100), those with i % 4 == 1 validate
+  (50) and those with i % 4 == 3 test (50): the rule of the paper, of torchmeta, and of Chen et al.,
+  "A Closer Look at Few-shot Classification".
+- `cub-140`: 140 train, 30 validate and 30 test, as in Meta-Dataset, learn2learn and easyfsl.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from gradshare.errors import DataError
-from gradshare.tasks import hdf5
 from gradshare.tasks.archives import find_archive, listing, unpacked
 from gradshare.tasks.dataset import Archive, Dataset, FoundClass
 from gradshare.tasks.folder import class_folders, image_files
-from gradshare.tasks.store import SPLITS
+from gradshare.tasks.hdf5 import read_split
+from gradshare.tasks.layouts import by_split
+from gradshare.tasks.published import published_split
+
+_CACHE = by_split("hdf5", read_split, "{}_data.hdf5", "{}_labels.json", inside="cub")
+_PARTS = ("train", "val", "train", "test")
+_SPLIT_140 = published_split("cub-140")
+_SPLIT = {name: _PARTS[number % 4] for number, name in enumerate(sorted(_SPLIT_140))}
 
 
-def find(path: Path, scratch: Path) -> list[FoundClass]:
+def find(split_of: Mapping[str, str], path: Path, scratch: Path) -> list[FoundClass]:
     """Find the 200 classes, named as `001.Black_footed_Albatross`.
 
     Args:
+        split_of: the split of each class.
         path: an archive or folder as described above.
         scratch: see `Reader`.
 
     Raises:
-        DataError: there is none of the layouts, or it is damaged or incomplete.
+        DataError: there is none of the layouts, or it is damaged.
     """
-    for folder in (path, path / "cub"):
-        if all(file.is_file() for part in SPLITS for file in hdf5.cache_files(folder, part)):
-            return _find_cached(folder)
-    folders = {folder.name: folder for folder in class_folders(_images(path, scratch))}
+    if path.is_dir() and all(_CACHE.files(path).values()):
+        return list(_CACHE.find(path, scratch))
     return [
-        FoundClass(part, name, image_files(folders[name])) for name, part in split(folders).items()
+        FoundClass(split_of.get(folder.name, ""), folder.name, image_files(folder))
+        for folder in class_folders(_images(path, scratch))
     ]
-
-
-def split(class_names: Iterable[str]) -> dict[str, str]:
-    """Which split each class is in, by the rule at the head of this module."""
-    parts = ("train", "val", "train", "test")
-    return {name: parts[i % 4] for i, name in enumerate(sorted(class_names))}
 
 
 def _images(path: Path, scratch: Path) -> Path:
@@ -70,27 +74,14 @@ def _images(path: Path, scratch: Path) -> Path:
     )
 
 
-def _find_cached(folder: Path) -> list[FoundClass]:
-    found = hdf5.find_cached(folder)
-    split_of = split(item.name for item in found)
-    for item in found:
-        if split_of[item.name] != item.split:
-            raise DataError(
-                f"{folder} has class {item.name!r} in {item.split!r}, which the paper's rule puts "
-                f"into {split_of[item.name]!r}; this is another split of CUB, prepare the dataset "
-                "from CUB_200_2011.tgz"
-            )
-    return found
-
-
 CUB = Dataset(
     name="cub",
     summary="CUB-200-2011: 11,788 photographs of 200 species of birds",
     channels=3,
     image_size=84,
     rotate_classes=False,
-    read=find,
-    classes={"train": 100, "val": 50, "test": 50},
+    read=partial(find, _SPLIT),
+    split=_SPLIT,
     archives=(
         Archive(
             "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
@@ -98,4 +89,12 @@ CUB = Dataset(
             "97eceeb196236b17998738112f37df78",
         ),
     ),
+)
+
+CUB_140 = replace(
+    CUB,
+    name="cub-140",
+    summary="the same photographs in the split 140/30/30",
+    read=partial(find, _SPLIT_140),
+    split=_SPLIT_140,
 )

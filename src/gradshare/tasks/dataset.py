@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradshare.errors import DataError
-
 
 @dataclass(frozen=True)
 class FoundClass:
     """A class that a reader has found. Its images are decoded while the store is written.
 
     Attributes:
-        split: "train", "val" or "test".
+        split: "train", "val" or "test"; "" if the reader cannot tell.
         name: of the class, unique within the dataset.
         images: for each image the path of a file, the bytes of a file as uint8 (n,), or pixels as
             uint8 (H, W, 3) or (H, W).
@@ -66,8 +64,10 @@ class Dataset:
         image_size: height and width that most papers use.
         rotate_classes: see `ImageStore`.
         read: finds the classes; None for glyphs, which are drawn, and for images of the user's own.
-        classes: the number of classes that each split must have; empty if any will do.
+        split: the published split of each class; empty if any will do. If none is in "val", the
+            validation tasks are of the training classes.
         archives: what `--download` fetches.
+        characters: whether the images are of characters, which mean something else when mirrored.
     """
 
     name: str
@@ -76,35 +76,6 @@ class Dataset:
     image_size: int
     rotate_classes: bool
     read: Reader | None
-    classes: Mapping[str, int] = field(default_factory=dict)
+    split: Mapping[str, str] = field(default_factory=dict, repr=False)
     archives: tuple[Archive, ...] = ()
-
-
-def require_classes(
-    found: Sequence[FoundClass], where: Path, expected: Mapping[str, int] | None = None
-) -> None:
-    """Check the splits before any image is decoded.
-
-    Args:
-        found: the classes of all splits.
-        where: what they were found in, for the message.
-        expected: the number of classes that each split must have.
-
-    Raises:
-        DataError: two classes have one name, or a split has another number of classes.
-    """
-    split_of: dict[str, str] = {}
-    for item in found:
-        if item.name in split_of:
-            raise DataError(
-                f"class {item.name!r} of {where} is in {split_of[item.name]!r} and in "
-                f"{item.split!r}: splits must not overlap; give it to one of them"
-            )
-        split_of[item.name] = item.split
-    for split, count in (expected or {}).items():
-        names = [name for name, its_split in split_of.items() if its_split == split]
-        if len(names) != count:
-            raise DataError(
-                f"{where} has {len(names)} classes in {split!r}, the published split has {count}; "
-                "get a complete copy with that split"
-            )
+    characters: bool = False

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from gradshare.errors import DataError
 from gradshare.tasks import glyphs
-from gradshare.tasks.dataset import Dataset, FoundClass, require_classes
+from gradshare.tasks.dataset import Dataset, FoundClass
 from gradshare.tasks.download import OnProgress, download
 from gradshare.tasks.features import features_path, is_feature_store
 from gradshare.tasks.folder import (
@@ -26,6 +26,7 @@ from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import ImageFormat, Resize
 from gradshare.tasks.notes import Notes
 from gradshare.tasks.preparation import given_options, require_arguments, require_same
+from gradshare.tasks.published import require_classes
 from gradshare.tasks.reading import blaming, decoded
 from gradshare.tasks.registry import (
     DATASETS,
@@ -34,7 +35,7 @@ from gradshare.tasks.registry import (
     prepared,
     require_new_name,
 )
-from gradshare.tasks.store import SPLITS, ImageStore, is_store
+from gradshare.tasks.store import NO_VALIDATION, SPLITS, ImageStore, is_store
 from gradshare.tasks.writing import ClassImages, clear_leftovers, fill, writing
 
 IMAGE_SIZE = 84  # of images of the user's own, as of most papers' photographs
@@ -189,7 +190,9 @@ def prepare_dataset(
                         found = find_classes(notes, seed=seed, split=split, group=group)
                     else:
                         found = dataset.read(path, notes.scratch)
-                    require_classes(found, path, dataset.classes)
+                    require_classes(found, path, dataset)
+                    if dataset.split and "val" not in dataset.split.values():
+                        notes.splits = NO_VALIDATION
                     channels = dataset.channels or (1 if is_grey(found) else 3)
                 form = ImageFormat(image_size, channels, resize)
                 content = _read(found, form, notes, options)

@@ -27,7 +27,7 @@ from gradshare.tasks.batch import TaskBatch
 from gradshare.tasks.classes import ClassTasks
 from gradshare.tasks.images import ImageFormat
 from gradshare.tasks.splits import Splits
-from gradshare.tasks.store import SPLITS, Sha256, first_mistake
+from gradshare.tasks.store import SPLITS, Sha256, first_mistake, splits_note
 
 FORM = "features"
 """The name of the store of features among the stores of a dataset."""
@@ -150,6 +150,11 @@ class FeatureTasks(ClassTasks):
     def fingerprint(self) -> str:
         """A digest of the features, the classes, the settings and the standardisation."""
         return fingerprint(super().fingerprint, self.store.mean, self.store.std)
+
+    @property
+    def note(self) -> str | None:
+        """What must be said beside figures on these tasks."""
+        return splits_note(self.store.name, self.store.source)
 
     def prepare(self, batch: TaskBatch) -> TaskBatch:
         """Standardise the rows.

@@ -4,6 +4,7 @@ A class folder's images may be at any depth below it. A table is a CSV file with
 and label, and perhaps split and group. The splits of the classes come from
 
 - folders `train/`, `val/` (or `valid/`, `validation/`) and `test/`, each with its class folders;
+- a list for each split beside the class folders (`gradshare.tasks.lists`);
 - the table's column split;
 - a file that names the classes of each split (`gradshare.tasks.class_splits`): `splits.json`
   beside the class folders, or another one;
@@ -22,17 +23,17 @@ from gradshare.tasks.archives import listing, unpacked
 from gradshare.tasks.class_splits import SHARES, split_by_chance, split_by_file
 from gradshare.tasks.dataset import FoundClass
 from gradshare.tasks.images import EXTENSIONS, open_image
+from gradshare.tasks.lists import SPLIT_OF, classes_in_lists, list_files, places_of, read_list
 from gradshare.tasks.notes import Notes, some
 from gradshare.tasks.store import SPLITS
 from gradshare.tasks.tables import table_error, table_rows
 
 SPLITS_FILE = "splits.json"
+
 SPLIT_OF_FOLDER = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
+    name: split
+    for name, split in SPLIT_OF.items()
+    if name not in ("base", "novel")  # which may well be classes
 }
 
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I")
@@ -88,7 +89,7 @@ def find_classes(
                     "nothing; leave it out"
                 )
         if isinstance(given, Path):
-            found = split_by_file(found, given)
+            found = split_by_file(found, given, notes)
     return found if group is None else [_grouped(item, group, notes) for item in found]
 
 
@@ -170,19 +171,35 @@ def splits_from_folders(root: Path) -> Mapping[str, list[Path]]:
 def _in_folders(root: Path, notes: Notes) -> tuple[list[FoundClass], Path | str | None]:
     """The classes of a folder, and what gives their splits."""
     folders = _folders_in(root, notes)
-    while len(folders) == 1 and _is_wrapper(folders[0]) and not (root / SPLITS_FILE).exists():
+    while len(folders) == 1 and _is_wrapper(folders[0]) and not _has_splits(root):
         (root,) = folders
         folders = _folders_in(root, notes)
-    file = root / SPLITS_FILE
+    file, lists = root / SPLITS_FILE, list_files(root)
     if file.exists() or file.is_symlink():
         return [_class_in(folder, "", notes) for folder in folders], file
     if not any(folder.name in SPLIT_OF_FOLDER for folder in folders):
+        if lists:
+            return _in_lists(lists, folders, notes), ", ".join(f.name for f in lists.values())
         return [_class_in(folder, "", notes) for folder in folders], None
     return [
         _class_in(folder, split, notes)
         for split, of_split in splits_from_folders(root).items()
         for folder in _folders_in(of_split[0].parent, notes)
     ], "split folders"
+
+
+def _has_splits(root: Path) -> bool:
+    return (root / SPLITS_FILE).exists() or bool(list_files(root))
+
+
+def _in_lists(lists: Mapping[str, Path], folders: list[Path], notes: Notes) -> list[FoundClass]:
+    """The classes that lists name. Images that they do not name are noted."""
+    images = [image for folder in folders for image in _images_below(folder, notes)]
+    listings = {split: read_list(path) for split, path in lists.items()}
+    found = classes_in_lists(listings, places_of(images, notes.name), notes.path)
+    for image in sorted({*images}.difference(*(item.images for item in found))):
+        notes.skip("in no list", image)
+    return found
 
 
 def _is_wrapper(folder: Path) -> bool:
@@ -197,12 +214,13 @@ def _is_wrapper(folder: Path) -> bool:
 def _folders_in(folder: Path, notes: Notes) -> list[Path]:
     """The folders in a folder of folders, by name. What else is in it is noted."""
     folders = []
+    splits = {folder / SPLITS_FILE, *list_files(folder).values()}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not _is_hidden(entry):
             folders.append(entry)
         elif entry.is_symlink() and not entry.exists():
             notes.unread(notes.name(entry), f"{entry} is a dead link; replace or remove it")
-        elif entry.name != SPLITS_FILE and _is_image(entry, notes):
+        elif entry not in splits and _is_image(entry, notes):
             notes.skip("beside the class folders", entry)
     return folders
 

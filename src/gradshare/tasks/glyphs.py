@@ -36,6 +36,7 @@ GLYPHS = Dataset(
     channels=1,
     image_size=28,
     rotate_classes=False,
+    characters=True,
     read=None,
 )
 

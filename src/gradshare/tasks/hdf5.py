@@ -16,36 +16,27 @@ import numpy as np
 
 from gradshare.errors import DataError
 from gradshare.tasks.dataset import FoundClass
-from gradshare.tasks.store import SPLITS
 from gradshare.tasks.web_page import refuse_web_page
 
 _REMEDY = "; let torchmeta write it again, or prepare the dataset from its original archive"
 
 
-def cache_files(folder: Path, split: str) -> tuple[Path, Path]:
-    """The two files of a split, whether they exist or not."""
-    return folder / f"{split}_data.hdf5", folder / f"{split}_labels.json"
-
-
-def find_cached(folder: Path) -> list[FoundClass]:
-    """Find the classes of all splits. Their images are read when they are used.
+def read_split(split: str, path: Path, labels: Path) -> Iterator[FoundClass]:
+    """Find the classes of a split. Their images are read when they are used.
 
     Args:
-        folder: where the six files are.
+        split: its name.
+        path: the HDF5 file.
+        labels: the list of class names.
 
     Raises:
-        DataError: h5py is not installed; a file is damaged or something else; the lists name
-            other classes than the HDF5 files have; or a class is not images.
+        DataError: h5py is not installed; a file is damaged or something else; the list names
+            other classes than the HDF5 file has; or a class is not images.
     """
-    return [item for split in SPLITS for item in _find_split(folder, split)]
-
-
-def _find_split(folder: Path, split: str) -> Iterator[FoundClass]:
     try:
         import h5py  # noqa: PLC0415 (an optional dependency)
     except ImportError as error:
-        raise DataError(f"reading {folder} needs h5py; run `pip install h5py`") from error
-    path, labels = cache_files(folder, split)
+        raise DataError(f"reading {path} needs h5py; run `pip install h5py`") from error
     names = _class_names(labels)
     try:
         refuse_web_page(path, "an HDF5 file")

@@ -12,15 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, require_choice
 from gradshare.tasks.arrays import digest, fingerprint
+from gradshare.tasks.augment import Augmentation, augmented
 from gradshare.tasks.batch import TaskBatch
 from gradshare.tasks.drawing import ClassRows, Rows, class_labels, generator
 from gradshare.tasks.images import ImageFormat
 from gradshare.tasks.normalization import Normalization
-from gradshare.tasks.store import ImageStore, Split
+from gradshare.tasks.registry import DATASETS
+from gradshare.tasks.store import ImageStore, Split, splits_note
 
 RIGHT_ANGLES = 4
+AUGMENTATION_SEED = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +42,12 @@ class ImageTasks:
         normalization: what `prepare` applies; None scales the images to [0, 1].
         rotate_classes: turn each class of each task by a random multiple of 90°, which the
             reference code does when it trains on Omniglot.
+        augment: changes each image in its own way, for training: "flip", "crop", "colour"; see
+            `gradshare.tasks.augment`.
 
     Raises:
-        ConfigError: `split` is not a `Split`; ways, shots or queries is below 1.
+        ConfigError: `split` is not a `Split`; ways, shots or queries is below 1; or `augment` has
+            something else.
         DataError: there are fewer classes than ways, or a class has fewer images than
             shots + queries, or too few groups.
     """
@@ -53,9 +59,12 @@ class ImageTasks:
     queries: int = 15
     normalization: Normalization | None = None
     rotate_classes: bool = False
+    augment: Sequence[Augmentation] = ()
 
     def __post_init__(self) -> None:
         split = self.split
+        for kind in self.augment:
+            require_choice("augment", kind, Augmentation)
         if not isinstance(split, Split):
             raise ConfigError(
                 f"split is a {type(split).__name__}; give one of a store's splits, such as "
@@ -71,7 +80,16 @@ class ImageTasks:
         classes = (split.name, split.class_names, split.starts.tolist(), split.counts.tolist())
         sizes = (self.ways, self.shots, self.queries)
         groups = () if split.groups is None else (split.groups.tolist(),)
-        return fingerprint(images, classes, sizes, self.normalization, self.rotate_classes, *groups)
+        more = (*groups, *sorted(self.augment))
+        return fingerprint(images, classes, sizes, self.normalization, self.rotate_classes, *more)
+
+    @property
+    def note(self) -> str | None:
+        """What must be said beside figures on these tasks."""
+        if self.split.stored is None:
+            return None
+        store = ImageStore.open(self.split.stored.path)
+        return splits_note(store.name, store.source)
 
     @cached_property
     def _class_rows(self) -> ClassRows:
@@ -111,10 +129,16 @@ class ImageTasks:
         tasks = [self.rows(index) for index in indices]
         rows = np.stack([rows for rows, _ in tasks])  # (T, ways, shots + queries)
         turns = np.stack([turns for _, turns in tasks])  # (T, ways)
+        support = self._images(rows[:, :, : self.shots], turns)
+        query = self._images(rows[:, :, self.shots :], turns)
+        for task, index in enumerate(indices) if self.augment else ():
+            random = generator(index, AUGMENTATION_SEED)
+            support[task] = augmented(support[task], self.augment, random)
+            query[task] = augmented(query[task], self.augment, random)
         return TaskBatch(
-            self._images(rows[:, :, : self.shots], turns),
+            support,
             class_labels(len(tasks), self.ways, self.shots),
-            self._images(rows[:, :, self.shots :], turns),
+            query,
             class_labels(len(tasks), self.ways, self.queries),
         )
 
@@ -147,21 +171,33 @@ class ImageTasks:
 
 
 def image_splits(
-    store: ImageStore, *, normalization: Normalization | None = None, **settings: Any
+    store: ImageStore,
+    *,
+    normalization: Normalization | None = None,
+    augment: Sequence[Augmentation] = (),
+    **settings: Any,
 ) -> tuple[ImageTasks, ImageTasks, ImageTasks]:
     """The training, validation and test tasks of a prepared dataset.
 
     Args:
         store: the dataset, from `open_dataset`.
         normalization: of the images; by default with the mean and deviation of the training images.
+        augment: of the training images; see `ImageTasks`.
         **settings: ways, shots and queries; see `ImageTasks`.
 
     Raises:
-        ConfigError, DataError: see `ImageTasks`.
+        ConfigError, DataError: see `ImageTasks`; or characters were to be mirrored.
     """
+    dataset = DATASETS.get(store.name)
+    if "flip" in augment and dataset is not None and dataset.characters:
+        raise ConfigError(
+            f"flip mirrors images, and a mirrored character of {store.name} is another one or "
+            "none; leave it out"
+        )
     normalization = normalization or Normalization(store.mean, store.std)
     train, validation, test = (
         ImageTasks(store.splits[name], normalization=normalization, **settings)
         for name in ("train", "val", "test")
     )
-    return train.replace(rotate_classes=store.rotate_classes), validation, test
+    train = train.replace(rotate_classes=store.rotate_classes, augment=augment)
+    return train, validation, test

@@ -7,37 +7,64 @@ Layouts read: a folder with the authors' two archives `images_background.zip` (9
 `images_evaluation.zip` (659), or with the two folders unpacked from them, or one of each. Within
 them: `<archive>/<alphabet>/<character>/<number>_<drawer>.png`, 105×105 pixels, black on white.
 
-Split: 1,150 characters to train, 50 to validate, 423 to test: the sizes of the reference MAML++
-code and of most papers since. There, the characters are shuffled by a random number generator
-from whatever order the file system lists them in, so no two copies agree. Here, characters are
-put in the order of the SHA-256 digest of their names, as `Greek/character01`, and dealt out in that
-order: a shuffle that needs no random number generator, is the same everywhere, and anybody can
-repeat. As in the reference code, the alphabets are not kept apart: a test character's alphabet
-has other characters in the training split.
+Splits, each under its own name:
+
+- `omniglot`: 1,150 characters to train, 50 to validate, 423 to test: the sizes of the reference
+  MAML++ code. There, the characters are shuffled by a random number generator from whatever order
+  the file system lists them in, so no two copies agree. Here, characters are put in the order of
+  the SHA-256 digest of their names, as `Greek/character01`, and dealt out in that order: a shuffle
+  that needs no random number generator, is the same everywhere, and anybody can repeat. As in the
+  reference code, the alphabets are not kept apart: a test character's alphabet has other
+  characters in the training split.
+- `omniglot-vinyals`: the first 1,200 characters, those of images_background first, train, and the
+  other 423 test, as in Vinyals et al., "Matching Networks for One Shot Learning" (2016). Of the
+  1,200, five alphabets (172 characters) validate, as in Snell et al., "Prototypical Networks for
+  Few-shot Learning" (2017), and in torchmeta.
+- `omniglot-vinyals-1200`: the same without validation classes.
+- `omniglot-lake`: the two archives, 964 characters to train and 659 to test, as Lake et al. have
+  it, without validation classes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from gradshare.errors import DataError
 from gradshare.tasks.archives import find_archive, listing, unpacked
 from gradshare.tasks.dataset import Archive, Dataset, FoundClass
 from gradshare.tasks.folder import class_folders, image_files
+from gradshare.tasks.published import published_split
 
 PARTS = ("images_background", "images_evaluation")
 DRAWINGS = 20
-SPLIT_SIZES = {"train": 1150, "val": 50, "test": 423}
+VALIDATION_ALPHABETS = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 
 _URL = "https://github.com/brendenlake/omniglot/raw/master/python"
 
+_LAKE = {
+    f"{alphabet}/character{number:02}": split
+    for alphabet, count, split in (
+        (*word.split("/"), split) for word, split in published_split("omniglot-alphabets").items()
+    )
+    for number in range(1, int(count) + 1)
+}
+_DEALT = sorted(_LAKE, key=lambda name: hashlib.sha256(name.encode()).digest())
+_MAML_PLUS = dict(zip(_DEALT, ["train"] * 1150 + ["val"] * 50 + ["test"] * 423, strict=True))
+_VINYALS_1200 = dict(zip(_LAKE, ["train"] * 1200 + ["test"] * 423, strict=True))
+_VINYALS = _VINYALS_1200 | {
+    name: "val" for name in _LAKE if name.split("/", maxsplit=1)[0] in VALIDATION_ALPHABETS
+}
 
-def find(path: Path, scratch: Path) -> list[FoundClass]:
+
+def find(split_of: Mapping[str, str], path: Path, scratch: Path) -> list[FoundClass]:
     """Find the 1,623 characters, named as `Greek/character01`.
 
     Args:
+        split_of: the split of each character.
         path: a folder as described above.
         scratch: see `Reader`.
 
@@ -47,19 +74,7 @@ def find(path: Path, scratch: Path) -> list[FoundClass]:
     drawings: dict[str, list[Path]] = {}
     for part in PARTS:
         drawings |= _find_part(path, part, scratch)
-    split_of = split(drawings)
-    return [FoundClass(split_of[name], name, files) for name, files in drawings.items()]
-
-
-def split(characters: Iterable[str]) -> dict[str, str]:
-    """Which split each of the 1,623 characters is in, by the rule at the head of this module."""
-    dealt = sorted(characters, key=lambda name: hashlib.sha256(name.encode()).digest())
-    first_of_val = SPLIT_SIZES["train"]
-    first_of_test = first_of_val + SPLIT_SIZES["val"]
-    return {
-        name: "train" if i < first_of_val else "val" if i < first_of_test else "test"
-        for i, name in enumerate(dealt)
-    }
+    return [FoundClass(split_of.get(name, ""), name, files) for name, files in drawings.items()]
 
 
 def _find_part(path: Path, part: str, scratch: Path) -> dict[str, list[Path]]:
@@ -94,8 +109,8 @@ OMNIGLOT = Dataset(
     channels=1,
     image_size=28,
     rotate_classes=True,
-    read=find,
-    classes=SPLIT_SIZES,
+    read=partial(find, _MAML_PLUS),
+    split=_MAML_PLUS,
     # The checksums are those that torchvision verifies the same two files with.
     archives=(
         Archive(
@@ -109,4 +124,20 @@ OMNIGLOT = Dataset(
             "6b91aef0f799c5bb55b94e3f2daec811",
         ),
     ),
+    characters=True,
+)
+
+OTHER_SPLITS = tuple(
+    replace(
+        OMNIGLOT,
+        name=name,
+        summary=f"the same characters in the split {sizes}",
+        read=partial(find, split),
+        split=split,
+    )
+    for name, sizes, split in (
+        ("omniglot-vinyals", "1,028/172/423", _VINYALS),
+        ("omniglot-vinyals-1200", "1,200/423, without validation classes", _VINYALS_1200),
+        ("omniglot-lake", "964/659, without validation classes", _LAKE),
+    )
 )

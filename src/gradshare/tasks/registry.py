@@ -11,15 +11,19 @@ from types import MappingProxyType
 from typing import Any
 
 from gradshare.errors import DataError
-from gradshare.tasks.cub import CUB
+from gradshare.tasks.benchmarks import CIFAR_FS, FC100, MINI_IMAGENET, TIERED_IMAGENET
+from gradshare.tasks.cub import CUB, CUB_140
 from gradshare.tasks.dataset import Dataset
 from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import Resize
-from gradshare.tasks.mini_imagenet import MINI_IMAGENET
-from gradshare.tasks.omniglot import OMNIGLOT
+from gradshare.tasks.omniglot import OMNIGLOT, OTHER_SPLITS
 
 DATASETS: dict[str, Dataset] = {
-    dataset.name: dataset for dataset in (GLYPHS, OMNIGLOT, MINI_IMAGENET, CUB)
+    dataset.name: dataset
+    for dataset in (
+        *(GLYPHS, OMNIGLOT, *OTHER_SPLITS),
+        *(MINI_IMAGENET, TIERED_IMAGENET, CIFAR_FS, FC100, CUB, CUB_140),
+    )
 }
 
 DEFAULT_DATA_ROOT = Path("data")

@@ -28,6 +28,8 @@ class TaskSource(Protocol):
       normalise images. The classifier calls it too.
     - `classes_of(index) -> tuple`: the names of a task's labels 0, 1, …, for the accuracy by class
       in the report of a comparison.
+    - `note`: a sentence that must stand beside figures on the tasks, or None; for example, that the
+      splits were drawn by chance.
     - `replace(**changes) -> TaskSource`: the same data with other shots, ways or queries.
     """
 
@@ -63,6 +65,11 @@ def fingerprint_of(source: TaskSource) -> str | None:
             "or a property that returns one"
         )
     return fingerprint
+
+
+def note_of(source: TaskSource) -> str | None:
+    """The source's note, or None if it has none."""
+    return getattr(source, "note", None)
 
 
 def training_indices(seed: int, iteration: int, task_batch: int) -> range:

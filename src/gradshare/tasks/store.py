@@ -29,6 +29,9 @@ from gradshare.errors import DataError
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
+NO_VALIDATION = (
+    "published without validation classes, so that the validation tasks are of training classes"
+)
 
 LONGEST = 4096
 """The most channels, and pixels a side, that images may have."""
@@ -148,12 +151,6 @@ class ImageStore:
         channels, height, width = self.splits["train"].images.shape[1:]
         return channels, height, width
 
-    @property
-    def drawn(self) -> str | None:
-        """How the splits were drawn; None if they were given, or are published ones."""
-        splits = str(self.source.get("splits"))
-        return splits if splits.startswith("drawn") else None
-
     @classmethod
     def open(cls, path: Path | str) -> ImageStore:
         """Open the store in a folder. Images that were written to are compared with their digest.
@@ -194,6 +191,15 @@ class ImageStore:
             source=index.source,
             sha256=index.sha256,
         )
+
+
+def splits_note(name: str, source: Mapping[str, Any]) -> str | None:
+    """What must be said beside figures on a dataset, given the record of where it came from: that
+    its splits were drawn, or have no validation classes. None if there is nothing to say.
+    """
+    splits = str(source.get("splits"))
+    said = splits.startswith("drawn") or splits == NO_VALIDATION
+    return f"The splits of {name} were {splits}." if said else None
 
 
 def is_store(path: Path) -> bool:
@@ -248,6 +254,8 @@ class Index(BaseModel):
         for start, end, name in rows:
             if start < 0 or end <= start or end > len(images):
                 raise ValueError(f"class {name!r} has rows outside the {len(images)} images")
+        if self.splits["val"] == self.splits["train"]:
+            rows = sorted(set(rows))
         names = sorted(name for _, _, name in rows)
         for name, following in pairwise(names):
             if name == following:

@@ -21,6 +21,7 @@ from gradshare.errors import DataError
 from gradshare.tasks.store import (
     FORMAT_VERSION,
     LONGEST,
+    NO_VALIDATION,
     SPLITS,
     Images,
     ImageStore,
@@ -150,6 +151,8 @@ def fill(
 ) -> None:
     """Write the two files of a store into a new folder; the other arguments as for `write_store`.
 
+    If the source says that there are no validation classes, they are those of training.
+
     Raises:
         DataError: see `write_store`.
     """
@@ -183,6 +186,8 @@ def fill(
                 train.add(images)
         if rows:
             _write_header(npy, rows, shape)
+    if source.get("splits") == NO_VALIDATION:
+        splits["val"] = splits["train"]
     empty = [split for split, entries in splits.items() if not entries]
     if groups and len(groups) != rows:
         raise DataError(f"{len(groups)} groups are given for {rows} images; give one for each")

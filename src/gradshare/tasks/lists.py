@@ -1,0 +1,173 @@
+"""Lists of classes or images, as papers' code writes the splits of a dataset.
+
+There is one list a split: `base.json`, `val.json` and `novel.json`, or `train`, `val` and `test`
+with the ending `.json`, `.csv` or `.txt`. A list has one of these forms:
+
+- JSON with `image_names`, `image_labels` and `label_names`, as the code of "A Closer Look at
+  Few-shot Classification" has it; with `class_names`, as easyfsl has it; or a list of names;
+- CSV with the column `filename` or `path`, and perhaps `label`;
+- text with a class, or an image and perhaps its label, in each line.
+
+An image without a label belongs to the class of its folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gradshare.errors import DataError
+from gradshare.tasks.dataset import FoundClass
+from gradshare.tasks.images import EXTENSIONS
+from gradshare.tasks.store import SPLITS
+from gradshare.tasks.tables import table_error, table_rows
+from gradshare.tasks.web_page import refuse_web_page
+
+NAMES = {
+    "train": ("train", "base"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "novel"),
+}
+"""The names of a split in those of files and folders."""
+
+SPLIT_OF = {name: split for split, names in NAMES.items() for name in names}
+
+Listing = Mapping[str, str]
+"""The label of each image or class that a list names; "" if it has none."""
+
+Places = dict[tuple[str, ...], list[Path]]
+"""The images at or below each file and folder, by the last one or two parts of its path."""
+
+
+def list_files(folder: Path) -> dict[str, Path]:
+    """The list of each split in a folder; empty if a split has none."""
+    for suffix in (".json", ".csv", ".txt"):
+        files = {
+            split: folder / f"{name}{suffix}"
+            for name, split in SPLIT_OF.items()
+            if (folder / f"{name}{suffix}").is_file()
+        }
+        if len(files) == len(SPLITS):
+            return files
+    return {}
+
+
+def read_list(path: Path) -> Listing:
+    """Read the list of a split.
+
+    Raises:
+        DataError: it is in none of the forms described above, or a table names an image twice.
+    """
+    if path.suffix == ".csv":
+        return _in_table(path)
+    refuse_web_page(path, "a list of images")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return _in_json(json.loads(text)) if path.suffix == ".json" else _in_text(text)
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not a list of images or classes ({error}); give a list of names, or JSON "
+            "with image_names, image_labels and label_names"
+        ) from error
+
+
+def _in_table(path: Path) -> Listing:
+    listing: dict[str, str] = {}
+    for line, row in table_rows(path, ()):
+        column = "path" if "path" in row else "filename"
+        if column not in row:
+            raise table_error(path, 1, "the columns are not 'filename,label'")
+        file, label = row[column], row.get("label", "")
+        if None in row or not file or ("label" in row and not label):
+            raise table_error(path, line, "it does not have one file name and one class")
+        if file in listing:
+            raise table_error(path, line, f"{file!r} is listed twice")
+        listing[file] = _class_name(file, label)
+    if not listing:
+        raise table_error(path, 1, "it lists no images")
+    return listing
+
+
+def _in_text(text: str) -> Listing:
+    listing = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        file, _, label = line.rpartition(" ")
+        if is_image(file):
+            listing[file] = _class_name(file, label)
+        else:
+            listing[line] = ""
+    return listing
+
+
+def _in_json(content: Any) -> Listing:
+    if isinstance(content, list) or "class_names" in content:
+        names = content if isinstance(content, list) else content["class_names"]
+        return {str(name): "" for name in names}
+    names = content["label_names"]
+    pairs = zip(content["image_names"], content["image_labels"], strict=True)
+    # Some lists number their labels from another start; then the folder names the class.
+    return {
+        str(file): str(names[label]) if 0 <= label < len(names) else "" for file, label in pairs
+    }
+
+
+def _class_name(file: str, label: str) -> str:
+    """A label, or "" if it is a number, which often starts anew in each list, and there is a folder
+    that can name the class.
+    """
+    return "" if "/" in file and label.isdigit() else label
+
+
+def is_image(name: str) -> bool:
+    """Whether a name ends as that of an image."""
+    return PurePosixPath(name).suffix.lower() in EXTENSIONS
+
+
+def places_of(images: Iterable[Path], name: Callable[[Path], str]) -> Places:
+    """The places of images; `name` gives the part of their paths that lists may have."""
+    places: Places = {}
+    for image in images:
+        relative = PurePosixPath(name(image))
+        for place in (relative, *relative.parents[:-1]):
+            for ending in {place.parts[-2:], place.parts[-1:]}:
+                places.setdefault(ending, []).append(image)
+    return places
+
+
+def classes_in_lists(
+    listings: Mapping[str, Listing], places: Places, where: Path
+) -> list[FoundClass]:
+    """The classes that the lists of all splits name, or whose images they name.
+
+    Args:
+        listings: of each split.
+        places: of the images. Lists have the folders of the machine that they were written on, so
+            the names of an image and of its folder find it.
+        where: the images are, for errors.
+
+    Raises:
+        DataError: images are not there, or it is not clear which one is meant.
+    """
+    classes = []
+    for split in SPLITS:
+        listing, images = listings[split], dict[str, list[Path]]()
+        missing = []
+        for name in sorted(listing):
+            found = places.get(PurePosixPath(name.replace("\\", "/")).parts[-2:], [])
+            if not found:
+                missing.append(name)
+                continue
+            if is_image(name) and len(found) > 1:
+                raise DataError(f"{name!r} may be {found[0]} or {found[1]}; remove one of them")
+            of_folder = found[0].parent.name if is_image(name) else name
+            images.setdefault(listing[name] or of_folder, []).extend(found)
+        if missing or not listing:
+            raise DataError(
+                f"{where} lacks {len(missing)} of the {len(listing)} images or classes that are "
+                f"listed for {split!r}, such as {min(missing, default='')!r}; add them, or remove "
+                "them from the list"
+            )
+        classes += [FoundClass(split, name, images[name]) for name in sorted(images)]
+    return classes
