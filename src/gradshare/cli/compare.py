@@ -14,16 +14,18 @@ import click
 from gradshare.cli.options import (
     GroupedCommand,
     UserPath,
+    configured,
     out_option,
     pairs,
-    read_config,
+    read_settings,
     resume_option,
     run_options,
+    values_by_setting,
 )
 from gradshare.comparison.compare import Comparison, run_plan
 from gradshare.comparison.report import write_report
 from gradshare.comparison.results import load_results
-from gradshare.config.comparing import plan_of
+from gradshare.config.comparing import plan_of, settings_shown
 from gradshare.config.features import features_of
 from gradshare.config.names import is_import_path
 from gradshare.config.parts import resolved, settings_read
@@ -41,6 +43,19 @@ REMOTE_RETRIES = 2
 @click.command(name="compare", cls=GroupedCommand)
 @out_option(required=True)
 @resume_option
+@click.option(
+    "--methods",
+    help="Compare these methods with the first of them: maml,anil,protonet,linear-probe,… "
+    "METHOD+sharing shares gradients, METHOD+rate-control is its control. In a file: a list.",
+)
+@click.option(
+    "--sweep",
+    multiple=True,
+    callback=values_by_setting,
+    metavar="SETTING=VALUE,VALUE",
+    help="Compare each arm at the value with the best validation score of the first seed: "
+    "inner-lr=0.03,0.1. Repeat for all combinations with another setting. In a file: a mapping.",
+)
 @click.option("--control", is_flag=True, help="Train the arm rate-control too.")
 @click.option(
     "--seeds",
@@ -88,6 +103,8 @@ REMOTE_RETRIES = 2
 def compare_command(
     out: Path,
     resume: str,
+    methods: str | None,
+    sweep: dict[str, Any] | None,
     control: bool,
     seeds: int,
     executor: str,
@@ -101,7 +118,7 @@ def compare_command(
     preset: str | None,
     **options: Any,
 ) -> None:
-    """Compare gradient sharing, or a rule of your own (--rule), with the original.
+    """Compare methods; or gradient sharing, or a rule of your own (--rule), with the original.
 
     All arms are trained on the same tasks from the same initialisation.
     """
@@ -115,7 +132,9 @@ def compare_command(
             raise ConfigError(f"{option} is for --executor {known}, not {executor}; leave it out")
     if gpus is not None and math.isnan(gpus):  # no range leaves it out
         raise ConfigError(f"--gpus {gpus}: give a number from 0 to 100")
-    asked = read_config(config_file, preset, options)
+    settings = read_settings(config_file, {**options, "methods": methods, "sweep": sweep})
+    words, sweep = _methods(settings, control=control), settings.pop("sweep", {})
+    asked = configured(settings, preset)
     config = resolved(asked)
     if config.workers > 1:
         raise ConfigError(
@@ -123,9 +142,10 @@ def compare_command(
             "leave it out, and give --cpus"
         )
     threads = config.threads or cpus or 0
-    plan = replace(plan_of(config, control=control, seeds=seeds), threads=threads)
+    plan = plan_of(asked, control=control, seeds=seeds, methods=words, sweep=sweep)
+    plan = replace(plan, threads=threads)
     click.echo(
-        f"{', '.join(plan.arms)}: {len(plan.runs)} runs, {config.epochs} × "
+        f"{', '.join(plan.arms)}: {plan.count} runs, {config.epochs} × "
         f"{config.iterations_per_epoch} iterations each, on {config.dataset}; everything goes to "
         f"{escaped(out)}."
     )
@@ -151,7 +171,7 @@ def compare_command(
         at_a_time=jobs,
         retries=retries or 0,
         resume=resume == "auto",
-        settings=settings_read(config),
+        settings=settings_shown(plan) if words or sweep else settings_read(config),
         commands=_commands(asked),
     )
     _show(comparison)
@@ -170,6 +190,28 @@ def report_command(comparison: Path) -> None:
 def _show(comparison: Comparison) -> None:
     """Print the table, the verdict and where the report is."""
     click.echo(f"{comparison}\n\nReport: {escaped(comparison.path / 'report.html')}")
+
+
+def _methods(settings: dict[str, Any], *, control: bool) -> list[str]:
+    """Take the names of `--methods`, or of a list in a file, out of the settings.
+
+    Raises:
+        ConfigError: there is one only, one is there twice, or other options name arms too.
+    """
+    methods = settings.pop("methods", [])
+    words = [str(w).strip() for w in (methods.split(",") if isinstance(methods, str) else methods)]
+    if not words:
+        return []
+    if len(words) == 1 or len(set(words)) < len(words):
+        raise ConfigError(f"--methods {','.join(words)}: give at least two different methods")
+    if control or "method" in settings:
+        raise ConfigError(
+            "--methods names all arms; leave --method and --control out, and name a control "
+            "METHOD+rate-control"
+        )
+    if any(word.startswith("maml++") for word in words):
+        settings["method"] = "maml++"  # so that its own settings can be given
+    return words
 
 
 def _commands(config: RunConfig) -> list[str]:

@@ -111,19 +111,40 @@ def pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dic
         raise click.BadParameter(str(error)) from error
 
 
-def read_config(config_file: Path | None, preset: str | None, options: dict[str, Any]) -> RunConfig:
-    """The configuration that a command line asks for.
+def values_by_setting(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any] | None:
+    """Read the SETTING=VALUE,VALUE words of an option as lists."""
+    words = (word.partition("=") for word in values)
+    listed = (f"{name.replace('-', '_')}{equals}[{each}]" for name, equals, each in words)
+    return pairs(context, parameter, tuple(listed))
 
-    Options override the environment's data root, which overrides the YAML file, which overrides
-    the preset, which overrides the defaults.
+
+def read_config(config_file: Path | None, preset: str | None, options: dict[str, Any]) -> RunConfig:
+    """The configuration that a command line asks for; see `read_settings` and `configured`."""
+    return configured(read_settings(config_file, options), preset)
+
+
+def read_settings(config_file: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were given.
+
+    Options override the environment's data root, which overrides the YAML file.
 
     Raises:
-        ConfigError: a setting is unknown or out of bounds.
+        ConfigError: the file cannot be read.
     """
     settings = read_yaml(config_file) if config_file else {}
     if data_root := os.environ.get(DATA_ROOT_VARIABLE):
         settings["data_root"] = data_root
-    settings |= {name: value for name, value in options.items() if value not in (None, ())}
+    return settings | {n: value for n, value in options.items() if value not in (None, ())}
+
+
+def configured(settings: dict[str, Any], preset: str | None) -> RunConfig:
+    """The configuration of some settings, which override the preset's.
+
+    Raises:
+        ConfigError: a setting is unknown or out of bounds.
+    """
     if preset == "paper":
         given = RunConfig(**settings)
         settings = {**paper_settings(given.dataset, given.task_batch, given.method), **settings}

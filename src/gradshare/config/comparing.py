@@ -3,48 +3,108 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, get_args
 
+from gradshare.comparison.candidates import with_candidates
 from gradshare.comparison.plan import Plan, seeds_from
-from gradshare.config.parts import build, learner_of, resolved, splits_of
-from gradshare.config.settings import ORIGINAL, RATE_CONTROL, SHARING, RunConfig
+from gradshare.config.fields import PLUS_FIELDS, SharingControl
+from gradshare.config.parts import (
+    build,
+    learner_of,
+    options_of,
+    resolved,
+    settings_read,
+    splits_of,
+    unread_by,
+)
+from gradshare.config.settings import (
+    ARM_FIELDS,
+    ORIGINAL,
+    RATE_CONTROL,
+    SHARING,
+    RunConfig,
+    check_keys,
+    default_of,
+    heading_of,
+    option_name,
+)
 from gradshare.errors import ConfigError
 from gradshare.methods import Learner
 
+LINEAR_PROBE: Final = "linear-probe"
+PROBE: Final[Mapping[str, Any]] = {
+    "method": "anil",
+    "inner_steps": 50,
+    "start": "supervised",
+    "epochs": 1,
+    "iterations_per_epoch": 1,
+    "outer_lr": 0.0,
+}
+"""The settings of a linear probe: a classifier of all training classes, with a new head for each
+task. Its body takes as many steps as the other arms have outer iterations."""
 
-def plan_of(config: RunConfig, *, control: bool, seeds: int) -> Plan:
-    """The comparison of a configuration with the original.
+PARTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "sharing": {"sharing": True, "sharing_control": None},
+    "first-order": {"order": "first"},
+    **{each: {"sharing": True, "sharing_control": each} for each in get_args(SharingControl)},
+}
+"""What may follow the name of a method, as in maml+first-order+sharing."""
+
+SWEPT_HEADINGS: Final = ("Inner loop and sharing", "Outer loop")
+
+
+def plan_of(
+    config: RunConfig,
+    *,
+    control: bool,
+    seeds: int,
+    methods: Sequence[str] = (),
+    sweep: Mapping[str, Sequence[Any]] | None = None,
+) -> Plan:
+    """The comparison of methods, or of a configuration with the original.
 
     The original has neither a rule of its own nor sharing. It is compared with the configuration's
     rule, or with gradient sharing if there is none.
 
     Args:
-        config: what all arms have in common.
+        config: what all arms have in common, as it was asked for.
         control: whether the rate-control is an arm too.
         seeds: how many, from `config.seed` on.
+        methods: the arms, such as maml and maml+sharing, if not these.
+        sweep: values of settings, of which each arm is compared at the best.
 
     Raises:
         GradshareError: see `gradshare.config.build`.
     """
-    arms = _arms(resolved(config), control=control)
-    parts = build(list(arms.values())[1])
+    sweep = sweep or {}
+    _require_sweep(sweep)
+    if methods:
+        chosen = dict(_of_method(config, word) for word in methods)
+    else:
+        chosen = _arms(resolved(config), control=control)
+    arms, groups = with_candidates({n: _swept(n, arm, sweep) for n, arm in chosen.items()})
+    parts = build(next(iter(arms.values())))
     if parts.test is None:
         raise ConfigError(
             f"--dataset {config.dataset} has no test tasks, which a comparison needs; return "
             "gradshare.Splits(train, validation, test)"
         )
+    firsts = [group[0] for group in groups.values()]
     settings = {name: arm.model_dump(mode="json") for name, arm in arms.items()}
     return Plan(
         arms={name: functools.partial(make_learner, settings[name]) for name in arms},
-        baseline=ORIGINAL,
-        controls=(RATE_CONTROL,) if control else (),
+        baseline=firsts[0],
+        controls=tuple(n for n in firsts[1:] if arms[n].sharing_control == RATE_CONTROL),
         train=parts.train,
         validation=parts.validation,
         test=parts.test,
         options=parts.options,
+        own_options={n: options_of(arm, parts.options.metrics) for n, arm in arms.items()},
         seeds=seeds_from(seeds, config.seed),
         settings=settings,
+        candidates=tuple(group for group in groups.values() if len(group) > 1),
     )
 
 
@@ -52,6 +112,79 @@ def make_learner(settings: Mapping[str, Any]) -> Learner:
     """The learner of some settings, initialised from torch's generator as it is."""
     config = RunConfig(**settings)
     return learner_of(config, splits_of(config).train)
+
+
+def settings_shown(plan: Plan) -> dict[str, Any]:
+    """The settings for the report: those of all arms, then those that an arm has for itself."""
+    read = {arm: settings_read(RunConfig(**settings)) for arm, settings in plan.settings.items()}
+    first, *others = read.values()
+    common = {
+        name: value
+        for name, value in first.items()
+        if all(name in settings and settings[name] == value for settings in others)
+    }
+    own = {
+        f"{arm}: {name}": value
+        for arm, settings in read.items()
+        for name, value in settings.items()
+        if name not in common
+    }
+    return common | own
+
+
+def _of_method(asked: RunConfig, word: str) -> tuple[str, RunConfig]:
+    """The name and the configuration of an arm such as maml or maml+first-order+sharing."""
+    method, changes = word, dict[str, Any]()
+    while (parted := method.rpartition("+"))[2] in PARTS:
+        method, changes = parted[0], {**PARTS[parted[2]], **changes}
+    if method == LINEAR_PROBE:
+        settings = {**PROBE, "start_iterations": resolved(asked).iterations}
+    else:
+        settings = {"method": method}
+    if method != "maml++":
+        settings |= {name: default_of(name) for name in PLUS_FIELDS}
+    config = asked.model_copy(update={"sharing": False, **settings, **changes})
+    unread = unread_by(config, "method")
+    if changes and (method == LINEAR_PROBE or not unread.keys().isdisjoint(changes)):
+        raise ConfigError(
+            f"--methods {word}: {method} has no inner loop through which a gradient could go; give "
+            f"{method} alone"
+        )
+    config = config.model_copy(update={setting: default_of(setting) for setting in unread})
+    return word.rpartition(":")[2], resolved(config)
+
+
+def _swept(
+    name: str, config: RunConfig, sweep: Mapping[str, Sequence[Any]]
+) -> RunConfig | dict[str, RunConfig]:
+    """An arm with each combination of the values that it reads, or as it is if it reads none."""
+    fixed = {*unread_by(config, "method"), *unread_by(config, "model")}
+    if name == LINEAR_PROBE:
+        fixed |= set(PROBE)
+    read = {setting: values for setting, values in sweep.items() if setting not in fixed}
+    if not read:
+        return config
+    candidates = {}
+    for values in itertools.product(*read.values()):
+        changes = dict(zip(read, values, strict=True))
+        label = ", ".join(f"{option_name(s).strip('-')} {value}" for s, value in changes.items())
+        candidates[label] = config.model_copy(update=changes)
+    return candidates
+
+
+def _require_sweep(sweep: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless each setting can be swept, and has a list of values."""
+    check_keys(sweep)
+    for setting, values in sweep.items():
+        if setting in (*ARM_FIELDS, "method") or heading_of(setting) not in SWEPT_HEADINGS:
+            raise ConfigError(
+                f"--sweep {setting}: the arms of a comparison have it in common; sweep a setting "
+                "of the inner or outer loop, such as inner-lr"
+            )
+        if not isinstance(values, list) or not values:
+            raise ConfigError(
+                f"--sweep {setting}={values}: give values to choose from, such as inner-lr=0.03,0.1"
+            )
 
 
 def _arms(config: RunConfig, *, control: bool) -> dict[str, RunConfig]:

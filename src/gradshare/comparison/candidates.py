@@ -1,0 +1,95 @@
+"""Arms with several candidates, such as rates. The best on validation tasks is compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from gradshare.comparison.plan import Plan
+from gradshare.comparison.results import MetricFacts
+from gradshare.errors import ConfigError
+from gradshare.training.folder import RunFolder
+from gradshare.training.records import VALIDATION, best_record
+from gradshare.training.state import RunStatus
+from gradshare.training.statistics import Interval
+
+Made = TypeVar("Made")
+
+Groups = dict[str, tuple[str, ...]]
+
+
+def with_candidates(
+    arms: Mapping[str, Made | Mapping[str, Made]],
+) -> tuple[dict[str, Made], Groups]:
+    """Name each candidate of the arms, as "ARM [CANDIDATE]".
+
+    Args:
+        arms: by name, what an arm is made from, or a dictionary of that by candidate.
+
+    Returns:
+        What each is made from, by name; and the names of each arm.
+
+    Raises:
+        ConfigError: an arm has no candidate.
+    """
+    made: dict[str, Made] = {}
+    groups: Groups = {}
+    for arm, value in arms.items():
+        if isinstance(value, Mapping):
+            if not value:
+                raise ConfigError(f"the arm {arm!r} has no candidates; give it at least one")
+            named = {f"{arm} [{candidate}]": each for candidate, each in value.items()}
+        else:
+            named = {arm: value}
+        made |= named
+        groups[arm] = tuple(named)
+    return made, groups
+
+
+def best_candidates(plan: Plan, folder: Path, score: str, metric: MetricFacts) -> tuple[Plan, str]:
+    """Keep the candidate of each arm whose best validation score with the first seed is best.
+
+    Args:
+        plan: whose arms have all been trained with the first seed.
+        folder: of the comparison.
+        score, metric: what decides.
+
+    Returns:
+        The plan with the arms that are kept, and a note on the scores of all candidates.
+    """
+    chosen: dict[str, str] = {}
+    said = []
+    for group in plan.candidates:
+        scores = {arm: _validated(plan, folder, arm, score, metric) for arm in group}
+        best = min(scores, key=lambda arm: metric.rank(scores[arm].mean))
+        chosen |= dict.fromkeys(group, best)
+        said.append(", ".join(f"{arm} {_shown(scores[arm], metric)}" for arm in group))
+    arms = {arm: made for arm, made in plan.arms.items() if chosen.get(arm, arm) == arm}
+    note = (
+        f"Each arm is compared at the value with the best validation {score} of seed "
+        f"{plan.seeds[0]}, of these: {'; '.join(said)}."
+    )
+    kept = replace(
+        plan,
+        arms=arms,
+        candidates=(),
+        baseline=chosen.get(plan.baseline, plan.baseline),
+        controls=tuple(dict.fromkeys(chosen.get(name, name) for name in plan.controls)),
+    )
+    return kept, note
+
+
+def _validated(plan: Plan, folder: Path, arm: str, score: str, metric: MetricFacts) -> Interval:
+    """The best validation score of an arm with the first seed; NaN if it diverged."""
+    saved = RunFolder(plan.place(folder, arm, plan.seeds[0])).load_latest()
+    status = None if saved is None else RunStatus.of(saved)
+    if status is None or status.diverged is not None or not status.history:
+        return Interval(math.nan, None, 0)
+    return best_record(status.history, metric, score).metrics[VALIDATION][score]
+
+
+def _shown(score: Interval, metric: MetricFacts) -> str:
+    return metric.show(score) if math.isfinite(score.mean) else "diverged"
