@@ -14,6 +14,7 @@ for count in $(seq "$seeds"); do
         gradshare=${PYTHON:-python}" -m gradshare"
         $gradshare compare --config "$(dirname "$0")/plans/methods.yaml" --data-root "$data" \
             --dataset "${rest%-*}" --image-size "${rest##*-}" --shots "$shots" \
-            --seeds "$count" --jobs "$jobs" --resume auto --out "$out/${rest%-*}-$shots-shot"
+            --seeds "$count" --jobs "$jobs" --resume auto --out "$out/${rest%-*}-$shots-shot" ||
+            [ $? -lt 128 ] || exit # a run that fails leaves the others going; a signal ends all
     done
 done
