@@ -133,7 +133,12 @@ def compare_command(
     if gpus is not None and math.isnan(gpus):  # no range leaves it out
         raise ConfigError(f"--gpus {gpus}: give a number from 0 to 100")
     settings = read_settings(config_file, {**options, "methods": methods, "sweep": sweep})
-    words, sweep = _methods(settings, control=control), settings.pop("sweep", {})
+    words, sweep = _methods(settings), settings.pop("sweep", {})
+    if words and (control or options["method"]):
+        raise ConfigError(
+            f"--methods names all arms; leave {'--control' if control else '--method'} out, and "
+            "name a control METHOD+rate-control"
+        )
     asked = configured(settings, preset)
     config = resolved(asked)
     if config.workers > 1:
@@ -192,11 +197,11 @@ def _show(comparison: Comparison) -> None:
     click.echo(f"{comparison}\n\nReport: {escaped(comparison.path / 'report.html')}")
 
 
-def _methods(settings: dict[str, Any], *, control: bool) -> list[str]:
+def _methods(settings: dict[str, Any]) -> list[str]:
     """Take the names of `--methods`, or of a list in a file, out of the settings.
 
     Raises:
-        ConfigError: there is one only, one is there twice, or other options name arms too.
+        ConfigError: there is one only, or one is there twice.
     """
     methods = settings.pop("methods", [])
     words = [str(w).strip() for w in (methods.split(",") if isinstance(methods, str) else methods)]
@@ -204,13 +209,8 @@ def _methods(settings: dict[str, Any], *, control: bool) -> list[str]:
         return []
     if len(words) == 1 or len(set(words)) < len(words):
         raise ConfigError(f"--methods {','.join(words)}: give at least two different methods")
-    if control or "method" in settings:
-        raise ConfigError(
-            "--methods names all arms; leave --method and --control out, and name a control "
-            "METHOD+rate-control"
-        )
-    if any(word.startswith("maml++") for word in words):
-        settings["method"] = "maml++"  # so that its own settings can be given
+    plus = any(word.startswith("maml++") for word in words)
+    settings["method"] = "maml++" if plus else "maml"  # with the former its own settings are read
     return words
 
 

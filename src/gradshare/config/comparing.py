@@ -143,7 +143,8 @@ def _of_method(asked: RunConfig, word: str) -> tuple[str, RunConfig]:
         settings = {"method": method}
     if method != "maml++":
         settings |= {name: default_of(name) for name in PLUS_FIELDS}
-    config = asked.model_copy(update={"sharing": False, **settings, **changes})
+    alone = {**dict.fromkeys(ARM_FIELDS), "sharing": False}
+    config = asked.model_copy(update={**alone, **settings, **changes})
     unread = unread_by(config, "method")
     if changes and (method == LINEAR_PROBE or not unread.keys().isdisjoint(changes)):
         raise ConfigError(
