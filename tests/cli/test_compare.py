@@ -218,6 +218,11 @@ def test_sharing_and_its_original_are_each_compared_at_their_best_rate(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            "--method reptile",
+            "--method reptile cannot share gradients, so there is nothing to compare it with; "
+            "compare methods, such as --methods maml,reptile, or give a --rule",
+        ),
         ("--methods maml", "--methods maml: give at least two different methods"),
         ("--methods maml,maml", "--methods maml,maml: give at least two different methods"),
         (

@@ -190,6 +190,11 @@ def _require_sweep(sweep: Mapping[str, Any]) -> None:
 
 def _arms(config: RunConfig, *, control: bool) -> dict[str, RunConfig]:
     alone: dict[str, Any] = {"rule": None, "rule_option": {}}
+    if (config.rule is None or control) and "sharing_control" in unread_by(config, "method"):
+        raise ConfigError(
+            f"--method {config.method} cannot share gradients, so there is nothing to compare it "
+            f"with; compare methods, such as --methods maml,{config.method}, or give a --rule"
+        )
     bare = config.without_arm()
     arms = {ORIGINAL: bare.model_copy(update={**alone, "sharing": False})}
     if config.rule is None:

@@ -35,6 +35,7 @@ from gradshare.inner_loop import (
     UpdateRule,
 )
 from gradshare.methods import Learner, MetaLearner
+from gradshare.methods.maml_plus_plus import start_from
 from gradshare.models.weights import load_weights
 from gradshare.tasks import ImageStore, Normalization, Splits, TaskBatch, TaskSource, image_splits
 from gradshare.tasks.datasets import open_dataset
@@ -198,8 +199,9 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
     elif isinstance(x, Tensor) and x.ndim == 3:  # (1, n, D)
         given |= {"features": x.shape[2]}
     model = _call(config, "model", given)
+    rows = {}
     if config.init_from is not None and isinstance(model, nn.Module):
-        load_weights(model, config.init_from)
+        rows = load_weights(model, config.init_from)
     given = {
         "model": model,
         "steps": config.inner_steps,
@@ -217,6 +219,8 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
     learner: Learner = _call(
         config, "method", given, more=inspect.signature(MetaLearner).parameters
     )
+    if config.init_from is not None and rows:
+        start_from(learner, rows, config.init_from)
     # Cross entropy of outputs (n, 1) would be zero, without an error.
     if classes is None and getattr(learner, "loss", None) is F.cross_entropy:
         raise ConfigError(
