@@ -178,22 +178,22 @@ def test_methods_are_arms_with_sharing_and_order_as_their_words_say(
     # What all have in common, and the inner rate that ANIL has for itself.
     assert settings["epochs"] == 3
     assert settings["anil: inner_lr"] == 0.5
-    assert settings["maml: inner_lr"] == 0.1
+    assert settings["inner_lr"] == 0.1
 
 
 def test_a_sweep_makes_a_candidate_of_each_value_that_an_arm_reads(
     called: tuple[list[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, _ = plan_of_words(
-        "--methods maml,protonet,linear-probe --sweep inner-lr=0.1,0.3 --sweep outer-lr=0.01,0.1",
+        "--methods maml,protonet,linear-probe --sweep inner-lr=0.2,0.3 --sweep outer-lr=0.01,0.1",
         called,
         monkeypatch,
     )
-    both = [f"inner-lr {inner}, outer-lr {outer}" for inner in (0.1, 0.3) for outer in (0.01, 0.1)]
+    both = [f"inner-lr {inner}, outer-lr {outer}" for inner in (0.2, 0.3) for outer in (0.01, 0.1)]
     assert plan.candidates == (
         tuple(f"maml [{values}]" for values in both),
         ("protonet [outer-lr 0.01]", "protonet [outer-lr 0.1]"),
-        ("linear-probe [inner-lr 0.1]", "linear-probe [inner-lr 0.3]"),
+        ("linear-probe [inner-lr 0.2]", "linear-probe [inner-lr 0.3]"),
     )
     made = plan.settings["maml [inner-lr 0.3, outer-lr 0.01]"]
     assert (made["inner_lr"], made["outer_lr"]) == (0.3, 0.01)
@@ -201,9 +201,9 @@ def test_a_sweep_makes_a_candidate_of_each_value_that_an_arm_reads(
         arm: plan.options_of(arm, 7).optimizer([torch.zeros(1)]).defaults["lr"] for arm in plan.arms
     }
     assert rates["maml [inner-lr 0.3, outer-lr 0.1]"] == rates["protonet [outer-lr 0.1]"] == 0.1
-    probe = plan.options_of("linear-probe [inner-lr 0.1]", 7)
+    probe = plan.options_of("linear-probe [inner-lr 0.2]", 7)
     assert (probe.start, probe.start_iterations, probe.total) == ("supervised", 9, 1)
-    assert rates["linear-probe [inner-lr 0.1]"] == 0
+    assert rates["linear-probe [inner-lr 0.2]"] == 0
 
 
 def test_sharing_and_its_original_are_each_compared_at_their_best_rate(
@@ -223,8 +223,6 @@ def test_sharing_and_its_original_are_each_compared_at_their_best_rate(
             "--method reptile cannot share gradients, so there is nothing to compare it with; "
             "compare methods, such as --methods maml,reptile, or give a --rule",
         ),
-        ("--methods maml", "--methods maml: give at least two different methods"),
-        ("--methods maml,maml", "--methods maml,maml: give at least two different methods"),
         (
             "--methods maml,anil --control",
             "--methods names all arms; leave --control out, and name a control METHOD+rate-control",
@@ -239,21 +237,17 @@ def test_sharing_and_its_original_are_each_compared_at_their_best_rate(
             "go; give reptile alone",
         ),
         (
-            "--methods maml,linear-probe+first-order",
-            "--methods linear-probe+first-order: linear-probe has no inner loop through which a "
-            "gradient could go; give linear-probe alone",
+            "--sweep shots=1,5",
+            "--sweep shots: give values of a setting of the inner or outer loop, such as "
+            "inner-lr=0.03,0.1; all arms have the others in common",
         ),
         (
-            "--sweep shots=1,5",
-            "--sweep shots: the arms of a comparison have it in common; sweep a setting of the "
-            "inner or outer loop, such as inner-lr",
+            "--sweep inner-lr=",
+            "--sweep inner_lr: give values of a setting of the inner or outer loop, such as "
+            "inner-lr=0.03,0.1; all arms have the others in common",
         ),
         ("--sweep innr-lr=1", "unknown setting 'innr_lr'; did you mean 'inner_lr'?"),
         ("--sweep inner-lr=0.1,x", "--inner-lr 'x': must be a valid number"),
-        (
-            "--sweep inner-lr=",
-            "--sweep inner_lr=[]: give values to choose from, such as inner-lr=0.03,0.1",
-        ),
     ],
 )
 def test_methods_and_sweeps_that_mean_nothing_are_refused(
@@ -274,7 +268,10 @@ def test_a_file_may_hold_the_methods_and_the_sweep(tiny: dict[str, Any], tmp_pat
         compare_command, ["--config", str(file), "--out", str(out), *options(tiny)]
     )
     assert result.exception is None, result.output
-    assert "linear-probe [inner-lr 0.5]: 5 runs, 3 × 3 iterations each, on tiny" in result.output
+    assert (
+        "linear-probe [inner-lr 0.5]: at most 5 runs, 3 × 3 iterations each, on tiny"
+        in result.output
+    )
     results = load_results(out)
     assert [arm.partition(" ")[0] for arm in results.arms] == ["maml", "protonet", "linear-probe"]
     assert [len(run.history) for run in results.runs] == [3, 3, 1]

@@ -14,10 +14,9 @@ import click
 from gradshare.cli.options import (
     GroupedCommand,
     UserPath,
-    configured,
     out_option,
     pairs,
-    read_settings,
+    read_config,
     resume_option,
     run_options,
     values_by_setting,
@@ -30,6 +29,7 @@ from gradshare.config.features import features_of
 from gradshare.config.names import is_import_path
 from gradshare.config.parts import resolved, settings_read
 from gradshare.config.settings import ARM_FIELDS, RunConfig
+from gradshare.config.text import read_yaml
 from gradshare.errors import ConfigError, escaped
 from gradshare.executors import RayExecutor, slurm_executor
 from gradshare.tasks.datasets import open_dataset
@@ -45,6 +45,7 @@ REMOTE_RETRIES = 2
 @resume_option
 @click.option(
     "--methods",
+    callback=lambda _, __, words: words and words.split(","),
     help="Compare these methods with the first of them: maml,anil,protonet,linear-probe,… "
     "METHOD+sharing shares gradients, METHOD+rate-control is its control. In a file: a list.",
 )
@@ -103,7 +104,7 @@ REMOTE_RETRIES = 2
 def compare_command(
     out: Path,
     resume: str,
-    methods: str | None,
+    methods: list[str] | None,
     sweep: dict[str, Any] | None,
     control: bool,
     seeds: int,
@@ -132,14 +133,17 @@ def compare_command(
             raise ConfigError(f"{option} is for --executor {known}, not {executor}; leave it out")
     if gpus is not None and math.isnan(gpus):  # no range leaves it out
         raise ConfigError(f"--gpus {gpus}: give a number from 0 to 100")
-    settings = read_settings(config_file, {**options, "methods": methods, "sweep": sweep})
-    words, sweep = _methods(settings), settings.pop("sweep", {})
-    if words and (control or options["method"]):
-        raise ConfigError(
-            f"--methods names all arms; leave {'--control' if control else '--method'} out, and "
-            "name a control METHOD+rate-control"
-        )
-    asked = configured(settings, preset)
+    own = read_yaml(config_file) if config_file else {}
+    methods, sweep = methods or own.get("methods", []), sweep or own.get("sweep", {})
+    if methods:
+        if control or options["method"]:
+            raise ConfigError(
+                f"--methods names all arms; leave {'--control' if control else '--method'} out, "
+                "and name a control METHOD+rate-control"
+            )
+        # What only MAML++ reads can be given if it is one of them.
+        options["method"] = "maml++" if "maml++" in " ".join(methods) else "maml"
+    asked = read_config(config_file, preset, options, leave_out=("methods", "sweep"))
     config = resolved(asked)
     if config.workers > 1:
         raise ConfigError(
@@ -147,10 +151,11 @@ def compare_command(
             "leave it out, and give --cpus"
         )
     threads = config.threads or cpus or 0
-    plan = plan_of(asked, control=control, seeds=seeds, methods=words, sweep=sweep)
+    plan = plan_of(asked, control=control, seeds=seeds, methods=methods, sweep=sweep)
     plan = replace(plan, threads=threads)
     click.echo(
-        f"{', '.join(plan.arms)}: {plan.count} runs, {config.epochs} × "
+        f"{', '.join(plan.arms)}: {'at most ' if plan.candidates else ''}{len(plan.runs)} runs, "
+        f"{config.epochs} × "
         f"{config.iterations_per_epoch} iterations each, on {config.dataset}; everything goes to "
         f"{escaped(out)}."
     )
@@ -176,7 +181,7 @@ def compare_command(
         at_a_time=jobs,
         retries=retries or 0,
         resume=resume == "auto",
-        settings=settings_shown(plan) if words or sweep else settings_read(config),
+        settings=settings_shown(plan) if methods or sweep else settings_read(config),
         commands=_commands(asked),
     )
     _show(comparison)
@@ -195,23 +200,6 @@ def report_command(comparison: Path) -> None:
 def _show(comparison: Comparison) -> None:
     """Print the table, the verdict and where the report is."""
     click.echo(f"{comparison}\n\nReport: {escaped(comparison.path / 'report.html')}")
-
-
-def _methods(settings: dict[str, Any]) -> list[str]:
-    """Take the names of `--methods`, or of a list in a file, out of the settings.
-
-    Raises:
-        ConfigError: there is one only, or one is there twice.
-    """
-    methods = settings.pop("methods", [])
-    words = [str(w).strip() for w in (methods.split(",") if isinstance(methods, str) else methods)]
-    if not words:
-        return []
-    if len(words) == 1 or len(set(words)) < len(words):
-        raise ConfigError(f"--methods {','.join(words)}: give at least two different methods")
-    plus = any(word.startswith("maml++") for word in words)
-    settings["method"] = "maml++" if plus else "maml"  # with the former its own settings are read
-    return words
 
 
 def _commands(config: RunConfig) -> list[str]:

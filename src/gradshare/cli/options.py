@@ -120,31 +120,29 @@ def values_by_setting(
     return pairs(context, parameter, tuple(listed))
 
 
-def read_config(config_file: Path | None, preset: str | None, options: dict[str, Any]) -> RunConfig:
-    """The configuration that a command line asks for; see `read_settings` and `configured`."""
-    return configured(read_settings(config_file, options), preset)
+def read_config(
+    config_file: Path | None,
+    preset: str | None,
+    options: dict[str, Any],
+    leave_out: Iterable[str] = (),
+) -> RunConfig:
+    """The configuration that a command line asks for.
 
+    Options override the environment's data root, which overrides the YAML file, which overrides
+    the preset, which overrides the defaults.
 
-def read_settings(config_file: Path | None, options: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were given.
-
-    Options override the environment's data root, which overrides the YAML file.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    settings = read_yaml(config_file) if config_file else {}
-    if data_root := os.environ.get(DATA_ROOT_VARIABLE):
-        settings["data_root"] = data_root
-    return settings | {n: value for n, value in options.items() if value not in (None, ())}
-
-
-def configured(settings: dict[str, Any], preset: str | None) -> RunConfig:
-    """The configuration of some settings, which override the preset's.
+    Args:
+        config_file, preset, options: of the command line.
+        leave_out: keys of the file that the command reads by itself.
 
     Raises:
         ConfigError: a setting is unknown or out of bounds.
     """
+    settings = read_yaml(config_file) if config_file else {}
+    settings = {name: value for name, value in settings.items() if name not in leave_out}
+    if data_root := os.environ.get(DATA_ROOT_VARIABLE):
+        settings["data_root"] = data_root
+    settings |= {name: value for name, value in options.items() if value not in (None, ())}
     if preset == "paper":
         given = RunConfig(**settings)
         settings = {**paper_settings(given.dataset, given.task_batch, given.method), **settings}

@@ -18,32 +18,30 @@ from gradshare.training.statistics import Interval
 
 Made = TypeVar("Made")
 
-Groups = dict[str, tuple[str, ...]]
-
 
 def with_candidates(
     arms: Mapping[str, Made | Mapping[str, Made]],
-) -> tuple[dict[str, Made], Groups]:
+) -> tuple[dict[str, Made], dict[str, tuple[str, ...]]]:
     """Name each candidate of the arms, as "ARM [CANDIDATE]".
 
     Args:
-        arms: by name, what an arm is made from, or a dictionary of that by candidate.
+        arms: by name, what makes an arm, or a dictionary of that by candidate.
 
     Returns:
-        What each is made from, by name; and the names of each arm.
+        What makes each candidate, by its name; and the names of each arm's candidates.
 
     Raises:
         ConfigError: an arm has no candidate.
     """
     made: dict[str, Made] = {}
-    groups: Groups = {}
+    groups = {}
     for arm, value in arms.items():
         if isinstance(value, Mapping):
-            if not value:
-                raise ConfigError(f"the arm {arm!r} has no candidates; give it at least one")
             named = {f"{arm} [{candidate}]": each for candidate, each in value.items()}
         else:
             named = {arm: value}
+        if not named:
+            raise ConfigError(f"the arm {arm!r} has no candidates; give it at least one")
         made |= named
         groups[arm] = tuple(named)
     return made, groups
@@ -53,12 +51,12 @@ def best_candidates(plan: Plan, folder: Path, score: str, metric: MetricFacts) -
     """Keep the candidate of each arm whose best validation score with the first seed is best.
 
     Args:
-        plan: whose arms have all been trained with the first seed.
+        plan: whose candidates have all been trained with the first seed.
         folder: of the comparison.
         score, metric: what decides.
 
     Returns:
-        The plan with the arms that are kept, and a note on the scores of all candidates.
+        The plan with the candidates that are kept, and a note on the scores of all.
     """
     chosen: dict[str, str] = {}
     said = []
@@ -66,30 +64,25 @@ def best_candidates(plan: Plan, folder: Path, score: str, metric: MetricFacts) -
         scores = {arm: _validated(plan, folder, arm, score, metric) for arm in group}
         best = min(scores, key=lambda arm: metric.rank(scores[arm].mean))
         chosen |= dict.fromkeys(group, best)
-        said.append(", ".join(f"{arm} {_shown(scores[arm], metric)}" for arm in group))
-    arms = {arm: made for arm, made in plan.arms.items() if chosen.get(arm, arm) == arm}
-    note = (
+        shown = {arm: metric.show(s) if s.n else "diverged" for arm, s in scores.items()}
+        said.append(", ".join(map(" ".join, shown.items())))
+    kept = replace(
+        plan,
+        arms={arm: made for arm, made in plan.arms.items() if chosen.get(arm, arm) == arm},
+        candidates=(),
+        baseline=chosen.get(plan.baseline, plan.baseline),
+        controls=tuple(chosen.get(name, name) for name in plan.controls),
+    )
+    return kept, (
         f"Each arm is compared at the value with the best validation {score} of seed "
         f"{plan.seeds[0]}, of these: {'; '.join(said)}."
     )
-    kept = replace(
-        plan,
-        arms=arms,
-        candidates=(),
-        baseline=chosen.get(plan.baseline, plan.baseline),
-        controls=tuple(dict.fromkeys(chosen.get(name, name) for name in plan.controls)),
-    )
-    return kept, note
 
 
 def _validated(plan: Plan, folder: Path, arm: str, score: str, metric: MetricFacts) -> Interval:
-    """The best validation score of an arm with the first seed; NaN if it diverged."""
+    """The best validation score of a candidate with the first seed; NaN if it diverged."""
     saved = RunFolder(plan.place(folder, arm, plan.seeds[0])).load_latest()
     status = None if saved is None else RunStatus.of(saved)
-    if status is None or status.diverged is not None or not status.history:
+    if status is None or status.diverged is not None:
         return Interval(math.nan, None, 0)
     return best_record(status.history, metric, score).metrics[VALIDATION][score]
-
-
-def _shown(score: Interval, metric: MetricFacts) -> str:
-    return metric.show(score) if math.isfinite(score.mean) else "diverged"

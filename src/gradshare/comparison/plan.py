@@ -108,12 +108,6 @@ class Plan:
         return [(arm, seed) for seed in self.seeds for arm in self.arms]
 
     @property
-    def count(self) -> int:
-        """How many runs are trained: of each group of candidates one with all seeds."""
-        losers = sum(len(group) - 1 for group in self.candidates)
-        return len(self.runs) - losers * (len(self.seeds) - 1)
-
-    @property
     def sources(self) -> tuple[TaskSource, TaskSource, TaskSource]:
         """The sources of training, validation and test tasks."""
         return self.train, self.validation, self.test

@@ -65,26 +65,21 @@ def plan_of(
 ) -> Plan:
     """The comparison of methods, or of a configuration with the original.
 
-    The original has neither a rule of its own nor sharing. It is compared with the configuration's
-    rule, or with gradient sharing if there is none.
+    The original has no rule but gradient descent, and no sharing. It is compared with the
+    configuration's rule, or with gradient sharing if there is none.
 
     Args:
         config: what all arms have in common, as it was asked for.
         control: whether the rate-control is an arm too.
         seeds: how many, from `config.seed` on.
-        methods: the arms, such as maml and maml+sharing, if not these.
+        methods: the arms, such as maml and maml+sharing; empty for the original and the other.
         sweep: values of settings, of which each arm is compared at the best.
 
     Raises:
         GradshareError: see `gradshare.config.build`.
     """
-    sweep = sweep or {}
-    _require_sweep(sweep)
-    if methods:
-        chosen = dict(_of_method(config, word) for word in methods)
-    else:
-        chosen = _arms(resolved(config), control=control)
-    arms, groups = with_candidates({n: _swept(n, arm, sweep) for n, arm in chosen.items()})
+    swept = _swept(config, methods, sweep or {}, control=control)
+    arms, groups = with_candidates(swept)
     parts = build(next(iter(arms.values())))
     if parts.test is None:
         raise ConfigError(
@@ -101,9 +96,9 @@ def plan_of(
         validation=parts.validation,
         test=parts.test,
         options=parts.options,
-        own_options={n: options_of(arm, parts.options.metrics) for n, arm in arms.items()},
         seeds=seeds_from(seeds, config.seed),
         settings=settings,
+        own_options={n: options_of(arm, parts.options.metrics) for n, arm in arms.items()},
         candidates=tuple(group for group in groups.values() if len(group) > 1),
     )
 
@@ -115,21 +110,45 @@ def make_learner(settings: Mapping[str, Any]) -> Learner:
 
 
 def settings_shown(plan: Plan) -> dict[str, Any]:
-    """The settings for the report: those of all arms, then those that an arm has for itself."""
+    """The settings for the report: those of the first arm, and what others have instead."""
     read = {arm: settings_read(RunConfig(**settings)) for arm, settings in plan.settings.items()}
-    first, *others = read.values()
-    common = {
-        name: value
-        for name, value in first.items()
-        if all(name in settings and settings[name] == value for settings in others)
-    }
+    first = next(iter(read.values()))
     own = {
         f"{arm}: {name}": value
         for arm, settings in read.items()
         for name, value in settings.items()
-        if name not in common
+        if first.get(name) != value
     }
-    return common | own
+    return first | own
+
+
+def _swept(
+    config: RunConfig, methods: Sequence[str], sweep: Mapping[str, Sequence[Any]], *, control: bool
+) -> dict[str, RunConfig | dict[str, RunConfig]]:
+    """The candidates of each arm: one for each combination of those values that it reads."""
+    check_keys(sweep)
+    for setting, values in sweep.items():
+        in_common = setting in (*ARM_FIELDS, "method") or heading_of(setting) not in SWEPT_HEADINGS
+        if in_common or not isinstance(values, list) or not values:
+            raise ConfigError(
+                f"--sweep {setting}: give values of a setting of the inner or outer loop, such as "
+                "inner-lr=0.03,0.1; all arms have the others in common"
+            )
+    arms: dict[str, dict[str, RunConfig]] = {}
+    for values in itertools.product(*sweep.values()):
+        chosen = dict(zip(sweep, values, strict=True))
+        asked = config.model_copy(update=chosen)
+        if methods:
+            made = dict(_of_method(asked, word) for word in methods)
+        else:
+            made = _arms(resolved(asked), control=control)
+        for name, arm in made.items():
+            read = {n: value for n, value in chosen.items() if getattr(arm, n) == value}
+            label = ", ".join(f"{option_name(n).strip('-')} {value}" for n, value in read.items())
+            candidates = arms.setdefault(name, {})
+            if arm not in candidates.values():
+                candidates[label] = arm
+    return {n: c if len(c) > 1 else next(iter(c.values())) for n, c in arms.items()}
 
 
 def _of_method(asked: RunConfig, word: str) -> tuple[str, RunConfig]:
@@ -137,55 +156,20 @@ def _of_method(asked: RunConfig, word: str) -> tuple[str, RunConfig]:
     method, changes = word, dict[str, Any]()
     while (parted := method.rpartition("+"))[2] in PARTS:
         method, changes = parted[0], {**PARTS[parted[2]], **changes}
+    settings = {**dict.fromkeys(ARM_FIELDS), "sharing": False, "method": method}
     if method == LINEAR_PROBE:
-        settings = {**PROBE, "start_iterations": resolved(asked).iterations}
-    else:
-        settings = {"method": method}
+        settings |= {**PROBE, "start_iterations": resolved(asked).iterations}
     if method != "maml++":
         settings |= {name: default_of(name) for name in PLUS_FIELDS}
-    alone = {**dict.fromkeys(ARM_FIELDS), "sharing": False}
-    config = asked.model_copy(update={**alone, **settings, **changes})
+    config = asked.model_copy(update={**settings, **changes})
     unread = unread_by(config, "method")
-    if changes and (method == LINEAR_PROBE or not unread.keys().isdisjoint(changes)):
+    if not unread.keys().isdisjoint(changes):
         raise ConfigError(
             f"--methods {word}: {method} has no inner loop through which a gradient could go; give "
             f"{method} alone"
         )
     config = config.model_copy(update={setting: default_of(setting) for setting in unread})
     return word.rpartition(":")[2], resolved(config)
-
-
-def _swept(
-    name: str, config: RunConfig, sweep: Mapping[str, Sequence[Any]]
-) -> RunConfig | dict[str, RunConfig]:
-    """An arm with each combination of the values that it reads, or as it is if it reads none."""
-    fixed = {*unread_by(config, "method"), *unread_by(config, "model")}
-    if name == LINEAR_PROBE:
-        fixed |= set(PROBE)
-    read = {setting: values for setting, values in sweep.items() if setting not in fixed}
-    if not read:
-        return config
-    candidates = {}
-    for values in itertools.product(*read.values()):
-        changes = dict(zip(read, values, strict=True))
-        label = ", ".join(f"{option_name(s).strip('-')} {value}" for s, value in changes.items())
-        candidates[label] = config.model_copy(update=changes)
-    return candidates
-
-
-def _require_sweep(sweep: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless each setting can be swept, and has a list of values."""
-    check_keys(sweep)
-    for setting, values in sweep.items():
-        if setting in (*ARM_FIELDS, "method") or heading_of(setting) not in SWEPT_HEADINGS:
-            raise ConfigError(
-                f"--sweep {setting}: the arms of a comparison have it in common; sweep a setting "
-                "of the inner or outer loop, such as inner-lr"
-            )
-        if not isinstance(values, list) or not values:
-            raise ConfigError(
-                f"--sweep {setting}={values}: give values to choose from, such as inner-lr=0.03,0.1"
-            )
 
 
 def _arms(config: RunConfig, *, control: bool) -> dict[str, RunConfig]:

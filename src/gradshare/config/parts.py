@@ -199,7 +199,7 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
     elif isinstance(x, Tensor) and x.ndim == 3:  # (1, n, D)
         given |= {"features": x.shape[2]}
     model = _call(config, "model", given)
-    rows = {}
+    rows: dict[str, Tensor] = {}  # for each inner step
     if config.init_from is not None and isinstance(model, nn.Module):
         rows = load_weights(model, config.init_from)
     given = {
@@ -219,7 +219,7 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
     learner: Learner = _call(
         config, "method", given, more=inspect.signature(MetaLearner).parameters
     )
-    if config.init_from is not None and rows:
+    if config.init_from is not None and rows and isinstance(learner, MetaLearner):
         start_from(learner, rows, config.init_from)
     # Cross entropy of outputs (n, 1) would be zero, without an error.
     if classes is None and getattr(learner, "loss", None) is F.cross_entropy:

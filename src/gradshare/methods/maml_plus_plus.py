@@ -12,7 +12,6 @@ from torch import nn
 
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import LSLR, SGD, Chain, Tensors, UpdateRule
-from gradshare.methods.learner import Learner
 from gradshare.methods.maml import Sharing, sharing_rule
 from gradshare.methods.meta_learner import MODEL, MetaLearner
 from gradshare.methods.multi_step_loss import MultiStepLoss
@@ -57,24 +56,18 @@ def maml_plus_plus(
     )
 
 
-def start_from(learner: Learner, rows: Tensors, path: Path) -> None:
-    """Start from what the reference code has learned for each inner step.
-
-    Args:
-        learner: is changed.
-        rows: as `load_weights` returns them. Rates are left out where the learner has none.
-        path: of the file, for the message.
+def start_from(learner: MetaLearner, rows: Tensors, path: Path) -> None:
+    """Start from what the reference code has learned for each inner step, as `load_weights` returns
+    it. Rates are left out where the learner has none.
 
     Raises:
         ConfigError: the learner does not learn a γ and β for each of as many steps.
     """
     own = {name: tensor.shape for name, tensor in learner.init()[0].items()}
-    starts = {n: tensor[: own[n][0]] for n, tensor in rows.items() if n in own}
     for name, tensor in rows.items():
         if name.startswith(f"{MODEL}.") and own.get(name) != tensor.shape:
             raise ConfigError(
                 f"{path} has a γ and β for each of {len(tensor)} inner steps; use --method maml++ "
                 f"with --inner-steps {len(tensor)}"
             )
-    if isinstance(learner, MetaLearner):
-        learner.starts = starts
+    learner.starts = {n: tensor[: own[n][0]] for n, tensor in rows.items() if n in own}

@@ -25,15 +25,9 @@ REFERENCE = (
     (re.compile(r"^classifier\.layer_dict\.linear\.(weight|bias)s?$"), r"linear.\1"),
 )
 # Numbers of numpy, such as accuracies beside the weights. Reading them executes nothing.
-_scalar = np.float64(0).__reduce__()[0]
-NUMBERS: list[Any] = [
-    np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-    np.dtypes.Int64DType,
-    (_scalar, "numpy.core.multiarray.scalar"),
-    (_scalar, "numpy._core.multiarray.scalar"),
-]
+SCALAR = np.float64(0).__reduce__()[0]
+NUMBERS: list[Any] = [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+NUMBERS += [np.dtype, *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64"))]
 RATES = "inner_loop_optimizer.names_learning_rates_dict."
 # What `nn.DataParallel` and a checkpoint of gradshare put before the names.
 PREFIX = re.compile(r"^(module\.|meta/model\.)")
@@ -82,15 +76,12 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
 
 def _rows(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """See what `load_weights` returns."""
-    rows = {
-        f"model.{name}": tensor
-        for name, tensor in found.items()
-        if ".norm." in name and name in own and tensor.shape[1:] == own[name].shape
-    }
+    norms = {n: t for n, t in found.items() if ".norm." in n and n in own}
+    rows = {f"model.{n}": t for n, t in norms.items() if t.shape[1:] == own[n].shape}
     for name, tensor in found.items():
         if name.startswith(RATES):
-            layer = name.removeprefix(f"{RATES}layer_dict-").replace("-", ".")
-            rows[f"lslr.rate.{_ours(f'classifier.layer_dict.{layer}')}"] = tensor
+            layer = name.removeprefix(RATES).replace("-", ".")
+            rows[f"lslr.rate.{_ours(f'classifier.{layer}')}"] = tensor
     return rows
 
 

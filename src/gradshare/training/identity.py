@@ -47,20 +47,13 @@ def identity_of(
         "optimizer": f"{type(optimizer).__name__} {groups}",
         "clamp_gradients": options.clamp_gradients,
         "clip_norm": options.clip_norm,
-        **_start(options),
+        **({} if options.start == "random" else {"start": options.start}),
+        **({} if options.start_iterations == 300 else {"start steps": options.start_iterations}),
         "meta-parameters": shapes_digest(meta),
         "schedule": schedule_digest(options, options.total),
         **{f"{name} source": fingerprint for name, fingerprint in fingerprints.items()},
         **description(learner),
     }
-
-
-def _start(options: Options) -> dict[str, Any]:
-    """What the model starts from, where it is not random weights."""
-    if options.start == "random":
-        return {}
-    count = options.start_iterations
-    return {"start": options.start, **({} if count == 300 else {"start iterations": count})}
 
 
 def schedule_digest(options: Options, total: int) -> str:
