@@ -73,6 +73,8 @@ FASTER = {
         '"task_batch": 4': '"test_tasks": 3, "executor": ThreadPoolExecutor(1), "task_batch": 2',
         "seeds=3": "seeds=1",
         "seeds=4": "seeds=2",
+        "epochs=10, iterations=100": "epochs=1, iterations=2, val_tasks=3, test_tasks=3, "
+        "executor=ThreadPoolExecutor(1)",
     },
 }
 
@@ -284,7 +286,7 @@ def test_the_documented_command_compares_its_arms_and_writes_the_listed_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("examples").symlink_to(ROOT / "examples")
-    (block,) = blocks("docs/comparing.md", "console")
+    block, *_ = blocks("docs/comparing.md", "console")
     compare, report = (line.split()[2:] for line in block.replace("\\\n", " ").splitlines())
     for words in ([*compare, *SHORT, "--seeds=1"], report):
         result = CliRunner().invoke(cli, words, catch_exceptions=False)

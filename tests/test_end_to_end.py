@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gradshare.cli import main
-from gradshare.config import stored
+from gradshare.config import open_run, stored
+from gradshare.config.names import REGISTERED
 from gradshare.tasks.cub import CUB
 from tests.tasks.archive_builders import encoded, make_tar, real_data
 
@@ -67,6 +68,32 @@ def test_cub_from_the_official_archive_layout(
     archive = make_tar(tmp_path / "CUB_200_2011.tar.gz", files)
     archive = archive.rename(tmp_path / "CUB_200_2011.tgz")
     from_archive_to_evaluation("cub", archive, "maml++", tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with the glyphs."""
+    root = tmp_path_factory.mktemp("glyphs")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        prepare = ["data", "prepare", "glyphs", "--image-size", "16", "--data-root", str(root)]
+        assert program(monkeypatch, *prepare) == 0
+    return root
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", REGISTERED["method"])
+def test_each_method_learns_glyphs_with_its_own_defaults(
+    method: str, glyphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "--dataset glyphs --image-size 16 --filters 16 --epochs 2 --iterations-per-epoch 60"
+    words += " --queries 5 --outer-lr 0.003 --val-tasks 50 --test-tasks 100 --threads 1"
+    where = ["--data-root", str(glyphs), "--out", str(tmp_path / "run")]
+    assert program(monkeypatch, "train", "--method", method, *words.split(), *where) == 0
+    tested = open_run(tmp_path / "run").tested
+    assert tested is not None
+    accuracy = tested["accuracy"]
+    assert accuracy.ci95 is not None
+    assert accuracy.mean - 3 * accuracy.ci95 > 0.2
 
 
 @pytest.mark.long

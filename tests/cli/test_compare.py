@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from gradshare.cli import compare as module
 from gradshare.cli.compare import compare_command
+from gradshare.comparison.results import load_results
 from gradshare.errors import ConfigError
 from gradshare.executors import RayExecutor
 from tests.cli.test_runs import options
@@ -134,3 +136,143 @@ def test_a_rule_that_has_the_name_of_the_baseline_is_refused(
     error = invoke([*called[0], "--rule", f"{rules}:Original"])
     assert isinstance(error, ConfigError)
     assert str(error) == f"--rule {rules}:Original: the baseline has this name; rename the rule"
+
+
+def plan_of_words(
+    words: str, called: tuple[list[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    plans: list[Any] = []
+
+    def run_plan(plan: Any, out: Path, **given: Any) -> None:
+        plans.append((plan, given["settings"]))
+        raise CalledError
+
+    monkeypatch.setattr(module, "run_plan", run_plan)
+    error = invoke([*called[0], *words.split()])
+    assert isinstance(error, CalledError), error
+    return plans[0]
+
+
+def test_methods_are_arms_with_sharing_and_order_as_their_words_say(
+    called: tuple[list[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "maml,maml+sharing,maml+first-order+sharing,maml++,maml+++rate-control,protonet,anil"
+    plan, settings = plan_of_words(f"--methods {words} --multi-step-loss 2", called, monkeypatch)
+    assert list(plan.arms) == words.split(",")
+    assert (plan.baseline, plan.controls, plan.candidates) == ("maml", ("maml+++rate-control",), ())
+    chosen = {
+        arm: tuple(made[n] for n in ("method", "sharing", "sharing_control", "order"))
+        for arm, made in plan.settings.items()
+    }
+    assert chosen == {
+        "maml": ("maml", False, None, "second"),
+        "maml+sharing": ("maml", True, None, "second"),
+        "maml+first-order+sharing": ("maml", True, None, "first"),
+        "maml++": ("maml++", False, None, "second"),
+        "maml+++rate-control": ("maml++", True, "rate-control", "second"),
+        "protonet": ("protonet", False, None, "second"),
+        "anil": ("anil", False, None, "second"),
+    }
+    steps = {arm: made["multi_step_loss"] for arm, made in plan.settings.items()}
+    assert {arm for arm, span in steps.items() if span == "2"} == {"maml++", "maml+++rate-control"}
+    # What all have in common, and the inner rate that ANIL has for itself.
+    assert settings["epochs"] == 3
+    assert settings["anil: inner_lr"] == 0.5
+    assert settings["inner_lr"] == 0.1
+
+
+def test_a_sweep_makes_a_candidate_of_each_value_that_an_arm_reads(
+    called: tuple[list[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _ = plan_of_words(
+        "--methods maml,protonet,linear-probe --sweep inner-lr=0.2,0.3 --sweep outer-lr=0.01,0.1",
+        called,
+        monkeypatch,
+    )
+    both = [f"inner-lr {inner}, outer-lr {outer}" for inner in (0.2, 0.3) for outer in (0.01, 0.1)]
+    assert plan.candidates == (
+        tuple(f"maml [{values}]" for values in both),
+        ("protonet [outer-lr 0.01]", "protonet [outer-lr 0.1]"),
+        ("linear-probe [inner-lr 0.2]", "linear-probe [inner-lr 0.3]"),
+    )
+    made = plan.settings["maml [inner-lr 0.3, outer-lr 0.01]"]
+    assert (made["inner_lr"], made["outer_lr"]) == (0.3, 0.01)
+    rates = {
+        arm: plan.options_of(arm, 7).optimizer([torch.zeros(1)]).defaults["lr"] for arm in plan.arms
+    }
+    assert rates["maml [inner-lr 0.3, outer-lr 0.1]"] == rates["protonet [outer-lr 0.1]"] == 0.1
+    probe = plan.options_of("linear-probe [inner-lr 0.2]", 7)
+    assert (probe.start, probe.start_iterations, probe.total) == ("supervised", 9, 1)
+    assert rates["linear-probe [inner-lr 0.2]"] == 0
+
+
+def test_sharing_and_its_original_are_each_compared_at_their_best_rate(
+    called: tuple[list[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _ = plan_of_words("--control --sweep inner-lr=0.1,1", called, monkeypatch)
+    assert plan.baseline == "original [inner-lr 0.1]"
+    assert plan.controls == ("rate-control [inner-lr 0.1]",)
+    assert len(plan.candidates) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--method reptile",
+            "--method reptile cannot share gradients, so there is nothing to compare it with; "
+            "compare methods, such as --methods maml,reptile, or give a --rule",
+        ),
+        (
+            "--methods maml,anil --control",
+            "--methods names all arms; leave --control out, and name a control METHOD+rate-control",
+        ),
+        (
+            "--methods maml,anil --method boil",
+            "--methods names all arms; leave --method out, and name a control METHOD+rate-control",
+        ),
+        (
+            "--methods maml,reptile+sharing",
+            "--methods reptile+sharing: reptile has no inner loop through which a gradient could "
+            "go; give reptile alone",
+        ),
+        (
+            "--sweep shots=1,5",
+            "--sweep shots: give values of a setting of the inner or outer loop, such as "
+            "inner-lr=0.03,0.1; all arms have the others in common",
+        ),
+        (
+            "--sweep inner-lr=",
+            "--sweep inner_lr: give values of a setting of the inner or outer loop, such as "
+            "inner-lr=0.03,0.1; all arms have the others in common",
+        ),
+        ("--sweep innr-lr=1", "unknown setting 'innr_lr'; did you mean 'inner_lr'?"),
+        ("--sweep inner-lr=0.1,x", "--inner-lr 'x': must be a valid number"),
+    ],
+)
+def test_methods_and_sweeps_that_mean_nothing_are_refused(
+    words: str, message: str, called: tuple[list[str], dict[str, Any]]
+) -> None:
+    error = invoke([*called[0], *words.split()])
+    assert isinstance(error, ConfigError), error
+    assert str(error) == message
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_file_may_hold_the_methods_and_the_sweep(tiny: dict[str, Any], tmp_path: Path) -> None:
+    file, out = tmp_path / "plan.yaml", tmp_path / "out"
+    file.write_text(
+        "methods: [maml, protonet, linear-probe]\nsweep: {inner_lr: [0.1, 0.5]}\n", "utf-8"
+    )
+    result = CliRunner().invoke(
+        compare_command, ["--config", str(file), "--out", str(out), *options(tiny)]
+    )
+    assert result.exception is None, result.output
+    assert (
+        "linear-probe [inner-lr 0.5]: at most 5 runs, 3 × 3 iterations each, on tiny"
+        in result.output
+    )
+    results = load_results(out)
+    assert [arm.partition(" ")[0] for arm in results.arms] == ["maml", "protonet", "linear-probe"]
+    assert [len(run.history) for run in results.runs] == [3, 3, 1]
+    assert results.runs[2].training_seconds > 0

@@ -6,10 +6,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from gradshare.config import RunConfig, build
 from gradshare.errors import ConfigError
@@ -119,3 +121,105 @@ def test_a_run_starts_from_the_weights_of_a_file(
     learner = build(RunConfig(**SIGNALS, init_from="weights.pt")).learner
     meta: dict[str, Tensor] = learner.init()[0]
     assert torch.equal(meta["model.conv.weight"], theirs.conv.weight)
+
+
+# Checkpoints of the MAML++ code: the names and shapes of `few_shot_learning_system.py` and
+# `meta_neural_network_architectures.py` in AntreasAntoniou/HowToTrainYourMAMLPytorch.
+
+TINY = {"ways": 3, "filters": 4, "inner_steps": 2, "image_size": 16, "batch_norm": "transductive"}
+
+
+def reference_checkpoint(path: Path, *, per_step: bool = True) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    rows = (2,) if per_step else ()
+    network = {}
+    for layer in range(4):
+        home = f"classifier.layer_dict.conv{layer}"
+        network[f"{home}.conv.weight"] = drawn(4, 4 if layer else 1, 3, 3)
+        network[f"{home}.conv.bias"] = drawn(4)
+        for name in ("running_mean", "running_var", "bias", "weight"):
+            network[f"{home}.norm_layer.{name}"] = drawn(*rows, 4)
+    network["classifier.layer_dict.linear.weights"] = drawn(3, 4)
+    network["classifier.layer_dict.linear.bias"] = drawn(3)
+    rates = [n for n in network if "norm" not in n]
+    for name in rates:
+        key = name.removeprefix("classifier.").replace(".", "-")
+        network[f"inner_loop_optimizer.names_learning_rates_dict.{key}"] = 0.1 * drawn(3).abs()
+    state = {"best_val_acc": np.float64(0.5), "val_loss_mean": np.float32(1), "current_iter": 500}
+    torch.save({**state, "best_epoch": np.int64(3), "network": network}, path)
+    return network
+
+
+def literal_reference(network: dict[str, Tensor], tasks: Any) -> Tensor:
+    """The logits of the queries after the inner loop, as the MAML++ code computes them."""
+    start = "classifier.layer_dict."
+    fast = {n.removeprefix(start): t for n, t in network.items() if n.startswith(start)}
+    fast = {n: t.requires_grad_() for n, t in fast.items() if "norm" not in n}
+
+    def outputs(weights: dict[str, Tensor], x: Tensor, step: int) -> Tensor:
+        for layer in range(4):
+            conv = f"conv{layer}.conv"
+            x = F.conv2d(x, weights[f"{conv}.weight"], weights[f"{conv}.bias"], padding=1)
+            norm = f"{start}conv{layer}.norm_layer"
+            gamma, beta = network[f"{norm}.weight"][step], network[f"{norm}.bias"][step]
+            x = F.batch_norm(x, None, None, gamma, beta, training=True)
+            x = F.max_pool2d(F.leaky_relu(x), 2)
+        return F.linear(x.flatten(1), weights["linear.weights"], weights["linear.bias"])
+
+    for step in range(2):
+        loss = F.cross_entropy(outputs(fast, tasks.support_x[0], step), tasks.support_y[0])
+        gradients = torch.autograd.grad(loss, list(fast.values()))
+        rates = [
+            network[
+                f"inner_loop_optimizer.names_learning_rates_dict.layer_dict-{n.replace('.', '-')}"
+            ]
+            for n in fast
+        ]
+        fast = {
+            name: (w - rate[step] * g).detach().requires_grad_()
+            for (name, w), rate, g in zip(fast.items(), rates, gradients, strict=True)
+        }
+    return outputs(fast, tasks.query_x[0], 1)
+
+
+def test_a_checkpoint_of_the_maml_plus_plus_code_predicts_as_it_did_there(
+    data_root: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "train_model_latest"
+    network = reference_checkpoint(path)
+    data = {"dataset": "tiny", "data_root": data_root, "queries": 4}
+    config = RunConfig(**data, **TINY, init_from=path, method="maml++", sharing=False)
+    parts = build(config)
+    meta, carried = parts.learner.init()
+    tasks = parts.train.batch([0])
+    tasks = parts.train.prepare(tasks)  # type: ignore[attr-defined]
+    adapted = parts.learner.adapt(meta, carried, tasks)
+    found = parts.learner.predict(meta, adapted, tasks)[0]
+    torch.testing.assert_close(found, literal_reference(network, tasks), rtol=1e-4, atol=1e-4)
+    for wrong in ({"method": "maml"}, {"inner_steps": 5}):
+        with pytest.raises(ConfigError) as error:
+            build(config.model_copy(update=wrong))
+        assert str(error.value) == (
+            f"{path} has a γ and β for each of 2 inner steps; use --method maml++ with "
+            "--inner-steps 2"
+        )
+
+
+def test_a_checkpoint_of_the_maml_plus_plus_code_without_its_parts_loads_into_maml(
+    data_root: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "train_model_latest"
+    network = reference_checkpoint(path, per_step=False)
+    config = RunConfig(dataset="tiny", data_root=data_root, queries=4, **TINY, init_from=path)
+    meta, _ = build(config).learner.init()
+    for ours, theirs in (
+        ("blocks.2.conv.weight", "conv2.conv.weight"),
+        ("blocks.2.norm.weight", "conv2.norm_layer.weight"),
+        ("linear.weight", "linear.weights"),
+        ("linear.bias", "linear.bias"),
+    ):
+        assert torch.equal(meta[f"model.{ours}"], network[f"classifier.layer_dict.{theirs}"])

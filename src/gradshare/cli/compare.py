@@ -19,15 +19,17 @@ from gradshare.cli.options import (
     read_config,
     resume_option,
     run_options,
+    values_by_setting,
 )
 from gradshare.comparison.compare import Comparison, run_plan
 from gradshare.comparison.report import write_report
 from gradshare.comparison.results import load_results
-from gradshare.config.comparing import plan_of
+from gradshare.config.comparing import plan_of, settings_shown
 from gradshare.config.features import features_of
 from gradshare.config.names import is_import_path
 from gradshare.config.parts import resolved, settings_read
 from gradshare.config.settings import ARM_FIELDS, RunConfig
+from gradshare.config.text import read_yaml
 from gradshare.errors import ConfigError, escaped
 from gradshare.executors import RayExecutor, slurm_executor
 from gradshare.tasks.datasets import open_dataset
@@ -41,6 +43,20 @@ REMOTE_RETRIES = 2
 @click.command(name="compare", cls=GroupedCommand)
 @out_option(required=True)
 @resume_option
+@click.option(
+    "--methods",
+    callback=lambda _, __, words: words and words.split(","),
+    help="Compare these methods with the first of them: maml,anil,protonet,linear-probe,… "
+    "METHOD+sharing shares gradients, METHOD+rate-control is its control. In a file: a list.",
+)
+@click.option(
+    "--sweep",
+    multiple=True,
+    callback=values_by_setting,
+    metavar="SETTING=VALUE,VALUE",
+    help="Compare each arm at the value with the best validation score of the first seed: "
+    "inner-lr=0.03,0.1. Repeat for all combinations with another setting. In a file: a mapping.",
+)
 @click.option("--control", is_flag=True, help="Train the arm rate-control too.")
 @click.option(
     "--seeds",
@@ -88,6 +104,8 @@ REMOTE_RETRIES = 2
 def compare_command(
     out: Path,
     resume: str,
+    methods: list[str] | None,
+    sweep: dict[str, Any] | None,
     control: bool,
     seeds: int,
     executor: str,
@@ -101,7 +119,7 @@ def compare_command(
     preset: str | None,
     **options: Any,
 ) -> None:
-    """Compare gradient sharing, or a rule of your own (--rule), with the original.
+    """Compare methods; or gradient sharing, or a rule of your own (--rule), with the original.
 
     All arms are trained on the same tasks from the same initialisation.
     """
@@ -115,7 +133,17 @@ def compare_command(
             raise ConfigError(f"{option} is for --executor {known}, not {executor}; leave it out")
     if gpus is not None and math.isnan(gpus):  # no range leaves it out
         raise ConfigError(f"--gpus {gpus}: give a number from 0 to 100")
-    asked = read_config(config_file, preset, options)
+    own = read_yaml(config_file) if config_file else {}
+    methods, sweep = methods or own.get("methods", []), sweep or own.get("sweep", {})
+    if methods:
+        if control or options["method"]:
+            raise ConfigError(
+                f"--methods names all arms; leave {'--control' if control else '--method'} out, "
+                "and name a control METHOD+rate-control"
+            )
+        # What only MAML++ reads can be given if it is one of them.
+        options["method"] = "maml++" if "maml++" in " ".join(methods) else "maml"
+    asked = read_config(config_file, preset, options, leave_out=("methods", "sweep"))
     config = resolved(asked)
     if config.workers > 1:
         raise ConfigError(
@@ -123,9 +151,11 @@ def compare_command(
             "leave it out, and give --cpus"
         )
     threads = config.threads or cpus or 0
-    plan = replace(plan_of(config, control=control, seeds=seeds), threads=threads)
+    plan = plan_of(asked, control=control, seeds=seeds, methods=methods, sweep=sweep)
+    plan = replace(plan, threads=threads)
     click.echo(
-        f"{', '.join(plan.arms)}: {len(plan.runs)} runs, {config.epochs} × "
+        f"{', '.join(plan.arms)}: {'at most ' if plan.candidates else ''}{len(plan.runs)} runs, "
+        f"{config.epochs} × "
         f"{config.iterations_per_epoch} iterations each, on {config.dataset}; everything goes to "
         f"{escaped(out)}."
     )
@@ -151,7 +181,7 @@ def compare_command(
         at_a_time=jobs,
         retries=retries or 0,
         resume=resume == "auto",
-        settings=settings_read(config),
+        settings=settings_shown(plan) if methods or sweep else settings_read(config),
         commands=_commands(asked),
     )
     _show(comparison)

@@ -111,16 +111,35 @@ def pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dic
         raise click.BadParameter(str(error)) from error
 
 
-def read_config(config_file: Path | None, preset: str | None, options: dict[str, Any]) -> RunConfig:
+def values_by_setting(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any] | None:
+    """Read the SETTING=VALUE,VALUE words of an option as lists."""
+    words = (word.partition("=") for word in values)
+    listed = (f"{name.replace('-', '_')}{equals}[{each}]" for name, equals, each in words)
+    return pairs(context, parameter, tuple(listed))
+
+
+def read_config(
+    config_file: Path | None,
+    preset: str | None,
+    options: dict[str, Any],
+    leave_out: Iterable[str] = (),
+) -> RunConfig:
     """The configuration that a command line asks for.
 
     Options override the environment's data root, which overrides the YAML file, which overrides
     the preset, which overrides the defaults.
 
+    Args:
+        config_file, preset, options: of the command line.
+        leave_out: keys of the file that the command reads by itself.
+
     Raises:
         ConfigError: a setting is unknown or out of bounds.
     """
     settings = read_yaml(config_file) if config_file else {}
+    settings = {name: value for name, value in settings.items() if name not in leave_out}
     if data_root := os.environ.get(DATA_ROOT_VARIABLE):
         settings["data_root"] = data_root
     settings |= {name: value for name, value in options.items() if value not in (None, ())}

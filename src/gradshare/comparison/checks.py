@@ -59,7 +59,8 @@ def tried(plan: Plan) -> Tried:
     for arm, learner in learners.items():
         with isolated(device):
             try:
-                found[arm] = prepare_run(learner, plan.sources, plan.options, device, None)
+                options = plan.options_of(arm, plan.seeds[0])
+                found[arm] = prepare_run(learner, plan.sources, options, device, None)
             except ConfigError as error:
                 raise ConfigError(f"the arm {arm!r}: {error}") from error
     first, (_, metrics, score, _) = next(iter(found.items()))
@@ -118,13 +119,14 @@ def unfinished(plan: Plan, folder: Path) -> list[Key]:
     for arm, seed in plan.runs:
         run = RunFolder(plan.place(folder, arm, seed))
         saved = run.load_latest() if run.started else None
-        if saved and is_complete(plan.options, RunStatus.of(saved), plan.test):
+        if saved and is_complete(plan.options_of(arm, seed), RunStatus.of(saved), plan.test):
             finished[arm] = seed
         else:
             left.append((arm, seed))
     for arm, seed in finished.items():  # one run of each arm tells whether the arm has changed
         learner, place = plan.learner(arm, seed), plan.place(folder, arm, seed)
-        fit_in(OneProcess(), learner, plan.sources, plan.options_of(seed), place, resume=True)
+        options = plan.options_of(arm, seed)
+        fit_in(OneProcess(), learner, plan.sources, options, place, resume=True)
     return left
 
 

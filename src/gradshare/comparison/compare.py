@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gradshare.comparison.candidates import best_candidates, with_candidates
 from gradshare.comparison.checks import Tried, learners_of, tried, unfinished
 from gradshare.comparison.plan import RUNS, Factory, Plan, seeds_from
 from gradshare.comparison.results import FILENAME, ArmRun, Results, load_results, save_results
@@ -75,7 +76,7 @@ class Comparison:
 
 
 def compare(
-    arms: Mapping[str, Factory],
+    arms: Mapping[str, Factory | Mapping[str, Factory]],
     train: TaskSource,
     validation: TaskSource,
     test: TaskSource,
@@ -94,7 +95,9 @@ def compare(
     """Train arms with the same seeds on the same tasks, and say how they differ.
 
     Args:
-        arms: a function for each arm, by name, that makes its learner.
+        arms: a function for each arm, by name, that makes its learner; or a dictionary of such
+            functions, such as one for each inner rate. Of these all are trained with the first
+            seed, and the one with the best validation score is compared.
         train: the source of training tasks.
         validation: the source of validation tasks.
         test: the source of test tasks.
@@ -122,15 +125,19 @@ def compare(
     """
     made = options_from(options)
     require_choice("resume", resume, Resume)
+    named, groups = with_candidates(arms) if isinstance(arms, Mapping) else (arms, {})
+    baseline = next(iter(groups), "") if baseline is None else baseline
+    controls = (controls,) if isinstance(controls, str) else tuple(controls)
     plan = Plan(
-        arms,
-        next(iter(arms), "") if baseline is None else baseline,
-        (controls,) if isinstance(controls, str) else tuple(controls),
+        named,
+        groups.get(baseline, (baseline,))[0],
+        tuple(groups.get(name, (name,))[0] for name in controls),
         train,
         validation,
         test,
         made,
         seeds_from(seeds, made.seed),
+        candidates=tuple(group for group in groups.values() if len(group) > 1),
     )
     return run_plan(
         plan,
@@ -200,6 +207,14 @@ def run_plan(
                 left = unfinished(plan, folder)
             options = replace(plan.options, tasks=found.tasks, memory=found.memory)
             plan = replace(plan, options=options)
+            if plan.candidates:
+                first = [key for key in left if key[1] == plan.seeds[0]]
+                if first:
+                    runner.train(plan, first)
+                metric = found.metrics[found.score]
+                plan, note = best_candidates(plan, folder, found.score, metric)
+                found = replace(found, notes=(*found.notes, note))
+                left = [key for key in left if key in plan.runs and key not in first]
             if left:
                 runner.train(plan, left)
         results = _collected(

@@ -44,6 +44,8 @@ class Plan:
         options: of each run, but for its seed.
         seeds: of the runs.
         settings: from which each arm can be made again, by name, if it can; see `fit_in`.
+        own_options: the options of arms that have others, such as another outer learning rate.
+        candidates: the arms of each group of which one is compared; see `best_candidates`.
         threads: of each run; 0 for as many as its process has.
     """
 
@@ -56,6 +58,8 @@ class Plan:
     options: Options
     seeds: tuple[int, ...]
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    own_options: Mapping[str, Options] = field(default_factory=dict)
+    candidates: tuple[tuple[str, ...], ...] = ()
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -95,8 +99,8 @@ class Plan:
                 )
         if self.baseline in self.controls:
             raise ConfigError(f"{self.baseline!r} is both the baseline and a control")
-        for seed in self.seeds:
-            self.options_of(seed)
+        for arm, seed in self.runs:
+            self.options_of(arm, seed)
 
     @property
     def runs(self) -> list[tuple[str, int]]:
@@ -124,9 +128,10 @@ class Plan:
                 raise ConfigError(f"the arm {arm!r} cannot be made: {kind}{error}") from error
         return learner
 
-    def options_of(self, seed: int) -> Options:
-        """The options of one run."""
-        return replace(self.options, seed=seed)
+    def options_of(self, arm: str, seed: int) -> Options:
+        """The options of one run. All runs have the layout of `options`."""
+        options, layout = self.own_options.get(arm, self.options), self.options
+        return replace(options, seed=seed, tasks=layout.tasks, memory=layout.memory)
 
     def place(self, folder: Path, arm: str, seed: int) -> Path:
         """The folder of one run, which does not depend on the other arms."""

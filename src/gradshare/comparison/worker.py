@@ -94,7 +94,7 @@ def train_run(path: str, arm: str, seed: int) -> None:
             processes,
             plan.learner(arm, seed),
             plan.sources,
-            plan.options_of(seed),
+            plan.options_of(arm, seed),
             place,
             resume=True,
             watch=ProgressFile(place),

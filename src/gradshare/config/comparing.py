@@ -3,48 +3,103 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, get_args
 
+from gradshare.comparison.candidates import with_candidates
 from gradshare.comparison.plan import Plan, seeds_from
-from gradshare.config.parts import build, learner_of, resolved, splits_of
-from gradshare.config.settings import ORIGINAL, RATE_CONTROL, SHARING, RunConfig
+from gradshare.config.fields import PLUS_FIELDS, SharingControl
+from gradshare.config.parts import (
+    build,
+    learner_of,
+    options_of,
+    resolved,
+    settings_read,
+    splits_of,
+    unread_by,
+)
+from gradshare.config.settings import (
+    ARM_FIELDS,
+    ORIGINAL,
+    RATE_CONTROL,
+    SHARING,
+    RunConfig,
+    check_keys,
+    default_of,
+    heading_of,
+    option_name,
+)
 from gradshare.errors import ConfigError
 from gradshare.methods import Learner
 
+LINEAR_PROBE: Final = "linear-probe"
+PROBE: Final[Mapping[str, Any]] = {
+    "method": "anil",
+    "inner_steps": 50,
+    "start": "supervised",
+    "epochs": 1,
+    "iterations_per_epoch": 1,
+    "outer_lr": 0.0,
+}
+"""The settings of a linear probe: a classifier of all training classes, with a new head for each
+task. Its body takes as many steps as the other arms have outer iterations."""
 
-def plan_of(config: RunConfig, *, control: bool, seeds: int) -> Plan:
-    """The comparison of a configuration with the original.
+PARTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "sharing": {"sharing": True, "sharing_control": None},
+    "first-order": {"order": "first"},
+    **{each: {"sharing": True, "sharing_control": each} for each in get_args(SharingControl)},
+}
+"""What may follow the name of a method, as in maml+first-order+sharing."""
 
-    The original has neither a rule of its own nor sharing. It is compared with the configuration's
-    rule, or with gradient sharing if there is none.
+SWEPT_HEADINGS: Final = ("Inner loop and sharing", "Outer loop")
+
+
+def plan_of(
+    config: RunConfig,
+    *,
+    control: bool,
+    seeds: int,
+    methods: Sequence[str] = (),
+    sweep: Mapping[str, Sequence[Any]] | None = None,
+) -> Plan:
+    """The comparison of methods, or of a configuration with the original.
+
+    The original has no rule but gradient descent, and no sharing. It is compared with the
+    configuration's rule, or with gradient sharing if there is none.
 
     Args:
-        config: what all arms have in common.
+        config: what all arms have in common, as it was asked for.
         control: whether the rate-control is an arm too.
         seeds: how many, from `config.seed` on.
+        methods: the arms, such as maml and maml+sharing; empty for the original and the other.
+        sweep: values of settings, of which each arm is compared at the best.
 
     Raises:
         GradshareError: see `gradshare.config.build`.
     """
-    arms = _arms(resolved(config), control=control)
-    parts = build(list(arms.values())[1])
+    swept = _swept(config, methods, sweep or {}, control=control)
+    arms, groups = with_candidates(swept)
+    parts = build(next(iter(arms.values())))
     if parts.test is None:
         raise ConfigError(
             f"--dataset {config.dataset} has no test tasks, which a comparison needs; return "
             "gradshare.Splits(train, validation, test)"
         )
+    firsts = [group[0] for group in groups.values()]
     settings = {name: arm.model_dump(mode="json") for name, arm in arms.items()}
     return Plan(
         arms={name: functools.partial(make_learner, settings[name]) for name in arms},
-        baseline=ORIGINAL,
-        controls=(RATE_CONTROL,) if control else (),
+        baseline=firsts[0],
+        controls=tuple(n for n in firsts[1:] if arms[n].sharing_control == RATE_CONTROL),
         train=parts.train,
         validation=parts.validation,
         test=parts.test,
         options=parts.options,
         seeds=seeds_from(seeds, config.seed),
         settings=settings,
+        own_options={n: options_of(arm, parts.options.metrics) for n, arm in arms.items()},
+        candidates=tuple(group for group in groups.values() if len(group) > 1),
     )
 
 
@@ -54,8 +109,76 @@ def make_learner(settings: Mapping[str, Any]) -> Learner:
     return learner_of(config, splits_of(config).train)
 
 
+def settings_shown(plan: Plan) -> dict[str, Any]:
+    """The settings for the report: those of the first arm, and what others have instead."""
+    read = {arm: settings_read(RunConfig(**settings)) for arm, settings in plan.settings.items()}
+    first = next(iter(read.values()))
+    own = {
+        f"{arm}: {name}": value
+        for arm, settings in read.items()
+        for name, value in settings.items()
+        if first.get(name) != value
+    }
+    return first | own
+
+
+def _swept(
+    config: RunConfig, methods: Sequence[str], sweep: Mapping[str, Sequence[Any]], *, control: bool
+) -> dict[str, RunConfig | dict[str, RunConfig]]:
+    """The candidates of each arm: one for each combination of those values that it reads."""
+    check_keys(sweep)
+    for setting, values in sweep.items():
+        in_common = setting in (*ARM_FIELDS, "method") or heading_of(setting) not in SWEPT_HEADINGS
+        if in_common or not isinstance(values, list) or not values:
+            raise ConfigError(
+                f"--sweep {setting}: give values of a setting of the inner or outer loop, such as "
+                "inner-lr=0.03,0.1; all arms have the others in common"
+            )
+    arms: dict[str, dict[str, RunConfig]] = {}
+    for values in itertools.product(*sweep.values()):
+        chosen = dict(zip(sweep, values, strict=True))
+        asked = config.model_copy(update=chosen)
+        if methods:
+            made = dict(_of_method(asked, word) for word in methods)
+        else:
+            made = _arms(resolved(asked), control=control)
+        for name, arm in made.items():
+            read = {n: value for n, value in chosen.items() if getattr(arm, n) == value}
+            label = ", ".join(f"{option_name(n).strip('-')} {value}" for n, value in read.items())
+            candidates = arms.setdefault(name, {})
+            if arm not in candidates.values():
+                candidates[label] = arm
+    return {n: c if len(c) > 1 else next(iter(c.values())) for n, c in arms.items()}
+
+
+def _of_method(asked: RunConfig, word: str) -> tuple[str, RunConfig]:
+    """The name and the configuration of an arm such as maml or maml+first-order+sharing."""
+    method, changes = word, dict[str, Any]()
+    while (parted := method.rpartition("+"))[2] in PARTS:
+        method, changes = parted[0], {**PARTS[parted[2]], **changes}
+    settings = {**dict.fromkeys(ARM_FIELDS), "sharing": False, "method": method}
+    if method == LINEAR_PROBE:
+        settings |= {**PROBE, "start_iterations": resolved(asked).iterations}
+    if method != "maml++":
+        settings |= {name: default_of(name) for name in PLUS_FIELDS}
+    config = asked.model_copy(update={**settings, **changes})
+    unread = unread_by(config, "method")
+    if not unread.keys().isdisjoint(changes):
+        raise ConfigError(
+            f"--methods {word}: {method} has no inner loop through which a gradient could go; give "
+            f"{method} alone"
+        )
+    config = config.model_copy(update={setting: default_of(setting) for setting in unread})
+    return word.rpartition(":")[2], resolved(config)
+
+
 def _arms(config: RunConfig, *, control: bool) -> dict[str, RunConfig]:
     alone: dict[str, Any] = {"rule": None, "rule_option": {}}
+    if (config.rule is None or control) and "sharing_control" in unread_by(config, "method"):
+        raise ConfigError(
+            f"--method {config.method} cannot share gradients, so there is nothing to compare it "
+            f"with; compare methods, such as --methods maml,{config.method}, or give a --rule"
+        )
     bare = config.without_arm()
     arms = {ORIGINAL: bare.model_copy(update={**alone, "sharing": False})}
     if config.rule is None:

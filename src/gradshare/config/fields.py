@@ -238,6 +238,7 @@ class Settings(BaseModel):
         description="what the model starts from: random weights, or weights that were trained to "
         "tell all training classes apart (supervised; the default on features)",
     )
+    start_iterations: Count = Field(300, description="steps of the supervised start")
     epochs: Count = Field(10, description="epochs; each ends with a validation")
     iterations_per_epoch: Count = Field(50, description="outer iterations in an epoch")
     patience: Count | None = Field(
@@ -245,7 +246,9 @@ class Settings(BaseModel):
         description="end the training after so many epochs in a row without a better validation "
         "score",
     )
-    outer_lr: Positive = Field(0.001, description="learning rate of the outer Adam")
+    outer_lr: Annotated[float, Field(ge=0)] = Field(
+        0.001, description="learning rate of the outer Adam; 0 learns nothing"
+    )
     first_order_for: Span = Field(
         "0",
         description="how long training is first order before it is second order (MAML++'s "

@@ -40,6 +40,7 @@ from gradshare.inner_loop import (
     UpdateRule,
 )
 from gradshare.methods import Learner, MetaLearner
+from gradshare.methods.maml_plus_plus import start_from
 from gradshare.models.weights import load_weights
 from gradshare.tasks import ImageStore, Normalization, Splits, TaskBatch, TaskSource, image_splits
 from gradshare.tasks.datasets import open_dataset
@@ -99,14 +100,21 @@ def build(config: RunConfig, splits: Splits | None = None) -> Parts:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         learner = learner_of(config, splits.train)
-    options = Options(
+    metrics = metrics_of(config, learner, splits.train)
+    options = options_of(config, metrics)
+    return Parts(learner, splits.train, splits.validation, splits.test, options)
+
+
+def options_of(config: RunConfig, metrics: Mapping[str, Metric] | None) -> Options:
+    """The options of `fit`, with some metrics."""
+    return Options(
         epochs=config.epochs,
         iterations=config.iterations_per_epoch,
         task_batch=config.task_batch,
         val_tasks=config.val_tasks,
         test_tasks=config.test_tasks,
         seed=config.seed,
-        metrics=metrics_of(config, learner, splits.train),
+        metrics=metrics,
         ensemble=config.ensemble,
         optimizer=functools.partial(torch.optim.Adam, lr=config.outer_lr),
         schedule=_schedule(config),
@@ -117,17 +125,17 @@ def build(config: RunConfig, splits: Splits | None = None) -> Parts:
         tasks=config.tasks,
         memory=config.memory,
         start=config.start,
+        start_iterations=config.start_iterations,
         patience=config.patience,
     )
-    return Parts(learner, splits.train, splits.validation, splits.test, options)
 
 
 def resolved(config: RunConfig) -> RunConfig:
     """The configuration as a run stores it, so that it means the same wherever it is read.
 
     Paths are absolute. A setting that was not given, but for which a dataset, model or
-    method of the user's own has a default, such as `def make_splits(shots=4)`, has that default;
-    so has one for which runs on features have another.
+    method of the user's own has a default, such as `def make_splits(shots=4)`, has that default.
+    So has one for which a method of this package, or a run on features, has another.
 
     Raises:
         ConfigError: an import path cannot be imported, or a default is out of bounds.
@@ -138,7 +146,7 @@ def resolved(config: RunConfig) -> RunConfig:
         changes["init_from"] = config.init_from.absolute()
     for kind in ("dataset", "model", "method"):
         name = getattr(config, kind)
-        function = load(kind, name) if is_import_path(name) else None
+        function = load(kind, name) if kind == "method" or is_import_path(name) else None
         if not callable(function):
             continue
         for parameter in inspect.signature(function).parameters.values():
@@ -200,8 +208,9 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
     elif isinstance(x, Tensor) and x.ndim == 3:  # (1, n, D)
         given |= {"features": x.shape[2]}
     model = _call(config, "model", given)
+    rows: dict[str, Tensor] = {}  # for each inner step
     if config.init_from is not None and isinstance(model, nn.Module):
-        load_weights(model, config.init_from)
+        rows = load_weights(model, config.init_from)
     given = {
         "model": model,
         "steps": config.inner_steps,
@@ -219,6 +228,8 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
     learner: Learner = _call(
         config, "method", given, more=inspect.signature(MetaLearner).parameters
     )
+    if config.init_from is not None and rows and isinstance(learner, MetaLearner):
+        start_from(learner, rows, config.init_from)
     # Cross entropy of outputs (n, 1) would be zero, without an error.
     if classes is None and getattr(learner, "loss", None) is F.cross_entropy:
         raise ConfigError(
@@ -266,7 +277,7 @@ def settings_read(config: RunConfig) -> dict[str, Any]:
     """The settings, as JSON, that are given and that the arms of a comparison read."""
     unread = {*ARM_FIELDS, "workers", *(PLUS_FIELDS if config.method != "maml++" else ())}
     unread |= {
-        setting for kind in ("dataset", "model", "method") for setting in _unread(config, kind)
+        setting for kind in ("dataset", "model", "method") for setting in unread_by(config, kind)
     }
     if not config.sharing:  # a rule of one's own
         unread.add("sharing_norm")
@@ -284,7 +295,7 @@ def _call(
     """
     name = getattr(config, kind)
     made = call(kind, name, getattr(config, f"{kind}_option"), given, more)
-    unread = _unread(config, kind)
+    unread = unread_by(config, kind)
     for setting, parameter in unread.items():
         if (value := getattr(config, setting)) != default_of(setting):
             raise ConfigError(
@@ -299,7 +310,7 @@ def _call(
     return made
 
 
-def _unread(config: RunConfig, kind: str) -> dict[str, str]:
+def unread_by(config: RunConfig, kind: str) -> dict[str, str]:
     """The settings that the dataset, the model or the method does not read, each with the parameter
     that would.
     """
@@ -359,7 +370,7 @@ def _own_metric(name: str, options: Mapping[str, Any]) -> Metric:
 
 
 def _schedule(config: RunConfig) -> Callable[[int], float] | None:
-    if config.cosine_annealing_to is None:
+    if config.cosine_annealing_to is None or not config.outer_lr:
         return None
     end, total = config.cosine_annealing_to / config.outer_lr, config.iterations
     return lambda iteration: end + (1 - end) * (1 + math.cos(math.pi * iteration / total)) / 2

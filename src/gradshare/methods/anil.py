@@ -79,7 +79,7 @@ def anil(
     *,
     head: str | None = None,
     steps: int = 5,
-    inner_lr: float = 0.1,
+    inner_lr: float = 0.5,
     sharing: Sharing = False,
     rule: UpdateRule | None = None,
     **options: Any,

@@ -5,13 +5,15 @@ Its fifth part, cosine annealing of the outer learning rate, is a schedule of `g
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from gradshare.inner_loop import LSLR, SGD, Chain, UpdateRule
+from gradshare.errors import ConfigError
+from gradshare.inner_loop import LSLR, SGD, Chain, Tensors, UpdateRule
 from gradshare.methods.maml import Sharing, sharing_rule
-from gradshare.methods.meta_learner import MetaLearner
+from gradshare.methods.meta_learner import MODEL, MetaLearner
 from gradshare.methods.multi_step_loss import MultiStepLoss
 
 
@@ -52,3 +54,20 @@ def maml_plus_plus(
         per_step_batch_norm=per_step_batch_norm,
         **options,
     )
+
+
+def start_from(learner: MetaLearner, rows: Tensors, path: Path) -> None:
+    """Start from what the reference code has learned for each inner step, as `load_weights` returns
+    it. Rates are left out where the learner has none.
+
+    Raises:
+        ConfigError: the learner does not learn a γ and β for each of as many steps.
+    """
+    own = {name: tensor.shape for name, tensor in learner.init()[0].items()}
+    for name, tensor in rows.items():
+        if name.startswith(f"{MODEL}.") and own.get(name) != tensor.shape:
+            raise ConfigError(
+                f"{path} has a γ and β for each of {len(tensor)} inner steps; use --method maml++ "
+                f"with --inner-steps {len(tensor)}"
+            )
+    learner.starts = {n: tensor[: own[n][0]] for n, tensor in rows.items() if n in own}

@@ -121,6 +121,7 @@ class MetaLearner:
         self.tasks_at_a_time = tasks_at_a_time
         self.recompute = recompute
         self.separate = False
+        self.starts: Tensors = {}  # other than those of the model and the rule, by name
         in_norms = batch_norm_parameters(model)
         adapts = adapts or (lambda name: name not in in_norms)
         trainable = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -173,7 +174,7 @@ class MetaLearner:
                 )
         for name in self.per_step:
             theta[name] = theta[name].expand(self.steps, *theta[name].shape)
-        outer = {**with_prefix(MODEL, theta), **learned}
+        outer = {**with_prefix(MODEL, theta), **learned, **self.starts}
         self._shapes = [{n: t.shape for n, t in part.items()} for part in (outer, carried)]
         return {name: t.detach().clone().requires_grad_() for name, t in outer.items()}, carried
 

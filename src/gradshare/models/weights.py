@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -17,12 +18,25 @@ from gradshare.errors import ConfigError
 
 # Where programs put the state dictionary in what they save.
 KEYS = ("state_dict", "model", "params", "network")
+# The names of the MAML++ code, whose linear layer has `weights`.
+REFERENCE = (
+    (re.compile(r"^classifier\.layer_dict\.conv(\d)\.conv\."), r"blocks.\1.conv."),
+    (re.compile(r"^classifier\.layer_dict\.conv(\d)\.norm_layer\."), r"blocks.\1.norm."),
+    (re.compile(r"^classifier\.layer_dict\.linear\.(weight|bias)s?$"), r"linear.\1"),
+)
+# Numbers of numpy, such as accuracies beside the weights. Reading them executes nothing.
+SCALAR = np.float64(0).__reduce__()[0]
+NUMBERS: list[Any] = [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+NUMBERS += [np.dtype, *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64"))]
+RATES = "inner_loop_optimizer.names_learning_rates_dict."
 # What `nn.DataParallel` and a checkpoint of gradshare put before the names.
 PREFIX = re.compile(r"^(module\.|meta/model\.)")
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
     """Load the weights of a network of the same kind. Nothing in the file is executed.
+
+    A checkpoint of the MAML++ code (AntreasAntoniou/HowToTrainYourMAMLPytorch) is one of `Conv4`.
 
     The last linear layer keeps its own weights where the file has none of its shape, as that of a
     classifier of other classes has not.
@@ -32,11 +46,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
         path: a safetensors file, or a state dictionary that `torch.save` wrote, also under a key
             such as "state_dict".
 
+    Returns:
+        What a checkpoint of the MAML++ code has for each inner step: γ and β (K, C), and rates
+        (K + 1,), by the names of the meta-parameters. The network has the first step's γ and β.
+
     Raises:
         ConfigError: the file cannot be read, or lacks a weight of the network.
     """
     own = model.state_dict()
     found = {name if name in own else PREFIX.sub("", name): t for name, t in _read(path).items()}
+    rows = _rows(found, own)
+    found |= {n: rows[f"model.{n}"][0] for n in own if f"model.{n}" in rows}
     fitting = {n: t for n, t in found.items() if n in own and t.shape == own[n].shape}
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     head = tuple(f"{name}.{key}".lstrip(".") for name in linear[-1:] for key in ("weight", "bias"))
@@ -51,6 +71,25 @@ def load_weights(model: nn.Module, path: Path) -> None:
             "weights of the same network, or choose the network of the weights"
         )
     model.load_state_dict(fitting, strict=False)
+    return rows
+
+
+def _rows(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """See what `load_weights` returns."""
+    norms = {n: t for n, t in found.items() if ".norm." in n and n in own}
+    rows = {f"model.{n}": t for n, t in norms.items() if t.shape[1:] == own[n].shape}
+    for name, tensor in found.items():
+        if name.startswith(RATES):
+            layer = name.removeprefix(RATES).replace("-", ".")
+            rows[f"lslr.rate.{_ours(f'classifier.{layer}')}"] = tensor
+    return rows
+
+
+def _ours(name: str) -> str:
+    """A name, with those of the MAML++ code replaced by those of `Conv4`."""
+    for theirs, ours in REFERENCE:
+        name = theirs.sub(ours, name)
+    return name
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -58,7 +97,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             loaded: Any = load_file(path)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(NUMBERS):
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
@@ -69,4 +109,4 @@ def _read(path: Path) -> dict[str, Tensor]:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     named = loaded.items() if isinstance(loaded, Mapping) else ()
-    return {str(name): tensor for name, tensor in named if isinstance(tensor, Tensor)}
+    return {_ours(str(name)): tensor for name, tensor in named if isinstance(tensor, Tensor)}

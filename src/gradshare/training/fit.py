@@ -91,6 +91,7 @@ def fit(
     tasks: Tasks = "auto",
     memory: Memory = "auto",
     start: Start = "random",
+    start_iterations: int = 300,
     patience: int | None = None,
     progress: bool | Watch = True,
 ) -> Run:
@@ -115,16 +116,14 @@ def fit(
         resume: "auto" continues the run in `out`, starts one if there is none, and does nothing
             if it is complete. More `epochs` extend a finished run.
         test_tasks: test tasks.
-        metrics: what is measured, by name. Default: accuracy and the loss for classes, else the
-            loss.
+        metrics: by name. Default: accuracy and the loss for classes, else the loss.
         score: the metric that selects checkpoints; by default the first.
         ensemble: the number of best checkpoints that are kept, and averaged in the test.
         optimizer: makes a torch optimiser from a list of parameter groups. Default: Adam with the
             learning rate 0.001.
         groups: returns the optimiser's options for the meta-parameter of a name: {"lr": 1e-4}.
         schedule: returns the factor of the learning rates at an iteration, counted from 0.
-        clamp_gradients: clamp each entry of the model's outer gradient to ± this; what rules
-            learn is not clamped.
+        clamp_gradients: clamp each entry of the model's outer gradient to ± this (not the rule's).
         clip_norm: scale the outer gradient down to this norm if it is longer.
         callbacks: functions, or one, that are called with each `Event`; one that returns True
             after an epoch ends the training.
@@ -132,9 +131,9 @@ def fit(
             error, "skip" the iteration, or end the run there and "record" that as its result.
         device: auto (CUDA if there is one), cpu, cuda or cuda:N.
         tasks: compute the tasks of a batch in a "loop" or in one "vmap".
-        memory: "keep" the graphs of all inner steps, or "recompute" them in the backward pass,
-            which takes memory that does not grow with the inner steps.
+        memory: "keep" the graphs of all inner steps, or "recompute" them, in memory that is flat.
         start: "supervised" first trains the body of the model, as `supervised_start` does.
+        start_iterations: how many steps that takes.
         patience: end the training after so many epochs in a row without a better score.
         progress: True shows a bar; a function is called with each `Progress`.
 
@@ -168,6 +167,7 @@ def fit(
         tasks=tasks,
         memory=memory,
         start=start,
+        start_iterations=start_iterations,
         patience=patience,
     )
     require_choice("resume", resume, Resume)
@@ -248,7 +248,7 @@ def fit_in(
             processes.agree(lambda: state.restore(saved, options.total))
             processes.from_first(lambda: _continue(run_folder, stored, contents, canary, state))
         elif options.start == "supervised":
-            train_body(processes, learner, state.meta, train, options.seed)
+            train_body(processes, learner, state, train, options)
         if settings is not None:  # a run may be continued with other ones, such as more epochs
             processes.from_first(lambda: run_folder.store_settings(settings))
         status = state.status

@@ -48,6 +48,7 @@ def identity_of(
         "clamp_gradients": options.clamp_gradients,
         "clip_norm": options.clip_norm,
         **({} if options.start == "random" else {"start": options.start}),
+        **({} if options.start_iterations == 300 else {"start steps": options.start_iterations}),
         "meta-parameters": shapes_digest(meta),
         "schedule": schedule_digest(options, options.total),
         **{f"{name} source": fingerprint for name, fingerprint in fingerprints.items()},

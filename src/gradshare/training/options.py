@@ -121,6 +121,7 @@ class Options:
     tasks: Tasks = "auto"
     memory: Memory = "auto"
     start: Start = "random"
+    start_iterations: int = 300
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -140,6 +141,7 @@ class Options:
         require_choice("tasks", self.tasks, Tasks)
         require_choice("memory", self.memory, Memory)
         require_choice("start", self.start, Start)
+        require_count("start_iterations", self.start_iterations)
         for name in ("clamp_gradients", "clip_norm"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not value > 0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.errors import ConfigError, require_count
-from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner
 from gradshare.methods.meta_learner import MODEL
 from gradshare.methods.network import call_module
@@ -18,7 +18,9 @@ from gradshare.tasks import TaskSource
 from gradshare.tasks.batch import tree_map
 from gradshare.tasks.source import prepared, training_indices
 from gradshare.training.distributed import OneProcess
+from gradshare.training.options import Options
 from gradshare.training.randomness import isolated, seed_generators
+from gradshare.training.state import TrainState
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -85,21 +87,29 @@ def supervised_start(
 
 
 def train_body(
-    processes: OneProcess, learner: Learner, meta: Tensors, source: TaskSource, seed: int
+    processes: OneProcess, learner: Learner, state: TrainState, source: TaskSource, options: Options
 ) -> None:
-    """Give the meta-parameters of a learner's model, but those of its head, a supervised start."""
+    """Give the meta-parameters of a learner's model, but those of its head, a supervised start.
+
+    It counts as training time.
+    """
+    meta, began = state.meta, time.monotonic()
 
     def trained() -> dict[str, Tensor]:
         device = next(iter(meta.values())).device
         model: nn.Module = copy.deepcopy(learner.model).to(device)  # type: ignore[attr-defined]
         head = require_startable(model, source)
-        parameters = supervised_start(model, source, seed=seed).named_parameters()
+        how = {"iterations": options.start_iterations, "seed": options.seed}
+        parameters = supervised_start(model, source, **how).named_parameters()
         body = {name: p for name, p in parameters if not name.startswith(f"{head}.")}
         return {f"{MODEL}.{name}": p.detach().cpu() for name, p in body.items()}
 
     for name, tensor in processes.from_first(trained).items():
         if name in meta:  # not if it is frozen
             meta[name].data.copy_(tensor)
+    took = time.monotonic() - began
+    state.status.training_seconds += took
+    state.status.seconds += took
 
 
 def require_startable(model: object, source: TaskSource) -> str:
