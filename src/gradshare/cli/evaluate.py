@@ -12,7 +12,8 @@ from rich.console import Console
 
 from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
 from gradshare.config.fields import MOST_STEPS
-from gradshare.config.parts import Parts, build, metrics_of, splits_of
+from gradshare.config.metrics import metrics_of
+from gradshare.config.parts import Parts, build, splits_of
 from gradshare.config.runs import stored
 from gradshare.config.settings import RunConfig
 from gradshare.errors import ConfigError, RunError

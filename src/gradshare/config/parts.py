@@ -19,11 +19,11 @@ from gradshare.config.features import (
     splits_of_features,
 )
 from gradshare.config.fields import PLUS_FIELDS, SharingControl
+from gradshare.config.metrics import classes_of, loss_of, metrics_of
 from gradshare.config.names import (
     call,
     is_import_path,
     load,
-    require_arguments,
     taken_by,
 )
 from gradshare.config.settings import ARM_FIELDS, RunConfig, default_of, option_name
@@ -42,11 +42,11 @@ from gradshare.inner_loop import (
 from gradshare.methods import Learner, MetaLearner
 from gradshare.methods.maml_plus_plus import start_from
 from gradshare.models.weights import load_weights
-from gradshare.tasks import ImageStore, Normalization, Splits, TaskBatch, TaskSource, image_splits
+from gradshare.tasks import ImageStore, Normalization, Splits, TaskSource, image_splits
 from gradshare.tasks.datasets import open_dataset
 from gradshare.tasks.source import prepared
 from gradshare.training.checks import require_source
-from gradshare.training.metrics import LOSS, Metric, accuracy
+from gradshare.training.metrics import Metric
 from gradshare.training.options import Options
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -198,7 +198,7 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
         ConfigError: see `build`.
     """
     task = prepared(train, train.batch([0]))
-    classes = _classes(train, task)
+    classes = classes_of(train, task)
     given = _settings(config, *READ["model"])
     x = task.support_x
     if classes is not None:
@@ -219,7 +219,7 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
         "first_order_iterations": config.span(config.first_order_for),
         "sharing": _sharing(config),
         "rule": None if config.rule is None else _call(config, "rule", {}),
-        "loss": _loss(config),
+        "loss": loss_of(config),
         **_settings(config, "batch_norm", "precision"),
     }
     if config.method == "maml++":
@@ -237,40 +237,6 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
             "values; add --loss mse, or a loss of your own"
         )
     return learner
-
-
-def metrics_of(config: RunConfig, learner: Learner, train: TaskSource) -> dict[str, Metric] | None:
-    """The metrics that were chosen, and the loss; None for the defaults.
-
-    Raises:
-        ConfigError: see `build`.
-    """
-    if not config.metric and not config.metric_option:
-        return None
-    classes = _classes(train, prepared(train, train.batch([0])))
-    loss = getattr(learner, "loss", None)
-    known = {
-        "accuracy": Metric(accuracy, unit="%", chance=None if classes is None else 1 / classes),
-        "mse": Metric(F.mse_loss, best="low"),
-        **({} if loss is None else {LOSS: Metric(loss, best="low")}),
-    }
-    options, chosen = config.metric_option, {}
-    for path in config.metric:
-        name = path.rpartition(":")[2]
-        if name in chosen:
-            raise ConfigError(f"--metric {path}: there are two metrics {name!r}; rename one")
-        if is_import_path(path):
-            chosen[name], options = _own_metric(path, options), {}
-        elif name in known:
-            chosen[name] = known[name]
-        else:
-            raise ConfigError(f"--metric {name}: --method {config.method} has no `loss`")
-    if options:
-        raise ConfigError(
-            f"--metric-option {next(iter(options))} needs a --metric that is an import path; leave "
-            "it out"
-        )
-    return {**chosen, **{n: m for n, m in known.items() if n == LOSS}}
 
 
 def settings_read(config: RunConfig) -> dict[str, Any]:
@@ -328,45 +294,6 @@ def unread_by(config: RunConfig, kind: str) -> dict[str, str]:
 
 def _settings(config: RunConfig, *names: str) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
-
-
-def _classes(source: TaskSource, task: TaskBatch) -> int | None:
-    """The largest number of classes of a task; None if its targets are not classes."""
-    ways = getattr(source, "ways", None)
-    if isinstance(ways, int):
-        return ways
-    labels = (task.support_y, task.query_y)
-    if all(isinstance(y, Tensor) and not y.is_floating_point() for y in labels):
-        return max(int(y.max()) for y in labels) + 1
-    return None
-
-
-def _loss(config: RunConfig) -> Callable[..., Any]:
-    """The named function of outputs and targets, or an object of the named class of such."""
-    name, options = config.loss, config.loss_option
-    found: Any = load("loss", name)
-    if isinstance(found, type):
-        found = call("loss", name, options, {})
-    elif options:
-        require_arguments("loss", name, functools.partial(found, None, None), options)
-        found = functools.partial(found, **options)
-    return found  # type: ignore[no-any-return]
-
-
-def _own_metric(name: str, options: Mapping[str, Any]) -> Metric:
-    """The metric of an import path to a Metric, a function, or a class of either."""
-    found = load("metric", name)
-    if isinstance(found, type):
-        found, options = call("metric", name, options, {}), {}
-    if not isinstance(found, Metric):
-        require_arguments("metric", name, Metric, {"function": found, **options})
-        return Metric(found, **options)
-    if options:
-        raise ConfigError(
-            f"--metric-option {next(iter(options))}: {name} is a Metric, which has its own; leave "
-            "it out"
-        )
-    return found
 
 
 def _schedule(config: RunConfig) -> Callable[[int], float] | None:
