@@ -292,6 +292,22 @@ def test_a_default_of_ones_own_function_wins_unless_the_option_was_given(
 
 
 @pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"method": "anil"}, (5, 0.5)),
+        ({"method": "anil", "inner_lr": 0.1}, (5, 0.1)),
+        ({"method": "imaml"}, (16, 0.1)),
+        ({"method": "boil"}, (5, 0.1)),
+    ],
+)
+def test_a_default_of_a_method_wins_unless_the_option_was_given(
+    settings: dict[str, Any], expected: tuple[int, float]
+) -> None:
+    config = resolved(RunConfig(**settings))
+    assert (config.inner_steps, config.inner_lr) == expected
+
+
+@pytest.mark.parametrize(
     ("metrics", "message"),
     [
         (("loss",), "--metric loss: --method tests.own:without_loss has no `loss`"),

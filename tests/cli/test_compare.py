@@ -202,7 +202,7 @@ def test_a_sweep_makes_a_candidate_of_each_value_that_an_arm_reads(
     }
     assert rates["maml [inner-lr 0.3, outer-lr 0.1]"] == rates["protonet [outer-lr 0.1]"] == 0.1
     probe = plan.options_of("linear-probe [inner-lr 0.2]", 7)
-    assert (probe.start, probe.start_iterations, probe.total) == ("supervised", 9, 1)
+    assert (probe.start, probe.start_iterations, probe.total) == ("supervised", 18, 1)
     assert rates["linear-probe [inner-lr 0.2]"] == 0
 
 

@@ -101,7 +101,8 @@ def test_a_network_without_a_linear_head_or_a_source_without_names_cannot_be_sta
 
 def fit(out: Path, learner: gs.Learner, **options: Any) -> gs.Run:
     train, validation = source().split_classes(0.7, 0.3)
-    options = {"start": "supervised", "epochs": 1, "iterations": 2, **options}
+    few = {"start_iterations": 40, "epochs": 1, "iterations": 2}
+    options = {"start": "supervised", **few, **options}
     return gs.fit(
         learner, train, validation, out=out, task_batch=2, val_tasks=5, progress=False, **options
     )
@@ -114,7 +115,8 @@ def parameters(run: gs.Run) -> dict[str, Tensor]:
 def test_fit_starts_from_the_trained_body(tmp_path: Path) -> None:
     train, _ = source().split_classes(0.7, 0.3)
     by_fit = fit(tmp_path / "one", gs.maml(network()))
-    by_hand = fit(tmp_path / "two", gs.maml(gs.supervised_start(network(), train)), start="random")
+    started = gs.supervised_start(network(), train, iterations=40)
+    by_hand = fit(tmp_path / "two", gs.maml(started), start="random")
     for name, tensor in parameters(by_hand).items():
         assert torch.equal(parameters(by_fit)[name], tensor)
 
@@ -130,6 +132,8 @@ def test_a_run_that_is_continued_is_not_started_again(
         assert torch.equal(parameters(parts)[name], tensor)
     with pytest.raises(RunError, match="start"):
         fit(tmp_path / "parts", gs.maml(network()), epochs=2, resume="auto", start="random")
+    with pytest.raises(RunError, match="holds a run with start steps 40, this one has 41"):
+        fit(tmp_path / "parts", gs.maml(network()), epochs=2, resume="auto", start_iterations=41)
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_is_started_again(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ PROBE: Final[Mapping[str, Any]] = {
     "outer_lr": 0.0,
 }
 """The settings of a linear probe: a classifier of all training classes, with a new head for each
-task. Its body takes as many steps as the other arms have outer iterations."""
+task. Its body takes as many steps as the other arms take inner steps in all of their iterations."""
 
 PARTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "sharing": {"sharing": True, "sharing_control": None},
@@ -158,7 +158,8 @@ def _of_method(asked: RunConfig, word: str) -> tuple[str, RunConfig]:
         method, changes = parted[0], {**PARTS[parted[2]], **changes}
     settings = {**dict.fromkeys(ARM_FIELDS), "sharing": False, "method": method}
     if method == LINEAR_PROBE:
-        settings |= {**PROBE, "start_iterations": resolved(asked).iterations}
+        whole = resolved(asked)
+        settings |= {**PROBE, "start_iterations": whole.iterations * whole.inner_steps}
     if method != "maml++":
         settings |= {name: default_of(name) for name in PLUS_FIELDS}
     config = asked.model_copy(update={**settings, **changes})

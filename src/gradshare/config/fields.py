@@ -197,10 +197,12 @@ class Settings(BaseModel):
         "global", description="norm of Eq. 1: over all parameters together, or for each tensor"
     )
     inner_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = Field(
-        5, description="inner gradient steps (the paper's K)"
+        5, description="inner gradient steps (the paper's K); imaml has 16 unless told otherwise"
     )
     inner_lr: Positive = Field(
-        0.1, description="inner learning rate, or the initial value of learned rates"
+        0.1,
+        description="inner learning rate, or the initial value of learned rates; anil has 0.5 "
+        "unless told otherwise",
     )
     inner_lr_scale: Positive = Field(
         1.0, description="factor of --inner-lr (10 in the paper's tenfold experiment)"

@@ -63,8 +63,10 @@ class Share:
 
     def sum_over_tasks(self, tensors: Tensors) -> Tensors:
         """The differentiable sum of (T, …) tensors over the tasks of all processes (Eq. 1)."""
-        counted = {name: tensor[: self.counted] for name, tensor in tensors.items()}
-        return self.processes.sum_differentiably(sum_over_local_tasks(counted))
+        # The gradient of a slice fills another tensor of all tasks, so all are no slice.
+        if not self.counted:
+            tensors = {name: tensor[:0] for name, tensor in tensors.items()}
+        return self.processes.sum_differentiably(sum_over_local_tasks(tensors))
 
     def part_of_mean(self, values: Tensor) -> Tensor:
         """What (T,) values of these tasks add to the mean over the whole batch."""
