@@ -88,3 +88,13 @@ def test_other_inputs_get_what_pytorch_gives_them(shape: tuple[int, ...], channe
         except (RuntimeError, ValueError) as error:
             found.append(str(error))
     assert found[0] == found[1]
+
+
+def test_a_scale_and_shift_that_are_not_in_order_in_memory_give_the_same() -> None:
+    x, gamma, beta = inputs(3, 6, 4)
+    tensors = [x, *(torch.stack([t, t + 1], 1).detach()[:, 0] for t in (gamma, beta))]
+    for tensor in tensors:
+        tensor.requires_grad_()
+    y, expected = ours(*tensors), literal(*tensors)
+    assert_equal([y], [expected])
+    assert_equal(second_derivatives(y, tensors), second_derivatives(expected, tensors))

@@ -56,7 +56,9 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> Any:
         N, C, S = x.shape
-        return _forward(x.contiguous(), gamma, beta, N, C, S, groups, eps)
+        # The kernel reads memory in order.
+        x, gamma, beta = x.contiguous(), gamma.contiguous(), beta.contiguous()
+        return _forward(x, gamma, beta, N, C, S, groups, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -105,7 +107,7 @@ class _NormBackward(torch.autograd.Function):
         ctx.save_for_backward(g, x, gamma, mean, rstd)
         ctx.groups, ctx.eps = groups, eps
         ctx.set_materialize_grads(False)
-        g, x = g.contiguous(), x.contiguous()
+        g, x, gamma = g.contiguous(), x.contiguous(), gamma.contiguous()
         N, C, S = x.shape
         return _backward(g, x, mean, rstd, gamma, N, C, S, groups, [True, True, True])
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence
+
+from gradshare.models.derivatives import under_autocast
 
 States = tuple[Tensor, ...]
 Cell = Callable[[Tensor, States, Tensor, Tensor | None], States]
@@ -25,7 +26,7 @@ class LSTM(nn.LSTM):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """See `torch.nn.LSTM`."""
-        if isinstance(input, PackedSequence) or self.proj_size:
+        if not _can_unroll(input) or self.proj_size:
             return super().forward(input, hx)
         return _unrolled(self, _lstm_cell, input, hx)
 
@@ -35,10 +36,15 @@ class GRU(nn.GRU):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """See `torch.nn.GRU`."""
-        if isinstance(input, PackedSequence):
+        if not _can_unroll(input):
             return super().forward(input, hx)
         output, (final,) = _unrolled(self, _gru_cell, input, None if hx is None else (hx,))
         return output, final
+
+
+def _can_unroll(x: Any) -> bool:
+    """Whether x is not packed and has the right form. PyTorch says what is wrong with others."""
+    return isinstance(x, Tensor) and x.ndim in (2, 3) and x.numel() > 0
 
 
 def _lstm_cell(gates: Tensor, states: States, weight: Tensor, bias: Tensor | None) -> States:
@@ -83,6 +89,8 @@ def _unrolled(
             bias, bias_hidden = (getattr(module, f"bias_{n}{suffix}", None) for n in ("ih", "hh"))
             gates = F.linear(x, weight, bias).unbind(0)
             states = tuple(state[len(last)] for state in start)
+            if under_autocast(x.device):  # which computes the gates in half precision
+                states = tuple(state.to(gates[0].dtype) for state in states)
             found: list[Tensor] = []
             for position in range(length):
                 of_x = gates[length - 1 - position if direction else position]
