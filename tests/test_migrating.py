@@ -142,7 +142,7 @@ def test_the_options_of_the_maml_plus_plus_code_are_options_here() -> None:
         words = shlex.split(row.strip().strip("`"))
         context = train_command.make_context("train", [*words, "--method", "maml++", "--dry-run"])
         given = {n: v for n, v in context.params.items() if n in gs.RunConfig.model_fields}
-        config = read_config(None, None, given)
+        config = read_config({}, None, given)
         assert any(value is not None for name, value in given.items() if name != "method")
         assert config.method == "maml++"
     # Epochs 0 to 80 of 500 iterations are first order there.

@@ -154,7 +154,7 @@ def test_mistakes_are_named(program: Program, run: Path, birds: Path, tmp_path: 
     assert "has another ending than .csv or .json" in predicted(birds, "--out", tmp_path / "a.txt")
     (tmp_path / "a.csv").touch()
     assert "a.csv exists; name a new file" in predicted(birds, "--out", tmp_path / "a.csv")
-    for pattern, message in (("(", "is no regular expression"), ("hike", "finds nothing in 'crow")):
+    for pattern, message in (("(", "is no regular expression"), ("hike", "is not found in crow/")):
         assert message in error_of(program, "check", run, birds, "--group", pattern)
     (birds / "crow" / "torn.png").write_bytes(b"\x89PNG")
     assert "torn.png is not a readable image" in error_of(program, "check", run, birds)

@@ -24,6 +24,7 @@ from gradshare.cli.evaluate import evaluate_command
 from gradshare.cli.options import read_config
 from gradshare.cli.train import train_command
 from gradshare.config import stored
+from gradshare.config.text import read_yaml
 from tests import own
 from tests.cli.test_runs import Program, options, program
 
@@ -242,19 +243,19 @@ def test_the_data_root_is_of_the_option_then_the_environment_then_the_file(
     file = tmp_path / "settings.yaml"
     file.write_text("data_root: of-the-file\n")
     monkeypatch.setenv("GRADSHARE_DATA_ROOT", "of-the-environment")
-    assert read_config(file, None, {"data_root": "option"}).data_root == Path("option")
-    assert read_config(file, None, {}).data_root == Path("of-the-environment")
+    assert read_config(read_yaml(file), None, {"data_root": "option"}).data_root == Path("option")
+    assert read_config(read_yaml(file), None, {}).data_root == Path("of-the-environment")
     monkeypatch.delenv("GRADSHARE_DATA_ROOT")
-    assert read_config(file, None, {}).data_root == Path("of-the-file")
-    assert read_config(None, None, {}).data_root == Path("data")
+    assert read_config(read_yaml(file), None, {}).data_root == Path("of-the-file")
+    assert read_config({}, None, {}).data_root == Path("data")
 
 
 def test_the_paper_preset_is_appendix_a(program: Program, data_root: Path, tmp_path: Path) -> None:
-    five = read_config(None, "paper", {"dataset": "mini-imagenet"})
+    five = read_config({}, "paper", {"dataset": "mini-imagenet"})
     assert (five.epochs, five.iterations_per_epoch, five.task_batch) == (250, 1000, 5)
     assert (five.inner_steps, five.inner_lr, five.queries, five.image_size) == (5, 0.1, 15, 84)
     assert (five.val_tasks, five.test_tasks, five.ensemble) == (600, 600, 5)
-    one = read_config(None, "paper", {"dataset": "cub", "task_batch": 1, "inner_lr_scale": 10.0})
+    one = read_config({}, "paper", {"dataset": "cub", "task_batch": 1, "inner_lr_scale": 10.0})
     assert (one.epochs, one.inner_lr_scale) == (750, 10)
 
 
@@ -342,7 +343,7 @@ def test_options_on_the_command_line_replace_those_of_the_file(tmp_path: Path) -
     file = tmp_path / "settings.yaml"
     file.write_text("model_option: {width: 3}\nrule_option: {beta: 0.5}\nmetric: [loss]\n")
     options = {"model_option": {"depth": 2}, "rule_option": None, "metric": ()}
-    config = read_config(file, None, options)
+    config = read_config(read_yaml(file), None, options)
     assert config.model_option == {"depth": 2}
     assert (config.rule_option, config.metric) == ({"beta": 0.5}, ("loss",))
 

@@ -21,7 +21,7 @@ from gradshare.errors import DataError
 from gradshare.tasks.benchmarks import MINI_IMAGENET
 from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.labelled import read_arrays
-from gradshare.tasks.published import published_split, require_classes
+from gradshare.tasks.published import published_split, with_splits
 from gradshare.tasks.store import Images
 from tests.tasks.archive_builders import (
     cache_files,
@@ -465,7 +465,7 @@ def test_the_real_mini_imagenet(tmp_path: Path) -> None:
     """A complete copy has 600 images of each class, the development copy the first 300."""
     assert MINI_IMAGENET.read is not None
     found = MINI_IMAGENET.read(real_data("mini-imagenet"), tmp_path)
-    require_classes(found, tmp_path, MINI_IMAGENET)
+    found = with_splits(found, tmp_path, MINI_IMAGENET)
     assert Counter(item.split for item in found) == CLASSES
     assert {len(item.images) for item in found} <= {300, 600}
     for item in found:

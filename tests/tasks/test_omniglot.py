@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from gradshare.cli.contents import print_datasets, print_notes
-from gradshare.tasks import ImageStore, image_splits, omniglot
+from gradshare.tasks import ImageStore, image_splits
 from gradshare.tasks.datasets import prepare_dataset
 from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.omniglot import OMNIGLOT
-from gradshare.tasks.published import require_classes
+from gradshare.tasks.published import with_splits
 from gradshare.tasks.registry import DATASETS
 from tests.tasks.archive_builders import (
     encoded,
@@ -49,7 +48,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, bytes], dict[str, 
     for name, sizes in parts.items():
         in_order = [part for part, size in zip(SIZES, sizes, strict=True) for _ in range(size)]
         split = {f"Alphabet_0/character{i + 1:02}": part for i, part in enumerate(in_order)}
-        dataset = replace(DATASETS[name], split=split, read=partial(omniglot.find, split))
+        dataset = replace(DATASETS[name], split=split)
         monkeypatch.setitem(DATASETS, name, dataset)
     return part_files("images_background", 0, 6), part_files("images_evaluation", 6, 4)
 
@@ -175,7 +174,7 @@ def test_the_real_omniglot_and_its_split(tmp_path: Path) -> None:
     """Results under another split would not be comparable: this must never change."""
     assert OMNIGLOT.read is not None
     found = OMNIGLOT.read(real_data("omniglot"), tmp_path)
-    require_classes(found, tmp_path, OMNIGLOT)
+    found = with_splits(found, tmp_path, OMNIGLOT)
     assert Counter(item.split for item in found) == SIZES
     assert {len(item.images) for item in found} == {20}
     assert len({item.name.split("/")[0] for item in found}) == 50

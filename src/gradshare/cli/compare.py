@@ -29,7 +29,6 @@ from gradshare.config.features import features_of
 from gradshare.config.names import is_import_path
 from gradshare.config.parts import resolved, settings_read
 from gradshare.config.settings import ARM_FIELDS, RunConfig
-from gradshare.config.text import read_yaml
 from gradshare.errors import ConfigError, escaped
 from gradshare.executors import RayExecutor, slurm_executor
 from gradshare.tasks.datasets import open_dataset
@@ -115,7 +114,7 @@ def compare_command(
     gpus: float | None,
     ray_address: str | None,
     slurm: dict[str, Any] | None,
-    config_file: Path | None,
+    from_file: dict[str, Any],
     preset: str | None,
     **options: Any,
 ) -> None:
@@ -133,8 +132,8 @@ def compare_command(
             raise ConfigError(f"{option} is for --executor {known}, not {executor}; leave it out")
     if gpus is not None and math.isnan(gpus):  # no range leaves it out
         raise ConfigError(f"--gpus {gpus}: give a number from 0 to 100")
-    own = read_yaml(config_file) if config_file else {}
-    methods, sweep = methods or own.get("methods", []), sweep or own.get("sweep", {})
+    listed, swept = from_file.pop("methods", []), from_file.pop("sweep", {})
+    methods, sweep = methods or listed, sweep or swept
     if methods:
         if control or options["method"]:
             raise ConfigError(
@@ -143,7 +142,7 @@ def compare_command(
             )
         # What only MAML++ reads can be given if it is one of them.
         options["method"] = "maml++" if "maml++" in " ".join(methods) else "maml"
-    asked = read_config(config_file, preset, options, leave_out=("methods", "sweep"))
+    asked = read_config(from_file, preset, options)
     config = resolved(asked)
     if config.workers > 1:
         raise ConfigError(

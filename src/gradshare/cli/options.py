@@ -95,8 +95,9 @@ def run_options(leave_out: Iterable[str] = ()) -> Callable[[Command], Command]:
         )(command)
         return click.option(
             "--config",
-            "config_file",
+            "from_file",
             type=UserPath(dir_okay=False),
+            callback=lambda _, __, path: read_yaml(path) if path else {},
             help="Read settings from a YAML file; options override it.",
         )(command)
 
@@ -121,25 +122,17 @@ def values_by_setting(
 
 
 def read_config(
-    config_file: Path | None,
-    preset: str | None,
-    options: dict[str, Any],
-    leave_out: Iterable[str] = (),
+    from_file: dict[str, Any], preset: str | None, options: dict[str, Any]
 ) -> RunConfig:
     """The configuration that a command line asks for.
 
     Options override the environment's data root, which overrides the YAML file, which overrides
     the preset, which overrides the defaults.
 
-    Args:
-        config_file, preset, options: of the command line.
-        leave_out: keys of the file that the command reads by itself.
-
     Raises:
         ConfigError: a setting is unknown or out of bounds.
     """
-    settings = read_yaml(config_file) if config_file else {}
-    settings = {name: value for name, value in settings.items() if name not in leave_out}
+    settings = dict(from_file)
     if data_root := os.environ.get(DATA_ROOT_VARIABLE):
         settings["data_root"] = data_root
     settings |= {name: value for name, value in options.items() if value not in (None, ())}

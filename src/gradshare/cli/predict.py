@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from gradshare.cli.options import Command, UserPath
 from gradshare.config.runs import open_run
 from gradshare.errors import ConfigError, DataError, escaped
 from gradshare.tasks import arrays
-from gradshare.tasks.folder import class_folders, image_files
+from gradshare.tasks.folder import class_folders, groups_in, image_files
 from gradshare.tasks.images import EXTENSIONS
 
 OUTPUTS = (".csv", ".json")
@@ -145,7 +144,7 @@ def export_command(run: Path, support: Path, out: Path, **options: Any) -> None:
 @click.option(
     "--group",
     help="Regular expression that finds the group of an image, such as a recording, in its path "
-    r"below FOLDER: its first group in brackets, or all of it, as (\d+)_. Images of one group are "
+    r"below FOLDER: what is in its parentheses, or all of it, as (\d+)_. Images of one group are "
     "never in both the examples and the queries.",
 )
 @click.option(
@@ -164,10 +163,12 @@ def check_command(run: Path, folder: Path, group: str | None, folds: int, **opti
     """
     x: Any
     y: Any
-    groups: Any
+    groups: Any = None
     if folder.is_dir() and not list(folder.glob("*.npy")):
         x, y = _labelled(folder)
-        groups = None if group is None else _groups(x, folder, group)
+        if group is not None:
+            paths = (path.relative_to(folder).as_posix() for path in x)
+            groups = groups_in(paths, group, folder)
     else:
         x, y, groups = arrays.load(folder)
         x = x.take(np.arange(len(x)), axis=0)
@@ -215,21 +216,6 @@ def _images_of(query: Path) -> list[Path]:
     if not found:
         raise DataError(f"{query} has no images ({', '.join(EXTENSIONS)}); name another folder")
     return found
-
-
-def _groups(paths: Sequence[Path], folder: Path, pattern: str) -> list[str]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"--group {pattern!r} is no regular expression: {error}") from error
-    groups = []
-    for path in paths:
-        name = path.relative_to(folder).as_posix()
-        match = expression.search(name)
-        if match is None:
-            raise ConfigError(f"--group {pattern!r} finds nothing in {name!r}; correct it")
-        groups.append(match[1] if expression.groups else match[0])
-    return groups
 
 
 def _write(rows: Sequence[dict[str, Any]], path: Path) -> None:

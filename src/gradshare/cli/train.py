@@ -33,7 +33,7 @@ def train_command(
     out: Path | None,
     resume: str,
     dry_run: bool,
-    config_file: Path | None,
+    from_file: dict[str, Any],
     preset: str | None,
     **options: Any,
 ) -> None:
@@ -42,7 +42,7 @@ def train_command(
     A dataset, model, method, rule, loss or metric of your own is given by its import path:
     package.module:Name or file.py:Name, with its options as --model-option KEY=VALUE.
     """
-    config = read_config(config_file, preset, options)
+    config = read_config(from_file, preset, options)
     if dry_run:
         # A run that is to be continued may have its folder.
         _estimate(config, None if resume == "auto" else out)

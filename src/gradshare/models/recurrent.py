@@ -66,14 +66,14 @@ def _unrolled(
     module: nn.RNNBase, cell: Cell, x: Tensor, start: States | None
 ) -> tuple[Tensor, States]:
     """The outputs and the last states, as the module's own `forward` returns them."""
-    one_sequence = x.ndim == 2
-    if one_sequence:
-        x = x.unsqueeze(0 if module.batch_first else 1)
+    batch = 0 if module.batch_first else 1
+    if x.ndim == 2:  # one sequence is a batch of one
         start = None if start is None else tuple(state.unsqueeze(1) for state in start)
+        x, final = _unrolled(module, cell, x.unsqueeze(batch), start)
+        return x.squeeze(batch), tuple(state.squeeze(1) for state in final)
     directions = 2 if module.bidirectional else 1
-    N, length = x.shape[0 if module.batch_first else 1], x.shape[1 if module.batch_first else 0]
     if start is None:
-        zeros = x.new_zeros(module.num_layers * directions, N, module.hidden_size)
+        zeros = x.new_zeros(module.num_layers * directions, x.shape[batch], module.hidden_size)
         start = (zeros, zeros) if cell is _lstm_cell else (zeros,)
     hidden = start[0] if cell is _gru_cell else start
     module.check_forward_args(x, hidden, None)  # type: ignore[arg-type]
@@ -83,24 +83,19 @@ def _unrolled(
         if layer:
             x = F.dropout(x, module.dropout, module.training)
         outputs = []
-        for direction in range(directions):
-            suffix = f"_l{layer}{'_reverse' if direction else ''}"
-            weight, weight_hidden = (getattr(module, f"weight_{n}{suffix}") for n in ("ih", "hh"))
-            bias, bias_hidden = (getattr(module, f"bias_{n}{suffix}", None) for n in ("ih", "hh"))
-            gates = F.linear(x, weight, bias).unbind(0)
+        for backwards in range(directions):
+            weight, weight_hidden, *biases = module.all_weights[len(last)]
+            bias, bias_hidden = biases or (None, None)
+            gates = F.linear(x.flip(0) if backwards else x, weight, bias)
             states = tuple(state[len(last)] for state in start)
             if under_autocast(x.device):  # which computes the gates in half precision
                 states = tuple(state.to(gates[0].dtype) for state in states)
             found: list[Tensor] = []
-            for position in range(length):
-                of_x = gates[length - 1 - position if direction else position]
+            for of_x in gates.unbind(0):
                 states = cell(of_x, states, weight_hidden, bias_hidden)
                 found.append(states[0])
             last.append(states)
-            outputs.append(torch.stack(found[::-1] if direction else found))
-        x = torch.cat(outputs, -1) if module.bidirectional else outputs[0]
+            outputs.append(torch.stack(found[::-1] if backwards else found))
+        x = torch.cat(outputs, -1)
     final = tuple(torch.stack(parts) for parts in zip(*last, strict=True))
-    x = x.transpose(0, 1) if module.batch_first else x
-    if one_sequence:
-        x, final = x.squeeze(0 if module.batch_first else 1), tuple(s.squeeze(1) for s in final)
-    return x, final
+    return (x.transpose(0, 1) if module.batch_first else x), final

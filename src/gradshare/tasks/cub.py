@@ -21,9 +21,7 @@ Splits; accuracies on the two cannot be compared:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from gradshare.errors import DataError
@@ -40,11 +38,10 @@ _SPLIT_140 = published_split("cub-140")
 _SPLIT = {name: _PARTS[number % 4] for number, name in enumerate(sorted(_SPLIT_140))}
 
 
-def find(split_of: Mapping[str, str], path: Path, scratch: Path) -> list[FoundClass]:
+def find(path: Path, scratch: Path) -> list[FoundClass]:
     """Find the 200 classes, named as `001.Black_footed_Albatross`.
 
     Args:
-        split_of: the split of each class.
         path: an archive or folder as described above.
         scratch: see `Reader`.
 
@@ -54,7 +51,7 @@ def find(split_of: Mapping[str, str], path: Path, scratch: Path) -> list[FoundCl
     if path.is_dir() and all(_CACHE.files(path).values()):
         return list(_CACHE.find(path, scratch))
     return [
-        FoundClass(split_of.get(folder.name, ""), folder.name, image_files(folder))
+        FoundClass("", folder.name, image_files(folder))
         for folder in class_folders(_images(path, scratch))
     ]
 
@@ -80,7 +77,7 @@ CUB = Dataset(
     channels=3,
     image_size=84,
     rotate_classes=False,
-    read=partial(find, _SPLIT),
+    read=find,
     split=_SPLIT,
     archives=(
         Archive(
@@ -95,6 +92,5 @@ CUB_140 = replace(
     CUB,
     name="cub-140",
     summary="the same photographs in the split 140/30/30",
-    read=partial(find, _SPLIT_140),
     split=_SPLIT_140,
 )

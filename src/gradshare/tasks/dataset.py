@@ -13,7 +13,7 @@ class FoundClass:
     """A class that a reader has found. Its images are decoded while the store is written.
 
     Attributes:
-        split: "train", "val" or "test"; "" if the reader cannot tell.
+        split: "train", "val" or "test"; "" for the published split of the class.
         name: of the class, unique within the dataset.
         images: for each image the path of a file, the bytes of a file as uint8 (n,), or pixels as
             uint8 (H, W, 3) or (H, W).

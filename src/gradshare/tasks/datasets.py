@@ -26,7 +26,7 @@ from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import ImageFormat, Resize
 from gradshare.tasks.notes import Notes
 from gradshare.tasks.preparation import given_options, require_arguments, require_same
-from gradshare.tasks.published import require_classes
+from gradshare.tasks.published import with_splits
 from gradshare.tasks.reading import blaming, decoded
 from gradshare.tasks.registry import (
     DATASETS,
@@ -190,7 +190,7 @@ def prepare_dataset(
                         found = find_classes(notes, seed=seed, split=split, group=group)
                     else:
                         found = dataset.read(path, notes.scratch)
-                    require_classes(found, path, dataset)
+                    found = with_splits(found, path, dataset)
                     if dataset.split and "val" not in dataset.split.values():
                         notes.splits = NO_VALIDATION
                     channels = dataset.channels or (1 if is_grey(found) else 3)

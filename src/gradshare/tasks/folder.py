@@ -14,7 +14,7 @@ and label, and perhaps split and group. The splits of the classes come from
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,8 +55,7 @@ def find_classes(
         notes: what to read; how the splits were made and what was left out is noted there.
         seed: deals classes to splits where nothing else says which is in which; None is 0.
         split: see `ClassSplit`; None is `SHARES`.
-        group: a regular expression that is searched in the path of each image below what is read.
-            Its groups, or the whole match if it has none, are the group of the image.
+        group: see `groups_in`.
 
     Raises:
         DataError: no images, classes without images, splits that overlap or lack classes, a table
@@ -321,19 +320,31 @@ def _grouped(item: FoundClass, group: str, notes: Notes) -> FoundClass:
             f"the groups of {notes.path} come from its column group, so --group would change "
             "nothing; leave it out"
         )
+    return replace(item, groups=groups_in(map(notes.name, item.images), group, notes.path))
+
+
+def groups_in(names: Iterable[str], group: str, where: Path) -> list[str]:
+    """The group of each image.
+
+    Args:
+        names: the paths of the images below `where`.
+        group: a regular expression that is searched in each of them. Its parenthesised parts, or
+            the whole match if it has none, are the group.
+        where: a folder, for errors.
+
+    Raises:
+        ConfigError: it is no regular expression.
+        DataError: it is not found in a path.
+    """
     try:
         pattern = re.compile(group)
     except re.error as error:
         raise ConfigError(f"--group {group!r} is no regular expression ({error})") from error
-    names = [notes.name(image) for image in item.images]
-    matches = [pattern.search(name) for name in names]
-    missed = [name for name, match in zip(names, matches, strict=True) if match is None]
+    found = [(name, pattern.search(name)) for name in names]
+    missed = [name for name, match in found if match is None]
     if missed:
         raise DataError(
             f"--group {group!r} is not found in {some(missed, 3)}; it is searched in the path of "
-            f"each image below {notes.path}"
+            f"each image below {where}"
         )
-    return replace(
-        item,
-        groups=["/".join(match.groups("")) or match[0] for match in matches if match is not None],
-    )
+    return ["/".join(match.groups("")) or match[0] for _, match in found if match]

@@ -114,18 +114,17 @@ def class_folders_of(dataset: str) -> Layout:
     """A layout with one folder for each class of the published split, in the folder or in data/ or
     images/. Others may be beside them, as in the whole of ImageNet.
     """
-    split_of = published_split(dataset)
+    names = published_split(dataset)
 
     def place(path: Path) -> Path | None:
         folders = (path, path / "data", path / "images")
-        return next((f for f in folders if any((f / name).is_dir() for name in split_of)), None)
+        return next((f for f in folders if any((f / name).is_dir() for name in names)), None)
 
     def find_all(path: Path, _scratch: Path) -> Iterable[FoundClass]:
-        for folder in class_folders(place(path) or path):
-            if folder.name in split_of:
-                yield FoundClass(split_of[folder.name], folder.name, image_files(folder))
+        folders = [f for f in class_folders(place(path) or path) if f.name in names]
+        return [FoundClass("", folder.name, image_files(folder)) for folder in folders]
 
-    content = f"one folder of images for each class, such as {next(iter(split_of))}/"
+    content = f"one folder of images for each class, such as {next(iter(names))}/"
     return Layout("classes", content, lambda path: {content: place(path)}, find_all)
 
 

@@ -9,28 +9,20 @@ them: `<archive>/<alphabet>/<character>/<number>_<drawer>.png`, 105×105 pixels,
 
 Splits, each under its own name:
 
-- `omniglot`: 1,150 characters to train, 50 to validate, 423 to test: the sizes of the reference
-  MAML++ code. There, the characters are shuffled by a random number generator from whatever order
-  the file system lists them in, so no two copies agree. Here, characters are put in the order of
-  the SHA-256 digest of their names, as `Greek/character01`, and dealt out in that order: a shuffle
-  that needs no random number generator, is the same everywhere, and anybody can repeat. As in the
-  reference code, the alphabets are not kept apart: a test character's alphabet has other
-  characters in the training split.
-- `omniglot-vinyals`: the first 1,200 characters, those of images_background first, train, and the
-  other 423 test, as in Vinyals et al., "Matching Networks for One Shot Learning" (2016). Of the
-  1,200, five alphabets (172 characters) validate, as in Snell et al., "Prototypical Networks for
-  Few-shot Learning" (2017), and in torchmeta.
+- `omniglot`: 1,150 / 50 / 423 characters, the sizes of the reference MAML++ code, whose own split
+  depends on the order in which a file system lists the characters. Here they are sorted by the
+  SHA-256 of their names, such as `Greek/character01`. Alphabets are not kept apart, as there.
+- `omniglot-vinyals`: of Vinyals et al., "Matching Networks for One Shot Learning" (2016). The first
+  1,200 characters train, those of images_background first, but for the five validation alphabets
+  of Snell et al., "Prototypical Networks for Few-shot Learning" (2017). The other 423 test.
 - `omniglot-vinyals-1200`: the same without validation classes.
-- `omniglot-lake`: the two archives, 964 characters to train and 659 to test, as Lake et al. have
-  it, without validation classes.
+- `omniglot-lake`: the two archives, as Lake et al. have it, without validation classes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from gradshare.errors import DataError
@@ -60,11 +52,10 @@ _VINYALS = _VINYALS_1200 | {
 }
 
 
-def find(split_of: Mapping[str, str], path: Path, scratch: Path) -> list[FoundClass]:
+def find(path: Path, scratch: Path) -> list[FoundClass]:
     """Find the 1,623 characters, named as `Greek/character01`.
 
     Args:
-        split_of: the split of each character.
         path: a folder as described above.
         scratch: see `Reader`.
 
@@ -74,7 +65,7 @@ def find(split_of: Mapping[str, str], path: Path, scratch: Path) -> list[FoundCl
     drawings: dict[str, list[Path]] = {}
     for part in PARTS:
         drawings |= _find_part(path, part, scratch)
-    return [FoundClass(split_of.get(name, ""), name, files) for name, files in drawings.items()]
+    return [FoundClass("", name, files) for name, files in drawings.items()]
 
 
 def _find_part(path: Path, part: str, scratch: Path) -> dict[str, list[Path]]:
@@ -109,7 +100,7 @@ OMNIGLOT = Dataset(
     channels=1,
     image_size=28,
     rotate_classes=True,
-    read=partial(find, _MAML_PLUS),
+    read=find,
     split=_MAML_PLUS,
     # The checksums are those that torchvision verifies the same two files with.
     archives=(
@@ -132,7 +123,6 @@ OTHER_SPLITS = tuple(
         OMNIGLOT,
         name=name,
         summary=f"the same characters in the split {sizes}",
-        read=partial(find, split),
         split=split,
     )
     for name, sizes, split in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +14,7 @@ from gradshare.tasks.dataset import Dataset, FoundClass
 from gradshare.tasks.notes import some
 
 _LISTS = Path(__file__).with_name("published_splits.toml")
-_NAMED = 5
-"""How many classes an error names."""
+MOST_NAMES = 5  # in an error
 
 
 @cache
@@ -24,28 +24,28 @@ def published_split(dataset: str) -> dict[str, str]:
     return {name: split for split, names in lists.items() for name in names.split()}
 
 
-def require_classes(found: Sequence[FoundClass], where: Path, dataset: Dataset) -> None:
-    """Check the splits before any image is decoded.
+def with_splits(found: Sequence[FoundClass], where: Path, dataset: Dataset) -> list[FoundClass]:
+    """Put classes into the published splits, and check all splits before an image is decoded.
 
     Args:
-        found: the classes of all splits.
-        where: what they were found in, for the message.
-        dataset: what was to be found.
+        found: the classes. Those without a split get the published one.
+        where: what they were found in, for errors.
+        dataset: of which they are.
 
     Raises:
-        DataError: two classes have one name; or the classes or their splits are not those that are
-            published. A copy that calls all of its classes something else is checked by their
-            number.
+        DataError: two classes have one name, or the splits are not the published ones. Of a copy
+            that has other names for all classes, only their number in each split is checked.
     """
+    published = dataset.split
     split_of: dict[str, str] = {}
     for item in found:
+        split = item.split or published.get(item.name, "")
         if item.name in split_of:
             raise DataError(
                 f"class {item.name!r} of {where} is in {split_of[item.name]!r} and in "
-                f"{item.split!r}: splits must not overlap; give it to one of them"
+                f"{split!r}: splits must not overlap; give it to one of them"
             )
-        split_of[item.name] = item.split
-    published = dataset.split
+        split_of[item.name] = split
     faults = []
     if published and (published.keys() & split_of.keys() or "" in split_of.values()):
         moved = [name for name, split in split_of.items() if published.get(name, split) != split]
@@ -55,7 +55,7 @@ def require_classes(found: Sequence[FoundClass], where: Path, dataset: Dataset) 
             ("puts {} into another split", moved),
         ):
             if names:
-                faults.append(f"it {fault.format(some(sorted(names), _NAMED))}")
+                faults.append(f"it {fault.format(some(sorted(names), MOST_NAMES))}")
     counts = Counter(split_of.values())
     for split, count in Counter(published.values()).items():
         if counts[split] != count:
@@ -65,3 +65,4 @@ def require_classes(found: Sequence[FoundClass], where: Path, dataset: Dataset) 
             f"{where} does not have the published split: {'; '.join(faults)}; get a complete copy "
             "with that split"
         )
+    return [replace(item, split=split_of[item.name]) for item in found]
