@@ -151,8 +151,12 @@ def test_the_mode_says_whether_a_prediction_depends_on_the_other_queries(
     assert classifier.transductive_ == (stored(run).batch_norm == "transductive")
     together = classifier.predict_proba(batch.query_x[0])
     if classifier.transductive_:
-        with pytest.warns(UserWarning, match="needs many examples at once, of all 3 classes, and"):
+        few = "needs many examples at once, of all 3 classes. It got 1 and predicts 1 of"
+        with pytest.warns(UserWarning, match=few):
             alone = classifier.predict_proba(batch.query_x[0][4:5])
+        same = batch.query_x[0][4:5].expand(6, -1, -1, -1)
+        with pytest.warns(UserWarning, match="It got 6 and predicts 1 of the classes; train with"):
+            classifier.predict(same)
     else:
         alone = classifier.predict_proba(batch.query_x[0][4:5])
     alike = np.allclose(together[4], alone[0], atol=1e-5)

@@ -49,7 +49,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     left out.
 
     With transductive batch norm, as in the paper, the examples of one `predict` call influence each
-    other's predictions, and a warning says when they are fewer than the classes.
+    other's predictions. A warning says when they are fewer than the classes, or all get one class.
 
     Args:
         run: a run whose targets are classes, from `fit` or `open_run`, or its folder. Give the
@@ -232,17 +232,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _logits(self, X: Any) -> npt.NDArray[np.float64]:
         check_is_fitted(self, "classes_")
         inputs = self._trained.read(X)
-        count = len(first_leaf(inputs))
-        if self.transductive_ and count < len(self.classes_):
+        count, ways = len(first_leaf(inputs)), len(self.classes_)
+        with isolated(self._trained.device), torch.no_grad():
+            outputs = self._trained.outputs(self._support, self._adapted, inputs)[:, :ways]
+        found = len(outputs.argmax(1).unique())
+        if self.transductive_ and (count < ways or found == 1):
             warnings.warn(
-                f"this run has transductive batch norm, which needs many examples at once, of all "
-                f"{len(self.classes_)} classes, and got {count}; train with --batch-norm inductive "
-                "to predict few examples",
+                "this run has transductive batch norm, which needs many examples at once, of all "
+                f"{ways} classes. It got {count} and predicts {found} of the classes; train with "
+                "--batch-norm inductive to predict few examples, or those of one class",
                 stacklevel=3,
             )
-        with isolated(self._trained.device), torch.no_grad():
-            outputs = self._trained.outputs(self._support, self._adapted, inputs)
-        return outputs[:, : len(self.classes_)].double().cpu().numpy()
+        return outputs.double().cpu().numpy()
 
     def _calibrated(self) -> Calibration:
         """The calibration for this support set, measured when it is first needed."""

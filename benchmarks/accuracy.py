@@ -1,0 +1,112 @@
+"""Accuracy on new classes: what needs no meta-training, a supervised start, and three heads.
+
+    python -m benchmarks.accuracy DATASET ... [--shots 5] [--data-root data] [--out runs/accuracy]
+
+The datasets are splits of the same classes; each is trained with another seed, so that a name given
+twice is two seeds. `maml` has a fixed head, and is trained anew for each number of ways up to 5.
+The heads of `unicorn-maml` and `proto-maml` take any number: they are trained on 5 ways and tested
+on all. All are tested on the same tasks. Differences from `maml` are paired by seed and task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradshare.config.parts import build
+from gradshare.config.runs import train
+from gradshare.config.settings import RunConfig
+from gradshare.errors import DataError
+from gradshare.tasks import TaskSource
+from gradshare.training.statistics import over_seeds_and_tasks
+from gradshare.training.supervised import supervised_start
+from gradshare.training.yardsticks import yardsticks
+
+WAYS = (2, 5, 10, 20)
+TRAINED_WAYS = 5
+TASKS = 300
+RATES = {"maml": 0.1, "unicorn-maml": 0.1, "proto-maml": 0.03}
+"""Of 0.03 and 0.1, the inner rate that was better on validation tasks of features of signs."""
+
+
+@click.command()
+@click.argument("datasets", nargs=-1, required=True)
+@click.option("--shots", type=int, default=5)
+@click.option("--data-root", type=Path, default="data")
+@click.option("--out", type=Path, default="runs/accuracy")
+def main(datasets: tuple[str, ...], shots: int, data_root: Path, out: Path) -> None:
+    """Measure the accuracy at several numbers of classes."""
+    found: dict[tuple[int, str], list[list[float]]] = {}
+    for seed, dataset in enumerate(datasets):
+        config = RunConfig(
+            dataset=dataset, shots=shots, seed=seed, sharing=False, data_root=data_root
+        )
+        for ways, name, values in accuracies(config, out / f"{dataset}-{shots}-shot-{seed}"):
+            found.setdefault((ways, name), []).append(values)
+    click.echo(f"\n{', '.join(datasets)}, {shots}-shot, {TASKS} tasks each")
+    for (ways, name), rows in found.items():
+        line = f"  {ways}-way, {name}: {percent(rows)}"
+        fixed = found.get((ways, "maml"), rows)
+        if fixed is not rows:
+            line += f"; maml minus this {percent(np.subtract(fixed, rows))}"
+        click.echo(line)
+
+
+def accuracies(config: RunConfig, out: Path) -> Iterator[tuple[int, str, list[float]]]:
+    """The accuracy on each test task, by the number of ways and the name of what was tested."""
+    parts = build(config)
+    test: Any = parts.test
+    sources = []
+    for ways in WAYS:
+        try:
+            sources.append((ways, test.replace(ways=ways)))
+        except DataError:  # there are fewer classes
+            break
+    for ways, source in sources:
+        for name, values in yardsticks(source, TASKS).items():
+            yield ways, name, values["accuracy"]
+    if parts.options.start == "supervised":
+        body = supervised_start(parts.learner.model, parts.train, seed=config.seed).body
+        for ways, source in sources:
+            yield ways, "supervised start, nearest class mean", nearest_mean(body, source)
+    for method, rate in RATES.items():
+        for ways, source in sources:
+            any_ways = method != "maml"
+            if ways > TRAINED_WAYS and not any_ways:
+                continue
+            trained_ways = TRAINED_WAYS if any_ways else ways
+            changes = {"method": method, "inner_lr": rate, "ways": trained_ways}
+            changes |= {"ensemble": 1, "val_tasks": 100, "test_tasks": 10}
+            run = train(
+                config.model_copy(update=changes), out / f"{method}-{trained_ways}", resume=True
+            )
+            yield ways, method, run.evaluate(source, tasks=TASKS).values["accuracy"]
+
+
+@torch.no_grad()
+def nearest_mean(body: nn.Module, source: TaskSource) -> list[float]:
+    """The accuracy on each task of the nearest class mean behind a body."""
+    values = []
+    for index in range(TASKS):
+        task = source.prepare(source.batch([index]))  # type: ignore[attr-defined]
+        support, labels = body(task.support_x[0]), task.support_y[0]
+        means = torch.stack([support[labels == label].mean(0) for label in labels.unique()])
+        guesses: Tensor = torch.cdist(body(task.query_x[0]), means).argmin(1)
+        values.append(float((guesses == task.query_y[0]).double().mean()))
+    return values
+
+
+def percent(rows: Any) -> str:
+    """The mean over seeds and tasks, and its interval, in percent."""
+    interval = over_seeds_and_tasks(100 * np.asarray(rows))
+    return f"{interval.mean:.1f} ± {interval.ci95:.1f}"
+
+
+if __name__ == "__main__":
+    main()
