@@ -23,6 +23,7 @@ from gradshare.config.parts import build
 from gradshare.config.runs import train
 from gradshare.config.settings import RunConfig
 from gradshare.errors import DataError
+from gradshare.methods import MetaLearner
 from gradshare.tasks import TaskSource
 from gradshare.training.statistics import over_seeds_and_tasks
 from gradshare.training.supervised import supervised_start
@@ -72,7 +73,9 @@ def accuracies(config: RunConfig, out: Path) -> Iterator[tuple[int, str, list[fl
         for name, values in yardsticks(source, TASKS).items():
             yield ways, name, values["accuracy"]
     if parts.options.start == "supervised":
-        body = supervised_start(parts.learner.model, parts.train, seed=config.seed).body
+        assert isinstance(parts.learner, MetaLearner)
+        started = supervised_start(parts.learner.model, parts.train, seed=config.seed)
+        body = started.get_submodule("body")
         for ways, source in sources:
             yield ways, "supervised start, nearest class mean", nearest_mean(body, source)
     for method, rate in RATES.items():
@@ -104,7 +107,7 @@ def nearest_mean(body: nn.Module, source: TaskSource) -> list[float]:
 
 def percent(rows: Any) -> str:
     """The mean over seeds and tasks, and its interval, in percent."""
-    interval = over_seeds_and_tasks(100 * np.asarray(rows))
+    interval = over_seeds_and_tasks([100 * np.asarray(row) for row in rows])
     return f"{interval.mean:.1f} ± {interval.ci95:.1f}"
 
 

@@ -235,7 +235,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         count, ways = len(first_leaf(inputs)), len(self.classes_)
         with isolated(self._trained.device), torch.no_grad():
             outputs = self._trained.outputs(self._support, self._adapted, inputs)[:, :ways]
-        found = len(outputs.argmax(1).unique())
+        found = len(set(outputs.argmax(1).tolist()))
         if self.transductive_ and (count < ways or found == 1):
             warnings.warn(
                 "this run has transductive batch norm, which needs many examples at once, of all "

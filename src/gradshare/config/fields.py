@@ -76,6 +76,7 @@ Span = Annotated[str, BeforeValidator(_span)]
 HomePath = Annotated[Path, BeforeValidator(home_path)]
 Metric = Annotated[str, AfterValidator(functools.partial(stored_name, "metric"))]
 Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_tuple)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
 Options = dict[str, JsonValue]
 
 HEADINGS = {
@@ -146,6 +147,11 @@ class Settings(BaseModel):
         None,
         description="start from the weights in this file: safetensors, or a state dictionary that "
         "torch.save wrote; a head of another shape starts as it is",
+    )
+    freeze: Names = Field(
+        (),
+        description="name of a part of the network that stays as it is, such as features or "
+        "layer[1-3]; repeat for more",
     )
     rule: str | None = Field(
         None,

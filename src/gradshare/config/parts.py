@@ -35,7 +35,7 @@ from gradshare.inner_loop import (
     UpdateRule,
 )
 from gradshare.methods import Learner, MetaLearner
-from gradshare.models.weights import load_weights
+from gradshare.models.weights import freeze, load_weights
 from gradshare.tasks import ImageStore, Normalization, Splits, TaskBatch, TaskSource, image_splits
 from gradshare.tasks.datasets import open_dataset
 from gradshare.tasks.source import prepared
@@ -193,6 +193,8 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
     model = _call(config, "model", given)
     if config.init_from is not None and isinstance(model, nn.Module):
         load_weights(model, config.init_from)
+    if config.freeze and isinstance(model, nn.Module):
+        freeze(model, config.freeze)
     given = {
         "model": model,
         "steps": config.inner_steps,
