@@ -12,6 +12,7 @@ from gradshare.tasks.features import FeatureStore, feature_splits, features_path
 
 DEFAULTS: dict[str, Any] = {
     "model": "mlp",
+    "method": "unicorn-maml",
     "start": "supervised",
     "sharing": False,
     "task_batch": 8,

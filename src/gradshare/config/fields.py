@@ -133,8 +133,8 @@ class Settings(BaseModel):
 
     method: str = Field(
         "maml",
-        description="meta-learning method: maml, meta-sgd, maml++, unicorn-maml, anil, boil, alfa, "
-        "proto-maml, reptile, imaml, protonet, or an import path",
+        description="meta-learning method: maml, meta-sgd, maml++, unicorn-maml (the default on "
+        "features), anil, boil, alfa, proto-maml, reptile, imaml, protonet, or an import path",
     )
     method_option: Options = _options("method", "such as head=classifier")
     model: str = Field(
