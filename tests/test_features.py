@@ -297,7 +297,7 @@ def test_a_run_on_features_has_the_recipe_for_them_unless_other_settings_are_giv
     parts = build(RunConfig(**SETTINGS, **other, data_root=root))
     assert type(parts.learner) is gs.MetaLearner
     assert parts.options.start == "random"
-    assert isinstance(parts.learner.model, gs.MLP)  # type: ignore[attr-defined]
+    assert isinstance(parts.learner.model, gs.MLP)
 
 
 def test_raw_images_are_predicted_as_the_rows_that_were_made_of_them(

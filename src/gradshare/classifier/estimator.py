@@ -136,7 +136,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             DataError: inputs that the run does not take, or an image that cannot be read.
             RunError: the inner steps of each checkpoint overflowed on the support set.
         """
-        logits = self._logits(X)
+        logits = self._logits(self._read(X))
         temperature = self._calibrated().temperature if self.calibration_tasks else 1.0
         return probabilities(logits, temperature)
 
@@ -153,10 +153,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             sklearn.exceptions.NotFittedError: `fit` was not called.
             GradshareError: as in `predict_proba`; or `reject` is given without a calibration.
         """
-        logits = self._logits(X)
-        chosen: Labels = self.classes_[logits.argmax(-1)]
+        inputs = self._read(X)
+        chosen: Labels = self.classes_[self._logits(inputs).argmax(-1)]
         if reject is not None:
-            rejected = self._calibrated().rejected(logits, reject)
+            calibration = self._calibrated()
+            with isolated(self._trained.device), torch.no_grad():
+                doubts = self._trained.doubts(self._support, self._adapted, inputs)
+            rejected = calibration.rejected(doubts.double().cpu().numpy(), reject)
             chosen = chosen.astype(object)
             chosen[rejected] = None
         return chosen
@@ -175,7 +178,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             sklearn.exceptions.NotFittedError: `fit` was not called.
             GradshareError: as in `predict_proba`; or there is no calibration.
         """
-        logits = self._logits(X)
+        logits = self._logits(self._read(X))
         sets = self._calibrated().sets(logits, coverage)
         order = np.argsort(-logits, axis=1, kind="stable")
         names = self.classes_.tolist()
@@ -229,9 +232,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.transductive_ = trained.transductive
         return self
 
-    def _logits(self, X: Any) -> npt.NDArray[np.float64]:
+    def _read(self, X: Any) -> Tree:
         check_is_fitted(self, "classes_")
-        inputs = self._trained.read(X)
+        return self._trained.read(X)
+
+    def _logits(self, inputs: Tree) -> npt.NDArray[np.float64]:
         count, ways = len(first_leaf(inputs)), len(self.classes_)
         with isolated(self._trained.device), torch.no_grad():
             outputs = self._trained.outputs(self._support, self._adapted, inputs)[:, :ways]
