@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradshare.config.parts import build
+from gradshare.config.parts import build, resolved
 from gradshare.config.runs import train
 from gradshare.config.settings import RunConfig
 from gradshare.errors import DataError
@@ -89,14 +89,15 @@ def accuracies(
         body = started.get_submodule("body")
         for ways, source in sources:
             yield ways, "supervised start, nearest class mean", nearest_mean(body, source)
+    steps = resolved(config).inner_steps
+    same = {"inner_steps": steps, "ensemble": 1, "val_tasks": 100, "test_tasks": 10}
     for method, rate in RATES.items():
         for ways, source in sources:
             any_ways = method != "maml"
             if ways > TRAINED_WAYS and not any_ways:
                 continue
             trained_ways = TRAINED_WAYS if any_ways else ways
-            changes = {"method": method, "inner_lr": rate, "ways": trained_ways}
-            changes |= {"ensemble": 1, "val_tasks": 100, "test_tasks": 10}
+            changes = {"method": method, "inner_lr": rate, "ways": trained_ways, **same}
             run = train(
                 config.model_copy(update=changes), out / f"{method}-{trained_ways}", resume=True
             )
