@@ -288,14 +288,17 @@ def test_a_run_on_features_has_the_recipe_for_them_unless_other_settings_are_giv
     run: gs.Run, root: Path
 ) -> None:
     stored = RunConfig.from_yaml(run.path / "config.yaml")
-    assert (stored.model, stored.start, stored.sharing) == ("mlp", "supervised", False)
+    assert (stored.model, stored.method, stored.inner_steps) == ("mlp", "unicorn-maml", 20)
+    assert (stored.start, stored.sharing) == ("supervised", False)
     assert (stored.task_batch, stored.outer_lr, stored.epochs) == (8, 3e-4, 2)
     assert run.test is not None
     assert np.mean(run.test.ensemble["accuracy"]) > 0.55  # chance is 1/3
-    config = RunConfig(**SETTINGS, data_root=root, start="random", sharing_control="rate-control")
-    parts = build(config)
+    build(RunConfig(**SETTINGS, data_root=root, method="protonet"))  # which takes no steps
+    other = {"method": "maml", "start": "random", "sharing_control": "rate-control"}
+    parts = build(RunConfig(**SETTINGS, **other, data_root=root))
+    assert type(parts.learner) is gs.MetaLearner
     assert parts.options.start == "random"
-    assert isinstance(parts.learner.model, gs.MLP)  # type: ignore[attr-defined]
+    assert isinstance(parts.learner.model, gs.MLP)
 
 
 def test_raw_images_are_predicted_as_the_rows_that_were_made_of_them(

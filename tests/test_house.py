@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "testing": "errors tasks models inner_loop methods",
     "comparison": "errors tasks models inner_loop methods training executors",
     "config": "errors tasks models inner_loop methods training comparison executors",
-    "backbones": "errors tasks config",
+    "backbones": "errors tasks models config",
     "classifier": "errors tasks models inner_loop methods training config backbones",
 }
 

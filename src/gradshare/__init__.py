@@ -51,7 +51,7 @@ if TYPE_CHECKING:
         reptile,
         unicorn_maml,
     )
-    from gradshare.models import MLP, BatchNorm2d, Conv4, ResNet12, accelerate
+    from gradshare.models import MLP, BatchNorm2d, Conv4, ResNet12, accelerate, freeze
     from gradshare.tasks import (
         ClassTasks,
         GroupTasks,
@@ -140,6 +140,7 @@ __all__ = [
     "evaluate",
     "feature_splits",
     "fit",
+    "freeze",
     "image_splits",
     "imaml",
     "load_results",

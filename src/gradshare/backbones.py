@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from gradshare.config.names import call, is_import_path, stored_name
 from gradshare.errors import ConfigError, DataError, is_out_of_memory
+from gradshare.models.weights import digest
 from gradshare.tasks.arrays import Array
 from gradshare.tasks.download import OnProgress
 from gradshare.tasks.features import (
@@ -265,7 +266,7 @@ def _load_module(name: str, options: dict[str, Any], weights: Path | None) -> _L
             f"--backbone {name} returned a {type(module).__name__}; return a torch.nn.Module that "
             "maps images (n, 3, H, W) to features (n, D)"
         )
-    return _Loaded(_frozen(name, module, weights), {}, _version(name), _digest(module))
+    return _Loaded(_frozen(name, module, weights), {}, _version(name), digest(module.state_dict()))
 
 
 def _load_timm(name: str, options: dict[str, Any], weights: Path | None) -> _Loaded:
@@ -293,7 +294,7 @@ def _load_timm(name: str, options: dict[str, Any], weights: Path | None) -> _Loa
         "std": config["std"],
     }
     network = _frozen(name, module, weights)
-    return _Loaded(network, preprocessing, f"timm {timm.__version__}", _digest(module))
+    return _Loaded(network, preprocessing, f"timm {timm.__version__}", digest(module.state_dict()))
 
 
 def _load_onnx(path: Path) -> _Loaded:
@@ -367,15 +368,6 @@ def _frozen(name: str, module: nn.Module, weights: Path | None) -> nn.Module:
                 "the state dictionary of this network"
             ) from error
     return module.eval().to(_device())
-
-
-def _digest(module: nn.Module) -> str:
-    """The SHA-256 of a module's parameters and buffers."""
-    sha256 = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha256.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return sha256.hexdigest()
 
 
 def _version(name: str) -> str:

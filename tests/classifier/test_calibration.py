@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
+from torch import nn
 
 import gradshare as gs
 from gradshare import FewShotClassifier
@@ -24,7 +27,7 @@ from gradshare.classifier.calibration import (
 )
 from gradshare.classifier.trained import Trained
 from gradshare.errors import ConfigError
-from tests.classifier.conftest import rows, source
+from tests.classifier.conftest import WIDTH, rows, source
 
 
 def simulated(tasks: int, seed: int, heat: float = 1.0) -> list[Answer]:
@@ -34,7 +37,8 @@ def simulated(tasks: int, seed: int, heat: float = 1.0) -> list[Answer]:
     for task in range(tasks):
         logits = random.exponential(2) * random.normal(size=(20, 5))
         chosen = [random.choice(5, p=p) for p in probabilities(logits)]
-        answers.append(Answer(logits * heat, np.array(chosen), np.full(20, task)))
+        doubts = random.exponential(size=20)
+        answers.append(Answer(logits * heat, np.array(chosen), np.full(20, task), doubts))
     return answers
 
 
@@ -53,7 +57,7 @@ def test_temperature_minimises_the_mean_loss_of_the_tasks() -> None:
 
     def loss(temperature: float) -> float:
         total = 0.0
-        for logits, targets, _ in answers:
+        for logits, targets, *_ in answers:
             p = probabilities(logits, temperature)
             total -= math.fsum(math.log(row[y]) for row, y in zip(p, targets, strict=True))
         return total
@@ -172,3 +176,34 @@ def test_what_cannot_be_calibrated_says_why(rows_run: gs.Run) -> None:
     classifier = FewShotClassifier(rows_run, calibration_tasks=20).fit(many, names)
     with pytest.warns(UserWarning, match="calibrated on validation tasks as they are, and not on"):
         classifier.predict_proba(many)
+
+
+class Centres(nn.Module):
+    """A network without a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(4, WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Minus the distance from each centre."""
+        return -(x[:, None] - self.centres).square().sum(2)
+
+
+def test_a_network_without_a_linear_head_rejects_by_its_outputs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    run = gs.fit(
+        gs.maml(Centres()),
+        source(1),
+        source(2),
+        out=tmp_path / "run",
+        epochs=1,
+        iterations=2,
+        val_tasks=20,
+        progress=False,
+    )
+    x, y = rows(4, 3)
+    classifier = FewShotClassifier(run, calibration_tasks=20).fit(x, y)
+    far = np.concatenate([x, 100 * np.ones_like(x[:1])])
+    rejected = [answer is None for answer in classifier.predict(far, reject=0.05)]
+    assert rejected == [False] * 12 + [True]

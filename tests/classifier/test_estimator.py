@@ -18,6 +18,7 @@ from gradshare.config import build, open_run, stored, train
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.methods import Adapted, MetaLearner
 from gradshare.tasks.images import ImageFormat, Resize, read_image
+from gradshare.tasks.source import prepared
 from tests.conftest import prepare_tiny
 
 SETTINGS: dict[str, Any] = {
@@ -151,8 +152,12 @@ def test_the_mode_says_whether_a_prediction_depends_on_the_other_queries(
     assert classifier.transductive_ == (stored(run).batch_norm == "transductive")
     together = classifier.predict_proba(batch.query_x[0])
     if classifier.transductive_:
-        with pytest.warns(UserWarning, match="needs many examples at once, of all 3 classes, and"):
+        few = "needs many examples at once, of all 3 classes. It got 1 and predicts 1 of"
+        with pytest.warns(UserWarning, match=few):
             alone = classifier.predict_proba(batch.query_x[0][4:5])
+        same = batch.query_x[0][4:5].expand(6, -1, -1, -1)
+        with pytest.warns(UserWarning, match="It got 6 and predicts 1 of the classes; train with"):
+            classifier.predict(same)
     else:
         alone = classifier.predict_proba(batch.query_x[0][4:5])
     alike = np.allclose(together[4], alone[0], atol=1e-5)
@@ -184,6 +189,30 @@ def test_probabilities_are_of_the_mean_logits_of_all_checkpoints(
     best.fit(batch.support_x[0], batch.support_y[0])
     alone = logits[0].softmax(-1).numpy()
     assert np.allclose(best.predict_proba(batch.query_x[0]), alone, atol=1e-5)
+
+
+def test_doubts_are_distances_from_the_nearest_class_mean_of_what_the_head_is_given(
+    run: Path, data_root: Path
+) -> None:
+    batch = task(data_root)
+    trained = FewShotClassifier(run).fit(batch.support_x[0], batch.support_y[0])._trained
+    learner, images = trained.learner, prepared(trained.source, batch)
+    assert isinstance(learner, MetaLearner)
+    adapted, expected = trained.adapt(batch), []
+    for (meta, _), own in zip(trained.models, adapted, strict=True):
+        module, given = learner.module(meta, own), list[torch.Tensor]()
+        head = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)][-1]
+        head.register_forward_pre_hook(lambda _, x, given=given: given.append(x[0]))
+        module(images.support_x[0])
+        support = {"support": images.support_x[0]} if learner.inductive else {}
+        module(images.query_x[0], **support)
+        embedded, queries = given
+        means = [embedded[batch.support_y[0] == label].mean(0) for label in range(3)]
+        distances = torch.stack([(queries - mean).square().sum(1).sqrt() for mean in means])
+        expected.append(distances.min(0).values)
+    with torch.no_grad():
+        found = trained.doubts(batch, adapted, batch.query_x[0])
+    torch.testing.assert_close(found, torch.stack(expected).mean(0), rtol=1e-3, atol=1e-3)
 
 
 def test_what_does_not_fit_is_named(run: Path, data_root: Path) -> None:
@@ -368,6 +397,8 @@ def test_inputs_of_several_parts_and_classes_that_are_the_same_in_all_tasks(
     assert classifier.classes_.tolist() == ["ill", "well"]
     assert proba.shape == (4, 2)
     assert classifier.score(inputs, ["well", "ill", "well", "ill"]) == 1
+    classifier.set_params(calibration_tasks=20)
+    assert classifier.predict(inputs, reject=0.2).shape == (4,)
     with pytest.raises(DataError, match="the label 'dead' is none of the classes"):
         classifier.fit(inputs, ["well", "ill", "well", "dead"])
     with pytest.raises(ConfigError) as error:

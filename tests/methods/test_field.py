@@ -30,6 +30,7 @@ from gradshare.methods import (
     reptile,
     unicorn_maml,
 )
+from gradshare.models import freeze
 from gradshare.tasks import TaskBatch
 from tests import oracle_methods as oracle
 from tests.methods.modules import assert_close, gradients
@@ -138,6 +139,31 @@ def test_the_gradient_of_each_oracle_is_that_of_its_finite_differences(name: str
     slope = (mean_loss(1e-6) - mean_loss(-1e-6)) / 2e-6
     expected = torch.stack([(found[n] * d).sum() for n, d in direction.items()]).sum()
     torch.testing.assert_close(slope, expected, rtol=1e-6, atol=2e-8)
+
+
+@EVERY_LAYOUT
+@pytest.mark.parametrize("frozen", [BODY, HEAD], ids=["body", "head"])
+def test_frozen_parameters_are_neither_adapted_nor_learned(
+    frozen: tuple[str, ...], layout: dict[str, Any]
+) -> None:
+    network = model()
+    freeze(network, [frozen[0].partition(".")[0]])
+    learner = laid_out(maml(network, steps=STEPS, inner_lr=LR, sharing=True), layout)
+    meta, carried = learner.init()
+    assert {f"model.{name}" for name in frozen}.isdisjoint(meta)
+    meta = perturbed(meta)
+    kept = {f"model.{n}": p.detach() for n, p in network.named_parameters() if n in frozen}
+    adapts = tuple(name for name in BODY + HEAD if name not in frozen)
+    s, g_hat = Setting(adapts=adapts, sharing=True), None
+    for seed in (1, 2):
+        batch = tasks(seed)
+        step = learner.outer_step(meta, carried, batch, iteration=0)
+        losses, g_hat = oracle.outer_losses({**meta, **kept}, g_hat, as_batch(batch), s)
+        assert_close("losses", step.losses, losses)
+        theirs = gradients(losses.mean(), meta)
+        for parameter, gradient in gradients(step.objective.mean(), meta).items():
+            assert_close(parameter, gradient, theirs[parameter])
+        carried = step.carried
 
 
 def laid_out(learner: MetaLearner, layout: dict[str, Any]) -> MetaLearner:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradshare.config import RunConfig, build
-from gradshare.errors import ConfigError
-from gradshare.models.weights import load_weights
+from gradshare.config import RunConfig, build, open_run, train
+from gradshare.errors import ConfigError, RunError
+from gradshare.models.weights import freeze, load_weights
 from tests.own import Net
 from tests.test_runs_by_name import SIGNALS
 
@@ -223,3 +223,41 @@ def test_a_checkpoint_of_the_maml_plus_plus_code_without_its_parts_loads_into_ma
         ("linear.bias", "linear.bias"),
     ):
         assert torch.equal(meta[f"model.{ours}"], network[f"classifier.layer_dict.{theirs}"])
+
+
+def test_a_frozen_part_uses_its_running_statistics_and_no_dropout() -> None:
+    frozen = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout())
+    other = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model = nn.Sequential(frozen, other, nn.Linear(3, 2))
+    freeze(model, ["0", "1.[01].bias"])
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trainable == ["1.0.weight", "1.1.weight", "2.weight", "2.bias"]
+    assert not any(module.training for module in frozen.modules())
+    assert all(module.training for module in other.modules())
+
+
+def test_a_pattern_that_fits_nothing_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(ConfigError) as error:
+        freeze(net(3), ["con"])
+    assert str(error.value) == (
+        "freeze 'con' fits no parameter of Net; its parameters are ['conv.weight', 'conv.bias', "
+        "'head.weight', 'head.bias']"
+    )
+
+
+def test_a_run_with_a_frozen_part_is_continued_and_opened_with_the_same_part_alone(
+    tmp_path: Path,
+) -> None:
+    weights = written(tmp_path / "weights.pt", net(64).state_dict())
+    settings = {**SIGNALS, "init_from": weights, "freeze": ["conv"]}
+    whole = train(RunConfig(**settings), tmp_path / "whole")
+    train(RunConfig(**{**settings, "epochs": 1}), tmp_path / "parts")
+    parts = train(RunConfig(**settings), tmp_path / "parts", resume=True)
+    assert parts.test == whole.test
+    meta = open_run(whole.path).tensors()[0]
+    assert not any("conv" in name for name in meta)
+    written(weights, net(64).state_dict())  # other weights in the same place
+    with pytest.raises(RunError, match="was trained with frozen parameters"):
+        open_run(whole.path)
+    with pytest.raises(RunError, match="holds a run with frozen parameters"):
+        train(RunConfig(**{**settings, "epochs": 3}), whole.path, resume=True)

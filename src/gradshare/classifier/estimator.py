@@ -50,7 +50,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     left out.
 
     With transductive batch norm, as in the paper, the examples of one `predict` call influence each
-    other's predictions, and a warning says when they are fewer than the classes.
+    other's predictions. A warning says when they are fewer than the classes, or all get one class.
 
     Args:
         run: a run whose targets are classes, from `fit` or `open_run`, or its folder. Give the
@@ -137,7 +137,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             DataError: inputs that the run does not take, or an image that cannot be read.
             RunError: the inner steps of each checkpoint overflowed on the support set.
         """
-        return probabilities(self._logits(X), self._temperature())
+        return probabilities(self._logits(self._read(X)), self._temperature())
 
     def predict_proba_by_step(self, X: Any) -> npt.NDArray[np.float64]:
         """The probabilities after 0, 1, …, K inner steps, (K + 1, n, classes).
@@ -179,10 +179,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             sklearn.exceptions.NotFittedError: `fit` was not called.
             GradshareError: as in `predict_proba`; or `reject` is given without a calibration.
         """
-        logits = self._logits(X)
-        chosen: Labels = self.classes_[logits.argmax(-1)]
+        inputs = self._read(X)
+        chosen: Labels = self.classes_[self._logits(inputs).argmax(-1)]
         if reject is not None:
-            rejected = self._calibrated().rejected(logits, reject)
+            calibration = self._calibrated()
+            with isolated(self._trained.device), torch.no_grad():
+                doubts = self._trained.doubts(self._support, self._adapted, inputs)
+            rejected = calibration.rejected(doubts.double().cpu().numpy(), reject)
             chosen = chosen.astype(object)
             chosen[rejected] = None
         return chosen
@@ -201,7 +204,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             sklearn.exceptions.NotFittedError: `fit` was not called.
             GradshareError: as in `predict_proba`; or there is no calibration.
         """
-        logits = self._logits(X)
+        logits = self._logits(self._read(X))
         sets = self._calibrated().sets(logits, coverage)
         order = np.argsort(-logits, axis=1, kind="stable")
         names = self.classes_.tolist()
@@ -276,21 +279,22 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.transductive_ = trained.transductive
         return self
 
-    def _logits(self, X: Any) -> npt.NDArray[np.float64]:
-        return self._outputs(self._read(X), self._adapted)
-
     def _read(self, X: Any) -> Tree:
         check_is_fitted(self, "classes_")
-        inputs = self._trained.read(X)
-        count = len(first_leaf(inputs))
-        if self.transductive_ and count < len(self.classes_):
+        return self._trained.read(X)
+
+    def _logits(self, inputs: Tree) -> npt.NDArray[np.float64]:
+        count, ways = len(first_leaf(inputs)), len(self.classes_)
+        outputs = self._outputs(inputs, self._adapted)
+        found = len(set(outputs.argmax(1).tolist()))
+        if self.transductive_ and (count < ways or found == 1):
             warnings.warn(
-                f"this run has transductive batch norm, which needs many examples at once, of all "
-                f"{len(self.classes_)} classes, and got {count}; train with --batch-norm inductive "
-                "to predict few examples",
-                stacklevel=4,
+                "this run has transductive batch norm, which needs many examples at once, of all "
+                f"{ways} classes. It got {count} and predicts {found} of the classes; train with "
+                "--batch-norm inductive to predict few examples, or those of one class",
+                stacklevel=3,
             )
-        return inputs
+        return outputs
 
     def _outputs(self, inputs: Tree, adapted: list[Any]) -> npt.NDArray[np.float64]:
         with isolated(self._trained.device), torch.no_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from operator import itemgetter
@@ -15,6 +17,9 @@ from gradshare.backbones import Backbone
 from gradshare.classifier.inputs import as_images, as_rows, is_table
 from gradshare.config.runs import open_run
 from gradshare.errors import ConfigError, RunError
+from gradshare.inner_loop import Tensors
+from gradshare.methods import MetaLearner
+from gradshare.methods.head import Body, members
 from gradshare.tasks import ImageTasks, TaskBatch, TaskSource
 from gradshare.tasks.absent import AbsentImages
 from gradshare.tasks.batch import Tree, first_leaf, tree_map
@@ -79,6 +84,10 @@ class Trained:
         with isolated(self.device):
             self.models = run.models(max(kept, 1) if ensemble is None else ensemble)
         self.form = _image_format(self.source)
+        self._body = None
+        if isinstance(self.learner, MetaLearner):
+            with contextlib.suppress(ConfigError):  # it has no linear head
+                self._body = Body(self.learner, None)
         inductive = getattr(self.learner, "inductive", False)
         network = getattr(self.learner, "network", None)
         self.transductive = not inductive and (network is None or network.uses_batch_statistics)
@@ -146,6 +155,26 @@ class Trained:
         Raises:
             RunError: the inner steps of each checkpoint overflowed on the support set.
         """
+        outputs = self._in_chunks(self.on_prepared, support, adapted, inputs)
+        if not outputs.isfinite().all():
+            raise RunError(
+                "there is no prediction: the inner steps overflowed on this support set, with "
+                f"each checkpoint ({len(adapted)}); the run's inner rate is too high for it"
+            )
+        return outputs
+
+    def doubts(self, support: TaskBatch, adapted: list[Any], inputs: Tree) -> Tensor:
+        """How far (n,) inputs are from the nearest class, as `distances` has it."""
+        return self._in_chunks(self.distances, support, adapted, inputs)
+
+    def _in_chunks(
+        self,
+        measure: Callable[[TaskBatch, list[Any]], Tensor],
+        support: TaskBatch,
+        adapted: list[Any],
+        inputs: Tree,
+    ) -> Tensor:
+        """What a function of prepared tasks returns if some inputs are the queries of one task."""
         size = max(1, len(first_leaf(inputs))) if self.transductive else CHUNK
         parts = []
         for start in range(0, len(first_leaf(inputs)), size):
@@ -154,14 +183,8 @@ class Trained:
             none = torch.zeros(first_leaf(queries).shape[:2], dtype=torch.int64).to(self.device)
             task = prepared(self.source, replace(support, query_x=queries, query_y=none))
             with explain_misfit(self.learner, self.models[0][0], "examples", task):
-                parts.append(self.on_prepared(task, adapted)[0])
-        outputs = torch.cat(parts)
-        if not outputs.isfinite().all():
-            raise RunError(
-                "there is no prediction: the inner steps overflowed on this support set, with "
-                f"each checkpoint ({len(adapted)}); the run's inner rate is too high for it"
-            )
-        return outputs
+                parts.append(measure(task, adapted)[0])
+        return torch.cat(parts)
 
     def on_prepared(self, tasks: TaskBatch, adapted: list[Any]) -> Tensor:
         """The mean outputs (T, n, classes) for the queries of some prepared tasks.
@@ -173,6 +196,35 @@ class Trained:
             for (meta, _), own in zip(self.models, adapted, strict=True)
         ]
         return mean_of_finite(torch.stack(outputs))
+
+    def distances(self, tasks: TaskBatch, adapted: list[Any]) -> Tensor:
+        """How far (T, n) the queries of prepared tasks are from the nearest class mean of the
+        support set, on average over the adapted checkpoints.
+
+        The distance is that of the inputs of the head, or of the outputs of a learner that has no
+        linear head.
+        """
+        weights = members(tasks).float().transpose(1, 2)
+        as_queries = replace(
+            tasks, query_x=tasks.support_x, query_y=tasks.support_y, query_n=tasks.support_n
+        )
+        found = []
+        for (meta, _), own in zip(self.models, adapted, strict=True):
+            support, queries = (self._embedded(meta, own, part) for part in (as_queries, tasks))
+            means = weights.to(support.dtype) @ support / weights.sum(2, keepdim=True)
+            # The mean of a class that the task lacks is not a number.
+            found.append(torch.cdist(queries, means).nan_to_num(torch.inf).amin(2))
+        return mean_of_finite(torch.stack(found))
+
+    def _embedded(self, meta: Tensors, own: Any, tasks: TaskBatch) -> Tensor:
+        """What the head of one checkpoint is given for the queries of tasks, (T, n, D)."""
+        learner = self.learner
+        if self._body is None or not isinstance(learner, MetaLearner):
+            return learner.predict(meta, own, tasks).flatten(2)
+        inputs = self._body(
+            learner, own.params, meta, tasks, training=False, step=own.updates - 1, queries=True
+        )
+        return inputs.flatten(2)
 
 
 def opened(run: Run | str | Path | Trained, ensemble: int | None, device: str) -> Trained:

@@ -12,6 +12,8 @@ from gradshare.tasks.features import FeatureStore, feature_splits, features_path
 
 DEFAULTS: dict[str, Any] = {
     "model": "mlp",
+    "method": "unicorn-maml",
+    "inner_steps": 20,
     "start": "supervised",
     "sharing": False,
     "task_batch": 8,
@@ -37,6 +39,8 @@ def feature_defaults(config: RunConfig) -> dict[str, Any]:
     given = set(config.model_fields_set)
     if given.intersection(ARM_FIELDS):
         given.add("sharing")
+    if "method" in given:  # another may take no steps
+        given.add("inner_steps")
     return {name: value for name, value in DEFAULTS.items() if name not in given}
 
 

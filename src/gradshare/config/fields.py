@@ -86,6 +86,7 @@ HomePath = Annotated[Path, BeforeValidator(home_path)]
 Metric = Annotated[str, AfterValidator(functools.partial(stored_name, "metric"))]
 Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_tuple)]
 Augment = Annotated[tuple[Augmentation, ...], BeforeValidator(_words)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
 Options = dict[str, JsonValue]
 
 HEADINGS = {
@@ -148,8 +149,8 @@ class Settings(BaseModel):
 
     method: str = Field(
         "maml",
-        description="meta-learning method: maml, meta-sgd, maml++, unicorn-maml, anil, boil, alfa, "
-        "proto-maml, reptile, imaml, protonet, or an import path",
+        description="meta-learning method: maml, meta-sgd, maml++, unicorn-maml (the default on "
+        "features), anil, boil, alfa, proto-maml, reptile, imaml, protonet, or an import path",
     )
     method_option: Options = _options("method", "such as head=classifier")
     model: str = Field(
@@ -162,6 +163,11 @@ class Settings(BaseModel):
         None,
         description="start from the weights in this file: safetensors, or a state dictionary that "
         "torch.save wrote; a head of another shape starts as it is",
+    )
+    freeze: Names = Field(
+        (),
+        description="name of a part of the network that stays as it is, such as features or "
+        "layer[1-3]; repeat for more",
     )
     rule: str | None = Field(
         None,

@@ -41,7 +41,7 @@ from gradshare.inner_loop import (
 )
 from gradshare.methods import Learner, MetaLearner
 from gradshare.methods.maml_plus_plus import start_from
-from gradshare.models.weights import load_weights
+from gradshare.models.weights import freeze, load_weights
 from gradshare.tasks import ImageStore, Normalization, Splits, TaskSource, image_splits
 from gradshare.tasks.datasets import open_dataset
 from gradshare.tasks.source import prepared
@@ -211,6 +211,8 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
     rows: dict[str, Tensor] = {}  # for each inner step
     if config.init_from is not None and isinstance(model, nn.Module):
         rows = load_weights(model, config.init_from)
+    if config.freeze and isinstance(model, nn.Module):
+        freeze(model, config.freeze)
     given = {
         "model": model,
         "steps": config.inner_steps,

@@ -11,7 +11,7 @@ from gradshare.errors import ConfigError
 from gradshare.inner_loop import Tensors, UpdateRule
 from gradshare.inner_loop.rule import with_prefix
 from gradshare.methods.meta_learner import MetaLearner
-from gradshare.methods.network import Network, call_module, require_usable
+from gradshare.methods.network import Network, require_usable
 from gradshare.tasks.batch import TaskBatch
 
 
@@ -111,6 +111,8 @@ class Body:
         tasks: TaskBatch,
         *,
         training: bool,
+        step: int = 0,
+        queries: bool = False,
     ) -> Tensor:
         """What the head is given for the support examples of tasks, (T, n, D).
 
@@ -120,17 +122,21 @@ class Body:
             meta: the meta-parameters.
             tasks: prepared tasks.
             training: whether this is meta-training.
+            step: the inner step whose parameters the tasks share.
+            queries: give it for the queries instead.
         """
         theta = with_prefix("model", theta)
-        shared = with_prefix("model", learner.shared_parameters(meta, 0))
+        shared = with_prefix("model", learner.shared_parameters(meta, step))
         parts = []
         for chunk in learner.chunks(tasks):
             part, own = tasks[chunk], {name: t[chunk] for name, t in theta.items()}
             inputs = self.network(
                 own,
                 shared,
-                part.support_x,
-                sizes=part.support_n,
+                part.query_x if queries else part.support_x,
+                support=part.support_x if queries and learner.inductive else None,
+                sizes=part.query_n if queries else part.support_n,
+                support_sizes=part.support_n if queries and learner.inductive else None,
                 training=training,
                 together=learner.tasks_at_a_time != 1,
             )
@@ -151,7 +157,7 @@ class _HeadInputs(nn.Module):
         layer = self.model.get_submodule(self.head)
         hook = layer.register_forward_pre_hook(lambda _, given: found.append(given[0]))
         try:
-            call_module(self.model, inputs or named)
+            self.model(*inputs, **named)
         finally:
             hook.remove()
         if not found:

@@ -7,6 +7,7 @@ from gradshare.models.drop_block import DropBlock
 from gradshare.models.layers import accelerate
 from gradshare.models.mlp import MLP
 from gradshare.models.resnet12 import ResNet12
+from gradshare.models.weights import freeze
 
 __all__ = [
     "MLP",
@@ -17,4 +18,5 @@ __all__ = [
     "DropBlock",
     "ResNet12",
     "accelerate",
+    "freeze",
 ]

@@ -1,10 +1,13 @@
-"""Weights from a file, to start from."""
+"""Weights from a file to start from, and weights that stay as they are."""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +93,46 @@ def _ours(name: str) -> str:
     for theirs, ours in REFERENCE:
         name = theirs.sub(ours, name)
     return name
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Freeze parts of a network: neither the inner nor the outer loop changes them.
+
+    Batch norms of a frozen part use their running statistics, and its dropout is off.
+
+    Args:
+        model: is changed.
+        patterns: names of parts or parameters, such as "features", in which `*`, `?` and `[1-3]`
+            stand for other characters.
+
+    Raises:
+        ConfigError: a pattern fits no parameter.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        found = [n for n in parameters if any(fnmatchcase(n, p) for p in (pattern, f"{pattern}.*"))]
+        if not found:
+            raise ConfigError(
+                f"freeze {pattern!r} fits no parameter of {type(model).__name__}; its parameters "
+                f"are {reprlib.repr(list(parameters))}"
+            )
+        for name in found:
+            parameters[name].requires_grad_(False)
+    for module in model.modules():
+        own = list(module.parameters())
+        if own and not any(p.requires_grad for p in own):
+            module.eval()
+
+
+def digest(tensors: Mapping[str, Any]) -> str:
+    """The SHA-256 of the tensors of a state dictionary, with their names, types and shapes."""
+    sha256 = hashlib.sha256()
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            data = tensor.detach().cpu().contiguous().flatten()
+            sha256.update(data.view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()
 
 
 def _read(path: Path) -> dict[str, Tensor]:

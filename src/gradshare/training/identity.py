@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from gradshare.errors import ConfigError, RunError
 from gradshare.inner_loop import Tensors
 from gradshare.inner_loop.rule import Chain, UpdateRule
 from gradshare.methods import Learner
+from gradshare.models.weights import digest
 from gradshare.training.distributed import OneProcess
 from gradshare.training.metrics import Metric
 from gradshare.training.options import Options
@@ -79,8 +81,16 @@ def shapes_digest(meta: Tensors) -> str:
 
 
 def description(learner: Learner) -> dict[str, str]:
-    """A learner's type, inner steps, order, rules and rates, which its tensors do not show."""
+    """A learner's type, inner steps, order, rules and rates, which its tensors do not show, and a
+    digest of what of its model is frozen, which no checkpoint holds.
+    """
     found = {"method": type(learner).__name__}
+    model = getattr(learner, "model", None)
+    if isinstance(model, nn.Module):
+        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        if len(trainable) < len(list(model.parameters())):
+            fixed = {n: t for n, t in model.state_dict().items() if n not in trainable}
+            found["frozen parameters"] = digest(fixed)
     for name in ("steps", "second_order", "first_order_iterations", "inductive", "rule"):
         value = getattr(learner, name, None)
         if value is not None:
