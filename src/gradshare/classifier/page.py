@@ -148,7 +148,9 @@ class Page:
                 probabilities = dict(zip(names, by_step[-1, -1].tolist(), strict=True))
                 table = pd.DataFrame(by_step[:, -1], columns=names)
                 table["inner steps"] = table.index.astype(str)  # numbers would have fractions
-                steps = table.melt("inner steps", names, "class", "probability")
+                lines = table.melt("inner steps", names, "class", "probability")
+                # New data alone would keep the plot's old classes; a new legend draws it again.
+                steps = gr.update(value=lines, colors_in_legend=names)
         answered = zip(captions, asked, strict=False)
         return thumbnails(examples), thumbnails(answered), probabilities, steps
 
