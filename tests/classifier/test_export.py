@@ -179,6 +179,16 @@ def test_what_cannot_be_exported_is_refused_and_leaves_no_file(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_the_shipped_model_is_exported_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = np.zeros((2, 28, 28), np.uint8)
+    images[1, 4:24] = 255
+    classifier = gs.FewShotClassifier("glyphs", calibration_tasks=0).fit(images, ["blank", "bar"])
+    assert require_the_same(classifier, tmp_path / "a.onnx", images[..., None])["run"] == "glyphs"
+
+
 def test_export_names_the_packages_that_are_missing(
     rows_run: gs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

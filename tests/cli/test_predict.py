@@ -156,6 +156,11 @@ def test_mistakes_are_named(program: Program, run: Path, birds: Path, tmp_path: 
     assert "a.csv exists; name a new file" in predicted(birds, "--out", tmp_path / "a.csv")
     for pattern, message in (("(", "is no regular expression"), ("hike", "is not found in crow/")):
         assert message in error_of(program, "check", run, birds, "--group", pattern)
+    message = error_of(program, "check", run, tmp_path / "nowhere")
+    assert "nowhere is not a folder; give one with a folder of images for each class" in message
+    # The ending is looked at before the support set.
+    export = ("export", run, "--support", empty, "--out", tmp_path / "a.zip")
+    assert "a.zip has another ending than .onnx or .pt2" in error_of(program, *export)
     (birds / "crow" / "torn.png").write_bytes(b"\x89PNG")
     assert "torn.png is not a readable image" in error_of(program, "check", run, birds)
     assert "holds no run" in error_of(program, "check", tmp_path, birds)

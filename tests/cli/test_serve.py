@@ -142,6 +142,13 @@ def test_a_drawing_is_classified_at_once_and_after_each_step(session: Callable[[
     assert expect.inner_text() == "ell"
     assert page.get_by_test_id("ell-confidence-set").inner_text().startswith("ell")
     page.locator(".vega-embed").wait_for()
+    # The plot shows a class that comes later, and forgets one that is removed.
+    draw(page, 0, ((0.2, 0.5), (0.8, 0.5)))
+    add(page, "bar")
+    in_plot = page.locator(".vega-embed text").get_by_text("bar", exact=True)
+    in_plot.wait_for()
+    page.locator("figure").nth(2).click()
+    in_plot.wait_for(state="detached")
     # Another user sees none of it, and one class is not enough for an answer.
     draw(other, 0, VEE)
     add(other, "mine")
@@ -205,8 +212,9 @@ def test_a_page_holds_a_bounded_number_of_images(
     _, answered, probabilities, steps = served.answer(examples, asked, chosen)
     assert [set(item) for item in answered] == [{"caption", "png"}] * 2
     assert sum(probabilities.values()) == pytest.approx(1)
-    assert list(steps) == ["inner steps", "class", "probability"]
-    assert sorted(set(steps["inner steps"])) == ["0", "1", "2", "3", "4", "5"]
+    assert steps["colors_in_legend"] == ["a", "b"]
+    assert list(steps["value"]) == ["inner steps", "class", "probability"]
+    assert sorted(set(steps["value"]["inner steps"])) == ["0", "1", "2", "3", "4", "5"]
 
 
 def test_the_page_needs_gradio_and_a_run_on_images(

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from gradshare.backbones import OnnxNetwork, preprocessed
 from gradshare.classifier.calibration import COVERAGES, Calibration, threshold
 from gradshare.classifier.trained import Trained
+from gradshare.config.runs import SHIPPED
 from gradshare.errors import ConfigError, GradshareError
 from gradshare.models import BatchNorm2d
 from gradshare.models.layers import Conv2d
@@ -58,9 +59,7 @@ def export(
         calibration: of the probabilities; None if they are not calibrated.
         predict_proba: with whose probabilities those of the file are compared.
     """
-    writers = {".onnx": _write_onnx, ".pt2": _write_pt2}
-    if path.suffix not in writers:
-        raise ConfigError(f"{path} has another ending than .onnx or .pt2; give it one of them")
+    require_ending(path)
     if trained.transductive:
         raise ConfigError(
             "this run cannot be exported, since its answer to one input depends on the others, by "
@@ -87,7 +86,8 @@ def export(
                 stages = [pixels, trained.backbone.network, *stages]
             elif trained.form is not None:
                 stages = [_Pixels(None), *stages]
-            answer = writers[path.suffix](stages, torch.from_numpy(inputs[:2]), file, metadata)
+            write = _write_onnx if path.suffix == ".onnx" else _write_pt2
+            answer = write(stages, torch.from_numpy(inputs[:2]), file, metadata)
             found = np.concatenate([answer(part) for part in parts])
             data = file.read_bytes()
     except GradshareError:
@@ -112,6 +112,12 @@ def export(
     write_atomically(path, data)
 
 
+def require_ending(path: Path) -> None:
+    """Raise ConfigError if `export` has no format for the name of this file."""
+    if path.suffix not in (".onnx", ".pt2"):
+        raise ConfigError(f"{path} has another ending than .onnx or .pt2; give it one of them")
+
+
 def _examples(trained: Trained, support: TaskBatch) -> npt.NDArray[Any]:
     """Inputs to check the file on: the support set, or random pictures for a backbone."""
     if isinstance(trained.source, FeatureTasks):
@@ -126,8 +132,9 @@ def _examples(trained: Trained, support: TaskBatch) -> npt.NDArray[Any]:
 
 def _metadata(trained: Trained, classes: list[Any], calibration: Calibration | None) -> str:
     """What the user of a file must know, as JSON."""
-    found: dict[str, Any] = {"gradshare": version("gradshare"), "run": str(trained.path)}
-    found["classes"] = classes
+    shipped = trained.path.parent == SHIPPED  # it has a name, and a folder of this machine
+    run = trained.path.name if shipped else str(trained.path)
+    found: dict[str, Any] = {"gradshare": version("gradshare"), "run": run, "classes": classes}
     if calibration is not None:
         found["temperature"] = calibration.temperature
         # A prediction set has the most probable class, and those of at least this probability.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
@@ -29,6 +30,9 @@ MOST_IMAGES = 200  # examples of one user, and new images
 LONGEST_NAME = 40
 CALIBRATION_TASKS = 20  # so few that the first answer comes in seconds
 INK = 0.74  # the share of an image that a drawing fills, as the glyphs do on average
+
+# Of Matplotlib: gradio's own palette has two oranges among the first four.
+COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
 
 STYLE = ".gradio-container {max-width: 1200px !important; margin: 0 auto}"
 
@@ -148,7 +152,10 @@ class Page:
                 probabilities = dict(zip(names, by_step[-1, -1].tolist(), strict=True))
                 table = pd.DataFrame(by_step[:, -1], columns=names)
                 table["inner steps"] = table.index.astype(str)  # numbers would have fractions
-                steps = table.melt("inner steps", names, "class", "probability")
+                lines = table.melt("inner steps", names, "class", "probability")
+                # New data alone would keep the plot's old classes; a new legend draws it again.
+                colors = dict(zip(names, itertools.cycle(COLORS)))
+                steps = gr.update(value=lines, colors_in_legend=names, color_map=colors)
         answered = zip(captions, asked, strict=False)
         return thumbnails(examples), thumbnails(answered), probabilities, steps
 

@@ -14,6 +14,7 @@ import click
 import numpy as np
 
 from gradshare.classifier import FewShotClassifier, check
+from gradshare.classifier.export import require_ending
 from gradshare.cli.options import Command, UserPath
 from gradshare.config.runs import open_run
 from gradshare.errors import ConfigError, DataError, escaped
@@ -131,6 +132,7 @@ def export_command(run: Path, support: Path, out: Path, **options: Any) -> None:
     """
     if out.exists():
         raise ConfigError(f"--out {out} exists; name a new file")
+    require_ending(out)
     with _warnings_as_lines():
         classifier = FewShotClassifier(run, **options).fit(*_labelled(support))
         classifier.export(out)
@@ -164,7 +166,7 @@ def check_command(run: Path, folder: Path, group: str | None, folds: int, **opti
     x: Any
     y: Any
     groups: Any = None
-    if folder.is_dir() and not list(folder.glob("*.npy")):
+    if not folder.is_file() and not list(folder.glob("*.npy")):
         x, y = _labelled(folder)
         if group is not None:
             paths = (path.relative_to(folder).as_posix() for path in x)
