@@ -40,20 +40,20 @@ RATES = {"maml": 0.1, "unicorn-maml": 0.1, "proto-maml": 0.03}
 @click.argument("datasets", nargs=-1, required=True)
 @click.option("--shots", type=int, default=5)
 @click.option("--ways", "all_ways", type=int, multiple=True, default=(2, 5, 10, 20))
-@click.option("--epochs", type=int, help="Of meta-training.  [default: that of `gradshare train`]")
+@click.option("--inner-steps", type=int, help="[default: as `gradshare train`]")
 @click.option("--data-root", type=Path, default="data")
 @click.option("--out", type=Path, default="runs/accuracy")
 def main(
     datasets: tuple[str, ...],
     shots: int,
     all_ways: tuple[int, ...],
-    epochs: int | None,
+    inner_steps: int | None,
     data_root: Path,
     out: Path,
 ) -> None:
     """Measure the accuracy at several numbers of classes."""
     settings = {"shots": shots, "data_root": data_root, "sharing": False}
-    settings |= {} if epochs is None else {"epochs": epochs}
+    settings |= {} if inner_steps is None else {"inner_steps": inner_steps}
     found: dict[tuple[int, str], list[list[float]]] = {}
     for seed, dataset in enumerate(datasets):
         config = RunConfig(dataset=dataset, seed=seed, **settings)
