@@ -97,8 +97,8 @@ def export(
     except Exception as error:  # of the exporters, or of a user's module
         cause = str(error).partition("\n")[0]
         raise ConfigError(
-            f"this run cannot be exported to {path.suffix}: its network has what torch.export or "
-            f"ONNX does not take ({cause:.300}); change the network, or try the other format"
+            f"this run cannot be exported to {path.suffix}: torch.export or ONNX does not support "
+            f"its network ({cause:.300}); change the network, or try the other format"
         ) from error
     # Logarithms are compared, since the probabilities of support examples are near 0 and 1.
     # Probabilities then differ by at most 1e-4.
