@@ -63,8 +63,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Attributes:
         classes_: the classes that `fit` and `partial_fit` were given, sorted.
-        transductive_: whether a prediction depends on the other examples of the call. It is assumed
-            of a learner that does not say.
+        transductive_: whether a prediction depends on the other examples of the call; True for
+            a learner that does not say.
     """
 
     def __init__(
