@@ -166,7 +166,7 @@ class Branches(nn.Module):
         ("a.onnx", {"batch_norm": "transductive", "filters": 4}, "depends on the others, by trans"),
         ("a.zip", {"filters": 4}, r"a.zip has another ending than .onnx or .pt2"),
         ("a.pt2", {"model": f"{__name__}:OwnNorm"}, "log-probabilities differ from the"),
-        ("a.onnx", {"model": f"{__name__}:Branches"}, r"torch.export or ONNX does not take .*; ch"),
+        ("a.onnx", {"model": f"{__name__}:Branches"}, r"or ONNX does not support .*; ch"),
         ("no/a.pt2", {"model": f"{__name__}:Flat"}, r"no/a.pt2 cannot be written: No such file"),
     ],
 )

@@ -63,8 +63,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Attributes:
         classes_: the classes that `fit` and `partial_fit` were given, sorted.
-        transductive_: whether a prediction depends on the other examples of the call. It is assumed
-            of a learner that does not say.
+        transductive_: whether a prediction depends on the other examples of the call; True for
+            a learner that does not say.
     """
 
     def __init__(
@@ -152,19 +152,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             GradshareError: as in `predict_proba`.
         """
         inputs = self._read(X)
-        trained, support = self._trained, self._support
-        with isolated(trained.device), torch.no_grad():
-            adapted = [
-                trained.adapt(support, steps=steps)
-                for steps in range(getattr(trained.learner, "steps", 0))
-            ]
-        temperature = self._temperature()
-        return np.stack(
-            [
-                probabilities(self._outputs(inputs, after), temperature)
-                for after in (*adapted, self._adapted)
-            ]
-        )
+        taken = range(getattr(self._trained.learner, "steps", 0))
+        with isolated(self._trained.device), torch.no_grad():
+            adapted = [self._trained.adapt(self._support, steps=steps) for steps in taken]
+        logits = [self._outputs(inputs, after) for after in (*adapted, self._adapted)]
+        return np.stack([probabilities(each, self._temperature()) for each in logits])
 
     def predict(self, X: Any, *, reject: float | None = None) -> Labels:
         """The most probable class of each input.
@@ -235,11 +227,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return float((predicted == given).mean())
 
     def export(self, path: str | Path) -> None:
-        """Write the fitted classifier, with its backbone if it has one, as one file that runs
-        without gradshare; an ONNX file without torch too.
+        """Write the fitted classifier, with its backbone if it has one, as one file.
 
-        The file maps images, uint8 (n, H, W, C), or rows to the probabilities that `predict_proba`
-        gives, which is checked first. Its metadata has the names of the classes.
+        The file runs without gradshare, an ONNX file without torch too. It maps images, uint8
+        (n, H, W, C), or rows to the probabilities of `predict_proba`, which is checked before it is
+        written. Its metadata has the names of the classes.
 
         Args:
             path: of the new file, which ends in .onnx or .pt2 (`torch.export`).

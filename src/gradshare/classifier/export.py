@@ -36,7 +36,7 @@ from gradshare.training.files import write_atomically
 from gradshare.training.randomness import isolated
 
 Answer = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
-"""From inputs (n, …) to probabilities (n, classes)."""
+"""Maps inputs (n, …) to probabilities (n, classes)."""
 
 
 def export(
@@ -48,16 +48,16 @@ def export(
     calibration: Calibration | None,
     predict_proba: Answer,
 ) -> None:
-    """Write a run that has adapted to a support set; see `FewShotClassifier.export`.
+    """Write a classifier; see `FewShotClassifier.export`.
 
     Args:
         path: of the new file.
         trained: the run.
-        adapted: each of its checkpoints, as `Trained.adapt` returns them.
+        adapted: its checkpoints after the support set, from `Trained.adapt`.
         support: the support set, as one task.
-        classes: their names.
+        classes: the names of the classes.
         calibration: of the probabilities; None if they are not calibrated.
-        predict_proba: with whose probabilities those of the file are compared.
+        predict_proba: gives the probabilities that those of the file are compared with.
     """
     require_ending(path)
     if trained.transductive:
@@ -97,11 +97,11 @@ def export(
     except Exception as error:  # of the exporters, or of a user's module
         cause = str(error).partition("\n")[0]
         raise ConfigError(
-            f"this run cannot be exported to {path.suffix}: its network has what torch.export or "
-            f"ONNX does not take ({cause:.300}); change the network, or try the other format"
+            f"this run cannot be exported to {path.suffix}: torch.export or ONNX does not support "
+            f"its network ({cause:.300}); change the network, or try the other format"
         ) from error
-    # Of logarithms, since classifiers are sure of their support sets. Probabilities then differ by
-    # at most 1e-4.
+    # Logarithms are compared, since the probabilities of support examples are near 0 and 1.
+    # Probabilities then differ by at most 1e-4.
     found, expected = (np.log(np.maximum(p, 1e-37)) for p in (found, expected))
     if not np.allclose(found, expected, rtol=1e-4, atol=1e-4):
         raise ConfigError(
@@ -151,7 +151,7 @@ def _metadata(trained: Trained, classes: list[Any], calibration: Calibration | N
 
 
 class _Pixels(nn.Module):
-    """Images, uint8 (n, H, W, C), to what the backbone takes, or else the run."""
+    """Maps images, uint8 (n, H, W, C), to what the backbone takes, or the run if it has none."""
 
     def __init__(self, preprocessing: Preprocessing | None) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class _Pixels(nn.Module):
 
 
 class _Answers(nn.Module):
-    """Inputs as the run's source gives them to probabilities (n, classes)."""
+    """Maps inputs as the run's source gives them, or features, to probabilities (n, classes)."""
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class _Answers(nn.Module):
 
 
 class _FixedNorm(nn.BatchNorm2d):
-    """Batch norm by constants, which is called as `BatchNorm2d` is."""
+    """Batch norm by constants, with the signature of our `BatchNorm2d`."""
 
     def forward(self, x: Tensor, statistics_from: int | None = None) -> Tensor:
         return super().forward(x)
@@ -274,7 +274,7 @@ def _traced(stages: list[nn.Module], example: Tensor) -> torch.export.ExportedPr
     module = copy.deepcopy(nn.Sequential(*stages)).cpu().requires_grad_(False)
     fast: list[nn.Module] = [layer for layer in module.modules() if type(layer) is Conv2d]
     for layer in fast:
-        layer.__class__ = nn.Conv2d  # without hand-written derivatives
+        layer.__class__ = nn.Conv2d  # PyTorch's, which the exporters know
     sizes = ({0: torch.export.Dim("n")},)
     program = torch.export.export(module, (example,), dynamic_shapes=sizes, strict=False)
     for node in program.graph.nodes:

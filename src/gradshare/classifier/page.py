@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import itertools
 import threading
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +22,7 @@ from gradshare.errors import ConfigError, DataError, GradshareError
 from gradshare.tasks import ImageTasks
 from gradshare.tasks.absent import AbsentImages
 from gradshare.tasks.images import open_image, read_image
+from gradshare.tasks.pictures import data_uri
 from gradshare.tasks.store import Images
 
 MOST_BYTES = 20 * 2**20  # of one upload
@@ -29,7 +30,7 @@ MOST_PIXELS = 50_000_000  # of one upload; each takes 4 bytes of memory while th
 MOST_IMAGES = 200  # examples of one user, and new images
 LONGEST_NAME = 40
 CALIBRATION_TASKS = 20  # so few that the first answer comes in seconds
-INK = 0.74  # the share of an image that a drawing fills, as the glyphs do on average
+INK = 0.74  # the share of an image's side that a drawing fills, as glyphs do on average
 
 # Of Matplotlib: gradio's own palette has two oranges among the first four.
 COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
@@ -49,7 +50,7 @@ button {background: none; padding: 0; font-size: 12px; color: gray; text-decorat
 
 THUMBNAILS = PART | {
     "html_template": """{{#each value}}<figure>
-<img src="data:image/png;base64,{{this.png}}"><figcaption>{{this.caption}}</figcaption>
+<img src="{{this.png}}"><figcaption>{{this.caption}}</figcaption>
 </figure>{{/each}}""",
     "css_template": """display: flex; flex-wrap: wrap; gap: 8px; padding-top: 20px;
 figure {margin: 0; width: 72px; cursor: pointer; font-size: 12px; text-align: center}
@@ -63,11 +64,11 @@ figcaption {overflow-wrap: anywhere; line-height: 1.2}
 }
 
 Example = tuple[str, Images]
-"""The name of a class, and an image in the form of the run's."""
+"""The name of a class, and an image in the run's size and colours."""
 
 
 class Page:
-    """The page's callbacks. What a user gave is in their arguments only, so that users don't mix.
+    """The page's callbacks. Each gets its user's images as arguments, so that users don't mix.
 
     Args:
         trained: a run on images.
@@ -123,7 +124,7 @@ class Page:
         return asked[-1] if asked else None
 
     def draw(self, drawing: str) -> Images:
-        """A drawing as an image of the run's form, its ink in the middle."""
+        """A drawing as an image in the run's size, its ink in the middle."""
         ink = self._image(b64decode(drawing), "the drawing").convert("RGBA").getchannel("A")
         ink = ink.crop(ink.getbbox())
         side = round(max(ink.size) / INK)
@@ -137,8 +138,8 @@ class Page:
         """Learn the examples, and classify the new images.
 
         Returns:
-            the examples; the new images with their classes; and of the chosen one, the
-            probabilities, in the end and after each inner step.
+            The thumbnails of the examples, and of the new images with their classes; the
+            probabilities of the chosen image, and those after each inner step.
         """
         names = sorted({name for name, _ in examples})
         captions, probabilities, steps = [""] * len(asked), None, None
@@ -166,7 +167,7 @@ class Page:
             return classifier.predict_proba_by_step(queries)
 
     def _read(self, files: list[str] | None, held: int) -> list[Images]:
-        """The images in dropped files, which are deleted. What cannot be used is named."""
+        """The images in dropped files. The files are deleted, and bad ones are named."""
         images: list[Images] = []
         paths = [Path(file) for file in files or ()]
         if held + len(paths) > MOST_IMAGES:
@@ -198,7 +199,7 @@ def thumbnails(images: Iterable[Example]) -> list[dict[str, str]]:
     for caption, image in images:
         png = BytesIO()
         Image.fromarray(np.moveaxis(image, 0, -1).squeeze()).save(png, "png")
-        found.append({"caption": caption, "png": b64encode(png.getvalue()).decode()})
+        found.append({"caption": caption, "png": data_uri("png", png.getvalue())})
     return found
 
 

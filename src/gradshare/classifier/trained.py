@@ -51,8 +51,8 @@ class Trained:
         path: of the run.
         form: of the images that it takes; None if it takes other inputs.
         calibrations: those of the classifier, by ways, shots and tasks.
-        transductive: whether a prediction depends on the other examples of the call. It is assumed
-            of a learner that does not say.
+        transductive: whether a prediction depends on the other examples of the call; True for
+            a learner that does not say.
 
     Raises:
         RunError: there is no such run, or no checkpoint of it can be read.

@@ -19,7 +19,7 @@ from gradshare.cli.options import Command, UserPath
 from gradshare.config.runs import open_run
 from gradshare.errors import ConfigError, DataError, escaped
 from gradshare.tasks import arrays
-from gradshare.tasks.folder import class_folders, groups_in, image_files
+from gradshare.tasks.folder import groups_in, in_folder
 from gradshare.tasks.images import EXTENSIONS
 
 OUTPUTS = (".csv", ".json")
@@ -200,14 +200,14 @@ def _labelled(folder: Path) -> tuple[list[Path], list[str]]:
         raise DataError(
             f"{folder} is not a folder; give one with a folder of images for each class"
         )
-    found = [(path, home.name) for home in class_folders(folder) for path in image_files(home)]
-    classes = {name for _, name in found}
-    if len(classes) < 2:
+    found = in_folder("", folder)
+    if len(found) < 2:
         raise DataError(
-            f"{folder} has {len(classes)} class folders; give a folder with a folder of images for "
+            f"{folder} has {len(found)} class folders; give a folder with a folder of images for "
             "each of at least 2 classes"
         )
-    return [path for path, _ in found], [name for _, name in found]
+    pairs = [(path, item.name) for item in found for path in item.images]
+    return [path for path, _ in pairs], [name for _, name in pairs]
 
 
 def _images_of(query: Path) -> list[Path]:

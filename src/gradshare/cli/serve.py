@@ -58,7 +58,7 @@ def serve_command(run: Path, ensemble: int | None, device: str, host: str, port:
             )
         except OSError as error:
             raise ConfigError(
-                f"port {port} of {host} cannot be listened at; choose another with --port"
+                f"cannot listen at port {port} of {host}; choose another with --port"
             ) from error
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(SIGNAL_STATUS + number))
         click.echo(f"{escaped(run)} is served at http://{host}:{port} until Ctrl-C")

@@ -28,7 +28,7 @@ def with_candidates(
         arms: by name, what makes an arm, or a dictionary of that by candidate.
 
     Returns:
-        What makes each candidate, by its name; and the names of each arm's candidates.
+        What makes each candidate, by its name; and the names of the candidates of each arm.
 
     Raises:
         ConfigError: an arm has no candidate.
@@ -48,15 +48,15 @@ def with_candidates(
 
 
 def best_candidates(plan: Plan, folder: Path, score: str, metric: MetricFacts) -> tuple[Plan, str]:
-    """Keep the candidate of each arm whose best validation score with the first seed is best.
+    """Choose the candidate of each arm by its best validation score with the first seed.
 
     Args:
-        plan: whose candidates have all been trained with the first seed.
+        plan: all its candidates have been trained with the first seed.
         folder: of the comparison.
-        score, metric: what decides.
+        score, metric: the name of the score, and its metric.
 
     Returns:
-        The plan with the candidates that are kept, and a note on the scores of all.
+        The plan with the chosen candidates only, and a note on the scores of all.
     """
     chosen: dict[str, str] = {}
     said = []

@@ -71,9 +71,9 @@ def plan_of(
     Args:
         config: what all arms have in common, as it was asked for.
         control: whether the rate-control is an arm too.
-        seeds: how many, from `config.seed` on.
+        seeds: their number; the first is `config.seed`.
         methods: the arms, such as maml and maml+sharing; empty for the original and the other.
-        sweep: values of settings, of which each arm is compared at the best.
+        sweep: for some settings, the values among which the best is chosen for each arm.
 
     Raises:
         GradshareError: see `gradshare.config.build`.
@@ -110,7 +110,7 @@ def make_learner(settings: Mapping[str, Any]) -> Learner:
 
 
 def settings_shown(plan: Plan) -> dict[str, Any]:
-    """The settings for the report: those of the first arm, and what others have instead."""
+    """The settings for the report: those of the first arm, and the differing ones of others."""
     read = {arm: settings_read(RunConfig(**settings)) for arm, settings in plan.settings.items()}
     first = next(iter(read.values()))
     own = {
@@ -125,7 +125,7 @@ def settings_shown(plan: Plan) -> dict[str, Any]:
 def _swept(
     config: RunConfig, methods: Sequence[str], sweep: Mapping[str, Sequence[Any]], *, control: bool
 ) -> dict[str, RunConfig | dict[str, RunConfig]]:
-    """The candidates of each arm: one for each combination of those values that it reads."""
+    """The candidates of each arm: one for each combination of the values of settings it reads."""
     check_keys(sweep)
     for setting, values in sweep.items():
         in_common = setting in (*ARM_FIELDS, "method") or heading_of(setting) not in SWEPT_HEADINGS

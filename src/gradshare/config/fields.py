@@ -63,18 +63,13 @@ def _span(value: object) -> str:
     return text
 
 
-def _tuple(value: Any) -> Any:
-    return (
-        (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-    )
-
-
 def _words(value: Any) -> Any:
-    """The words of texts like "flip,crop"."""
+    """The words of a text like "flip,crop", or of several texts."""
     given = [value] if isinstance(value, str) else value
-    if not isinstance(given, list | tuple) or not all(isinstance(text, str) for text in given):
+    if not isinstance(given, list | tuple):
         return value
-    return tuple(word for text in given for word in text.split(","))
+    parts = (text.split(",") if isinstance(text, str) else [text] for text in given)
+    return tuple(word for words in parts for word in words)
 
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -84,7 +79,7 @@ Span = Annotated[str, BeforeValidator(_span)]
 """The first part of a run: a number of iterations, or a percentage of the run."""
 HomePath = Annotated[Path, BeforeValidator(home_path)]
 Metric = Annotated[str, AfterValidator(functools.partial(stored_name, "metric"))]
-Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_tuple)]
+Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_words)]
 Augment = Annotated[tuple[Augmentation, ...], BeforeValidator(_words)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
 Options = dict[str, JsonValue]

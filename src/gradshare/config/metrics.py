@@ -19,7 +19,7 @@ from gradshare.training.metrics import LOSS, Metric, accuracy
 
 
 def loss_of(config: RunConfig) -> Callable[..., Any]:
-    """The named loss: a function of outputs and targets, or an object of a class of such."""
+    """The named loss with its options: a function, or an object of the named class."""
     name, options = config.loss, config.loss_option
     found: Any = load("loss", name)
     if isinstance(found, type):

@@ -181,7 +181,7 @@ def stored(path: str | Path) -> RunConfig:
 
 
 def _folder(path: str | Path) -> Path:
-    """The folder of a run, or of the shipped model of this name if there is no such path."""
+    """The folder of a run; a name without a folder may be that of a shipped model."""
     path = Path(path).expanduser()
     shipped = SHIPPED / path.name
     is_name = path == Path(path.name) and not path.exists()
@@ -189,7 +189,9 @@ def _folder(path: str | Path) -> Path:
 
 
 def _absent(config: RunConfig, record: Mapping[str, Any] | None) -> AbsentImages | None:
-    """What stands for the dataset of a run; None if it is here, or if the run did not record it."""
+    """The source to open a run with whose dataset is not here; None if it is here, or if the run
+    has no record of its images.
+    """
     is_here = is_import_path(config.dataset) or config.dataset in prepared(config.data_root)
     return None if is_here or record is None else AbsentImages.model_validate(record)
 

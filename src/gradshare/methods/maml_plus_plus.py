@@ -57,8 +57,12 @@ def maml_plus_plus(
 
 
 def start_from(learner: MetaLearner, rows: Tensors, path: Path) -> None:
-    """Start from what the reference code has learned for each inner step, as `load_weights` returns
-    it. Rates are left out where the learner has none.
+    """Start from what the reference code has learned for each inner step.
+
+    Args:
+        learner: is changed. If it learns no rates, those of the file are left out.
+        rows: what `load_weights` has returned.
+        path: of the file, for errors.
 
     Raises:
         ConfigError: the learner does not learn a γ and β for each of as many steps.

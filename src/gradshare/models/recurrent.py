@@ -17,8 +17,8 @@ from gradshare.models.derivatives import under_autocast
 
 States = tuple[Tensor, ...]
 Cell = Callable[[Tensor, States, Tensor, Tensor | None], States]
-"""From the input's share of the gates, the states (N, H), and the hidden state's weights and bias,
-to the next states. The first state is the output."""
+"""Computes the next states from the input's part of the gates (N, …), the states (N, H), and the
+weights and bias of the hidden state. The first state is the output."""
 
 
 class LSTM(nn.LSTM):

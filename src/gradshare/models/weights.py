@@ -41,8 +41,8 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
 
     A checkpoint of the MAML++ code (AntreasAntoniou/HowToTrainYourMAMLPytorch) is one of `Conv4`.
 
-    The last linear layer keeps its own weights where the file has none of its shape, as that of a
-    classifier of other classes has not.
+    The last linear layer keeps its own weights if those of the file have another shape, as in a
+    classifier of other classes.
 
     Args:
         model: is changed.
@@ -50,8 +50,8 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
             such as "state_dict".
 
     Returns:
-        What a checkpoint of the MAML++ code has for each inner step: γ and β (K, C), and rates
-        (K + 1,), by the names of the meta-parameters. The network has the first step's γ and β.
+        From a checkpoint of the MAML++ code, the γ and β (K, C) and the rates (K + 1,) of the K
+        inner steps, by the names of the meta-parameters. The network gets the first step's γ and β.
 
     Raises:
         ConfigError: the file cannot be read, or lacks a weight of the network.
@@ -78,7 +78,7 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
 
 
 def _rows(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """See what `load_weights` returns."""
+    """What `load_weights` returns."""
     norms = {n: t for n, t in found.items() if ".norm." in n and n in own}
     rows = {f"model.{n}": t for n, t in norms.items() if t.shape[1:] == own[n].shape}
     for name, tensor in found.items():

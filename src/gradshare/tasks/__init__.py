@@ -6,8 +6,7 @@ from gradshare.tasks.groups import GroupTasks
 from gradshare.tasks.image_tasks import ImageTasks, image_splits
 from gradshare.tasks.normalization import Normalization
 from gradshare.tasks.sinusoids import Sinusoids
-from gradshare.tasks.source import TaskSource
-from gradshare.tasks.splits import Splits
+from gradshare.tasks.source import Splits, TaskSource
 from gradshare.tasks.store import ImageStore, Split
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What stands for the images of a run where they are not."""
+"""A source without images, for a run whose dataset is not on this machine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from gradshare.tasks.source import TaskSource
 
 
 class AbsentImages(BaseModel):
-    """A source that prepares images as the run's own source did. It has no tasks: task 0 is blank,
-    and shows the shape of the inputs.
+    """A source that prepares images as the run's own source did. Its only task, 0, is blank, and
+    shows the shape of the inputs.
 
-    A run's folder records it, so that the run predicts where its dataset is not.
+    The folder of a run on images has one, so that the run can predict without its dataset.
 
     Attributes:
         form: of the images.
@@ -63,11 +63,10 @@ class AbsentImages(BaseModel):
 
 
 def preparation_of(source: TaskSource) -> dict[str, Any]:
-    """What a run's folder records of how its source prepares inputs.
+    """How a source prepares inputs, for the record of a run.
 
     Returns:
-        "prepares", whether it does; and "images", the content of an `AbsentImages`, or None if
-        the source is no `ImageTasks`.
+        "prepares": whether it does; "images": an `AbsentImages`, or None for other inputs.
     """
     images = None
     if type(source) is ImageTasks:  # a subclass may prepare images in another way

@@ -15,6 +15,7 @@ from typing import Self
 
 from gradshare.errors import DataError
 from gradshare.tasks.images import EXTENSIONS
+from gradshare.tasks.notes import some
 from gradshare.tasks.web_page import refuse_web_page
 
 # The largest archive of the datasets that are read, full-size mini-ImageNet, holds 10 GB. Images
@@ -99,8 +100,7 @@ def listing(folder: Path, most: int = 12) -> str:
         for entry in folder.iterdir()
         if not entry.name.startswith(".")
     )
-    rest = f" and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(found[:most]) + rest or "nothing"
+    return some(found, most) or "nothing"
 
 
 def _zip_files(path: Path) -> Iterator[_File]:

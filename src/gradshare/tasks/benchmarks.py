@@ -1,27 +1,161 @@
 """mini-ImageNet, tieredImageNet, CIFAR-FS and FC100, read in the layouts in which they circulate.
 
-A copy may have fewer images a class than the original: the store's index records how many.
-ImageNet's terms allow non-commercial research only.
+A layout is read by a small function, and each gives the classes in the same form. A copy may have
+fewer images a class than the original: the store's index records how many. ImageNet's terms allow
+non-commercial research only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from gradshare.tasks.dataset import Archive, Dataset
+from gradshare.errors import DataError
+from gradshare.tasks.archives import find_archive, listing, unpacked
+from gradshare.tasks.dataset import Archive, Dataset, FoundClass
+from gradshare.tasks.folder import class_folders, image_files, in_folder
 from gradshare.tasks.hdf5 import read_split
-from gradshare.tasks.labelled import read_arrays
-from gradshare.tasks.layouts import (
-    CSV,
-    Layout,
-    by_split,
-    class_folders_of,
-    find,
-    in_folder,
-    parquet_of,
-)
+from gradshare.tasks.labelled import read_arrays, read_parquet
+from gradshare.tasks.lists import NAMES, classes_in_lists, is_image, places_of, read_list
 from gradshare.tasks.published import published_split
+from gradshare.tasks.store import SPLITS
+
+Files = Mapping[str, Path | None]
+"""The files that a layout needs, by their names in errors. They need not exist."""
+
+
+class Layout(NamedTuple):
+    """A layout of a benchmark.
+
+    Attributes:
+        name: in errors.
+        content: the names of its files, in errors.
+        files: the files that it needs in a given folder.
+        find: finds the classes in that folder; the second argument is the folder to unpack into.
+    """
+
+    name: str
+    content: str
+    files: Callable[[Path], Files]
+    find: Callable[[Path, Path], Iterable[FoundClass]]
+
+
+def find(title: str, layouts: Iterable[Layout], path: Path, scratch: Path) -> list[FoundClass]:
+    """Find the classes of a benchmark in the first of some layouts whose files are all there.
+
+    Raises:
+        DataError: a file of each layout is missing, or one is damaged.
+    """
+    accepted = "the layouts that can be read are" + "".join(
+        f"\n  {layout.name}: {layout.content}" for layout in layouts
+    )
+    if not path.is_dir():
+        raise DataError(f"{path} is a file, not a folder; unpack it; {accepted}")
+    lacking = ""
+    for layout in layouts:
+        files = layout.files(path)
+        missing = [name for name, file in files.items() if file is None or not file.exists()]
+        if not missing:
+            return list(layout.find(path, scratch))
+        if len(missing) < len(files):
+            lacking += f"for {layout.name} it lacks {', '.join(missing)}; "
+    raise DataError(
+        f"{path} is not a complete copy of {title}: found {listing(path)}; {lacking}{accepted}"
+    )
+
+
+def by_split(
+    name: str,
+    read: Callable[..., Iterable[FoundClass]],
+    *files: str,
+    train: str = "train",
+    inside: str = "",
+) -> Layout:
+    """A layout with files for each split.
+
+    Args:
+        name: of the layout.
+        read: finds the classes of a split, given the split's name and the paths of its files.
+        files: their names, with {} for the split. The name of a folder ends in /.
+        train: the name of the training split in them.
+        inside: a folder that may hold them.
+    """
+
+    def files_of(path: Path) -> dict[str, Path | None]:
+        folder = path / inside if (path / inside).is_dir() else path
+        found: dict[str, Path | None] = {}
+        for split in SPLITS:
+            words = (train,) if split == "train" else NAMES[split]
+            for file in files:
+                paths = [folder / file.format(word) for word in words]
+                found[file.format(words[0])] = next((p for p in paths if p.exists()), None)
+        return found
+
+    def find_all(path: Path, _scratch: Path) -> Iterable[FoundClass]:
+        paths = iter(files_of(path).values())
+        for split in SPLITS:
+            yield from read(split, *(next(paths) for _ in files))
+
+    content = ", ".join(file.format(f"{{{train},val,test}}") for file in files)
+    return Layout(name, content, files_of, find_all)
+
+
+def class_folders_of(dataset: str) -> Layout:
+    """A layout with a folder for each class, in the given folder or in its data/ or images/.
+
+    Folders of other classes may be beside them, as in the whole of ImageNet.
+    """
+    names = published_split(dataset)
+
+    def place(path: Path) -> Path | None:
+        folders = (path, path / "data", path / "images")
+        return next((f for f in folders if any((f / name).is_dir() for name in names)), None)
+
+    def find_all(path: Path, _scratch: Path) -> Iterable[FoundClass]:
+        folders = [f for f in class_folders(place(path) or path) if f.name in names]
+        return [FoundClass("", folder.name, image_files(folder)) for folder in folders]
+
+    content = f"one folder of images for each class, such as {next(iter(names))}/"
+    return Layout("classes", content, lambda path: {content: place(path)}, find_all)
+
+
+def parquet_of(dataset: str) -> Layout:
+    """A layout with the parquet files of a data set on Hugging Face."""
+    return Layout(
+        "parquet",
+        "train-….parquet, validation-….parquet and test-….parquet, at any depth",
+        lambda path: {"*.parquet": next(path.rglob("*.parquet"), None)},
+        lambda path, _scratch: read_parquet(path, dataset),
+    )
+
+
+def csv_files(path: Path) -> Files:
+    """The table of each split, and the images of all splits together or of each split."""
+    tables = {f"{split}.csv": path / f"{split}.csv" for split in SPLITS}
+    together = find_archive(path, "images")
+    apart = {f"images-{split}.tar": find_archive(path, f"images-{split}") for split in SPLITS}
+    if together or not any(apart.values()):
+        return {**tables, "images/ or images.tar": together}
+    return {**tables, **apart}
+
+
+def in_tables(path: Path, scratch: Path) -> Iterable[FoundClass]:
+    """The classes in the tables, with their images, which are found by their names."""
+    places = [p for name, p in csv_files(path).items() if p and not name.endswith(".csv")]
+    files = [file for place in places for file in sorted(unpacked(place, scratch).rglob("*"))]
+    images = [file for file in files if is_image(file.name)]
+    listings = {split: read_list(path / f"{split}.csv") for split in SPLITS}
+    return classes_in_lists(listings, places_of(images, lambda i: "/".join(i.parts[-2:])), path)
+
+
+CSV = Layout(
+    "csv",
+    "{train,val,test}.csv and the images in images/, images.tar or images-{train,val,test}.tar",
+    csv_files,
+    in_tables,
+)
 
 
 def _benchmark(name: str, title: str, *layouts: Layout, **attributes: Any) -> Dataset:

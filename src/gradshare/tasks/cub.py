@@ -26,10 +26,10 @@ from pathlib import Path
 
 from gradshare.errors import DataError
 from gradshare.tasks.archives import find_archive, listing, unpacked
+from gradshare.tasks.benchmarks import by_split
 from gradshare.tasks.dataset import Archive, Dataset, FoundClass
-from gradshare.tasks.folder import class_folders, image_files
+from gradshare.tasks.folder import in_folder
 from gradshare.tasks.hdf5 import read_split
-from gradshare.tasks.layouts import by_split
 from gradshare.tasks.published import published_split
 
 _CACHE = by_split("hdf5", read_split, "{}_data.hdf5", "{}_labels.json", inside="cub")
@@ -50,10 +50,7 @@ def find(path: Path, scratch: Path) -> list[FoundClass]:
     """
     if path.is_dir() and all(_CACHE.files(path).values()):
         return list(_CACHE.find(path, scratch))
-    return [
-        FoundClass("", folder.name, image_files(folder))
-        for folder in class_folders(_images(path, scratch))
-    ]
+    return in_folder("", _images(path, scratch))
 
 
 def _images(path: Path, scratch: Path) -> Path:

@@ -64,7 +64,7 @@ class Dataset:
         image_size: height and width that most papers use.
         rotate_classes: see `ImageStore`.
         read: finds the classes; None for glyphs, which are drawn, and for images of the user's own.
-        split: the published split of each class; empty if any will do. If none is in "val", the
+        split: the published split of each class; empty if there is none. Without a class in "val",
             validation tasks are of the training classes.
         archives: what `--download` fetches.
         characters: whether the images are of characters, which mean something else when mirrored.

@@ -26,7 +26,7 @@ from gradshare.tasks.arrays import fingerprint, load
 from gradshare.tasks.batch import TaskBatch
 from gradshare.tasks.classes import ClassTasks
 from gradshare.tasks.images import ImageFormat
-from gradshare.tasks.splits import Splits
+from gradshare.tasks.source import Splits
 from gradshare.tasks.store import SPLITS, Sha256, first_mistake, splits_note
 
 FORM = "features"

@@ -133,8 +133,17 @@ def image_files(folder: Path) -> list[Path]:
     return images
 
 
-def splits_from_folders(root: Path) -> Mapping[str, list[Path]]:
-    """The class folders of each split, in a folder of split folders.
+def in_folder(split: str, folder: Path) -> list[FoundClass]:
+    """The classes of a split that has a folder of images for each class.
+
+    Raises:
+        DataError: a class folder holds no image directly, or a link is dead.
+    """
+    return [FoundClass(split, inner.name, image_files(inner)) for inner in class_folders(folder)]
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split, in a folder of them.
 
     Raises:
         DataError: a split is missing, empty or there twice, or another folder is beside them.
@@ -146,25 +155,21 @@ def splits_from_folders(root: Path) -> Mapping[str, list[Path]]:
                 f"{folder} is beside split folders and is not one; use train/, val/ and test/, or "
                 f"name the split of every class in {root / SPLITS_FILE}"
             )
-        split = SPLIT_OF_FOLDER[folder.name]
-        if split in folder_of:
-            raise DataError(
-                f"{folder_of[split]} and {folder} are both the split {split!r}; keep one of them"
-            )
-        folder_of[split] = folder
-    splits = {}
+        first = folder_of.setdefault(SPLIT_OF_FOLDER[folder.name], folder)
+        if first != folder:
+            split = SPLIT_OF_FOLDER[folder.name]
+            raise DataError(f"{first} and {folder} are both the split {split!r}; keep one of them")
     for split in SPLITS:
         if split not in folder_of:
             raise DataError(
                 f"{root} has split folders but none for {split!r}; add {root / split}, or move "
                 "all class folders into one folder to have the splits drawn"
             )
-        splits[split] = class_folders(folder_of[split])
-        if not splits[split]:
+        if not class_folders(folder_of[split]):
             raise DataError(
                 f"{folder_of[split]} has no class folders; every split needs at least one"
             )
-    return splits
+    return {split: folder_of[split] for split in SPLITS}
 
 
 def _in_folders(root: Path, notes: Notes) -> tuple[list[FoundClass], Path | str | None]:
@@ -182,8 +187,8 @@ def _in_folders(root: Path, notes: Notes) -> tuple[list[FoundClass], Path | str 
         return [_class_in(folder, "", notes) for folder in folders], None
     return [
         _class_in(folder, split, notes)
-        for split, of_split in splits_from_folders(root).items()
-        for folder in _folders_in(of_split[0].parent, notes)
+        for split, of_split in _split_folders(root).items()
+        for folder in _folders_in(of_split, notes)
     ], "split folders"
 
 

@@ -1,6 +1,6 @@
-"""Benchmarks kept as arrays of images with their labels: pickles, .npz files and parquet.
+"""Reading images with their labels from pickles, .npz files and parquet.
 
-A class whose name the file does not have is called by its split and label, such as `train 007`.
+If a file has no names of classes, they are named by split and label, such as `train 007`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ LABELS = ("labels", "targets", "label_specific")
 def read_arrays(split: str, path: Path, labels: Path | None = None) -> list[FoundClass]:
     """Find the classes of a split in a pickle or an .npz file.
 
-    It holds images under one of `IMAGES`, with their labels under one of `LABELS` or the rows of
-    each class under `class_dict`; or it is a list of the bytes of image files.
+    Images are under one of `IMAGES`, or the file is a list of the bytes of image files. Labels are
+    under one of `LABELS`, or `class_dict` has the rows of each class.
 
     Args:
         split: its name.
         path: the file.
-        labels: another file that holds the labels.
+        labels: the file that has the labels; None for the same one.
 
     Raises:
         DataError: a file cannot be read, would execute something, or holds something else.
@@ -78,8 +78,8 @@ def read_arrays(split: str, path: Path, labels: Path | None = None) -> list[Foun
 def read_parquet(folder: Path, dataset: str) -> list[FoundClass]:
     """Find the classes in the parquet files of a data set on Hugging Face.
 
-    The published split of the dataset says where a class is, if it has a class of that name, and
-    otherwise the file's name: some of these data sets have images of all classes in each file.
+    A class of the published split is in that split, and another one in the split that the file's
+    name says: in some of these data sets, each file has images of all classes.
 
     Raises:
         DataError: pyarrow is not installed, or a file cannot be read or holds something else.

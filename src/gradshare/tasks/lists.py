@@ -30,7 +30,7 @@ NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "novel"),
 }
-"""The names of a split in those of files and folders."""
+"""How files and folders call each split."""
 
 SPLIT_OF = {name: split for split, names in NAMES.items() for name in names}
 
@@ -114,8 +114,8 @@ def _in_json(content: Any) -> Listing:
 
 
 def _class_name(file: str, label: str) -> str:
-    """A label, or "" if it is a number, which often starts anew in each list, and there is a folder
-    that can name the class.
+    """The label; "" if it is a number, which may mean another class in another list, and the folder
+    can name the class instead.
     """
     return "" if "/" in file and label.isdigit() else label
 
@@ -126,7 +126,7 @@ def is_image(name: str) -> bool:
 
 
 def places_of(images: Iterable[Path], name: Callable[[Path], str]) -> Places:
-    """The places of images; `name` gives the part of their paths that lists may have."""
+    """The places of images, given a function to the part of their paths that lists may have."""
     places: Places = {}
     for image in images:
         relative = PurePosixPath(name(image))
@@ -142,13 +142,13 @@ def classes_in_lists(
     """The classes that the lists of all splits name, or whose images they name.
 
     Args:
-        listings: of each split.
-        places: of the images. Lists have the folders of the machine that they were written on, so
-            the names of an image and of its folder find it.
-        where: the images are, for errors.
+        listings: the list of each split. Its paths may be those of another machine: an image is
+            found by its own name and that of its folder.
+        places: of the images.
+        where: the folder of the images, for errors.
 
     Raises:
-        DataError: images are not there, or it is not clear which one is meant.
+        DataError: an image is missing, or several have its name.
     """
     classes = []
     for split in SPLITS:

@@ -28,7 +28,7 @@ from pathlib import Path
 from gradshare.errors import DataError
 from gradshare.tasks.archives import find_archive, listing, unpacked
 from gradshare.tasks.dataset import Archive, Dataset, FoundClass
-from gradshare.tasks.folder import class_folders, image_files
+from gradshare.tasks.folder import class_folders, in_folder
 from gradshare.tasks.published import published_split
 
 PARTS = ("images_background", "images_evaluation")
@@ -62,14 +62,11 @@ def find(path: Path, scratch: Path) -> list[FoundClass]:
     Raises:
         DataError: a part is missing, damaged or incomplete.
     """
-    drawings: dict[str, list[Path]] = {}
-    for part in PARTS:
-        drawings |= _find_part(path, part, scratch)
-    return [FoundClass("", name, files) for name, files in drawings.items()]
+    return [item for part in PARTS for item in _find_part(path, part, scratch)]
 
 
-def _find_part(path: Path, part: str, scratch: Path) -> dict[str, list[Path]]:
-    """The drawings of each character of one of the two archives."""
+def _find_part(path: Path, part: str, scratch: Path) -> list[FoundClass]:
+    """The characters of one of the two archives."""
     place = find_archive(path, part)
     if place is None:
         found = f"Found: {listing(path)}" if path.is_dir() else "It is no folder"
@@ -80,18 +77,18 @@ def _find_part(path: Path, part: str, scratch: Path) -> dict[str, list[Path]]:
         )
     folder = unpacked(place, scratch)
     inner = folder / part
-    drawings = {
-        f"{alphabet.name}/{character.name}": image_files(character)
+    characters = [
+        replace(item, name=f"{alphabet.name}/{item.name}")
         for alphabet in class_folders(inner if inner.is_dir() else folder)
-        for character in class_folders(alphabet)
-    }
-    for name, files in drawings.items():
-        if len(files) != DRAWINGS:
+        for item in in_folder("", alphabet)
+    ]
+    for item in characters:
+        if len(item.images) != DRAWINGS:
             raise DataError(
-                f"character {name} in {place} has {len(files)} drawings, Omniglot has {DRAWINGS} "
-                f"of each; download {part}.zip again"
+                f"character {item.name} in {place} has {len(item.images)} drawings, Omniglot has "
+                f"{DRAWINGS} of each; download {part}.zip again"
             )
-    return drawings
+    return characters
 
 
 OMNIGLOT = Dataset(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ class TaskSource(Protocol):
       normalise images. The classifier calls it too.
     - `classes_of(index) -> tuple`: the names of a task's labels 0, 1, …, for the accuracy by class
       in the report of a comparison.
-    - `note`: a sentence that must stand beside figures on the tasks, or None; for example, that the
-      splits were drawn by chance.
+    - `note`: a sentence to print beside figures on the tasks, such as that the splits were drawn by
+      chance; or None.
     - `replace(**changes) -> TaskSource`: the same data with other shots, ways or queries.
     """
 
@@ -50,6 +50,20 @@ def prepared(source: TaskSource, batch: TaskBatch) -> TaskBatch:
     """The batch after the source's `prepare`, if it has one."""
     prepare = getattr(source, "prepare", None)
     return batch if prepare is None else prepare(batch)
+
+
+class Splits(NamedTuple):
+    """What a dataset function of your own returns for `gradshare train --dataset FILE.py:NAME`.
+
+    Attributes:
+        train: the source of training tasks.
+        validation: the source of validation tasks.
+        test: the source of test tasks; None for a run without a test.
+    """
+
+    train: TaskSource
+    validation: TaskSource
+    test: TaskSource | None = None
 
 
 def fingerprint_of(source: TaskSource) -> str | None:

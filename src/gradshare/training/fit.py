@@ -116,14 +116,14 @@ def fit(
         resume: "auto" continues the run in `out`, starts one if there is none, and does nothing
             if it is complete. More `epochs` extend a finished run.
         test_tasks: test tasks.
-        metrics: by name. Default: accuracy and the loss for classes, else the loss.
+        metrics: to measure, by name. Default: accuracy and the loss for classes, else the loss.
         score: the metric that selects checkpoints; by default the first.
         ensemble: the number of best checkpoints that are kept, and averaged in the test.
         optimizer: makes a torch optimiser from a list of parameter groups. Default: Adam with the
             learning rate 0.001.
         groups: returns the optimiser's options for the meta-parameter of a name: {"lr": 1e-4}.
         schedule: returns the factor of the learning rates at an iteration, counted from 0.
-        clamp_gradients: clamp each entry of the model's outer gradient to ± this (not the rule's).
+        clamp_gradients: clamp each entry of the model's (not the rule's) outer gradient to ± this.
         clip_norm: scale the outer gradient down to this norm if it is longer.
         callbacks: functions, or one, that are called with each `Event`; one that returns True
             after an epoch ends the training.
@@ -131,9 +131,9 @@ def fit(
             error, "skip" the iteration, or end the run there and "record" that as its result.
         device: auto (CUDA if there is one), cpu, cuda or cuda:N.
         tasks: compute the tasks of a batch in a "loop" or in one "vmap".
-        memory: "keep" the graphs of all inner steps, or "recompute" them, in memory that is flat.
+        memory: "keep" the graphs of all inner steps, or "recompute" them to save memory.
         start: "supervised" first trains the body of the model, as `supervised_start` does.
-        start_iterations: how many steps that takes.
+        start_iterations: the steps of the supervised start.
         patience: end the training after so many epochs in a row without a better score.
         progress: True shows a bar; a function is called with each `Progress`.
 
