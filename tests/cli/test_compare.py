@@ -265,14 +265,15 @@ def test_a_file_may_hold_the_methods_and_the_sweep(tiny: dict[str, Any], tmp_pat
         "methods: [maml, protonet, linear-probe]\nsweep: {inner_lr: [0.1, 0.5]}\n", "utf-8"
     )
     result = CliRunner().invoke(
-        compare_command, ["--config", str(file), "--out", str(out), *options(tiny)]
+        compare_command, ["--config", str(file), "--out", str(out), *options(tiny), "--seeds", "2"]
     )
     assert result.exception is None, result.output
-    assert (
-        "linear-probe [inner-lr 0.5]: at most 5 runs, 3 × 3 iterations each, on tiny"
+    assert (  # five with the first seed, and three with the second
+        "linear-probe [inner-lr 0.5]: 8 runs, 3 × 3 iterations each, on tiny"
         in result.output
     )
     results = load_results(out)
     assert [arm.partition(" ")[0] for arm in results.arms] == ["maml", "protonet", "linear-probe"]
-    assert [len(run.history) for run in results.runs] == [3, 3, 1]
+    assert [len(run.history) for run in results.runs] == [3, 3, 1] * 2
+    assert len(list(out.glob("runs/*/seed-*"))) == 8
     assert results.runs[2].training_seconds > 0

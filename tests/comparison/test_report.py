@@ -109,12 +109,12 @@ def test_the_page_says_all_that_the_results_hold(tmp_path: Path) -> None:
         assert sentence in page.text
     assert page.headings == [
         "The arms",
+        "Notes",
         "Learning curves",
         "Differences by task",
         "What the rules learned",
         "Settings",
         "Environment",
-        "Notes",
         "To reproduce",
     ]
     facts = [*results.settings.items(), *results.runs[0].environment.items()]

@@ -152,9 +152,10 @@ def compare_command(
     threads = config.threads or cpus or 0
     plan = plan_of(asked, control=control, seeds=seeds, methods=methods, sweep=sweep)
     plan = replace(plan, threads=threads)
+    # With the first seed all candidates are trained, with the others the best of each group.
+    left_out = sum(len(group) - 1 for group in plan.candidates) * (len(plan.seeds) - 1)
     click.echo(
-        f"{', '.join(plan.arms)}: {'at most ' if plan.candidates else ''}{len(plan.runs)} runs, "
-        f"{config.epochs} × "
+        f"{', '.join(plan.arms)}: {len(plan.runs) - left_out} runs, {config.epochs} × "
         f"{config.iterations_per_epoch} iterations each, on {config.dataset}; everything goes to "
         f"{escaped(out)}."
     )
