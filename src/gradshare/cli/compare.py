@@ -135,6 +135,12 @@ def compare_command(
         raise ConfigError(f"--gpus {gpus}: give a number from 0 to 100")
     own = read_yaml(config_file) if config_file else {}
     methods, sweep = methods or own.get("methods", []), sweep or own.get("sweep", {})
+    if not isinstance(sweep, dict) or not isinstance(methods, list):
+        raise ConfigError(
+            f"{config_file}: methods must be a list, as [maml, anil], and sweep a mapping of lists, "
+            "as {inner_lr: [0.03, 0.1]}"
+        )
+    methods = [str(word) for word in methods]
     if methods:
         if control or options["method"]:
             raise ConfigError(

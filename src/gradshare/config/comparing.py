@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, get_args
 
@@ -51,6 +52,8 @@ PARTS: Final[Mapping[str, Mapping[str, Any]]] = {
     **{each: {"sharing": True, "sharing_control": each} for each in get_args(SharingControl)},
 }
 """What may follow the name of a method, as in maml+first-order+sharing."""
+
+MOST_COMBINATIONS: Final = 1000
 
 SWEPT_HEADINGS: Final = ("Inner loop and sharing", "Outer loop")
 
@@ -134,12 +137,21 @@ def _swept(
                 f"--sweep {setting}: give values of a setting of the inner or outer loop, such as "
                 "inner-lr=0.03,0.1; all arms have the others in common"
             )
+    if (combinations := math.prod(map(len, sweep.values()))) > MOST_COMBINATIONS:
+        raise ConfigError(
+            f"--sweep has {combinations:,} combinations of values; give at most {MOST_COMBINATIONS}"
+        )
     arms: dict[str, dict[str, RunConfig]] = {}
     for values in itertools.product(*sweep.values()):
         chosen = dict(zip(sweep, values, strict=True))
         asked = config.model_copy(update=chosen)
         if methods:
             made = dict(_of_method(asked, word) for word in methods)
+            if len(made) < len(methods):
+                raise ConfigError(
+                    f"--methods {','.join(methods)}: two arms have the same name; name each method "
+                    "once, and rename one of your own that has the name of another"
+                )
         else:
             made = _arms(resolved(asked), control=control)
         for name, arm in made.items():
@@ -148,6 +160,14 @@ def _swept(
             candidates = arms.setdefault(name, {})
             if arm not in candidates.values():
                 candidates[label] = arm
+    every = [arm for candidates in arms.values() for arm in candidates.values()]
+    for setting, values in sweep.items():
+        unread = [value for value in values if all(getattr(arm, setting) != value for arm in every)]
+        if unread:
+            raise ConfigError(
+                f"--sweep {option_name(setting).strip('-')}: no arm reads it, of "
+                f"{', '.join(arms)}; leave it out"
+            )
     return {n: c if len(c) > 1 else next(iter(c.values())) for n, c in arms.items()}
 
 
