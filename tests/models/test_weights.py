@@ -71,7 +71,7 @@ def test_a_head_of_other_classes_stays_as_it_is(without_head: bool, tmp_path: Pa
         (
             net(3, width=8).state_dict(),
             "does not fit Net: 'conv.weight' is of shape (8, 2, 3) and type torch.float32, and the "
-            "network has (4, 2, 3) (2 of 2 tensors do not fit); give weights of the same network, or choose",
+            "network has (4, 2, 3) (2 of 2 tensors do not fit); give weights of the same network",
         ),
         ({"other": torch.ones(3)}, "does not fit Net: 'conv.weight' is missing"),
         ([1, 2], "does not fit Net: 'conv.weight' is missing"),

@@ -133,14 +133,8 @@ def compare_command(
             raise ConfigError(f"{option} is for --executor {known}, not {executor}; leave it out")
     if gpus is not None and math.isnan(gpus):  # no range leaves it out
         raise ConfigError(f"--gpus {gpus}: give a number from 0 to 100")
-    own = read_yaml(config_file) if config_file else {}
-    methods, sweep = methods or own.get("methods", []), sweep or own.get("sweep", {})
-    if not isinstance(sweep, dict) or not isinstance(methods, list):
-        raise ConfigError(
-            f"{config_file}: methods must be a list, as [maml, anil], and sweep a mapping of lists, "
-            "as {inner_lr: [0.03, 0.1]}"
-        )
-    methods = [str(word) for word in methods]
+    own_methods, own_sweep = _in_file(config_file) if config_file else ([], {})
+    methods, sweep = methods or own_methods, sweep or own_sweep
     if methods:
         if control or options["method"]:
             raise ConfigError(
@@ -201,6 +195,18 @@ def report_command(comparison: Path) -> None:
     home = comparison.parent if comparison.is_file() else comparison
     write_report(results, home)
     _show(Comparison(home, results))
+
+
+def _in_file(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """The methods and the sweep that a file asks for."""
+    own = read_yaml(path)
+    methods, sweep = own.get("methods", []), own.get("sweep", {})
+    if not isinstance(methods, list) or not isinstance(sweep, dict):
+        raise ConfigError(
+            f"{path}: methods must be a list, as [maml, anil], and sweep a mapping of lists, as "
+            "{inner_lr: [0.03, 0.1]}"
+        )
+    return [str(word) for word in methods], sweep
 
 
 def _show(comparison: Comparison) -> None:

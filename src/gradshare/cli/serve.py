@@ -63,11 +63,9 @@ def serve_command(run: Path, ensemble: int | None, device: str, host: str, port:
 
 
 def _require_free(host: str, port: int) -> None:
-    """Raise ConfigError if no server can listen at an address. An empty one would be all."""
+    """Raise ConfigError if no server can listen at an address."""
     try:
-        if not host.strip():
-            raise OSError("it is empty")
-        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, *_ = socket.getaddrinfo(host.strip() or "empty", port, type=socket.SOCK_STREAM)[0]
         socket.create_server((host, port), family=family).close()
     except (OSError, UnicodeError) as error:
         raise ConfigError(

@@ -131,7 +131,10 @@ def _swept(
     """The candidates of each arm: one for each combination of those values that it reads."""
     check_keys(sweep)
     for setting, values in sweep.items():
-        in_common = setting in (*ARM_FIELDS, "method") or heading_of(setting) not in SWEPT_HEADINGS
+        in_common = (
+            setting in (*ARM_FIELDS, "method", "init_from")
+            or heading_of(setting) not in SWEPT_HEADINGS
+        )
         if in_common or not isinstance(values, list) or not values:
             raise ConfigError(
                 f"--sweep {setting}: give values of a setting of the inner or outer loop, such as "
@@ -142,9 +145,11 @@ def _swept(
             f"--sweep has {combinations:,} combinations of values; give at most {MOST_COMBINATIONS}"
         )
     arms: dict[str, dict[str, RunConfig]] = {}
+    wanted, read_by_some = set[tuple[str, str]](), set[tuple[str, str]]()
     for values in itertools.product(*sweep.values()):
-        chosen = dict(zip(sweep, values, strict=True))
-        asked = config.model_copy(update=chosen)
+        asked = config.model_copy(update=dict(zip(sweep, values, strict=True)))
+        chosen = {name: getattr(asked, name) for name in sweep}  # in the types of the settings
+        wanted |= {(name, repr(value)) for name, value in chosen.items()}
         if methods:
             made = dict(_of_method(asked, word) for word in methods)
             if len(made) < len(methods):
@@ -156,18 +161,16 @@ def _swept(
             made = _arms(resolved(asked), control=control)
         for name, arm in made.items():
             read = {n: value for n, value in chosen.items() if getattr(arm, n) == value}
+            read_by_some |= {(name, repr(value)) for name, value in read.items()}
             label = ", ".join(f"{option_name(n).strip('-')} {value}" for n, value in read.items())
             candidates = arms.setdefault(name, {})
             if arm not in candidates.values():
                 candidates[label] = arm
-    every = [arm for candidates in arms.values() for arm in candidates.values()]
-    for setting, values in sweep.items():
-        unread = [value for value in values if all(getattr(arm, setting) != value for arm in every)]
-        if unread:
-            raise ConfigError(
-                f"--sweep {option_name(setting).strip('-')}: no arm reads it, of "
-                f"{', '.join(arms)}; leave it out"
-            )
+    for setting, _ in sorted(wanted - read_by_some):
+        raise ConfigError(
+            f"--sweep {option_name(setting).strip('-')}: no arm of {', '.join(arms)} reads it; "
+            "leave it out"
+        )
     return {n: c if len(c) > 1 else next(iter(c.values())) for n, c in arms.items()}
 
 
