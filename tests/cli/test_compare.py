@@ -16,6 +16,8 @@ from gradshare.errors import ConfigError
 from gradshare.executors import RayExecutor
 from tests.cli.test_runs import options
 
+LONG = ",".join(str(number / 100) for number in range(1, 33))
+
 
 class CalledError(Exception):
     """In the place of a comparison."""
@@ -246,6 +248,24 @@ def test_sharing_and_its_original_are_each_compared_at_their_best_rate(
             "--sweep inner_lr: give values of a setting of the inner or outer loop, such as "
             "inner-lr=0.03,0.1; all arms have the others in common",
         ),
+        (
+            "--methods maml,anil,maml",
+            "--methods maml,anil,maml: two arms have the same name; name each method once, and "
+            "rename one of your own that has the name of another",
+        ),
+        (
+            "--methods protonet --sweep inner-lr=0.1,1",
+            "--sweep inner-lr: no arm of protonet reads it; leave it out",
+        ),
+        (
+            "--sweep init-from=a,b",
+            "--sweep init_from: give values of a setting of the inner or outer loop, such as "
+            "inner-lr=0.03,0.1; all arms have the others in common",
+        ),
+        (
+            f"--sweep inner-lr={LONG} --sweep outer-lr={LONG}",
+            "--sweep has 1,024 combinations of values; give at most 1000",
+        ),
         ("--sweep innr-lr=1", "unknown setting 'innr_lr'; did you mean 'inner_lr'?"),
         ("--sweep inner-lr=0.1,x", "--inner-lr 'x': must be a valid number"),
     ],
@@ -256,6 +276,25 @@ def test_methods_and_sweeps_that_mean_nothing_are_refused(
     error = invoke([*called[0], *words.split()])
     assert isinstance(error, ConfigError), error
     assert str(error) == message
+
+
+@pytest.mark.parametrize("text", ["methods: maml", "methods: 3", "sweep: [0.1]"])
+def test_a_file_with_other_forms_of_methods_and_sweeps_is_refused(
+    text: str, called: tuple[list[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(text, "utf-8")
+    error = invoke([*called[0], "--config", str(file)])
+    assert isinstance(error, ConfigError), error
+    assert str(error).startswith("--config: methods ")
+    assert "must be a list, as [maml, anil], and sweep" in str(error)
+
+
+def test_values_of_a_sweep_get_the_type_of_the_setting(
+    called: tuple[list[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _ = plan_of_words("--methods maml --sweep first-order-for=1,2", called, monkeypatch)
+    assert list(plan.arms) == ["maml [first-order-for 1]", "maml [first-order-for 2]"]
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -269,8 +308,7 @@ def test_a_file_may_hold_the_methods_and_the_sweep(tiny: dict[str, Any], tmp_pat
     )
     assert result.exception is None, result.output
     assert (  # five with the first seed, and three with the second
-        "linear-probe [inner-lr 0.5]: 8 runs, 3 × 3 iterations each, on tiny"
-        in result.output
+        "linear-probe [inner-lr 0.5]: 8 runs, 3 × 3 iterations each, on tiny" in result.output
     )
     results = load_results(out)
     assert [arm.partition(" ")[0] for arm in results.arms] == ["maml", "protonet", "linear-probe"]

@@ -207,6 +207,7 @@ def test_a_page_holds_a_bounded_number_of_images(
     assert len(asked) == 2
     assert chosen is asked[-1]
     assert not list(tmp_path.iterdir())  # uploads are not kept
+    assert served.ask([], [str(tmp_path / "0.png")])[0] == []  # as when a button is clicked twice
     assert served.ask_drawn(asked, "") is chosen
     assert served.ask_drawn([], "") is None
     _, answered, probabilities, steps = served.answer(examples, asked, chosen)
@@ -215,6 +216,20 @@ def test_a_page_holds_a_bounded_number_of_images(
     assert steps["colors_in_legend"] == ["a", "b"]
     assert list(steps["value"]) == ["inner steps", "class", "probability"]
     assert sorted(set(steps["value"]["inner steps"])) == ["0", "1", "2", "3", "4", "5"]
+    renamed = {"a": "probability", "b": "inner steps"}  # as columns of the table are called
+    *_, steps = served.answer([(renamed[n], image) for n, image in examples], asked, chosen)
+    assert steps["value"]["class"].value_counts().to_dict() == {"probability": 6, "inner steps": 6}
+
+
+@pytest.mark.parametrize("host", ["", "no host", "192.0.2.7", "127.0.0.1"])
+def test_an_address_that_cannot_be_listened_at_is_refused(program: Program, host: str) -> None:
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, out, err = program("serve", "glyphs", f"--host={host}", f"--port={port}")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: the page cannot be served at --host {host!r} --port {port} (")
+    assert err.endswith("; give an address of this computer, such as 127.0.0.1, and a free port\n")
 
 
 def test_the_page_needs_gradio_and_a_run_on_images(

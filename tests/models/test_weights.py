@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,8 @@ def test_a_head_of_other_classes_stays_as_it_is(without_head: bool, tmp_path: Pa
     [
         (
             net(3, width=8).state_dict(),
-            "does not fit Net: 'conv.weight' is of shape (8, 2, 3), and the network has (4, 2, 3) "
-            "(2 of 2 tensors do not fit); give weights of the same network, or choose",
+            "does not fit Net: 'conv.weight' is of shape (8, 2, 3) and type torch.float32, and the "
+            "network has (4, 2, 3) (2 of 2 tensors do not fit); give weights of the same network",
         ),
         ({"other": torch.ones(3)}, "does not fit Net: 'conv.weight' is missing"),
         ([1, 2], "does not fit Net: 'conv.weight' is missing"),
@@ -100,11 +101,13 @@ def test_a_file_that_cannot_be_read_is_refused_and_nothing_in_it_runs(tmp_path: 
     torch.save({"weight": Runs(tmp_path / "ran")}, trap)
     plain = tmp_path / "plain.pt"
     plain.write_bytes(pickle.dumps(Runs(tmp_path / "ran"), protocol=2))
+    junk = tmp_path / "junk.pt"
+    junk.write_bytes(b"junk" * 9)  # "j" of a pickle is an item that was never put
     text, empty, cut = tmp_path / "text.pt", tmp_path / "empty.pt", tmp_path / "cut.safetensors"
     text.write_text("weights")
     empty.touch()
     cut.write_bytes(b"\x10\0\0\0\0\0\0\0{")
-    for path in (trap, plain, text, empty, cut, tmp_path, tmp_path / "absent.safetensors"):
+    for path in (trap, plain, junk, text, empty, cut, tmp_path, tmp_path / "absent.safetensors"):
         with pytest.raises(ConfigError, match="cannot be read as weights") as error:
             load_weights(net(3), path)
         assert str(error.value).startswith(str(path))
@@ -154,6 +157,11 @@ def reference_checkpoint(path: Path, *, per_step: bool = True) -> dict[str, Tens
     return network
 
 
+def of_the_reference(data_root: Path, path: Path) -> RunConfig:
+    data = {"dataset": "tiny", "data_root": data_root, "queries": 4}
+    return RunConfig(**data, **TINY, init_from=path, method="maml++", sharing=False)
+
+
 def literal_reference(network: dict[str, Tensor], tasks: Any) -> Tensor:
     """The logits of the queries after the inner loop, as the MAML++ code computes them."""
     start = "classifier.layer_dict."
@@ -191,8 +199,7 @@ def test_a_checkpoint_of_the_maml_plus_plus_code_predicts_as_it_did_there(
 ) -> None:
     path = tmp_path / "train_model_latest"
     network = reference_checkpoint(path)
-    data = {"dataset": "tiny", "data_root": data_root, "queries": 4}
-    config = RunConfig(**data, **TINY, init_from=path, method="maml++", sharing=False)
+    config = of_the_reference(data_root, path)
     parts = build(config)
     meta, carried = parts.learner.init()
     tasks = parts.train.batch([0])
@@ -261,3 +268,34 @@ def test_a_run_with_a_frozen_part_is_continued_and_opened_with_the_same_part_alo
         open_run(whole.path)
     with pytest.raises(RunError, match="holds a run with frozen parameters"):
         train(RunConfig(**{**settings, "epochs": 3}), whole.path, resume=True)
+
+
+def test_a_checkpoint_of_several_gpus_of_the_maml_plus_plus_code_is_read(
+    data_root: Path, tmp_path: Path
+) -> None:
+    network = reference_checkpoint(tmp_path / "one")
+    parallel = {n.replace("classifier.", "classifier.module.", 1): t for n, t in network.items()}
+    torch.save({"network": parallel}, tmp_path / "several")
+    starts = [
+        build(of_the_reference(data_root, tmp_path / name)).learner.init()[0]
+        for name in ("one", "several")
+    ]
+    torch.testing.assert_close(*starts, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rate", [torch.tensor(0.1), torch.ones(1), torch.ones(3, 2)])
+def test_rates_of_other_steps_are_refused(data_root: Path, tmp_path: Path, rate: Tensor) -> None:
+    network = reference_checkpoint(tmp_path / "checkpoint")
+    network["inner_loop_optimizer.names_learning_rates_dict.layer_dict-linear-bias"] = rate
+    torch.save({"network": network}, tmp_path / "checkpoint")
+    said = (
+        rf"rate.linear.bias' of shape {re.escape(str(tuple(rate.shape)))}, and 2 inner steps need"
+    )
+    with pytest.raises(ConfigError, match=said):
+        build(of_the_reference(data_root, tmp_path / "checkpoint"))
+
+
+def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
+    integers = {name: tensor.long() for name, tensor in net(3).state_dict().items()}
+    with pytest.raises(ConfigError, match=r"of shape .* and type torch.int64, and the network has"):
+        load_weights(net(3), written(tmp_path / "weights.pt", integers))

@@ -101,6 +101,17 @@ def test_cifar_from_pickles_and_from_npz_files(tmp_path: Path, dataset: str) -> 
         (pickles / f"{stem}_{split}.pickle").write_bytes(data)
         np.savez(npz / f"few-shot-{split}.npz", features=images, targets=labels)
     assert pixels_of(dataset, pickles) == pixels_of(dataset, npz) == expected(content)
+    damaged = npz / "few-shot-val.npz"
+    np.savez_compressed(damaged, features=images, targets=labels)
+    damaged.write_bytes(damaged.read_bytes()[:1000] + bytes(100) + damaged.read_bytes()[1100:])
+    assert f"{damaged} is not in the form of this benchmark: it is no" in refusal_to_prepare(
+        dataset, npz
+    )
+    for other in (images[..., :2], images.transpose(0, 3, 1, 2), images[:, :0]):
+        content_of_file = {"data": other, "labels": labels}
+        (pickles / f"{stem}_val.pickle").write_bytes(pickle.dumps(content_of_file))
+        said = refusal_to_prepare(dataset, pickles)
+        assert "its images are not uint8 (N, height, width, 3)" in said
 
 
 @pytest.mark.parametrize("dataset", NAMES)

@@ -153,7 +153,27 @@ def test_what_a_list_names_and_is_not_there_is_named(birds: Path) -> None:
         "them, or remove them from the list"
     )
     (birds / "val.txt").write_text("")
-    assert "lacks 0 of the 0 images or classes that are listed for 'val'" in refusal(birds)
+    assert refusal(birds) == (
+        f"nothing in {birds} is listed for 'val'; list at least one image or class"
+    )
+
+
+@pytest.mark.parametrize("label", ["heron", "another"])
+def test_an_image_that_is_listed_twice_is_refused(birds: Path, label: str) -> None:
+    tables(birds)
+    listed = (birds / "train.csv").read_text().splitlines()
+    (birds / "val.csv").write_text(f"{listed[0]}\n{listed[1].rpartition(',')[0]},{label}\n")
+    said = refusal(birds)
+    assert "is listed twice, for 'train' and 'val' (as " in said
+    assert said.endswith("list it, or its class, once")
+
+
+def test_a_file_of_splits_may_start_with_a_byte_order_mark(birds: Path) -> None:
+    splits_of_images(birds)
+    expected = found_in(birds)
+    file = birds / "splits.json"
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert found_in(birds) == expected
 
 
 def test_an_image_of_another_class_is_not_taken_for_the_one_in_the_list(birds: Path) -> None:

@@ -151,9 +151,12 @@ class Page:
             else:
                 captions = [f"{names[p.argmax()]} {p.max():.0%}" for p in by_step[-1]]
                 probabilities = dict(zip(names, by_step[-1, -1].tolist(), strict=True))
-                table = pd.DataFrame(by_step[:, -1], columns=names)
-                table["inner steps"] = table.index.astype(str)  # numbers would have fractions
-                lines = table.melt("inner steps", names, "class", "probability")
+                table = [
+                    (str(step), name, probability)  # numbers of steps would have fractions
+                    for step, of_step in enumerate(by_step[:, -1].tolist())
+                    for name, probability in zip(names, of_step, strict=True)
+                ]
+                lines = pd.DataFrame(table, columns=["inner steps", "class", "probability"])
                 # New data alone would keep the plot's old classes; a new legend draws it again.
                 colors = dict(zip(names, itertools.cycle(COLORS)))
                 steps = gr.update(value=lines, colors_in_legend=names, color_map=colors)
@@ -177,6 +180,8 @@ class Page:
                 if held + len(images) < MOST_IMAGES:
                     image = self._image(path.read_bytes(), path.name)
                     images.append(read_image(image, path.name, self.form))
+            except FileNotFoundError:  # read already: the button was clicked twice
+                continue
             except DataError as error:
                 warn(error)
             path.unlink(missing_ok=True)

@@ -132,8 +132,8 @@ def compare_command(
             raise ConfigError(f"{option} is for --executor {known}, not {executor}; leave it out")
     if gpus is not None and math.isnan(gpus):  # no range leaves it out
         raise ConfigError(f"--gpus {gpus}: give a number from 0 to 100")
-    listed, swept = from_file.pop("methods", []), from_file.pop("sweep", {})
-    methods, sweep = methods or listed, sweep or swept
+    own_methods, own_sweep = _in_file(from_file)
+    methods, sweep = methods or own_methods, sweep or own_sweep
     if methods:
         if control or options["method"]:
             raise ConfigError(
@@ -195,6 +195,17 @@ def report_command(comparison: Path) -> None:
     home = comparison.parent if comparison.is_file() else comparison
     write_report(results, home)
     _show(Comparison(home, results))
+
+
+def _in_file(settings: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """The methods and the sweep of a file, which are taken out of its settings."""
+    methods, sweep = settings.pop("methods", []), settings.pop("sweep", {})
+    if not isinstance(methods, list) or not isinstance(sweep, dict):
+        raise ConfigError(
+            f"--config: methods {methods!r} must be a list, as [maml, anil], and sweep {sweep!r} a "
+            "mapping of lists, as {inner_lr: [0.03, 0.1]}"
+        )
+    return [str(word) for word in methods], sweep
 
 
 def _show(comparison: Comparison) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -41,25 +42,33 @@ def serve_command(run: Path, ensemble: int | None, device: str, host: str, port:
             raise ConfigError(
                 f"`gradshare serve` needs {error.name}; run `pip install 'gradshare[serve]'`"
             ) from error
+        _require_free(host, port)
         trained = Trained(run, ensemble, device)
         blocks = page.make_page(page.Page(trained), run.name)
-        try:
-            blocks.launch(
-                server_name=host,
-                server_port=port,
-                theme=gr.themes.Default(font="system-ui", font_mono="monospace"),
-                css=page.STYLE,
-                footer_links=[],
-                max_file_size=page.MOST_BYTES,
-                prevent_thread_lock=True,
-                quiet=True,
-                share=False,
-                ssr_mode=False,
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen at port {port} of {host}; choose another with --port"
-            ) from error
+        blocks.launch(
+            server_name=host,
+            server_port=port,
+            theme=gr.themes.Default(font="system-ui", font_mono="monospace"),
+            css=page.STYLE,
+            footer_links=[],
+            max_file_size=page.MOST_BYTES,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+        )
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(SIGNAL_STATUS + number))
         click.echo(f"{escaped(run)} is served at http://{host}:{port} until Ctrl-C")
         threading.Event().wait()
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raise ConfigError if no server can listen at an address."""
+    try:
+        family, *_ = socket.getaddrinfo(host.strip() or "empty", port, type=socket.SOCK_STREAM)[0]
+        socket.create_server((host, port), family=family).close()
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"the page cannot be served at --host {host!r} --port {port} ({error}); give an "
+            "address of this computer, such as 127.0.0.1, and a free port"
+        ) from error

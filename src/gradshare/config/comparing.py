@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, get_args
 
@@ -51,6 +52,8 @@ PARTS: Final[Mapping[str, Mapping[str, Any]]] = {
     **{each: {"sharing": True, "sharing_control": each} for each in get_args(SharingControl)},
 }
 """What may follow the name of a method, as in maml+first-order+sharing."""
+
+MOST_COMBINATIONS: Final = 1000
 
 SWEPT_HEADINGS: Final = ("Inner loop and sharing", "Outer loop")
 
@@ -128,26 +131,46 @@ def _swept(
     """The candidates of each arm: one for each combination of the values of settings it reads."""
     check_keys(sweep)
     for setting, values in sweep.items():
-        in_common = setting in (*ARM_FIELDS, "method") or heading_of(setting) not in SWEPT_HEADINGS
+        in_common = (
+            setting in (*ARM_FIELDS, "method", "init_from")
+            or heading_of(setting) not in SWEPT_HEADINGS
+        )
         if in_common or not isinstance(values, list) or not values:
             raise ConfigError(
                 f"--sweep {setting}: give values of a setting of the inner or outer loop, such as "
                 "inner-lr=0.03,0.1; all arms have the others in common"
             )
+    if (combinations := math.prod(map(len, sweep.values()))) > MOST_COMBINATIONS:
+        raise ConfigError(
+            f"--sweep has {combinations:,} combinations of values; give at most {MOST_COMBINATIONS}"
+        )
     arms: dict[str, dict[str, RunConfig]] = {}
+    wanted, read_by_some = set[tuple[str, str]](), set[tuple[str, str]]()
     for values in itertools.product(*sweep.values()):
-        chosen = dict(zip(sweep, values, strict=True))
-        asked = config.model_copy(update=chosen)
+        asked = config.model_copy(update=dict(zip(sweep, values, strict=True)))
+        chosen = {name: getattr(asked, name) for name in sweep}  # in the types of the settings
+        wanted |= {(name, repr(value)) for name, value in chosen.items()}
         if methods:
             made = dict(_of_method(asked, word) for word in methods)
+            if len(made) < len(methods):
+                raise ConfigError(
+                    f"--methods {','.join(methods)}: two arms have the same name; name each method "
+                    "once, and rename one of your own that has the name of another"
+                )
         else:
             made = _arms(resolved(asked), control=control)
         for name, arm in made.items():
             read = {n: value for n, value in chosen.items() if getattr(arm, n) == value}
+            read_by_some |= {(name, repr(value)) for name, value in read.items()}
             label = ", ".join(f"{option_name(n).strip('-')} {value}" for n, value in read.items())
             candidates = arms.setdefault(name, {})
             if arm not in candidates.values():
                 candidates[label] = arm
+    for setting, _ in sorted(wanted - read_by_some):
+        raise ConfigError(
+            f"--sweep {option_name(setting).strip('-')}: no arm of {', '.join(arms)} reads it; "
+            "leave it out"
+        )
     return {n: c if len(c) > 1 else next(iter(c.values())) for n, c in arms.items()}
 
 

@@ -81,7 +81,7 @@ HomePath = Annotated[Path, BeforeValidator(home_path)]
 Metric = Annotated[str, AfterValidator(functools.partial(stored_name, "metric"))]
 Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_words)]
 Augment = Annotated[tuple[Augmentation, ...], BeforeValidator(_words)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Options = dict[str, JsonValue]
 
 HEADINGS = {

@@ -65,7 +65,8 @@ def start_from(learner: MetaLearner, rows: Tensors, path: Path) -> None:
         path: of the file, for errors.
 
     Raises:
-        ConfigError: the learner does not learn a γ and β for each of as many steps.
+        ConfigError: the learner does not learn a γ and β for each of as many steps, or has more
+            steps than there are rates.
     """
     own = {name: tensor.shape for name, tensor in learner.init()[0].items()}
     for name, tensor in rows.items():
@@ -73,5 +74,10 @@ def start_from(learner: MetaLearner, rows: Tensors, path: Path) -> None:
             raise ConfigError(
                 f"{path} has a γ and β for each of {len(tensor)} inner steps; use --method maml++ "
                 f"with --inner-steps {len(tensor)}"
+            )
+        if name in own and (tensor.ndim != len(own[name]) or len(tensor) < own[name][0]):
+            raise ConfigError(
+                f"{path} has {name!r} of shape {tuple(tensor.shape)}, and {own[name][0]} inner "
+                "steps need as many rates; use fewer with --inner-steps, or give another checkpoint"
             )
     learner.starts = {n: tensor[: own[n][0]] for n, tensor in rows.items() if n in own}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,9 +21,12 @@ from gradshare.errors import ConfigError
 KEYS = ("state_dict", "model", "params", "network")
 # The names of the MAML++ code, whose linear layer has `weights`.
 REFERENCE = (
-    (re.compile(r"^classifier\.layer_dict\.conv(\d)\.conv\."), r"blocks.\1.conv."),
-    (re.compile(r"^classifier\.layer_dict\.conv(\d)\.norm_layer\."), r"blocks.\1.norm."),
-    (re.compile(r"^classifier\.layer_dict\.linear\.(weight|bias)s?$"), r"linear.\1"),
+    (re.compile(r"^classifier\.(?:module\.)?layer_dict\.conv(\d)\.conv\."), r"blocks.\1.conv."),
+    (
+        re.compile(r"^classifier\.(?:module\.)?layer_dict\.conv(\d)\.norm_layer\."),
+        r"blocks.\1.norm.",
+    ),
+    (re.compile(r"^classifier\.(?:module\.)?layer_dict\.linear\.(weight|bias)s?$"), r"linear.\1"),
 )
 # Numbers of numpy, such as accuracies beside the weights. Reading them executes nothing.
 SCALAR = np.float64(0).__reduce__()[0]
@@ -60,14 +61,22 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
     found = {name if name in own else PREFIX.sub("", name): t for name, t in _read(path).items()}
     rows = _rows(found, own)
     found |= {n: rows[f"model.{n}"][0] for n in own if f"model.{n}" in rows}
-    fitting = {n: t for n, t in found.items() if n in own and t.shape == own[n].shape}
+    fitting = {
+        n: t
+        for n, t in found.items()
+        if n in own
+        and t.shape == own[n].shape
+        and t.is_floating_point() == own[n].is_floating_point()
+    }
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     head = tuple(f"{name}.{key}".lstrip(".") for name in linear[-1:] for key in ("weight", "bias"))
     body = [name for name, _ in model.named_parameters() if name not in head]
     missing = [name for name in body if name not in fitting]
     if missing or not fitting:
         name = missing[0] if missing else next(iter(own))
-        has = f"of shape {tuple(found[name].shape)}" if name in found else "missing"
+        has = "missing"
+        if name in found:
+            has = f"of shape {tuple(found[name].shape)} and type {found[name].dtype}"
         raise ConfigError(
             f"{path} does not fit {type(model).__name__}: {name!r} is {has}, and the network has "
             f"{tuple(own[name].shape)} ({len(missing)} of {len(body)} tensors do not fit); give "
@@ -80,7 +89,7 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
 def _rows(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `load_weights` returns."""
     norms = {n: t for n, t in found.items() if ".norm." in n and n in own}
-    rows = {f"model.{n}": t for n, t in norms.items() if t.shape[1:] == own[n].shape}
+    rows = {f"model.{n}": t for n, t in norms.items() if t.shape[1:] == own[n].shape and len(t)}
     for name, tensor in found.items():
         if name.startswith(RATES):
             layer = name.removeprefix(RATES).replace("-", ".")
@@ -142,11 +151,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         else:
             with torch.serialization.safe_globals(NUMBERS):
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # damaged pickles raise nearly anything
         reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"{path} cannot be read as weights ({reason:.100}); give a safetensors file, or one "
-            "that torch.save(model.state_dict(), …) wrote"
+            f"{path} cannot be read as weights ({type(error).__name__}: {reason:.100}); give a "
+            "safetensors file, or one that torch.save(model.state_dict(), …) wrote"
         ) from error
     for key in KEYS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):

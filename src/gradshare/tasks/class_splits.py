@@ -37,7 +37,7 @@ def split_by_file(found: Sequence[FoundClass], path: Path, notes: Notes) -> list
     example = '{"train": ["class", …], "val": […], "test": […]}'
     try:
         refuse_web_page(path, "a list of classes")
-        named = json.loads(path.read_text(encoding="utf-8"))
+        named = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is not readable as JSON ({error}); it must be {example}"

@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +46,12 @@ def read_arrays(split: str, path: Path, labels: Path | None = None) -> list[Foun
     images = content if isinstance(content, list) else _first(content, IMAGES)
     if isinstance(images, list) and all(isinstance(file, np.ndarray) for file in images):
         images = [file.astype(np.uint8, copy=False).ravel() for file in images]
-    elif not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
+    elif (
+        not isinstance(images, np.ndarray)
+        or images.dtype != np.uint8
+        or images.shape[3:] != (3,)
+        or images.size == 0
+    ):
         raise _wrong(path, "its images are not uint8 (N, height, width, 3)")
     elif path.name.endswith("_images.npz"):  # written by OpenCV, which has blue first
         images = images[..., ::-1]
@@ -114,7 +118,7 @@ def _content(path: Path) -> Any:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, TypeError, EOFError, LookupError, BadZipFile) as error:
+    except Exception as error:  # damaged archives raise nearly anything
         raise _wrong(path, f"it is no complete .npz file ({error})") from error
 
 

@@ -148,12 +148,17 @@ def classes_in_lists(
         where: the folder of the images, for errors.
 
     Raises:
-        DataError: an image is missing, or several have its name.
+        DataError: an image is missing or listed twice, or several have its name.
     """
     classes = []
+    split_of: dict[Path, str] = {}
     for split in SPLITS:
         listing, images = listings[split], dict[str, list[Path]]()
         missing = []
+        if not listing:
+            raise DataError(
+                f"nothing in {where} is listed for {split!r}; list at least one image or class"
+            )
         for name in sorted(listing):
             found = places.get(PurePosixPath(name.replace("\\", "/")).parts[-2:], [])
             if not found:
@@ -163,10 +168,17 @@ def classes_in_lists(
                 raise DataError(f"{name!r} may be {found[0]} or {found[1]}; remove one of them")
             of_folder = found[0].parent.name if is_image(name) else name
             images.setdefault(listing[name] or of_folder, []).extend(found)
-        if missing or not listing:
+            for image in found:
+                if image in split_of:
+                    raise DataError(
+                        f"{image} is listed twice, for {split_of[image]!r} and {split!r} (as "
+                        f"{name!r}); list it, or its class, once"
+                    )
+                split_of[image] = split
+        if missing:
             raise DataError(
                 f"{where} lacks {len(missing)} of the {len(listing)} images or classes that are "
-                f"listed for {split!r}, such as {min(missing, default='')!r}; add them, or remove "
+                f"listed for {split!r}, such as {missing[0]!r}; add them, or remove "
                 "them from the list"
             )
         classes += [FoundClass(split, name, images[name]) for name in sorted(images)]
