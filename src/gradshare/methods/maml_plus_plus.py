@@ -61,8 +61,7 @@ def start_from(learner: MetaLearner, rows: Tensors, path: Path) -> None:
     it. Rates are left out where the learner has none.
 
     Raises:
-        ConfigError: the learner does not learn a γ and β for each of as many steps, or has more
-            steps than there are rates.
+        ConfigError: the learner has another number of γ and β, or more steps than rates.
     """
     own = {name: tensor.shape for name, tensor in learner.init()[0].items()}
     for name, tensor in rows.items():
