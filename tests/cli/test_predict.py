@@ -98,6 +98,17 @@ def test_images_are_predicted_and_written_as_a_table(
     assert len(lines_of(program, "predict", run, "--support", birds, "--query", birds)) == 24
 
 
+def test_predictions_are_printed_before_a_file_that_cannot_be_written(
+    program: Program, run: Path, birds: Path, tmp_path: Path
+) -> None:
+    query, table = min((birds / "owl").iterdir()), tmp_path / "absent" / "table.csv"
+    arguments = ("predict", run, query, "--support", birds, "--out", table)
+    status, out, err = program(*map(str, arguments))
+    assert status == 1
+    assert out.startswith(f"{query}  ")
+    assert f"error: {table} cannot be used: No such file or directory" in err
+
+
 def test_what_looks_like_no_class_is_none_of_these(
     program: Program, run: Path, birds: Path
 ) -> None:

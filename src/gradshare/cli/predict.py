@@ -110,9 +110,9 @@ def predict_command(
     ]
     for row, found in zip(rows, sets or (), strict=False):
         row["set"] = found
+    _print(rows)  # first, so that a file that cannot be written loses nothing
     for path in out:
         _write(rows, path)
-    _print(rows)
 
 
 @click.command(name="export")

@@ -54,7 +54,6 @@ PARTS: Final[Mapping[str, Mapping[str, Any]]] = {
 """What may follow the name of a method, as in maml+first-order+sharing."""
 
 MOST_COMBINATIONS: Final = 1000
-
 SWEPT_HEADINGS: Final = ("Inner loop and sharing", "Outer loop")
 
 
@@ -141,9 +140,8 @@ def _swept(
                 "inner-lr=0.03,0.1; all arms have the others in common"
             )
     if (combinations := math.prod(map(len, sweep.values()))) > MOST_COMBINATIONS:
-        raise ConfigError(
-            f"--sweep has {combinations:,} combinations of values; give at most {MOST_COMBINATIONS}"
-        )
+        said = f"--sweep has {combinations:,} combinations; give at most {MOST_COMBINATIONS}"
+        raise ConfigError(said)
     arms: dict[str, dict[str, RunConfig]] = {}
     wanted, read_by_some = set[tuple[str, str]](), set[tuple[str, str]]()
     for values in itertools.product(*sweep.values()):
@@ -154,8 +152,7 @@ def _swept(
             made = dict(_of_method(asked, word) for word in methods)
             if len(made) < len(methods):
                 raise ConfigError(
-                    f"--methods {','.join(methods)}: two arms have the same name; name each method "
-                    "once, and rename one of your own that has the name of another"
+                    f"--methods {','.join(methods)}: two have the same name; rename or remove one"
                 )
         else:
             made = _arms(resolved(asked), control=control)
@@ -167,10 +164,8 @@ def _swept(
             if arm not in candidates.values():
                 candidates[label] = arm
     for setting, _ in sorted(wanted - read_by_some):
-        raise ConfigError(
-            f"--sweep {option_name(setting).strip('-')}: no arm of {', '.join(arms)} reads it; "
-            "leave it out"
-        )
+        said = f"--sweep {setting}: no arm of {', '.join(arms)} reads it; leave it out"
+        raise ConfigError(said)
     return {n: c if len(c) > 1 else next(iter(c.values())) for n, c in arms.items()}
 
 

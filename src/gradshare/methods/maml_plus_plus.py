@@ -65,8 +65,7 @@ def start_from(learner: MetaLearner, rows: Tensors, path: Path) -> None:
         path: of the file, for errors.
 
     Raises:
-        ConfigError: the learner does not learn a γ and β for each of as many steps, or has more
-            steps than there are rates.
+        ConfigError: the learner has another number of γ and β, or more steps than rates.
     """
     own = {name: tensor.shape for name, tensor in learner.init()[0].items()}
     for name, tensor in rows.items():

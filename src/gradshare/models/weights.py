@@ -74,9 +74,8 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
     missing = [name for name in body if name not in fitting]
     if missing or not fitting:
         name = missing[0] if missing else next(iter(own))
-        has = "missing"
-        if name in found:
-            has = f"of shape {tuple(found[name].shape)} and type {found[name].dtype}"
+        t = found.get(name)
+        has = "missing" if t is None else f"of shape {tuple(t.shape)} and type {t.dtype}"
         raise ConfigError(
             f"{path} does not fit {type(model).__name__}: {name!r} is {has}, and the network has "
             f"{tuple(own[name].shape)} ({len(missing)} of {len(body)} tensors do not fit); give "

@@ -156,9 +156,7 @@ def classes_in_lists(
         listing, images = listings[split], dict[str, list[Path]]()
         missing = []
         if not listing:
-            raise DataError(
-                f"nothing in {where} is listed for {split!r}; list at least one image or class"
-            )
+            raise DataError(f"nothing in {where} is listed for {split!r}; list an image or class")
         for name in sorted(listing):
             found = places.get(PurePosixPath(name.replace("\\", "/")).parts[-2:], [])
             if not found:
@@ -171,8 +169,7 @@ def classes_in_lists(
             for image in found:
                 if image in split_of:
                     raise DataError(
-                        f"{image} is listed twice, for {split_of[image]!r} and {split!r} (as "
-                        f"{name!r}); list it, or its class, once"
+                        f"{image} is listed for {split_of[image]!r} and {split!r}; list it once"
                     )
                 split_of[image] = split
         if missing:
