@@ -269,8 +269,7 @@ def test_a_file_may_hold_the_methods_and_the_sweep(tiny: dict[str, Any], tmp_pat
     )
     assert result.exception is None, result.output
     assert (  # five with the first seed, and three with the second
-        "linear-probe [inner-lr 0.5]: 8 runs, 3 × 3 iterations each, on tiny"
-        in result.output
+        "linear-probe [inner-lr 0.5]: 8 runs, 3 × 3 iterations each, on tiny" in result.output
     )
     results = load_results(out)
     assert [arm.partition(" ")[0] for arm in results.arms] == ["maml", "protonet", "linear-probe"]
