@@ -148,9 +148,7 @@ class Page:
                 probabilities = dict(zip(names, by_step[-1, -1].tolist(), strict=True))
                 table = pd.DataFrame(by_step[:, -1], columns=names)
                 table["inner steps"] = table.index.astype(str)  # numbers would have fractions
-                lines = table.melt("inner steps", names, "class", "probability")
-                # New data alone would keep the plot's old classes; a new legend draws it again.
-                steps = gr.update(value=lines, colors_in_legend=names)
+                steps = table.melt("inner steps", names, "class", "probability")
         answered = zip(captions, asked, strict=False)
         return thumbnails(examples), thumbnails(answered), probabilities, steps
 
@@ -237,5 +235,7 @@ def make_page(page: Page, title: str) -> gr.Blocks:
             drawing.input(page.ask_drawn, [asked, drawing], [chosen]),
             found.select(page.choose, [asked], [chosen]),
         ):
-            happened.then(page.answer, [examples, asked, chosen], [known, found, label, steps])
+            # A plot keeps the classes that it was drawn with, so it is emptied first.
+            emptied = happened.then(lambda: None, None, [steps])
+            emptied.then(page.answer, [examples, asked, chosen], [known, found, label, steps])
     return blocks
