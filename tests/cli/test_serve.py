@@ -116,7 +116,7 @@ def highest(page: Any) -> str:
     """The class whose line ends highest in the plot."""
     lines = page.locator(".vega-embed [aria-roledescription='line mark']")
     lines.first.wait_for()
-    ends = {
+    ends: dict[str, float] = {
         line.get_attribute("aria-label").partition("class: ")[2]: float(
             line.get_attribute("d").rpartition(",")[2]
         )
