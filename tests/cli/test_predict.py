@@ -91,6 +91,7 @@ def test_images_are_predicted_and_written_as_a_table(
         rows = list(csv.reader(file))
     assert rows[0] == ["file", "class", "crow", "lark", "owl", "set"]
     assert np.allclose(np.array([row[2:5] for row in rows[1:]], float), proba)
+    assert [row[5] for row in rows[1:]] == [", ".join(row["set"]) for row in found]
     # A folder's images, and those in its folders.
     assert lines_of(program, "predict", run, "--support", birds, "--query", birds / "owl") == [
         line[: line.index("%") + 1] for line in shown

@@ -112,6 +112,19 @@ def add(page: Any, name: str) -> None:
     page.locator("figure").nth(examples).wait_for()
 
 
+def highest(page: Any) -> str:
+    """The class whose line ends highest in the plot."""
+    lines = page.locator(".vega-embed [aria-roledescription='line mark']")
+    lines.first.wait_for()
+    ends: dict[str, float] = {
+        line.get_attribute("aria-label").partition("class: ")[2]: float(
+            line.get_attribute("d").rpartition(",")[2]
+        )
+        for line in lines.all()
+    }
+    return min(ends, key=lambda name: ends[name])
+
+
 def drop(page: Any, field: int, **files: bytes) -> None:
     """Drop files on the field of examples (0) or of new images (1)."""
     uploads = [
@@ -149,6 +162,11 @@ def test_a_drawing_is_classified_at_once_and_after_each_step(session: Callable[[
     in_plot.wait_for()
     page.locator("figure").nth(2).click()
     in_plot.wait_for(state="detached")
+    # It is of the image that was answered last.
+    page.get_by_role("button", name="Clear").nth(1).click()
+    draw(page, 1, VEE)
+    expect.filter(has_text="vee").wait_for()
+    assert highest(page) == "vee <i>"
     # Another user sees none of it, and one class is not enough for an answer.
     draw(other, 0, VEE)
     add(other, "mine")
@@ -213,7 +231,7 @@ def test_a_page_holds_a_bounded_number_of_images(
     _, answered, probabilities, steps = served.answer(examples, asked, chosen)
     assert [set(item) for item in answered] == [{"caption", "png"}] * 2
     assert sum(probabilities.values()) == pytest.approx(1)
-    assert steps["colors_in_legend"] == ["a", "b"]
+    assert list(steps["color_map"]) == ["a", "b"]
     assert list(steps["value"]) == ["inner steps", "class", "probability"]
     assert sorted(set(steps["value"]["inner steps"])) == ["0", "1", "2", "3", "4", "5"]
     renamed = {"a": "probability", "b": "inner steps"}  # as columns of the table are called

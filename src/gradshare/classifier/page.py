@@ -157,9 +157,8 @@ class Page:
                     for name, probability in zip(names, of_step, strict=True)
                 ]
                 lines = pd.DataFrame(table, columns=["inner steps", "class", "probability"])
-                # New data alone would keep the plot's old classes; a new legend draws it again.
                 colors = dict(zip(names, itertools.cycle(COLORS)))
-                steps = gr.update(value=lines, colors_in_legend=names, color_map=colors)
+                steps = gr.update(value=lines, color_map=colors)
         answered = zip(captions, asked, strict=False)
         return thumbnails(examples), thumbnails(answered), probabilities, steps
 
@@ -248,5 +247,7 @@ def make_page(page: Page, title: str) -> gr.Blocks:
             drawing.input(page.ask_drawn, [asked, drawing], [chosen]),
             found.select(page.choose, [asked], [chosen]),
         ):
-            happened.then(page.answer, [examples, asked, chosen], [known, found, label, steps])
+            # A plot keeps the classes that it was drawn with, so it is emptied first.
+            emptied = happened.then(lambda: None, None, [steps])
+            emptied.then(page.answer, [examples, asked, chosen], [known, found, label, steps])
     return blocks

@@ -230,7 +230,7 @@ def _write(rows: Sequence[dict[str, Any]], path: Path) -> None:
         extra = ["set"] if "set" in rows[0] else []
         writer.writerow(["file", "class", *names, *extra])
         for row in rows:
-            cells = [" ".join(row["set"])] if extra else []
+            cells = [", ".join(row["set"])] if extra else []
             writer.writerow([row["file"], row["class"], *row["probabilities"].values(), *cells])
 
 
