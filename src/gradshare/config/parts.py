@@ -133,9 +133,9 @@ def options_of(config: RunConfig, metrics: Mapping[str, Metric] | None) -> Optio
 def resolved(config: RunConfig) -> RunConfig:
     """The configuration as a run stores it, so that it means the same wherever it is read.
 
-    Paths are absolute. A setting that was not given, but for which a dataset, model or
-    method of the user's own has a default, such as `def make_splits(shots=4)`, has that default.
-    So has one for which a method of this package, or a run on features, has another.
+    Paths are absolute. A setting that was not given has the default of runs on features, if this
+    is one; else that of the method, or of a dataset or model of the user's own, such as
+    `def make_splits(shots=4)`.
 
     Raises:
         ConfigError: an import path cannot be imported, or a default is out of bounds.
@@ -145,13 +145,13 @@ def resolved(config: RunConfig) -> RunConfig:
     if config.init_from is not None:
         changes["init_from"] = config.init_from.absolute()
     for kind in ("dataset", "model", "method"):
-        name = getattr(config, kind)
+        name = changes.get(kind, getattr(config, kind))
         function = load(kind, name) if kind == "method" or is_import_path(name) else None
         if not callable(function):
             continue
         for parameter in inspect.signature(function).parameters.values():
             setting = {"steps": "inner_steps"}.get(parameter.name, parameter.name)
-            left_out = setting not in config.model_fields_set
+            left_out = setting not in config.model_fields_set and setting not in changes
             read = any(setting in settings for settings in READ[kind].values())
             if left_out and read and isinstance(parameter.default, int | float | str):
                 changes[setting] = parameter.default
