@@ -203,6 +203,7 @@ RACES = [
             *beside_parallel_metalearn(KEPT),
         ],
         headline=True,
+        rounds=3,
     ),
     Race(
         "ResNet-12 84×84, 1-shot, T = 1",
@@ -214,7 +215,7 @@ RACES = [
             Comparison("memory flat: memory over a plain loop's", "memory", FLAT, [PLAIN], 0.35),
         ],
         headline=True,
-        rounds=3,
+        rounds=2,
         large=True,
     ),
     Race(
@@ -235,6 +236,7 @@ RACES = [
             )
         ],
         headline=True,
+        rounds=3,
         turn=0.0,
         unit="task",
     ),
@@ -244,7 +246,7 @@ RACES = [
         {"fit": Contender("fit", {"iterations": 1500}), OURS: ours()},
         [Comparison("time over the bare meta-steps'", "time", "fit", [OURS], 1.15)],
         headline=True,
-        rounds=3,
+        rounds=2,
         turn=10.0,
     ),
     cost_of_sharing("Conv-4 28×28, T = 5", SMALL_IMAGES, 1.05, headline=True),
