@@ -26,7 +26,7 @@ SECTIONS = re.findall(r"^## (.*)$", text(PAGE), flags=re.MULTILINE)
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the first block of the page defines. `elsewhere` stands in for what is not here."""
+    """The names that the page's first block defines. `elsewhere` replaces missing libraries."""
     for name, module in elsewhere.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
     found: dict[str, Any] = {}

@@ -67,7 +67,7 @@ def test_the_candidate_that_validates_best_with_the_first_seed_is_compared_over_
     here(out, ARMS, seeds=[3, 5], resume="auto")
     assert written(out) == before
 
-    # What is compared is what would have been compared without the others.
+    # The kept candidates have the results that they have in a comparison of them alone.
     chosen = {f"{arm} [rate {kept[arm]}]": ARMS[arm][f"rate {kept[arm]}"] for arm in kept}
     whole = {**chosen, "first order": ARMS["first order"]}
     alone = here(

@@ -1,4 +1,4 @@
-"""Splits of images of one's own, from the lists that papers' code writes."""
+"""Splits of a user's images, from the lists that papers' code writes."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Calibration:
 
     Attributes:
         temperature: by which logits are divided.
-        misses: (n,) 1 - the probability of its own class, for each query of all tasks.
+        misses: (n,) for each query of all tasks, 1 - the probability of its class.
         doubts: (n,) see `Answer`.
         units: (n,) see `Answer`.
     """

@@ -29,7 +29,7 @@ MOST_BYTES = 20 * 2**20  # of one upload
 MOST_PIXELS = 50_000_000  # of one upload; each takes 4 bytes of memory while the image is read
 MOST_IMAGES = 200  # examples of one user, and new images
 LONGEST_NAME = 40
-CALIBRATION_TASKS = 20  # so few that the first answer comes in seconds
+FEW_TASKS = 20  # of the calibration; so few that the first answer comes in seconds
 INK = 0.74  # the share of an image's side that a drawing fills, as glyphs do on average
 
 # Of Matplotlib: gradio's own palette has two oranges among the first four.
@@ -86,7 +86,7 @@ class Page:
             isinstance(source, ImageTasks | AbsentImages)
             and np.mean(source.used_normalization.mean) > 1 / 2
         )
-        self._tasks = 0 if trained.validation is None else CALIBRATION_TASKS
+        self._tasks = 0 if trained.validation is None else FEW_TASKS
         self._one_at_a_time = threading.Lock()  # torch's generators belong to the process
 
     def add(

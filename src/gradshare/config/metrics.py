@@ -34,7 +34,7 @@ def metrics_of(config: RunConfig, learner: Learner, train: TaskSource) -> dict[s
     """The metrics that were chosen, and the loss; None for the defaults.
 
     Raises:
-        ConfigError: there is no such metric, or it does not take its options.
+        ConfigError: a metric is unknown, or does not take its options.
     """
     if not config.metric and not config.metric_option:
         return None

@@ -114,7 +114,7 @@ class Body:
         step: int = 0,
         queries: bool = False,
     ) -> Tensor:
-        """What the head is given for the support examples of tasks, (T, n, D).
+        """The inputs of the head for the support examples of tasks, (T, n, D).
 
         Args:
             learner: in its layout.
@@ -123,7 +123,7 @@ class Body:
             tasks: prepared tasks.
             training: whether this is meta-training.
             step: the inner step whose parameters the tasks share.
-            queries: give it for the queries instead.
+            queries: for the queries instead.
         """
         theta = with_prefix("model", theta)
         shared = with_prefix("model", learner.shared_parameters(meta, step))

@@ -338,8 +338,8 @@ def groups_in(names: Iterable[str], group: str, where: Path) -> list[str]:
         where: a folder, for errors.
 
     Raises:
-        ConfigError: it is no regular expression.
-        DataError: it is not found in a path.
+        ConfigError: `group` is not a regular expression.
+        DataError: `group` is not found in a path.
     """
     try:
         pattern = re.compile(group)

@@ -151,7 +151,7 @@ def fill(
 ) -> None:
     """Write the two files of a store into a new folder; the other arguments as for `write_store`.
 
-    If the source says that there are no validation classes, they are those of training.
+    The validation classes are those of training if the source says that it has none.
 
     Raises:
         DataError: see `write_store`.

@@ -63,7 +63,7 @@ class Share:
 
     def sum_over_tasks(self, tensors: Tensors) -> Tensors:
         """The differentiable sum of (T, …) tensors over the tasks of all processes (Eq. 1)."""
-        # The gradient of a slice fills another tensor of all tasks, so all are no slice.
+        # All tasks are not sliced: the gradient of a slice fills a tensor of their size.
         if not self.counted:
             tensors = {name: tensor[:0] for name, tensor in tensors.items()}
         return self.processes.sum_differentiably(sum_over_local_tasks(tensors))
