@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gradshare.errors import ConfigError, is_out_of_memory
 from gradshare.methods.learner import Loss
 from gradshare.tasks.batch import Tree, each_task, put_together
+
+IGNORED = -100  # by `torch.nn.functional.cross_entropy`
 
 
 class TaskLosses:
@@ -36,6 +40,11 @@ class TaskLosses:
         Raises:
             ConfigError: the loss of a task is not a scalar tensor.
         """
+        if self.loss is F.cross_entropy and sizes is None and _are_classes(targets, outputs):
+            # As by vmap, in a tenth of its overhead.
+            each = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+            counted = (targets != IGNORED).sum(1)
+            return each.view(targets.shape).sum(1) / counted
         if self.vmaps and sizes is None and len(outputs) > 1:
             try:
                 return torch.vmap(self._of_task)(outputs, targets)
@@ -55,3 +64,13 @@ class TaskLosses:
                 "give one that takes the mean (reduction='mean')"
             )
         return loss
+
+
+def _are_classes(targets: Tree, outputs: Tensor) -> TypeGuard[Tensor]:
+    """Whether outputs (T, n, C) are scores and targets (T, n) class numbers."""
+    return (
+        isinstance(targets, Tensor)
+        and targets.dtype == torch.int64
+        and outputs.ndim == 3
+        and targets.shape == outputs.shape[:2]
+    )

@@ -12,6 +12,7 @@ training and in testing. Two modes differ in the images that supply the statisti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from gradshare.models.derivatives import (
     by_hand,
+    call,
     like,
     second_derivative,
     tasks_first,
@@ -79,9 +81,7 @@ def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
         return F.batch_norm(x, None, None, gamma, beta, True, eps=eps)
     if not by_hand():
         return literal_batch_norm(x, gamma, beta, eps)
-    y: Tensor
-    y, *_ = _Norm.apply(x, gamma, beta, eps)  # type: ignore[no-untyped-call]
-    return y
+    return call(_Norm, x, gamma, beta, eps)
 
 
 def literal_batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
@@ -105,15 +105,12 @@ def literal_batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Te
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, ...]:
-        return torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, gamma, _, ctx.eps = inputs
-        _, mean, rstd = output
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, ...]:
+        y, mean, rstd = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, eps)
         ctx.mark_non_differentiable(mean, rstd)
         ctx.save_for_backward(x, gamma, mean, rstd)
+        ctx.eps = eps
+        return y, mean, rstd
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -123,15 +120,11 @@ class _Norm(torch.autograd.Function):
         return (*gradients, None)
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], *arguments: Any
-    ) -> tuple[tuple[Tensor], tuple[int]]:
+    def of_tasks(T: int, dims: Sequence[int | None], *arguments: Any) -> tuple[Tensor, int]:
         *tensors, eps = arguments
-        x, gamma, beta = tasks_first(info, in_dims, tensors)
-        y, *_ = _Norm.apply(  # type: ignore[no-untyped-call]
-            tasks_to_channels(x), gamma.flatten(), beta.flatten(), eps
-        )
-        return (y.unflatten(1, (info.batch_size, -1)),), (1,)
+        x, gamma, beta = tasks_first(T, dims, tensors)
+        y = call(_Norm, tasks_to_channels(x), gamma.flatten(), beta.flatten(), eps)
+        return torch.unflatten(y, 1, (T, -1)), 1
 
 
 class _NormBackward(torch.autograd.Function):

@@ -11,7 +11,7 @@ passes between convolutions take little of the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from gradshare.errors import ConfigError
 from gradshare.models.batch_norm import BatchNorm2d, literal_batch_norm, per_channel, sums
 from gradshare.models.derivatives import (
     by_hand,
+    call,
     has_hooks,
     is_channels_last,
     like,
@@ -88,11 +89,7 @@ class ConvBlock(nn.Module):
         sign = torch.where(self.norm.weight < 0, -1.0, 1.0).to(x.dtype)
         filters, gamma = self.conv.weight * sign[:, None, None, None], self.norm.weight * sign
         tensors = (x.to(convolves_in), filters.to(convolves_in), gamma, self.norm.bias)
-        y: Tensor
-        y, *_ = _Block.apply(  # type: ignore[no-untyped-call]
-            *tensors, self.norm.eps, self.negative_slope, 1
-        )
-        return y
+        return call(_Block, *tensors, self.norm.eps, self.negative_slope, 1)
 
     def _is_as_it_was_made(self) -> bool:
         """Whether the functions below compute this convolution and norm: neither has been changed,
@@ -139,7 +136,14 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, W: Tensor, gamma: Tensor, beta: Tensor, eps: float, slope: float, groups: int
+        ctx: Any,
+        x: Tensor,
+        W: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        eps: float,
+        slope: float,
+        groups: int,
     ) -> tuple[Tensor, ...]:
         z = F.conv2d(x, W, padding=1, groups=groups).to(gamma.dtype)
         mean, variance = _statistics(z, None, None, 0.0)
@@ -148,15 +152,11 @@ class _Block(torch.autograd.Function):
         scale = gamma * rstd
         y = torch.addcmul(per_channel(beta - mean * scale), pooled, per_channel(scale))
         F.leaky_relu_(y, slope)
-        return y, z, pooled, mean, rstd, where
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, eps, slope, groups = inputs
-        ctx.mark_non_differentiable(output[-1])
-        ctx.save_for_backward(*tensors, *output)
+        ctx.mark_non_differentiable(where)
+        ctx.save_for_backward(x, W, gamma, beta, y, z, pooled, mean, rstd, where)
         ctx.constants = eps, slope, groups
         ctx.set_materialize_grads(False)
+        return y, z, pooled, mean, rstd, where
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor | None, *more: Any) -> tuple[Tensor | None, ...]:
@@ -168,19 +168,14 @@ class _Block(torch.autograd.Function):
         return (*gradients, None, None, None)
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], *arguments: Any
-    ) -> tuple[tuple[Tensor], tuple[int]]:
+    def of_tasks(T: int, dims: Sequence[int | None], *arguments: Any) -> tuple[Tensor, int]:
         # T tasks are T groups of one convolution and T · C channels of one norm, so that each pass
         # over the activations serves all tasks.
         *tensors, eps, slope, _ = arguments
-        T = info.batch_size
-        x, *parameters = tasks_first(info, in_dims, tensors)
+        x, *parameters = tasks_first(T, dims, tensors)
         x = tasks_to_channels(x).contiguous(memory_format=torch.channels_last)
-        y, *_ = _Block.apply(  # type: ignore[no-untyped-call]
-            x, *(parameter.flatten(0, 1) for parameter in parameters), eps, slope, T
-        )
-        return (y.unflatten(1, (T, -1)),), (1,)
+        y = call(_Block, x, *(p.flatten(0, 1) for p in parameters), eps, slope, T)
+        return torch.unflatten(y, 1, (T, -1)), 1
 
 
 class _BlockBackward(torch.autograd.Function):

@@ -13,6 +13,7 @@ whose filter is g, as large as the image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gradshare.models import winograd
-from gradshare.models.derivatives import tasks_first, tasks_to_channels
+from gradshare.models.derivatives import call, tasks_first, tasks_to_channels
 
 _convolution = torch.ops.aten.convolution.default
 _convolution_backward = torch.ops.aten.convolution_backward.default
@@ -38,23 +39,19 @@ class Geometry:
 
 def convolution(x: Tensor, W: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """`torch.nn.functional.conv2d` of four-dimensional x, where `by_hand()`."""
-    y: Tensor = _Convolution.apply(x, W, bias, geometry)  # type: ignore[no-untyped-call]
-    return y
+    return call(_Convolution, x, W, bias, geometry)
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, W: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        ctx.save_for_backward(x, W)
+        ctx.geometry = geometry
         if _by_winograd(x, W, geometry):
             z = winograd.forward(x, W)
             return z if bias is None else z.add_(bias[:, None, None])
         y: Tensor = _convolution(x, W, bias, *_arguments(geometry))
         return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
-        x, W, _, ctx.geometry = inputs
-        ctx.save_for_backward(x, W)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -64,15 +61,14 @@ class _Convolution(torch.autograd.Function):
         return (*gradients, None)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+    def of_tasks(T: int, dims: Sequence[int | None], *arguments: Any) -> tuple[Tensor, int]:
         x, W, bias, geometry = arguments
-        T = info.batch_size
-        if in_dims[1] is None and in_dims[2] is None:  # tasks that share the layer are one batch
-            (x,) = tasks_first(info, in_dims, [x])
+        if dims[1] is None and dims[2] is None:  # tasks that share the layer are one batch
+            (x,) = tasks_first(T, dims, [x])
             return torch.unflatten(convolution(x.flatten(0, 1), W, bias, geometry), 0, (T, -1)), 0
-        x, W = tasks_first(info, in_dims, [x, W])
+        x, W = tasks_first(T, dims, [x, W])
         if bias is not None:
-            (bias,) = tasks_first(info, in_dims[2:], [bias])
+            (bias,) = tasks_first(T, dims[2:], [bias])
             bias = bias.flatten()
         grouped = replace(geometry, groups=T * geometry.groups)
         y = convolution(tasks_to_channels(x), W.flatten(0, 1), bias, grouped)

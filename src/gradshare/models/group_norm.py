@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from gradshare.models.derivatives import (
     by_hand,
+    call,
     second_derivative,
     tasks_first,
     tasks_to_channels,
@@ -34,9 +36,7 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float) 
     fits = x.ndim > 2 and x.shape[1] == len(gamma) and x.numel() > len(x) * groups
     if not (full and fits and by_hand()):
         return F.group_norm(x, groups, gamma, beta, eps)
-    y: Tensor
-    y, *_ = _Norm.apply(x.flatten(2), gamma, beta, groups, eps)  # type: ignore[no-untyped-call]
-    return y.reshape(x.shape)
+    return call(_Norm, x.flatten(2), gamma, beta, groups, eps).reshape(x.shape)
 
 
 # For the m values of an image's group, μ = mean x, r = (var x + ε)^(-½) and x̂ = r (x - μ), the
@@ -54,18 +54,15 @@ def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, eps: float) 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float) -> Any:
-        N, C, S = x.shape
-        # The kernel reads memory in order.
-        x, gamma, beta = x.contiguous(), gamma.contiguous(), beta.contiguous()
-        return _forward(x, gamma, beta, N, C, S, groups, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, gamma, _, ctx.groups, ctx.eps = inputs
-        _, mean, rstd = output
+    def forward(
+        ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float
+    ) -> tuple[Tensor, ...]:
+        in_order = x.contiguous(), gamma.contiguous(), beta.contiguous()  # as the kernel reads
+        y, mean, rstd = _forward(*in_order, *x.shape, groups, eps)
         ctx.mark_non_differentiable(mean, rstd)
         ctx.save_for_backward(x, gamma, mean, rstd)
+        ctx.groups, ctx.eps = groups, eps
+        return y, mean, rstd
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -75,19 +72,11 @@ class _Norm(torch.autograd.Function):
         return (*gradients, None, None)
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], *arguments: Any
-    ) -> tuple[tuple[Tensor], tuple[int]]:
+    def of_tasks(T: int, dims: Sequence[int | None], *arguments: Any) -> tuple[Tensor, int]:
         *tensors, groups, eps = arguments
-        x, gamma, beta = tasks_first(info, in_dims, tensors)
-        y, *_ = _Norm.apply(  # type: ignore[no-untyped-call]
-            tasks_to_channels(x),
-            gamma.flatten(),
-            beta.flatten(),
-            info.batch_size * groups,
-            eps,
-        )
-        return (y.unflatten(1, (info.batch_size, -1)),), (1,)
+        x, gamma, beta = tasks_first(T, dims, tensors)
+        y = call(_Norm, tasks_to_channels(x), gamma.flatten(), beta.flatten(), T * groups, eps)
+        return torch.unflatten(y, 1, (T, -1)), 1
 
 
 class _NormBackward(torch.autograd.Function):

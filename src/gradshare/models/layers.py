@@ -8,10 +8,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from gradshare.models.attention import MultiheadAttention
 from gradshare.models.batch_norm import batch_norm
 from gradshare.models.convolution import Geometry, convolution
 from gradshare.models.derivatives import by_hand, under_autocast
 from gradshare.models.group_norm import group_norm
+from gradshare.models.layer_norm import layer_norm
 from gradshare.models.recurrent import GRU, LSTM
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -84,10 +86,22 @@ class _GroupNorm(nn.GroupNorm):
         return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
+class _LayerNorm(nn.LayerNorm):
+    """`torch.nn.LayerNorm` with a fast second derivative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, *normalized_shape) to the same shape."""
+        if under_autocast(x.device):
+            return super().forward(x)
+        return layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
 _FAST = {
     nn.Conv2d: Conv2d,
     nn.BatchNorm2d: _BatchNorm2d,
     nn.GroupNorm: _GroupNorm,
+    nn.LayerNorm: _LayerNorm,
+    nn.MultiheadAttention: MultiheadAttention,
     nn.LSTM: LSTM,
     nn.GRU: GRU,
 }

@@ -66,7 +66,7 @@ def _unrolled(
     module: nn.RNNBase, cell: Cell, x: Tensor, start: States | None
 ) -> tuple[Tensor, States]:
     """The outputs and the last states, as the module's own `forward` returns them."""
-    batch = 0 if module.batch_first else 1
+    batch, time = (0, 1) if module.batch_first else (1, 0)
     if x.ndim == 2:  # one sequence is a batch of one
         start = None if start is None else tuple(state.unsqueeze(1) for state in start)
         x, final = _unrolled(module, cell, x.unsqueeze(batch), start)
@@ -77,7 +77,6 @@ def _unrolled(
         start = (zeros, zeros) if cell is _lstm_cell else (zeros,)
     hidden = start[0] if cell is _gru_cell else start
     module.check_forward_args(x, hidden, None)  # type: ignore[arg-type]
-    x = x.transpose(0, 1) if module.batch_first else x
     last: list[States] = []
     for layer in range(module.num_layers):
         if layer:
@@ -86,16 +85,16 @@ def _unrolled(
         for backwards in range(directions):
             weight, weight_hidden, *biases = module.all_weights[len(last)]
             bias, bias_hidden = biases or (None, None)
-            gates = F.linear(x.flip(0) if backwards else x, weight, bias)
+            gates = F.linear(x.flip(time) if backwards else x, weight, bias)
             states = tuple(state[len(last)] for state in start)
             if under_autocast(x.device):  # which computes the gates in half precision
-                states = tuple(state.to(gates[0].dtype) for state in states)
+                states = tuple(state.to(gates.dtype) for state in states)
             found: list[Tensor] = []
-            for of_x in gates.unbind(0):
+            for of_x in gates.unbind(time):
                 states = cell(of_x, states, weight_hidden, bias_hidden)
                 found.append(states[0])
             last.append(states)
-            outputs.append(torch.stack(found[::-1] if backwards else found))
+            outputs.append(torch.stack(found[::-1] if backwards else found, time))
         x = torch.cat(outputs, -1)
     final = tuple(torch.stack(parts) for parts in zip(*last, strict=True))
-    return (x.transpose(0, 1) if module.batch_first else x), final
+    return x, final

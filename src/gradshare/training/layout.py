@@ -32,7 +32,7 @@ SMALL = 16 << 20
 # Tasks are computed in groups that need at most this much each: with graphs kept only tasks that
 # share nothing can be; with graphs built again, memory is what was asked for.
 AT_ONCE = {
-    "keep": {"cpu": GIB // 4, "cuda": 8 * GIB},
+    "keep": {"cpu": GIB // 2, "cuda": 8 * GIB},
     "recompute": {"cpu": GIB // 8, "cuda": 8 * GIB},
 }
 

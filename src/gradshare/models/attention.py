@@ -1,0 +1,54 @@
+"""Self-attention for tasks that are computed at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    """`torch.nn.MultiheadAttention` that keeps the sequences of a batch together.
+
+    PyTorch's puts the positions first. For tasks with weights of their own `torch.vmap` then
+    multiplies each position apart, by a copy of the weights.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> Any:
+        """See `torch.nn.MultiheadAttention`."""
+        itself = query is key and key is value and query.ndim == 3 and self.batch_first
+        masked = key_padding_mask is not None or attn_mask is not None or is_causal
+        extended = self.bias_k is not None or self.add_zero_attn
+        if not itself or masked or need_weights or extended or self.in_proj_weight is None:
+            return super().forward(
+                query,
+                key,
+                value,
+                key_padding_mask=key_padding_mask,
+                need_weights=need_weights,
+                attn_mask=attn_mask,
+                average_attn_weights=average_attn_weights,
+                is_causal=is_causal,
+            )
+        projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        # (N, L, 3 E) to three of (N, heads, L, E / heads)
+        q, k, v = (
+            torch.unflatten(part, -1, (self.num_heads, -1)).transpose(1, 2)
+            for part in projected.chunk(3, -1)
+        )
+        weights = (q * self.head_dim**-0.5 @ k.transpose(-2, -1)).softmax(-1)
+        attended = F.dropout(weights, self.dropout, self.training) @ v
+        joined = attended.transpose(1, 2).flatten(2)
+        return F.linear(joined, self.out_proj.weight, self.out_proj.bias), None
