@@ -201,7 +201,7 @@ def on_all_tasks(
         own = []
         for chunk in together[processes.rank : processes.rank + 1]:
             batch = source.batch(chunk).to(device)
-            seed_generators(chunk.start)
+            seed_generators(chunk.start, device)
             own.append(measure(prepared(source, batch)))
         measured += processes.gather(own)
         if advance is not None:

@@ -199,7 +199,7 @@ class Trainer:
     def _prepared(self, batch: TaskBatch, seed: int) -> TaskBatch:
         """A batch on the device; what `prepare` and the model draw depends on the seed only."""
         batch = batch.to(self.device)
-        seed_generators(seed)
+        seed_generators(seed, self.device)
         return prepared(self.train, batch)
 
     def _place(self, iteration: int) -> str:
