@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import gradshare as gs
-from tests.models.derivatives import assert_equal, second_derivatives
+from tests.models.derivatives import assert_equal, second_derivatives, third_derivatives
 
 KINDS = [nn.LSTM, nn.GRU]
 OPTIONS: list[dict[str, Any]] = [
@@ -67,6 +67,16 @@ def test_it_starts_from_given_states_and_takes_one_sequence(
     mine, other = flat(gs.accelerate(plain)(x, start)), flat(plain(x, start))
     assert all(a.shape == b.shape for a, b in zip(mine, other, strict=True))
     assert_equal(mine, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_third_derivative_is_right(kind: type[nn.RNNBase]) -> None:
+    plain = layer(kind)
+    found = []
+    for model in (gs.accelerate(plain), plain):
+        x = sequences(3, 2, 3)
+        found.append(third_derivatives(model(x)[0], [x, model.weight_hh_l0, model.weight_ih_l0]))
+    assert_equal(*found)
 
 
 @pytest.mark.parametrize("kind", KINDS)
