@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections import Counter
@@ -14,7 +15,7 @@ import click
 from gradshare import GradshareError, RunError
 from gradshare.comparison.figures import style
 from gradshare.training.progress import duration
-from reproduction import wording
+from reproduction import methods, wording
 from reproduction.conditions import Results, with_borrowed
 from reproduction.figures import draw_studies
 from reproduction.paper import draw_paper, on_the_papers_images, table1
@@ -180,6 +181,34 @@ def pack_command(scale: Scale, out: Path) -> None:
         path = out / f"{study}{PACKED}"
         write_runs(path, [run for cell, run in results.items() if cell.study == study])
         click.echo(f"Written: {path}")
+
+
+@reproduction.command("methods")
+@click.option(
+    "--from",
+    "runs",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Keep the results of finished comparisons first: OUT of methods.sh.",
+)
+@click.option(
+    "--cost",
+    "data_root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Measure the time and memory of each arm first, on Omniglot in this folder.",
+)
+def methods_command(runs: Path | None, data_root: Path | None) -> None:
+    """Print the table of methods, and write it as Markdown."""
+    if runs is not None:
+        for path in methods.pack(runs):
+            click.echo(f"Written: {path}")
+    if data_root is not None:
+        cost = json.dumps(methods.costs(data_root), indent=1)
+        (methods.PUBLISHED / methods.COST).write_text(cost + "\n", "utf-8")
+    page = methods.table()
+    click.echo(page)
+    path = methods.PUBLISHED / "table.md"
+    path.write_text(f"# Methods, with and without sharing\n\n{page}", "utf-8")
+    click.echo(f"Written: {path}")
 
 
 def finished_of(plan: Plan, scale: Scale, out: Path) -> Results:

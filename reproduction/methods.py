@@ -1,0 +1,206 @@
+"""The table of methods: nine methods with and without sharing, and two yardsticks.
+
+`reproduction/methods.sh` trains them. Their results are kept without pictures, which are those of
+the datasets' owners.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from benchmarks.memory import peak_over_resident
+from gradshare import Interval, RunConfig, RunError
+from gradshare.comparison.differences import difference
+from gradshare.comparison.results import FILENAME, Results, load_results, save_results
+from gradshare.config.comparing import LINEAR_PROBE, plan_of
+from gradshare.tasks.source import prepared
+from gradshare.training.distributed import OneProcess
+from gradshare.training.layout import choose_layout
+from gradshare.training.outer_loop import outer_gradient
+from gradshare.training.records import VALIDATION
+from gradshare.training.statistics import over_seeds_and_tasks
+from reproduction.plan import HOME
+from reproduction.tables import Row, markdown
+
+PLAN: Final = HOME / "plans" / "methods.yaml"
+PUBLISHED: Final = HOME / "results" / "methods"
+COST: Final = "cost.json"
+PACKED: Final = ".json.gz"
+TITLES: Final = {
+    "omniglot-1-shot": "Omniglot, 1-shot",
+    "omniglot-5-shot": "Omniglot, 5-shot",
+    "mini-imagenet-1-shot": "mini-ImageNet at 32×32, 1-shot",
+    "mini-imagenet-5-shot": "mini-ImageNet at 32×32, 5-shot",
+}
+MEASURED_STEPS: Final = 15
+ARM = re.compile(r"(?P<method>.+?)(?P<sharing>\+sharing)?(?: \[inner-lr (?P<rate>[\d.]+)\])?$")
+
+
+def pack(runs: Path, out: Path = PUBLISHED) -> list[Path]:
+    """Keep the results of the finished comparisons in a folder.
+
+    Args:
+        runs: OUT of methods.sh.
+        out: where they are kept.
+
+    Returns:
+        The files.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for place in sorted(runs.glob(f"*/{FILENAME}")):
+        results = load_results(place).model_copy(update={"samples": ()})
+        with tempfile.TemporaryDirectory() as folder:
+            save_results(results, Path(folder) / FILENAME)
+            data = (Path(folder) / FILENAME).read_bytes()
+        path = out / f"{place.parent.name}{PACKED}"
+        path.write_bytes(gzip.compress(data, mtime=0))
+        written.append(path)
+    return written
+
+
+def read(path: Path) -> Results:
+    """The results of one condition."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / FILENAME
+        plain.write_bytes(gzip.decompress(path.read_bytes()))
+        return load_results(plain)
+
+
+def costs(data_root: Path) -> dict[str, dict[str, float]]:
+    """For each arm of the plan, on Omniglot, 1-shot: "ms", the CPU time of a meta-step in one
+    thread, and "MB", the peak memory over what was resident. Each in a process of its own.
+    """
+    found = {}
+    for word in yaml.safe_load(PLAN.read_text("utf-8"))["methods"]:
+        if word != LINEAR_PROBE:  # which has no meta-steps
+            command = [sys.executable, "-m", "reproduction.methods", word, str(data_root)]
+            found[word] = json.loads(subprocess.check_output(command, text=True))
+    return found
+
+
+def table(folder: Path = PUBLISHED) -> str:
+    """The tables of all conditions as Markdown.
+
+    Raises:
+        RunError: there are no results.
+    """
+    page = ""
+    for name, title in TITLES.items():
+        path = folder / f"{name}{PACKED}"
+        if path.is_file():
+            results = read(path)
+            seeds = ", ".join(map(str, results.seeds))
+            page += f"\n## {title}\n\nSeeds: {seeds}.\n\n{markdown(_rows(results))}"
+    if not page:
+        raise RunError(
+            f"{folder} holds no results; run reproduction/methods.sh, and give its folder as --from"
+        )
+    if (folder / COST).is_file():
+        cost = json.loads((folder / COST).read_text("utf-8"))
+        rows = [
+            {"arm": arm, "CPU ms a meta-step": f"{c['ms']:.0f}", "peak MB": f"{c['MB']:.0f}"}
+            for arm, c in cost.items()
+        ]
+        page += f"\n## Time and memory\n\nOmniglot, 1-shot, one thread.\n\n{markdown(rows)}"
+    return page.lstrip()
+
+
+def _rows(results: Results) -> list[Row]:
+    arms: dict[str, dict[bool, str]] = {}
+    rates = {}
+    for arm in results.arms:
+        found = ARM.match(arm)
+        assert found is not None
+        arms.setdefault(found["method"], {})[found["sharing"] is not None] = arm
+        rates[arm] = found["rate"]
+    level = max(_curve(results, next(iter(arms["maml"].values()))))
+    rows = []
+    for method, pair in arms.items():
+        alone, sharing = pair[False], pair.get(True)
+        both = None if sharing is None else difference(results, sharing, alone).interval
+        rows.append(
+            {
+                "method": method,
+                "inner rate": " / ".join(rates[arm] or "–" for arm in pair.values()),
+                "accuracy": _shown(_accuracy(results, alone)),
+                "with sharing": _shown(None if sharing is None else _accuracy(results, sharing)),
+                "difference": _shown(both, sign="+"),
+                f"iterations to {level:.1%}, with sharing".replace("%", " %"): " / ".join(
+                    _reached(results, arm, level) for arm in pair.values()
+                ),
+            }
+        )
+    return rows
+
+
+def _accuracy(results: Results, arm: str) -> Interval | None:
+    rows = [run.test["accuracy"] for run in results.of(arm) if run.trained]
+    return over_seeds_and_tasks(rows) if rows else None  # type: ignore[arg-type]
+
+
+def _shown(interval: Interval | None, sign: str = "") -> str:
+    if not interval:
+        return "–"
+    return f"{100 * interval.mean:{sign}.1f} ± {100 * (interval.ci95 or 0):.1f}".replace("-", "−")
+
+
+def _curve(results: Results, arm: str) -> list[float]:
+    """The validation accuracy after each epoch, the mean of the seeds."""
+    histories = [run.history for run in results.of(arm)]
+    return [
+        statistics.fmean(record.metrics[VALIDATION]["accuracy"].mean for record in epoch)
+        for epoch in zip(*histories, strict=False)
+    ]
+
+
+def _reached(results: Results, arm: str, level: float) -> str:
+    records = results.of(arm)[0].history
+    for record, accuracy in zip(records, _curve(results, arm), strict=False):
+        if accuracy >= level:
+            return str(record.iterations)
+    return "–"
+
+
+def _cost(word: str, data_root: str) -> dict[str, float]:
+    settings: Mapping[str, Any] = yaml.safe_load(PLAN.read_text("utf-8"))
+    own = {name: v for name, v in settings.items() if name not in ("methods", "sweep")}
+    config = RunConfig(dataset="omniglot", data_root=data_root, shots=1, **own)
+    plan = plan_of(config, control=False, seeds=1, methods=[word])
+    (make,) = plan.arms.values()
+    learner: Any = make()
+    meta, carried = learner.init()
+    meta = {name: tensor.detach().requires_grad_() for name, tensor in meta.items()}
+    tasks = prepared(plan.train, plan.train.batch(range(config.task_batch)))
+    layout = choose_layout(
+        learner, (meta, carried), tasks[:2], task_batch=len(tasks), tasks="auto", memory="auto"
+    )
+    learner, share = layout.applied(learner), OneProcess().share(range(len(tasks)))
+    seconds = []
+
+    def step(number: int) -> None:
+        began = time.process_time()
+        outer_gradient(learner, meta, carried, tasks, iteration=number, share=share)
+        seconds.append(time.process_time() - began)
+
+    peak = peak_over_resident(step, 3 + MEASURED_STEPS)
+    return {"ms": 1e3 * statistics.median(seconds[3:]), "MB": peak / 1e6}
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    print(json.dumps(_cost(*sys.argv[1:])))
