@@ -178,6 +178,16 @@ def test_mistakes_are_named(program: Program, run: Path, birds: Path, tmp_path: 
     assert "holds no run" in error_of(program, "check", tmp_path, birds)
 
 
+@pytest.mark.parametrize("command", ["predict", "check", "export", "evaluate"])
+def test_a_near_miss_of_the_shipped_model_names_it(
+    command: str, program: Program, birds: Path
+) -> None:
+    more = {"check": [birds], "evaluate": []}.get(command, ["--support", birds])
+    more += {"predict": [birds], "export": ["--out", birds / "new.onnx"]}.get(command, [])
+    said = "error: there is no run 'glyfs'; did you mean 'glyphs', which comes with gradshare?\n"
+    assert error_of(program, command, "glyfs", *more) == said
+
+
 def test_arrays_are_checked_too(program: Program, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"dataset": "tests.own:signals", "model": "tests.own:Net"}
     sizes = {"ways": 3, "queries": 2, "val_tasks": 4, "test_tasks": 2, "ensemble": 1}

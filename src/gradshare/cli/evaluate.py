@@ -14,7 +14,7 @@ from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
 from gradshare.config.fields import MOST_STEPS
 from gradshare.config.metrics import metrics_of
 from gradshare.config.parts import Parts, build, splits_of
-from gradshare.config.runs import stored
+from gradshare.config.runs import folder_of, stored
 from gradshare.config.settings import RunConfig
 from gradshare.errors import ConfigError, RunError
 from gradshare.tasks import ImageTasks, TaskSource
@@ -102,6 +102,7 @@ def evaluate_command(
         return {name: options[name] for name in names if options[name] is not None}
 
     sizes, adapting = given("ways", "shots"), given("batch_norm", "sharing_control")
+    run = folder_of(run)
     config = stored(run)
     if "sharing_control" in adapting and not config.shares:
         raise ConfigError(

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from gradshare.errors import RunError
+from gradshare.errors import RunError, reason
 from gradshare.inner_loop import Tensors
 from gradshare.training.files import write_atomically
 
@@ -110,7 +110,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         optimizer = _unpack(stored["optimizer"], tensors)
         return Checkpoint(**parts, progress=dict(stored["progress"]), optimizer=optimizer)
     except OSError as error:
-        raise RunError(f"{path} cannot be read as a checkpoint: {error}") from error
+        raise RunError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read as a checkpoint: {error}") from error
 
