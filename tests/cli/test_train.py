@@ -273,6 +273,27 @@ def test_a_dry_run_says_what_the_run_would_take(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("place", ["__init__", "update"])
+def test_code_of_the_users_that_ends_the_program_is_an_error(
+    program: Program, tiny: dict[str, Any], tmp_path: Path, place: str
+) -> None:
+    rule = tmp_path / "rule.py"
+    rule.write_text(f"""import sys
+import gradshare
+class Rule(gradshare.UpdateRule):
+    def {place}(self, *_, **__):
+        sys.exit()
+""")
+    out = tmp_path / "run"
+    words = ("--rule", f"{rule}:Rule", "--out", str(out), *options(tiny))
+    assert program("train", *words) == (
+        1,
+        "",
+        f"error: {rule}, line 5, ended the program by sys.exit(None); raise an error there "
+        "instead\n",
+    )
+
+
 def test_a_run_needs_a_folder(program: Program, tiny: dict[str, Any]) -> None:
     status, out, err = program("train", *options(tiny))
     assert (status, out) == (1, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from importlib import import_module
 from typing import Any
 
@@ -46,6 +47,14 @@ class LazyGroup(click.Group):
         except click.ClickException as error:
             error.message = escaped(error.message)  # type: ignore[misc]
             raise
+        except SystemExit as end:
+            if isinstance(end.code, int) and end.code > SIGNAL_STATUS:
+                raise
+            place = traceback.extract_tb(end.__traceback__)[-1]  # click itself ends by others
+            raise ConfigError(
+                f"{place.filename}, line {place.lineno}, ended the program by "
+                f"sys.exit({end.code!r}); raise an error there instead"
+            ) from end
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the commands."""

@@ -18,7 +18,7 @@ from gradshare.config.runs import folder_of, stored
 from gradshare.config.settings import RunConfig
 from gradshare.errors import ConfigError, RunError
 from gradshare.tasks import ImageTasks, TaskSource
-from gradshare.tasks.source import fingerprint_of, note_of
+from gradshare.tasks.source import fingerprint_of
 from gradshare.training.evaluation import Evaluation
 from gradshare.training.folder import RunFolder
 from gradshare.training.launch import threads
@@ -125,8 +125,6 @@ def evaluate_command(
         source = _source(run, config, parts, dataset)
         if sizes:
             source = _replaced(source, sizes)
-        if (note := note_of(source)) is not None:
-            click.echo(note)
         with Console().status(f"testing on {how['tasks']} tasks"):
             members = ensemble or min(config.ensemble, len(opened.history))
             together = opened.evaluate(source, ensemble=members, **how)
