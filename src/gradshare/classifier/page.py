@@ -143,7 +143,7 @@ class Page:
             image; its probabilities, and those after each inner step.
         """
         names = sorted({name for name, _ in examples})
-        captions, probabilities, steps = [""] * len(asked), None, None
+        captions, shown, probabilities, steps = [""] * len(asked), thumbnails([]), None, None
         if len(names) > 1 and chosen is not None:
             try:
                 by_step = self._by_step(examples, np.stack([*asked, chosen]))
@@ -151,6 +151,7 @@ class Page:
                 warn(error)
             else:
                 captions = [f"{names[p.argmax()]} {p.max():.0%}" for p in by_step[-1]]
+                shown = thumbnails([("", chosen)])
                 probabilities = dict(zip(names, by_step[-1, -1].tolist(), strict=True))
                 table = [
                     (str(step), name, probability)  # numbers of steps would have fractions
@@ -161,8 +162,7 @@ class Page:
                 colors = dict(zip(names, itertools.cycle(COLORS)))
                 steps = gr.update(value=lines, color_map=colors)
         answered = zip(captions, asked, strict=False)
-        asked_of = thumbnails([("", chosen)] if probabilities else [])
-        return thumbnails(examples), thumbnails(answered), asked_of, probabilities, steps
+        return thumbnails(examples), thumbnails(answered), shown, probabilities, steps
 
     def _by_step(self, examples: list[Example], queries: Images) -> Any:
         with self._one_at_a_time:

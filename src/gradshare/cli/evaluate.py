@@ -125,17 +125,18 @@ def evaluate_command(
         source = _source(run, config, parts, dataset)
         if sizes:
             source = _replaced(source, sizes)
+        members = ensemble or min(config.ensemble, len(opened.history))
+        if calibration:  # before the test, since a run on other targets has none
+            from gradshare.classifier.calibration import measured_on  # noqa: PLC0415
+            from gradshare.classifier.trained import Trained  # noqa: PLC0415
+
+            trained = Trained(opened, members, config.device)
         with Console().status(f"testing on {how['tasks']} tasks"):
-            members = ensemble or min(config.ensemble, len(opened.history))
             together = opened.evaluate(source, ensemble=members, **how)
             click.echo(f"Ensemble: {together}")
             click.echo(f"Best checkpoint: {opened.evaluate(source, **how)}")
         if calibration:
-            from gradshare.classifier.calibration import measured_on  # noqa: PLC0415
-            from gradshare.classifier.trained import Trained  # noqa: PLC0415
-
             validation = _replaced(parts.validation, sizes) if sizes else parts.validation
-            trained = Trained(opened, members, config.device)
             click.echo(str(measured_on(trained, validation, source, how["tasks"])))
     own = None if opened.test is None else opened.test.ensemble.get(together.score)
     if dataset is None and not sizes and own is not None:

@@ -190,8 +190,7 @@ def folder_of(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if path.exists() or path != Path(path.name):
         return path
-    shipped = [folder.name for folder in SHIPPED.iterdir()]
-    near = difflib.get_close_matches(path.name, shipped, n=1)
+    near = difflib.get_close_matches(path.name, [found.name for found in SHIPPED.iterdir()], n=1)
     if near and near[0] != path.name:
         raise RunError(
             f"there is no run {path.name!r}; did you mean {near[0]!r}, which comes with gradshare?"

@@ -138,9 +138,9 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
             module.eval()
 
 
-def digest(tensors: Mapping[str, Any]) -> str:
-    """The SHA-256 of the tensors of a state dictionary, with their names, types and shapes."""
-    sha256 = hashlib.sha256()
+def digest(tensors: Mapping[str, Any], text: str = "") -> str:
+    """The SHA-256 of a text and of tensors, with their names, types and shapes, in their order."""
+    sha256 = hashlib.sha256(text.encode())
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
             sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -98,8 +98,7 @@ class Run:
         if self.test is None:
             return None
         how = (f"ensemble of {self.test.members}", *self._how(None))
-        note = None if self.source is None else note_of(self.source)
-        return Evaluation(self.test.ensemble, self.metrics, self.score, how, note)
+        return Evaluation(self.test.ensemble, self.metrics, self.score, how, note_of(self.source))
 
     def table(self) -> list[dict[str, Any]]:
         """The history as rows of one long table: epoch, split, metric, value, ci95."""
