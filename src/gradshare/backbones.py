@@ -360,7 +360,7 @@ def _frozen(name: str, module: nn.Module, weights: Path | None) -> nn.Module:
         state = read_weights(weights)
         try:
             module.load_state_dict(state)
-        except Exception as error:  # of what is no state dictionary, nearly anything
+        except Exception as error:  # a file of something else raises nearly anything
             raise ConfigError(
                 f"--weights {weights} are not those of --backbone {name} ({error!s:.300}); give "
                 "the state dictionary of this network"
