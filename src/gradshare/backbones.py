@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.config.names import call, is_import_path, stored_name
 from gradshare.errors import ConfigError, DataError, is_out_of_memory
-from gradshare.models.weights import digest
+from gradshare.models.weights import digest, read_weights
 from gradshare.tasks.arrays import Array
 from gradshare.tasks.download import OnProgress
 from gradshare.tasks.features import (
@@ -73,7 +72,7 @@ class Backbone:
     ) -> None:
         options = dict(options or {})
         weights = None if weights is None else Path(weights).expanduser().resolve()
-        if name.endswith(".onnx"):
+        if name.lower().endswith(".onnx"):
             if options or weights:
                 raise ConfigError(
                     f"--backbone {name}: an ONNX file has its own weights and takes no options; "
@@ -358,11 +357,10 @@ def _device() -> torch.device:
 def _frozen(name: str, module: nn.Module, weights: Path | None) -> nn.Module:
     """A module in evaluation mode, on a GPU if there is one."""
     if weights is not None:
+        state = read_weights(weights)
         try:
-            safe = weights.suffix == ".safetensors"
-            state = load_file(weights) if safe else torch.load(weights, weights_only=True)
             module.load_state_dict(state)
-        except Exception as error:  # of files that are none, nearly anything
+        except Exception as error:  # a file of something else raises nearly anything
             raise ConfigError(
                 f"--weights {weights} are not those of --backbone {name} ({error!s:.300}); give "
                 "the state dictionary of this network"

@@ -65,6 +65,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def reason(error: BaseException) -> str:
+    """What an error says, without the path that an error of the system quotes."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def require_choice(name: str, value: object, choices: object) -> None:
     """Raise ConfigError if `value` is not one of `choices`.
 

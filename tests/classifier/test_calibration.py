@@ -111,7 +111,7 @@ def test_a_share_that_is_none_is_refused(rows_run: gs.Run) -> None:
             lambda share=share: classifier.predict_set(x, coverage=share),
             lambda share=share: classifier.predict(x, reject=1 - share),
         ):
-            with pytest.raises(ConfigError, match="give a number between 0 and 1"):
+            with pytest.raises(ConfigError, match=f"1 - reject, is {share}; give a number"):
                 use()
 
 

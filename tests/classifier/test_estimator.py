@@ -225,7 +225,7 @@ def test_what_does_not_fit_is_named(run: Path, data_root: Path) -> None:
         classifier.fit(batch.support_x[0], [0, 1, 2, 3, 0, 1])
     assert str(error.value) == (
         "the labels name 4 classes; this run was trained for 3: train one with as many --ways, or "
-        "with --method unicorn-maml for any number"
+        "with a --method for any number: unicorn-maml, proto-maml or protonet"
     )
     with pytest.raises(DataError, match=r"6 examples, but 5 labels; give one for each"):
         classifier.fit(batch.support_x[0], [0, 0, 1, 1, 2])

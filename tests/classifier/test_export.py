@@ -94,8 +94,8 @@ def test_rows_and_prediction_sets_are_exported(rows_run: gs.Run, tmp_path: Path)
     x, y = rows(5, 4, noise=1.5)
     classifier = gs.FewShotClassifier(rows_run, calibration_tasks=20).fit(x, y)
     new = classifier._trained.read(rows(5, 20, noise=1.5)[0]).numpy()
-    metadata = require_the_same(classifier, tmp_path / "rows.onnx", new)
-    found, _ = answers_of(tmp_path / "rows.onnx", new)
+    metadata = require_the_same(classifier, tmp_path / "rows.ONNX", new)
+    found, _ = answers_of(tmp_path / "rows.ONNX", new)
     sets = found >= metadata["least_probability"]["0.9"]
     sets[np.arange(len(new)), found.argmax(1)] = True
     expected = classifier.predict_set(new, coverage=0.9)
@@ -195,4 +195,4 @@ def test_export_names_the_packages_that_are_missing(
     classifier = gs.FewShotClassifier(rows_run, calibration_tasks=0).fit(*rows(3, 4))
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ConfigError, match=r"needs `pip install gradshare\[onnx\]`"):
-        classifier.export(tmp_path / "rows.onnx")
+        classifier.export(tmp_path / "rows.ONNX")

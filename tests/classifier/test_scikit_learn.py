@@ -63,6 +63,16 @@ def test_cross_validation_and_searches(classifier: FewShotClassifier) -> None:
     assert search.score(NEW, TRUE) > 0.6
 
 
+def test_what_is_no_number_is_named(classifier: FewShotClassifier) -> None:
+    holes = np.where(np.arange(len(X))[:, None] == 2, np.nan, X)
+    with pytest.raises(DataError, match=r"support_x of task 1 holds a value that is not finite"):
+        classifier.fit(holes, Y).predict(X)
+    with pytest.raises(DataError, match=r"query_x of task 1 holds a value that is not finite"):
+        classifier.fit(X, Y).predict(holes)
+    with pytest.raises(DataError, match=r"the inputs are not numbers \(.*\); make them floats"):
+        classifier.fit(pd.DataFrame(X).astype(object), Y)
+
+
 def test_a_pipeline_ends_in_it(classifier: FewShotClassifier) -> None:
     scaled = make_pipeline(StandardScaler(), classifier).fit(X, Y)
     by_hand = StandardScaler().fit(X)

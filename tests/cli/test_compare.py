@@ -235,8 +235,17 @@ def test_sharing_and_its_original_are_each_compared_at_their_best_rate(
         ),
         (
             "--methods maml,reptile+sharing",
-            "--methods reptile+sharing: reptile has no inner loop through which a gradient could "
-            "go; give reptile alone",
+            "--methods reptile+sharing: reptile learns nothing through an inner loop; give reptile "
+            "alone",
+        ),
+        (
+            "--methods maml,linear-probe+sharing",
+            "--methods linear-probe+sharing: linear-probe learns nothing through an inner loop; "
+            "give linear-probe alone",
+        ),
+        (
+            "--methods maml,maml+sharing+rate-control",
+            "--methods maml+sharing+rate-control: two of its words set the same; leave one out",
         ),
         (
             "--sweep shots=1,5",

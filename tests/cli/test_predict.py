@@ -161,6 +161,7 @@ def test_mistakes_are_named(program: Program, run: Path, birds: Path, tmp_path: 
     assert "wren.png cannot be read" in predicted("--query", tmp_path / "wren.png")
     empty = tmp_path / "empty"
     empty.mkdir()
+    (empty / "._crow.png").touch()  # as macOS leaves them
     assert "has no images (" in predicted("--query", empty)
     assert "has 0 class folders; give a folder with" in predicted(birds / "owl", support=empty)
     assert "has another ending than .csv or .json" in predicted(birds, "--out", tmp_path / "a.txt")
@@ -176,6 +177,20 @@ def test_mistakes_are_named(program: Program, run: Path, birds: Path, tmp_path: 
     (birds / "crow" / "torn.png").write_bytes(b"\x89PNG")
     assert "torn.png is not a readable image" in error_of(program, "check", run, birds)
     assert "holds no run" in error_of(program, "check", tmp_path, birds)
+
+
+@pytest.mark.parametrize("command", ["predict", "check", "export", "evaluate"])
+def test_a_near_miss_of_the_shipped_model_names_it(
+    command: str, program: Program, birds: Path
+) -> None:
+    more: dict[str, list[Any]] = {
+        "predict": [birds, "--support", birds],
+        "check": [birds],
+        "export": ["--support", birds, "--out", birds / "new.onnx"],
+        "evaluate": [],
+    }
+    said = "error: there is no run 'glyfs'; did you mean 'glyphs', which comes with gradshare?\n"
+    assert error_of(program, command, "glyfs", *more[command]) == said
 
 
 def test_arrays_are_checked_too(program: Program, tmp_path: Path) -> None:

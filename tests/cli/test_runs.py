@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gradshare.cli import main
-from gradshare.config import RunConfig, train
+from gradshare.config import RunConfig, open_run, train
 from tests.conftest import prepare_tiny
 
 Program = Callable[..., tuple[int, str, str]]
@@ -66,7 +66,7 @@ def test_a_run_is_trained_and_evaluated(
     assert difference == "Difference from the run's own test: 0.0 ± 0.0 points"
 
 
-def test_splits_that_were_drawn_are_said_before_any_figure(
+def test_splits_that_were_drawn_are_said_beside_each_figure(
     program: Program, tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     prepare_tiny(tmp_path, source={"splits": "drawn with seed 7"})
@@ -77,9 +77,13 @@ def test_splits_that_were_drawn_are_said_before_any_figure(
     assert out.startswith(f"{said}layout ")
     status, out, err = program("train", "--no-sharing", "--out", str(tmp_path / "run"), *words)
     assert (status, caplog.messages) == (0, [said.strip()])
+    assert f" batch norm). {said}Run: " in out
     status, out, err = program("evaluate", str(tmp_path / "run"))
     assert (status, err) == (0, "")
-    assert out.startswith(f"{said}Ensemble: ")
+    assert out.count(f" batch norm). {said}") == 2
+    run = open_run(tmp_path / "run")
+    assert run.source is not None
+    assert str(run.evaluate(run.source, tasks=2)).endswith(f"). {said.strip()}")
 
 
 @pytest.mark.parametrize(

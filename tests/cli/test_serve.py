@@ -173,10 +173,10 @@ def test_a_drawing_is_classified_at_once_and_after_each_step(session: Callable[[
     assert other.locator("figcaption").all_inner_texts() == ["mine"]
     assert other.get_by_test_id("label-output-value").count() == 0
     # A class without examples is gone, and the answer with it.
-    assert page.locator("figcaption").all_inner_texts() == ["ell", "vee <i>"]
-    page.locator("figure").nth(1).click()
+    assert page.locator("figcaption").all_inner_texts() == ["ell", "vee <i>", ""]
+    page.locator("figure").nth(0).dblclick()
     expect.wait_for(state="detached")
-    assert page.locator("figcaption").all_inner_texts() == ["ell"]
+    assert page.locator("figcaption").all_inner_texts() == ["vee <i>"]
 
 
 @pytest.mark.long
@@ -228,8 +228,10 @@ def test_a_page_holds_a_bounded_number_of_images(
     assert served.ask([], [str(tmp_path / "0.png")])[0] == []  # as when a button is clicked twice
     assert served.ask_drawn(asked, "") is chosen
     assert served.ask_drawn([], "") is None
-    _, answered, probabilities, steps = served.answer(examples, asked, chosen)
+    _, answered, shown, probabilities, steps = served.answer(examples, asked, chosen)
     assert [set(item) for item in answered] == [{"caption", "png"}] * 2
+    assert shown == [{"caption": "", "png": answered[-1]["png"]}]
+    assert served.answer(examples[:1], asked, chosen)[2] == []  # there is no answer
     assert sum(probabilities.values()) == pytest.approx(1)
     assert list(steps["color_map"]) == ["a", "b"]
     assert list(steps["value"]) == ["inner steps", "class", "probability"]

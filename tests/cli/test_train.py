@@ -273,6 +273,26 @@ def test_a_dry_run_says_what_the_run_would_take(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("place", ["__init__", "update"])
+def test_code_of_the_users_that_ends_the_program_is_an_error(
+    program: Program, tiny: dict[str, Any], tmp_path: Path, place: str
+) -> None:
+    rule = tmp_path / "rule.py"
+    rule.write_text(f"""import sys
+import gradshare
+class Rule(gradshare.UpdateRule):
+    def {place}(self, *_, **__):
+        sys.exit()
+""")
+    out = tmp_path / "run"
+    words = ("--rule", f"{rule}:Rule", "--out", str(out), *options(tiny))
+    assert program("train", *words) == (
+        1,
+        "",
+        f"error: {rule}, line 5, called sys.exit; raise an error there instead\n",
+    )
+
+
 def test_a_run_needs_a_folder(program: Program, tiny: dict[str, Any]) -> None:
     status, out, err = program("train", *options(tiny))
     assert (status, out) == (1, "")
@@ -337,6 +357,12 @@ def test_a_regression(program: Program, tmp_path: Path) -> None:
         1,
         f"error: {tmp_path / 'run'} has no test tasks; name a --dataset that has some\n",
     )
+    more = tmp_path / "more.py"
+    more.write_text("import gradshare as gs\ndef make(): return gs.Splits(*[gs.Sinusoids()] * 3)\n")
+    calibrated = ("--calibration", "--dataset", f"{more}:make")
+    status, out, err = program("evaluate", str(tmp_path / "run"), *calibrated)
+    assert (status, out) == (1, "")  # at once, without the test
+    assert "are not classes" in err
 
 
 def test_options_on_the_command_line_replace_those_of_the_file(tmp_path: Path) -> None:
@@ -365,6 +391,13 @@ def test_an_option_that_is_not_key_and_value_is_refused(program: Program) -> Non
     status, _, err = program("train", "--out", "x", "--model-option", "width")
     assert status == 2
     assert "Invalid value for '--model-option': 'width' is not of the form key=value" in err
+
+
+def test_a_key_with_two_values_is_refused(program: Program) -> None:
+    sweep = ("--sweep", "inner-lr=0.1", "--sweep", "inner-lr=0.3")
+    status, _, err = program("compare", "--out", "x", *sweep)
+    assert status == 2
+    assert "'--sweep': inner_lr=[0.1], inner_lr=[0.3]: one key has two values; leave one" in err
 
 
 def test_a_dry_run_draws_no_glyphs_into_the_data_root(program: Program, tmp_path: Path) -> None:

@@ -78,12 +78,18 @@ def test_the_candidate_that_validates_best_with_the_first_seed_is_compared_over_
     ]
 
 
-def test_seeds_and_candidates_can_be_added_later(tmp_path: Path) -> None:
+def test_seeds_and_candidates_can_be_added_later_and_the_choice_is_printed_when_it_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one = {"maml": {"0.02": maml(0.02)}, "first order": ARMS["first order"]}
     two = {**one, "maml": {"0.02": maml(0.02), "0.3": maml(0.3)}}
     here(tmp_path / "later", one, seeds=1, controls=())
     before = written(tmp_path / "later")
-    here(tmp_path / "later", two, seeds=2, controls=(), resume="auto")
+    capsys.readouterr()
+    results = here(
+        tmp_path / "later", two, seeds=2, controls=(), resume="auto", progress=True
+    ).results
+    assert f"\n{results.notes[-1]}\n" in capsys.readouterr().out
     after = written(tmp_path / "later")
     assert {name: when for name, when in after.items() if name in before} == before
     here(tmp_path / "at once", two, seeds=2, controls=())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import re
 import signal
 import sys
 import types
@@ -181,7 +182,9 @@ LOSSES = {"a": F.mse_loss, "b": F.l1_loss}
         ({"arms": {"x" * 10_000: plain}}, "give a text of at most 60 characters"),
         ({"arms": {1: plain}}, "an arm is named 1; give a text"),
         ({"arms": {"lr": plain, "LR": plain}},
-         "the arms 'lr' and 'LR' differ only in upper and lower case, and some disks would give"),
+         "the arms 'lr' and 'LR' differ only in upper and lower case or in what cannot be seen, "),
+        ({"arms": {"lr": plain, "l\u200br": plain}}, "the arms 'lr' and 'l\\u200br' differ only"),
+        ({"arms": {"\u00e9": plain, "e\u0301": plain}}, "arms '\\xe9' and 'e\\u0301' differ only"),
         ({"baseline": "c"}, "the baseline 'c' is not an arm; the arms are ['a', 'b']"),
         ({"controls": ["c"]}, "the control 'c' is not an arm; the arms are ['a', 'b']"),
         ({"controls": "a"}, "'a' is both the baseline and a control"),
@@ -314,7 +317,13 @@ def test_a_finished_comparison_takes_more_arms_and_seeds_and_trains_nothing_agai
     assert here(out, made, seeds=2, baseline="original", resume="auto").results.baseline == (
         "original"
     )
+    fewer = here(out, {"original": original}, seeds=1, resume="auto").results
     assert written(out) == everything
+    assert re.search(
+        r"^The folder holds runs that are not compared: runs/lr-0.1-α-[^/]*/seed-0, "
+        r"runs/lr.*/seed-1, runs/original/seed-1, runs/sharing/seed-0, runs/sharing/seed-1\.$",
+        fewer.notes[-1],
+    )
 
 
 def test_what_a_finished_comparison_was_not_is_refused_by_the_runs_own_check(

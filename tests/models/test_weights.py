@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from pathlib import Path
@@ -86,6 +87,21 @@ def test_weights_of_another_network_are_refused(tensors: Any, message: str, tmp_
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
 
 
+@pytest.mark.parametrize("value", [math.nan, 1e300])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    tensors = {name: tensor.double() for name, tensor in net(3).state_dict().items()}
+    tensors["conv.bias"][1] = value
+    with pytest.raises(ConfigError, match=r"weights.pt: 'conv.bias' is not finite \(NaN or inf"):
+        load_weights(net(3), written(tmp_path / "weights.pt", tensors))
+
+
+def test_sparse_weights_are_loaded(tmp_path: Path) -> None:
+    theirs, ours = net(3), net(3)
+    tensors = {name: tensor.to_sparse() for name, tensor in theirs.state_dict().items()}
+    load_weights(ours, written(tmp_path / "weights.pt", tensors))
+    assert torch.equal(ours.conv.weight, theirs.conv.weight)
+
+
 class Runs:
     """A pickle that makes a file when it is loaded."""
 
@@ -112,6 +128,7 @@ def test_a_file_that_cannot_be_read_is_refused_and_nothing_in_it_runs(tmp_path: 
             load_weights(net(3), path)
         assert str(error.value).startswith(str(path))
         assert "\n" not in str(error.value)
+        assert str(error.value).count(str(path)) == 1
     assert not (tmp_path / "ran").exists()
 
 

@@ -135,7 +135,7 @@ def threshold(scores: Floats, units: npt.NDArray[np.generic], share: float) -> f
         share: between 0 and 1.
     """
     if not 0 < share < 1:
-        raise ConfigError(f"the share of queries is {share!r}; give a number between 0 and 1")
+        raise ConfigError(f"coverage, or 1 - reject, is {share!r}; give a number between 0 and 1")
     names, codes = np.unique(units, return_inverse=True)
     sizes = np.bincount(codes)
     margins = stdtrit(len(names) - 1, SURE) / math.sqrt(len(names))

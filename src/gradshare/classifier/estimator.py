@@ -261,7 +261,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if outputs < len(classes):
                 raise DataError(
                     f"the labels name {len(classes)} classes; this run was trained for {outputs}: "
-                    "train one with as many --ways, or with --method unicorn-maml for any number"
+                    "train one with as many --ways, or with a --method for any number: "
+                    "unicorn-maml, proto-maml or protonet"
                 )
             adapted = trained.adapt(support)
         self._trained, self._support, self._adapted = trained, support, adapted

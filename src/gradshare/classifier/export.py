@@ -77,7 +77,7 @@ def export(
             isolated(torch.device("cpu")),
             torch.no_grad(),
         ):
-            file = Path(folder, path.name)
+            file = Path(folder, path.name.lower())  # torch knows .pt2 alone
             temperature = 1.0 if calibration is None else calibration.temperature
             stages: list[nn.Module]
             stages = [_Answers(trained, adapted, support, len(classes), temperature)]
@@ -86,7 +86,7 @@ def export(
                 stages = [pixels, trained.backbone.network, *stages]
             elif trained.form is not None:
                 stages = [_Pixels(None), *stages]
-            write = _write_onnx if path.suffix == ".onnx" else _write_pt2
+            write = _write_onnx if path.suffix.lower() == ".onnx" else _write_pt2
             answer = write(stages, torch.from_numpy(inputs[:2]), file, metadata)
             found = np.concatenate([answer(part) for part in parts])
             data = file.read_bytes()
@@ -114,7 +114,7 @@ def export(
 
 def require_ending(path: Path) -> None:
     """Raise ConfigError if `export` has no format for the name of this file."""
-    if path.suffix not in (".onnx", ".pt2"):
+    if path.suffix.lower() not in (".onnx", ".pt2"):
         raise ConfigError(f"{path} has another ending than .onnx or .pt2; give it one of them")
 
 

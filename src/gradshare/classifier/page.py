@@ -59,7 +59,8 @@ figcaption {overflow-wrap: anywhere; line-height: 1.2}
 """,
     "js_on_load": """element.addEventListener('click', event => {
   const figure = event.target.closest('figure');
-  if (figure) trigger('select', {index: [...element.querySelectorAll('figure')].indexOf(figure)});
+  if (!figure || event.detail > 1) return;  // a double click would remove the next example too
+  trigger('select', {index: [...element.querySelectorAll('figure')].indexOf(figure)});
 });""",
 }
 
@@ -134,15 +135,15 @@ class Page:
 
     def answer(
         self, examples: list[Example], asked: list[Images], chosen: Images | None
-    ) -> tuple[Any, Any, Any, Any]:
+    ) -> tuple[Any, Any, Any, Any, Any]:
         """Learn the examples, and classify the new images.
 
         Returns:
-            The thumbnails of the examples, and of the new images with their classes; the
-            probabilities of the chosen image, and those after each inner step.
+            The thumbnails of the examples, of the new images with their classes, and of the chosen
+            image; its probabilities, and those after each inner step.
         """
         names = sorted({name for name, _ in examples})
-        captions, probabilities, steps = [""] * len(asked), None, None
+        captions, shown, probabilities, steps = [""] * len(asked), thumbnails([]), None, None
         if len(names) > 1 and chosen is not None:
             try:
                 by_step = self._by_step(examples, np.stack([*asked, chosen]))
@@ -150,6 +151,7 @@ class Page:
                 warn(error)
             else:
                 captions = [f"{names[p.argmax()]} {p.max():.0%}" for p in by_step[-1]]
+                shown = thumbnails([("", chosen)])
                 probabilities = dict(zip(names, by_step[-1, -1].tolist(), strict=True))
                 table = [
                     (str(step), name, probability)  # numbers of steps would have fractions
@@ -160,7 +162,7 @@ class Page:
                 colors = dict(zip(names, itertools.cycle(COLORS)))
                 steps = gr.update(value=lines, color_map=colors)
         answered = zip(captions, asked, strict=False)
-        return thumbnails(examples), thumbnails(answered), probabilities, steps
+        return thumbnails(examples), thumbnails(answered), shown, probabilities, steps
 
     def _by_step(self, examples: list[Example], queries: Images) -> Any:
         with self._one_at_a_time:
@@ -237,6 +239,7 @@ def make_page(page: Page, title: str) -> gr.Blocks:
                 found = gr.HTML([], label="Click an image for details", **THUMBNAILS)
             with gr.Column(min_width=240):
                 gr.Markdown("### 3. Answer")
+                shown = gr.HTML([], label="Of this image", **THUMBNAILS)
                 label = gr.Label(label="Probabilities", num_top_classes=5)
                 axes = {"x": "inner steps", "y": "probability", "color": "class", "y_lim": [0, 1]}
                 steps = gr.LinePlot(label="After each inner step", **axes)
@@ -249,5 +252,6 @@ def make_page(page: Page, title: str) -> gr.Blocks:
         ):
             # A plot keeps the classes that it was drawn with, so it is emptied first.
             emptied = happened.then(lambda: None, None, [steps])
-            emptied.then(page.answer, [examples, asked, chosen], [known, found, label, steps])
+            answer = [known, found, shown, label, steps]
+            emptied.then(page.answer, [examples, asked, chosen], answer)
     return blocks

@@ -26,7 +26,7 @@ from gradshare.tasks.batch import Tree, first_leaf, tree_map
 from gradshare.tasks.features import FeatureTasks
 from gradshare.tasks.images import ImageFormat
 from gradshare.tasks.source import prepared
-from gradshare.training.checks import explain_misfit
+from gradshare.training.checks import explain_misfit, require_finite
 from gradshare.training.evaluation import mean_of_finite
 from gradshare.training.folder import RunFolder
 from gradshare.training.randomness import isolated
@@ -157,6 +157,8 @@ class Trained:
         """
         outputs = self._in_chunks(self.on_prepared, support, adapted, inputs)
         if not outputs.isfinite().all():
+            given = replace(support, query_x=tree_map(lambda t: t[None], inputs))
+            require_finite("the examples", given, [outputs])
             raise RunError(
                 "there is no prediction: the inner steps overflowed on this support set, with "
                 f"each checkpoint ({len(adapted)}); the run's inner rate is too high for it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from importlib import import_module
 from typing import Any
 
@@ -26,7 +27,7 @@ COMMANDS = {
     "check": ("predict:check_command", "Say what accuracy to expect on images of your own."),
     "export": ("predict:export_command", "Write a classifier as an ONNX file."),
     "serve": ("serve:serve_command", "Classify on a page in the browser."),
-    "report": ("compare:report_command", "Write the report of finished RUNs."),
+    "report": ("compare:report_command", "Print a finished comparison, with a new report."),
     "data": ("data:data", "Prepare datasets and look at them."),
 }
 """For each command the module and the name of its function, and its line in the help."""
@@ -46,6 +47,12 @@ class LazyGroup(click.Group):
         except click.ClickException as error:
             error.message = escaped(error.message)  # type: ignore[misc]
             raise
+        except SystemExit as end:  # of the user's code, or of a signal; click raises others
+            if isinstance(end.code, int) and end.code > SIGNAL_STATUS:
+                raise
+            place = traceback.extract_tb(end.__traceback__)[-1]
+            where = f"{place.filename}, line {place.lineno},"
+            raise ConfigError(f"{where} called sys.exit; raise an error there instead") from end
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the commands."""

@@ -26,7 +26,7 @@ from rich.progress import Progress as ProgressBar
 from gradshare.backbones import Backbone, write_features
 from gradshare.cli.contents import print_datasets, print_features, print_images, print_notes
 from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath, pairs
-from gradshare.errors import ConfigError, DataError, escaped
+from gradshare.errors import ConfigError, DataError, escaped, reason
 from gradshare.tasks.class_splits import SHARES
 from gradshare.tasks.contact_sheet import contact_sheet
 from gradshare.tasks.datasets import (
@@ -285,7 +285,7 @@ def show(
             contact_sheet(store).savefig(out, dpi=120, bbox_inches="tight")
         except OSError as error:
             raise DataError(
-                f"cannot write the contact sheet to {out} ({error}); choose another --out"
+                f"cannot write the contact sheet to {out} ({reason(error)}); choose another --out"
             ) from error
     click.echo(f"Contact sheet: {escaped(out)}")
     if out.suffix.lower() != ".svg" and any("missing from font" in str(w.message) for w in warned):

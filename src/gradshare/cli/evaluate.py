@@ -14,11 +14,11 @@ from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
 from gradshare.config.fields import MOST_STEPS
 from gradshare.config.metrics import metrics_of
 from gradshare.config.parts import Parts, build, splits_of
-from gradshare.config.runs import stored
+from gradshare.config.runs import folder_of, stored
 from gradshare.config.settings import RunConfig
 from gradshare.errors import ConfigError, RunError
 from gradshare.tasks import ImageTasks, TaskSource
-from gradshare.tasks.source import fingerprint_of, note_of
+from gradshare.tasks.source import fingerprint_of
 from gradshare.training.evaluation import Evaluation
 from gradshare.training.folder import RunFolder
 from gradshare.training.launch import threads
@@ -102,6 +102,7 @@ def evaluate_command(
         return {name: options[name] for name in names if options[name] is not None}
 
     sizes, adapting = given("ways", "shots"), given("batch_norm", "sharing_control")
+    run = folder_of(run)
     config = stored(run)
     if "sharing_control" in adapting and not config.shares:
         raise ConfigError(
@@ -124,19 +125,18 @@ def evaluate_command(
         source = _source(run, config, parts, dataset)
         if sizes:
             source = _replaced(source, sizes)
-        if (note := note_of(source)) is not None:
-            click.echo(note)
+        members = ensemble or min(config.ensemble, len(opened.history))
+        if calibration:  # before the test, since a run on other targets has none
+            from gradshare.classifier.calibration import measured_on  # noqa: PLC0415
+            from gradshare.classifier.trained import Trained  # noqa: PLC0415
+
+            trained = Trained(opened, members, config.device)
         with Console().status(f"testing on {how['tasks']} tasks"):
-            members = ensemble or min(config.ensemble, len(opened.history))
             together = opened.evaluate(source, ensemble=members, **how)
             click.echo(f"Ensemble: {together}")
             click.echo(f"Best checkpoint: {opened.evaluate(source, **how)}")
         if calibration:
-            from gradshare.classifier.calibration import measured_on  # noqa: PLC0415
-            from gradshare.classifier.trained import Trained  # noqa: PLC0415
-
             validation = _replaced(parts.validation, sizes) if sizes else parts.validation
-            trained = Trained(opened, members, config.device)
             click.echo(str(measured_on(trained, validation, source, how["tasks"])))
     own = None if opened.test is None else opened.test.ensemble.get(together.score)
     if dataset is None and not sizes and own is not None:

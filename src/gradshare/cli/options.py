@@ -107,9 +107,12 @@ def run_options(leave_out: Iterable[str] = ()) -> Callable[[Command], Command]:
 def pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
     """Read the KEY=VALUE words of an option."""
     try:
-        return dict(map(key_and_value, values)) or None
+        found = dict(map(key_and_value, values))
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+    if len(found) < len(values):
+        raise click.BadParameter(f"{', '.join(values)}: one key has two values; leave one out")
+    return found or None
 
 
 def values_by_setting(

@@ -214,7 +214,7 @@ def _images_of(query: Path) -> list[Path]:
     """An image, or the images in a folder and its folders, by name."""
     if not query.is_dir():
         return [query]
-    found = sorted(path for path in query.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    found = sorted(path for path in query.rglob("[!.]*") if path.suffix.lower() in EXTENSIONS)
     if not found:
         raise DataError(f"{query} has no images ({', '.join(EXTENSIONS)}); name another folder")
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,6 +27,7 @@ from gradshare.comparison.verdict import Verdict, verdict
 from gradshare.errors import ConfigError, RunError, require_choice, require_count
 from gradshare.executors import LocalExecutor
 from gradshare.tasks import TaskSource
+from gradshare.tasks.notes import some
 from gradshare.training.device import choose_device
 from gradshare.training.files import make_folder
 from gradshare.training.fit import Resume
@@ -207,6 +208,7 @@ def run_plan(
                 left = unfinished(plan, folder)
             options = replace(plan.options, tasks=found.tasks, memory=found.memory)
             plan = replace(plan, options=options)
+            found = replace(found, notes=(*found.notes, *_not_compared(plan, folder)))
             if plan.candidates:
                 first = [key for key in left if key[1] == plan.seeds[0]]
                 if first:
@@ -215,6 +217,7 @@ def run_plan(
                 plan, note = best_candidates(plan, folder, found.score, metric)
                 found = replace(found, notes=(*found.notes, note))
                 left = [key for key in left if key in plan.runs and key not in first]
+                bars.say(note)
             if left:
                 runner.train(plan, left)
         results = _collected(
@@ -248,6 +251,15 @@ def _require_room(folder: Path, *, resume: bool) -> None:
     if resume and (folder / FILENAME).is_file():
         load_results(folder)  # raises: of another version
     refuse_if_occupied(folder, resume=False)
+
+
+def _not_compared(plan: Plan, folder: Path) -> Iterator[str]:
+    """A note on runs in a folder that this comparison leaves out, such as those of other arms."""
+    planned = {plan.place(folder, arm, seed) for arm, seed in plan.runs}
+    others = sorted({*(folder / RUNS).glob("*/seed-*")} - planned)
+    if others:
+        names = some([path.relative_to(folder).as_posix() for path in others], 5)
+        yield f"The folder holds runs that are not compared: {names}."
 
 
 def _settings(options: Options) -> dict[str, Any]:

@@ -173,6 +173,8 @@ def _of_method(asked: RunConfig, word: str) -> tuple[str, RunConfig]:
     """The name and the configuration of an arm such as maml or maml+first-order+sharing."""
     method, changes = word, dict[str, Any]()
     while (parted := method.rpartition("+"))[2] in PARTS:
+        if not changes.keys().isdisjoint(PARTS[parted[2]]):
+            raise ConfigError(f"--methods {word}: two of its words set the same; leave one out")
         method, changes = parted[0], {**PARTS[parted[2]], **changes}
     settings = {**dict.fromkeys(ARM_FIELDS), "sharing": False, "method": method}
     if method == LINEAR_PROBE:
@@ -182,10 +184,9 @@ def _of_method(asked: RunConfig, word: str) -> tuple[str, RunConfig]:
         settings |= {name: default_of(name) for name in PLUS_FIELDS}
     config = asked.model_copy(update={**settings, **changes})
     unread = unread_by(config, "method")
-    if not unread.keys().isdisjoint(changes):
+    if not unread.keys().isdisjoint(changes) or (changes and method == LINEAR_PROBE):
         raise ConfigError(
-            f"--methods {word}: {method} has no inner loop through which a gradient could go; give "
-            f"{method} alone"
+            f"--methods {word}: {method} learns nothing through an inner loop; give {method} alone"
         )
     config = config.model_copy(update={setting: default_of(setting) for setting in unread})
     return word.rpartition(":")[2], resolved(config)

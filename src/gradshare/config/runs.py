@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 from collections.abc import Mapping
@@ -135,7 +136,7 @@ def open_run(
         RunError: there is no run, or one of another learner.
         ConfigError: the run's `config.yaml` cannot be read.
     """
-    home = RunFolder(_folder(path))
+    home = RunFolder(folder_of(path))
     missing: GradshareError | None = None
     validation: TaskSource | None = None
     if learner is None and home.started and home.contents().get("settings") is not None:
@@ -180,12 +181,21 @@ def stored(path: str | Path) -> RunConfig:
     return config
 
 
-def _folder(path: str | Path) -> Path:
-    """The folder of a run; a name without a folder may be that of a shipped model."""
+def folder_of(path: str | Path) -> Path:
+    """The folder of a run; a name without a folder may be that of a shipped model.
+
+    Raises:
+        RunError: the name is nearly that of a shipped model.
+    """
     path = Path(path).expanduser()
-    shipped = SHIPPED / path.name
-    is_name = path == Path(path.name) and not path.exists()
-    return shipped if is_name and RunFolder(shipped).started else path
+    if path.exists() or path != Path(path.name):
+        return path
+    near = difflib.get_close_matches(path.name, [found.name for found in SHIPPED.iterdir()], n=1)
+    if near and near[0] != path.name:
+        raise RunError(
+            f"there is no run {path.name!r}; did you mean {near[0]!r}, which comes with gradshare?"
+        )
+    return SHIPPED / path if near else path
 
 
 def _absent(config: RunConfig, record: Mapping[str, Any] | None) -> AbsentImages | None:

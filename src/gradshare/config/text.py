@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, reason
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,7 +53,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        raise ConfigError(f"cannot read the configuration {path}: {reason(error)}") from error
     except Exception as error:  # PyYAML's constructors raise nearly anything on odd values
         raise ConfigError(f"{path} is not valid YAML: {error!s:.400}") from error
     if not isinstance(settings or {}, dict):

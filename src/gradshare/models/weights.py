@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, reason
 
 # Where programs put the state dictionary in what they save.
 KEYS = ("state_dict", "model", "params", "network")
@@ -81,6 +81,12 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
             f"{tuple(own[name].shape)} ({len(missing)} of {len(body)} tensors do not fit); give "
             "weights of the same network, or choose the network of the weights"
         )
+    for name, tensor in fitting.items():
+        if not tensor.to(own[name].dtype).isfinite().all():
+            raise ConfigError(
+                f"{path}: {name!r} is not finite (NaN or infinite); give weights of a training "
+                "that did not diverge"
+            )
     model.load_state_dict(fitting, strict=False)
     return rows
 
@@ -132,9 +138,9 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
             module.eval()
 
 
-def digest(tensors: Mapping[str, Any]) -> str:
-    """The SHA-256 of the tensors of a state dictionary, with their names, types and shapes."""
-    sha256 = hashlib.sha256()
+def digest(tensors: Mapping[str, Any], text: str = "") -> str:
+    """The SHA-256 of a text and of tensors, with their names, types and shapes, in their order."""
+    sha256 = hashlib.sha256(text.encode())
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
             sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -143,21 +149,29 @@ def digest(tensors: Mapping[str, Any]) -> str:
     return sha256.hexdigest()
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> Any:
+    """What a safetensors file, or one that `torch.save` wrote, holds. Nothing in it is executed.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
-        if path.suffix == ".safetensors":
-            loaded: Any = load_file(path)
-        else:
-            with torch.serialization.safe_globals(NUMBERS):
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file, torch.serialization.safe_globals(NUMBERS):
+            if path.suffix.lower() == ".safetensors":
+                return load(file.read())
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged pickles raise nearly anything
-        reason = str(error).partition("\n")[0]
+        cause = reason(error).partition("\n")[0]
         raise ConfigError(
-            f"{path} cannot be read as weights ({type(error).__name__}: {reason:.100}); give a "
+            f"{path} cannot be read as weights ({type(error).__name__}: {cause:.100}); give a "
             "safetensors file, or one that torch.save(model.state_dict(), …) wrote"
         ) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    loaded = read_weights(path)
     for key in KEYS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     named = loaded.items() if isinstance(loaded, Mapping) else ()
-    return {_ours(str(name)): tensor for name, tensor in named if isinstance(tensor, Tensor)}
+    return {_ours(str(name)): t.to_dense() for name, t in named if isinstance(t, Tensor)}

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradshare.errors import DataError
+from gradshare.errors import DataError, reason
 from gradshare.tasks.batch import Tree, leaves, tree_map
 from gradshare.tasks.store import MappedFile, memory_map
 
@@ -232,12 +232,12 @@ def load(path: str | Path) -> tuple[Any, Array, Array | None]:
         if files:
             x = NpyFiles(*files.values())
             return x, np.repeat(list(files), [len(part) for part in x.parts]), None
-    elif path.suffix == ".npz" and path.is_file():
+    elif path.suffix.lower() == ".npz" and path.is_file():
         try:
             with path.open("rb") as file:
                 arrays = dict(np.load(file))
         except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
+            raise DataError(f"{path} cannot be read: {reason(error)}") from error
         if "x" in arrays and "y" in arrays:
             return arrays["x"], arrays["y"], arrays.get("groups")
     raise DataError(
@@ -251,4 +251,4 @@ def _map_file(path: Path) -> Array:
     try:
         return memory_map(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}") from error

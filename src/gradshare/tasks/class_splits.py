@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradshare.errors import ConfigError, DataError
+from gradshare.errors import ConfigError, DataError, reason
 from gradshare.tasks.dataset import FoundClass
 from gradshare.tasks.lists import classes_in_lists, is_image, places_of
 from gradshare.tasks.notes import Notes
@@ -40,7 +40,7 @@ def split_by_file(found: Sequence[FoundClass], path: Path, notes: Notes) -> list
         named = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is not readable as JSON ({error}); it must be {example}"
+            f"{path} is not readable as JSON ({reason(error)}); it must be {example}"
         ) from error
     lists_of_names = isinstance(named, dict) and all(
         isinstance(names, list) and all(isinstance(name, str) for name in names)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradshare.errors import DataError
+from gradshare.errors import DataError, reason
 from gradshare.tasks.dataset import Archive
 from gradshare.tasks.web_page import is_web_page
 
@@ -62,7 +62,7 @@ def download(archive: Archive, folder: Path, progress: OnProgress | None = None)
         raise _failed(archive, error) from error
     except OSError as error:
         raise DataError(
-            f"cannot write {folder / archive.filename} ({error.strerror or error}); make room on "
+            f"cannot write {folder / archive.filename} ({reason(error)}); make room on "
             "the disk or choose another folder"
         ) from error
 

@@ -83,7 +83,7 @@ class ImageTasks:
         more = (*groups, *sorted(self.augment))
         return fingerprint(images, classes, sizes, self.normalization, self.rotate_classes, *more)
 
-    @property
+    @cached_property
     def note(self) -> str | None:
         """What must be said beside figures on these tasks."""
         if self.split.stored is None:

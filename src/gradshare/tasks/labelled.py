@@ -112,7 +112,7 @@ def read_parquet(folder: Path, dataset: str) -> list[FoundClass]:
 
 def _content(path: Path) -> Any:
     """What a pickle or an .npz file holds."""
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         return load_pickle(path)
     refuse_web_page(path, "an .npz file")
     try:

@@ -60,12 +60,12 @@ def read_list(path: Path) -> Listing:
     Raises:
         DataError: it is in none of the forms described above, or a table names an image twice.
     """
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return _in_table(path)
     refuse_web_page(path, "a list of images")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        return _in_json(json.loads(text)) if path.suffix == ".json" else _in_text(text)
+        return _in_json(json.loads(text)) if path.suffix.lower() == ".json" else _in_text(text)
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise DataError(
             f"{path} is not a list of images or classes ({error}); give a list of names, or JSON "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradshare.errors import DataError
+from gradshare.errors import DataError, reason
 from gradshare.tasks.dataset import FoundClass
 from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.notes import Notes
@@ -71,7 +71,7 @@ def blaming(notes: Notes) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DataError(
-            f"{error.filename or notes.path} cannot be read ({error.strerror or error}); mend its "
+            f"{error.filename or notes.path} cannot be read ({reason(error)}); mend its "
             "permissions, or give a copy that can be read"
         ) from error
     except DataError as error:

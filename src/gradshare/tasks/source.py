@@ -81,7 +81,7 @@ def fingerprint_of(source: TaskSource) -> str | None:
     return fingerprint
 
 
-def note_of(source: TaskSource) -> str | None:
+def note_of(source: TaskSource | None) -> str | None:
     """The source's note, or None if it has none."""
     return getattr(source, "note", None)
 

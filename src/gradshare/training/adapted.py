@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradshare.errors import DataError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner
 from gradshare.methods.network import call_module
@@ -78,7 +79,14 @@ def as_inputs(x: Tree, like: Tree) -> Tree:
 
 
 def as_tensor(value: Any) -> Tensor:
-    """An array, a list or a tensor as a tensor; a read-only array is copied, as torch wants it."""
+    """An array, a list or a tensor as a tensor; a read-only array is copied, as torch wants it.
+
+    Raises:
+        DataError: it holds something else than numbers.
+    """
     if isinstance(value, np.ndarray) and not value.flags.writeable:
         value = value.copy()
-    return torch.as_tensor(value)
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the inputs are not numbers ({error!s:.100}); make them floats") from error

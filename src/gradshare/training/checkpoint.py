@@ -6,7 +6,6 @@ the rest of the state as JSON, and a SHA-256 of everything else.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from gradshare.errors import RunError
+from gradshare.errors import RunError, reason
 from gradshare.inner_loop import Tensors
+from gradshare.models.weights import digest
 from gradshare.training.files import write_atomically
 
 FORMAT_VERSION = 2
@@ -78,7 +78,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "format_version": str(FORMAT_VERSION),
         "gradshare": package_version("gradshare"),
         "progress": progress,
-        "sha256": _digest(tensors, progress),
+        "sha256": digest(dict(sorted(tensors.items())), progress),
     }
     write_atomically(path, save(tensors, metadata))
 
@@ -97,7 +97,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         metadata = header.get("__metadata__", {})
         _require_format(path, metadata)
-        if _digest(tensors, metadata["progress"]) != metadata["sha256"]:
+        if digest(dict(sorted(tensors.items())), metadata["progress"]) != metadata["sha256"]:
             raise DamagedError(
                 f"{path} is damaged: its checksum does not match; use another checkpoint"
             )
@@ -110,7 +110,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         optimizer = _unpack(stored["optimizer"], tensors)
         return Checkpoint(**parts, progress=dict(stored["progress"]), optimizer=optimizer)
     except OSError as error:
-        raise RunError(f"{path} cannot be read as a checkpoint: {error}") from error
+        raise RunError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read as a checkpoint: {error}") from error
 
@@ -183,12 +183,3 @@ def _unpack(packed: Any, tensors: Tensors) -> Any:
             return value
         case _:
             raise ValueError(f"{packed!r:.50} is not part of a state_dict")
-
-
-def _digest(tensors: Tensors, progress: str) -> str:
-    digest = hashlib.sha256(progress.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -10,7 +10,6 @@ several. Where they come from is in `gradshare.training.launch`.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from gradshare.errors import GradshareError, RunError
 from gradshare.inner_loop import Tensors, sum_over_local_tasks
+from gradshare.models.weights import digest
 from gradshare.training.interruption import SIGNALS, StopRequests
 
 if TYPE_CHECKING:
@@ -255,11 +255,7 @@ class ProcessGroup(OneProcess):
         return results[0]
 
     def require_identical(self, tensors: Tensors) -> None:
-        digest = hashlib.sha256()
-        for name in sorted(tensors):
-            data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(name.encode() + data.numpy().tobytes())
-        digests = self._gather_one(digest.hexdigest())
+        digests = self._gather_one(digest(dict(sorted(tensors.items()))))
         for rank, other in enumerate(digests):
             if other != digests[0]:
                 raise RunError(

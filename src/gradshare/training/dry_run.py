@@ -14,7 +14,7 @@ import torch
 
 from gradshare.methods import Learner
 from gradshare.tasks import TaskSource
-from gradshare.tasks.source import prepared, training_indices
+from gradshare.tasks.source import note_of, prepared, training_indices
 from gradshare.training import evaluation
 from gradshare.training.device import choose_device
 from gradshare.training.distributed import OneProcess
@@ -44,6 +44,7 @@ class Estimate:
         iterations: in an epoch.
         memory: bytes at the peak, from what autograd keeps.
         disk: bytes in the run's folder.
+        note: that of the training tasks; see `TaskSource`.
     """
 
     layout: Layout
@@ -54,6 +55,7 @@ class Estimate:
     iterations: int
     memory: int
     disk: int
+    note: str | None = None
 
     @property
     def epoch(self) -> float:
@@ -77,7 +79,8 @@ class Estimate:
             "peak memory": f"about {amount(self.memory)}",
             "disk": f"{amount(self.disk)} at most",
         }
-        return "\n".join(f"{name:<13}  {value}" for name, value in rows.items())
+        lines = [f"{name:<13}  {value}" for name, value in rows.items()]
+        return "\n".join([self.note, *lines] if self.note else lines)
 
 
 def estimate(
@@ -152,6 +155,7 @@ def dry_run(learner: Learner, sources: Sources, options: Options, folder: Path |
             iterations=options.iterations,
             memory=need,
             disk=disk,
+            note=note_of(train),
         )
 
 

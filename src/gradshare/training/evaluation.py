@@ -13,7 +13,7 @@ from gradshare.errors import require_count
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
-from gradshare.tasks.source import prepared
+from gradshare.tasks.source import note_of, prepared
 from gradshare.training.distributed import OneProcess
 from gradshare.training.labels import labels_of
 from gradshare.training.metrics import Metric
@@ -44,12 +44,14 @@ class Evaluation:
         metrics: the metrics.
         score: the name of the one that selected the checkpoints.
         how: notes for the reader, such as "ensemble of 5" or "10 inner steps".
+        note: that of the source; see `TaskSource`.
     """
 
     values: Values
     metrics: Mapping[str, Metric]
     score: str
     how: tuple[str, ...] = ()
+    note: str | None = None
 
     def __getitem__(self, metric: str) -> Interval:
         """The mean of a metric over the tasks, with its 95 % interval."""
@@ -63,7 +65,8 @@ class Evaluation:
         """All metrics in one line, the score first."""
         names = [self.score, *(name for name in self.values if name != self.score)]
         shown = ", ".join(f"{name} {self.metrics[name].show(self[name])}" for name in names)
-        return f"{shown} ({', '.join((f'{len(self)} tasks', *self.how))})"
+        line = f"{shown} ({', '.join((f'{len(self)} tasks', *self.how))})"
+        return f"{line}. {self.note}" if self.note else line
 
     def worst(self, count: int = 5) -> list[tuple[int, float]]:
         """The tasks with the worst scores, worst first: (index, score)."""
@@ -105,7 +108,7 @@ def evaluate(
     measure = ensemble_values(learner, [(meta, carried)], metrics, steps=steps)
     with isolated(device):
         values = on_all_tasks(OneProcess(), source, tasks, device, measure)["ensemble"]
-    return Evaluation(values, metrics, score or next(iter(metrics)))
+    return Evaluation(values, metrics, score or next(iter(metrics)), note=note_of(source))
 
 
 def ensemble_values(

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from gradshare.errors import RunError
+from gradshare.errors import RunError, reason
 
 UNFINISHED = ".unfinished"
 """The end of the name of a file that is being written."""
@@ -36,10 +36,9 @@ def writing(place: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # ValueError: of a NUL in a path
-        cause = getattr(error, "strerror", None) or error
         raise RunError(
-            f"{place} cannot be written: {cause}; free space there, or choose another output "
-            "folder (--out)"
+            f"{place} cannot be written: {reason(error)}; free space there, or choose another "
+            "output folder (--out)"
         ) from error
 
 
@@ -90,7 +89,7 @@ def read_signed(path: Path, version: int, remedy: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}; {remedy}") from error
+        raise RunError(f"{path} cannot be read: {reason(error)}; {remedy}") from error
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error!s:.200}; {remedy}") from error
     content = content if isinstance(content, dict) else {}

@@ -93,8 +93,11 @@ class RunBars:
         validated = progress.epoch if ended or progress.phase == "test" else progress.epoch - 1
         if seen and validated > self._epochs.get(name, 0):
             self._epochs[name] = validated
-            text = f"{name}: epoch {validated}  {seen}{self._left.get(name, '')}"
-            self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+            self.say(f"{name}: epoch {validated}  {seen}{self._left.get(name, '')}")
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bars if there are any."""
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 class ProgressFile:

@@ -15,7 +15,7 @@ from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import first_leaf, tree_map
-from gradshare.tasks.source import prepared
+from gradshare.tasks.source import note_of, prepared
 from gradshare.training.adapted import AdaptedModel, as_inputs, as_tensor
 from gradshare.training.checks import (
     explain_misfit,
@@ -98,7 +98,7 @@ class Run:
         if self.test is None:
             return None
         how = (f"ensemble of {self.test.members}", *self._how(None))
-        return Evaluation(self.test.ensemble, self.metrics, self.score, how)
+        return Evaluation(self.test.ensemble, self.metrics, self.score, how, note_of(self.source))
 
     def table(self) -> list[dict[str, Any]]:
         """The history as rows of one long table: epoch, split, metric, value, ci95."""
@@ -166,7 +166,7 @@ class Run:
             found = on_all_tasks(OneProcess(), source, tasks, self.device, measure)
         how = ((f"ensemble of {ensemble}",) if ensemble > 1 else ()) + self._how(steps)
         score = self.score if self.score in chosen else next(iter(chosen))
-        return Evaluation(found["ensemble"], chosen, score, how)
+        return Evaluation(found["ensemble"], chosen, score, how, note_of(source))
 
     def adapt(
         self, x: Any, y: Any, *, steps: int | None = None, prepare: bool = True
