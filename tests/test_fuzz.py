@@ -43,7 +43,7 @@ from gradshare.tasks.hdf5 import read_split
 from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.labelled import read_arrays
 from gradshare.tasks.lists import classes_in_lists, places_of, read_list
-from gradshare.tasks.notes import Notes
+from gradshare.tasks.reading import Notes
 from gradshare.tasks.store import SPLITS
 from gradshare.training import checkpoint
 from gradshare.training.run import Run

@@ -22,7 +22,7 @@ from gradshare.tasks import images
 from gradshare.tasks.datasets import prepare_dataset
 from gradshare.tasks.folder import find_classes, is_grey
 from gradshare.tasks.images import ImageFormat, read_image
-from gradshare.tasks.notes import Notes
+from gradshare.tasks.reading import Notes
 from gradshare.tasks.store import ImageStore
 from tests.tasks.builders import make_classes, make_image
 

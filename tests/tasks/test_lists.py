@@ -10,7 +10,7 @@ import pytest
 
 from gradshare.errors import DataError
 from gradshare.tasks.folder import find_classes
-from gradshare.tasks.notes import Notes
+from gradshare.tasks.reading import Notes
 from tests.tasks.builders import make_classes, make_image
 
 SPLITS = {"train": ["crow", "lark"], "val": ["heron"], "test": ["owl"]}

@@ -13,9 +13,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Self
 
-from gradshare.errors import DataError
+from gradshare.errors import DataError, some
 from gradshare.tasks.images import EXTENSIONS
-from gradshare.tasks.notes import some
 from gradshare.tasks.web_page import refuse_web_page
 
 # The largest archive of the datasets that are read, full-size mini-ImageNet, holds 10 GB. Images

@@ -163,7 +163,6 @@ def _benchmark(name: str, title: str, *layouts: Layout, **attributes: Any) -> Da
     return Dataset(
         name=name,
         channels=3,
-        rotate_classes=False,
         read=partial(find, title, (*layouts, folders, class_folders_of(name))),
         split=published_split(name),
         **attributes,

@@ -15,7 +15,7 @@ import numpy as np
 from gradshare.errors import ConfigError, DataError
 from gradshare.tasks.dataset import FoundClass
 from gradshare.tasks.lists import classes_in_lists, is_image, places_of
-from gradshare.tasks.notes import Notes
+from gradshare.tasks.reading import Notes
 from gradshare.tasks.store import SPLITS
 from gradshare.tasks.web_page import refuse_web_page
 

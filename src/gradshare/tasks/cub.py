@@ -73,7 +73,6 @@ CUB = Dataset(
     summary="CUB-200-2011: 11,788 photographs of 200 species of birds",
     channels=3,
     image_size=84,
-    rotate_classes=False,
     read=find,
     split=_SPLIT,
     archives=(

@@ -18,13 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gradshare.errors import ConfigError, DataError
+from gradshare.errors import ConfigError, DataError, some
 from gradshare.tasks.archives import listing, unpacked
 from gradshare.tasks.class_splits import SHARES, split_by_chance, split_by_file
 from gradshare.tasks.dataset import FoundClass
 from gradshare.tasks.images import EXTENSIONS, open_image
 from gradshare.tasks.lists import SPLIT_OF, classes_in_lists, list_files, places_of, read_list
-from gradshare.tasks.notes import Notes, some
+from gradshare.tasks.reading import Notes
 from gradshare.tasks.store import SPLITS
 from gradshare.tasks.tables import table_error, table_rows
 

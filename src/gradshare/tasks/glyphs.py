@@ -35,9 +35,7 @@ GLYPHS = Dataset(
     summary="letters of fifteen scripts in many typefaces, generated on this machine",
     channels=1,
     image_size=28,
-    rotate_classes=False,
     characters=True,
-    read=None,
 )
 
 # Latin, Greek and Cyrillic look alike and stay together; the scripts held out resemble no other.

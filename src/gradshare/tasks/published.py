@@ -9,9 +9,8 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from gradshare.errors import DataError
+from gradshare.errors import DataError, some
 from gradshare.tasks.dataset import Dataset, FoundClass
-from gradshare.tasks.notes import some
 
 _LISTS = Path(__file__).with_name("published_splits.toml")
 MOST_NAMES = 5  # in an error

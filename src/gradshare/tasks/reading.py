@@ -1,4 +1,4 @@
-"""Decoding the images that a reader has found."""
+"""Decoding the images that a reader has found, and noting what a user should know about them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,82 @@ import numpy as np
 from gradshare.errors import DataError
 from gradshare.tasks.dataset import FoundClass
 from gradshare.tasks.images import ImageFormat, read_image
-from gradshare.tasks.notes import Notes
 from gradshare.tasks.writing import ClassImages
+
+LISTED = 20
+
+
+@dataclass
+class Notes:
+    """What a reader notes about images.
+
+    Attributes:
+        path: what is read, as the user gave it.
+        scratch: the folder that archives are unpacked into.
+        splits: how the splits were given or drawn.
+        seed: that the splits were drawn with; None if they were given.
+        skipped: the files that were left out, by reason.
+        unreadable: one sentence for each image that cannot be read.
+        duplicates: pairs of images with the same pixels, by where they are.
+    """
+
+    path: Path
+    scratch: Path
+    splits: str | None = None
+    seed: int | None = None
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+    duplicates: dict[str, list[str]] = field(default_factory=dict)
+
+    def name(self, file: Path) -> str:
+        """The path of a file below what is read, such as `crow/0012.png`."""
+        for folder in (self.scratch / self.path.name, self.scratch, self.path, self.path.parent):
+            if file != folder and file.is_relative_to(folder):
+                return file.relative_to(folder).as_posix()
+        return file.as_posix()
+
+    def skip(self, reason: str, file: Path) -> None:
+        """Note a file that is left out."""
+        self.skipped.setdefault(reason, []).append(self.name(file))
+
+    def unread(self, name: str, sentence: object) -> None:
+        """Note an image that cannot be read."""
+        self.unreadable.append(str(sentence))
+        self.skipped.setdefault("unreadable", []).append(name)
+
+    @contextmanager
+    def blaming(self) -> Iterator[None]:
+        """Name what the user gave in errors, and not the folder that it is unpacked into."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise DataError(
+                f"{error.filename or self.path} cannot be read ({error.strerror or error}); mend "
+                "its permissions, or give a copy that can be read"
+            ) from error
+        except DataError as error:
+            archives = self.path if self.path.is_dir() else self.path.parent
+            raise DataError(str(error).replace(str(self.scratch), str(archives))) from error
+
+    def refuse_unreadable(self) -> None:
+        """Raise DataError if an image cannot be read."""
+        if len(self.unreadable) == 1:
+            raise DataError(f"{self.unreadable[0]}, or leave it out with --skip-bad")
+        if self.unreadable:
+            sentences = "\n".join(sorted(self.unreadable)[:LISTED])
+            more = len(self.unreadable) - LISTED
+            raise DataError(
+                f"{len(self.unreadable)} images cannot be read; mend or remove them, or leave them "
+                f"out with --skip-bad:\n{sentences}" + (f"\nand {more} more" if more > 0 else "")
+            )
 
 
 def decoded(
     found: Sequence[FoundClass], form: ImageFormat, notes: Notes, *, skip_bad: bool
 ) -> Iterator[ClassImages]:
-    """The classes with their images decoded, one class at a time.
+    """Decode the images of some classes, one class at a time.
 
     Args:
         found: the classes.
@@ -32,7 +101,7 @@ def decoded(
         DataError: in the end, if images cannot be read; or a class has none that can.
     """
     first_of: dict[bytes, tuple[FoundClass, str]] = {}
-    with blaming(notes):
+    with notes.blaming():
         for item in found:
             images, groups = [], []
             for row, image in enumerate(item.images):
@@ -50,7 +119,9 @@ def decoded(
                 content = hashlib.sha256(pixels.tobytes()).digest()
                 other, first = first_of.setdefault(content, (item, name))
                 if first != name:
-                    notes.repeat(item, name, other, first)
+                    where = "in two splits" if item.split != other.split else "in two classes"
+                    where = "within a class" if item is other else where
+                    notes.duplicates.setdefault(where, []).append(f"{first} = {name}")
             if not images and skip_bad:
                 raise DataError(
                     f"class {item.name!r} of {notes.path} has no image that can be read; replace "
@@ -60,20 +131,3 @@ def decoded(
                 yield ClassImages(item.split, item.name, np.stack(images), groups or None)
         if not skip_bad:
             notes.refuse_unreadable()
-
-
-@contextmanager
-def blaming(notes: Notes) -> Iterator[None]:
-    """Name what the user gave in errors, and not the folder that it is unpacked into."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DataError(
-            f"{error.filename or notes.path} cannot be read ({error.strerror or error}); mend its "
-            "permissions, or give a copy that can be read"
-        ) from error
-    except DataError as error:
-        archives = notes.path if notes.path.is_dir() else notes.path.parent
-        raise DataError(str(error).replace(str(notes.scratch), str(archives))) from error
