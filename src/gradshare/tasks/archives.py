@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from gradshare.errors import DataError, some
+from gradshare.tasks.files import refuse_web_page
 from gradshare.tasks.images import EXTENSIONS
-from gradshare.tasks.web_page import refuse_web_page
 
 # The largest archive of the datasets that are read, full-size mini-ImageNet, holds 10 GB. Images
 # hardly compress.
@@ -38,12 +38,12 @@ _DAMAGE = (
 
 
 def unpacked(path: Path, scratch: Path, *, everything: bool = False) -> Path:
-    """The folder at a path, or the folder that the archive there is unpacked into.
+    """The folder at a path, or the folder in `scratch` that the archive there is unpacked into.
 
     Args:
         path: a folder, a zip archive or a tar archive (plain, gzip, bzip2 or xz). The name of an
             archive does not matter.
-        scratch: the archive's images, tables and lists go to a new folder in it.
+        scratch: a folder for the archive's images, tables and lists.
         everything: whether its other files go there too.
 
     Raises:
@@ -77,12 +77,13 @@ def unpacked(path: Path, scratch: Path, *, everything: bool = False) -> Path:
                 raise _refused(path, f"it holds two files of the name {name!r}")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(read())
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
-    except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # of the disk, and not of a damaged archive
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk
             raise
-        raise _damaged(path, error) from error
+        raise DataError(
+            f"{path} is damaged or cut off ({error}); download it again, or unpack it yourself and "
+            "pass the folder"
+        ) from error
     return folder
 
 
@@ -181,12 +182,5 @@ def _require_no_bomb(path: Path, size: int) -> None:
 def _refused(path: Path, cause: str) -> DataError:
     return DataError(
         f"{path} cannot be trusted: {cause}; get it from its publisher, or unpack it yourself and "
-        "pass the folder"
-    )
-
-
-def _damaged(path: Path, cause: object) -> DataError:
-    return DataError(
-        f"{path} is damaged or cut off ({cause}); download it again, or unpack it yourself and "
         "pass the folder"
     )

@@ -27,11 +27,12 @@ from pathlib import Path
 from gradshare.errors import DataError
 from gradshare.tasks.archives import find_archive, listing, unpacked
 from gradshare.tasks.benchmarks import by_split
+from gradshare.tasks.class_splits import published_split
 from gradshare.tasks.dataset import Archive, Dataset, FoundClass
 from gradshare.tasks.folder import in_folder
 from gradshare.tasks.hdf5 import read_split
-from gradshare.tasks.published import published_split
 
+_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 _CACHE = by_split("hdf5", read_split, "{}_data.hdf5", "{}_labels.json", inside="cub")
 _PARTS = ("train", "val", "train", "test")
 _SPLIT_140 = published_split("cub-140")
@@ -39,15 +40,7 @@ _SPLIT = {name: _PARTS[number % 4] for number, name in enumerate(sorted(_SPLIT_1
 
 
 def find(path: Path, scratch: Path) -> list[FoundClass]:
-    """Find the 200 classes, named as `001.Black_footed_Albatross`.
-
-    Args:
-        path: an archive or folder as described above.
-        scratch: see `Reader`.
-
-    Raises:
-        DataError: there is none of the layouts, or it is damaged.
-    """
+    """Find the 200 classes, named as `001.Black_footed_Albatross`; see `Reader`."""
     if path.is_dir() and all(_CACHE.files(path).values()):
         return list(_CACHE.find(path, scratch))
     return in_folder("", _images(path, scratch))
@@ -75,18 +68,9 @@ CUB = Dataset(
     image_size=84,
     read=find,
     split=_SPLIT,
-    archives=(
-        Archive(
-            "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
-            "CUB_200_2011.tgz",
-            "97eceeb196236b17998738112f37df78",
-        ),
-    ),
+    archives=(Archive(_URL, "CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78"),),
 )
 
 CUB_140 = replace(
-    CUB,
-    name="cub-140",
-    summary="the same photographs in the split 140/30/30",
-    split=_SPLIT_140,
+    CUB, name="cub-140", summary="the same photographs in the split 140/30/30", split=_SPLIT_140
 )

@@ -7,6 +7,7 @@ uint8 (images, height, width, 3), or the bytes of image files, uint8 of variable
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,18 +17,14 @@ import numpy as np
 
 from gradshare.errors import DataError
 from gradshare.tasks.dataset import FoundClass
-from gradshare.tasks.web_page import refuse_web_page
+from gradshare.tasks.files import read_text, refuse_web_page
 
 _REMEDY = "; let torchmeta write it again, or prepare the dataset from its original archive"
 
 
 def read_split(split: str, path: Path, labels: Path) -> Iterator[FoundClass]:
-    """Find the classes of a split. Their images are read when they are used.
-
-    Args:
-        split: its name.
-        path: the HDF5 file.
-        labels: the list of class names.
+    """Find the classes of a split in an HDF5 file and a list of class names. Images are read when
+    they are used.
 
     Raises:
         DataError: h5py is not installed; a file is damaged or something else; the list names
@@ -42,12 +39,10 @@ def read_split(split: str, path: Path, labels: Path) -> Iterator[FoundClass]:
         refuse_web_page(path, "an HDF5 file")
         # Reading needs no lock, and file systems without locks are common.
         group = h5py.File(path, "r", locking=False)["datasets"]
-        held = set(group)
-        if held != set(names):
-            odd = min(held ^ set(names))
+        if odd := set(group) ^ set(names):
             raise DataError(
-                f"{path} and {labels.name} name different classes ({odd!r} is in one of them "
-                f"only){_REMEDY}"
+                f"{path} and {labels.name} name different classes ({min(odd)!r} is in one of "
+                f"them only){_REMEDY}"
             )
         for name in names:
             images = group[name]
@@ -74,16 +69,11 @@ def _checked(images: Any, where: str) -> Any:
 
 
 def _class_names(path: Path) -> list[str]:
-    refuse_web_page(path, "a list of class names")
-    try:
-        names = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        names = None
-    if (
-        isinstance(names, list)
-        and names
-        and all(isinstance(name, str) and name and "/" not in name for name in names)
-        and len(set(names)) == len(names)
-    ):
-        return names
+    with contextlib.suppress(ValueError, RecursionError):
+        names = json.loads(read_text(path, "a list of class names"))
+        are_names = isinstance(names, list) and all(
+            isinstance(name, str) and name and "/" not in name for name in names
+        )
+        if are_names and names and len(set(names)) == len(names):
+            return list(names)
     raise DataError(f"{path} is not a JSON list of distinct class names{_REMEDY}")

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshare.errors import DataError
+from gradshare.tasks.class_splits import published_split
 from gradshare.tasks.dataset import FoundClass
+from gradshare.tasks.files import refuse_web_page
 from gradshare.tasks.lists import SPLIT_OF
 from gradshare.tasks.pickles import load_pickle
-from gradshare.tasks.published import published_split
-from gradshare.tasks.web_page import refuse_web_page
 
 Array = npt.NDArray[Any]
 
@@ -31,12 +31,7 @@ def read_arrays(split: str, path: Path, labels: Path | None = None) -> list[Foun
     """Find the classes of a split in a pickle or an .npz file.
 
     Images are under one of `IMAGES`, or the file is a list of the bytes of image files. Labels are
-    under one of `LABELS`, or `class_dict` has the rows of each class.
-
-    Args:
-        split: its name.
-        path: the file.
-        labels: the file that has the labels; None for the same one.
+    under one of `LABELS`, or `class_dict` has the rows of each class; they may be in another file.
 
     Raises:
         DataError: a file cannot be read, would execute something, or holds something else.
