@@ -59,13 +59,8 @@ class Preprocessing(BaseModel):
 
 
 class BackboneRecord(BaseModel):
-    """From this a backbone is loaded again and compared.
-
-    Attributes:
-        name, options, weights: see `gradshare.Backbone`.
-        preprocessing: of its images.
-        version: of the package that it comes from.
-        sha256: of its weights.
+    """From this a backbone is loaded again and compared: the arguments of `gradshare.Backbone`, the
+    version of its package, and the digest of its weights.
     """
 
     name: str
@@ -113,10 +108,9 @@ class FeatureStore(BaseModel):
         try:
             store = cls.model_validate_json((path / RECORD).read_bytes())
         except (OSError, ValidationError) as error:
-            cause = first_mistake(error) if isinstance(error, ValidationError) else error
             raise DataError(
-                f"the features in {path} are damaged ({cause}); delete {path} and run "
-                "`gradshare data features` again"
+                f"the features in {path} are damaged ({first_mistake(error)}); delete {path} and "
+                "run `gradshare data features` again"
             ) from error
         return store.model_copy(update={"path": path})
 
@@ -157,11 +151,7 @@ class FeatureTasks(ClassTasks):
         return splits_note(self.store.name, self.store.source)
 
     def prepare(self, batch: TaskBatch) -> TaskBatch:
-        """Standardise the rows.
-
-        Raises:
-            DataError: they are longer or shorter than the rows of the store.
-        """
+        """Standardise the rows. Raise DataError if their length is not that of the store's."""
         store = self.store
 
         def standardised(rows: Tensor) -> Tensor:
@@ -182,9 +172,6 @@ def feature_splits(store: FeatureStore, **sizes: int) -> Splits:
     Args:
         store: the features.
         **sizes: ways, shots and queries; see `FeatureTasks`.
-
-    Raises:
-        ConfigError, DataError: see `ClassTasks`.
     """
     return Splits(*(FeatureTasks(store, split, **sizes) for split in SPLITS))
 
