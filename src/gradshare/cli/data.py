@@ -24,11 +24,11 @@ from rich.progress import (
 from rich.progress import Progress as ProgressBar
 
 from gradshare.backbones import Backbone, write_features
+from gradshare.cli.contact_sheet import contact_sheet
 from gradshare.cli.contents import print_datasets, print_features, print_images, print_notes
 from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath, pairs
 from gradshare.errors import ConfigError, DataError, escaped
 from gradshare.tasks.class_splits import SHARES
-from gradshare.tasks.contact_sheet import contact_sheet
 from gradshare.tasks.datasets import (
     IMAGE_SIZES,
     check_name,

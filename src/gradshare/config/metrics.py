@@ -31,10 +31,8 @@ def loss_of(config: RunConfig) -> Callable[..., Any]:
 
 
 def metrics_of(config: RunConfig, learner: Learner, train: TaskSource) -> dict[str, Metric] | None:
-    """The metrics that were chosen, and the loss; None for the defaults.
-
-    Raises:
-        ConfigError: a metric is unknown, or does not take its options.
+    """The metrics that were chosen, and the loss; None for the defaults. Raise ConfigError if a
+    metric is unknown, or does not take its options.
     """
     if not config.metric and not config.metric_option:
         return None
