@@ -36,7 +36,7 @@ def metrics_of(config: RunConfig, learner: Learner, train: TaskSource) -> dict[s
     """
     if not config.metric and not config.metric_option:
         return None
-    classes = classes_of(train, prepared(train, train.batch([0])))
+    classes = number_of_classes(train, prepared(train, train.batch([0])))
     loss = getattr(learner, "loss", None)
     known = {
         "accuracy": Metric(accuracy, unit="%", chance=None if classes is None else 1 / classes),
@@ -62,7 +62,7 @@ def metrics_of(config: RunConfig, learner: Learner, train: TaskSource) -> dict[s
     return {**chosen, **{n: m for n, m in known.items() if n == LOSS}}
 
 
-def classes_of(source: TaskSource, task: TaskBatch) -> int | None:
+def number_of_classes(source: TaskSource, task: TaskBatch) -> int | None:
     """The largest number of classes of a task; None if its targets are not classes."""
     ways = getattr(source, "ways", None)
     if isinstance(ways, int):

@@ -20,7 +20,7 @@ from gradshare.config.features import (
     splits_of_features,
 )
 from gradshare.config.fields import PLUS_FIELDS, SharingControl
-from gradshare.config.metrics import classes_of, loss_of, metrics_of
+from gradshare.config.metrics import loss_of, metrics_of, number_of_classes
 from gradshare.config.names import call, is_import_path, load, taken_by
 from gradshare.config.settings import ARM_FIELDS, RunConfig, default_of, option_name
 from gradshare.errors import ConfigError
@@ -165,7 +165,7 @@ def splits_of(config: RunConfig) -> Splits:
 def learner_of(config: RunConfig, train: TaskSource) -> Learner:
     """The learner for the tasks of a source, initialised from torch's generator as it is."""
     task = prepared(train, train.batch([0]))
-    classes = classes_of(train, task)
+    classes = number_of_classes(train, task)
     given = _settings(config, *READ["model"])
     x = task.support_x
     if classes is not None:

@@ -17,8 +17,7 @@ from gradshare.tasks.archives import find_archive, listing, unpacked
 from gradshare.tasks.class_splits import published_split
 from gradshare.tasks.dataset import Archive, Dataset, FoundClass
 from gradshare.tasks.folder import class_folders, image_files, in_folder
-from gradshare.tasks.hdf5 import read_split
-from gradshare.tasks.labelled import read_arrays, read_parquet
+from gradshare.tasks.labelled import read_arrays, read_hdf5, read_parquet
 from gradshare.tasks.lists import NAMES, classes_in_lists, is_image, places_of, read_list
 from gradshare.tasks.store import SPLITS
 
@@ -171,7 +170,7 @@ MINI_IMAGENET = _benchmark(
     _pickle("mini-imagenet-cache-{}.pkl"),
     _pickle("miniImageNet_category_split_{}.pickle", train="train_phase_train"),  # MetaOptNet
     _FEW_SHOT_NPZ,
-    by_split("hdf5", read_split, "{}_data.hdf5", "{}_labels.json", inside="miniimagenet"),
+    by_split("hdf5", read_hdf5, "{}_data.hdf5", "{}_labels.json", inside="miniimagenet"),
     parquet_of("mini-imagenet"),
     summary="100 classes of ImageNet, up to 600 photographs of each",
     image_size=84,

@@ -52,11 +52,7 @@ def store_path(data_root: Path, name: str, image_size: int, resize: Resize = "st
 def is_prepared(
     name: str, data_root: Path, image_size: int | None = None, resize: Resize = "stretch"
 ) -> bool:
-    """Whether the store is there that `prepare_dataset` would write with the same arguments.
-
-    Raises:
-        DataError: a size out of range.
-    """
+    """Whether the store is there that `prepare_dataset` would write with the same arguments."""
     return is_store(store_path(data_root, name, _size_to_prepare(name, image_size), resize))
 
 
@@ -208,11 +204,6 @@ def check_name(name: str, data_root: Path, folder: bool) -> None:
 
 def download_dataset(name: str, data_root: Path, progress: OnProgress | None = None) -> Path:
     """Download those archives of a dataset that are not in `<data_root>/<name>/archives` yet.
-
-    Args:
-        name: one of `DATASETS`.
-        data_root: where datasets are prepared.
-        progress: called with the bytes of the current archive.
 
     Returns:
         The path to give to `prepare_dataset`.

@@ -18,13 +18,10 @@ OnProgress = Callable[[int, int | None], None]
 
 
 def download(archive: Archive, folder: Path, progress: OnProgress | None = None) -> Path:
-    """Fetch an archive into a folder, unless it is there already and has the right checksum.
+    """The path of an archive, which is fetched into a folder unless it is there already.
 
     The file takes its name when it is complete and its checksum is right. A failed download is
     tried once more.
-
-    Returns:
-        The path of the complete file.
 
     Raises:
         DataError: the server cannot be reached, refuses, or answers with a web page; the checksum

@@ -44,14 +44,8 @@ def read_text(path: Path, expected: str) -> str:
 
 
 def table_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[Any, Any]]]:
-    """The rows of a CSV file that has some columns.
-
-    Yields:
-        The number of the row's last line, and the values by column: None where a row is too short,
-        and the surplus under the key None where it is too long.
-
-    Raises:
-        DataError: it is no such table; the message has the line.
+    """The rows of a CSV file that has some columns: the number of each one's last line, and its
+    values by column, as `csv.DictReader` has them. Raise DataError if it is no such table.
     """
     try:
         text = read_text(path, "a table of file names")

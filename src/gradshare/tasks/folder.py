@@ -58,9 +58,7 @@ def find_classes(
         group: see `groups_in`.
 
     Raises:
-        DataError: no images, classes without images, splits that overlap or lack classes, a table
-            or splits file that does not fit, a path without a group, or an option that would
-            change nothing.
+        DataError: the images or their splits cannot be used, or an option would change nothing.
         ConfigError: shares that do not add up to 1, or an expression that is none.
     """
     is_table = notes.path.is_file() and notes.path.suffix.lower() == ".csv"

@@ -3,9 +3,7 @@
 Source: Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic
 program induction", Science 350 (2015); github.com/brendenlake/omniglot, MIT licence.
 
-Layouts read: a folder with the authors' two archives `images_background.zip` (964 characters) and
-`images_evaluation.zip` (659), or with the two folders unpacked from them, or one of each. Within
-them: `<archive>/<alphabet>/<character>/<number>_<drawer>.png`, 105×105 pixels, black on white.
+The authors' two archives have `<archive>/<alphabet>/<character>/<number>_<drawer>.png`.
 
 Splits, each under its own name:
 

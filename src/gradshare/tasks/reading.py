@@ -89,16 +89,12 @@ class Notes:
 def decoded(
     found: Sequence[FoundClass], form: ImageFormat, notes: Notes, *, skip_bad: bool
 ) -> Iterator[ClassImages]:
-    """Decode the images of some classes, one class at a time.
-
-    Args:
-        found: the classes.
-        form: what to turn the images into.
-        notes: take the images that are there twice, and those that cannot be read.
-        skip_bad: leave out images that cannot be read.
+    """Decode the images of some classes, one class at a time. Those that are there twice or cannot
+    be read are noted.
 
     Raises:
-        DataError: in the end, if images cannot be read; or a class has none that can.
+        DataError: in the end, if images cannot be read and are not to be left out (`skip_bad`); or
+            a class has none that can.
     """
     first_of: dict[bytes, tuple[FoundClass, str]] = {}
     with notes.blaming():
