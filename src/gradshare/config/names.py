@@ -125,14 +125,8 @@ def call(
     given: Mapping[str, Any],
     more: Collection[str] = (),
 ) -> Any:
-    """Call the function or class of a name, with its options and what else its signature names.
-
-    Args:
-        kind: "model", "method", …
-        name: registered or an import path.
-        options: chosen by the user.
-        given: what the configuration can give, by parameter.
-        more: see `taken_by`.
+    """Call the function or class of a name with the user's options, and with what is given for the
+    parameters that it has; see `taken_by`.
 
     Raises:
         ConfigError: it takes no such option, needs one that is not given, or raises an error.

@@ -115,9 +115,6 @@ def resolved(config: RunConfig) -> RunConfig:
     Paths are absolute. A setting that was not given has the default of runs on features, if this
     is one; else that of the method, or of a dataset or model of the user's own, such as
     `def make_splits(shots=4)`.
-
-    Raises:
-        ConfigError: an import path cannot be imported, or a default is out of bounds.
     """
     changes: dict[str, Any] = {"data_root": config.data_root.absolute()}
     changes |= feature_defaults(config)
@@ -243,9 +240,7 @@ def _call(
 
 
 def unread_by(config: RunConfig, kind: str) -> dict[str, str]:
-    """The settings that the dataset, the model or the method does not read, each with the parameter
-    that would.
-    """
+    """The settings that the dataset, model or method does not read, with the parameter for each."""
     name = getattr(config, kind)
     if kind == "dataset" and not is_import_path(name):
         return {}

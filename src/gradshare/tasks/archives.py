@@ -40,11 +40,8 @@ _DAMAGE = (
 def unpacked(path: Path, scratch: Path, *, everything: bool = False) -> Path:
     """The folder at a path, or the folder in `scratch` that the archive there is unpacked into.
 
-    Args:
-        path: a folder, a zip archive or a tar archive (plain, gzip, bzip2 or xz). The name of an
-            archive does not matter.
-        scratch: a folder for the archive's images, tables and lists.
-        everything: whether its other files go there too.
+    An archive is zip or tar (plain, gzip, bzip2 or xz), whatever its name. Its images, tables and
+    lists are unpacked, or everything.
 
     Raises:
         DataError: the archive is missing, damaged, truncated, encrypted or a web page; it holds a
@@ -95,12 +92,9 @@ def find_archive(folder: Path, stem: str) -> Path | None:
 
 def listing(folder: Path, most: int = 12) -> str:
     """What is in a folder, for an error: the first entries by name, folders with a slash."""
-    found = sorted(
-        entry.name + ("/" if entry.is_dir() else "")
-        for entry in folder.iterdir()
-        if not entry.name.startswith(".")
-    )
-    return some(found, most) or "nothing"
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in entries)
+    return some(names, most) or "nothing"
 
 
 def _zip_files(path: Path) -> Iterator[_File]:

@@ -192,10 +192,7 @@ def prepare_dataset(
 
 
 def check_name(name: str, data_root: Path, folder: bool) -> None:
-    """Raise DataError if no dataset has a name, or if a folder of images is to have it and cannot.
-
-    It is called before anything is read or downloaded.
-    """
+    """Raise DataError if no dataset has a name, or if it cannot be that of a folder of images."""
     if folder:
         require_new_name(name)
     else:

@@ -296,7 +296,7 @@ def _place(
         side: of the frame.
 
     Returns:
-        The six coefficients that `Image.transform` wants: from the frame's pixels to the ink's.
+        As `Image.transform` wants it, from the frame's pixels to the ink's.
     """
     placed = outline @ linear.T
     low, high = placed.min(axis=0), placed.max(axis=0)

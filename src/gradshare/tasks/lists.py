@@ -72,10 +72,9 @@ def read_list(path: Path) -> Listing:
 def _in_table(path: Path) -> Listing:
     listing: dict[str, str] = {}
     for line, row in table_rows(path, ()):
-        column = "path" if "path" in row else "filename"
-        if column not in row:
+        if not {"path", "filename"} & row.keys():
             raise table_error(path, 1, "the columns are not 'filename,label'")
-        file, label = row[column], row.get("label", "")
+        file, label = row.get("path", row.get("filename")), row.get("label", "")
         if None in row or not file or ("label" in row and not label):
             raise table_error(path, line, "it does not have one file name and one class")
         if file in listing:

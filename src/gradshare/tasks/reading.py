@@ -21,25 +21,17 @@ LISTED = 20
 
 @dataclass
 class Notes:
-    """What a reader notes about images.
-
-    Attributes:
-        path: what is read, as the user gave it.
-        scratch: the folder that archives are unpacked into.
-        splits: how the splits were given or drawn.
-        seed: that the splits were drawn with; None if they were given.
-        skipped: the files that were left out, by reason.
-        unreadable: one sentence for each image that cannot be read.
-        duplicates: pairs of images with the same pixels, by where they are.
+    """What a reader notes about the images in a path that the user gave, and the folder that it
+    unpacks archives into (`scratch`).
     """
 
     path: Path
     scratch: Path
-    splits: str | None = None
-    seed: int | None = None
-    skipped: dict[str, list[str]] = field(default_factory=dict)
-    unreadable: list[str] = field(default_factory=list)
-    duplicates: dict[str, list[str]] = field(default_factory=dict)
+    splits: str | None = None  # how they were given or drawn
+    seed: int | None = None  # that they were drawn with
+    skipped: dict[str, list[str]] = field(default_factory=dict)  # files, by reason
+    unreadable: list[str] = field(default_factory=list)  # a sentence for each image
+    duplicates: dict[str, list[str]] = field(default_factory=dict)  # pairs, by where they are
 
     def name(self, file: Path) -> str:
         """The path of a file below what is read, such as `crow/0012.png`."""

@@ -37,11 +37,7 @@ def prepared(data_root: Path) -> dict[str, list[str]]:
 
 
 def dataset_of(name: str, data_root: Path) -> Dataset:
-    """The dataset of a name.
-
-    Raises:
-        DataError: there is none; the message has the names there are.
-    """
+    """The dataset of a name, or a DataError with the names there are."""
     if name in DATASETS:
         return DATASETS[name]
     own = [other for other in prepared(data_root) if other not in DATASETS]
