@@ -31,7 +31,7 @@ from gradshare.tasks.registry import (
     require_new_name,
 )
 from gradshare.tasks.store import NO_VALIDATION, SPLITS, ImageStore, is_store
-from gradshare.tasks.writing import ClassImages, clear_leftovers, fill, writing
+from gradshare.tasks.writing import NEW, ClassImages, clear_leftovers, fill, writing
 
 IMAGE_SIZE = 84  # of images of the user's own, as of most papers' photographs
 IMAGE_SIZES = range(8, 1025)
@@ -174,15 +174,12 @@ def prepare_dataset(
                 content = _read(dataset, asked, notes, image_size)
             _require_room(target, content.planes * image_size**2)
             fill(
-                workspace / "store",
+                workspace / NEW,
                 _reported(content, progress),
                 name=name,
                 rotate_classes=dataset.rotate_classes,
                 source={"gradshare": version("gradshare"), **content.source},
             )
-            if is_store(target):
-                target.rename(workspace / "replaced")
-            (workspace / "store").rename(target)
     except OSError as error:
         raise DataError(
             f"cannot prepare {name!r} in {target} ({error}); free space there, or choose a "

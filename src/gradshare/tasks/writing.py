@@ -32,6 +32,7 @@ from gradshare.tasks.store import (
 log = logging.getLogger(__name__)
 
 WORKSPACE = ".partial"
+NEW = "store"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +82,7 @@ def write_store(
                 f"{path} is there already and is not overwritten; delete it, or write to another "
                 "path"
             )
-        store = workspace / "store"
-        fill(store, classes, name=name, rotate_classes=rotate_classes, source=source)
-        store.rename(path)
+        fill(workspace / NEW, classes, name=name, rotate_classes=rotate_classes, source=source)
     return ImageStore.open(path)
 
 
@@ -93,8 +92,9 @@ def writing(path: Path, *, wait: bool = True) -> Iterator[Path]:
     raise Timeout. Folders that are empty in the end are removed.
 
     Yields:
-        A folder beside the store to work in. It is removed in the end; if the process is killed,
-        by `clear_leftovers` or the next process that writes the store.
+        A folder beside the store to work in. In the end, the folder `NEW` in it, if it is there,
+        takes the place of the store, and the rest is removed; if the process is killed, by
+        `clear_leftovers` or the next process that writes the store.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     workspace = path.with_name(f".{path.name}{WORKSPACE}")
@@ -114,6 +114,10 @@ def writing(path: Path, *, wait: bool = True) -> Iterator[Path]:
             shutil.rmtree(workspace, ignore_errors=True)
             workspace.mkdir()
             yield workspace
+            if (workspace / NEW).exists():
+                if path.exists():
+                    path.rename(workspace / "replaced")
+                (workspace / NEW).rename(path)
         finally:
             shutil.rmtree(workspace, ignore_errors=True)
             lock_path.unlink(missing_ok=True)  # while it is held: one that waits makes a new file
