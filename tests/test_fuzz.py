@@ -37,12 +37,12 @@ from gradshare.comparison.results import load_results, save_results
 from gradshare.config import RunConfig
 from gradshare.errors import GradshareError
 from gradshare.tasks import ImageStore, ImageTasks
-from gradshare.tasks.archives import unpacked
-from gradshare.tasks.folder import find_classes
+from gradshare.tasks.decoding import Notes
 from gradshare.tasks.images import ImageFormat, read_image
-from gradshare.tasks.labelled import read_arrays, read_hdf5
-from gradshare.tasks.lists import classes_in_lists, places_of, read_list
-from gradshare.tasks.reading import Notes
+from gradshare.tasks.readers.archives import unpacked
+from gradshare.tasks.readers.folder import find_classes
+from gradshare.tasks.readers.labelled import read_arrays, read_hdf5
+from gradshare.tasks.readers.lists import classes_in_lists, places_of, read_list
 from gradshare.tasks.store import SPLITS
 from gradshare.training import checkpoint
 from gradshare.training.run import Run

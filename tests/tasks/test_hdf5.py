@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from gradshare.errors import DataError
-from gradshare.tasks.dataset import FoundClass
 from gradshare.tasks.images import ImageFormat, read_image
-from gradshare.tasks.labelled import read_hdf5
+from gradshare.tasks.readers.dataset import FoundClass
+from gradshare.tasks.readers.labelled import read_hdf5
 from gradshare.tasks.store import SPLITS
 from tests.tasks.archive_builders import cache_files, encoded, pixels
 

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 from gradshare.errors import DataError
 from gradshare.tasks import glyphs
-from gradshare.tasks.class_splits import with_splits
-from gradshare.tasks.dataset import Dataset
+from gradshare.tasks.decoding import Notes, decoded
 from gradshare.tasks.download import OnProgress, download
 from gradshare.tasks.features import features_path, is_feature_store
-from gradshare.tasks.folder import ClassSplit, find_classes, is_grey
 from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import ImageFormat, Resize
 from gradshare.tasks.preparation import Preparation
-from gradshare.tasks.reading import Notes, decoded
+from gradshare.tasks.readers.class_splits import with_splits
+from gradshare.tasks.readers.dataset import Dataset
+from gradshare.tasks.readers.folder import ClassSplit, find_classes, is_grey
 from gradshare.tasks.registry import (
     DATASETS,
     dataset_of,

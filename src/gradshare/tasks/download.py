@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gradshare.errors import DataError
-from gradshare.tasks.dataset import Archive
-from gradshare.tasks.files import is_web_page
+from gradshare.tasks.readers.dataset import Archive
+from gradshare.tasks.readers.files import is_web_page
 
 TIMEOUT_SECONDS = 30.0  # without a single byte
 CHUNK_BYTES = 1 << 16

@@ -27,7 +27,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gradshare.errors import DataError
-from gradshare.tasks.dataset import Dataset
+from gradshare.tasks.readers.dataset import Dataset
 from gradshare.tasks.store import SPLITS, Images, Split
 from gradshare.tasks.writing import ClassImages
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from gradshare.errors import DataError
 from gradshare.tasks.arrays import fingerprint
-from gradshare.tasks.folder import ClassSplit
 from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import Resize
+from gradshare.tasks.readers.folder import ClassSplit
 from gradshare.tasks.store import ImageStore
 
 

@@ -24,10 +24,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from gradshare.errors import DataError
-from gradshare.tasks.archives import find_archive, listing, unpacked
-from gradshare.tasks.class_splits import published_split
-from gradshare.tasks.dataset import Archive, Dataset, FoundClass
-from gradshare.tasks.folder import class_folders, in_folder
+from gradshare.tasks.readers.archives import find_archive, listing, unpacked
+from gradshare.tasks.readers.class_splits import published_split
+from gradshare.tasks.readers.dataset import Archive, Dataset, FoundClass
+from gradshare.tasks.readers.folder import class_folders, in_folder
 
 PARTS = ("images_background", "images_evaluation")
 DRAWINGS = 20

@@ -4,10 +4,10 @@ A class folder's images may be at any depth below it. A table is a CSV file with
 and label, and perhaps split and group. The splits of the classes come from
 
 - folders `train/`, `val/` (or `valid/`, `validation/`) and `test/`, each with its class folders;
-- a list for each split beside the class folders (`gradshare.tasks.lists`);
+- a list for each split beside the class folders (see `lists`);
 - the table's column split;
-- a file that names the classes of each split (`gradshare.tasks.class_splits`): `splits.json`
-  beside the class folders, or another one;
+- a file that names the classes of each split: `splits.json` beside the class folders, or another
+  one (see `class_splits`);
 - or a seed.
 """
 
@@ -19,13 +19,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from gradshare.errors import ConfigError, DataError, some
-from gradshare.tasks.archives import listing, unpacked
-from gradshare.tasks.class_splits import SHARES, split_by_chance, split_by_file
-from gradshare.tasks.dataset import FoundClass
-from gradshare.tasks.files import table_error, table_rows
+from gradshare.tasks.decoding import Notes
 from gradshare.tasks.images import EXTENSIONS, open_image
-from gradshare.tasks.lists import SPLIT_OF, classes_in_lists, list_files, places_of, read_list
-from gradshare.tasks.reading import Notes
+from gradshare.tasks.readers.archives import listing, unpacked
+from gradshare.tasks.readers.class_splits import SHARES, split_by_chance, split_by_file
+from gradshare.tasks.readers.dataset import FoundClass
+from gradshare.tasks.readers.files import table_error, table_rows
+from gradshare.tasks.readers.lists import (
+    SPLIT_OF,
+    classes_in_lists,
+    list_files,
+    places_of,
+    read_list,
+)
 from gradshare.tasks.store import SPLITS
 
 SPLITS_FILE = "splits.json"

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradshare.errors import DataError
-from gradshare.tasks.archives import find_archive, listing, unpacked
-from gradshare.tasks.class_splits import published_split
-from gradshare.tasks.dataset import Archive, Dataset, FoundClass
-from gradshare.tasks.folder import class_folders, image_files, in_folder
-from gradshare.tasks.labelled import read_arrays, read_hdf5, read_parquet
-from gradshare.tasks.lists import NAMES, classes_in_lists, is_image, places_of, read_list
+from gradshare.tasks.readers.archives import find_archive, listing, unpacked
+from gradshare.tasks.readers.class_splits import published_split
+from gradshare.tasks.readers.dataset import Archive, Dataset, FoundClass
+from gradshare.tasks.readers.folder import class_folders, image_files, in_folder
+from gradshare.tasks.readers.labelled import read_arrays, read_hdf5, read_parquet
+from gradshare.tasks.readers.lists import NAMES, classes_in_lists, is_image, places_of, read_list
 from gradshare.tasks.store import SPLITS
 
 Files = Mapping[str, Path | None]

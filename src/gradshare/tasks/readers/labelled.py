@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshare.errors import DataError
-from gradshare.tasks.class_splits import published_split
-from gradshare.tasks.dataset import FoundClass
-from gradshare.tasks.files import read_text, refuse_web_page
-from gradshare.tasks.lists import SPLIT_OF
-from gradshare.tasks.pickles import load_pickle
+from gradshare.tasks.readers.class_splits import published_split
+from gradshare.tasks.readers.dataset import FoundClass
+from gradshare.tasks.readers.files import read_text, refuse_web_page
+from gradshare.tasks.readers.lists import SPLIT_OF
+from gradshare.tasks.readers.pickles import load_pickle
 
 Array = npt.NDArray[Any]
 

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from gradshare.errors import DataError, some
-from gradshare.tasks.files import refuse_web_page
 from gradshare.tasks.images import EXTENSIONS
+from gradshare.tasks.readers.files import refuse_web_page
 
 # The largest archive of the datasets that are read, full-size mini-ImageNet, holds 10 GB. Images
 # hardly compress.

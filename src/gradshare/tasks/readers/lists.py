@@ -19,9 +19,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gradshare.errors import DataError
-from gradshare.tasks.dataset import FoundClass
-from gradshare.tasks.files import read_text, table_error, table_rows
 from gradshare.tasks.images import EXTENSIONS
+from gradshare.tasks.readers.dataset import FoundClass
+from gradshare.tasks.readers.files import read_text, table_error, table_rows
 from gradshare.tasks.store import SPLITS
 
 NAMES = {

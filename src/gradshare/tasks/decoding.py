@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from gradshare.errors import DataError
-from gradshare.tasks.dataset import FoundClass
 from gradshare.tasks.images import ImageFormat, read_image
+from gradshare.tasks.readers.dataset import FoundClass
 from gradshare.tasks.writing import ClassImages
 
 LISTED = 20

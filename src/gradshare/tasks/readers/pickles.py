@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshare.errors import DataError
-from gradshare.tasks.files import refuse_web_page
+from gradshare.tasks.readers.files import refuse_web_page
 
 _NUMBERS = frozenset(("b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"))
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from gradshare.errors import ConfigError, DataError, some
-from gradshare.tasks.dataset import Dataset, FoundClass
-from gradshare.tasks.files import read_text
-from gradshare.tasks.lists import classes_in_lists, is_image, places_of
-from gradshare.tasks.reading import Notes
+from gradshare.tasks.decoding import Notes
+from gradshare.tasks.readers.dataset import Dataset, FoundClass
+from gradshare.tasks.readers.files import read_text
+from gradshare.tasks.readers.lists import classes_in_lists, is_image, places_of
 from gradshare.tasks.store import SPLITS
 
 UNUSED = "unused"

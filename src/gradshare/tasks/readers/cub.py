@@ -17,12 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from gradshare.errors import DataError
-from gradshare.tasks.archives import find_archive, listing, unpacked
-from gradshare.tasks.benchmarks import by_split
-from gradshare.tasks.class_splits import published_split
-from gradshare.tasks.dataset import Archive, Dataset, FoundClass
-from gradshare.tasks.folder import in_folder
-from gradshare.tasks.labelled import read_hdf5
+from gradshare.tasks.readers.archives import find_archive, listing, unpacked
+from gradshare.tasks.readers.benchmarks import by_split
+from gradshare.tasks.readers.class_splits import published_split
+from gradshare.tasks.readers.dataset import Archive, Dataset, FoundClass
+from gradshare.tasks.readers.folder import in_folder
+from gradshare.tasks.readers.labelled import read_hdf5
 
 _URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 _CACHE = by_split("hdf5", read_hdf5, "{}_data.hdf5", "{}_labels.json", inside="cub")
