@@ -27,14 +27,12 @@ from gradshare.tasks.batch import TaskBatch
 from gradshare.tasks.classes import ClassTasks
 from gradshare.tasks.images import ImageFormat
 from gradshare.tasks.source import Splits
-from gradshare.tasks.store import SPLITS, Sha256, first_mistake, splits_note
+from gradshare.tasks.store import SPLITS, Positive, Sha256, first_mistake, splits_note
 
 FORM = "features"
 """The name of the store of features among the stores of a dataset."""
 
 RECORD = "features.json"
-
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Preprocessing(BaseModel):
@@ -55,7 +53,7 @@ class Preprocessing(BaseModel):
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (0.485, 0.456, 0.406)
-    std: tuple[_Positive, _Positive, _Positive] = (0.229, 0.224, 0.225)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
 
 
 class BackboneRecord(BaseModel):
@@ -91,7 +89,7 @@ class FeatureStore(BaseModel):
     form: ImageFormat
     backbone: BackboneRecord
     mean: tuple[FiniteFloat, ...] = Field(repr=False)
-    std: tuple[_Positive, ...] = Field(repr=False)
+    std: tuple[Positive, ...] = Field(repr=False)
     source: dict[str, Any] = Field(repr=False)
     path: Path = Field(default=Path(), exclude=True)
 

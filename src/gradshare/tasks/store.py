@@ -176,16 +176,8 @@ class ImageStore:
             counts = np.array([item.count for item in classes], dtype=np.int64)
             names = tuple(item.name for item in classes)
             splits[name] = Split(name, stored, names, starts, counts, groups)
-        return cls(
-            name=index.name,
-            path=path,
-            splits=splits,
-            mean=tuple(index.mean),
-            std=tuple(index.std),
-            rotate_classes=index.rotate_classes,
-            source=index.source,
-            sha256=index.sha256,
-        )
+        same = {"name", "mean", "std", "rotate_classes", "source", "sha256"}
+        return cls(path=path, splits=splits, **index.model_dump(include=same))
 
 
 def splits_note(name: str, source: Mapping[str, Any]) -> str | None:
@@ -204,7 +196,7 @@ def is_store(path: Path) -> bool:
 
 # Beyond any number of images, and safe to add.
 _Row = Annotated[int, Field(ge=-(2**53), le=2**53)]
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -222,8 +214,8 @@ class Index(BaseModel):
     format_version: int
     name: str
     shape: list[int]
-    mean: list[FiniteFloat]
-    std: list[_Positive]
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[Positive, ...]
     rotate_classes: StrictBool
     source: dict[str, Any]
     sha256: Sha256

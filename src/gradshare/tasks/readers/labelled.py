@@ -153,7 +153,15 @@ def read_hdf5(split: str, path: Path, labels: Path) -> Iterator[FoundClass]:
             # A link, or a dataset over other files, could read any file of this machine.
             if images.file.filename != str(path) or images.is_virtual or images.external:
                 raise DataError(f"{where} keeps its images in other files{_REMEDY}")
-            yield FoundClass(split, name, _checked(images, where))
+            shape, dtype = images.shape, images.dtype
+            of_files = (dtype.metadata or {}).get("vlen") == np.uint8 and len(shape) == 1
+            of_pixels = dtype == np.uint8 and len(shape) == 4 and shape[-1] == 3
+            if not (of_files or of_pixels) or len(images) == 0:
+                raise DataError(
+                    f"{where} holds {dtype} of shape {shape}, not image files or uint8 pixels "
+                    f"(images, height, width, 3){_REMEDY}"
+                )
+            yield FoundClass(split, name, images)
     except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise DataError(f"{path} is not torchmeta's, or damaged ({error}){_REMEDY}") from error
 
@@ -183,19 +191,6 @@ def _integers(value: Any) -> Array | None:
     except ValueError:  # lists of unequal length
         return None
     return array if array.ndim == 1 and array.dtype.kind in "iu" and len(array) > 0 else None
-
-
-def _checked(images: Any, where: str) -> Any:
-    """The dataset of a class, if it holds images."""
-    shape, dtype = images.shape, images.dtype
-    of_files = (dtype.metadata or {}).get("vlen") == np.uint8 and len(shape) == 1
-    of_pixels = dtype == np.uint8 and len(shape) == 4 and shape[-1] == 3
-    if not (of_files or of_pixels) or len(images) == 0:
-        raise DataError(
-            f"{where} holds {dtype} of shape {shape}, not image files or uint8 pixels "
-            f"(images, height, width, 3){_REMEDY}"
-        )
-    return images
 
 
 def _class_names(path: Path) -> list[str]:
