@@ -160,12 +160,13 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _in_folders(notes: Notes) -> tuple[list[FoundClass], Path | str | None]:
     """The classes of a folder or an archive, and what gives their splits."""
     root = unpacked(notes.path, notes.scratch, everything=True)
-    folders = _folders_in(root, notes)
-    while len(folders) == 1 and _is_wrapper(folders[0]) and not _has_splits(root):
-        (root,) = folders
+    while True:
         folders = _folders_in(root, notes)
-    file, lists = root / SPLITS_FILE, list_files(root)
-    has_file = file.exists() or file.is_symlink()
+        file, lists = root / SPLITS_FILE, list_files(root)
+        has_file = file.exists() or file.is_symlink()
+        if has_file or lists or len(folders) != 1 or not _is_wrapper(folders[0]):
+            break
+        (root,) = folders
     if not has_file and any(folder.name in SPLIT_OF_FOLDER for folder in folders):
         return [
             _class_in(folder, split, notes)
@@ -175,10 +176,6 @@ def _in_folders(notes: Notes) -> tuple[list[FoundClass], Path | str | None]:
     if not has_file and lists:
         return _in_lists(lists, folders, notes), ", ".join(f.name for f in lists.values())
     return [_class_in(folder, "", notes) for folder in folders], file if has_file else None
-
-
-def _has_splits(root: Path) -> bool:
-    return (root / SPLITS_FILE).exists() or bool(list_files(root))
 
 
 def _in_lists(lists: Mapping[str, Path], folders: list[Path], notes: Notes) -> list[FoundClass]:
