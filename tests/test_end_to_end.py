@@ -13,7 +13,7 @@ import pytest
 from gradshare.cli import main
 from gradshare.config import open_run, stored
 from gradshare.config.names import REGISTERED
-from gradshare.tasks.cub import CUB
+from gradshare.tasks.readers.cub import CUB
 from tests.tasks.archive_builders import encoded, make_tar, real_data
 
 SHORT = {

@@ -38,13 +38,12 @@ from gradshare.config import RunConfig
 from gradshare.errors import GradshareError
 from gradshare.models.weights import digest
 from gradshare.tasks import ImageStore, ImageTasks
-from gradshare.tasks.archives import unpacked
-from gradshare.tasks.folder import find_classes
-from gradshare.tasks.hdf5 import read_split
+from gradshare.tasks.decoding import Notes
 from gradshare.tasks.images import ImageFormat, read_image
-from gradshare.tasks.labelled import read_arrays
-from gradshare.tasks.lists import classes_in_lists, places_of, read_list
-from gradshare.tasks.notes import Notes
+from gradshare.tasks.readers.archives import unpacked
+from gradshare.tasks.readers.folder import find_classes
+from gradshare.tasks.readers.labelled import read_arrays, read_hdf5
+from gradshare.tasks.readers.lists import classes_in_lists, places_of, read_list
 from gradshare.tasks.store import SPLITS
 from gradshare.training.run import Run
 from tests.comparison.builders import classification
@@ -248,7 +247,7 @@ def test_torchmetas_lists(random: Random, tmp_path: Path) -> None:
     data, labels = cache_files(tmp_path, "train")
     labels.write_bytes(as_text(twisted(["train"], random), random))
     with refusing():
-        for item in read_split("train", data, labels):
+        for item in read_hdf5("train", data, labels):
             assert read_image(item.images[0], "", FORM).shape == (3, 8, 8)
 
 

@@ -31,7 +31,7 @@ from gradshare.tasks.features import (
 )
 from gradshare.tasks.images import ImageFormat
 from gradshare.tasks.store import ImageStore, Split, first_mistake
-from gradshare.tasks.writing import writing
+from gradshare.tasks.writing import NEW, writing
 
 TIMM = "timm:"
 
@@ -184,7 +184,7 @@ def write_features(
     channels, size, _ = store.image_shape
     try:
         with writing(path) as workspace:
-            new = workspace / "store"
+            new = workspace / NEW
             done, total = 0, sum(len(split.class_names) for split in store.splits.values())
             for name, split in store.splits.items():
                 rows = []
@@ -212,9 +212,6 @@ def write_features(
                 source=dict(store.source),
             )
             (new / RECORD).write_text(content.model_dump_json(), encoding="utf-8")
-            if path.exists():
-                path.rename(workspace / "replaced")
-            new.rename(path)
     except OSError as error:
         raise DataError(
             f"cannot write the features to {path} ({error}); free space there, or choose a folder "

@@ -5,8 +5,9 @@ the message alone; a traceback that reaches a user is a defect.
 """
 
 import re
+from collections.abc import Sequence
 from numbers import Integral
-from typing import get_args
+from typing import Any, get_args
 
 SIGNAL_STATUS = 128
 """A program that a signal ends has this plus the signal's number as its exit status, as a shell
@@ -95,3 +96,9 @@ def require_count(name: str, value: object, least: int = 1) -> None:
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
         raise ConfigError(f"{name} is {value!r}; give a whole number, at least {least}")
+
+
+def some(items: Sequence[Any], most: int = 20) -> str:
+    """The first items of a list for a message, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more

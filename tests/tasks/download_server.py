@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
-from gradshare.tasks.dataset import Archive
+from gradshare.tasks.readers.dataset import Archive
 
 DATA = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(DATA, usedforsecurity=False).hexdigest()

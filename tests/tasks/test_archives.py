@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshare.errors import DataError
-from gradshare.tasks import archives
-from gradshare.tasks.archives import find_archive, listing, unpacked
+from gradshare.tasks.readers import archives
+from gradshare.tasks.readers.archives import find_archive, listing, unpacked
 from tests.tasks.archive_builders import COMPRESSORS, make_folder, make_tar, make_zip
 
 FILES = {"b/2.png": b"two" * 300, "a/1.png": b"one", "a/table.csv": b""}

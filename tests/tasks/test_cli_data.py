@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from gradshare.cli.contact_sheet import contact_sheet
 from gradshare.cli.data import data
 from gradshare.errors import DataError, GradshareError
 from gradshare.tasks import datasets, glyphs
-from gradshare.tasks.contact_sheet import contact_sheet
-from gradshare.tasks.dataset import Archive
 from gradshare.tasks.datasets import open_dataset
 from gradshare.tasks.download import OnProgress
+from gradshare.tasks.readers.dataset import Archive
 from gradshare.tasks.registry import DATASETS, prepare_command
 from tests.tasks.builders import make_classes, random_store
 from tests.tasks.download_server import Server

@@ -17,7 +17,6 @@ import pytest
 
 from gradshare.errors import DataError
 from gradshare.tasks import ImageStore, datasets, glyphs, writing
-from gradshare.tasks.dataset import Archive, Dataset, FoundClass, Reader
 from gradshare.tasks.datasets import (
     download_dataset,
     open_dataset,
@@ -25,6 +24,7 @@ from gradshare.tasks.datasets import (
     store_path,
 )
 from gradshare.tasks.download import OnProgress
+from gradshare.tasks.readers.dataset import Archive, Dataset, FoundClass, Reader
 from gradshare.tasks.registry import DATASETS, prepared
 from gradshare.tasks.store import SPLITS
 from tests.tasks.builders import make_classes, make_image, random_images, random_store

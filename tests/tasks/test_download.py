@@ -9,8 +9,8 @@ import pytest
 
 from gradshare.errors import DataError
 from gradshare.tasks import download as module
-from gradshare.tasks.dataset import Archive
 from gradshare.tasks.download import download
+from gradshare.tasks.readers.dataset import Archive
 from tests.tasks.download_server import DATA, MD5, Handler, Server
 
 # pooch does not close the answer of a download that broke off.

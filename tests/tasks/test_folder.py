@@ -20,9 +20,9 @@ from PIL import Image
 from gradshare.errors import ConfigError, DataError
 from gradshare.tasks import images
 from gradshare.tasks.datasets import prepare_dataset
-from gradshare.tasks.folder import find_classes, is_grey
+from gradshare.tasks.decoding import Notes
 from gradshare.tasks.images import ImageFormat, read_image
-from gradshare.tasks.notes import Notes
+from gradshare.tasks.readers.folder import find_classes, is_grey
 from gradshare.tasks.store import ImageStore
 from tests.tasks.builders import make_classes, make_image
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from gradshare.errors import DataError
-from gradshare.tasks.dataset import FoundClass
-from gradshare.tasks.hdf5 import read_split
 from gradshare.tasks.images import ImageFormat, read_image
+from gradshare.tasks.readers.dataset import FoundClass
+from gradshare.tasks.readers.labelled import read_hdf5
 from gradshare.tasks.store import SPLITS
 from tests.tasks.archive_builders import cache_files, encoded, pixels
 
@@ -23,7 +23,7 @@ IMAGES = np.stack([pixels(i) for i in range(3)])
 
 
 def find_cached(folder: Path) -> list[FoundClass]:
-    return [item for split in SPLITS for item in read_split(split, *cache_files(folder, split))]
+    return [item for split in SPLITS for item in read_hdf5(split, *cache_files(folder, split))]
 
 
 def make_cache(folder: Path, classes: dict[str, Any], labels: Any = None) -> h5py.Group:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gradshare.errors import DataError
-from gradshare.tasks.folder import find_classes
-from gradshare.tasks.notes import Notes
+from gradshare.tasks.decoding import Notes
+from gradshare.tasks.readers.folder import find_classes
 from tests.tasks.builders import make_classes, make_image
 
 SPLITS = {"train": ["crow", "lark"], "val": ["heron"], "test": ["owl"]}

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from gradshare.errors import DataError
-from gradshare.tasks.benchmarks import MINI_IMAGENET
 from gradshare.tasks.images import ImageFormat, read_image
-from gradshare.tasks.labelled import read_arrays
-from gradshare.tasks.published import published_split, with_splits
+from gradshare.tasks.readers.benchmarks import MINI_IMAGENET
+from gradshare.tasks.readers.class_splits import published_split, with_splits
+from gradshare.tasks.readers.labelled import read_arrays
 from gradshare.tasks.store import Images
 from tests.tasks.archive_builders import (
     cache_files,

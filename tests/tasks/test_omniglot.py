@@ -13,8 +13,8 @@ from gradshare.cli.contents import print_datasets, print_notes
 from gradshare.tasks import ImageStore, image_splits
 from gradshare.tasks.datasets import prepare_dataset
 from gradshare.tasks.images import ImageFormat, read_image
-from gradshare.tasks.omniglot import OMNIGLOT
-from gradshare.tasks.published import with_splits
+from gradshare.tasks.readers.class_splits import with_splits
+from gradshare.tasks.readers.omniglot import OMNIGLOT
 from gradshare.tasks.registry import DATASETS
 from tests.tasks.archive_builders import (
     encoded,

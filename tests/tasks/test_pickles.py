@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshare.errors import DataError
-from gradshare.tasks.pickles import load_pickle
+from gradshare.tasks.readers.pickles import load_pickle
 from tests.tasks.archive_builders import pixels
 
 IMAGES = np.stack([pixels(i) for i in range(6)])

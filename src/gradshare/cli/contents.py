@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradshare.errors import DataError, escaped
+from gradshare.errors import DataError, escaped, some
 from gradshare.tasks.features import FORM, FeatureStore
 from gradshare.tasks.image_tasks import image_splits
-from gradshare.tasks.notes import some
 from gradshare.tasks.registry import DATASETS, prepared
 from gradshare.tasks.store import NO_VALIDATION, SPLITS, ImageStore
 

@@ -24,11 +24,10 @@ from rich.progress import (
 from rich.progress import Progress as ProgressBar
 
 from gradshare.backbones import Backbone, write_features
+from gradshare.cli.contact_sheet import contact_sheet
 from gradshare.cli.contents import print_datasets, print_features, print_images, print_notes
 from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath, pairs
 from gradshare.errors import ConfigError, DataError, escaped, reason
-from gradshare.tasks.class_splits import SHARES
-from gradshare.tasks.contact_sheet import contact_sheet
 from gradshare.tasks.datasets import (
     IMAGE_SIZES,
     check_name,
@@ -46,6 +45,7 @@ from gradshare.tasks.features import (
     is_feature_store,
 )
 from gradshare.tasks.images import Resize
+from gradshare.tasks.readers.class_splits import SHARES
 from gradshare.tasks.registry import DATASETS, DEFAULT_DATA_ROOT, prepared, require_new_name
 from gradshare.tasks.store import splits_note
 

@@ -19,8 +19,8 @@ from gradshare.cli.options import Command, UserPath
 from gradshare.config.runs import open_run
 from gradshare.errors import ConfigError, DataError, escaped
 from gradshare.tasks import arrays
-from gradshare.tasks.folder import groups_in, in_folder
 from gradshare.tasks.images import EXTENSIONS
+from gradshare.tasks.readers.folder import groups_in, in_folder
 
 OUTPUTS = (".csv", ".json")
 NONE = "none of these"

@@ -24,10 +24,9 @@ from gradshare.comparison.running import Runner, WatchAll
 from gradshare.comparison.samples import sample_tasks
 from gradshare.comparison.table import as_text
 from gradshare.comparison.verdict import Verdict, verdict
-from gradshare.errors import ConfigError, RunError, require_choice, require_count
+from gradshare.errors import ConfigError, RunError, require_choice, require_count, some
 from gradshare.executors import LocalExecutor
 from gradshare.tasks import TaskSource
-from gradshare.tasks.notes import some
 from gradshare.training.device import choose_device
 from gradshare.training.files import make_folder
 from gradshare.training.fit import Resume

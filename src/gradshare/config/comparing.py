@@ -65,20 +65,15 @@ def plan_of(
     methods: Sequence[str] = (),
     sweep: Mapping[str, Sequence[Any]] | None = None,
 ) -> Plan:
-    """The comparison of methods, or of a configuration with the original.
-
-    The original has no rule but gradient descent, and no sharing. It is compared with the
-    configuration's rule, or with gradient sharing if there is none.
+    """The comparison of methods, such as maml and maml+sharing. Without any, the configuration's
+    rule, or gradient sharing, is compared with the original: gradient descent that shares nothing.
 
     Args:
         config: what all arms have in common, as it was asked for.
         control: whether the rate-control is an arm too.
         seeds: their number; the first is `config.seed`.
-        methods: the arms, such as maml and maml+sharing; empty for the original and the other.
+        methods: the arms.
         sweep: for some settings, the values among which the best is chosen for each arm.
-
-    Raises:
-        GradshareError: see `gradshare.config.build`.
     """
     swept = _swept(config, methods, sweep or {}, control=control)
     arms, groups = with_candidates(swept)

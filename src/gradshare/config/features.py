@@ -45,11 +45,8 @@ def feature_defaults(config: RunConfig) -> dict[str, Any]:
 
 
 def splits_of_features(config: RunConfig, path: Path) -> Splits:
-    """The sources of tasks from a store of features.
-
-    Raises:
-        DataError: the store is damaged, or too small for these tasks.
-        ConfigError: a setting of images was chosen.
+    """The sources of tasks from a store of features. Raise DataError if it does not fit, and
+    ConfigError if a setting of images was chosen.
     """
     for setting in IMAGE_SETTINGS:
         if (value := getattr(config, setting)) != default_of(setting):

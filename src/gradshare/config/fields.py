@@ -9,14 +9,7 @@ import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from gradshare.config.names import stored_name
 
@@ -40,11 +33,7 @@ SharingControl = Literal[
 
 
 def home_path(value: Any) -> Any:
-    """A path whose ~ is replaced by the user's home; no shell replaces it in `--out=~/runs`.
-
-    Raises:
-        ValueError: it is in the home of an unknown user.
-    """
+    """A path whose ~ is replaced by the user's home; no shell replaces it in `--out=~/runs`."""
     try:
         return Path(value).expanduser() if isinstance(value, str | Path) else value
     except RuntimeError as error:

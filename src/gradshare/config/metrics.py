@@ -31,14 +31,12 @@ def loss_of(config: RunConfig) -> Callable[..., Any]:
 
 
 def metrics_of(config: RunConfig, learner: Learner, train: TaskSource) -> dict[str, Metric] | None:
-    """The metrics that were chosen, and the loss; None for the defaults.
-
-    Raises:
-        ConfigError: a metric is unknown, or does not take its options.
+    """The metrics that were chosen, and the loss; None for the defaults. Raise ConfigError if a
+    metric is unknown, or does not take its options.
     """
     if not config.metric and not config.metric_option:
         return None
-    classes = classes_of(train, prepared(train, train.batch([0])))
+    classes = number_of_classes(train, prepared(train, train.batch([0])))
     loss = getattr(learner, "loss", None)
     known = {
         "accuracy": Metric(accuracy, unit="%", chance=None if classes is None else 1 / classes),
@@ -64,7 +62,7 @@ def metrics_of(config: RunConfig, learner: Learner, train: TaskSource) -> dict[s
     return {**chosen, **{n: m for n, m in known.items() if n == LOSS}}
 
 
-def classes_of(source: TaskSource, task: TaskBatch) -> int | None:
+def number_of_classes(source: TaskSource, task: TaskBatch) -> int | None:
     """The largest number of classes of a task; None if its targets are not classes."""
     ways = getattr(source, "ways", None)
     if isinstance(ways, int):

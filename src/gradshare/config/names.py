@@ -62,14 +62,7 @@ def is_import_path(name: str) -> bool:
 
 def stored_name(kind: str, name: str) -> str:
     """A name as it is stored: with the file of an import path made absolute, so that a run can be
-    opened from another folder.
-
-    Args:
-        kind: "model", "method", …
-        name: as it was given.
-
-    Raises:
-        ValueError: it is neither registered nor an import path.
+    opened from another folder. Raise ValueError if it is neither registered nor an import path.
     """
     if is_import_path(name):
         where, _, attribute = name.rpartition(":")
@@ -89,17 +82,19 @@ def stored_name(kind: str, name: str) -> str:
 
 
 def load(kind: str, name: str) -> Any:
-    """The object that a registered name or an import path leads to.
-
-    Raises:
-        ConfigError: it cannot be imported.
+    """The object that a registered name or an import path leads to; ConfigError if it cannot be
+    imported.
     """
     where, _, attribute = REGISTERED.get(kind, {}).get(name, name).rpartition(":")
     option = f"--{kind} {name!r}"
     if where.endswith(".py") and not Path(where).is_file():
         raise ConfigError(f"{option}: there is no file {where}; correct the path")
     try:
-        module = _run_file(Path(where)) if where.endswith(".py") else _import_module(where)
+        if where.endswith(".py"):
+            module = _run_file(Path(where))
+        else:
+            _add_to_path(Path.cwd())  # last: nothing there hides an installed package
+            module = importlib.import_module(where)
     except (Exception, SystemExit) as error:  # the latter of a program: sys.exit(main())
         if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
             raise  # Ctrl-C
@@ -117,12 +112,7 @@ def load(kind: str, name: str) -> Any:
 
 
 def taken_by(function: Callable[..., Any], more: Collection[str]) -> set[str]:
-    """The arguments that a function takes by keyword.
-
-    Args:
-        function: any function or class.
-        more: what its `**` takes, if it has one.
-    """
+    """The arguments that a function takes by keyword, with `more` if it has a `**`."""
     found = inspect.signature(function).parameters.values()
     named = {p.name for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return named | (set(more) if any(p.kind is p.VAR_KEYWORD for p in found) else set())
@@ -135,14 +125,8 @@ def call(
     given: Mapping[str, Any],
     more: Collection[str] = (),
 ) -> Any:
-    """Call the function or class of a name, with its options and what else its signature names.
-
-    Args:
-        kind: "model", "method", …
-        name: registered or an import path.
-        options: chosen by the user.
-        given: what the configuration can give, by parameter.
-        more: the parameters that a `**` takes as well.
+    """Call the function or class of a name with the user's options, and with what is given for the
+    parameters that it has; see `taken_by`.
 
     Raises:
         ConfigError: it takes no such option, needs one that is not given, or raises an error.
@@ -177,12 +161,6 @@ def require_arguments(
             f"--{kind} {name!r}: {error}; it takes {', '.join(signature.parameters)}, as "
             f"--{kind}-option NAME=VALUE"
         ) from error
-
-
-def _import_module(name: str) -> ModuleType:
-    # Last, so that nothing there hides an installed package.
-    _add_to_path(Path.cwd())
-    return importlib.import_module(name)
 
 
 def _run_file(path: Path) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -19,13 +20,8 @@ from gradshare.config.features import (
     splits_of_features,
 )
 from gradshare.config.fields import PLUS_FIELDS, SharingControl
-from gradshare.config.metrics import classes_of, loss_of, metrics_of
-from gradshare.config.names import (
-    call,
-    is_import_path,
-    load,
-    taken_by,
-)
+from gradshare.config.metrics import loss_of, metrics_of, number_of_classes
+from gradshare.config.names import call, is_import_path, load, taken_by
 from gradshare.config.settings import ARM_FIELDS, RunConfig, default_of, option_name
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import (
@@ -83,11 +79,7 @@ class Parts(NamedTuple):
 
 
 def build(config: RunConfig, splits: Splits | None = None) -> Parts:
-    """Open the data and make the learner, with the initialisation of the seed.
-
-    Args:
-        config: of the run.
-        splits: the sources of tasks; None for those of the configuration.
+    """Open the data, unless its sources are given, and make the learner of the seed.
 
     Raises:
         DataError: the dataset is unknown, not prepared, damaged, or too small for these tasks.
@@ -106,27 +98,14 @@ def build(config: RunConfig, splits: Splits | None = None) -> Parts:
 
 
 def options_of(config: RunConfig, metrics: Mapping[str, Metric] | None) -> Options:
-    """The options of `fit`, with some metrics."""
+    """The options of `fit`, with some metrics. Most are settings of the same name."""
+    same = {field.name for field in dataclasses.fields(Options)} & RunConfig.model_fields.keys()
     return Options(
-        epochs=config.epochs,
         iterations=config.iterations_per_epoch,
-        task_batch=config.task_batch,
-        val_tasks=config.val_tasks,
-        test_tasks=config.test_tasks,
-        seed=config.seed,
         metrics=metrics,
-        ensemble=config.ensemble,
         optimizer=functools.partial(torch.optim.Adam, lr=config.outer_lr),
         schedule=_schedule(config),
-        clamp_gradients=config.clamp_gradients,
-        clip_norm=config.clip_norm,
-        on_divergence=config.on_divergence,
-        device=config.device,
-        tasks=config.tasks,
-        memory=config.memory,
-        start=config.start,
-        start_iterations=config.start_iterations,
-        patience=config.patience,
+        **_settings(config, *same),
     )
 
 
@@ -136,9 +115,6 @@ def resolved(config: RunConfig) -> RunConfig:
     Paths are absolute. A setting that was not given has the default of runs on features, if this
     is one; else that of the method, or of a dataset or model of the user's own, such as
     `def make_splits(shots=4)`.
-
-    Raises:
-        ConfigError: an import path cannot be imported, or a default is out of bounds.
     """
     changes: dict[str, Any] = {"data_root": config.data_root.absolute()}
     changes |= feature_defaults(config)
@@ -159,11 +135,7 @@ def resolved(config: RunConfig) -> RunConfig:
 
 
 def splits_of(config: RunConfig) -> Splits:
-    """The sources of tasks.
-
-    Raises:
-        DataError, ConfigError: see `build`.
-    """
+    """The sources of tasks; errors are those of `build`."""
     name = config.dataset
     if is_import_path(name):
         splits = _call(config, "dataset", _settings(config, "data_root", *READ["dataset"]))
@@ -188,17 +160,9 @@ def splits_of(config: RunConfig) -> Splits:
 
 
 def learner_of(config: RunConfig, train: TaskSource) -> Learner:
-    """The learner, initialised from torch's generator as it is.
-
-    Args:
-        config: of the run.
-        train: the source of training tasks, to which the model is fitted.
-
-    Raises:
-        ConfigError: see `build`.
-    """
+    """The learner for the tasks of a source, initialised from torch's generator as it is."""
     task = prepared(train, train.batch([0]))
-    classes = classes_of(train, task)
+    classes = number_of_classes(train, task)
     given = _settings(config, *READ["model"])
     x = task.support_x
     if classes is not None:
@@ -244,9 +208,8 @@ def learner_of(config: RunConfig, train: TaskSource) -> Learner:
 def settings_read(config: RunConfig) -> dict[str, Any]:
     """The settings, as JSON, that are given and that the arms of a comparison read."""
     unread = {*ARM_FIELDS, "workers", *(PLUS_FIELDS if config.method != "maml++" else ())}
-    unread |= {
-        setting for kind in ("dataset", "model", "method") for setting in unread_by(config, kind)
-    }
+    for kind in ("dataset", "model", "method"):
+        unread |= unread_by(config, kind).keys()
     if not config.sharing:  # a rule of one's own
         unread.add("sharing_norm")
     settings = config.model_dump(mode="json", exclude=unread)
@@ -256,10 +219,8 @@ def settings_read(config: RunConfig) -> dict[str, Any]:
 def _call(
     config: RunConfig, kind: str, given: Mapping[str, Any], more: Collection[str] = ()
 ) -> Any:
-    """Make the dataset, the model, the rule or the method.
-
-    Raises:
-        ConfigError: see `names.call`; or it does not read a setting that was chosen.
+    """Make the dataset, the model, the rule or the method, as `names.call` does. Raise ConfigError
+    if it does not read a setting that was chosen.
     """
     name = getattr(config, kind)
     made = call(kind, name, getattr(config, f"{kind}_option"), given, more)
@@ -279,9 +240,7 @@ def _call(
 
 
 def unread_by(config: RunConfig, kind: str) -> dict[str, str]:
-    """The settings that the dataset, the model or the method does not read, each with the parameter
-    that would.
-    """
+    """The settings that the dataset, model or method does not read, with the parameter for each."""
     name = getattr(config, kind)
     if kind == "dataset" and not is_import_path(name):
         return {}
@@ -326,13 +285,13 @@ def _sharing(config: RunConfig) -> UpdateRule | None:
 
 def _normalization(config: RunConfig, store: ImageStore) -> Normalization:
     channels = store.image_shape[0]
-    if config.pixel_scaling == "unit":
-        return Normalization((0.0,) * channels, (1.0,) * channels)
-    if config.pixel_scaling == "imagenet":
-        if channels != len(IMAGENET_MEAN):
-            raise ConfigError(
-                f"--pixel-scaling imagenet is for colour images, {store.name} has {channels} "
-                "channel; use dataset or unit"
-            )
-        return Normalization(IMAGENET_MEAN, IMAGENET_STD)
-    return Normalization(store.mean, store.std)
+    if config.pixel_scaling == "imagenet" and channels != len(IMAGENET_MEAN):
+        raise ConfigError(
+            f"--pixel-scaling imagenet is for colour images, {store.name} has {channels} "
+            "channel; use dataset or unit"
+        )
+    return {
+        "unit": Normalization((0.0,) * channels, (1.0,) * channels),
+        "imagenet": Normalization(IMAGENET_MEAN, IMAGENET_STD),
+        "dataset": Normalization(store.mean, store.std),
+    }[config.pixel_scaling]

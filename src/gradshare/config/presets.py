@@ -25,15 +25,8 @@ EPOCHS = {"cub": {5: 150, 1: 750}, "mini-imagenet": {5: 250, 1: 1250}}
 
 
 def paper_settings(dataset: str, task_batch: int, method: str) -> dict[str, Any]:
-    """The settings of the paper's Appendix A; the defaults apply to what it does not mention.
-
-    Args:
-        dataset: "cub" or "mini-imagenet".
-        task_batch: 5 or 1.
-        method: as `--method` takes it.
-
-    Raises:
-        ConfigError: the paper has no such experiment.
+    """The settings of the paper's Appendix A; the defaults apply to what it does not mention. Raise
+    ConfigError if the paper has no such experiment.
     """
     epochs = EPOCHS.get(dataset, {}).get(task_batch)
     if epochs is None:

@@ -13,7 +13,7 @@ import torch
 
 from gradshare.config.fields import MACHINE_FIELDS
 from gradshare.config.names import is_import_path
-from gradshare.config.parts import build, resolved
+from gradshare.config.parts import TASK_SIZES, build, resolved
 from gradshare.config.settings import RunConfig, option_name
 from gradshare.errors import ConfigError, GradshareError, RunError
 from gradshare.methods import Learner
@@ -45,20 +45,10 @@ CHANGEABLE = {*MACHINE_FIELDS, "on_divergence", "epochs"}
 def train(
     config: RunConfig, folder: Path | str, *, resume: bool = False, watch: Watch = ignore
 ) -> Run:
-    """Train, validate and test a run that is described by a configuration.
+    """Train, validate and test a run that is described by a configuration; see `gradshare.fit`.
 
     With `config.workers`, or under `torchrun`, several processes share the tasks; the first alone
     reads and writes the folder and reports progress.
-
-    Args:
-        config: of the run.
-        folder: a new one, for everything that comes out.
-        resume: continue the run that the folder holds, or start one if there is none; see
-            `gradshare.fit`.
-        watch: called with each `Progress`.
-
-    Raises:
-        GradshareError: see `gradshare.fit`.
     """
     if not isinstance(config, RunConfig):
         raise ConfigError(f"config is a {type(config).__name__}; give a RunConfig(…) of settings")
@@ -160,7 +150,6 @@ def stored(path: str | Path) -> RunConfig:
 
     Raises:
         RunError: there is no run, or one that was started from objects or with other settings.
-        ConfigError: the configuration cannot be read.
     """
     home = RunFolder(Path(path).expanduser())
     began = home.contents().get("settings")
@@ -199,9 +188,7 @@ def folder_of(path: str | Path) -> Path:
 
 
 def _absent(config: RunConfig, record: Mapping[str, Any] | None) -> AbsentImages | None:
-    """The source to open a run with whose dataset is not here; None if it is here, or if the run
-    has no record of its images.
-    """
+    """The source of a run whose dataset is not here; None if it is, or if there is no record."""
     is_here = is_import_path(config.dataset) or config.dataset in prepared(config.data_root)
     return None if is_here or record is None else AbsentImages.model_validate(record)
 
@@ -210,18 +197,14 @@ def _letters(config: RunConfig, absent: AbsentImages) -> ImageTasks | None:
     """The validation tasks of a run on glyphs, which can be drawn anywhere; else None."""
     if config.dataset != GLYPHS.name:
         return None
-    return ImageTasks(
-        drawn("val", absent.form.size),
-        ways=config.ways,
-        shots=config.shots,
-        queries=config.queries,
-        normalization=absent.used_normalization,
-    )
+    sizes = {name: getattr(config, name) for name in TASK_SIZES}
+    images = drawn("val", absent.form.size)
+    return ImageTasks(images, normalization=absent.used_normalization, **sizes)
 
 
 def _require_same(config: RunConfig, folder: Path, *, resume: bool) -> None:
-    """Raise RunError unless the run in a folder, if there is one, can be continued with these
-    settings. It is done before the data is opened.
+    """Raise RunError if the run in a folder cannot be continued with some settings, before the data
+    is opened.
     """
     if not (resume and RunFolder(folder).started):
         return

@@ -63,15 +63,7 @@ class RunConfig(Settings):
             raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """This configuration with some settings changed, checked like a new one.
-
-        Args:
-            update: the settings that change.
-            deep: makes no difference.
-
-        Raises:
-            ConfigError: as for a new one.
-        """
+        """This configuration with some settings changed, checked like a new one."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self)(**{**given, **(update or {})})
 
@@ -201,9 +193,7 @@ def default_of(name: str) -> Any:
 def heading_of(name: str) -> str:
     """The heading of a setting in the command line's help."""
     fields = list(RunConfig.model_fields)
-    return [
-        title for first, title in HEADINGS.items() if fields.index(first) <= fields.index(name)
-    ][-1]
+    return [t for first, t in HEADINGS.items() if fields.index(first) <= fields.index(name)][-1]
 
 
 def option_name(field: str) -> str:

@@ -45,11 +45,7 @@ for _tag, _pattern, _first in (
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file.
-
-    Raises:
-        ConfigError: it cannot be read, or is not a YAML file of settings.
-    """
+    """The settings in a YAML file. Raise ConfigError if it has none."""
     try:
         settings = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
@@ -64,11 +60,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def key_and_value(text: str) -> tuple[str, Any]:
-    """An option "key=value". The value is YAML: a number, true, null, [1, 2], or text.
-
-    Raises:
-        ValueError: it is not of this form.
-    """
+    """An option "key=value", or ValueError. The value is YAML: a number, true, [1, 2], or text."""
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise ValueError(f"{text!r} is not of the form key=value")

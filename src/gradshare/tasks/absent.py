@@ -22,12 +22,6 @@ class AbsentImages(BaseModel):
     shows the shape of the inputs.
 
     The folder of a run on images has one, so that the run can predict without its dataset.
-
-    Attributes:
-        form: of the images.
-        mean: see `Normalization`.
-        std: see `Normalization`.
-        ways: classes in a task.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,11 +37,7 @@ class AbsentImages(BaseModel):
         return Normalization(self.mean, self.std)
 
     def batch(self, indices: Sequence[int]) -> TaskBatch:
-        """Task 0, of one blank image of each class.
-
-        Raises:
-            DataError: another task is asked for.
-        """
+        """Task 0, of one blank image of each class. Raise DataError if another one is asked for."""
         if list(indices) != [0]:
             raise DataError(
                 "the run's dataset is not on this machine, so there are no tasks; prepare it, or "

@@ -25,15 +25,11 @@ _DIGEST_BYTES = 2**24  # read at a time
 
 
 class NpyFiles:
-    """The rows of `.npy` files, one file after the other, read from disk when they are used.
-
-    A pickle of it holds the paths, not the data.
-
-    Args:
-        paths: files with arrays of one type, and of one shape apart from the first dimension.
+    """The rows of `.npy` files, one file after the other, read from disk when they are used. A
+    pickle of it holds the paths, not the data.
 
     Raises:
-        DataError: a file cannot be read, or differs from the first one in shape or type.
+        DataError: a file cannot be read, or the rows of two differ in shape or type.
     """
 
     def __init__(self, *paths: Path) -> None:
@@ -68,15 +64,8 @@ class NpyFiles:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs with their targets and groups: the data that copies of a source share.
-
-    Attributes:
-        x: (n, …) inputs; an array, or a tuple or dictionary of arrays.
-        y: (n, …) targets.
-        groups: (n,) the group of each example, or None.
-
-    Raises:
-        DataError: the arrays do not have the same length.
+    """Inputs (n, …) with their targets (n, …) and groups (n,): the data that copies of a source
+    share. Raise DataError if they do not have the same length.
     """
 
     x: Tree
@@ -102,15 +91,7 @@ class Examples:
 
 
 def inputs(x: Any, name: str = "x") -> Tree:
-    """The inputs as arrays of numbers.
-
-    Args:
-        x: an array, a tensor, a list, or a tuple or dictionary of them.
-        name: of `x`, for the message.
-
-    Raises:
-        DataError: an array does not hold numbers.
-    """
+    """Arrays, tensors or lists as arrays. Raise DataError if one does not hold numbers."""
     if isinstance(x, Mapping):
         return {key: inputs(value, f"{name}[{key!r}]") for key, value in x.items()}
     if isinstance(x, tuple):
@@ -125,11 +106,7 @@ def inputs(x: Any, name: str = "x") -> Tree:
 
 
 def labels(y: Any, name: str = "y") -> Array:
-    """The labels (n,) as an array that numpy can sort.
-
-    Args:
-        y: integers, strings, booleans, or floats that are whole numbers.
-        name: of `y`, for the message.
+    """Labels (n,) as an array that numpy can sort: of integers, strings or booleans.
 
     Raises:
         DataError: a label is missing or not a whole number, or there is not one for each example.
@@ -186,9 +163,8 @@ def take(x: Tree, rows: Array) -> Tree:
     """
 
     def tensor(array: Any) -> Tensor:
-        kind = array.dtype.kind
-        is_float = kind == "f" or array.dtype == np.uint8
-        dtype = np.float32 if is_float else np.bool_ if kind == "b" else np.int64
+        is_float = array.dtype.kind == "f" or array.dtype == np.uint8
+        dtype = np.float32 if is_float else np.bool_ if array.dtype.kind == "b" else np.int64
         return torch.from_numpy(np.asarray(array.take(rows, axis=0)).astype(dtype, copy=False))
 
     return tree_map(tensor, x)
@@ -213,15 +189,10 @@ def fingerprint(*parts: object) -> str:
 
 
 def load(path: str | Path) -> tuple[Any, Array, Array | None]:
-    """Read x, y and groups from a file or a folder.
-
-    Args:
-        path: an `.npz` file with the arrays x, y and, if there are groups, groups; or a folder
-            with x.npy, y.npy and groups.npy; or a folder with one NAME.npy for each class. Files
-            in a folder are memory-mapped.
+    """Read x, y and groups from a file or a folder; see `ClassTasks.load`.
 
     Raises:
-        DataError: there is none of these at the path, or it cannot be read.
+        DataError: they are not there, or cannot be read.
     """
     path = Path(path)
     if path.is_dir():

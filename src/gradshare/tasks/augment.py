@@ -22,17 +22,12 @@ LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def augmented(images: Tensor, kinds: Sequence[Augmentation], random: np.random.Generator) -> Tensor:
-    """Augment some images, each in its own way, with the settings of MetaOptNet's code.
+    """Augment images, uint8 (n, C, H, W), each in its own way, with the settings of MetaOptNet's
+    code.
 
-    Args:
-        images: uint8 (n, C, H, W).
-        kinds: "flip" mirrors half of the images left to right; "crop" moves an image by up to a
-            tenth of its width, with a black border; "colour" changes brightness, contrast and
-            saturation, which a grey image does not have.
-        random: the source of all random numbers.
-
-    Returns:
-        uint8 (n, C, H, W).
+    "flip" mirrors half of them left to right; "crop" moves an image by up to a tenth of its width,
+    with a black border; "colour" changes brightness, contrast and saturation, which a grey image
+    does not have.
     """
     if "flip" in kinds:
         mirrored = torch.from_numpy(random.random(len(images)) < 0.5)

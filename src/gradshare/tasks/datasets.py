@@ -7,27 +7,22 @@ Under the data root, a dataset called `name` at 84×84 pixels is the store `name
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradshare.errors import DataError
 from gradshare.tasks import glyphs
-from gradshare.tasks.dataset import Dataset, FoundClass
+from gradshare.tasks.decoding import Notes, decoded
 from gradshare.tasks.download import OnProgress, download
 from gradshare.tasks.features import features_path, is_feature_store
-from gradshare.tasks.folder import (
-    ClassSplit,
-    find_classes,
-    is_grey,
-)
 from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import ImageFormat, Resize
-from gradshare.tasks.notes import Notes
-from gradshare.tasks.preparation import given_options, require_arguments, require_same
-from gradshare.tasks.published import with_splits
-from gradshare.tasks.reading import blaming, decoded
+from gradshare.tasks.preparation import Preparation
+from gradshare.tasks.readers.class_splits import with_splits
+from gradshare.tasks.readers.dataset import Dataset
+from gradshare.tasks.readers.folder import ClassSplit, find_classes, is_grey
 from gradshare.tasks.registry import (
     DATASETS,
     dataset_of,
@@ -36,19 +31,14 @@ from gradshare.tasks.registry import (
     require_new_name,
 )
 from gradshare.tasks.store import NO_VALIDATION, SPLITS, ImageStore, is_store
-from gradshare.tasks.writing import ClassImages, clear_leftovers, fill, writing
+from gradshare.tasks.writing import NEW, ClassImages, clear_leftovers, fill, writing
 
 IMAGE_SIZE = 84  # of images of the user's own, as of most papers' photographs
 IMAGE_SIZES = range(8, 1025)
 
 
 class Prepared(NamedTuple):
-    """What `prepare_dataset` returns.
-
-    Attributes:
-        store: opened.
-        written: whether it was written now; False if it was there already.
-    """
+    """What `prepare_dataset` returns: an opened store, and whether it was written now."""
 
     store: ImageStore
     written: bool
@@ -56,17 +46,13 @@ class Prepared(NamedTuple):
 
 def store_path(data_root: Path, name: str, image_size: int, resize: Resize = "stretch") -> Path:
     """The folder of a dataset's store."""
-    return data_root / name / f"{image_size}{_suffix(resize)}"
+    return data_root / name / (f"{image_size}" if resize == "stretch" else f"{image_size}-{resize}")
 
 
 def is_prepared(
     name: str, data_root: Path, image_size: int | None = None, resize: Resize = "stretch"
 ) -> bool:
-    """Whether the store is there that `prepare_dataset` would write with the same arguments.
-
-    Raises:
-        DataError: a size out of range.
-    """
+    """Whether the store is there that `prepare_dataset` would write with the same arguments."""
     return is_store(store_path(data_root, name, _size_to_prepare(name, image_size), resize))
 
 
@@ -167,11 +153,11 @@ def prepare_dataset(
     check_name(name, data_root, folder)
     image_size = _size_to_prepare(name, image_size)
     target = store_path(data_root, name, image_size, resize)
-    options = given_options(path, folder, seed, split, group, skip_bad)
+    asked = Preparation(path, folder, resize, seed, split, group, skip_bad)
     if is_store(target) and not force:
-        return Prepared(_asked_for(target, image_size, options), written=False)
-    dataset = _own(name) if folder else DATASETS[name]
-    require_arguments(name, data_root, path, folder, resize, options)
+        return _there(target, image_size, asked)
+    dataset = Dataset(name, "images of your own", None, IMAGE_SIZE) if folder else DATASETS[name]
+    asked.require_use(name, data_root)
     if target.is_dir() and not is_store(target) and any(target.iterdir()):
         raise DataError(
             f"{target} is in the way: it holds files but no prepared dataset; move it elsewhere"
@@ -180,33 +166,20 @@ def prepare_dataset(
     try:
         with writing(target) as workspace:
             if is_store(target) and not force:  # another process has written it
-                return Prepared(_asked_for(target, image_size, options), written=False)
+                return _there(target, image_size, asked)
             if path is None:
                 content = _drawn(image_size, seed or 0)
             else:
                 notes = Notes(path, workspace / "unpacked")
-                with blaming(notes):
-                    if dataset.read is None:
-                        found = find_classes(notes, seed=seed, split=split, group=group)
-                    else:
-                        found = dataset.read(path, notes.scratch)
-                    found = with_splits(found, path, dataset)
-                    if dataset.split and "val" not in dataset.split.values():
-                        notes.splits = NO_VALIDATION
-                    channels = dataset.channels or (1 if is_grey(found) else 3)
-                form = ImageFormat(image_size, channels, resize)
-                content = _read(found, form, notes, options)
-            _require_room(target, content.images, image_size)
+                content = _read(dataset, asked, notes, image_size)
+            _require_room(target, content.planes * image_size**2)
             fill(
-                workspace / "store",
+                workspace / NEW,
                 _reported(content, progress),
                 name=name,
                 rotate_classes=dataset.rotate_classes,
                 source={"gradshare": version("gradshare"), **content.source},
             )
-            if is_store(target):
-                target.rename(workspace / "replaced")
-            (workspace / "store").rename(target)
     except OSError as error:
         raise DataError(
             f"cannot prepare {name!r} in {target} ({error}); free space there, or choose a "
@@ -216,16 +189,7 @@ def prepare_dataset(
 
 
 def check_name(name: str, data_root: Path, folder: bool) -> None:
-    """Check a name before anything is read or downloaded.
-
-    Args:
-        name: to prepare a dataset under.
-        data_root: where datasets are prepared.
-        folder: whether it is to name a folder of images.
-
-    Raises:
-        DataError: it names no dataset, or for a folder, a published one or none that it can have.
-    """
+    """Raise DataError if no dataset has a name, or if it cannot be that of a folder of images."""
     if folder:
         require_new_name(name)
     else:
@@ -233,12 +197,7 @@ def check_name(name: str, data_root: Path, folder: bool) -> None:
 
 
 def download_dataset(name: str, data_root: Path, progress: OnProgress | None = None) -> Path:
-    """Download those archives of a dataset that are not there yet.
-
-    Args:
-        name: one of `DATASETS`.
-        data_root: the archives are kept in `<data_root>/<name>/archives`.
-        progress: called with the bytes of the current archive.
+    """Download those archives of a dataset that are not in `<data_root>/<name>/archives` yet.
 
     Returns:
         The path to give to `prepare_dataset`.
@@ -255,37 +214,14 @@ def download_dataset(name: str, data_root: Path, progress: OnProgress | None = N
 
 
 class _Content(NamedTuple):
-    """What is written to a store.
-
-    Attributes:
-        classes: of all splits; their images are read or drawn as they are taken.
-        number: of classes.
-        images: how many there are, times their channels.
-        source: for the store's record.
+    """What is written to a store: its classes, which are read or drawn as they are taken; their
+    number; the number of images times channels; and the `source`.
     """
 
     classes: Iterator[ClassImages]
     number: int
-    images: int
+    planes: int
     source: dict[str, Any]
-
-
-def _asked_for(target: Path, image_size: int, options: Mapping[str, Any]) -> ImageStore:
-    """A store that is there already, if the same options would write it."""
-    store = _opened(target, image_size)
-    require_same(store, options)
-    return store
-
-
-def _own(name: str) -> Dataset:
-    return Dataset(
-        name=name,
-        summary="images of your own",
-        channels=None,
-        image_size=IMAGE_SIZE,
-        rotate_classes=False,
-        read=None,
-    )
 
 
 def _drawn(image_size: int, seed: int) -> _Content:
@@ -294,20 +230,46 @@ def _drawn(image_size: int, seed: int) -> _Content:
     return _Content(classes, number, number * glyphs.SAMPLES, glyphs.source(seed))
 
 
-def _read(
-    found: list[FoundClass], form: ImageFormat, notes: Notes, options: Mapping[str, Any]
-) -> _Content:
+def _read(dataset: Dataset, asked: Preparation, notes: Notes, image_size: int) -> _Content:
+    with notes.blaming():
+        if dataset.read is None:
+            found = find_classes(notes, seed=asked.seed, split=asked.split, group=asked.group)
+        else:
+            found = dataset.read(notes.path, notes.scratch)
+        found = with_splits(found, notes.path, dataset)
+        channels = dataset.channels or (1 if is_grey(found) else 3)
+    if dataset.split and "val" not in dataset.split.values():
+        notes.splits = NO_VALIDATION
     found.sort(key=lambda item: (SPLITS.index(item.split), item.name))
-    source = {"resize": form.resize, **options}
+    source = {"resize": asked.resize, **asked.record}
     if notes.splits is not None:
         source["splits"] = notes.splits
     if notes.seed is not None:
         source["seed"] = notes.seed
     # What is noted while the images are decoded is written too: the index comes last.
     source |= {"skipped": notes.skipped, "duplicates": notes.duplicates}
-    classes = decoded(found, form, notes, skip_bad="skip_bad" in options)
-    images = form.channels * sum(len(item.images) for item in found)
-    return _Content(classes, len(found), images, source)
+    form = ImageFormat(image_size, channels, asked.resize)
+    classes = decoded(found, form, notes, skip_bad=asked.skip_bad)
+    return _Content(classes, len(found), channels * sum(len(c.images) for c in found), source)
+
+
+def _there(target: Path, image_size: int, asked: Preparation) -> Prepared:
+    """A store that is there already, if the same arguments would write it."""
+    store = _opened(target, image_size)
+    asked.require_same(store)
+    return Prepared(store, written=False)
+
+
+def _opened(path: Path, image_size: int) -> ImageStore:
+    """The store in the folder of its size. Raise DataError if its images have another size."""
+    store = ImageStore.open(path)
+    size = store.image_shape[1]
+    if size != image_size:
+        raise DataError(
+            f"the images in {path} are of {size} pixels, not {image_size}; name the folder by "
+            "their size"
+        )
+    return store
 
 
 def _reported(content: _Content, progress: OnProgress | None) -> Iterator[ClassImages]:
@@ -317,9 +279,8 @@ def _reported(content: _Content, progress: OnProgress | None) -> Iterator[ClassI
             progress(done, content.number)
 
 
-def _require_room(target: Path, images: int, image_size: int) -> None:
-    """Refuse a store that does not fit on the disk, before anything is written."""
-    size = images * image_size**2
+def _require_room(target: Path, size: int) -> None:
+    """Raise DataError if some bytes do not fit on the disk, before anything is written."""
     free = shutil.disk_usage(target.parent).free
     if free < size:
         raise DataError(
@@ -332,9 +293,8 @@ def _usual_size(name: str, data_root: Path, there: Sequence[str], resize: Resize
     """The size to open a dataset at when the user does not say."""
     if name in DATASETS:
         return DATASETS[name].image_size
-    suffix = _suffix(resize)
-    sizes = [form.removesuffix(suffix) for form in there if form.endswith(suffix)]
-    sizes = [size for size in sizes if size.isdecimal()]
+    forms = [form.partition("-") for form in there]
+    sizes = [s for s, _, how in forms if s.isdecimal() and (how or "stretch") == resize]
     if len(sizes) != 1:
         raise DataError(
             f"dataset {name!r} is prepared in {data_root} at {' and '.join(there)}; say which "
@@ -344,11 +304,7 @@ def _usual_size(name: str, data_root: Path, there: Sequence[str], resize: Resize
 
 
 def _size_to_prepare(name: str, asked: int | None) -> int:
-    """The size that a dataset is prepared at.
-
-    Raises:
-        DataError: the one asked for is out of range.
-    """
+    """The size that a dataset is prepared at. Raise DataError if one out of range is asked for."""
     if asked is None:
         return DATASETS[name].image_size if name in DATASETS else IMAGE_SIZE
     if asked not in IMAGE_SIZES:
@@ -356,23 +312,3 @@ def _size_to_prepare(name: str, asked: int | None) -> int:
             f"image size {asked} is out of range; use {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]} pixels"
         )
     return asked
-
-
-def _suffix(resize: Resize) -> str:
-    return "" if resize == "stretch" else f"-{resize}"
-
-
-def _opened(path: Path, image_size: int) -> ImageStore:
-    """The store that is in the folder of its size.
-
-    Raises:
-        DataError: it is damaged, or holds images of another size.
-    """
-    store = ImageStore.open(path)
-    size = store.image_shape[1]
-    if size != image_size:
-        raise DataError(
-            f"the images in {path} are of {size} pixels, not {image_size}; name the folder by "
-            "their size"
-        )
-    return store

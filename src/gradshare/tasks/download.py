@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gradshare.errors import DataError, reason
-from gradshare.tasks.dataset import Archive
-from gradshare.tasks.web_page import is_web_page
+from gradshare.tasks.readers.dataset import Archive
+from gradshare.tasks.readers.files import is_web_page
 
 TIMEOUT_SECONDS = 30.0  # without a single byte
 CHUNK_BYTES = 1 << 16
@@ -18,18 +18,10 @@ OnProgress = Callable[[int, int | None], None]
 
 
 def download(archive: Archive, folder: Path, progress: OnProgress | None = None) -> Path:
-    """Fetch an archive into a folder, unless it is there already and has the right checksum.
+    """The path of an archive, which is fetched into a folder unless it is there already.
 
     The file takes its name when it is complete and its checksum is right. A failed download is
     tried once more.
-
-    Args:
-        archive: what to fetch.
-        folder: where to; created when missing.
-        progress: called with the bytes so far and the bytes in all.
-
-    Returns:
-        The path of the complete file.
 
     Raises:
         DataError: the server cannot be reached, refuses, or answers with a web page; the checksum
@@ -44,10 +36,15 @@ def download(archive: Archive, folder: Path, progress: OnProgress | None = None)
         timeout=TIMEOUT_SECONDS,
     )
 
+    failed = f"cannot download {archive.url}"
+    remedy = "try again later, or download it by hand and pass --from PATH"
+
     def fetch_file(url: str, path: str, fetcher: Any) -> None:
         fetch(url, path, fetcher)
         if is_web_page(Path(path)):
-            raise _failed(archive, "the server answered with a web page instead of the file")
+            raise DataError(
+                f"{failed}: the server answered with a web page instead of the file; {remedy}"
+            )
 
     fetcher = pooch.Pooch(
         folder,
@@ -59,19 +56,12 @@ def download(archive: Archive, folder: Path, progress: OnProgress | None = None)
     try:
         return Path(fetcher.fetch(archive.filename, downloader=fetch_file))
     except (RequestException, ValueError) as error:  # pooch raises ValueError for a wrong checksum
-        raise _failed(archive, error) from error
+        raise DataError(f"{failed}: {error}; {remedy}") from error
     except OSError as error:
         raise DataError(
             f"cannot write {folder / archive.filename} ({reason(error)}); make room on "
             "the disk or choose another folder"
         ) from error
-
-
-def _failed(archive: Archive, cause: object) -> DataError:
-    return DataError(
-        f"cannot download {archive.url}: {cause}; try again later, or download it by hand and "
-        "pass --from PATH"
-    )
 
 
 class _Bar:

@@ -27,14 +27,12 @@ from gradshare.tasks.batch import TaskBatch
 from gradshare.tasks.classes import ClassTasks
 from gradshare.tasks.images import ImageFormat
 from gradshare.tasks.source import Splits
-from gradshare.tasks.store import SPLITS, Sha256, first_mistake, splits_note
+from gradshare.tasks.store import SPLITS, Positive, Sha256, first_mistake, splits_note
 
 FORM = "features"
 """The name of the store of features among the stores of a dataset."""
 
 RECORD = "features.json"
-
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Preprocessing(BaseModel):
@@ -55,17 +53,12 @@ class Preprocessing(BaseModel):
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (0.485, 0.456, 0.406)
-    std: tuple[_Positive, _Positive, _Positive] = (0.229, 0.224, 0.225)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
 
 
 class BackboneRecord(BaseModel):
-    """From this a backbone is loaded again and compared.
-
-    Attributes:
-        name, options, weights: see `gradshare.Backbone`.
-        preprocessing: of its images.
-        version: of the package that it comes from.
-        sha256: of its weights.
+    """From this a backbone is loaded again and compared: the arguments of `gradshare.Backbone`, the
+    version of its package, and the digest of its weights.
     """
 
     name: str
@@ -96,7 +89,7 @@ class FeatureStore(BaseModel):
     form: ImageFormat
     backbone: BackboneRecord
     mean: tuple[FiniteFloat, ...] = Field(repr=False)
-    std: tuple[_Positive, ...] = Field(repr=False)
+    std: tuple[Positive, ...] = Field(repr=False)
     source: dict[str, Any] = Field(repr=False)
     path: Path = Field(default=Path(), exclude=True)
 
@@ -113,10 +106,9 @@ class FeatureStore(BaseModel):
         try:
             store = cls.model_validate_json((path / RECORD).read_bytes())
         except (OSError, ValidationError) as error:
-            cause = first_mistake(error) if isinstance(error, ValidationError) else error
             raise DataError(
-                f"the features in {path} are damaged ({cause}); delete {path} and run "
-                "`gradshare data features` again"
+                f"the features in {path} are damaged ({first_mistake(error)}); delete {path} and "
+                "run `gradshare data features` again"
             ) from error
         return store.model_copy(update={"path": path})
 
@@ -157,11 +149,7 @@ class FeatureTasks(ClassTasks):
         return splits_note(self.store.name, self.store.source)
 
     def prepare(self, batch: TaskBatch) -> TaskBatch:
-        """Standardise the rows.
-
-        Raises:
-            DataError: they are longer or shorter than the rows of the store.
-        """
+        """Standardise the rows. Raise DataError if their length is not that of the store's."""
         store = self.store
 
         def standardised(rows: Tensor) -> Tensor:
@@ -182,9 +170,6 @@ def feature_splits(store: FeatureStore, **sizes: int) -> Splits:
     Args:
         store: the features.
         **sizes: ways, shots and queries; see `FeatureTasks`.
-
-    Raises:
-        ConfigError, DataError: see `ClassTasks`.
     """
     return Splits(*(FeatureTasks(store, split, **sizes) for split in SPLITS))
 

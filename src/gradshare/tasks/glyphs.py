@@ -12,6 +12,7 @@ depend on (seed, codepoint, size, samples) alone, not on which letters were draw
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +27,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gradshare.errors import DataError
-from gradshare.tasks.dataset import Dataset
+from gradshare.tasks.readers.dataset import Dataset
 from gradshare.tasks.store import SPLITS, Images, Split
 from gradshare.tasks.writing import ClassImages
 
@@ -35,9 +36,7 @@ GLYPHS = Dataset(
     summary="letters of fifteen scripts in many typefaces, generated on this machine",
     channels=1,
     image_size=28,
-    rotate_classes=False,
     characters=True,
-    read=None,
 )
 
 # Latin, Greek and Cyrillic look alike and stay together; the scripts held out resemble no other.
@@ -69,19 +68,12 @@ MIN_SIZE = 8  # pixels; less shows no letter
 
 @dataclass(frozen=True)
 class Letter:
-    """A class of the dataset.
-
-    Attributes:
-        codepoint: in Unicode.
-        script: one of `SCRIPTS`.
-        split: the split that the script belongs to.
-        faces: the members of `FACES` that have the letter.
-    """
+    """A class of the dataset."""
 
     codepoint: int
     script: str
-    split: str
-    faces: tuple[str, ...]
+    split: str  # of the script
+    faces: tuple[str, ...]  # that have the letter
 
     @property
     def name(self) -> str:
@@ -123,14 +115,9 @@ def letters() -> tuple[Letter, ...]:
 def generate(
     size: int, seed: int, samples: int = SAMPLES, chosen: Sequence[Letter] | None = None
 ) -> Iterator[ClassImages]:
-    """Draw the dataset, a class at a time.
+    """Draw the dataset, or some chosen letters of it, a class at a time.
 
-    Args:
-        size: height and width in pixels.
-        seed: the same seed gives the same bytes (with the same versions of the fonts, Pillow and
-            numpy).
-        samples: images a class.
-        chosen: which letters to draw; all of `letters()` if None.
+    The same seed gives the same bytes, with the same versions of the fonts, Pillow and numpy.
 
     Raises:
         DataError: the size is under `MIN_SIZE`.
@@ -143,12 +130,7 @@ def generate(
 
 @cache
 def drawn(split: str, size: int) -> Split:
-    """The letters of one split, drawn in memory with seed 0.
-
-    Args:
-        split: "train", "val" or "test".
-        size: height and width in pixels.
-    """
+    """The letters of one split, drawn in memory with seed 0."""
     found = list(generate(size, 0, chosen=[item for item in letters() if item.split == split]))
     counts = np.full(len(found), SAMPLES, dtype=np.int64)
     images = np.concatenate([item.images for item in found])
@@ -158,10 +140,7 @@ def drawn(split: str, size: int) -> Split:
 
 def source(seed: int) -> dict[str, Any]:
     """What a store's record says of the letters in it."""
-    scripts: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
-    for letter in letters():
-        counts = scripts[letter.split]
-        counts[letter.script] = counts.get(letter.script, 0) + 1
+    counts = {split: Counter(x.script for x in letters() if x.split == split) for split in SPLITS}
     return {
         "generator": "glyphs",
         "seed": seed,
@@ -171,7 +150,7 @@ def source(seed: int) -> dict[str, Any]:
         "numpy": np.__version__,
         "unicode": unicodedata.unidata_version,
         "faces": list(FACES),
-        "scripts": scripts,
+        "scripts": {split: dict(of_split) for split, of_split in counts.items()},
     }
 
 
@@ -184,9 +163,8 @@ def _font_path(face: str) -> Path:
 
 def _script(character: str, scripts: Sequence[str]) -> str | None:
     """The script of a character that can be a class, else None."""
-    if unicodedata.category(character) not in ("Lu", "Ll", "Lo"):
-        return None
-    if unicodedata.decomposition(character).startswith("<"):  # a variant: ligature, form, width
+    is_variant = unicodedata.decomposition(character).startswith("<")  # a ligature, form or width
+    if is_variant or unicodedata.category(character) not in ("Lu", "Ll", "Lo"):
         return None
     name = unicodedata.name(character)
     return next((script for script in scripts if name.startswith(script.upper() + " ")), None)
@@ -210,8 +188,8 @@ def _distinct(candidates: Sequence[Letter]) -> list[Letter]:
     pictures /= np.maximum(norms, 1)
     cosines = pictures @ pictures.T
     kept: list[int] = []
-    for i in range(len(candidates)):
-        if norms[i] > 0 and not (cosines[i, kept] > MAX_COSINE).any():
+    for i in np.flatnonzero(norms).tolist():
+        if not (cosines[i, kept] > MAX_COSINE).any():
             kept.append(i)
     return [candidates[i] for i in kept]
 
@@ -318,7 +296,7 @@ def _place(
         side: of the frame.
 
     Returns:
-        The six coefficients that `Image.transform` wants: from the frame's pixels to the ink's.
+        As `Image.transform` wants it, from the frame's pixels to the ink's.
     """
     placed = outline @ linear.T
     low, high = placed.min(axis=0), placed.max(axis=0)

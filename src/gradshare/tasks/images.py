@@ -59,16 +59,13 @@ class ImageFormat:
 
 
 def read_image(image: Any, where: str, form: ImageFormat) -> Images:
-    """Decode an image.
+    """Decode an image to uint8 (C, H, W).
 
     Args:
         image: the path of a file, the bytes of one (bytes, or uint8 (n,)), a Pillow image, or
             pixels, uint8 (H, W), (H, W, 3) or (H, W, 4).
         where: how an error names the image, if it is not a path.
         form: what to turn it into.
-
-    Returns:
-        uint8 (C, H, W).
 
     Raises:
         DataError: no such file, not an image, truncated, larger than `MAX_PIXELS`, or of more than
@@ -88,17 +85,12 @@ def read_image(image: Any, where: str, form: ImageFormat) -> Images:
 
 @contextmanager
 def open_image(data: Path | bytes | Image.Image, where: str) -> Iterator[Image.Image]:
-    """Open an image file, or the bytes of one, of which only the header is read at first.
-
-    A Pillow image stays open.
-
-    Args:
-        data: see `read_image`.
-        where: see `read_image`.
+    """Open an image file, or the bytes of one, of which only the header is read at first. A Pillow
+    image stays open.
 
     Raises:
-        DataError: no such file, not an image, or of more than 16 bits a channel; or what Pillow
-            raises while the image is in use.
+        DataError: no such file, not an image, or of more than 16 bits a channel; or Pillow raises
+            an error while the image is in use.
     """
     if isinstance(data, Path) and data.exists() and not data.is_file():  # a pipe would never end
         raise DataError(f"{where} is not a file; give the path of an image")
@@ -154,18 +146,11 @@ def _require_size(size: tuple[int, int], where: str, form: ImageFormat) -> None:
         )
 
 
-def _bits_of_grey(image: Image.Image) -> int:
-    """How many bits a value of an opened image has: more than 8 only where it is grey."""
-    if not image.mode.startswith("I"):
-        return 8
-    # A camera's TIFF of 12 bits comes in the mode of 16, its values as they are in the file.
-    (bits,) = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))
-    return int(bits)
-
-
 def _to_array(image: Image.Image, form: ImageFormat) -> Images:
     """Bring a decoded image to a store's size and channels: uint8 (C, H, W)."""
-    bits = _bits_of_grey(image)
+    bits = 8
+    if image.mode.startswith("I"):  # deep grey: 16 bits, or as many as the TIFF of a camera says
+        (bits,) = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))
     image = ImageOps.exif_transpose(image)  # telephones store photographs sideways and say so
     if bits > 8:
         # Pillow clips deep grey to 255 instead of scaling it. (It scales a PGM's to 65535.)

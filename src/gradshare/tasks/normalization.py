@@ -18,7 +18,7 @@ class Normalization:
 
     Attributes:
         mean: one value for each channel, of images scaled to [0, 1].
-        std: one value for each channel, of images scaled to [0, 1].
+        std: likewise.
 
     Raises:
         DataError: a standard deviation is not above 0, or there are more of one than of the other.

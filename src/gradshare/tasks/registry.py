@@ -11,44 +11,33 @@ from types import MappingProxyType
 from typing import Any
 
 from gradshare.errors import DataError
-from gradshare.tasks.benchmarks import CIFAR_FS, FC100, MINI_IMAGENET, TIERED_IMAGENET
-from gradshare.tasks.cub import CUB, CUB_140
-from gradshare.tasks.dataset import Dataset
 from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import Resize
-from gradshare.tasks.omniglot import OMNIGLOT, OTHER_SPLITS
+from gradshare.tasks.readers.benchmarks import CIFAR_FS, FC100, MINI_IMAGENET, TIERED_IMAGENET
+from gradshare.tasks.readers.cub import CUB, CUB_140
+from gradshare.tasks.readers.dataset import Dataset
+from gradshare.tasks.readers.omniglot import OMNIGLOT, OTHER_SPLITS
 
-DATASETS: dict[str, Dataset] = {
-    dataset.name: dataset
-    for dataset in (
-        *(GLYPHS, OMNIGLOT, *OTHER_SPLITS),
-        *(MINI_IMAGENET, TIERED_IMAGENET, CIFAR_FS, FC100, CUB, CUB_140),
-    )
-}
+_KNOWN = (
+    *(GLYPHS, OMNIGLOT, *OTHER_SPLITS),
+    *(MINI_IMAGENET, TIERED_IMAGENET, CIFAR_FS, FC100, CUB, CUB_140),
+)
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _KNOWN}
 
 DEFAULT_DATA_ROOT = Path("data")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def prepared(data_root: Path) -> dict[str, list[str]]:
     """What there is under a data root: of each dataset, the names of its stores, such as "84"."""
     found: dict[str, list[str]] = {}
-    indices = [
-        path
-        for name in ("index.json", "features.json")
-        for path in data_root.glob(f"[!.]*/[!.]*/{name}")
-    ]
-    for index in sorted(indices):
-        found.setdefault(index.parts[-3], []).append(index.parts[-2])
+    for index in sorted(data_root.glob("[!.]*/[!.]*/*.json")):
+        if index.name in ("index.json", "features.json"):
+            found.setdefault(index.parts[-3], []).append(index.parts[-2])
     return found
 
 
 def dataset_of(name: str, data_root: Path) -> Dataset:
-    """The dataset of a name.
-
-    Raises:
-        DataError: there is none; the message has the names there are.
-    """
+    """The dataset of a name, or a DataError with the names there are."""
     if name in DATASETS:
         return DATASETS[name]
     own = [other for other in prepared(data_root) if other not in DATASETS]
@@ -62,17 +51,15 @@ def dataset_of(name: str, data_root: Path) -> Dataset:
 
 
 def require_new_name(name: str) -> None:
-    """Check a name for a folder of images.
-
-    Raises:
-        DataError: it is the name of a published dataset, or cannot be a folder's.
+    """Raise DataError if data of the user's own cannot have a name: it is that of a published
+    dataset, however spelled, or cannot be a folder's.
     """
-    if _plain(name) in map(_plain, DATASETS):
+    if _letters(name) in map(_letters, DATASETS):
         raise DataError(
             f"{name!r} is the name of a dataset with a format of its own; leave out "
             "--format folder, or give your images another name"
         )
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise DataError(
             f"{name!r} cannot name a dataset, since it names its folder; use letters, digits, "
             "'.', '_' and '-', the first a letter or digit"
@@ -108,6 +95,6 @@ def prepare_command(
     return shlex.join(words)
 
 
-def _plain(name: str) -> str:
+def _letters(name: str) -> str:
     """A name without what people write differently: mini-imagenet, miniImageNet."""
     return re.sub(r"[^a-z0-9]", "", name.lower())

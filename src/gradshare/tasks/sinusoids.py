@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gradshare.tasks.batch import TaskBatch
@@ -44,9 +45,7 @@ class Sinusoids:
         shots = self.shots
         return TaskBatch(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
 
-    def _points(
-        self, random: np.random.Generator
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    def _points(self, random: np.random.Generator) -> npt.NDArray[np.float64]:
         amplitude, phase = random.uniform(0.1, 5), random.uniform(0, np.pi)
         x = random.uniform(-5, 5, (self.shots + self.queries, 1))
         return np.stack([x, amplitude * np.sin(x - phase)])

@@ -43,11 +43,8 @@ class MappedFile(np.memmap[Any, Any]):
     """The array in a file, memory-mapped."""
 
     def take(self, *arguments: Any, **options: Any) -> Any:
-        """As `numpy.take`.
-
-        Raises:
-            DataError: the file was cut since it was opened. To read beyond its end would kill the
-                process.
+        """As `numpy.take`. Raise DataError if the file was cut since it was opened: to read beyond
+        its end would kill the process.
         """
         mapped = self._mmap  # type: ignore[attr-defined]
         if mapped is not None and mapped.size() < len(mapped):
@@ -61,11 +58,7 @@ class MappedFile(np.memmap[Any, Any]):
 class StoredImages(MappedFile):
     """The images of a store, memory-mapped. A pickle holds where they are, and not the images.
 
-    A part of the images has no attributes, and is pickled as an array.
-
-    Attributes:
-        path: the store's folder.
-        sha256: of the images, see `ImageStore`.
+    A part of the images has no `path` and `sha256`, and is pickled as an array.
     """
 
     path: Path
@@ -78,11 +71,7 @@ class StoredImages(MappedFile):
 
 
 def _reopened(path: Path, sha256: str) -> Images:
-    """The images that a pickle names.
-
-    Raises:
-        DataError: they are not there, or are others by now.
-    """
+    """The images that a pickle names. Raise DataError if they are gone, or are others by now."""
     store = ImageStore.open(path)
     if store.sha256 != sha256:
         raise DataError(
@@ -174,23 +163,21 @@ class ImageStore:
             images = memory_map(path / "images.npy")
             index.require_fit(images)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            cause = first_mistake(error) if isinstance(error, ValidationError) else error
             raise DataError(
-                f"the prepared dataset in {path} is damaged ({cause}); {remedy}"
+                f"the prepared dataset in {path} is damaged ({first_mistake(error)}); {remedy}"
             ) from error
         stored = images.view(StoredImages)
         stored.path, stored.sha256 = path, index.sha256
         groups = None if index.groups is None else np.array(index.groups)
-        return cls(
-            name=index.name,
-            path=path,
-            splits={name: _split(name, stored, index.splits[name], groups) for name in SPLITS},
-            mean=tuple(index.mean),
-            std=tuple(index.std),
-            rotate_classes=index.rotate_classes,
-            source=index.source,
-            sha256=index.sha256,
-        )
+        splits = {}
+        for name in SPLITS:
+            classes = index.splits[name]
+            starts = np.array([item.start for item in classes], dtype=np.int64)
+            counts = np.array([item.count for item in classes], dtype=np.int64)
+            names = tuple(item.name for item in classes)
+            splits[name] = Split(name, stored, names, starts, counts, groups)
+        same = {"name", "mean", "std", "rotate_classes", "source", "sha256"}
+        return cls(path=path, splits=splits, **index.model_dump(include=same))
 
 
 def splits_note(name: str, source: Mapping[str, Any]) -> str | None:
@@ -209,7 +196,7 @@ def is_store(path: Path) -> bool:
 
 # Beyond any number of images, and safe to add.
 _Row = Annotated[int, Field(ge=-(2**53), le=2**53)]
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -227,8 +214,8 @@ class Index(BaseModel):
     format_version: int
     name: str
     shape: list[int]
-    mean: list[FiniteFloat]
-    std: list[_Positive]
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[Positive, ...]
     rotate_classes: StrictBool
     source: dict[str, Any]
     sha256: Sha256
@@ -246,11 +233,8 @@ class Index(BaseModel):
             )
         if self.groups is not None and len(self.groups) != len(images):
             raise ValueError(f"{len(self.groups)} groups are given for {len(images)} images")
-        rows = sorted(
-            (item.start, item.start + item.count, item.name)
-            for split in SPLITS
-            for item in self.splits[split]
-        )
+        classes = [item for split in SPLITS for item in self.splits[split]]
+        rows = sorted((item.start, item.start + item.count, item.name) for item in classes)
         for start, end, name in rows:
             if start < 0 or end <= start or end > len(images):
                 raise ValueError(f"class {name!r} has rows outside the {len(images)} images")
@@ -269,17 +253,17 @@ class Index(BaseModel):
             raise ValueError("images.npy has other images than its index says")
 
 
-def first_mistake(error: ValidationError) -> str:
+def first_mistake(error: Exception) -> str:
     """What is wrong with a content, in a few words."""
+    if not isinstance(error, ValidationError):
+        return str(error)
     first = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def memory_map(path: Path) -> MappedFile:
-    """An array in a .npy file, whatever its type, without reading it.
-
-    Raises:
-        OSError, ValueError: it is none, or is cut off.
+    """An array in a .npy file, whatever its type, without reading it. Raise OSError or ValueError
+    if there is none, or it is cut off.
     """
     try:
         with warnings.catch_warnings():
@@ -287,14 +271,3 @@ def memory_map(path: Path) -> MappedFile:
             return np.lib.format.open_memmap(path, mode="r").view(MappedFile)
     except (SyntaxError, tokenize.TokenError, MemoryError, OverflowError, TypeError) as error:
         raise ValueError(f"{path.name} has no proper header: {error}") from error
-
-
-def _split(
-    name: str,
-    images: Images,
-    entries: list[StoredClass],
-    groups: npt.NDArray[np.str_] | None,
-) -> Split:
-    starts = np.array([entry.start for entry in entries], dtype=np.int64)
-    counts = np.array([entry.count for entry in entries], dtype=np.int64)
-    return Split(name, images, tuple(entry.name for entry in entries), starts, counts, groups)

@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
 from gradshare.errors import DataError
 from gradshare.tasks.store import (
@@ -33,6 +32,7 @@ from gradshare.tasks.store import (
 log = logging.getLogger(__name__)
 
 WORKSPACE = ".partial"
+NEW = "store"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,26 +82,19 @@ def write_store(
                 f"{path} is there already and is not overwritten; delete it, or write to another "
                 "path"
             )
-        store = workspace / "store"
-        fill(store, classes, name=name, rotate_classes=rotate_classes, source=source)
-        store.rename(path)
+        fill(workspace / NEW, classes, name=name, rotate_classes=rotate_classes, source=source)
     return ImageStore.open(path)
 
 
 @contextmanager
 def writing(path: Path, *, wait: bool = True) -> Iterator[Path]:
-    """Be the only process that writes a store. Folders that are empty in the end are removed.
-
-    Args:
-        path: of the store.
-        wait: whether to wait for another process that writes it.
+    """Be the only process that writes the store at a path; if another one does, `wait` for it or
+    raise Timeout. Folders that are empty in the end are removed.
 
     Yields:
-        A folder beside the store to work in. It is removed in the end; if the process is killed,
-        by `clear_leftovers` or the next process that writes the store.
-
-    Raises:
-        Timeout: another process writes it, and `wait` is False.
+        A folder beside the store to work in. In the end, the folder `NEW` in it, if it is there,
+        takes the place of the store, and the rest is removed; if the process is killed, by
+        `clear_leftovers` or the next process that writes the store.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     workspace = path.with_name(f".{path.name}{WORKSPACE}")
@@ -121,6 +114,10 @@ def writing(path: Path, *, wait: bool = True) -> Iterator[Path]:
             shutil.rmtree(workspace, ignore_errors=True)
             workspace.mkdir()
             yield workspace
+            if (workspace / NEW).exists():
+                if path.exists():
+                    path.rename(workspace / "replaced")
+                (workspace / NEW).rename(path)
         finally:
             shutil.rmtree(workspace, ignore_errors=True)
             lock_path.unlink(missing_ok=True)  # while it is held: one that waits makes a new file
@@ -149,19 +146,14 @@ def fill(
     rotate_classes: bool,
     source: Mapping[str, Any],
 ) -> None:
-    """Write the two files of a store into a new folder; the other arguments as for `write_store`.
-
-    The validation classes are those of training if the source says that it has none.
-
-    Raises:
-        DataError: see `write_store`.
+    """Write the two files of a store into a new folder; see `write_store`. The validation classes
+    are those of training if the source says that it has none.
     """
     splits: dict[str, list[StoredClass]] = {split: [] for split in SPLITS}
-    split_of: dict[str, str] = {}
-    shape: tuple[int, ...] = ()
+    split_of, shape = dict[str, str](), tuple[int, ...]()
     groups: list[str] = []
     rows = 0
-    train = _PixelStatistics()
+    moments: npt.NDArray[np.int64] | int = 0
     digest = hashlib.sha256()
     folder.mkdir()
     with (folder / "images.npy").open("wb") as npy:
@@ -183,7 +175,7 @@ def fill(
             digest.update(data)
             npy.write(data)
             if item.split == "train":
-                train.add(images)
+                moments = moments + _moments(images)
         if rows:
             _write_header(npy, rows, shape)
     if source.get("splits") == NO_VALIDATION:
@@ -193,26 +185,30 @@ def fill(
         raise DataError(f"{len(groups)} groups are given for {rows} images; give one for each")
     if empty:
         raise DataError(f"no classes in split {empty[0]!r}; every one of {SPLITS} needs some")
-    mean, std = train.result()
-    content = {
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "shape": [rows, *shape],
-        "mean": mean,
-        "std": std,
-        "rotate_classes": rotate_classes,
-        "source": dict(source),
-        "sha256": digest.hexdigest(),
-        "written": (folder / "images.npy").stat().st_mtime_ns,
-        "splits": splits,
-        "groups": groups or None,
-    }
+    count, total, squares = np.asarray(moments)
+    mean = total / count
+    variance = squares / count - mean**2
+    # A constant channel is left as it is instead of being divided by zero.
+    std = np.where(variance > 0, np.sqrt(np.maximum(variance, 0)), 255.0)
     try:
-        index = Index.model_validate(content).model_dump_json(indent=1)
+        index = Index(
+            format_version=FORMAT_VERSION,
+            name=name,
+            shape=[rows, *shape],
+            mean=tuple((mean / 255).tolist()),
+            std=tuple((std / 255).tolist()),
+            rotate_classes=rotate_classes,
+            source=dict(source),
+            sha256=digest.hexdigest(),
+            written=(folder / "images.npy").stat().st_mtime_ns,
+            splits=splits,
+            groups=groups or None,
+        )
+        content = index.model_dump_json(indent=1)
     except ValueError as error:
-        cause = first_mistake(error) if isinstance(error, ValidationError) else error
+        cause = first_mistake(error)
         raise DataError(f"the store's index cannot be written ({cause}); correct it") from error
-    (folder / "index.json").write_text(index, encoding="utf-8")
+    (folder / "index.json").write_text(content, encoding="utf-8")
 
 
 def _require_class(item: ClassImages, split_of: Mapping[str, str]) -> None:
@@ -247,23 +243,7 @@ def _write_header(npy: BinaryIO, rows: int, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(npy, header)
 
 
-class _PixelStatistics:
-    """Mean and standard deviation of each channel, exactly, in integers."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sum: npt.NDArray[np.int64] | int = 0
-        self.sum_of_squares: npt.NDArray[np.int64] | int = 0
-
-    def add(self, images: Images) -> None:
-        channels = images.transpose(1, 0, 2, 3).reshape(images.shape[1], -1).astype(np.int64)
-        self.count += channels.shape[1]
-        self.sum = self.sum + channels.sum(1)
-        self.sum_of_squares = self.sum_of_squares + (channels**2).sum(1)
-
-    def result(self) -> tuple[list[float], list[float]]:
-        mean = np.asarray(self.sum) / self.count
-        variance = np.asarray(self.sum_of_squares) / self.count - mean**2
-        # A constant channel is left as it is instead of being divided by zero.
-        std = np.where(variance > 0, np.sqrt(np.maximum(variance, 0)), 255.0)
-        return (mean / 255).tolist(), (std / 255).tolist()
+def _moments(images: Images) -> npt.NDArray[np.int64]:
+    """The number, the sum and the sum of squares of the pixels of each channel: exact, (3, C)."""
+    pixels = images.transpose(1, 0, 2, 3).reshape(images.shape[1], -1).astype(np.int64)
+    return np.stack([np.full(len(pixels), pixels.shape[1]), pixels.sum(1), (pixels**2).sum(1)])

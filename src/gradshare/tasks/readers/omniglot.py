@@ -3,9 +3,7 @@
 Source: Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic
 program induction", Science 350 (2015); github.com/brendenlake/omniglot, MIT licence.
 
-Layouts read: a folder with the authors' two archives `images_background.zip` (964 characters) and
-`images_evaluation.zip` (659), or with the two folders unpacked from them, or one of each. Within
-them: `<archive>/<alphabet>/<character>/<number>_<drawer>.png`, 105×105 pixels, black on white.
+The authors' two archives have `<archive>/<alphabet>/<character>/<number>_<drawer>.png`.
 
 Splits, each under its own name:
 
@@ -26,22 +24,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from gradshare.errors import DataError
-from gradshare.tasks.archives import find_archive, listing, unpacked
-from gradshare.tasks.dataset import Archive, Dataset, FoundClass
-from gradshare.tasks.folder import class_folders, in_folder
-from gradshare.tasks.published import published_split
+from gradshare.tasks.readers.archives import find_archive, listing, unpacked
+from gradshare.tasks.readers.class_splits import published_split
+from gradshare.tasks.readers.dataset import Archive, Dataset, FoundClass
+from gradshare.tasks.readers.folder import class_folders, in_folder
 
 PARTS = ("images_background", "images_evaluation")
 DRAWINGS = 20
 VALIDATION_ALPHABETS = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 
 _URL = "https://github.com/brendenlake/omniglot/raw/master/python"
+# Those that torchvision verifies the same two files with.
+_MD5 = ("68d2efa1b9178cc56df9314c21c6e718", "6b91aef0f799c5bb55b94e3f2daec811")
 
 _LAKE = {
     f"{alphabet}/character{number:02}": split
-    for alphabet, count, split in (
-        (*word.split("/"), split) for word, split in published_split("omniglot-alphabets").items()
-    )
+    for word, split in published_split("omniglot-alphabets").items()
+    for alphabet, count in [word.split("/")]
     for number in range(1, int(count) + 1)
 }
 _DEALT = sorted(_LAKE, key=lambda name: hashlib.sha256(name.encode()).digest())
@@ -53,20 +52,11 @@ _VINYALS = _VINYALS_1200 | {
 
 
 def find(path: Path, scratch: Path) -> list[FoundClass]:
-    """Find the 1,623 characters, named as `Greek/character01`.
-
-    Args:
-        path: a folder as described above.
-        scratch: see `Reader`.
-
-    Raises:
-        DataError: a part is missing, damaged or incomplete.
-    """
+    """Find the 1,623 characters, named as `Greek/character01`; see `Reader`."""
     return [item for part in PARTS for item in _find_part(path, part, scratch)]
 
 
 def _find_part(path: Path, part: str, scratch: Path) -> list[FoundClass]:
-    """The characters of one of the two archives."""
     place = find_archive(path, part)
     if place is None:
         found = f"Found: {listing(path)}" if path.is_dir() else "It is no folder"
@@ -99,29 +89,15 @@ OMNIGLOT = Dataset(
     rotate_classes=True,
     read=find,
     split=_MAML_PLUS,
-    # The checksums are those that torchvision verifies the same two files with.
-    archives=(
-        Archive(
-            f"{_URL}/images_background.zip",
-            "images_background.zip",
-            "68d2efa1b9178cc56df9314c21c6e718",
-        ),
-        Archive(
-            f"{_URL}/images_evaluation.zip",
-            "images_evaluation.zip",
-            "6b91aef0f799c5bb55b94e3f2daec811",
-        ),
+    archives=tuple(
+        Archive(f"{_URL}/{part}.zip", f"{part}.zip", md5)
+        for part, md5 in zip(PARTS, _MD5, strict=True)
     ),
     characters=True,
 )
 
 OTHER_SPLITS = tuple(
-    replace(
-        OMNIGLOT,
-        name=name,
-        summary=f"the same characters in the split {sizes}",
-        split=split,
-    )
+    replace(OMNIGLOT, name=name, summary=f"the same characters in the split {sizes}", split=split)
     for name, sizes, split in (
         ("omniglot-vinyals", "1,028/172/423", _VINYALS),
         ("omniglot-vinyals-1200", "1,200/423, without validation classes", _VINYALS_1200),

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradshare.errors import DataError
-from gradshare.tasks.archives import find_archive, listing, unpacked
-from gradshare.tasks.dataset import Archive, Dataset, FoundClass
-from gradshare.tasks.folder import class_folders, image_files, in_folder
-from gradshare.tasks.hdf5 import read_split
-from gradshare.tasks.labelled import read_arrays, read_parquet
-from gradshare.tasks.lists import NAMES, classes_in_lists, is_image, places_of, read_list
-from gradshare.tasks.published import published_split
+from gradshare.tasks.readers.archives import find_archive, listing, unpacked
+from gradshare.tasks.readers.class_splits import published_split
+from gradshare.tasks.readers.dataset import Archive, Dataset, FoundClass
+from gradshare.tasks.readers.folder import class_folders, image_files, in_folder
+from gradshare.tasks.readers.labelled import read_arrays, read_hdf5, read_parquet
+from gradshare.tasks.readers.lists import NAMES, classes_in_lists, is_image, places_of, read_list
 from gradshare.tasks.store import SPLITS
 
 Files = Mapping[str, Path | None]
@@ -27,13 +26,8 @@ Files = Mapping[str, Path | None]
 
 
 class Layout(NamedTuple):
-    """A layout of a benchmark.
-
-    Attributes:
-        name: in errors.
-        content: the names of its files, in errors.
-        files: the files that it needs in a given folder.
-        find: finds the classes in that folder; the second argument is the folder to unpack into.
+    """A layout of a benchmark: its name and content, for errors; the files that it needs in a
+    folder; and its `Reader`, which gets that folder.
     """
 
     name: str
@@ -43,11 +37,7 @@ class Layout(NamedTuple):
 
 
 def find(title: str, layouts: Iterable[Layout], path: Path, scratch: Path) -> list[FoundClass]:
-    """Find the classes of a benchmark in the first of some layouts whose files are all there.
-
-    Raises:
-        DataError: a file of each layout is missing, or one is damaged.
-    """
+    """Find the classes of a benchmark in the first of some layouts whose files are all there."""
     accepted = "the layouts that can be read are" + "".join(
         f"\n  {layout.name}: {layout.content}" for layout in layouts
     )
@@ -103,9 +93,8 @@ def by_split(
 
 
 def class_folders_of(dataset: str) -> Layout:
-    """A layout with a folder for each class, in the given folder or in its data/ or images/.
-
-    Folders of other classes may be beside them, as in the whole of ImageNet.
+    """A layout with a folder for each class, in the given folder or in its data/ or images/; others
+    may be beside them, as in the whole of ImageNet.
     """
     names = published_split(dataset)
 
@@ -163,7 +152,6 @@ def _benchmark(name: str, title: str, *layouts: Layout, **attributes: Any) -> Da
     return Dataset(
         name=name,
         channels=3,
-        rotate_classes=False,
         read=partial(find, title, (*layouts, folders, class_folders_of(name))),
         split=published_split(name),
         **attributes,
@@ -182,7 +170,7 @@ MINI_IMAGENET = _benchmark(
     _pickle("mini-imagenet-cache-{}.pkl"),
     _pickle("miniImageNet_category_split_{}.pickle", train="train_phase_train"),  # MetaOptNet
     _FEW_SHOT_NPZ,
-    by_split("hdf5", read_split, "{}_data.hdf5", "{}_labels.json", inside="miniimagenet"),
+    by_split("hdf5", read_hdf5, "{}_data.hdf5", "{}_labels.json", inside="miniimagenet"),
     parquet_of("mini-imagenet"),
     summary="100 classes of ImageNet, up to 600 photographs of each",
     image_size=84,
@@ -191,11 +179,8 @@ MINI_IMAGENET = _benchmark(
     # it is read.
     archives=tuple(
         Archive(f"https://zenodo.org/record/7978538/files/{name}", name, None)
-        for name in (
-            "mini-imagenet-cache-train.pkl",
-            "mini-imagenet-cache-validation.pkl",
-            "mini-imagenet-cache-test.pkl",
-        )
+        for split in ("train", "validation", "test")
+        for name in [f"mini-imagenet-cache-{split}.pkl"]
     ),
 )
 

@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Self
 
-from gradshare.errors import DataError
+from gradshare.errors import DataError, some
 from gradshare.tasks.images import EXTENSIONS
-from gradshare.tasks.notes import some
-from gradshare.tasks.web_page import refuse_web_page
+from gradshare.tasks.readers.files import refuse_web_page
 
 # The largest archive of the datasets that are read, full-size mini-ImageNet, holds 10 GB. Images
 # hardly compress.
@@ -39,13 +38,10 @@ _DAMAGE = (
 
 
 def unpacked(path: Path, scratch: Path, *, everything: bool = False) -> Path:
-    """The folder at a path, or the folder that the archive there is unpacked into.
+    """The folder at a path, or the folder in `scratch` that the archive there is unpacked into.
 
-    Args:
-        path: a folder, a zip archive or a tar archive (plain, gzip, bzip2 or xz). The name of an
-            archive does not matter.
-        scratch: the archive's images, tables and lists go to a new folder in it.
-        everything: whether its other files go there too.
+    An archive is zip or tar (plain, gzip, bzip2 or xz), whatever its name. Its images, tables and
+    lists are unpacked, or everything.
 
     Raises:
         DataError: the archive is missing, damaged, truncated, encrypted or a web page; it holds a
@@ -78,12 +74,13 @@ def unpacked(path: Path, scratch: Path, *, everything: bool = False) -> Path:
                 raise _refused(path, f"it holds two files of the name {name!r}")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(read())
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
-    except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # of the disk, and not of a damaged archive
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk
             raise
-        raise _damaged(path, error) from error
+        raise DataError(
+            f"{path} is damaged or cut off ({error}); download it again, or unpack it yourself and "
+            "pass the folder"
+        ) from error
     return folder
 
 
@@ -95,12 +92,9 @@ def find_archive(folder: Path, stem: str) -> Path | None:
 
 def listing(folder: Path, most: int = 12) -> str:
     """What is in a folder, for an error: the first entries by name, folders with a slash."""
-    found = sorted(
-        entry.name + ("/" if entry.is_dir() else "")
-        for entry in folder.iterdir()
-        if not entry.name.startswith(".")
-    )
-    return some(found, most) or "nothing"
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in entries)
+    return some(names, most) or "nothing"
 
 
 def _zip_files(path: Path) -> Iterator[_File]:
@@ -182,12 +176,5 @@ def _require_no_bomb(path: Path, size: int) -> None:
 def _refused(path: Path, cause: str) -> DataError:
     return DataError(
         f"{path} cannot be trusted: {cause}; get it from its publisher, or unpack it yourself and "
-        "pass the folder"
-    )
-
-
-def _damaged(path: Path, cause: object) -> DataError:
-    return DataError(
-        f"{path} is damaged or cut off ({cause}); download it again, or unpack it yourself and "
         "pass the folder"
     )

@@ -1,12 +1,13 @@
-"""Reading images with their labels from pickles, .npz files and parquet.
+"""Reading images with their labels from pickles, .npz files, parquet and HDF5.
 
 If a file has no names of classes, they are named by split and label, such as `train 007`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshare.errors import DataError
-from gradshare.tasks.dataset import FoundClass
-from gradshare.tasks.lists import SPLIT_OF
-from gradshare.tasks.pickles import load_pickle
-from gradshare.tasks.published import published_split
-from gradshare.tasks.web_page import refuse_web_page
+from gradshare.tasks.readers.class_splits import published_split
+from gradshare.tasks.readers.dataset import FoundClass
+from gradshare.tasks.readers.files import read_text, refuse_web_page
+from gradshare.tasks.readers.lists import SPLIT_OF
+from gradshare.tasks.readers.pickles import load_pickle
 
 Array = npt.NDArray[Any]
 
@@ -26,17 +27,14 @@ Array = npt.NDArray[Any]
 IMAGES = ("image_data", "data", "features", "images")
 LABELS = ("labels", "targets", "label_specific")
 
+_REMEDY = "; let torchmeta write it again, or prepare the dataset from its original archive"
+
 
 def read_arrays(split: str, path: Path, labels: Path | None = None) -> list[FoundClass]:
     """Find the classes of a split in a pickle or an .npz file.
 
     Images are under one of `IMAGES`, or the file is a list of the bytes of image files. Labels are
-    under one of `LABELS`, or `class_dict` has the rows of each class.
-
-    Args:
-        split: its name.
-        path: the file.
-        labels: the file that has the labels; None for the same one.
+    under one of `LABELS`, or `class_dict` has the rows of each class; they may be in another file.
 
     Raises:
         DataError: a file cannot be read, would execute something, or holds something else.
@@ -58,8 +56,22 @@ def read_arrays(split: str, path: Path, labels: Path | None = None) -> list[Foun
     if not isinstance(described, dict):
         raise _wrong(labels or path, "it is not a dictionary")
     rows_of = described.get("class_dict")
-    if isinstance(rows_of, dict):
-        return _by_rows(split, images, rows_of, path)
+    if not isinstance(rows_of, dict):
+        return _by_label(split, images, described, path)
+    found = []
+    taken = np.zeros(len(images), dtype=np.bool_)
+    for name, value in rows_of.items():
+        rows = _integers(value)
+        if rows is None or rows.min() < 0 or rows.max() >= len(images):
+            raise _wrong(path, f"class {name!r} is not a list of rows of the {len(images)} images")
+        if len(np.unique(rows)) != len(rows) or taken[rows].any():
+            raise _wrong(path, f"class {name!r} has an image that is taken twice")
+        taken[rows] = True
+        found.append(FoundClass(split, str(name), [images[row] for row in rows.tolist()]))
+    return found
+
+
+def _by_label(split: str, images: Any, described: Any, path: Path) -> list[FoundClass]:
     codes = _integers(_first(described, LABELS))
     if codes is None or len(codes) != len(images):
         raise _wrong(path, f"there is not one label for each of the {len(images)} images")
@@ -110,6 +122,50 @@ def read_parquet(folder: Path, dataset: str) -> list[FoundClass]:
     return [FoundClass(split, name, of_class) for (split, name), of_class in images.items()]
 
 
+def read_hdf5(split: str, path: Path, labels: Path) -> Iterator[FoundClass]:
+    """Find the classes of a split in a cache of torchmeta (github.com/tristandeleu/pytorch-meta).
+    Images are read when they are used.
+
+    The HDF5 file has a group `datasets` with one dataset a class: uint8 (images, height, width, 3),
+    or the bytes of image files, uint8 of variable length. `labels` is a JSON list of the classes.
+
+    Raises:
+        DataError: h5py is not installed; a file is damaged or something else; the list names
+            other classes than the HDF5 file has; or a class is not images.
+    """
+    try:
+        import h5py  # noqa: PLC0415 (an optional dependency)
+    except ImportError as error:
+        raise DataError(f"reading {path} needs h5py; run `pip install h5py`") from error
+    names = _class_names(labels)
+    try:
+        refuse_web_page(path, "an HDF5 file")
+        # Reading needs no lock, and file systems without locks are common.
+        group = h5py.File(path, "r", locking=False)["datasets"]
+        if odd := set(group) ^ set(names):
+            raise DataError(
+                f"{path} and {labels.name} name different classes ({min(odd)!r} is in one of "
+                f"them only){_REMEDY}"
+            )
+        for name in names:
+            images = group[name]
+            where = f"class {name!r} in {path}"
+            # A link, or a dataset over other files, could read any file of this machine.
+            if images.file.filename != str(path) or images.is_virtual or images.external:
+                raise DataError(f"{where} keeps its images in other files{_REMEDY}")
+            shape, dtype = images.shape, images.dtype
+            of_files = (dtype.metadata or {}).get("vlen") == np.uint8 and len(shape) == 1
+            of_pixels = dtype == np.uint8 and len(shape) == 4 and shape[-1] == 3
+            if not (of_files or of_pixels) or len(images) == 0:
+                raise DataError(
+                    f"{where} holds {dtype} of shape {shape}, not image files or uint8 pixels "
+                    f"(images, height, width, 3){_REMEDY}"
+                )
+            yield FoundClass(split, name, images)
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise DataError(f"{path} is not torchmeta's, or damaged ({error}){_REMEDY}") from error
+
+
 def _content(path: Path) -> Any:
     """What a pickle or an .npz file holds."""
     if path.suffix.lower() != ".npz":
@@ -128,23 +184,6 @@ def _first(content: Any, keys: Sequence[str]) -> Any:
     return content[known[0]] if known else None
 
 
-def _by_rows(
-    split: str, images: Sequence[Any] | Array, rows_of: dict[Any, Any], path: Path
-) -> list[FoundClass]:
-    """The classes of images of which each class has some rows."""
-    found = []
-    taken = np.zeros(len(images), dtype=np.bool_)
-    for name, value in rows_of.items():
-        rows = _integers(value)
-        if rows is None or rows.min() < 0 or rows.max() >= len(images):
-            raise _wrong(path, f"class {name!r} is not a list of rows of the {len(images)} images")
-        if len(np.unique(rows)) != len(rows) or taken[rows].any():
-            raise _wrong(path, f"class {name!r} has an image that is taken twice")
-        taken[rows] = True
-        found.append(FoundClass(split, str(name), [images[row] for row in rows.tolist()]))
-    return found
-
-
 def _integers(value: Any) -> Array | None:
     """A list of integers as an array; None if it is something else, or empty."""
     try:
@@ -152,6 +191,17 @@ def _integers(value: Any) -> Array | None:
     except ValueError:  # lists of unequal length
         return None
     return array if array.ndim == 1 and array.dtype.kind in "iu" and len(array) > 0 else None
+
+
+def _class_names(path: Path) -> list[str]:
+    with contextlib.suppress(ValueError, RecursionError):
+        names = json.loads(read_text(path, "a list of class names"))
+        are_names = isinstance(names, list) and all(
+            isinstance(name, str) and name and "/" not in name for name in names
+        )
+        if are_names and names and len(set(names)) == len(names):
+            return list(names)
+    raise DataError(f"{path} is not a JSON list of distinct class names{_REMEDY}")
 
 
 def _wrong(path: Path, cause: str) -> DataError:

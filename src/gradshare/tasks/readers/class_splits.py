@@ -1,28 +1,79 @@
-"""Which classes of the user's own images are in which split: from a file, or by chance."""
+"""Which classes are in which split: as published, from a file of the user's own, or by chance."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 import json
+import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from gradshare.errors import ConfigError, DataError, reason
-from gradshare.tasks.dataset import FoundClass
-from gradshare.tasks.lists import classes_in_lists, is_image, places_of
-from gradshare.tasks.notes import Notes
+from gradshare.errors import ConfigError, DataError, reason, some
+from gradshare.tasks.decoding import Notes
+from gradshare.tasks.readers.dataset import Dataset, FoundClass
+from gradshare.tasks.readers.files import read_text
+from gradshare.tasks.readers.lists import classes_in_lists, is_image, places_of
 from gradshare.tasks.store import SPLITS
-from gradshare.tasks.web_page import refuse_web_page
 
 UNUSED = "unused"
 
 # Of train, val and test: mini-ImageNet's shares.
 SHARES = (0.64, 0.16, 0.20)
+
+_PUBLISHED = Path(__file__).with_name("published_splits.toml")
+MOST_NAMES = 5  # in an error
+
+
+@cache
+def published_split(dataset: str) -> dict[str, str]:
+    """The split of each class of a benchmark, from the list of its classes."""
+    lists = tomllib.loads(_PUBLISHED.read_text(encoding="utf-8"))[dataset]
+    return {name: split for split, names in lists.items() for name in names.split()}
+
+
+def with_splits(found: Sequence[FoundClass], where: Path, dataset: Dataset) -> list[FoundClass]:
+    """Put the classes that have no split into the published one, and check all splits.
+
+    Raises:
+        DataError: two classes have one name, or the splits are not the published ones. Of a copy
+            that has other names for all classes, only their number in each split is checked.
+    """
+    published = dataset.split
+    split_of: dict[str, str] = {}
+    for item in found:
+        split = item.split or published.get(item.name, "")
+        if item.name in split_of:
+            raise DataError(
+                f"class {item.name!r} of {where} is in {split_of[item.name]!r} and in "
+                f"{split!r}: splits must not overlap; give it to one of them"
+            )
+        split_of[item.name] = split
+    faults = []
+    if published and (published.keys() & split_of.keys() or "" in split_of.values()):
+        moved = [name for name, split in split_of.items() if published.get(name, split) != split]
+        for fault, names in (
+            ("lacks {}", published.keys() - split_of.keys()),
+            ("adds {}", split_of.keys() - published.keys()),
+            ("puts {} into another split", moved),
+        ):
+            if names:
+                faults.append(f"it {fault.format(some(sorted(names), MOST_NAMES))}")
+    counts = Counter(split_of.values())
+    for split, count in Counter(published.values()).items():
+        if counts[split] != count:
+            faults.append(f"it has {counts[split]} classes in {split!r}, and not {count}")
+    if faults:
+        raise DataError(
+            f"{where} does not have the published split: {'; '.join(faults)}; get a complete copy "
+            "with that split"
+        )
+    return [replace(item, split=split_of[item.name]) for item in found]
 
 
 def split_by_file(found: Sequence[FoundClass], path: Path, notes: Notes) -> list[FoundClass]:
@@ -36,8 +87,7 @@ def split_by_file(found: Sequence[FoundClass], path: Path, notes: Notes) -> list
     """
     example = '{"train": ["class", …], "val": […], "test": […]}'
     try:
-        refuse_web_page(path, "a list of classes")
-        named = json.loads(path.read_text(encoding="utf-8-sig"))
+        named = json.loads(read_text(path, "a list of classes"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is not readable as JSON ({reason(error)}); it must be {example}"
@@ -53,6 +103,7 @@ def split_by_file(found: Sequence[FoundClass], path: Path, notes: Notes) -> list
         listings = {split: dict.fromkeys(names, "") for split, names in named.items()}
         return classes_in_lists(listings, places, notes.path)
     known = [item.name for item in found]
+    split_of: dict[str, str] = {}
     for split, names in named.items():
         if not names and split != UNUSED:
             raise DataError(f"{path} gives split {split!r} no classes; it needs at least one")
@@ -64,17 +115,15 @@ def split_by_file(found: Sequence[FoundClass], path: Path, notes: Notes) -> list
                     f"{path} names class {name!r} in {split!r}, but there is no such class{hint}; "
                     "correct the name or add the class"
                 )
-    times = Counter(name for names in named.values() for name in names)
-    twice = [name for name in times if times[name] > 1]
-    if twice:
-        raise DataError(f"{path} names class {twice[0]!r} twice; give it to one split")
-    unnamed = [name for name in known if name not in times]
+            if name in split_of:
+                raise DataError(f"{path} names class {name!r} twice; give it to one split")
+            split_of[name] = split
+    unnamed = [name for name in known if name not in split_of]
     if unnamed:
         raise DataError(
             f"{path} gives class {unnamed[0]!r} ({len(unnamed)} in all) no split; add it to one, "
             f'or to a list "{UNUSED}"'
         )
-    split_of = {name: split for split, names in named.items() for name in names}
     return [
         replace(item, split=split_of[item.name]) for item in found if split_of[item.name] != UNUSED
     ]
@@ -83,13 +132,7 @@ def split_by_file(found: Sequence[FoundClass], path: Path, notes: Notes) -> list
 def split_by_chance(
     found: Sequence[FoundClass], where: Path, seed: int, shares: Sequence[float] = SHARES
 ) -> list[FoundClass]:
-    """Deal classes to the splits at random, at least one to each.
-
-    Args:
-        found: the classes.
-        where: what they were found in, for the message.
-        seed: the same seed gives the same splits.
-        shares: of the classes, for train, val and test.
+    """Deal classes to train, val and test at random, in some shares, at least one to each.
 
     Raises:
         ConfigError: the shares are not three fractions that add up to 1.
@@ -106,10 +149,10 @@ def split_by_chance(
             "and test (and as many in each as the tasks have ways); give each class a folder of "
             "its images"
         )
-    shuffled = np.random.default_rng(seed).permutation(len(found))
+    shuffled = np.random.default_rng(seed).permutation(len(found)).tolist()
     val = min(max(1, round(shares[1] * len(found))), len(found) - 2)
     test = min(max(1, round(shares[2] * len(found))), len(found) - 1 - val)
-    split_of = dict.fromkeys(shuffled.tolist(), "train")
-    split_of |= dict.fromkeys(shuffled[:val].tolist(), "val")
-    split_of |= dict.fromkeys(shuffled[val : val + test].tolist(), "test")
+    split_of = dict.fromkeys(shuffled, "train")
+    split_of |= dict.fromkeys(shuffled[:val], "val")
+    split_of |= dict.fromkeys(shuffled[val : val + test], "test")
     return [replace(item, split=split_of[number]) for number, item in enumerate(found)]

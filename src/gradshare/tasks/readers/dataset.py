@@ -27,25 +27,15 @@ class FoundClass:
 
 
 Reader = Callable[[Path, Path], list[FoundClass]]
-"""Finds the classes of a published dataset.
-
-Args:
-    path: what the user gave: a file or a folder.
-    scratch: an empty folder to unpack archives into. It is removed when the store is written.
-
-Raises:
-    DataError: the path does not hold a complete copy of the dataset.
+"""Finds the classes of a published dataset in a file or a folder. The second argument is an empty
+folder to unpack archives into. It raises DataError unless the copy is complete.
 """
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file of a dataset as its authors publish it.
-
-    Attributes:
-        url: where it is published.
-        filename: what it is called on disk.
-        md5: its published checksum, in hexadecimal; None if there is none.
+    """A file of a dataset as its authors publish it: its address, its name on disk, and its
+    published MD5 checksum in hexadecimal, None if there is none.
     """
 
     url: str
@@ -60,7 +50,7 @@ class Dataset:
     Attributes:
         name: as on the command line.
         summary: one line for `--help` and errors.
-        channels: 1 (grey) or 3 (RGB); by default 1 if no image has colour.
+        channels: 1 (grey) or 3 (RGB); None for 1 if no image has colour.
         image_size: height and width that most papers use.
         rotate_classes: see `ImageStore`.
         read: finds the classes; None for glyphs, which are drawn, and for images of the user's own.
@@ -74,8 +64,8 @@ class Dataset:
     summary: str
     channels: int | None
     image_size: int
-    rotate_classes: bool
-    read: Reader | None
+    rotate_classes: bool = False
+    read: Reader | None = None
     split: Mapping[str, str] = field(default_factory=dict, repr=False)
     archives: tuple[Archive, ...] = ()
     characters: bool = False

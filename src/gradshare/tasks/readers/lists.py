@@ -19,11 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gradshare.errors import DataError
-from gradshare.tasks.dataset import FoundClass
 from gradshare.tasks.images import EXTENSIONS
+from gradshare.tasks.readers.dataset import FoundClass
+from gradshare.tasks.readers.files import read_text, table_error, table_rows
 from gradshare.tasks.store import SPLITS
-from gradshare.tasks.tables import table_error, table_rows
-from gradshare.tasks.web_page import refuse_web_page
 
 NAMES = {
     "train": ("train", "base"),
@@ -55,16 +54,13 @@ def list_files(folder: Path) -> dict[str, Path]:
 
 
 def read_list(path: Path) -> Listing:
-    """Read the list of a split.
-
-    Raises:
-        DataError: it is in none of the forms described above, or a table names an image twice.
+    """Read the list of a split. Raise DataError if it is in none of the forms described above, or
+    a table names an image twice.
     """
     if path.suffix.lower() == ".csv":
         return _in_table(path)
-    refuse_web_page(path, "a list of images")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "a list of images")
         return _in_json(json.loads(text)) if path.suffix.lower() == ".json" else _in_text(text)
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise DataError(
@@ -76,10 +72,9 @@ def read_list(path: Path) -> Listing:
 def _in_table(path: Path) -> Listing:
     listing: dict[str, str] = {}
     for line, row in table_rows(path, ()):
-        column = "path" if "path" in row else "filename"
-        if column not in row:
+        if not {"path", "filename"} & row.keys():
             raise table_error(path, 1, "the columns are not 'filename,label'")
-        file, label = row[column], row.get("label", "")
+        file, label = row.get("path", row.get("filename")), row.get("label", "")
         if None in row or not file or ("label" in row and not label):
             raise table_error(path, line, "it does not have one file name and one class")
         if file in listing:
@@ -91,13 +86,10 @@ def _in_table(path: Path) -> Listing:
 
 
 def _in_text(text: str) -> Listing:
-    listing = {}
+    listing: dict[str, str] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         file, _, label = line.rpartition(" ")
-        if is_image(file):
-            listing[file] = _class_name(file, label)
-        else:
-            listing[line] = ""
+        listing |= {file: _class_name(file, label)} if is_image(file) else {line: ""}
     return listing
 
 
@@ -114,9 +106,7 @@ def _in_json(content: Any) -> Listing:
 
 
 def _class_name(file: str, label: str) -> str:
-    """The label; "" if it is a number, which may mean another class in another list, and the folder
-    can name the class instead.
-    """
+    """The label; "" if it is a number, whose meaning depends on the list, and a folder names it."""
     return "" if "/" in file and label.isdigit() else label
 
 
@@ -141,11 +131,8 @@ def classes_in_lists(
 ) -> list[FoundClass]:
     """The classes that the lists of all splits name, or whose images they name.
 
-    Args:
-        listings: the list of each split. Its paths may be those of another machine: an image is
-            found by its own name and that of its folder.
-        places: of the images.
-        where: the folder of the images, for errors.
+    The paths in a list may be those of another machine: an image is found by its own name and that
+    of its folder.
 
     Raises:
         DataError: an image is missing or listed twice, or several have its name.
@@ -153,8 +140,7 @@ def classes_in_lists(
     classes = []
     split_of: dict[Path, str] = {}
     for split in SPLITS:
-        listing, images = listings[split], dict[str, list[Path]]()
-        missing = []
+        listing, images, missing = listings[split], dict[str, list[Path]](), []
         if not listing:
             raise DataError(f"nothing in {where} is listed for {split!r}; list an image or class")
         for name in sorted(listing):

@@ -4,10 +4,10 @@ A class folder's images may be at any depth below it. A table is a CSV file with
 and label, and perhaps split and group. The splits of the classes come from
 
 - folders `train/`, `val/` (or `valid/`, `validation/`) and `test/`, each with its class folders;
-- a list for each split beside the class folders (`gradshare.tasks.lists`);
+- a list for each split beside the class folders (see `lists`);
 - the table's column split;
-- a file that names the classes of each split (`gradshare.tasks.class_splits`): `splits.json`
-  beside the class folders, or another one;
+- a file that names the classes of each split: `splits.json` beside the class folders, or another
+  one (see `class_splits`);
 - or a seed.
 """
 
@@ -18,15 +18,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gradshare.errors import ConfigError, DataError
-from gradshare.tasks.archives import listing, unpacked
-from gradshare.tasks.class_splits import SHARES, split_by_chance, split_by_file
-from gradshare.tasks.dataset import FoundClass
+from gradshare.errors import ConfigError, DataError, some
+from gradshare.tasks.decoding import Notes
 from gradshare.tasks.images import EXTENSIONS, open_image
-from gradshare.tasks.lists import SPLIT_OF, classes_in_lists, list_files, places_of, read_list
-from gradshare.tasks.notes import Notes, some
+from gradshare.tasks.readers.archives import listing, unpacked
+from gradshare.tasks.readers.class_splits import SHARES, split_by_chance, split_by_file
+from gradshare.tasks.readers.dataset import FoundClass
+from gradshare.tasks.readers.files import table_error, table_rows
+from gradshare.tasks.readers.lists import (
+    SPLIT_OF,
+    classes_in_lists,
+    list_files,
+    places_of,
+    read_list,
+)
 from gradshare.tasks.store import SPLITS
-from gradshare.tasks.tables import table_error, table_rows
 
 SPLITS_FILE = "splits.json"
 
@@ -58,34 +64,27 @@ def find_classes(
         group: see `groups_in`.
 
     Raises:
-        DataError: no images, classes without images, splits that overlap or lack classes, a table
-            or splits file that does not fit, a path without a group, or an option that would
-            change nothing.
+        DataError: the images or their splits cannot be used, or an option would change nothing.
         ConfigError: shares that do not add up to 1, or an expression that is none.
     """
-    path = notes.path
-    given: Path | str | None
-    if path.is_file() and path.suffix.lower() == ".csv":
-        found, given = _in_table(path)
-    else:
-        found, given = _in_folders(unpacked(path, notes.scratch, everything=True), notes)
-    file = Path(split).expanduser() if isinstance(split, str | Path) else None
-    shares = None if isinstance(split, str | Path) else split
-    if given is None and file is None:
+    is_table = notes.path.is_file() and notes.path.suffix.lower() == ".csv"
+    found, given = _in_table(notes.path) if is_table else _in_folders(notes)
+    if given is None and isinstance(split, str | Path):
+        given, split = Path(split).expanduser(), None
+    if given is None:
+        shares = SHARES if split is None or isinstance(split, str | Path) else split
         notes.seed = seed or 0
         notes.splits = f"drawn with seed {notes.seed}"
-        if shares is not None:
+        if split is not None:
             notes.splits += f" and shares {some(shares)}"
-        found = split_by_chance(found, path, notes.seed, SHARES if shares is None else shares)
+        found = split_by_chance(found, notes.path, notes.seed, shares)
     else:
-        useless = {"--seed": seed, "--split": None if given is None else split}
-        given = given or file
         notes.splits = notes.name(given) if isinstance(given, Path) else given
-        for option, value in useless.items():
+        for option, value in (("--seed", seed), ("--split", split)):
             if value is not None:
                 raise DataError(
-                    f"the splits of {path} come from {notes.splits}, so {option} would change "
-                    "nothing; leave it out"
+                    f"the splits of {notes.path} come from {notes.splits}, so {option} would "
+                    "change nothing; leave it out"
                 )
         if isinstance(given, Path):
             found = split_by_file(found, given, notes)
@@ -98,11 +97,7 @@ def is_grey(found: Sequence[FoundClass]) -> bool:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, by name. Hidden ones are passed over.
-
-    Raises:
-        DataError: a link in it is dead, and could be one of them.
-    """
+    """The folders in a folder, by name, but for hidden ones. Raise DataError if a link is dead."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     for entry in entries:
         if entry.is_symlink() and not entry.exists():
@@ -111,11 +106,7 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images that a class folder holds directly, by name.
-
-    Raises:
-        DataError: there are none.
-    """
+    """The images that a class folder holds directly, by name. Raise DataError if there are none."""
     images = sorted(
         entry
         for entry in folder.iterdir()
@@ -134,30 +125,24 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def in_folder(split: str, folder: Path) -> list[FoundClass]:
-    """The classes of a split that has a folder of images for each class.
-
-    Raises:
-        DataError: a class folder holds no image directly, or a link is dead.
-    """
+    """The classes of a split that has a folder of images for each class; see `image_files`."""
     return [FoundClass(split, inner.name, image_files(inner)) for inner in class_folders(folder)]
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split, in a folder of them.
-
-    Raises:
-        DataError: a split is missing, empty or there twice, or another folder is beside them.
+    """The folder of each split, in a folder of them. Raise DataError if a split is missing, empty
+    or there twice, or another folder is beside them.
     """
     folder_of: dict[str, Path] = {}
     for folder in class_folders(root):
-        if folder.name not in SPLIT_OF_FOLDER:
+        split = SPLIT_OF_FOLDER.get(folder.name)
+        if split is None:
             raise DataError(
                 f"{folder} is beside split folders and is not one; use train/, val/ and test/, or "
                 f"name the split of every class in {root / SPLITS_FILE}"
             )
-        first = folder_of.setdefault(SPLIT_OF_FOLDER[folder.name], folder)
+        first = folder_of.setdefault(split, folder)
         if first != folder:
-            split = SPLIT_OF_FOLDER[folder.name]
             raise DataError(f"{first} and {folder} are both the split {split!r}; keep one of them")
     for split in SPLITS:
         if split not in folder_of:
@@ -172,28 +157,25 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return {split: folder_of[split] for split in SPLITS}
 
 
-def _in_folders(root: Path, notes: Notes) -> tuple[list[FoundClass], Path | str | None]:
-    """The classes of a folder, and what gives their splits."""
-    folders = _folders_in(root, notes)
-    while len(folders) == 1 and _is_wrapper(folders[0]) and not _has_splits(root):
-        (root,) = folders
+def _in_folders(notes: Notes) -> tuple[list[FoundClass], Path | str | None]:
+    """The classes of a folder or an archive, and what gives their splits."""
+    root = unpacked(notes.path, notes.scratch, everything=True)
+    while True:
         folders = _folders_in(root, notes)
-    file, lists = root / SPLITS_FILE, list_files(root)
-    if file.exists() or file.is_symlink():
-        return [_class_in(folder, "", notes) for folder in folders], file
-    if not any(folder.name in SPLIT_OF_FOLDER for folder in folders):
-        if lists:
-            return _in_lists(lists, folders, notes), ", ".join(f.name for f in lists.values())
-        return [_class_in(folder, "", notes) for folder in folders], None
-    return [
-        _class_in(folder, split, notes)
-        for split, of_split in _split_folders(root).items()
-        for folder in _folders_in(of_split, notes)
-    ], "split folders"
-
-
-def _has_splits(root: Path) -> bool:
-    return (root / SPLITS_FILE).exists() or bool(list_files(root))
+        file, lists = root / SPLITS_FILE, list_files(root)
+        has_file = file.exists() or file.is_symlink()
+        if has_file or lists or len(folders) != 1 or not _is_wrapper(folders[0]):
+            break
+        (root,) = folders
+    if not has_file and any(folder.name in SPLIT_OF_FOLDER for folder in folders):
+        return [
+            _class_in(folder, split, notes)
+            for split, of_split in _split_folders(root).items()
+            for folder in _folders_in(of_split, notes)
+        ], "split folders"
+    if not has_file and lists:
+        return _in_lists(lists, folders, notes), ", ".join(f.name for f in lists.values())
+    return [_class_in(folder, "", notes) for folder in folders], file if has_file else None
 
 
 def _in_lists(lists: Mapping[str, Path], folders: list[Path], notes: Notes) -> list[FoundClass]:
@@ -207,9 +189,7 @@ def _in_lists(lists: Mapping[str, Path], folders: list[Path], notes: Notes) -> l
 
 
 def _is_wrapper(folder: Path) -> bool:
-    """Whether a folder that has no other beside it holds the class folders: archives often have
-    such a one.
-    """
+    """Whether a folder with no other beside it holds the class folders, as in many archives."""
     return folder.name not in SPLIT_OF_FOLDER and any(
         entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()
     )
@@ -257,8 +237,8 @@ def _is_hidden(entry: Path) -> bool:
 
 
 def _is_image(entry: Path, notes: Notes) -> bool:
-    """Whether an entry is to be read. It is if it has an image's suffix, even if it is damaged, or
-    an image's content. The others are noted.
+    """Whether an entry has an image's suffix, even if it is damaged, or an image's content. The
+    others are noted.
     """
     if _is_hidden(entry):
         notes.skip("hidden", entry)
@@ -278,12 +258,10 @@ def _mode(path: Path) -> str | None:
         return None
 
 
-def _in_table(path: Path) -> tuple[list[FoundClass], str | None]:
+def _in_table(path: Path) -> tuple[list[FoundClass], Path | str | None]:
     """The classes of a table, and what gives their splits."""
-    files: dict[str, list[Path]] = {}
-    groups: dict[str, list[str]] = {}
-    split_of: dict[str, str] = {}
-    listed: set[Path] = set()
+    files, groups = dict[str, list[Path]](), dict[str, list[str]]()
+    split_of, listed = dict[str, str](), set[Path]()
     for line, row in table_rows(path, ("path", "label")):
         file, label, group = path.parent / (row["path"] or ""), row["label"], row.get("group", "")
         split = SPLIT_OF_FOLDER.get(row["split"], "") if "split" in row else "none"
@@ -332,14 +310,12 @@ def groups_in(names: Iterable[str], group: str, where: Path) -> list[str]:
     """The group of each image.
 
     Args:
-        names: the paths of the images below `where`.
+        names: the paths of the images below the folder `where`.
         group: a regular expression that is searched in each of them. Its parenthesised parts, or
             the whole match if it has none, are the group.
-        where: a folder, for errors.
 
     Raises:
-        ConfigError: `group` is not a regular expression.
-        DataError: `group` is not found in a path.
+        ConfigError, DataError: it is no regular expression, or is not found in a path.
     """
     try:
         pattern = re.compile(group)

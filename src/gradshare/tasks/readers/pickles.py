@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshare.errors import DataError
-from gradshare.tasks.web_page import refuse_web_page
+from gradshare.tasks.readers.files import refuse_web_page
 
 _NUMBERS = frozenset(("b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"))
 
@@ -31,6 +31,7 @@ def load_pickle(path: Path) -> Any:
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}; check the path")
+    refuse_web_page(path, "a pickle")
     try:
         return _load(path)
     except _ForbiddenError as error:
@@ -44,8 +45,6 @@ def load_pickle(path: Path) -> Any:
             f"{path} is damaged, or needs more memory than there is; download it again, or use a "
             "machine with three times the file's size in memory"
         ) from error
-    except DataError:
-        raise
     except Exception as error:  # damaged pickles raise nearly anything
         raise DataError(
             f"{path} is not a complete pickle of arrays ({error}); download it again"
@@ -142,7 +141,6 @@ class _ArrayUnpickler(pickle._Unpickler):
 
 
 def _load(path: Path) -> Any:
-    refuse_web_page(path, "a pickle")
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd escapes in damaged text
         # A file would make room for as many bytes as a damaged length asks for; a map does not.

@@ -3,19 +3,11 @@
 Source: Wah, Branson, Welinder, Perona and Belongie, "The Caltech-UCSD Birds-200-2011 Dataset",
 CNS-TR-2011-001 (2011); data.caltech.edu/records/65de6-vp158.
 
-Layouts read:
+Splits, on which accuracies cannot be compared:
 
-- the authors' archive `CUB_200_2011.tgz`, or a folder that holds it;
-- the folder `CUB_200_2011` unpacked from it, with `images/<NNN.Class_name>/*.jpg`, or a folder
-  that holds that folder;
-- torchmeta's cache, `{train,val,test}_data.hdf5` and `{train,val,test}_labels.json` in the folder
-  or in its folder `cub`.
-
-Splits; accuracies on the two cannot be compared:
-
-- `cub`: of the species counted from 0, the even ones train (100), those with i % 4 == 1 validate
-  (50) and those with i % 4 == 3 test (50): the rule of the paper, of torchmeta, and of Chen et al.,
-  "A Closer Look at Few-shot Classification".
+- `cub`: of the species counted from 0, the even ones train, those with i % 4 == 1 validate, and
+  those with i % 4 == 3 test: the rule of the paper, of torchmeta, and of Chen et al., "A Closer
+  Look at Few-shot Classification".
 - `cub-140`: 140 train, 30 validate and 30 test, as in Meta-Dataset, learn2learn and easyfsl.
 """
 
@@ -25,29 +17,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from gradshare.errors import DataError
-from gradshare.tasks.archives import find_archive, listing, unpacked
-from gradshare.tasks.benchmarks import by_split
-from gradshare.tasks.dataset import Archive, Dataset, FoundClass
-from gradshare.tasks.folder import in_folder
-from gradshare.tasks.hdf5 import read_split
-from gradshare.tasks.published import published_split
+from gradshare.tasks.readers.archives import find_archive, listing, unpacked
+from gradshare.tasks.readers.benchmarks import by_split
+from gradshare.tasks.readers.class_splits import published_split
+from gradshare.tasks.readers.dataset import Archive, Dataset, FoundClass
+from gradshare.tasks.readers.folder import in_folder
+from gradshare.tasks.readers.labelled import read_hdf5
 
-_CACHE = by_split("hdf5", read_split, "{}_data.hdf5", "{}_labels.json", inside="cub")
+_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
+_CACHE = by_split("hdf5", read_hdf5, "{}_data.hdf5", "{}_labels.json", inside="cub")
 _PARTS = ("train", "val", "train", "test")
 _SPLIT_140 = published_split("cub-140")
 _SPLIT = {name: _PARTS[number % 4] for number, name in enumerate(sorted(_SPLIT_140))}
 
 
 def find(path: Path, scratch: Path) -> list[FoundClass]:
-    """Find the 200 classes, named as `001.Black_footed_Albatross`.
-
-    Args:
-        path: an archive or folder as described above.
-        scratch: see `Reader`.
-
-    Raises:
-        DataError: there is none of the layouts, or it is damaged.
-    """
+    """Find the 200 classes, named as `001.Black_footed_Albatross`; see `Reader`."""
     if path.is_dir() and all(_CACHE.files(path).values()):
         return list(_CACHE.find(path, scratch))
     return in_folder("", _images(path, scratch))
@@ -73,21 +58,11 @@ CUB = Dataset(
     summary="CUB-200-2011: 11,788 photographs of 200 species of birds",
     channels=3,
     image_size=84,
-    rotate_classes=False,
     read=find,
     split=_SPLIT,
-    archives=(
-        Archive(
-            "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
-            "CUB_200_2011.tgz",
-            "97eceeb196236b17998738112f37df78",
-        ),
-    ),
+    archives=(Archive(_URL, "CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78"),),
 )
 
 CUB_140 = replace(
-    CUB,
-    name="cub-140",
-    summary="the same photographs in the split 140/30/30",
-    split=_SPLIT_140,
+    CUB, name="cub-140", summary="the same photographs in the split 140/30/30", split=_SPLIT_140
 )
