@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,12 +78,18 @@ def read(path: Path) -> Results:
         return load_results(plain)
 
 
+def settings_of_plan() -> dict[str, Any]:
+    """What `gradshare compare --config` reads."""
+    settings: dict[str, Any] = yaml.safe_load(PLAN.read_text("utf-8"))
+    return settings
+
+
 def costs(data_root: Path) -> dict[str, dict[str, float]]:
     """For each arm of the plan, on Omniglot, 1-shot: "ms", the CPU time of a meta-step in one
     thread, and "MB", the peak memory over what was resident. Each in a process of its own.
     """
     found = {}
-    for word in yaml.safe_load(PLAN.read_text("utf-8"))["methods"]:
+    for word in settings_of_plan()["methods"]:
         if word != LINEAR_PROBE:  # which has no meta-steps
             command = [sys.executable, "-m", "reproduction.methods", word, str(data_root)]
             found[word] = json.loads(subprocess.check_output(command, text=True))
@@ -175,8 +180,7 @@ def _reached(results: Results, arm: str, level: float) -> str:
 
 
 def _cost(word: str, data_root: str) -> dict[str, float]:
-    settings: Mapping[str, Any] = yaml.safe_load(PLAN.read_text("utf-8"))
-    own = {name: v for name, v in settings.items() if name not in ("methods", "sweep")}
+    own = {n: v for n, v in settings_of_plan().items() if n not in ("methods", "sweep")}
     config = RunConfig(dataset="omniglot", data_root=data_root, shots=1, **own)
     plan = plan_of(config, control=False, seeds=1, methods=[word])
     (make,) = plan.arms.values()
