@@ -79,7 +79,7 @@ def _estimate(config: RunConfig, out: Path | None) -> None:
 
     from gradshare.config.parts import build  # noqa: PLC0415
     from gradshare.tasks.datasets import is_prepared  # noqa: PLC0415
-    from gradshare.tasks.source import note_of  # noqa: PLC0415
+    from gradshare.tasks.source import notes_of  # noqa: PLC0415
     from gradshare.training.dry_run import dry_run  # noqa: PLC0415
     from gradshare.training.launch import threads, torchrun_size  # noqa: PLC0415
     from gradshare.training.machine import keep_freed_memory  # noqa: PLC0415
@@ -95,7 +95,7 @@ def _estimate(config: RunConfig, out: Path | None) -> None:
         if config.dataset == "glyphs" and not is_prepared(*here):
             config = config.model_copy(update={"data_root": scratch})
         parts = build(config)
-        if (note := note_of(parts.train)) is not None:
+        for note in notes_of(parts.train, parts.test):
             click.echo(note)
         sources = (parts.train, parts.validation, parts.test)
         click.echo(dry_run(parts.learner, sources, parts.options, out))

@@ -207,6 +207,10 @@ def on_all_tasks(
         if advance is not None:
             advance(together[-1].stop)
     return {
-        what: {name: [v for part in measured for v in part[what][name]] for name in values}
+        what: {
+            name: [v for part in measured for v in part[what][name]]
+            for name in values
+            if all(name in part[what] for part in measured)  # labels: if none has too many
+        }
         for what, values in measured[0].items()
     }
