@@ -15,12 +15,12 @@ from torch import Tensor, nn
 import gradshare as gs
 from gradshare.config.names import REGISTERED
 from gradshare.errors import ConfigError
-from gradshare.methods import MetaLearner, proto_maml, protonet, unicorn_maml
+from gradshare.methods import MetaLearner, maml, proto_maml, protonet, unicorn_maml
 from gradshare.tasks import TaskBatch
 from gradshare.tasks.batch import task_of
 from tests import oracle_methods as oracle
 from tests.methods.modules import assert_close, gradients
-from tests.methods.test_field import LR, STEPS, model
+from tests.methods.test_field import LR, STEPS, WAYS, model
 from tests.methods.test_networks import EVERY_LAYOUT
 from tests.oracle_methods import Setting
 from tests.problems import oracle_g_hat, perturbed
@@ -54,6 +54,7 @@ def without_padding(batch: TaskBatch) -> oracle.Batch:
 
 
 METHODS: dict[str, tuple[Callable[..., MetaLearner], Setting]] = {
+    "MAML": (maml, Setting()),  # any shots, and as many ways as its head has outputs
     "UNICORN-MAML": (unicorn_maml, Setting(head="repeated")),
     "ProtoMAML": (proto_maml, Setting(head="prototypes")),
 }
@@ -69,10 +70,12 @@ def test_tasks_of_any_ways_and_shots_equal_the_literal_loop(
     s = replace(s, sharing=sharing)
     learner = method(model(), steps=STEPS, inner_lr=LR, sharing=sharing, **layout)
     meta, carried = learner.init()
-    meta, tasks, g_hat = perturbed(meta), source(), None
+    meta, g_hat = perturbed(meta), None
+    tasks = source(ways=WAYS) if name == "MAML" else source()
     for first in (0, 4):
         batch = in_float64(tasks.batch(range(first, first + 4)))
-        assert len(set(batch.support_n or ())) > 1 and len(set(batch.query_n or ())) > 1
+        assert len(set(batch.support_n or ())) > 1
+        assert len(set(batch.query_n or ())) > 1 or name == "MAML"
         step = learner.outer_step(meta, carried, batch, iteration=0)
         losses, g_hat = oracle.outer_losses(dict(meta), g_hat, without_padding(batch), s)
         assert_close("losses", step.losses, losses)
