@@ -56,7 +56,8 @@ def test_a_run_on_ranges_is_trained_resumed_and_tested_on_ranges(
     assert found_lines[0] == f"Ensemble: {theirs.evaluate(config.test, tasks=8, ensemble=2)}"
     for words, message in (
         (["--ways", "3-x"], "--ways '3-x': give a whole number from 2 to 2147483647, or a range "),
-        (["--calibration"], "--calibration is for one number of classes, and the tasks have 2 to "),
+        (["--calibration"], "--calibration is for tasks of one size, and these vary in ways or "),
+        (["--calibration", "--ways", "3"], "--calibration is for tasks of one size, and these "),
     ):
         status, _, err = program("evaluate", str(whole), *words)
         assert status == 1

@@ -18,6 +18,7 @@ from gradshare.errors import ConfigError
 from gradshare.methods import MetaLearner, maml, proto_maml, protonet, unicorn_maml
 from gradshare.tasks import TaskBatch
 from gradshare.tasks.batch import task_of
+from gradshare.training.metrics import accuracy
 from tests import oracle_methods as oracle
 from tests.methods.modules import assert_close, gradients
 from tests.methods.test_field import LR, STEPS, WAYS, model
@@ -160,6 +161,22 @@ def test_a_run_of_another_method_is_not_tested_on_a_range(tmp_path: Path) -> Non
     run = gs.fit(gs.maml(small(3)), tasks, tasks, out=out, epochs=1, iterations=1, val_tasks=2)
     with pytest.raises(ConfigError, match="the source has tasks of 2 to 5 classes, and the head"):
         run.evaluate(source())
+
+
+def test_a_supervised_start_learns_from_tasks_of_any_size() -> None:
+    random = np.random.default_rng(1)
+    y = np.arange(10).repeat(15)
+    x = 2 * random.normal(size=(10, 12))[y] + 0.3 * random.normal(size=(150, 12))
+    x[:, 4:] = 2 * random.normal(size=(150, 8))  # these numbers say nothing
+    tasks = gs.ClassTasks(x, y, ways=(3, 8), shots=(1, 4), queries=5)
+    torch.manual_seed(0)
+    start = gs.MLP(ways=2, features=12, hidden=32)
+    metrics = {"accuracy": gs.Metric(accuracy)}
+    before, after = (
+        gs.evaluate(learner, *learner.init(), tasks, tasks=40, metrics=metrics)["accuracy"].mean
+        for learner in map(protonet, (start, gs.supervised_start(start, tasks, iterations=200)))
+    )
+    assert after > before + 0.1
 
 
 def test_memory_is_estimated_for_the_largest_tasks() -> None:

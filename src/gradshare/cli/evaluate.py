@@ -108,10 +108,10 @@ def evaluate_command(
         {n: getattr(resized, n) for n in sizes},
         given("batch_norm", "sharing_control"),
     )
-    if calibration and isinstance(resized.ways, tuple):
+    if calibration and tuple in (type(resized.ways), type(resized.shots)):
         raise ConfigError(
-            f"--calibration is for one number of classes, and the tasks have {resized.ways[0]} to "
-            f"{resized.ways[1]}; give one as --ways"
+            "--calibration is for tasks of one size, and these vary in ways or shots; give numbers "
+            "as --ways and --shots"
         )
     if "sharing_control" in adapting and not config.shares:
         raise ConfigError(
