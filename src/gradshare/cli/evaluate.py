@@ -157,7 +157,7 @@ def _source(run: Path, config: RunConfig, parts: Parts, dataset: str | None) -> 
     """The test tasks of the run, or of another dataset.
 
     Raises:
-        ConfigError, DataError: there are no test tasks; or see `tests_of_another`.
+        ConfigError, DataError: test tasks are missing; or see `tests_of_another`.
         RunError: the run's own dataset has changed.
     """
     source = parts.test

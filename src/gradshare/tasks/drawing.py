@@ -180,7 +180,7 @@ def can_divide(sizes: Sequence[int], shots: int, queries: int) -> bool:
 Side = tuple[Rows, Tensor, list[int] | None]
 """The support sets, or the query sets, of T tasks, in which the classes follow each other: rows
 (T, n), labels (T, n), and the number of examples of each task, None if that is always the same.
-Smaller tasks are padded with examples of their own.
+Smaller tasks are padded with their own examples.
 """
 
 
