@@ -7,7 +7,7 @@ settings. A second table has the other numbers of shots and inner rates of the p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import yaml
 
@@ -86,7 +86,9 @@ def table1(cells: Sequence[Cell], results: Results) -> str:
 
 def _tables(settings: Sequence[Setting], results: Results) -> str:
     """A table for each dataset, number of shots and inner rate, the paper's own first."""
-    settings = sorted(settings, key=lambda s: (s[0].config.inner_lr_scale, -s[0].config.shots))
+    settings = sorted(
+        settings, key=lambda s: (s[0].config.inner_lr_scale, -cast(int, s[0].config.shots))
+    )
     rows = [_row(setting, results) for setting in settings]
     columns = [name for name in COLUMNS if any(name in row for row in rows)]
     tables: dict[str, list[dict[str, str]]] = {}

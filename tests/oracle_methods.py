@@ -7,7 +7,7 @@ tanh, and a linear head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Tree = dict[str, Tensor]
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+Batch = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
 BODY = ("0.weight",)
 NORM = ("1.weight", "1.bias")
 HEAD = ("3.weight", "3.bias")
@@ -25,9 +25,10 @@ HEAD = ("3.weight", "3.bias")
 class Setting:
     """What is computed.
 
-    `adapts` names the adapted parameters. `head` is how a task's head starts: "learned", or
-    "prototypes" as in ProtoMAML. `rule` is "sgd", "alfa", "momentum", "rmsprop" or "adam";
-    `rates` is whether each tensor and step has a learned rate.
+    `adapts` names the adapted parameters. `head` is how a task's head starts: "learned";
+    "prototypes" as in ProtoMAML; or "repeated", one learned row for each class as in UNICORN-MAML.
+    `rule` is "sgd", "alfa", "momentum", "rmsprop" or "adam"; `rates` is whether each tensor and
+    step has a learned rate.
     """
 
     adapts: tuple[str, ...] = BODY + HEAD
@@ -64,7 +65,17 @@ def start(outer: Tree, x: Tensor, y: Tensor, s: Setting) -> Tree:
     if s.head == "prototypes":  # Triantafillou et al., 2020, §3: W_c = 2 μ_c, b_c = -|μ_c|²
         means = prototypes({n: outer[f"model.{n}"] for n in BODY + NORM}, x, y)
         p["3.weight"], p["3.bias"] = 2 * means, -(means**2).sum(1)
+    if s.head == "repeated":  # Ye & Chao, 2022, §5
+        p |= {n: torch.stack([p[n][0]] * (int(y.max()) + 1)) for n in HEAD}
     return p
+
+
+def sum_of(gradients: list[Tensor]) -> Tensor:
+    """The sum over tasks; a head of fewer classes has gradient 0 by the others."""
+    total = torch.zeros_like(max(gradients, key=len))
+    for gradient in gradients:
+        total = total + torch.cat([gradient, torch.zeros_like(total[len(gradient) :])])
+    return total
 
 
 def step_of(
@@ -121,10 +132,10 @@ def adapted(
             own.append(dict(zip(s.adapts, found, strict=True)))
         deltas = own
         if s.sharing and training:
-            total = {n: torch.stack([g[n] for g in own]).sum(0) for n in s.adapts}
+            total = {n: sum_of([g[n] for g in own]) for n in s.adapts}
             norm = torch.sqrt(torch.stack([(g**2).sum() for g in total.values()]).sum())
             mixed = {n: g / norm for n, g in total.items()}
-            if s.head == "prototypes":  # one ĝ for all classes: the mean of theirs
+            if s.head != "learned":  # one ĝ for all classes: the mean of theirs
                 mixed |= {n: mixed[n].mean(0, keepdim=True) for n in HEAD}
             if g_hat is not None:
                 m = torch.sigmoid(outer["sharing.m"][k])

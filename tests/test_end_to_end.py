@@ -97,6 +97,22 @@ def test_each_method_learns_glyphs_with_its_own_defaults(
 
 
 @pytest.mark.long
+def test_glyphs_are_learned_in_tasks_of_varying_ways_and_shots(
+    glyphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "--dataset glyphs --image-size 16 --filters 8 --epochs 1 --iterations-per-epoch 40"
+    words += " --method proto-maml --inner-steps 2 --ways 3-8 --shots 1-3 --queries 5"
+    words += " --outer-lr 0.003 --val-tasks 20 --test-tasks 50 --threads 1"
+    where = ["--data-root", str(glyphs), "--out", str(tmp_path / "run")]
+    assert program(monkeypatch, "train", *words.split(), *where) == 0
+    tested = open_run(tmp_path / "run").tested
+    assert tested is not None
+    accuracy = tested["accuracy"]
+    assert accuracy.ci95 is not None
+    assert accuracy.mean - 3 * accuracy.ci95 > np.mean([1 / ways for ways in range(3, 9)])
+
+
+@pytest.mark.long
 def test_omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = real_data("omniglot")
     from_archive_to_evaluation("omniglot", source, "meta-sgd", tmp_path, monkeypatch)

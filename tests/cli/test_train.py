@@ -125,7 +125,7 @@ def numeric_options() -> list[tuple[list[str], str, bool]]:
 
 
 # Any whole number is a seed for drawing, and a run has its own bounds for these.
-LATER = {"data": ["--seed"], "evaluate": ["--ways", "--shots", "--ensemble"]}
+LATER = {"data": ["--seed"], "evaluate": ["--ensemble"]}
 
 
 def test_numbers_out_of_range_are_refused_by_the_name_of_the_option(

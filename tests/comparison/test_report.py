@@ -125,6 +125,23 @@ def test_the_page_says_all_that_the_results_hold(tmp_path: Path) -> None:
     assert "95 % of the way from chance to the baseline’s best" in page.text
 
 
+def test_a_test_on_another_dataset_is_said_beside_each_figure(tmp_path: Path) -> None:
+    results = three_arms(tested_on="birds", yardsticks={"class mean": {"accuracy": [1.0, 1.0]}})
+    page, text = page_of(results, tmp_path), as_text(results)
+    assert page.rows[2][0] == "test accuracy on birds"
+    assert "30 test tasks on birds · score: accuracy" in page.text
+    for said in (page.text, text):
+        assert "“original” on birds" in said
+        assert "in accuracy on birds: " in said
+        assert "has a test accuracy on birds of 100.0 ± 0.0 %: better than each arm" in said
+    _, (differences, _) = figures_of(page)
+    assert "test tasks on birds, sorted by the difference" in differences
+    alone = classification("original", tested_on="birds")
+    assert "“original” has a test accuracy on birds of" in as_text(alone)
+    many = classification(*(f"arm {place}" for place in range(6)), tested_on="birds")
+    assert "Of 5 arms compared with “arm 0” on birds: " in as_text(many)
+
+
 def test_a_few_arms_are_the_columns_of_the_table_and_many_its_rows(tmp_path: Path) -> None:
     results = three_arms()
     rows = arm_rows(results)

@@ -32,6 +32,7 @@ from gradshare.methods import (
 )
 from gradshare.models import freeze
 from gradshare.tasks import TaskBatch
+from gradshare.tasks.batch import PARTS
 from tests import oracle_methods as oracle
 from tests.methods.modules import assert_close, gradients
 from tests.methods.test_networks import EVERY_LAYOUT
@@ -326,7 +327,7 @@ def test_reptile_adapts_to_the_queries_of_tasks_of_unequal_size() -> None:
     cut = replace(tasks(1), support_n=[4, 6], query_n=[9, 7])
     step = learner.outer_step(meta, {}, cut, iteration=0)
     s = Setting(adapts=BODY + NORM + HEAD)
-    x, y, query_x, query_y = as_batch(cut)
+    x, y, query_x, query_y = (getattr(cut, part) for part in PARTS)
     expected = []
     for t, (n, q) in enumerate([(4, 9), (6, 7)]):
         one = slice(t, t + 1)

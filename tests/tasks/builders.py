@@ -6,10 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from hypothesis import strategies as st
 from PIL import Image
 
+from gradshare.tasks.drawing import Size
 from gradshare.tasks.store import Images, ImageStore
 from gradshare.tasks.writing import ClassImages, write_store
+
+
+def up_to(most: int) -> st.SearchStrategy[Size]:
+    """A number from 1 on, or a range of numbers."""
+    number = st.integers(1, most)
+    return number | st.tuples(number, number).map(lambda pair: (min(pair), max(pair)))
+
+
+def is_of(number: int, size: Size) -> bool:
+    """Whether a task may have this number of ways or shots."""
+    return size[0] <= number <= size[1] if isinstance(size, tuple) else number == size
 
 
 def random_images(

@@ -103,7 +103,7 @@ def test_colour_leaves_a_grey_image_grey_and_a_constant_one_constant() -> None:
 def test_a_task_depends_on_its_index_only(
     kinds: set[Augmentation], index: int, other: int, store: ImageStore
 ) -> None:
-    train, *_ = gs.image_splits(store, ways=2, queries=3, augment=tuple(kinds))
+    train, *_ = gs.image_splits(store, ways=(1, 2), shots=(1, 3), queries=3, augment=tuple(kinds))
     require_pure(train, index, other)
 
 

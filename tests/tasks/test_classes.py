@@ -15,6 +15,7 @@ from gradshare.errors import ConfigError, DataError
 from gradshare.tasks import ClassTasks
 from gradshare.tasks.drawing import can_divide, generator
 from gradshare.tasks.source import require_pure
+from tests.tasks.builders import is_of, up_to
 
 indices = st.integers(0, 2**62)
 
@@ -38,8 +39,8 @@ def class_tasks(draw: st.DrawFn) -> ClassTasks:
     )
     return numbered(
         shuffled_labels(counts),
-        ways=draw(st.integers(1, len(counts))),
-        shots=shots,
+        ways=draw(up_to(len(counts))),
+        shots=draw(up_to(shots)),
         queries=queries,
     )
 
@@ -97,23 +98,38 @@ def test_a_task_depends_on_its_index_only(tasks: ClassTasks, index: int) -> None
 
 
 @settings(max_examples=60, deadline=None)
-@given(class_tasks(), st.lists(indices, min_size=1, max_size=3))
+@given(class_tasks(), indices)
 def test_the_examples_of_a_task_are_distinct_and_a_label_stands_for_one_class(
-    tasks: ClassTasks, drawn: list[int]
+    tasks: ClassTasks, index: int
 ) -> None:
-    batch = tasks.batch(drawn)
+    batch = tasks.batch([index])
     assert batch.support_y.dtype == batch.query_y.dtype == torch.int64
-    labels = torch.arange(tasks.ways).repeat_interleave(tasks.shots)
-    assert torch.equal(batch.support_y, labels.expand(len(drawn), -1))
-    labels = torch.arange(tasks.ways).repeat_interleave(tasks.queries)
-    assert torch.equal(batch.query_y, labels.expand(len(drawn), -1))
+    ways = len(tasks.classes_of(index))
+    shots = batch.support_y.shape[1] // ways
+    assert is_of(ways, tasks.ways) and is_of(shots, tasks.shots)
+    labels = torch.arange(ways)
+    assert torch.equal(batch.support_y[0], labels.repeat_interleave(shots))
+    assert torch.equal(batch.query_y[0], labels.repeat_interleave(tasks.queries))
+    rows = torch.cat([batch.support_x[0], batch.query_x[0]])
+    classes = torch.cat([batch.support_y[0], batch.query_y[0]])
+    assert len(set(rows.tolist())) == len(rows)
     names = tasks._examples.y
-    for place in range(len(drawn)):
-        rows = torch.cat([batch.support_x[place], batch.query_x[place]])
-        classes = torch.cat([batch.support_y[place], batch.query_y[place]])
-        assert len(set(rows.tolist())) == len(rows)
-        pairs = {(names[row], label) for row, label in zip(rows, classes.tolist(), strict=True)}
-        assert len(pairs) == tasks.ways == len({name for name, _ in pairs})
+    pairs = {(names[row], label) for row, label in zip(rows, classes.tolist(), strict=True)}
+    assert dict(pairs) == {name: label for label, name in enumerate(tasks.classes_of(index))}
+    assert len(pairs) == ways
+
+
+def test_each_number_of_ways_and_shots_of_a_range_is_drawn_as_often() -> None:
+    tasks = numbered(shuffled_labels([6] * 9), ways=(2, 6), shots=(1, 4), queries=2)
+    batch = tasks.batch(range(2000))
+    assert batch.support_n is not None and batch.query_n is not None
+    ways = np.array(batch.query_n) // 2
+    shots = np.array(batch.support_n) // ways
+    found = np.zeros((7, 5))
+    np.add.at(found, (ways, shots), 1)
+    # Six standard deviations of a binomial count: certain for an even draw, and for these indices.
+    np.testing.assert_allclose(found[2:, 1:], 100, atol=60)
+    assert found[2:, 1:].sum() == 2000
 
 
 @settings(max_examples=60, deadline=None)
@@ -126,7 +142,7 @@ def test_no_group_is_on_both_sides_of_a_task(
     batch = tasks.batch([index])
     support, query = batch.support_x[0].tolist(), batch.query_x[0].tolist()
     assert not {groups[row] for row in support} & {groups[row] for row in query}
-    assert len({*support, *query}) == 2 * (tasks.shots + tasks.queries)
+    assert len({*support, *query}) == len(support) + len(query)
     for rows, y in ((support, batch.support_y[0]), (query, batch.query_y[0])):
         assert len({(labels[row], int(label)) for row, label in zip(rows, y, strict=True)}) == 2
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gradshare.errors import ConfigError, DataError
 from gradshare.tasks import ImageTasks, Normalization, Split
 from gradshare.tasks.source import require_pure
-from tests.tasks.builders import random_images, random_store
+from tests.tasks.builders import is_of, random_images, random_store, up_to
 
 SIZE = 6
 BEFORE = 3  # rows of the store that belong to another split
@@ -38,8 +38,8 @@ def image_tasks(draw: st.DrawFn) -> ImageTasks:
     )
     return ImageTasks(
         make_split(counts),
-        ways=draw(st.integers(1, len(counts))),
-        shots=shots,
+        ways=draw(up_to(len(counts))),
+        shots=draw(up_to(shots)),
         queries=queries,
         rotate_classes=draw(st.booleans()),
     )
@@ -78,10 +78,11 @@ def test_classes_are_distinct_and_images_are_drawn_without_replacement(
 ) -> None:
     split = tasks.split
     rows, turns = tasks.rows(index)
-    assert rows.shape == (tasks.ways, tasks.shots + tasks.queries)
-    assert turns.shape == (tasks.ways,)
+    ways, examples = rows.shape
+    assert is_of(ways, tasks.ways) and is_of(examples - tasks.queries, tasks.shots)
+    assert turns.shape == (ways,)
     classes = [int(np.searchsorted(split.starts, of_class[0], "right")) - 1 for of_class in rows]
-    assert len(set(classes)) == tasks.ways
+    assert len(set(classes)) == ways
     for number, of_class in zip(classes, rows, strict=True):
         assert of_class.min() >= split.starts[number]
         assert of_class.max() < split.starts[number] + split.counts[number]
@@ -102,8 +103,8 @@ def test_images_are_those_of_the_store_turned_by_right_angles(
     rows, turns = tasks.rows(index)
     batch = tasks.batch([index])
     assert tasks.rotate_classes or not turns.any()
-    support = batch.support_x.numpy().reshape(tasks.ways, tasks.shots, 1, SIZE, SIZE)
-    query = batch.query_x.numpy().reshape(tasks.ways, tasks.queries, 1, SIZE, SIZE)
+    support = batch.support_x.numpy().reshape(len(rows), -1, 1, SIZE, SIZE)
+    query = batch.query_x.numpy().reshape(len(rows), tasks.queries, 1, SIZE, SIZE)
     drawn = np.concatenate([support, query], axis=1)
     for way, turn in enumerate(turns):
         for image, row in zip(drawn[way], rows[way], strict=True):
@@ -111,18 +112,19 @@ def test_images_are_those_of_the_store_turned_by_right_angles(
 
 
 @settings(max_examples=20, deadline=None)
-@given(image_tasks(), st.integers(1, 3))
-def test_classes_follow_each_other_within_a_task(tasks: ImageTasks, number: int) -> None:
-    batch = tasks.batch(range(number))
-    ways, shots, queries = tasks.ways, tasks.shots, tasks.queries
-    assert batch.support_x.shape == (number, ways * shots, 1, SIZE, SIZE)
-    assert batch.query_x.shape == (number, ways * queries, 1, SIZE, SIZE)
+@given(image_tasks(), indices)
+def test_classes_follow_each_other_within_a_task(tasks: ImageTasks, index: int) -> None:
+    rows, _ = tasks.rows(index)
+    batch = tasks.batch([index])
+    ways, shots, queries = len(rows), rows.shape[1] - tasks.queries, tasks.queries
+    assert batch.support_x.shape == (1, ways * shots, 1, SIZE, SIZE)
+    assert batch.query_x.shape == (1, ways * queries, 1, SIZE, SIZE)
     assert batch.support_x.dtype == batch.query_x.dtype == torch.uint8
     assert batch.support_y.dtype == batch.query_y.dtype == torch.int64
     labels = [way for way in range(ways) for _ in range(shots)]
-    assert batch.support_y.tolist() == [labels] * number
+    assert batch.support_y.tolist() == [labels]
     labels = [way for way in range(ways) for _ in range(queries)]
-    assert batch.query_y.tolist() == [labels] * number
+    assert batch.query_y.tolist() == [labels]
 
 
 def test_a_batch_owns_its_memory() -> None:
@@ -192,6 +194,7 @@ def test_fingerprints_differ_where_images_classes_or_settings_do(tmp_path: Path)
         tasks.replace(queries=3),
         tasks.replace(shots=2),
         tasks.replace(ways=1),
+        tasks.replace(ways=(1, 2)),
         tasks.replace(rotate_classes=True),
         tasks.replace(normalization=Normalization([0.5], [0.5])),
         *(tasks.replace(split=other) for other in (inverted, names, counts)),
@@ -206,6 +209,18 @@ def test_the_printed_form_is_short_with_any_number_of_classes() -> None:
     tasks = ImageTasks(make_split([16] * 1000))
     assert "Split(name='train')" in repr(tasks)
     assert len(repr(tasks)) < 200
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"ways": (2, 5)}, "5-way tasks need 5 classes, split 'train' has 4; "),
+        ({"ways": 2, "shots": (1, 9)}, r"a task needs 12 \(9 shots \+ 3 queries\); lower"),
+    ],
+)
+def test_the_largest_task_of_a_range_must_fit(sizes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ImageTasks(make_split([11] * 4), queries=3, **sizes)
 
 
 def test_too_few_classes_are_named() -> None:
@@ -229,6 +244,15 @@ def test_a_class_with_too_few_images_is_named() -> None:
     ("settings", "message"),
     [
         ({"ways": 0}, "ways is 0; give a whole number, at least 1"),
+        ({"shots": (0, 3)}, "shots is 0; give a whole number, at least 1"),
+        ({"ways": (1, 2.5)}, "ways is 2.5; give a whole number, at least 1"),
+        *(
+            (
+                {"shots": size},
+                f"shots is {size}; give a number, or the smallest and the largest: shots=(2, 5)",
+            )
+            for size in [(3, 1), (1, 2, 2)]
+        ),
         ({"shots": 0}, "shots is 0; give a whole number, at least 1"),
         ({"queries": 1.5}, "queries is 1.5; give a whole number, at least 1"),
         (

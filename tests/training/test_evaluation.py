@@ -16,6 +16,7 @@ import gradshare as gs
 from gradshare.errors import ConfigError, DataError
 from gradshare.training.distributed import OneProcess
 from gradshare.training.evaluation import (
+    CHUNK,
     Evaluation,
     ensemble_values,
     mean_of_finite,
@@ -226,3 +227,15 @@ def test_values_by_task_go_to_pandas_where_it_is_installed() -> None:
     frame = Evaluation({"loss": [0.5, 0.25]}, METRICS, "loss").to_pandas()
     expected = pandas.DataFrame({"loss": [0.5, 0.25]}).rename_axis("task")
     pandas.testing.assert_frame_equal(frame, expected)
+
+
+def test_what_some_chunks_of_tasks_lack_is_left_out() -> None:
+    """Such as labels, if some tasks have too many classes for them."""
+
+    def measure(batch: gs.TaskBatch) -> dict[str, dict[str, list[Any]]]:
+        values = [0.0] * len(batch)
+        full = {"right": values} if len(batch) == CHUNK else {}
+        return {"ensemble": {"loss": values}, "labels": full}
+
+    found = on_all_tasks(OneProcess(), gs.Sinusoids(), CHUNK + 1, CPU, measure)
+    assert found == {"ensemble": {"loss": [0.0] * (CHUNK + 1)}, "labels": {}}

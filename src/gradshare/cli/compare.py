@@ -156,7 +156,8 @@ def compare_command(
     left_out = sum(len(group) - 1 for group in plan.candidates) * (len(plan.seeds) - 1)
     click.echo(
         f"{', '.join(plan.arms)}: {len(plan.runs) - left_out} runs, {config.epochs} × "
-        f"{config.iterations_per_epoch} iterations each, on {config.dataset}; everything goes to "
+        f"{config.iterations_per_epoch} iterations each, on {config.dataset}"
+        f"{f', tested on {other}' if (other := config.test_dataset) else ''}; everything goes to "
         f"{escaped(out)}."
     )
     where: Any = None
@@ -218,12 +219,14 @@ def _commands(config: RunConfig) -> list[str]:
     words = ["gradshare", *sys.argv[1:]]
     if "--data-root" not in words:
         words += ["--data-root", str(config.data_root)]
-    if is_import_path(config.dataset):
-        return [shlex.join(words)]
-    if (features := features_of(config)) is not None:
-        prepare = features_command(FeatureStore.open(features), config.dataset, config.data_root)
-        return [prepare, shlex.join(words)]
-    store = open_dataset(config.dataset, config.data_root, config.image_size, config.resize)
-    size = store.image_shape[1]
-    prepare = prepare_command(config.dataset, config.data_root, size, config.resize, store.source)
-    return [prepare, shlex.join(words)]
+    commands, root, size = [], config.data_root, config.image_size
+    for name in filter(None, (config.dataset, config.test_dataset)):
+        if is_import_path(name):
+            continue
+        if (features := features_of(config.model_copy(update={"dataset": name}))) is not None:
+            commands.append(features_command(FeatureStore.open(features), name, root))
+            continue
+        store = open_dataset(name, root, size, config.resize)
+        size = store.image_shape[1]
+        commands.append(prepare_command(name, root, size, config.resize, store.source))
+    return [*commands, shlex.join(words)]

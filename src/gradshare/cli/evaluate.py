@@ -13,11 +13,11 @@ from rich.console import Console
 from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
 from gradshare.config.fields import MOST_STEPS
 from gradshare.config.metrics import metrics_of
-from gradshare.config.parts import Parts, build, splits_of
+from gradshare.config.parts import Parts, build, tests_of_another
 from gradshare.config.runs import folder_of, stored
 from gradshare.config.settings import RunConfig
 from gradshare.errors import ConfigError, RunError
-from gradshare.tasks import ImageTasks, TaskSource
+from gradshare.tasks import TaskSource
 from gradshare.tasks.source import fingerprint_of
 from gradshare.training.evaluation import Evaluation
 from gradshare.training.folder import RunFolder
@@ -33,9 +33,10 @@ from gradshare.training.statistics import confidence95
 @click.option(
     "--test-tasks", type=click.IntRange(1, 2**31 - 1), help="Test tasks.  [default: the run's]"
 )
-@click.option("--ways", type=click.IntRange(2), help="Classes in a task.  [default: the run's]")
+@click.option("--ways", help="Classes in a task, or a range such as 5-20.  [default: the run's]")
 @click.option(
-    "--shots", type=click.IntRange(1), help="Support examples of each class.  [default: the run's]"
+    "--shots",
+    help="Support examples of each class, or a range such as 1-5.  [default: the run's]",
 )
 @click.option(
     "--steps", type=click.IntRange(0, MOST_STEPS), help="Inner steps.  [default: the run's]"
@@ -101,9 +102,18 @@ def evaluate_command(
     def given(*names: str) -> dict[str, Any]:
         return {name: options[name] for name in names if options[name] is not None}
 
-    sizes, adapting = given("ways", "shots"), given("batch_norm", "sharing_control")
     run = folder_of(run)
-    config = stored(run)
+    config, sizes = stored(run), given("ways", "shots")
+    resized = config.model_copy(update=sizes)
+    sizes, adapting = (
+        {n: getattr(resized, n) for n in sizes},
+        given("batch_norm", "sharing_control"),
+    )
+    if calibration and tuple in (type(resized.ways), type(resized.shots)):
+        raise ConfigError(
+            "--calibration is for tasks of one size, and these vary in ways or shots; give numbers "
+            "as --ways and --shots"
+        )
     if "sharing_control" in adapting and not config.shares:
         raise ConfigError(
             f"--sharing-control forgotten takes ĝ away, and {run} ({config.arm}) has none; leave "
@@ -144,36 +154,23 @@ def evaluate_command(
 
 
 def _source(run: Path, config: RunConfig, parts: Parts, dataset: str | None) -> TaskSource:
-    """The test tasks of the run, or of another dataset with its images in the form of the run's.
+    """The test tasks of the run, or of another dataset.
 
     Raises:
-        ConfigError: there are no test tasks, or the images have other channels.
-        DataError: see `gradshare.config.build`.
+        ConfigError, DataError: test tasks are missing; or see `tests_of_another`.
         RunError: the run's own dataset has changed.
     """
-    ours, source = parts.train, parts.test
+    source = parts.test
     if dataset is not None:
-        changes: dict[str, Any] = {"dataset": dataset, "dataset_option": {}, "augment": ()}
-        if isinstance(ours, ImageTasks):
-            changes["image_size"] = ours.split.images.shape[-1]
-        source = splits_of(config.model_copy(update=changes)).test
-    elif source and fingerprint_of(source) != RunFolder(run).contents()["identity"]["test source"]:
+        return tests_of_another(config, "--dataset", dataset, parts.train)
+    if source and fingerprint_of(source) != RunFolder(run).contents()["identity"]["test source"]:
         raise RunError(
             f"{run} was tested on other tasks than the dataset {config.dataset!r} in "
             f"{config.data_root} gives now; prepare the dataset as it was, name the folder that "
             "still holds it with --data-root, or name another --dataset"
         )
     if source is None:
-        where = run if dataset is None else f"--dataset {dataset}"
-        raise ConfigError(f"{where} has no test tasks; name a --dataset that has some")
-    if dataset is not None and isinstance(ours, ImageTasks) and isinstance(source, ImageTasks):
-        here, there = source.split.images.shape[1], ours.split.images.shape[1]
-        if here != there:
-            raise ConfigError(
-                f"--dataset {dataset} has images of {here} channels, and the run takes {there}; "
-                "name another"
-            )
-        source = source.replace(normalization=ours.normalization)
+        raise ConfigError(f"{run} has no test tasks; name a --dataset that has some")
     return source
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
-from gradshare.config.fields import home_path
+from gradshare.config.fields import Size, home_path
 from gradshare.config.presets import paper_settings
 from gradshare.config.settings import RunConfig, heading_of, option_name
 from gradshare.config.text import key_and_value, read_yaml
@@ -146,7 +146,7 @@ def read_config(
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
-    kind: Any = field.annotation
+    kind: Any = str if field.annotation == Size else field.annotation
     default = field.default
     while typing.get_origin(kind) in (typing.Union, UnionType, typing.Annotated):  # of X | None, X
         kind = typing.get_args(kind)[0]

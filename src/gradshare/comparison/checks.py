@@ -13,7 +13,7 @@ from gradshare.comparison.plan import Plan
 from gradshare.comparison.results import MetricFacts
 from gradshare.errors import ConfigError
 from gradshare.methods import Learner
-from gradshare.tasks.source import note_of
+from gradshare.tasks.source import notes_of
 from gradshare.training.checks import initial_state
 from gradshare.training.device import choose_device
 from gradshare.training.distributed import OneProcess
@@ -72,9 +72,7 @@ def tried(plan: Plan) -> Tried:
             )
     layouts = [Layout(**contents["layout"]) for *_, contents in found.values()]
     starts: Starts = {arm: state.meta for arm, (state, *_) in found.items()}
-    notes = [*_other_starts(starts, plan.baseline)]
-    if (note := note_of(plan.train)) is not None:
-        notes.insert(0, note)
+    notes = [*notes_of(plan.train, plan.test), *_other_starts(starts, plan.baseline)]
     if len(plan.seeds) > 1:
         notes += _same_starts(starts, others)
     # One layout for all arms, so that their times can be compared: the one that needs the least

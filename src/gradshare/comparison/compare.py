@@ -27,6 +27,7 @@ from gradshare.comparison.verdict import Verdict, verdict
 from gradshare.errors import ConfigError, RunError, require_choice, require_count, some
 from gradshare.executors import LocalExecutor
 from gradshare.tasks import TaskSource
+from gradshare.tasks.source import other_dataset
 from gradshare.training.device import choose_device
 from gradshare.training.files import make_folder
 from gradshare.training.fit import Resume
@@ -306,5 +307,6 @@ def _collected(plan: Plan, folder: Path, found: Tried, **more: Any) -> Results:
         notes=found.notes,
         yardsticks=yardsticks(plan.test, plan.options.test_tasks) if classes else {},
         samples=sample_tasks(plan.test, predicted),
+        tested_on=other_dataset(plan.train, plan.test),
         **more,
     )

@@ -179,7 +179,7 @@ def _differences(results: Results, looks: Looks) -> Drawing | None:
         return None
     figure, axes, same = _figure(curves, looks)
     axes.axhline(0, color=INK, linewidth=0.8)
-    axes.set_xlabel("test tasks, sorted by the difference")
+    axes.set_xlabel(f"test tasks{results.where}, sorted by the difference")
     unit = metric.unit_of_differences
     label = f"{shown(results.score, 20)} − {baseline}"
     axes.set_ylabel(f"{label} ({unit})" if unit else label)

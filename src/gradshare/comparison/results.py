@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from gradshare.comparison.plan import shown
 from gradshare.training.files import Number, null_where_not_finite, read_signed, write_signed
 from gradshare.training.metrics import Scale
 from gradshare.training.records import EpochRecord
@@ -103,6 +104,7 @@ class Results(_Part):
         notes: notes for the reader, such as tensors that start differently.
         yardsticks: values of simple classifiers on the same test tasks, by name and metric.
         samples: some of the first test tasks, if their inputs can be drawn.
+        tested_on: the name of the test tasks' dataset, if it is not that of the training tasks.
     """
 
     format: Literal[3] = FORMAT_VERSION
@@ -117,6 +119,7 @@ class Results(_Part):
     notes: tuple[str, ...]
     yardsticks: dict[str, dict[str, list[Number]]] = {}
     samples: tuple[SampleTask, ...] = ()
+    tested_on: str | None = None
 
     def __repr__(self) -> str:
         """The arms and seeds."""
@@ -140,6 +143,11 @@ class Results(_Part):
     def seeds(self) -> tuple[int, ...]:
         """The seeds, ascending."""
         return tuple(sorted({run.seed for run in self.runs}))
+
+    @property
+    def where(self) -> str:
+        """Words to follow a test score: " on DATASET" if it is another one; else empty."""
+        return "" if self.tested_on is None else f" on {shown(self.tested_on)}"
 
     def among_seeds(self, count: int) -> str:
         """How many seeds a value is over, such as " (2 of 3 seeds)"; empty if it is over all."""

@@ -37,7 +37,7 @@ def arm_rows(results: Results) -> list[Row]:
     rows = [_arm_row(results, arm) for arm in results.arms]
     for name, metrics in results.yardsticks.items():
         scores = {
-            f"test {metric}": results.metrics[metric].show(confidence95(values))
+            f"test {metric}{results.where}": results.metrics[metric].show(confidence95(values))
             for metric, values in metrics.items()
         }
         rows.append({**dict.fromkeys(rows[0], NOTHING), "arm": name, "role": "yardstick", **scores})
@@ -56,7 +56,7 @@ def _arm_row(results: Results, arm: str) -> Row:
     row = {"arm": arm, "role": "control" if arm in results.controls else role}
     for name, metric in results.metrics.items():
         mean, over = mean_score(runs, name), results.among_seeds(len(counted(runs)))
-        row[f"test {name}"] = NOTHING if mean is None else metric.show(mean) + over
+        row[f"test {name}{results.where}"] = NOTHING if mean is None else metric.show(mean) + over
     for other in (results.baseline, *results.controls):
         found = difference(results, arm, other)
         row[f"− {other}"] = NOTHING

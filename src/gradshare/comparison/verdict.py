@@ -50,7 +50,7 @@ def verdict(results: Results) -> Verdict:
     elif len(found) <= FEW_ARMS:
         headline = " ".join(_headline(results, each) for each in found)
     else:
-        headline = _summary(baseline, found)
+        headline = _summary(results, found)
     if 0 < max((each.seeds for each in found), default=0) < ENOUGH_SEEDS:
         headline = f"Too few seeds to decide. So far: {headline}"
     sentences = list(islice(_sentences(results, found), MOST_SENTENCES + 1))
@@ -63,7 +63,7 @@ def _headline(results: Results, found: Difference) -> str:
     names = f"“{found.first}” and “{found.second}”"
     if found.interval is None:
         return f"{names} cannot be compared: no seed has both trained."
-    over = results.among_seeds(found.seeds)
+    over = results.where + results.among_seeds(found.seeds)
     if found.better == 0:
         return f"No difference between {names} can be told from these numbers{over}."
     word = "better" if found.better > 0 else "worse"
@@ -92,12 +92,12 @@ def _beside_controls(results: Results, arm: str) -> str:
     )
 
 
-def _summary(baseline: str, found: list[Difference]) -> str:
+def _summary(results: Results, found: list[Difference]) -> str:
     """The number of arms that differ from the baseline, in one sentence."""
     words = {1: "better", -1: "worse", 0: "not distinguishable", None: "not trained"}
     counts = Counter(None if each.interval is None else each.better for each in found)
     said = ", ".join(f"{counts[key]} {word}" for key, word in words.items() if counts[key])
-    return f"Of {len(found)} arms compared with “{baseline}”: {said}."
+    return f"Of {len(found)} arms compared with “{results.baseline}”{results.where}: {said}."
 
 
 def _sentences(results: Results, found: list[Difference]) -> Iterator[str]:
@@ -119,7 +119,7 @@ def _sentences(results: Results, found: list[Difference]) -> Iterator[str]:
 def _difference(results: Results, found: Difference, interval: Interval) -> str:
     metric = results.metrics[results.score]
     over = f"{found.seeds} seeds" if found.seeds > 1 else "the test tasks of one seed"
-    text = f"“{found.first}” − “{found.second}” in {results.score}: "
+    text = f"“{found.first}” − “{found.second}” in {results.score}{results.where}: "
     if interval.mean == 0 == interval.ci95:
         return f"{text}none on any test task, over {over}."
     text += f"{metric.show_difference(interval)} over {over}, "
@@ -138,7 +138,7 @@ def _alone(results: Results) -> str:
     if found is None:
         return f"“{results.baseline}” was not tested."
     shown = results.metrics[results.score].show(found)
-    return f"“{results.baseline}” has a test {results.score} of {shown}."
+    return f"“{results.baseline}” has a test {results.score}{results.where} of {shown}."
 
 
 def _caveats(results: Results, found: list[Difference]) -> Iterator[str]:
@@ -158,6 +158,6 @@ def _caveats(results: Results, found: list[Difference]) -> Iterator[str]:
         easy = confidence95(values.get(results.score, []))
         if not any(mean and scale.rank(mean.mean) <= scale.rank(easy.mean) for mean in means):
             yield (
-                f"“{name}”, which needs no meta-training, has a test {results.score} of "
-                f"{scale.show(easy)}: better than each arm."
+                f"“{name}”, which needs no meta-training, has a test {results.score}"
+                f"{results.where} of {scale.show(easy)}: better than each arm."
             )

@@ -18,6 +18,7 @@ Norm = Literal["global", "per-tensor"]
 Activation = Literal["leaky_relu", "relu"]
 BatchNormMode = Literal["auto", "inductive", "transductive"]
 Precision = Literal["float32", "bfloat16"]
+Size = int | tuple[int, int]
 Resize = Literal["stretch", "center-crop"]
 OnDivergence = Literal["stop", "skip", "record"]
 Start = Literal["random", "supervised"]
@@ -59,6 +60,23 @@ def _words(value: Any) -> Any:
         return value
     parts = (text.split(",") if isinstance(text, str) else [text] for text in given)
     return tuple(word for words in parts for word in words)
+
+
+def _size(least: int) -> BeforeValidator:
+    """A validator of a whole number, or of a range such as "5-20", in a file also [5, 20]."""
+
+    def validated(value: Any) -> Any:
+        given = value.split("-") if isinstance(value, str) else value
+        given = given if isinstance(given, list | tuple) else [given]
+        bounds: Any = [int(b) if isinstance(b, str) and b.strip().isdecimal() else b for b in given]
+        whole = all(type(b) is int and least <= b < 2**31 for b in bounds)
+        if not whole or len(bounds) not in (1, 2) or bounds[0] > bounds[-1]:
+            raise ValueError(
+                f"give a whole number from {least} to {2**31 - 1}, or a range such as 5-20"
+            )
+        return bounds[0] if len(bounds) == 1 else tuple(bounds)
+
+    return BeforeValidator(validated)
 
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -119,6 +137,11 @@ class Settings(BaseModel):
         "standard deviation of the dataset, with those of ImageNet (the reference MAML++ loader), "
         "or not standardised (unit; torchmeta)",
     )
+    test_dataset: str | None = Field(
+        None,
+        description="test on this prepared dataset instead; its images are normalised as in "
+        "training",
+    )
     augment: Augment = Field(
         (),
         description="how training images are changed: flip (mirrored left to right), crop (moved "
@@ -126,8 +149,14 @@ class Settings(BaseModel):
         "like flip,crop. Only if it leaves a label what it was",
     )
 
-    ways: Annotated[int, Field(ge=2, lt=2**31)] = Field(5, description="classes in a task")
-    shots: Count = Field(1, description="support examples of each class")
+    ways: Annotated[Size, _size(2)] = Field(
+        5,
+        description="classes in a task; of a range such as 5-20 each task draws its own number, "
+        "which unicorn-maml, proto-maml and protonet can take",
+    )
+    shots: Annotated[Size, _size(1)] = Field(
+        1, description="support examples of each class, or a range such as 1-5"
+    )
     queries: Count = Field(15, description="query examples of each class")
     task_batch: Count = Field(5, description="tasks in an outer iteration (the paper's T)")
 

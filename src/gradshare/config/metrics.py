@@ -15,7 +15,7 @@ from gradshare.errors import ConfigError
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import prepared
-from gradshare.training.metrics import LOSS, Metric, accuracy
+from gradshare.training.metrics import LOSS, Metric, accuracy, chance_of
 
 
 def loss_of(config: RunConfig) -> Callable[..., Any]:
@@ -38,8 +38,9 @@ def metrics_of(config: RunConfig, learner: Learner, train: TaskSource) -> dict[s
         return None
     classes = number_of_classes(train, prepared(train, train.batch([0])))
     loss = getattr(learner, "loss", None)
+    chance = None if classes is None else chance_of(train, classes)
     known = {
-        "accuracy": Metric(accuracy, unit="%", chance=None if classes is None else 1 / classes),
+        "accuracy": Metric(accuracy, unit="%", chance=chance),
         "mse": Metric(F.mse_loss, best="low"),
         **({} if loss is None else {LOSS: Metric(loss, best="low")}),
     }
@@ -65,8 +66,8 @@ def metrics_of(config: RunConfig, learner: Learner, train: TaskSource) -> dict[s
 def number_of_classes(source: TaskSource, task: TaskBatch) -> int | None:
     """The largest number of classes of a task; None if its targets are not classes."""
     ways = getattr(source, "ways", None)
-    if isinstance(ways, int):
-        return ways
+    if isinstance(ways, int | tuple):
+        return ways if isinstance(ways, int) else ways[1]
     labels = (task.support_y, task.query_y)
     if all(isinstance(y, Tensor) and not y.is_floating_point() for y in labels):
         return max(int(y.max()) for y in labels) + 1

@@ -40,6 +40,8 @@ from gradshare.methods.maml_plus_plus import start_from
 from gradshare.models.weights import freeze, load_weights
 from gradshare.tasks import ImageStore, Normalization, Splits, TaskSource, image_splits
 from gradshare.tasks.datasets import open_dataset
+from gradshare.tasks.features import FeatureTasks
+from gradshare.tasks.image_tasks import ImageTasks
 from gradshare.tasks.source import prepared
 from gradshare.training.checks import require_source
 from gradshare.training.metrics import Metric
@@ -135,7 +137,50 @@ def resolved(config: RunConfig) -> RunConfig:
 
 
 def splits_of(config: RunConfig) -> Splits:
-    """The sources of tasks; errors are those of `build`."""
+    """The sources of tasks.
+
+    Raises:
+        DataError, ConfigError: see `build`.
+    """
+    splits = _splits_of_one(config)
+    if config.test_dataset is None:
+        return splits
+    other = tests_of_another(config, "--test-dataset", config.test_dataset, splits.train)
+    return splits._replace(test=other)
+
+
+def tests_of_another(config: RunConfig, option: str, dataset: str, train: TaskSource) -> TaskSource:
+    """The test tasks of the dataset that an option names, prepared as the training tasks are.
+
+    Raises:
+        ConfigError, DataError: see `build`; or the run takes other inputs.
+    """
+    changes: dict[str, Any] = {"dataset": dataset, "dataset_option": {}, "augment": ()}
+    if isinstance(train, ImageTasks):
+        changes["image_size"] = train.split.images.shape[-1]
+    other = config.model_copy(update={**changes, "test_dataset": None})
+    found = "images" if features_of(other) is None else "features"
+    wanted = "images" if features_of(config) is None else "features"
+    if found != wanted and not is_import_path(dataset):
+        raise ConfigError(f"{option} {dataset} holds {found}, and the run takes {wanted}")
+    source = _splits_of_one(other).test
+    if source is None:
+        raise ConfigError(f"{option} {dataset} has no test tasks; name a dataset that has some")
+    if isinstance(train, ImageTasks) and isinstance(source, ImageTasks):
+        here, there = source.split.images.shape[1], train.split.images.shape[1]
+        if here != there:
+            raise ConfigError(
+                f"{option} {dataset} has images of {here} channels, and the run takes {there}; "
+                "name another"
+            )
+        return source.replace(normalization=train.normalization)
+    if isinstance(train, FeatureTasks) and isinstance(source, FeatureTasks):
+        return source.standardised_as(train)
+    return source
+
+
+def _splits_of_one(config: RunConfig) -> Splits:
+    """The sources of tasks of a single dataset."""
     name = config.dataset
     if is_import_path(name):
         splits = _call(config, "dataset", _settings(config, "data_root", *READ["dataset"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from gradshare.tasks import ImageTasks, Splits, TaskSource
 from gradshare.tasks.absent import AbsentImages
 from gradshare.tasks.glyphs import GLYPHS, drawn
 from gradshare.tasks.registry import prepared
-from gradshare.tasks.source import note_of
+from gradshare.tasks.source import notes_of
 from gradshare.training import run as runs
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in
@@ -87,8 +88,8 @@ def train_in(
     processes.agree(lambda: _require_alike(settings, first))
     processes.from_first(lambda: _require_same(config, folder, resume=resume))
     parts = processes.agree(lambda: build(config))
-    if (note := note_of(parts.train)) is not None:
-        processes.from_first(lambda: log.warning("%s", note))
+    for note in notes_of(parts.train, parts.test):
+        processes.on_first(functools.partial(log.warning, "%s", note))
     return fit_in(
         processes,
         parts.learner,
@@ -133,6 +134,7 @@ def open_run(
         config = stored(home.path)
         absent = _absent(config, home.contents().get("images"))
         try:
+            config = config.model_copy(update={"test_dataset": None})  # it may be missing
             parts = build(config, None if absent is None else Splits(absent, absent))
         except GradshareError as error:  # such as a dataset that is not on this machine
             missing = error

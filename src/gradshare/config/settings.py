@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
 from gradshare.config.fields import HEADINGS, PLUS_FIELDS, Settings, SharingControl, Span
-from gradshare.config.names import stored_name
+from gradshare.config.names import is_import_path, stored_name
 from gradshare.config.text import read_yaml
 from gradshare.errors import ConfigError
 
@@ -106,6 +106,13 @@ class RunConfig(Settings):
             raise ValueError(
                 f"--workers {self.workers} is more than the {self.task_batch} tasks of a batch; "
                 "use at most as many workers as --task-batch"
+            )
+        if self.test_dataset is not None and any(
+            is_import_path(name) for name in (self.dataset, self.test_dataset)
+        ):
+            raise ValueError(
+                f"--test-dataset {self.test_dataset} is for two prepared datasets; a function of "
+                "your own returns its test tasks itself: gradshare.Splits(train, validation, test)"
             )
         for name in PLUS_FIELDS if self.method != "maml++" else ():
             if getattr(self, name) != default_of(name):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradshare.errors import ConfigError
 from gradshare.inner_loop import Tensors, UpdateRule
 from gradshare.methods.head import AnyWays, members
 from gradshare.methods.learner import ABSENT
@@ -23,18 +24,15 @@ class UnicornMAML(AnyWays):
     def start(self, meta: Tensors, tasks: TaskBatch, *, training: bool) -> dict[str, Tensor]:
         """The initialisation, with the head's row repeated for each class of the tasks."""
         present = members(tasks).any(1)
+        if len(self.head) == 1 and not present[:, -1].all():
+            raise ConfigError(
+                f"the head of {self.head[0]!r} has no bias, by which classes that smaller tasks "
+                "lack are left out; make it with bias=True, or give one number of ways"
+            )
         rows = {f"{MODEL}.{name}": meta[f"{MODEL}.{name}"] for name in self.head}
         repeated = {n: row.expand(present.shape[1], *row.shape[1:]) for n, row in rows.items()}
         theta = super().start({**meta, **repeated}, tasks, training=training)
         return theta | {n: torch.where(present, theta[n], ABSENT) for n in self.head[1:]}  # biases
-
-    def parts(self, tasks: TaskBatch) -> list[slice]:
-        """All tasks together if they differ in their number of classes, since the head has outputs
-        for the classes of all of them.
-        """
-        parts = super().parts(tasks)
-        last = tasks.support_y.flatten(1).amax(1)
-        return parts if len(parts) == 1 or bool((last == last[0]).all()) else [slice(None)]
 
 
 def unicorn_maml(

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict
 
 from gradshare.errors import DataError
 from gradshare.tasks.batch import TaskBatch
-from gradshare.tasks.drawing import class_labels
 from gradshare.tasks.image_tasks import ImageTasks
 from gradshare.tasks.images import ImageFormat
 from gradshare.tasks.normalization import Normalization
@@ -44,7 +43,7 @@ class AbsentImages(BaseModel):
                 "give another source"
             )
         images = torch.zeros((1, self.ways, *self.form.shape), dtype=torch.uint8)
-        labels = class_labels(1, self.ways, 1)
+        labels = torch.arange(self.ways)[None]
         return TaskBatch(images, labels, images, labels)
 
     def prepare(self, batch: TaskBatch) -> TaskBatch:
@@ -62,6 +61,7 @@ def preparation_of(source: TaskSource) -> dict[str, Any]:
     if type(source) is ImageTasks:  # a subclass may prepare images in another way
         used = source.used_normalization
         mean, std = tuple(used.mean), tuple(used.std)
-        absent = AbsentImages(form=source.form, mean=mean, std=std, ways=source.ways)
+        ways = source.ways[1] if isinstance(source.ways, tuple) else source.ways
+        absent = AbsentImages(form=source.form, mean=mean, std=std, ways=ways)
         images = absent.model_dump(mode="json")
     return {"prepares": hasattr(source, "prepare"), "images": images}

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradshare.tasks.arrays import Examples, fingerprint, inputs, labels, load, take
 from gradshare.tasks.batch import TaskBatch
-from gradshare.tasks.drawing import ClassRows, Rows, class_labels, generator, split_source
+from gradshare.tasks.drawing import ClassRows, Rows, Size, generator, sides, split_source
 
 
 class ClassTasks:
@@ -25,8 +25,9 @@ class ClassTasks:
         x: (n, …) inputs: an array (also memory-mapped), a tensor, or a tuple or dictionary of
             them. Batches have float32 for floats and uint8, int64 for other integers.
         y: (n,) class labels: integers, strings or booleans.
-        ways: classes in a task (N).
-        shots: support examples of each class.
+        ways: classes in a task (N); or a range (least, most), from which each task draws its own
+            number. Tasks of unequal size are padded.
+        shots: support examples of each class, or a range likewise.
         queries: query examples of each class.
         groups: (n,) what an example belongs to, such as a patient, a speaker or a recording. No
             group is then in both the support and the query set of a task.
@@ -44,8 +45,8 @@ class ClassTasks:
         x: Any,
         y: Any,
         *,
-        ways: int = 5,
-        shots: int = 1,
+        ways: Size = 5,
+        shots: Size = 1,
         queries: int = 15,
         groups: Any = None,
     ) -> None:
@@ -62,7 +63,7 @@ class ClassTasks:
         self._set(ways, shots, queries)
 
     @classmethod
-    def load(cls, path: str | Path, **options: int) -> ClassTasks:
+    def load(cls, path: str | Path, **options: Any) -> ClassTasks:
         """Read the examples from files.
 
         Args:
@@ -90,7 +91,7 @@ class ClassTasks:
         """
         return split_source(self, "classes", shares, seed)
 
-    def replace(self, **changes: int) -> ClassTasks:
+    def replace(self, **changes: Any) -> ClassTasks:
         """The same data with other ways, shots or queries."""
         settings = {"ways": self.ways, "shots": self.shots, "queries": self.queries}
         changed = copy.copy(self)
@@ -110,14 +111,11 @@ class ClassTasks:
 
     def batch(self, indices: Sequence[int]) -> TaskBatch:
         """The tasks of the given indices."""
-        rows = self._order[np.stack([self._draw(generator(index)) for index in indices])]
-        tasks = len(rows)  # rows are (T, ways, shots + queries)
-        return TaskBatch(
-            take(self._examples.x, rows[:, :, : self.shots].reshape(tasks, -1)),
-            class_labels(tasks, self.ways, self.shots),
-            take(self._examples.x, rows[:, :, self.shots :].reshape(tasks, -1)),
-            class_labels(tasks, self.ways, self.queries),
-        )
+        tasks = [self._order[self._draw(generator(index))] for index in indices]
+        support, query = sides(tasks, self.queries, self.ways, self.shots)
+        (rows, y, n), (query_rows, query_y, query_n) = support, query
+        x = self._examples.x
+        return TaskBatch(take(x, rows), y, take(x, query_rows), query_y, n, query_n)
 
     def classes_of(self, index: int) -> tuple[Any, ...]:
         """The classes of a task's labels 0 … ways - 1."""
@@ -133,7 +131,7 @@ class ClassTasks:
     def _rows(self) -> ClassRows:
         return ClassRows(self._name, self.classes, self._starts, self._counts, self._groups)
 
-    def _set(self, ways: int, shots: int, queries: int) -> None:
+    def _set(self, ways: Size, shots: Size, queries: int) -> None:
         self.ways, self.shots, self.queries = ways, shots, queries
         self._check()
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from gradshare.errors import ConfigError, DataError, require_count
 
 Rows = npt.NDArray[np.int64]
+Size = int | tuple[int, int]
+"""A number; or the smallest and the largest one, between which each task draws its own."""
 Source = TypeVar("Source")
 
 _ATTEMPTS = 1000
@@ -43,8 +45,10 @@ class ClassRows(NamedTuple):
     counts: Rows
     groups: npt.NDArray[Any] | None
 
-    def draw(self, random: np.random.Generator, ways: int, shots: int, queries: int) -> Rows:
+    def draw(self, random: np.random.Generator, ways: Size, shots: Size, queries: int) -> Rows:
         """Draw classes without replacement, then examples of each without replacement.
+
+        Of a range of ways or shots, the task's own number is drawn first; all are as likely.
 
         Returns:
             (ways, shots + queries) rows, the support ones first.
@@ -52,6 +56,10 @@ class ClassRows(NamedTuple):
         Raises:
             DataError: the groups of the classes that were drawn could never be divided.
         """
+        if isinstance(ways, tuple):
+            ways = int(random.integers(ways[0], ways[1] + 1))
+        if isinstance(shots, tuple):
+            shots = int(random.integers(shots[0], shots[1] + 1))
         if self.groups is None:
             classes = random.choice(len(self.classes), ways, replace=False)
             places = [
@@ -80,15 +88,16 @@ class ClassRows(NamedTuple):
             "or use smaller groups"
         )
 
-    def require_enough(self, ways: int, shots: int, queries: int) -> None:
-        """Raise an error if the classes are too few or too small for the tasks.
+    def require_enough(self, ways: Size, shots: Size, queries: int) -> None:
+        """Raise an error if the classes are too few or too small for the largest tasks.
 
         Raises:
-            ConfigError: ways, shots or queries is not a whole number of at least 1.
+            ConfigError: ways, shots or queries is not a whole number of at least 1, and ways or
+                shots not two of them in ascending order.
             DataError: there are fewer classes than ways, or a class has too few examples or groups.
         """
-        for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
-            require_count(name, value)
+        ways, shots = _largest("ways", ways), _largest("shots", shots)
+        require_count("queries", queries)
         if len(self.classes) < ways:
             raise DataError(
                 f"{ways}-way tasks need {ways} classes, {self.where} has {len(self.classes)}; "
@@ -148,6 +157,18 @@ def divide_groups(
     return np.split(is_support[codes], np.cumsum(lengths)[:-1])
 
 
+def _largest(name: str, size: Size) -> int:
+    """The largest number of a range, or the number itself; ConfigError if it is neither."""
+    bounds = size if isinstance(size, tuple) else (size,)
+    for bound in bounds:
+        require_count(name, bound)
+    if len(bounds) not in (1, 2) or bounds[0] > bounds[-1]:
+        raise ConfigError(
+            f"{name} is {size!r}; give a number, or the smallest and the largest: {name}=(2, 5)"
+        )
+    return bounds[-1]
+
+
 def can_divide(sizes: Sequence[int], shots: int, queries: int) -> bool:
     """Whether groups of these sizes can be divided into two sets with enough examples each."""
     sums = 1  # bit s is set if some of the groups have s examples together
@@ -156,9 +177,32 @@ def can_divide(sizes: Sequence[int], shots: int, queries: int) -> bool:
     return any(sums >> support & 1 for support in range(shots, sum(sizes) - queries + 1))
 
 
-def class_labels(tasks: int, ways: int, examples: int) -> Tensor:
-    """Labels (tasks, ways·examples) of tasks whose classes follow each other."""
-    return torch.arange(ways).repeat_interleave(examples).repeat(tasks, 1)
+Side = tuple[Rows, Tensor, list[int] | None]
+"""The support sets, or the query sets, of T tasks, in which the classes follow each other: rows
+(T, n), labels (T, n), and the number of examples of each task, None if that is always the same.
+Smaller tasks are padded with their own examples.
+"""
+
+
+def sides(tasks: Sequence[Rows], queries: int, *sizes: Size) -> tuple[Side, Side]:
+    """The support and the query sets of some tasks.
+
+    Args:
+        tasks: rows (ways, shots + queries) of each.
+        queries: of each class.
+        sizes: the ways and shots of the source.
+    """
+    varies = any(isinstance(size, tuple) for size in sizes)
+
+    def side(tasks: Sequence[Rows]) -> Side:
+        counts = [rows.size for rows in tasks]
+        labels = [np.arange(len(rows)).repeat(rows.shape[1]) for rows in tasks]
+        rows, y = (np.stack([np.resize(t, max(counts)) for t in part]) for part in (tasks, labels))
+        return rows, torch.from_numpy(y), counts if varies else None
+
+    return side([rows[:, :-queries] for rows in tasks]), side(
+        [rows[:, -queries:] for rows in tasks]
+    )
 
 
 def split_source(

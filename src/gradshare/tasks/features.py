@@ -12,6 +12,7 @@ A store is a folder with
 
 from __future__ import annotations
 
+import copy
 import json
 import shlex
 from dataclasses import replace
@@ -21,7 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
-from gradshare.errors import DataError
+from gradshare.errors import ConfigError, DataError
 from gradshare.tasks.arrays import fingerprint, load
 from gradshare.tasks.batch import TaskBatch
 from gradshare.tasks.classes import ClassTasks
@@ -122,26 +123,45 @@ class FeatureTasks(ClassTasks):
     Args:
         store: the features.
         split: "train", "val" or "test".
-        ways: classes in a task (N).
-        shots: support rows of each class.
-        queries: query rows of each class.
+        **sizes: ways, shots and queries; see `ClassTasks`.
 
     Raises:
         ConfigError, DataError: see `ClassTasks`.
     """
 
-    def __init__(
-        self, store: FeatureStore, split: str, *, ways: int = 5, shots: int = 1, queries: int = 15
-    ) -> None:
+    def __init__(self, store: FeatureStore, split: str, **sizes: Any) -> None:
         self.store = store
         self._name = f"split {split!r} of the features of {store.name}"
         x, y, groups = load(store.path / split)
-        super().__init__(x, y, ways=ways, shots=shots, queries=queries, groups=groups)
+        super().__init__(x, y, groups=groups, **sizes)
 
     @property
     def fingerprint(self) -> str:
         """A digest of the features, the classes, the settings and the standardisation."""
         return fingerprint(super().fingerprint, self.store.mean, self.store.std)
+
+    @property
+    def dataset(self) -> str:
+        """The dataset that the images are of."""
+        return self.store.name
+
+    def standardised_as(self, other: FeatureTasks) -> FeatureTasks:
+        """The same tasks, standardised as others of the same backbone.
+
+        Raises:
+            ConfigError: they are of another backbone, or of other preprocessing before it.
+        """
+        mine, theirs = self.store.backbone, other.store.backbone
+        if (mine.sha256, mine.preprocessing) != (theirs.sha256, theirs.preprocessing):
+            raise ConfigError(
+                f"the features of {self.store.name} are of the backbone {mine.name}, and those of "
+                f"{other.store.name} of another ({theirs.name}) or of other preprocessing; make "
+                "both alike with `gradshare data features`"
+            )
+        changed = copy.copy(self)
+        statistics = {"mean": other.store.mean, "std": other.store.std}
+        changed.store = self.store.model_copy(update=statistics)
+        return changed
 
     @property
     def note(self) -> str | None:
@@ -164,7 +184,7 @@ class FeatureTasks(ClassTasks):
         return replace(batch, support_x=support, query_x=query)
 
 
-def feature_splits(store: FeatureStore, **sizes: int) -> Splits:
+def feature_splits(store: FeatureStore, **sizes: Any) -> Splits:
     """The training, validation and test tasks of a store of features.
 
     Args:

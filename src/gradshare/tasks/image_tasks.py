@@ -16,7 +16,7 @@ from gradshare.errors import ConfigError, require_choice
 from gradshare.tasks.arrays import digest, fingerprint
 from gradshare.tasks.augment import Augmentation, augmented
 from gradshare.tasks.batch import TaskBatch
-from gradshare.tasks.drawing import ClassRows, Rows, class_labels, generator
+from gradshare.tasks.drawing import ClassRows, Rows, Size, generator, sides
 from gradshare.tasks.images import ImageFormat
 from gradshare.tasks.normalization import Normalization
 from gradshare.tasks.registry import DATASETS
@@ -36,8 +36,9 @@ class ImageTasks:
 
     Attributes:
         split: the classes to draw from, such as `ImageStore.open(path).splits["train"]`.
-        ways: classes in a task (N).
-        shots: support images of each class.
+        ways: classes in a task (N); or a range (least, most), from which each task draws its own
+            number. Tasks of unequal size are padded.
+        shots: support images of each class, or a range likewise.
         queries: query images of each class.
         normalization: what `prepare` applies; None scales the images to [0, 1].
         rotate_classes: turn each class of each task by a random multiple of 90°, which the
@@ -54,8 +55,8 @@ class ImageTasks:
 
     split: Split
     _: KW_ONLY
-    ways: int = 5
-    shots: int = 1
+    ways: Size = 5
+    shots: Size = 1
     queries: int = 15
     normalization: Normalization | None = None
     rotate_classes: bool = False
@@ -82,6 +83,12 @@ class ImageTasks:
         groups = () if split.groups is None else (split.groups.tolist(),)
         more = (*groups, *sorted(self.augment))
         return fingerprint(images, classes, sizes, self.normalization, self.rotate_classes, *more)
+
+    @cached_property
+    def dataset(self) -> str | None:
+        """The name of the dataset that the images are of, if they are in a store."""
+        stored = self.split.stored
+        return None if stored is None else ImageStore.open(stored.path).name
 
     @cached_property
     def note(self) -> str | None:
@@ -112,9 +119,9 @@ class ImageTasks:
         """
         random = generator(index)
         rows = self._class_rows.draw(random, self.ways, self.shots, self.queries)
-        turns = np.zeros(self.ways, dtype=np.int64)
+        turns = np.zeros(len(rows), dtype=np.int64)
         if self.rotate_classes:
-            turns = random.integers(RIGHT_ANGLES, size=self.ways)
+            turns = random.integers(RIGHT_ANGLES, size=len(rows))
         return rows, turns
 
     def classes_of(self, index: int) -> tuple[str, ...]:
@@ -127,29 +134,26 @@ class ImageTasks:
     def batch(self, indices: Sequence[int]) -> TaskBatch:
         """The tasks of the given indices, as uint8 images (T, ways·n, C, H, W)."""
         tasks = [self.rows(index) for index in indices]
-        rows = np.stack([rows for rows, _ in tasks])  # (T, ways, shots + queries)
-        turns = np.stack([turns for _, turns in tasks])  # (T, ways)
-        support = self._images(rows[:, :, : self.shots], turns)
-        query = self._images(rows[:, :, self.shots :], turns)
+        turns = [turns for _, turns in tasks]
+        support, query = sides([rows for rows, _ in tasks], self.queries, self.ways, self.shots)
+        (rows, y, n), (query_rows, query_y, query_n) = support, query
+        x, query_x = self._images(rows, y, turns), self._images(query_rows, query_y, turns)
         for task, index in enumerate(indices) if self.augment else ():
             random = generator(index, AUGMENTATION_SEED)
-            support[task] = augmented(support[task], self.augment, random)
-            query[task] = augmented(query[task], self.augment, random)
-        return TaskBatch(
-            support,
-            class_labels(len(tasks), self.ways, self.shots),
-            query,
-            class_labels(len(tasks), self.ways, self.queries),
-        )
+            for images, sizes in ((x, n), (query_x, query_n)):
+                real = slice(None if sizes is None else sizes[task])
+                images[task, real] = augmented(images[task, real], self.augment, random)
+        return TaskBatch(x, y, query_x, query_y, n, query_n)
 
-    def _images(self, rows: Rows, turns: Rows) -> Tensor:
-        """The turned images of some rows (T, ways, n): (T, ways·n, C, H, W)."""
+    def _images(self, rows: Rows, labels: Tensor, turns: Sequence[Rows]) -> Tensor:
+        """The images (T, n, C, H, W) of some rows (T, n), turned as the classes of their task."""
         # `take` reads a memory map three times as fast as indexing it does.
         images = self.split.images.take(rows, axis=0)
+        of_image = np.stack([own[y] for own, y in zip(turns, labels.numpy(), strict=True)])
         for turn in range(1, RIGHT_ANGLES) if self.rotate_classes else ():
-            turned = turns == turn
+            turned = of_image == turn
             images[turned] = np.rot90(images[turned], turn, axes=(-2, -1))
-        return torch.from_numpy(np.asarray(images)).flatten(1, 2)
+        return torch.from_numpy(np.asarray(images))
 
     @property
     def form(self) -> ImageFormat:

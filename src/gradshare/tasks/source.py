@@ -28,6 +28,7 @@ class TaskSource(Protocol):
       normalise images. The classifier calls it too.
     - `classes_of(index) -> tuple`: the names of a task's labels 0, 1, …, for the accuracy by class
       in the report of a comparison.
+    - `dataset`: the name of the dataset, for reports of a test on another one than was trained on.
     - `note`: a sentence to print beside figures on the tasks, such as that the splits were drawn by
       chance; or None.
     - `replace(**changes) -> TaskSource`: the same data with other shots, ways or queries.
@@ -66,6 +67,13 @@ class Splits(NamedTuple):
     test: TaskSource | None = None
 
 
+def of_largest_size(source: TaskSource) -> TaskSource:
+    """The source with the largest of its tasks alone, if it has ranges of ways or shots."""
+    sizes = {name: getattr(source, name, None) for name in ("ways", "shots")}
+    most = {name: size[-1:] * 2 for name, size in sizes.items() if isinstance(size, tuple)}
+    return source.replace(**most) if most else source  # type: ignore[attr-defined]
+
+
 def fingerprint_of(source: TaskSource) -> str | None:
     """The source's fingerprint, or None if it has none.
 
@@ -81,9 +89,17 @@ def fingerprint_of(source: TaskSource) -> str | None:
     return fingerprint
 
 
-def note_of(source: TaskSource | None) -> str | None:
-    """The source's note, or None if it has none."""
-    return getattr(source, "note", None)
+def notes_of(*sources: TaskSource | None) -> list[str]:
+    """The notes of some sources, each once."""
+    notes = [getattr(source, "note", None) for source in sources]
+    return list(dict.fromkeys(note for note in notes if note is not None))
+
+
+def other_dataset(train: TaskSource | None, test: TaskSource) -> str | None:
+    """The name of the dataset of test tasks if it is not that of the training tasks, else None."""
+    names = [getattr(source, "dataset", None) for source in (train, test)]
+    trained, tested = (name if isinstance(name, str) else None for name in names)
+    return tested if tested != trained else None
 
 
 def training_indices(seed: int, iteration: int, task_batch: int) -> range:

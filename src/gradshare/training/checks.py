@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from gradshare.errors import ConfigError, DataError, GradshareError, is_out_of_memory
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner, MetaLearner
+from gradshare.methods.head import AnyWays
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import PARTS, leaves, task_of
 from gradshare.tasks.source import prepared, require_pure
@@ -70,6 +71,28 @@ def require_source(name: str, source: Any, indices: Sequence[int]) -> None:
         ) from error
 
 
+def require_ways(name: str, learner: Learner, source: TaskSource) -> None:
+    """Raise ConfigError if a source has a range of ways, and the learner's head only one number."""
+    ways = getattr(source, "ways", None)
+    fixed = isinstance(learner, MetaLearner) and not isinstance(learner, AnyWays)
+    if isinstance(ways, tuple) and fixed:
+        raise ConfigError(
+            f"{name} has tasks of {ways[0]} to {ways[1]} classes, and the head of this method is "
+            "for one number of classes; give one number of ways, or a method for any: "
+            "unicorn-maml, proto-maml or protonet"
+        )
+
+
+def require_shareable(processes: int, train: TaskSource, carried: Tensors) -> None:
+    """Raise ConfigError if processes would add up gradients of heads of different sizes."""
+    ways = getattr(train, "ways", None)
+    if processes > 1 and carried and isinstance(ways, tuple):
+        raise ConfigError(
+            f"{processes} processes cannot share gradients between tasks of {ways[0]} to {ways[1]} "
+            "classes; use one process, one number of ways, or no sharing"
+        )
+
+
 def initial_state(learner: Learner) -> tuple[dict[str, Tensor], Tensors]:
     """`learner.init()`; ConfigError if its meta-parameters are not named leaves."""
     match learner.init():
@@ -114,6 +137,7 @@ def require_together(
     if isinstance(learner, MetaLearner):  # in the least memory, unless more was asked for
         lean = learner.laid_out(tasks_at_a_time=1, recompute=memory != "keep")
     for name, source in sources.items():
+        require_ways(name, learner, source)
         tasks = prepared(source, source.batch([0]).to(next(iter(meta.values())).device))
         with explain_misfit(learner, meta, name, tasks):
             # First without an inner step, whose loss would blame the labels.
@@ -125,7 +149,7 @@ def require_together(
             with torch.no_grad():
                 outputs = lean.predict(meta, lean.adapt(meta, carried, tasks), tasks)
             if metrics is None:
-                metrics = default_metrics(learner, outputs, tasks.query_y)
+                metrics = default_metrics(learner, outputs, tasks.query_y, source)
             score = require_metrics(metrics, score)
             values = [m.values(outputs, tasks.query_y, tasks.query_n) for m in metrics.values()]
             require_finite(name, tasks, [outputs, *values])

@@ -14,7 +14,7 @@ import torch
 
 from gradshare.methods import Learner
 from gradshare.tasks import TaskSource
-from gradshare.tasks.source import note_of, prepared, training_indices
+from gradshare.tasks.source import notes_of, prepared, training_indices
 from gradshare.training import evaluation
 from gradshare.training.device import choose_device
 from gradshare.training.distributed import OneProcess
@@ -44,7 +44,7 @@ class Estimate:
         iterations: in an epoch.
         memory: bytes at the peak, from what autograd keeps.
         disk: bytes in the run's folder.
-        note: that of the training tasks; see `TaskSource`.
+        note: those of the sources; see `TaskSource`.
     """
 
     layout: Layout
@@ -55,7 +55,7 @@ class Estimate:
     iterations: int
     memory: int
     disk: int
-    note: str | None = None
+    note: str = ""
 
     @property
     def epoch(self) -> float:
@@ -155,7 +155,7 @@ def dry_run(learner: Learner, sources: Sources, options: Options, folder: Path |
             iterations=options.iterations,
             memory=need,
             disk=disk,
-            note=note_of(train),
+            note=" ".join(notes_of(train, test)),
         )
 
 

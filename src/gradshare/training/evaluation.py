@@ -13,7 +13,7 @@ from gradshare.errors import require_count
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
-from gradshare.tasks.source import note_of, prepared
+from gradshare.tasks.source import notes_of, prepared
 from gradshare.training.distributed import OneProcess
 from gradshare.training.labels import labels_of
 from gradshare.training.metrics import Metric
@@ -44,14 +44,14 @@ class Evaluation:
         metrics: the metrics.
         score: the name of the one that selected the checkpoints.
         how: notes for the reader, such as "ensemble of 5" or "10 inner steps".
-        note: that of the source; see `TaskSource`.
+        note: those of the sources; see `TaskSource`.
     """
 
     values: Values
     metrics: Mapping[str, Metric]
     score: str
     how: tuple[str, ...] = ()
-    note: str | None = None
+    note: str = ""
 
     def __getitem__(self, metric: str) -> Interval:
         """The mean of a metric over the tasks, with its 95 % interval."""
@@ -108,7 +108,9 @@ def evaluate(
     measure = ensemble_values(learner, [(meta, carried)], metrics, steps=steps)
     with isolated(device):
         values = on_all_tasks(OneProcess(), source, tasks, device, measure)["ensemble"]
-    return Evaluation(values, metrics, score or next(iter(metrics)), note=note_of(source))
+    return Evaluation(
+        values, metrics, score or next(iter(metrics)), note=" ".join(notes_of(source))
+    )
 
 
 def ensemble_values(
@@ -210,6 +212,10 @@ def on_all_tasks(
         if advance is not None:
             advance(together[-1].stop)
     return {
-        what: {name: [v for part in measured for v in part[what][name]] for name in values}
+        what: {
+            name: [v for part in measured for v in part[what][name]]
+            for name in values
+            if all(name in part[what] for part in measured)  # labels: if none has too many
+        }
         for what, values in measured[0].items()
     }

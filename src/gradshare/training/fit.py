@@ -18,13 +18,14 @@ from gradshare.errors import ConfigError, require_choice
 from gradshare.methods import Learner
 from gradshare.tasks import TaskSource
 from gradshare.tasks.absent import preparation_of
-from gradshare.tasks.source import fingerprint_of, prepared, training_indices
+from gradshare.tasks.source import fingerprint_of, of_largest_size, prepared, training_indices
 from gradshare.training.canary import Canary
 from gradshare.training.checkpoint import Checkpoint, on_device
 from gradshare.training.checks import (
     initial_state,
     make_optimizer,
     require_learner,
+    require_shareable,
     require_source,
     require_together,
 )
@@ -218,6 +219,7 @@ def fit_in(
             lambda: prepare_run(learner, sources, options, device, continued)
         )
         processes.agree(lambda: require_alike(processes, contents["identity"]))
+        require_shareable(processes.size, sources[0], state.carried)
         # A learner that draws its initialisation has drawn another one in each process.
         initial = processes.from_first(lambda: [on_device(part, CPU) for part in state.model])
         for name, tensor in state.meta.items():
@@ -329,9 +331,7 @@ def prepare_run(
     train, validation, test = sources
     if options.start == "supervised":
         require_startable(getattr(learner, "model", None), train)
-    named = {"train": train, "validation": validation}
-    if test is not None:
-        named["test"] = test
+    named = {"train": train, "validation": validation} | ({} if test is None else {"test": test})
     indices = {
         "train": training_indices(options.seed, 0, 2),
         "validation": range(options.val_tasks),
@@ -364,11 +364,11 @@ def prepare_run(
     if continued is not None:
         layout = Layout(**continued.contents()["layout"])
     else:
-        tasks = prepared(train, train.batch(list(range(min(2, options.task_batch)))).to(device))
+        tasks = of_largest_size(train).batch(list(range(min(2, options.task_batch))))
         layout = choose_layout(
             learner,
             (meta, carried),
-            tasks,
+            prepared(train, tasks.to(device)),
             task_batch=options.task_batch,
             tasks=options.tasks,
             memory=options.memory,

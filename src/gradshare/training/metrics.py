@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -144,13 +145,23 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     return right.double().mean()
 
 
-def default_metrics(learner: Any, outputs: Tensor, targets: Any) -> dict[str, Metric]:
+def chance_of(source: Any, classes: int) -> float:
+    """The mean accuracy of guessing on tasks of a range of ways, or else of a number of classes."""
+    ways = getattr(source, "ways", None)
+    numbers = range(ways[0], ways[1] + 1) if isinstance(ways, tuple) else [classes]
+    return fmean(1 / number for number in numbers)
+
+
+def default_metrics(
+    learner: Any, outputs: Tensor, targets: Any, source: Any = None
+) -> dict[str, Metric]:
     """Accuracy and the loss where the targets are classes, else the loss alone.
 
     Args:
         learner: its `loss` is used; cross entropy for classes if it has none.
         outputs: (T, n, …) of a batch of tasks.
         targets: (T, n, …), a tree.
+        source: of the tasks.
 
     Raises:
         ConfigError: the targets are not classes and the learner has no loss.
@@ -165,7 +176,7 @@ def default_metrics(learner: Any, outputs: Tensor, targets: Any) -> dict[str, Me
     metrics = {LOSS: Metric(loss or torch.nn.functional.cross_entropy, best="low")}
     if classes:
         # Guessing among the classes that the model tells apart.
-        chance = 1 / outputs.shape[2]
+        chance = chance_of(source, outputs.shape[2])
         metrics = {"accuracy": Metric(accuracy, unit="%", chance=chance), **metrics}
     return metrics
 

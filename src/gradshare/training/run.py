@@ -15,13 +15,14 @@ from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import first_leaf, tree_map
-from gradshare.tasks.source import note_of, prepared
+from gradshare.tasks.source import notes_of, other_dataset, prepared
 from gradshare.training.adapted import AdaptedModel, as_inputs, as_tensor
 from gradshare.training.checks import (
     explain_misfit,
     initial_state,
     require_finite,
     require_source,
+    require_ways,
 )
 from gradshare.training.device import choose_device, keep_float32
 from gradshare.training.distributed import OneProcess
@@ -97,8 +98,10 @@ class Run:
         """The evaluation at the end of the run; None if there was none."""
         if self.test is None:
             return None
-        how = (f"ensemble of {self.test.members}", *self._how(None))
-        return Evaluation(self.test.ensemble, self.metrics, self.score, how, note_of(self.source))
+        how = (f"ensemble of {self.test.members}", *self._how(None, self.test.dataset))
+        return Evaluation(
+            self.test.ensemble, self.metrics, self.score, how, " ".join(notes_of(self.source))
+        )
 
     def table(self) -> list[dict[str, Any]]:
         """The history as rows of one long table: epoch, split, metric, value, ci95."""
@@ -156,6 +159,7 @@ class Run:
         chosen = dict(metrics or self.metrics)
         with isolated(self.device), explain_out_of_memory():
             require_source("the source", source, range(tasks))
+            require_ways("the source", learner, source)
             models = self.models(ensemble)
             measured = ensemble_values(learner, models, chosen, steps=steps)
 
@@ -164,9 +168,11 @@ class Run:
                     return measured(batch)
 
             found = on_all_tasks(OneProcess(), source, tasks, self.device, measure)
-        how = ((f"ensemble of {ensemble}",) if ensemble > 1 else ()) + self._how(steps)
+        how = ((f"ensemble of {ensemble}",) if ensemble > 1 else ()) + self._how(
+            steps, other_dataset(self.source, source)
+        )
         score = self.score if self.score in chosen else next(iter(chosen))
-        return Evaluation(found["ensemble"], chosen, score, how, note_of(source))
+        return Evaluation(found["ensemble"], chosen, score, how, " ".join(notes_of(source)))
 
     def adapt(
         self, x: Any, y: Any, *, steps: int | None = None, prepare: bool = True
@@ -227,12 +233,13 @@ class Run:
             )
         return self.learner
 
-    def _how(self, steps: int | None) -> tuple[str, ...]:
+    def _how(self, steps: int | None, dataset: str | None) -> tuple[str, ...]:
         network = getattr(self.learner, "network", None)
         norms = network is not None and network.uses_batch_statistics
         inductive = getattr(self.learner, "inductive", False)
         mode = (f"{'inductive' if inductive else 'transductive'} batch norm",) if norms else ()
-        return (*((f"{steps} inner steps",) if steps is not None else ()), *mode)
+        where = () if dataset is None else (f"on {dataset}",)
+        return (*where, *((f"{steps} inner steps",) if steps is not None else ()), *mode)
 
 
 def open_run(

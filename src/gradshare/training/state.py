@@ -29,6 +29,7 @@ class Test:
         members: the number of models.
         by_class: the ensemble's accuracy on each class, by name, as the mean over the tasks that
             have it. Empty unless the source names the classes of its tasks (`classes_of`).
+        dataset: the name of the test tasks' dataset, if it is not that of the training tasks.
         predicted: of classes, the ensemble's label of each query, for the first `SAMPLE_TASKS`.
     """
 
@@ -39,6 +40,7 @@ class Test:
     members: int
     by_class: dict[str, float] = field(default_factory=dict)
     predicted: list[list[int]] = field(default_factory=list)
+    dataset: str | None = None
 
 
 class RunStatus(BaseModel):

@@ -143,14 +143,14 @@ def _outputs(
     """The outputs for all examples of some tasks, and their classes among all training classes."""
     tasks = prepared(source, source.batch(indices).to(device))
     names = [source.classes_of(index) for index in indices]  # type: ignore[attr-defined]
-    codes = torch.tensor([[classes[name] for name in task] for task in names], device=device)
+    codes = [torch.tensor([classes[name] for name in task], device=device) for task in names]
     outputs, labels = [], []
     for x, y, sizes in (
         (tasks.support_x, tasks.support_y, tasks.support_n),
         (tasks.query_x, tasks.query_y, tasks.query_n),
     ):
         outputs.append(call_module(model, tree_map(lambda t: t.flatten(0, 1), x)))
-        of_part = codes.gather(1, y)
+        of_part = torch.stack([own[labels] for own, labels in zip(codes, y, strict=True)])
         for task, size in enumerate(sizes or ()):
             of_part[task, size:] = PADDING
         labels.append(of_part.flatten())
