@@ -103,12 +103,10 @@ def evaluate_command(
         return {name: options[name] for name in names if options[name] is not None}
 
     run = folder_of(run)
-    config, sizes = stored(run), given("ways", "shots")
+    sizes, adapting = given("ways", "shots"), given("batch_norm", "sharing_control")
+    config = stored(run)
     resized = config.model_copy(update=sizes)
-    sizes, adapting = (
-        {n: getattr(resized, n) for n in sizes},
-        given("batch_norm", "sharing_control"),
-    )
+    sizes = {name: getattr(resized, name) for name in sizes}
     if calibration and tuple in (type(resized.ways), type(resized.shots)):
         raise ConfigError(
             "--calibration is for tasks of one size, and these vary in ways or shots; give numbers "
