@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from gradshare.tasks import glyphs
+from gradshare.classifier.calibration import Answers, answers_to
+from gradshare.classifier.trained import Trained
+from gradshare.tasks import TaskSource, glyphs
 from gradshare.tasks.writing import ClassImages, write_store
 
 # The same examples in every run, so that a change is what makes a test fail; new ones, to search
@@ -47,8 +49,13 @@ for name in list(os.environ):
 TINY_SIZE = 16
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take longest, so that no core waits for them at the end."""
+    items.sort(key=lambda item: not item.path.stem.endswith(("survival", "torchrun")))
+
+
 def pytest_collection_finish() -> None:
-    """Leave all that was imported out of each garbage collection, which would take half a second."""
+    """Leave all that is imported out of garbage collections, each of half a second."""
     gc.collect()
     gc.freeze()
 
@@ -92,6 +99,16 @@ def few_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the glyphs a few are drawn, since all of them take ten seconds."""
     few = glyphs.letters()[::20]
     monkeypatch.setattr(glyphs, "letters", lambda: few)
+
+
+@pytest.fixture
+def few_calibration_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classifiers are calibrated on 20 tasks, the fewest that they take, and not on 100."""
+
+    def fewer(trained: Trained, source: TaskSource, tasks: int) -> Answers:
+        return answers_to(trained, source, min(tasks, 20))
+
+    monkeypatch.setattr("gradshare.classifier.estimator.answers_to", fewer)
 
 
 @pytest.fixture
