@@ -29,8 +29,11 @@ demo: $(INSTALLED)
 	@rm -rf runs/demo
 	$(BIN)/gradshare compare --control --out runs/demo --epochs 10 --iterations-per-epoch 16 --val-tasks 50 --test-tasks 150
 
+# Compiled once, and not by each of the processes that tests start.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The tests take one core each, and up to 2 GB.
-TESTS := $(BIN)/pytest --numprocesses auto --maxprocesses 4
+TESTS := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test: $(INSTALLED) lint types
 	$(TESTS) -m "not long"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from gradshare.classifier.calibration import Answers, answers_to
+from gradshare.classifier.trained import Trained
+from gradshare.tasks import TaskSource, glyphs
 from gradshare.tasks.writing import ClassImages, write_store
 
 # The same examples in every run, so that a change is what makes a test fail; new ones, to search
@@ -43,6 +47,17 @@ for name in list(os.environ):
         del os.environ[name]
 
 TINY_SIZE = 16
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take longest, so that no core waits for them at the end."""
+    items.sort(key=lambda item: not item.path.stem.endswith(("survival", "torchrun")))
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that is imported out of garbage collections, each of half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def tiny_classes(split: str, count: int, images: int = 10) -> list[ClassImages]:
@@ -80,6 +95,23 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def few_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the glyphs a few are drawn, since all of them take ten seconds."""
+    few = glyphs.letters()[::20]
+    monkeypatch.setattr(glyphs, "letters", lambda: few)
+
+
+@pytest.fixture
+def few_calibration_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classifiers are calibrated on 20 tasks, the fewest that they take, and not on 100."""
+
+    def fewer(trained: Trained, source: TaskSource, tasks: int) -> Answers:
+        return answers_to(trained, source, min(tasks, 20))
+
+    monkeypatch.setattr("gradshare.classifier.estimator.answers_to", fewer)
+
+
+@pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparisons train in this process, and not in one for each run, which imports torch again."""
     monkeypatch.setattr(
@@ -87,9 +119,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.fixture
-def tiny(data_root: Path) -> dict[str, Any]:
-    """Settings of a run on it that takes a second."""
+def tiny_settings(data_root: Path) -> dict[str, Any]:
+    """Settings of a run on "tiny" that takes a second."""
     return {
         "dataset": "tiny",
         "data_root": str(data_root),
@@ -106,3 +137,9 @@ def tiny(data_root: Path) -> dict[str, Any]:
         "device": "cpu",
         "threads": 1,
     }
+
+
+@pytest.fixture
+def tiny(data_root: Path) -> dict[str, Any]:
+    """See `tiny_settings`."""
+    return tiny_settings(data_root)

@@ -5,7 +5,6 @@ What they say of time and memory is for `make bench`; here only its form is look
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
@@ -155,7 +154,6 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "Worker", LocalWorker)
     monkeypatch.setattr(worker, "peak_over_resident", peak)
     monkeypatch.setattr(worker, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr(gc, "collect", lambda: None)
 
 
 ONE_OF_EACH_KIND = (

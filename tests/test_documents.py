@@ -66,9 +66,13 @@ FASTER = {
         '"mobilenet_v3_small.onnx"': f'"{ROOT}/tests/own_backbones.py:toy"',
         "ways=5, shots=5": "ways=3, shots=2, queries=3",
         "MLP(ways=5": "MLP(ways=3",
-        '"epochs": 10, "iterations": 30': '"epochs": 1, "iterations": 2, "val_tasks": 3',
+        '"epochs": 10, "iterations": 30': '"epochs": 1, "iterations": 2, "val_tasks": 3, '
+        '"start_iterations": 5',
     },
     "docs/comparing.md": {
+        "queries=15": "queries=3",
+        "steps=5": "steps=2",
+        "rates = 0.02, 0.05, 0.2": "rates = 0.05, 0.2",
         '"epochs": 10, "iterations": 100,': '"epochs": 1, "iterations": 2, "val_tasks": 3,',
         '"task_batch": 4': '"test_tasks": 3, "executor": ThreadPoolExecutor(1), "task_batch": 2',
         "seeds=3": "seeds=1",
@@ -124,6 +128,7 @@ def make_photographs_and_a_run(data_root: Path) -> None:
     train(config, "runs/birds/runs/gradient-sharing/seed-0")
 
 
+@pytest.mark.usefixtures("few_calibration_tasks")
 @pytest.mark.parametrize("document", [page for page in DOCUMENTS if blocks(page)])
 def test_every_python_block_of_a_page_runs(document: str, ran: Callable[[str], Ran]) -> None:
     assert ran(document).names

@@ -86,7 +86,7 @@ def test_each_method_learns_glyphs_with_its_own_defaults(
     method: str, glyphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = "--dataset glyphs --image-size 16 --filters 16 --epochs 2 --iterations-per-epoch 60"
-    words += " --queries 5 --outer-lr 0.003 --val-tasks 50 --test-tasks 100 --threads 1"
+    words += " --queries 5 --outer-lr 0.003 --val-tasks 20 --test-tasks 100 --threads 1"
     where = ["--data-root", str(glyphs), "--out", str(tmp_path / "run")]
     assert program(monkeypatch, "train", "--method", method, *words.split(), *where) == 0
     tested = open_run(tmp_path / "run").tested

@@ -301,6 +301,7 @@ def test_a_run_on_features_has_the_recipe_for_them_unless_other_settings_are_giv
     assert isinstance(parts.learner.model, gs.MLP)
 
 
+@pytest.mark.usefixtures("few_calibration_tasks")
 def test_raw_images_are_predicted_as_the_rows_that_were_made_of_them(
     run: gs.Run, root: Path, tmp_path: Path
 ) -> None:
@@ -376,28 +377,11 @@ def test_a_command_that_cannot_write_features_says_why(
 def test_arms_are_compared_on_features_and_the_report_says_how_to_make_them(
     root: Path, tmp_path: Path, in_this_process: None
 ) -> None:
-    words = [
-        "--dataset",
-        "tiny-features",
-        "--data-root",
-        str(root),
-        "--ways",
-        "3",
-        "--queries",
-        "4",
-    ]
-    short = [
-        "--epochs",
-        "1",
-        "--iterations-per-epoch",
-        "2",
-        "--val-tasks",
-        "4",
-        "--test-tasks",
-        "6",
-    ]
+    words = ["--dataset", "tiny-features", "--data-root", str(root), "--ways", "3"]
+    short = "--queries 4 --epochs 1 --iterations-per-epoch 2 --start-iterations 9 --val-tasks 4"
     out = tmp_path / "compared"
-    done = CliRunner().invoke(cli, ["compare", *words, *short, "--out", str(out)])
+    words += [*short.split(), "--test-tasks", "6", "--out", str(out)]
+    done = CliRunner().invoke(cli, ["compare", *words])
     assert done.exit_code == 0, done.output
     assert "original, gradient-sharing: 2 runs, 1 × 2 iterations each" in done.output
     toy = shlex.quote(f"{Path('tests/own_backbones.py').resolve()}:toy")  # with a space in it

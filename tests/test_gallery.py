@@ -23,6 +23,7 @@ def code_cells(notebook: str) -> list[dict[str, Any]]:
     return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
+@pytest.mark.usefixtures("few_calibration_tasks")
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_a_notebook_runs_and_draws(
     notebook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -183,10 +183,10 @@ _HOMES = (
     "training.run",
     "training.statistics",
     "training.supervised",
-    "backbones",
-    "classifier",
     "comparison.compare",
     "comparison.results",
+    "backbones",
+    "classifier",  # last: scikit-learn takes a second
 )
 
 

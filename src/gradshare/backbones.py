@@ -367,8 +367,10 @@ def _frozen(name: str, module: nn.Module, weights: Path | None) -> nn.Module:
 
 def _version(name: str) -> str:
     """The version of the package of an import path; that of torch if it is a file."""
-    package = name.partition(":")[0].partition(".")[0]
-    found = packages_distributions().get(package)
+    module = name.partition(":")[0]
+    # The look at all packages takes a quarter of a second.
+    known = {} if module.endswith(".py") else packages_distributions()
+    found = known.get(module.partition(".")[0])
     return f"{found[0]} {version(found[0])}" if found else f"torch {torch.__version__}"
 
 

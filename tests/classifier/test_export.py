@@ -44,7 +44,7 @@ def answers_of(path: Path, x: NDArray[Any]) -> tuple[NDArray[Any], dict[str, Any
 
 def image_run(data_root: Path, out: Path, **settings: Any) -> gs.FewShotClassifier:
     """A classifier of pictures, of a run on them or on their features."""
-    sizes = {"ways": 3, "queries": 4, "epochs": 1, "iterations_per_epoch": 4, "task_batch": 2}
+    sizes = {"ways": 3, "queries": 4, "epochs": 1, "iterations_per_epoch": 1, "task_batch": 2}
     tests = {"val_tasks": 4, "test_tasks": 2, "inner_steps": 2, "device": "cpu", "threads": 1}
     config = RunConfig(**{"data_root": data_root, "dataset": "tiny", **sizes, **tests, **settings})
     run = train(config, out).path

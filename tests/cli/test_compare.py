@@ -311,15 +311,16 @@ def test_a_file_may_hold_the_methods_and_the_sweep(tiny: dict[str, Any], tmp_pat
     file.write_text(
         "methods: [maml, protonet, linear-probe]\nsweep: {inner_lr: [0.1, 0.5]}\n", "utf-8"
     )
+    fewer = {**tiny, "epochs": 2, "iterations_per_epoch": 1, "val_tasks": 3, "ensemble": 1}
     result = CliRunner().invoke(
-        compare_command, ["--config", str(file), "--out", str(out), *options(tiny), "--seeds", "2"]
+        compare_command, ["--config", str(file), "--out", str(out), *options(fewer), "--seeds", "2"]
     )
     assert result.exception is None, result.output
     assert (  # five with the first seed, and three with the second
-        "linear-probe [inner-lr 0.5]: 8 runs, 3 × 3 iterations each, on tiny" in result.output
+        "linear-probe [inner-lr 0.5]: 8 runs, 2 × 1 iterations each, on tiny" in result.output
     )
     results = load_results(out)
     assert [arm.partition(" ")[0] for arm in results.arms] == ["maml", "protonet", "linear-probe"]
-    assert [len(run.history) for run in results.runs] == [3, 3, 1] * 2
+    assert [len(run.history) for run in results.runs] == [2, 2, 1] * 2
     assert len(list(out.glob("runs/*/seed-*"))) == 8
     assert results.runs[2].training_seconds > 0

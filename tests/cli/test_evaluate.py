@@ -20,17 +20,18 @@ from gradshare.training.folder import RunFolder
 from gradshare.training.layout import Layout
 from gradshare.training.statistics import confidence95
 from tests.cli.test_runs import Program, program
-from tests.conftest import prepare_tiny, tiny_classes
+from tests.conftest import prepare_tiny, tiny_classes, tiny_settings
 
 __all__ = ["program"]  # a fixture
 
 Settings = dict[str, Any]
 
 
-@pytest.fixture
-def run(tiny: Settings, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of sharing, with steps so long that ĝ is missed without it."""
-    return train(RunConfig(**{**tiny, "inner_lr": 1.0}), tmp_path / "run").path
+    settings = {**tiny_settings(data_root), "inner_lr": 1.0}
+    return train(RunConfig(**settings), tmp_path_factory.mktemp("runs") / "run").path
 
 
 def lines_of(program: Program, *arguments: object) -> list[str]:
@@ -194,7 +195,7 @@ def test_a_run_with_mirrored_images_is_tested_on_characters_too(
 ) -> None:
     root = Path(shutil.copytree(data_root, tmp_path / "data"))
     other_images(root, "omniglot", change=lambda x: 255 - x)
-    run = train(RunConfig(**{**tiny, "augment": ("flip",)}), tmp_path / "run").path
+    run = train(RunConfig(**{**tiny, "augment": ("flip",), "epochs": 1}), tmp_path / "run").path
     assert len(lines_of(program, run, "--dataset", "omniglot", "--data-root", root)) == 2
 
 

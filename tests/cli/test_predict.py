@@ -18,6 +18,8 @@ from tests.conftest import tiny_classes
 
 __all__ = ["program"]  # a fixture
 
+pytestmark = pytest.mark.usefixtures("few_calibration_tasks")
+
 
 @pytest.fixture(scope="module")
 def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -94,11 +94,13 @@ def test_training_images_are_augmented_and_a_run_is_resumed_as_it_was(
         ),
     ],
 )
+@pytest.mark.usefixtures("few_glyphs")
 def test_bad_input_is_one_line_and_writes_nothing(
-    arguments: list[str], message: str, program: Program, data_root: Path, tmp_path: Path
+    arguments: list[str], message: str, program: Program, tmp_path: Path
 ) -> None:
+    root = str(tmp_path / "data")
     status, _, err = program(
-        "train", "--out", str(tmp_path / "run"), "--data-root", str(data_root), *arguments
+        "train", "--out", str(tmp_path / "run"), "--data-root", root, *arguments
     )
     assert status == 1
     assert err.startswith("error: ")
@@ -400,6 +402,7 @@ def test_a_key_with_two_values_is_refused(program: Program) -> None:
     assert "'--sweep': inner_lr=[0.1], inner_lr=[0.3]: one key has two values; leave one" in err
 
 
+@pytest.mark.usefixtures("few_glyphs")
 def test_a_dry_run_draws_no_glyphs_into_the_data_root(program: Program, tmp_path: Path) -> None:
     settings = {**OWN, "filters": 4, "image_size": 16, "data_root": tmp_path / "data"}
     status, out, err = program("train", "--dry-run", *options(settings))

@@ -556,7 +556,8 @@ def test_threads_train_one_run_at_a_time_and_an_executor_of_the_users_stays_open
     assert len(futures) == 4
     assert executor.submit(pow, 2, 3).result() == 8
     with LocalExecutor(1) as local:
-        small(tmp_path / "local", executor=local, epochs=1, seeds=1)
+        one = {"original": arms()["original"]}
+        small(tmp_path / "local", one, executor=local, epochs=1, seeds=1)
         assert local.submit(pow, 2, 3).result() == 8
     here(tmp_path / "other", epochs=1)
     assert_same(tmp_path / "one", tmp_path / "other")

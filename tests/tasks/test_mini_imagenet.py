@@ -461,6 +461,7 @@ def test_names_an_image_by_its_archive(tmp_path: Path) -> None:
     assert f"\n{path}/images/n0153282900000000.jpg is not a readable image (" in message
 
 
+@pytest.mark.long
 def test_the_real_mini_imagenet(tmp_path: Path) -> None:
     """A complete copy has 600 images of each class, the development copy the first 300."""
     assert MINI_IMAGENET.read is not None

@@ -170,6 +170,7 @@ def test_names_a_damaged_drawing(
     assert refusal(tmp_path).startswith(f"{archive}/{name} is not a readable image (")
 
 
+@pytest.mark.long
 def test_the_real_omniglot_and_its_split(tmp_path: Path) -> None:
     """Results under another split would not be comparable: this must never change."""
     assert OMNIGLOT.read is not None

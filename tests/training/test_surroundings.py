@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -70,6 +71,35 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
+def arguments(problem: str) -> Any:
+    return {**PROBLEMS, "rows": rows}[problem]()
+
+
+def first_task(problem: str) -> tuple[Any, Any, Any]:
+    """The support set and the queries of the first test task."""
+    task = arguments(problem)["test"].batch([0])
+    return task_of(task.support_x, 0), task_of(task.support_y, 0), task_of(task.query_x, 0)
+
+
+def predicted(problem: str, run: Run, x: Any, y: Any, queries: Any) -> Any:
+    if problem == "regression":
+        return run.adapt(x, y)(queries).tolist()
+    classifier = gs.FewShotClassifier(run, calibration_tasks=20)
+    return classifier.fit(x, y).predict_proba(queries).tolist()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Run, Any]]:
+    """The run of a problem where the caller has set nothing, and what it predicts."""
+
+    @functools.cache
+    def trained(problem: str) -> tuple[Run, Any]:
+        run = gs.fit(**arguments(problem), out=tmp_path_factory.mktemp("whole") / "run")
+        return run, predicted(problem, run, *first_task(problem))
+
+    return trained
+
+
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
@@ -80,25 +110,17 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     ],
 )
 def test_a_run_and_its_resume_do_not_depend_on_what_the_caller_has_set(
-    name: str, problem: str, tmp_path: Path
+    name: str,
+    problem: str,
+    tmp_path: Path,
+    undisturbed: Callable[[str], tuple[Run, Any]],
 ) -> None:
-    given = {**PROBLEMS, "rows": rows}[problem]()
-    task = given["test"].batch([0])
-    x, y, queries = (task_of(part, 0) for part in (task.support_x, task.support_y, task.query_x))
-
-    def predicted(run: Run) -> Any:
-        if problem == "regression":
-            return run.adapt(x, y)(queries).tolist()
-        classifier = gs.FewShotClassifier(run, calibration_tasks=20)
-        return classifier.fit(x, y).predict_proba(queries).tolist()
-
-    whole = gs.fit(**given, out=tmp_path / "whole")
-    expected = predicted(whole)
+    given, task, (whole, expected) = arguments(problem), first_task(problem), undisturbed(problem)
     with SURROUNDINGS[name]():
         gs.fit(**{**given, "epochs": 2}, out=tmp_path / "run")
         run = gs.fit(**given, out=tmp_path / "run", resume="auto")
         found = run.evaluate(given["test"], tasks=8)
-        assert predicted(run) == expected
+        assert predicted(problem, run, *task) == expected
     require_same_end(whole, run)
     assert whole.test is not None
     assert found.values == whole.test.single

@@ -196,12 +196,8 @@ def _distinct(candidates: Sequence[Letter]) -> list[Letter]:
 
 @cache
 def _reference_font(face: str) -> ImageFont.FreeTypeFont:
-    return _font(face, 64)
-
-
-def _font(face: str, size: float) -> ImageFont.FreeTypeFont:
     # Basic layout: one codepoint, one glyph, whether or not Pillow was built with libraqm.
-    return ImageFont.truetype(_font_path(face), size, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(_font_path(face), 64, layout_engine=ImageFont.Layout.BASIC)
 
 
 def _ink(codepoint: int, face: str, length: int) -> Image.Image:
@@ -209,7 +205,7 @@ def _ink(codepoint: int, face: str, length: int) -> Image.Image:
     character = chr(codepoint)
     reference = _reference_font(face)
     left, top, right, bottom = reference.getbbox(character)
-    font = _font(face, reference.size * length / max(right - left, bottom - top, 1))
+    font = reference.font_variant(size=reference.size * length / max(right - left, bottom - top, 1))
     left, top, right, bottom = font.getbbox(character)
     width, height = max(1, round(right - left)), max(1, round(bottom - top))
     ink = Image.new("L", (width, height))
