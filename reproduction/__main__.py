@@ -207,7 +207,7 @@ def methods_command(runs: Path | None, data_root: Path | None) -> None:
     page = methods.table()
     click.echo(page)
     path = methods.PUBLISHED / "table.md"
-    path.write_text(f"# Methods, with and without sharing\n\n{page}", "utf-8")
+    path.write_text(page, "utf-8")
     click.echo(f"Written: {path}")
 
 

@@ -44,6 +44,7 @@ TITLES: Final = {
     "mini-imagenet-5-shot": "mini-ImageNet at 32×32, 5-shot",
 }
 MEASURED_STEPS: Final = 15
+INTRODUCTION: Final = HOME / "plans" / "methods.md"
 ARM = re.compile(r"(?P<method>.+?)(?P<sharing>\+sharing)?(?: \[inner-lr (?P<rate>[\d.]+)\])?$")
 
 
@@ -119,8 +120,12 @@ def table(folder: Path = PUBLISHED) -> str:
             {"arm": arm, "CPU ms a meta-step": f"{c['ms']:.0f}", "peak MB": f"{c['MB']:.0f}"}
             for arm, c in cost.items()
         ]
-        page += f"\n## Time and memory\n\nOmniglot, 1-shot, one thread.\n\n{markdown(rows)}"
-    return page.lstrip()
+        page += (
+            "\n## Time and memory\n\nA meta-step of 4 tasks, Omniglot, 1-shot, in one thread: the "
+            f"median of {MEASURED_STEPS}, and the peak memory over what was resident.\n\n"
+            f"{markdown(rows)}"
+        )
+    return INTRODUCTION.read_text("utf-8") + page
 
 
 def _rows(results: Results) -> list[Row]:
@@ -143,7 +148,7 @@ def _rows(results: Results) -> list[Row]:
                 "accuracy": _shown(_accuracy(results, alone)),
                 "with sharing": _shown(None if sharing is None else _accuracy(results, sharing)),
                 "difference": _shown(both, sign="+"),
-                f"iterations to {level:.1%}, with sharing".replace("%", " %"): " / ".join(
+                f"iterations to {100 * level:.1f} %": " / ".join(
                     _reached(results, arm, level) for arm in pair.values()
                 ),
             }
