@@ -302,7 +302,7 @@ def test_a_damaged_configuration_is_named(run: Path) -> None:
     [
         (0, "dataset 'glyphs', and the run was started with 'tests.own:signals'"),
         (1, "ways 5, and the run was started with 3"),
-        (10, "task_batch 5, and the run was started with 2"),
+        (11, "task_batch 5, and the run was started with 2"),
     ],
 )
 def test_a_configuration_that_was_cut_is_named_and_not_filled_with_defaults(

@@ -516,7 +516,7 @@ def test_a_dead_link_in_place_of_the_splits_is_named(tmp_path: Path) -> None:
     make_classes(tmp_path, ["crow", "lark", "owl"])
     (tmp_path / "splits.json").symlink_to("nowhere")
     assert refused(tmp_path).startswith(
-        f"{tmp_path / 'splits.json'} is not readable as JSON ([Errn"
+        f"{tmp_path / 'splits.json'} is not readable as JSON (No such file"
     )
 
 

@@ -157,7 +157,8 @@ class Trained:
         """
         outputs = self._in_chunks(self.on_prepared, support, adapted, inputs)
         if not outputs.isfinite().all():
-            given = replace(support, query_x=tree_map(lambda t: t[None], inputs))
+            none = support.support_y.new_zeros(1, len(outputs))
+            given = replace(support, query_x=tree_map(lambda t: t[None], inputs), query_y=none)
             require_finite("the examples", given, [outputs])
             raise RunError(
                 "there is no prediction: the inner steps overflowed on this support set, with "
