@@ -144,13 +144,7 @@ def evaluate_command(
 
 
 def _source(run: Path, config: RunConfig, parts: Parts, dataset: str | None) -> TaskSource:
-    """The test tasks of the run, or of another dataset with its images in the form of the run's.
-
-    Raises:
-        ConfigError: there are no test tasks, or the images have other channels.
-        DataError: see `gradshare.config.build`.
-        RunError: the run's own dataset has changed.
-    """
+    """The test tasks of the run, or of another dataset with its images in the form of the run's."""
     ours, source = parts.train, parts.test
     if dataset is not None:
         changes: dict[str, Any] = {"dataset": dataset, "dataset_option": {}, "augment": ()}

@@ -131,9 +131,6 @@ def read_config(
 
     Options override the environment's data root, which overrides the YAML file, which overrides
     the preset, which overrides the defaults.
-
-    Raises:
-        ConfigError: a setting is unknown or out of bounds.
     """
     settings = dict(from_file)
     if data_root := os.environ.get(DATA_ROOT_VARIABLE):

@@ -166,11 +166,7 @@ class Results(_Part):
 
 
 def save_results(results: Results, path: Path) -> None:
-    """Write `results.json`.
-
-    Raises:
-        RunError: it cannot be written.
-    """
+    """Write `results.json`."""
     write_signed(path, null_where_not_finite(results.model_dump()))
 
 

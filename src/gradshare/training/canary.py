@@ -52,7 +52,6 @@ class Canary:
         """Raise RunError unless the values at a restored state are those that were saved with it.
 
         Args:
-            state: as it was restored.
             then: digests of the source files when the run began, by path.
             now: their digests now.
         """

@@ -136,11 +136,7 @@ class OneProcess:
         return do()
 
     def require_identical(self, tensors: Tensors) -> None:
-        """Make sure that every process has the same tensors, bit for bit.
-
-        Raises:
-            RunError: they differ.
-        """
+        """Raise RunError unless every process has the same tensors, bit for bit."""
 
 
 class ProcessGroup(OneProcess):
@@ -148,10 +144,6 @@ class ProcessGroup(OneProcess):
 
     Args:
         store: where the processes meet.
-        rank: which one this is.
-        size: how many there are.
-        local_rank: which one on this machine.
-        local_size: how many there are on this machine.
         cuda: whether tensors may be on a GPU.
         timeout: after how long a silent process is given up.
         patient: whether a second Ctrl-C is taken like the first.

@@ -17,14 +17,8 @@ from gradshare.tasks.batch import PARTS, leaves, task_of
 def diagnose(
     learner: Learner, meta: Tensors, carried: Tensors, tasks: TaskBatch, *, iteration: int
 ) -> str | None:
-    """The first value that is not finite, with its inner step and task, both counted from 1.
-
-    Args:
-        learner: the method.
-        meta: the meta-parameters, as they were before the iteration.
-        carried: the carried tensors, likewise.
-        tasks: prepared tasks.
-        iteration: the number of iterations before this one.
+    """The first value of an outer iteration that is not finite, with its inner step and task, both
+    counted from 1.
 
     Returns:
         "the support loss of task 2 is not finite at inner step 4", for instance; None if no value

@@ -26,7 +26,6 @@ def labels_of(outputs: Tensor, tasks: TaskBatch) -> dict[str, list[Any]]:
 
     Args:
         outputs: (T, n, classes) scores of the queries.
-        tasks: T tasks.
 
     Returns:
         For each task, "right": the share of each label's queries that are classified right, None if
@@ -55,7 +54,6 @@ def accuracy_by_class(
 
     Args:
         right: for each of tasks 0, …, n - 1 the accuracy on each label; see `labels_of`.
-        source: of the tasks.
 
     Returns:
         The accuracy by the name of the class; empty if the source does not name its classes.

@@ -25,7 +25,6 @@ def locked(folder: Path, *, doing: str, seconds: float = 0) -> Iterator[Callable
     taken it since.
 
     Args:
-        folder: the folder.
         doing: what its users do there, for the message: "training" or "comparing".
         seconds: how long to wait for another process.
 

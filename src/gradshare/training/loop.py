@@ -63,8 +63,6 @@ class Trainer:
     Attributes:
         run: the identity of the run, which each checkpoint holds.
         learner: in its layout.
-        train, validation, test: sources of tasks.
-        options, metrics, score, device, folder, processes, canary, watch: of the run.
         state: changed in place.
     """
 
@@ -89,13 +87,7 @@ class Trainer:
         self._saved_at, self._saved_after = time.monotonic(), self._status.iteration
 
     def run_to_the_end(self) -> None:
-        """Train, validate and test.
-
-        Raises:
-            RunError: an iteration was refused, with `on_divergence="stop"` and everything before it
-                saved; or another process of the run failed.
-            RunStoppedError: a signal asked to stop; everything so far is saved.
-        """
+        """Train, validate and test."""
         status, processes = self._status, self.processes
         with processes.stop, self._saved_if_others_fail(), ExitStack() as stack:
             writer = processes.on_first(

@@ -66,11 +66,8 @@ def cores() -> int:
 
 
 def environment(device: torch.device, layout: str) -> dict[str, Any]:
-    """Versions, hardware and layout: what numbers depend on besides the configuration.
-
-    Args:
-        device: the device of the run.
-        layout: as `Layout.describe` returns it.
+    """Versions, hardware and layout, as `Layout.describe` returns it: what numbers depend on
+    besides the configuration.
     """
     import torch  # noqa: PLC0415  # the program asks for this module before torch
 

@@ -151,9 +151,6 @@ def default_metrics(learner: Any, outputs: Tensor, targets: Any) -> dict[str, Me
         learner: its `loss` is used; cross entropy for classes if it has none.
         outputs: (T, n, …) of a batch of tasks.
         targets: (T, n, …), a tree.
-
-    Raises:
-        ConfigError: the targets are not classes and the learner has no loss.
     """
     loss = getattr(learner, "loss", None)
     classes = are_classes(outputs, targets)
@@ -182,11 +179,7 @@ def are_classes(outputs: Tensor, targets: Any) -> bool:
 
 
 def require_metrics(metrics: Mapping[str, Metric], score: str | None) -> str:
-    """Check metrics that a user gave, and return the name of the score.
-
-    Raises:
-        ConfigError: one is not a Metric, or the score is none of them.
-    """
+    """Check metrics that a user gave, and return the name of the score."""
     if not isinstance(metrics, Mapping) or not metrics:
         raise ConfigError(f"metrics is {metrics!r:.100}; give a dictionary of metrics by name")
     for name, metric in metrics.items():

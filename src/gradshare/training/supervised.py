@@ -113,10 +113,8 @@ def train_body(
 
 
 def require_startable(model: object, source: TaskSource) -> str:
-    """The name of a network's head.
-
-    Raises:
-        ConfigError: see `supervised_start`.
+    """The name of a network's head; ConfigError if the network or the source cannot have a
+    supervised start.
     """
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
     linear: list[str] = [name for name, m in modules if name and isinstance(m, nn.Linear)]
