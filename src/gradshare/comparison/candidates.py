@@ -42,10 +42,8 @@ def with_candidates(
 
 
 def best_candidates(plan: Plan, folder: Path, score: str, metric: MetricFacts) -> tuple[Plan, str]:
-    """Choose the candidate of each arm by its best validation score with the first seed.
-
-    Args:
-        plan: all its candidates have been trained with the first seed.
+    """Choose the candidate of each arm by its best validation score with the first seed, with which
+    all have been trained.
 
     Returns:
         The plan with the chosen candidates only, and a note on the scores of all.

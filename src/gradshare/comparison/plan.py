@@ -39,9 +39,7 @@ class Plan:
         arms: makes the learner of each arm, by name.
         baseline: the arm that the others are compared with.
         controls: arms that leave out what the others are meant to show.
-        train: the source of training tasks.
-        validation: the source of validation tasks.
-        test: the source of test tasks.
+        train, validation, test: the sources of tasks.
         options: of each run, but for its seed.
         seeds: of the runs.
         settings: from which each arm can be made again, by name, if it can; see `fit_in`.

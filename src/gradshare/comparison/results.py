@@ -41,12 +41,8 @@ class Picture(NamedTuple):
 
 
 class SampleTask(_Part):
-    """A test task to look at.
-
-    Attributes:
-        support: some of its support examples.
-        queries: some of its queries.
-        predicted: the names of the classes that each arm predicts for these queries.
+    """A test task to look at: some of its support examples and queries, and the names of the
+    classes that each arm predicts for these queries.
     """
 
     support: tuple[Picture, ...]

@@ -34,12 +34,7 @@ WatchAll = Callable[[str, Progress | None], None]
 
 @dataclass(frozen=True)
 class Runner:
-    """Makes the calls of a comparison.
-
-    Attributes:
-        executor, at_a_time, retries, watch: see `compare`.
-        stop: notes Ctrl-C and SIGTERM.
-    """
+    """Makes the calls of a comparison; see `compare`. `stop` notes Ctrl-C and SIGTERM."""
 
     folder: Path
     executor: Any

@@ -74,10 +74,8 @@ def try_arms(path: str) -> tuple[Tried, list[Key]]:
 
 @outcome_of
 def train_run(path: str, arm: str, seed: int) -> None:
-    """Train a run of a comparison from where its folder was saved last, and test it.
-
-    Args:
-        path: of the plan, in the comparison's folder. When it is removed the run stops.
+    """Train a run of a comparison from where its folder was saved last, and test it. It stops when
+    the plan is removed.
     """
     plan, processes = _plan(path), _Worker(path)
     place = plan.place(Path(path).parent, arm, seed)

@@ -40,11 +40,7 @@ def require_learner(learner: object) -> None:
 
 
 def require_source(name: str, source: Any, indices: Sequence[int]) -> None:
-    """Raise unless a source's tasks are functions of their index.
-
-    Args:
-        indices: the tasks that it will be asked for.
-    """
+    """Raise unless a source's tasks with these indices are functions of their index."""
     if isinstance(source, type) or not callable(getattr(source, "batch", None)):
         raise ConfigError(
             f"{name} is {source!r:.100}; give a source of tasks: an object with "

@@ -23,8 +23,6 @@ from gradshare.training.metrics import Metric
 from gradshare.training.options import Options
 
 COUNTS = ("epochs", "iterations", "task_batch", "val_tasks", "test_tasks", "seed", "ensemble")
-
-
 MOST_FACTORS = 10**6
 
 

@@ -58,13 +58,7 @@ MOST_SKIPPED_IN_A_ROW = 50
 
 @dataclass
 class Trainer:
-    """Trains a run from a state, in place, to its end.
-
-    Attributes:
-        run: the identity of the run, which each checkpoint holds.
-        learner: in its layout.
-        state: changed in place.
-    """
+    """Trains a run, which `run` identifies, from a state, in place, to its end."""
 
     run: str
     learner: Learner
@@ -137,10 +131,8 @@ class Trainer:
         self._stop_if(signal)
 
     def _iterate(self, batches: Batches) -> str | None:
-        """One outer iteration, on the tasks that its number determines.
-
-        Returns:
-            Where and why it was refused, with the state unchanged; None if it was not.
+        """One outer iteration, on the tasks that its number determines. If it was refused, where
+        and why; the state is then unchanged.
         """
         state, status, options = self.state, self._status, self.options
         iteration = status.iteration

@@ -56,10 +56,8 @@ def prepare_run(
     device: torch.device,
     continued: RunFolder | None = None,
 ) -> PreparedRun:
-    """Check that everything fits together, and make the state before any training.
-
-    Args:
-        continued: the run that is continued, whose layout is kept.
+    """Check that everything fits together, and make the state before any training. A run that is
+    continued keeps its layout.
     """
     require_learner(learner)
     train, validation, test = sources

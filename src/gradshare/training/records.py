@@ -127,10 +127,8 @@ class EpochTotals:
 
 
 class MetricsWriter:
-    """Writes each epoch's record to `metrics.jsonl` and `tensorboard/` in a run's folder.
-
-    Args:
-        history: records of earlier epochs, of a run that is continued.
+    """Writes each epoch's record to `metrics.jsonl` and `tensorboard/` in a run's folder, behind
+    those of `history`.
     """
 
     def __init__(self, folder: Path, history: History) -> None:

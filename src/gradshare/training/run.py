@@ -17,21 +17,10 @@ from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import first_leaf, tree_map
 from gradshare.tasks.source import note_of, prepared
 from gradshare.training.adapted import AdaptedModel, as_inputs, as_tensor
-from gradshare.training.checks import (
-    explain_misfit,
-    initial_state,
-    require_finite,
-    require_source,
-)
+from gradshare.training.checks import explain_misfit, initial_state, require_finite, require_source
 from gradshare.training.device import choose_device, keep_float32
 from gradshare.training.distributed import OneProcess
-from gradshare.training.evaluation import (
-    Evaluation,
-    Model,
-    Values,
-    ensemble_values,
-    on_all_tasks,
-)
+from gradshare.training.evaluation import Evaluation, Model, Values, ensemble_values, on_all_tasks
 from gradshare.training.folder import RunFolder, kept_epochs
 from gradshare.training.identity import description, shapes_digest
 from gradshare.training.layout import Layout

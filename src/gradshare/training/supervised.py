@@ -34,12 +34,7 @@ PADDING = -100
 
 
 def supervised_start(
-    model: Model,
-    source: TaskSource,
-    *,
-    iterations: int = 300,
-    lr: float = 1e-3,
-    seed: int = 0,
+    model: Model, source: TaskSource, *, iterations: int = 300, lr: float = 1e-3, seed: int = 0
 ) -> Model:
     """A copy of a network whose body is trained to tell all training classes apart.
 
