@@ -17,10 +17,10 @@ import torch
 import gradshare as gs
 from gradshare.errors import RunError
 from gradshare.training import memory
-from gradshare.training.fit import memory_needed, prepare_run
 from gradshare.training.layout import Layout
 from gradshare.training.memory import LESS_MEMORY, amount, available, require_memory
 from gradshare.training.options import Options
+from gradshare.training.prepare import memory_needed, prepare_run
 from tests.training.small import mlp, rows
 
 CPU = torch.device("cpu")

@@ -11,13 +11,7 @@ from typing import Any
 import click
 
 from gradshare import __version__
-from gradshare.errors import (
-    SIGNAL_STATUS,
-    ConfigError,
-    GradshareError,
-    escaped,
-    is_out_of_memory,
-)
+from gradshare.errors import SIGNAL_STATUS, ConfigError, GradshareError, escaped, is_out_of_memory
 
 COMMANDS = {
     "compare": ("compare:compare_command", "Compare gradient sharing with the original."),

@@ -16,14 +16,7 @@ SIDE = 0.5  # inches of an image
 def contact_sheet(
     store: ImageStore, *, classes: int = 10, images: int = 12, seed: int = 0
 ) -> Figure:
-    """Draw a block for each split: a row a class, with the class's name.
-
-    Args:
-        store: an opened store.
-        classes: how many classes of each split, at most.
-        images: how many images of each class, at most.
-        seed: chooses the classes and images.
-    """
+    """Draw a block for each split: a row of images for each of some classes, with its name."""
     random = np.random.default_rng(seed)
     splits = list(store.splits.values())
     rows = [min(classes, len(split.class_names)) for split in splits]

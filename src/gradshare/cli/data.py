@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +85,7 @@ def data() -> None:
 )
 @click.argument("name")
 @click.option("--download", is_flag=True, help="Download the dataset from its publisher.")
-@click.option(
-    "--from",
-    "path",
-    type=UserPath(),
-    help="Read a local archive or folder.",
-)
+@click.option("--from", "path", type=UserPath(), help="Read a local archive or folder.")
 @click.option(
     "--format",
     "form",
@@ -259,11 +253,7 @@ def features(
 @resize_option
 @data_root_option
 def show(
-    name: str,
-    out: Path | None,
-    image_size: int | None,
-    resize: Resize,
-    data_root: Path,
+    name: str, out: Path | None, image_size: int | None, resize: Resize, data_root: Path
 ) -> None:
     """Print what dataset NAME holds, and draw some images of it."""
     if is_feature_store(path := features_path(data_root, name)):
@@ -301,22 +291,18 @@ def _shares_or_file(text: str) -> tuple[float, ...] | Path:
         return Path(text)
 
 
-@contextlib.contextmanager
-def _progress_bar(*columns: ProgressColumn) -> Iterator[ProgressBar]:
+def _progress_bar(*columns: ProgressColumn) -> ProgressBar:
     """A progress bar on the terminal, which leaves nothing behind when it is done."""
     console = Console(stderr=True)
-    description = TextColumn("{task.description}")
-    bar = ProgressBar(
-        *(SpinnerColumn(), description, BarColumn(), *columns),
+    return ProgressBar(
+        *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *columns),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
-    with bar:
-        yield bar
 
 
-def _class_bar() -> contextlib.AbstractContextManager[ProgressBar]:
+def _class_bar() -> ProgressBar:
     return _progress_bar(MofNCompleteColumn(), TextColumn("classes"), TimeRemainingColumn())
 
 

@@ -152,12 +152,7 @@ def evaluate_command(
 
 
 def _source(run: Path, config: RunConfig, parts: Parts, dataset: str | None) -> TaskSource:
-    """The test tasks of the run, or of another dataset.
-
-    Raises:
-        ConfigError, DataError: test tasks are missing; or see `tests_of_another`.
-        RunError: the run's own dataset has changed.
-    """
+    """The test tasks of the run, or of another dataset."""
     source = parts.test
     if dataset is not None:
         return tests_of_another(config, "--dataset", dataset, parts.train)

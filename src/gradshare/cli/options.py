@@ -78,10 +78,7 @@ resume_option = click.option(
 
 def run_options(leave_out: Iterable[str] = ()) -> Callable[[Command], Command]:
     """Give a command `--config`, `--preset` and an option for each setting of a run, for
-    `read_config`.
-
-    Args:
-        leave_out: settings that the command chooses by itself.
+    `read_config`. The command chooses the settings to leave out by itself.
     """
 
     def decorate(command: Command) -> Command:
@@ -131,9 +128,6 @@ def read_config(
 
     Options override the environment's data root, which overrides the YAML file, which overrides
     the preset, which overrides the defaults.
-
-    Raises:
-        ConfigError: a setting is unknown or out of bounds.
     """
     settings = dict(from_file)
     if data_root := os.environ.get(DATA_ROOT_VARIABLE):

@@ -22,16 +22,10 @@ Made = TypeVar("Made")
 def with_candidates(
     arms: Mapping[str, Made | Mapping[str, Made]],
 ) -> tuple[dict[str, Made], dict[str, tuple[str, ...]]]:
-    """Name each candidate of the arms, as "ARM [CANDIDATE]".
-
-    Args:
-        arms: by name, what makes an arm, or a dictionary of that by candidate.
+    """Name the candidates of each arm that is a dictionary of them: "ARM [CANDIDATE]".
 
     Returns:
         What makes each candidate, by its name; and the names of the candidates of each arm.
-
-    Raises:
-        ConfigError: an arm has no candidate.
     """
     made: dict[str, Made] = {}
     groups = {}
@@ -48,12 +42,8 @@ def with_candidates(
 
 
 def best_candidates(plan: Plan, folder: Path, score: str, metric: MetricFacts) -> tuple[Plan, str]:
-    """Choose the candidate of each arm by its best validation score with the first seed.
-
-    Args:
-        plan: all its candidates have been trained with the first seed.
-        folder: of the comparison.
-        score, metric: the name of the score, and its metric.
+    """Choose the candidate of each arm by its best validation score with the first seed, with which
+    all have been trained.
 
     Returns:
         The plan with the chosen candidates only, and a note on the scores of all.

@@ -17,11 +17,12 @@ from gradshare.tasks.source import notes_of
 from gradshare.training.checks import initial_state
 from gradshare.training.device import choose_device
 from gradshare.training.distributed import OneProcess
-from gradshare.training.fit import fit_in, prepare_run
+from gradshare.training.fit import fit_in
 from gradshare.training.folder import RunFolder
 from gradshare.training.layout import Layout, Memory, Tasks
 from gradshare.training.loop import is_complete
 from gradshare.training.metrics import Metric
+from gradshare.training.prepare import prepare_run
 from gradshare.training.randomness import isolated
 from gradshare.training.state import RunStatus
 
@@ -48,11 +49,7 @@ class Tried:
 
 
 def tried(plan: Plan) -> Tried:
-    """Make each arm and try a step of it, on the device of the runs.
-
-    Raises:
-        ConfigError, DataError: an arm cannot be made or trained, or the arms cannot be compared.
-    """
+    """Make each arm and try a step of it, on the device of the runs."""
     learners, others = learners_of(plan)
     device = choose_device(plan.options.device)
     found = {}
@@ -60,7 +57,7 @@ def tried(plan: Plan) -> Tried:
         with isolated(device):
             try:
                 options = plan.options_of(arm, plan.seeds[0])
-                found[arm] = prepare_run(learner, plan.sources, options, device, None)
+                found[arm] = prepare_run(learner, plan.sources, options, device)
             except ConfigError as error:
                 raise ConfigError(f"the arm {arm!r}: {error}") from error
     first, (_, metrics, score, _) = next(iter(found.items()))
@@ -90,11 +87,7 @@ def tried(plan: Plan) -> Tried:
 
 
 def learners_of(plan: Plan) -> tuple[dict[str, Learner], dict[str, Learner]]:
-    """The learners of all arms with the first and with the last seed.
-
-    Raises:
-        ConfigError: an arm cannot be made, or returns an object that was returned before.
-    """
+    """The learners of all arms with the first and the last seed. Each must be another object."""
     learners = {arm: plan.learner(arm, plan.seeds[0]) for arm in plan.arms}
     others = {arm: plan.learner(arm, plan.seeds[-1]) for arm in plan.arms}
     made: dict[int, str] = {}
@@ -108,10 +101,8 @@ def learners_of(plan: Plan) -> tuple[dict[str, Learner], dict[str, Learner]]:
 
 
 def unfinished(plan: Plan, folder: Path) -> list[Key]:
-    """The runs that are not finished in a comparison's folder.
-
-    Raises:
-        RunError: an arm is not what it was when its finished runs were trained.
+    """The runs that are not finished in a comparison's folder; RunError if an arm is not what it
+    was when its finished runs were trained.
     """
     left, finished = [], {}
     for arm, seed in plan.runs:

@@ -166,7 +166,6 @@ def run_plan(
     """Run a comparison; see `compare`.
 
     Args:
-        plan, folder: of the comparison.
         executor, at_a_time, retries, resume, progress: see `compare`.
         settings: of all runs, for the report; by default those of `plan.options`.
         commands: that reproduce it, for the report; by default the one that is running.

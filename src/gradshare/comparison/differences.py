@@ -21,8 +21,6 @@ class Difference:
     """The score of first − second, over the seeds in which both trained.
 
     Attributes:
-        first: an arm.
-        second: another.
         rows: the differences by task (tasks,), one row for each of these seeds.
         interval: their mean; over seeds and test tasks of several seeds, over test tasks of one.
             None if no seed has both.

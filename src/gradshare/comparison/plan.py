@@ -39,9 +39,7 @@ class Plan:
         arms: makes the learner of each arm, by name.
         baseline: the arm that the others are compared with.
         controls: arms that leave out what the others are meant to show.
-        train: the source of training tasks.
-        validation: the source of validation tasks.
-        test: the source of test tasks.
+        train, validation, test: the sources of tasks.
         options: of each run, but for its seed.
         seeds: of the runs.
         settings: from which each arm can be made again, by name, if it can; see `fit_in`.
@@ -64,12 +62,7 @@ class Plan:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        """Check the names and seeds.
-
-        Raises:
-            ConfigError: there are no arms, one is not a function or has no plain name, the baseline
-                or a control is not an arm, or a seed is not a seed.
-        """
+        """Check the names and seeds."""
         if not isinstance(self.arms, Mapping) or not self.arms:
             raise ConfigError(
                 "a comparison needs arms: a dictionary of functions that make a learner, such as "
@@ -115,11 +108,7 @@ class Plan:
         return self.train, self.validation, self.test
 
     def learner(self, arm: str, seed: int) -> Learner:
-        """Make the learner of an arm, with the same random numbers for all arms of a seed.
-
-        Raises:
-            ConfigError: the function fails, or does not return a learner.
-        """
+        """Make the learner of an arm, with the same random numbers for all arms of a seed."""
         with generators_kept(torch.device("cpu")):
             seed_generators(seed)
             try:
@@ -143,12 +132,7 @@ class Plan:
         return folder / RUNS / plain / f"seed-{seed}"
 
     def save(self, path: Path) -> None:
-        """Write the plan for workers in other processes.
-
-        Raises:
-            ConfigError: it can't be pickled, or is too large.
-            RunError: it can't be written.
-        """
+        """Write the plan for workers in other processes."""
         modules = list(_own_modules())
         try:
             for module in modules:
@@ -199,11 +183,7 @@ def shown(text: str, width: int = LONGEST_NAME) -> str:
 
 
 def seeds_from(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:
-    """That many seeds from a first one on, or the given ones.
-
-    Raises:
-        ConfigError: there are none, one is given twice, or one is no whole number.
-    """
+    """That many seeds from a first one on, or the given ones."""
     found: tuple[Any, ...] = ()
     if isinstance(seeds, Integral):
         found = tuple(range(first, first + int(seeds)))

@@ -26,18 +26,7 @@ FEW_CLASSES: Final = 20
 
 
 def write_report(results: Results, folder: Path) -> Path:
-    """Write `report.html` into a folder, which is made if it is not there.
-
-    Args:
-        results: of the comparison.
-        folder: of the report.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        RunError: the folder cannot be written.
-    """
+    """Write `report.html` into a folder, which is made if it is not there, and return its path."""
     make_folder(folder)
     path = folder / FILENAME
     write_atomically(path, _page(results).encode("utf-8", "replace"))
@@ -91,7 +80,6 @@ def _means(
     """The means over seeds, by name and arm.
 
     Args:
-        arms: the columns of a table.
         values: of an arm: for each seed one or several numbers by name.
     """
     found: dict[str, dict[str, Values]] = {}

@@ -42,12 +42,8 @@ class Picture(NamedTuple):
 
 
 class SampleTask(_Part):
-    """A test task to look at.
-
-    Attributes:
-        support: some of its support examples.
-        queries: some of its queries.
-        predicted: the names of the classes that each arm predicts for these queries.
+    """A test task to look at: some of its support examples and queries, and the names of the
+    classes that each arm predicts for these queries.
     """
 
     support: tuple[Picture, ...]
@@ -174,11 +170,7 @@ class Results(_Part):
 
 
 def save_results(results: Results, path: Path) -> None:
-    """Write `results.json`.
-
-    Raises:
-        RunError: it cannot be written.
-    """
+    """Write `results.json`."""
     write_signed(path, null_where_not_finite(results.model_dump()))
 
 

@@ -34,13 +34,7 @@ WatchAll = Callable[[str, Progress | None], None]
 
 @dataclass(frozen=True)
 class Runner:
-    """Makes the calls of a comparison.
-
-    Attributes:
-        folder: of the comparison.
-        executor, at_a_time, retries, watch: see `compare`.
-        stop: notes Ctrl-C and SIGTERM.
-    """
+    """Makes the calls of a comparison; see `compare`. `stop` notes Ctrl-C and SIGTERM."""
 
     folder: Path
     executor: Any
@@ -50,12 +44,7 @@ class Runner:
     stop: StopRequests
 
     def try_arms(self, plan: Plan) -> tuple[Tried, list[Key]]:
-        """What `try_arms` finds on a machine like those that train.
-
-        Raises:
-            RunError: the arms cannot be compared, or the trial was lost.
-            RunStoppedError: a request to stop came.
-        """
+        """What `try_arms` finds on a machine like those that train."""
         with self._offered(plan) as path:
             job = _Job("the trial of the arms", self.folder / TRIAL, self.executor, try_arms, path)
             ((kind, value),) = self._made([job], path).values()
@@ -64,12 +53,7 @@ class Runner:
         return value  # type: ignore[no-any-return]
 
     def train(self, plan: Plan, keys: Sequence[Key]) -> None:
-        """Train some runs, each from where its folder was saved last.
-
-        Raises:
-            RunError: some runs failed; the others have ended, and are saved.
-            RunStoppedError: a request to stop came; each run has saved what it had.
-        """
+        """Train some runs, each from where its folder was saved last."""
         with self._offered(plan) as path:
             jobs = []
             for arm, seed in keys:
@@ -93,9 +77,6 @@ class Runner:
         """Let workers read a plan at the path that is returned, and remove it at the end.
 
         Each plan has a new name: workers of a program that was killed miss theirs, and stop.
-
-        Raises:
-            ConfigError, RunError: it cannot be saved.
         """
         path = str(self.folder.absolute() / f"{PLAN}{uuid4().hex}.pkl")
         self._withdraw(path)
@@ -162,13 +143,7 @@ class Runner:
 
 
 class _Job(Call):
-    """A call that is repeated when its worker is lost.
-
-    Args:
-        name: for messages.
-        place: the folder of its run.
-        executor, function, args: see `Call`.
-    """
+    """A call for the run in a folder, which is repeated when its worker is lost; see `Call`."""
 
     def __init__(
         self, name: str, place: Path, executor: Any, function: Callable[..., Outcome], *args: Any

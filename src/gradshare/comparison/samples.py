@@ -19,7 +19,6 @@ def sample_tasks(
     """The first tasks of a source, with pictures.
 
     Args:
-        source: of the tasks.
         predicted: by arm, the label that it predicts for each query of each of these tasks. Empty
             if the tasks have no classes.
 

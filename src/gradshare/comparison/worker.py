@@ -63,11 +63,7 @@ def outcome_of(call: Callable[..., Any]) -> Callable[..., Outcome]:
 
 @outcome_of
 def try_arms(path: str) -> tuple[Tried, list[Key]]:
-    """Try the arms of a comparison on this machine, and find the runs that are not finished.
-
-    Args:
-        path: of the plan, in the comparison's folder.
-    """
+    """Try the arms of a comparison on this machine, and find the runs that are not finished."""
     plan, folder = _plan(path), Path(path).parent
     tell, count = ProgressFile(folder / TRIAL), len(plan.arms)
     tell(Progress("try", 0, count, epoch=0, score=None))
@@ -78,12 +74,8 @@ def try_arms(path: str) -> tuple[Tried, list[Key]]:
 
 @outcome_of
 def train_run(path: str, arm: str, seed: int) -> None:
-    """Train a run of a comparison from where its folder was saved last, and test it.
-
-    Args:
-        path: of the plan, in the comparison's folder. When it is removed the run stops.
-        arm: the run's arm.
-        seed: the run's seed.
+    """Train a run of a comparison from where its folder was saved last, and test it. It stops when
+    the plan is removed.
     """
     plan, processes = _plan(path), _Worker(path)
     place = plan.place(Path(path).parent, arm, seed)

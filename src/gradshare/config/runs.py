@@ -27,6 +27,7 @@ from gradshare.training import run as runs
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in
 from gradshare.training.folder import SETTINGS, RunFolder, refuse_if_occupied
+from gradshare.training.identity import require_alike
 from gradshare.training.launch import threads, torchrun_processes, torchrun_size
 from gradshare.training.metrics import Metric
 from gradshare.training.options import Watch, ignore
@@ -84,8 +85,8 @@ def train_in(
     processes.from_first(lambda: refuse_if_occupied(folder, resume=resume))
     config = processes.agree(lambda: resolved(config))
     settings = config.model_dump(mode="json")
-    first = processes.from_first(lambda: settings)
-    processes.agree(lambda: _require_alike(settings, first))
+    own = {option_name(n): value for n, value in settings.items() if n not in MACHINE_FIELDS}
+    processes.agree(lambda: require_alike(processes, own))
     processes.from_first(lambda: _require_same(config, folder, resume=resume))
     parts = processes.agree(lambda: build(config))
     for note in notes_of(parts.train, parts.test):
@@ -226,13 +227,3 @@ def _require_same(config: RunConfig, folder: Path, *, resume: bool) -> None:
             f"{config.epochs}: {option_name(setting)} {getattr(config, setting)} depends on the "
             "number of epochs; start another run (--out)"
         )
-
-
-def _require_alike(own: Mapping[str, Any], first: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless this process has the settings of the first."""
-    for name, value in own.items():
-        if name not in MACHINE_FIELDS and value != first[name]:
-            raise ConfigError(
-                f"{option_name(name)} is {value!r} here and {first[name]!r} in the first process; "
-                "start all processes of a run with the same settings"
-            )

@@ -1,1 +1,7 @@
-"""The outer loop, evaluation, ensembles, checkpoints and distribution."""
+"""`fit`: the outer loop, evaluation, checkpoints, resume and several processes of one run.
+
+`fit` begins a run or continues one. `prepare` makes its state, with `checks`, `identity` and
+`layout`. `loop` trains it: `outer_loop` takes an iteration, `evaluation` measures, `divergence`
+explains a refused iteration. `state` is what changes meanwhile; `folder`, with `checkpoint`,
+`records` and `lock`, keeps it. `run` reads it again.
+"""

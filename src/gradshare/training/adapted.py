@@ -79,11 +79,7 @@ def as_inputs(x: Tree, like: Tree) -> Tree:
 
 
 def as_tensor(value: Any) -> Tensor:
-    """An array, a list or a tensor as a tensor; a read-only array is copied, as torch wants it.
-
-    Raises:
-        DataError: it holds something else than numbers.
-    """
+    """An array, a list or a tensor as a tensor; a read-only array is copied, as torch wants it."""
     if isinstance(value, np.ndarray) and not value.flags.writeable:
         value = value.copy()
     try:

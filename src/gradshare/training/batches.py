@@ -13,9 +13,6 @@ class Batches:
 
     A source that seeds or draws from a global generator is asked in the caller's thread instead,
     since it would change the model's random numbers meanwhile.
-
-    Args:
-        source: where they come from.
     """
 
     def __init__(self, source: TaskSource) -> None:

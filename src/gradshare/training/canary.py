@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -22,23 +23,23 @@ TOLERANCE = {torch.float64: 1e-9}
 FLOAT32_TOLERANCE = 1e-3
 
 
+@dataclass(frozen=True)
 class Canary:
     """Computes a meta-step on fixed tasks that are not prepared: the outer loss, and the norm of
     its gradient, by which second order differs from first order.
     """
 
-    def __init__(self, learner: Learner, source: TaskSource, tasks: TaskBatch) -> None:
-        self._learner = learner
-        self._source = source
-        self._tasks = tasks
+    learner: Learner
+    source: TaskSource
+    tasks: TaskBatch
 
     def values(self, state: TrainState) -> tuple[float, float] | None:
         """The loss at a state and the norm of its gradient; None if one is not finite."""
         if not_finite(state.meta) is not None:
             return None
         seed_generators(0)
-        tasks = prepared(self._source, self._tasks)
-        step = self._learner.outer_step(*state.model, tasks, iteration=state.status.iteration)
+        tasks = prepared(self.source, self.tasks)
+        step = self.learner.outer_step(*state.model, tasks, iteration=state.status.iteration)
         gradients = torch.autograd.grad(
             step.objective.mean(), list(state.meta.values()), allow_unused=True
         )
@@ -49,12 +50,8 @@ class Canary:
     def require_same(
         self, state: TrainState, then: Mapping[str, str], now: Mapping[str, str]
     ) -> None:
-        """Raise RunError unless the values at a restored state are those that were saved with it.
-
-        Args:
-            state: as it was restored.
-            then: digests of the source files when the run began, by path.
-            now: their digests now.
+        """Raise RunError unless the values at a restored state are those that were saved with it,
+        and name the files whose digests are others `now` than `then`.
         """
         found, saved = self.values(state), state.status.canary
         dtype = next(iter(state.meta.values())).dtype

@@ -57,11 +57,7 @@ def on_device(tensors: Tensors, device: torch.device) -> dict[str, Tensor]:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all.
-
-    Raises:
-        RunError: it cannot be written.
-    """
+    """Write a checkpoint, whole or not at all."""
     tensors = {
         f"{part}/{name}": tensor
         for part in ("meta", "carried")
@@ -118,14 +114,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def require_same_shapes(
     path: Path, checkpoint: Checkpoint, meta: Tensors, carried: Tensors
 ) -> None:
-    """Raise RunError unless a checkpoint has tensors of these names, types and shapes.
-
-    Args:
-        path: where it was read, for the error.
-        checkpoint: as it was read.
-        meta: the learner's meta-parameters.
-        carried: the rules' carried tensors.
-    """
+    """Raise RunError unless a checkpoint has tensors of these names, types and shapes."""
     for held, own in ((checkpoint.meta, meta), (checkpoint.carried, carried)):
         for name in sorted(held.keys() | own.keys()):
             has, wants = (_described(tensors.get(name)) for tensors in (held, own))

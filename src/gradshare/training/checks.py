@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import PARTS, leaves, task_of
 from gradshare.tasks.source import prepared, require_pure
 from gradshare.training.divergence import not_finite_part
-from gradshare.training.layout import Memory
 from gradshare.training.metrics import Metric, default_metrics, require_metrics
+from gradshare.training.options import Options
 
 METHODS = ("init", "outer_step", "adapt", "predict")
 
@@ -41,17 +41,7 @@ def require_learner(learner: object) -> None:
 
 
 def require_source(name: str, source: Any, indices: Sequence[int]) -> None:
-    """Raise unless a source's tasks are functions of their index.
-
-    Args:
-        name: "train", "validation" or "test".
-        source: the source.
-        indices: the tasks that it will be asked for.
-
-    Raises:
-        ConfigError: it has no method `batch`.
-        DataError: see `require_pure`; or it fails.
-    """
+    """Raise unless a source's tasks with these indices are functions of their index."""
     if isinstance(source, type) or not callable(getattr(source, "batch", None)):
         raise ConfigError(
             f"{name} is {source!r:.100}; give a source of tasks: an object with "
@@ -116,26 +106,14 @@ def require_together(
     learner: Learner,
     state: tuple[Tensors, Tensors],
     sources: Mapping[str, TaskSource],
-    metrics: Mapping[str, Metric] | None,
-    score: str | None,
-    memory: Memory,
+    options: Options,
 ) -> tuple[dict[str, Metric], str]:
-    """Try a meta-step and an evaluation on one task each, and return the metrics and the score.
-
-    Args:
-        learner: the method.
-        state: its meta-parameters and carried tensors, on the device.
-        sources: "train", "validation" and perhaps "test".
-        metrics, score, memory: as for `fit`.
-
-    Raises:
-        ConfigError: the learner does not fit the source, or a metric not the learner.
-        DataError: a task holds values that are not finite, and the learner can't take them.
-    """
+    """Try a meta-step and an evaluation on one task each, and return the metrics and the score."""
     meta, carried = state
     lean = learner
     if isinstance(learner, MetaLearner):  # in the least memory, unless more was asked for
-        lean = learner.laid_out(tasks_at_a_time=1, recompute=memory != "keep")
+        lean = learner.laid_out(tasks_at_a_time=1, recompute=options.memory != "keep")
+    metrics, score = options.metrics, options.score
     for name, source in sources.items():
         require_ways(name, learner, source)
         tasks = prepared(source, source.batch([0]).to(next(iter(meta.values())).device))
@@ -232,50 +210,6 @@ def _are_probabilities(y: Tensor) -> bool:
     """Whether targets (n, …) are probabilities of classes, which cross entropy takes too."""
     several = y.ndim > 1 and y.shape[1] > 1 and y.is_floating_point()
     return several and bool((y >= 0).all()) and torch.allclose(y.sum(1), torch.ones_like(y[:, 0]))
-
-
-def make_optimizer(
-    factory: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
-    meta: Mapping[str, Tensor],
-    groups: Callable[[str], Mapping[str, Any]] | None,
-) -> torch.optim.Optimizer:
-    """The outer optimiser. Meta-parameters with the same options are one group.
-
-    Args:
-        factory, groups: as `optimizer` and `groups` of `fit`.
-        meta: the meta-parameters.
-
-    Raises:
-        ConfigError: the factory does not return an optimiser of all of them.
-    """
-    by_options: dict[str, dict[str, Any]] = {}
-    for name, tensor in meta.items():
-        options = dict(groups(name)) if groups is not None else {}
-        group = by_options.setdefault(repr(sorted(options.items())), {**options, "params": []})
-        group["params"].append(tensor)
-    example = "such as functools.partial(torch.optim.Adam, lr=1e-3)"
-    try:
-        optimizer = factory(list(by_options.values()))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"the optimiser cannot be made: {error}; give a factory that takes parameter groups, "
-            f"{example}"
-        ) from error
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ConfigError(
-            f"optimizer returned a {type(optimizer).__name__}; give a factory of a torch "
-            f"optimiser, {example}"
-        )
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ConfigError("LBFGS evaluates the loss within its step; give another optimiser")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [name for name, tensor in meta.items() if id(tensor) not in held]
-    if missing:
-        raise ConfigError(
-            f"the optimiser does not hold the meta-parameter {missing[0]!r}; build it from the "
-            "parameter groups that the factory is given"
-        )
-    return optimizer
 
 
 @contextmanager

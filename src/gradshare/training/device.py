@@ -11,11 +11,7 @@ from gradshare.training.distributed import OneProcess
 
 
 def choose_device(name: str) -> torch.device:
-    """The device with a name; "auto" is CUDA if there is one.
-
-    Raises:
-        ConfigError: this machine has no such device.
-    """
+    """The device with a name, which this machine must have; "auto" is CUDA if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", name):
@@ -30,11 +26,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_of_process(name: str, processes: OneProcess) -> torch.device:
-    """The device of one process of a run: each process of a machine takes its own GPU.
-
-    Raises:
-        ConfigError: there are not enough GPUs, or another kind of device than in the first process.
-    """
+    """The device of one process of a run: each process of a machine takes its own GPU."""
     device = processes.agree(lambda: _own_device(choose_device(name), processes))
     kind = processes.from_first(lambda: device.type)
 

@@ -48,7 +48,6 @@ class Share:
     """The tasks of a batch that one process computes.
 
     Attributes:
-        processes: who share the batch.
         tasks: the tasks that this one computes.
         counted: how many of them count: all, or none. Where there are fewer tasks than processes,
             one without a task computes another's, so that it takes part in every exchange, and
@@ -120,11 +119,7 @@ class OneProcess:
         return rows
 
     def from_first(self, make: Callable[[], Value]) -> Value:
-        """What the first process makes, on all of them.
-
-        Args:
-            make: called on the first process only. Tensors must be on the CPU.
-        """
+        """What the first process makes, on all of them. Tensors in it must be on the CPU."""
         return make()
 
     def on_first(self, do: Callable[[], Value]) -> Value | None:
@@ -136,22 +131,13 @@ class OneProcess:
         return do()
 
     def require_identical(self, tensors: Tensors) -> None:
-        """Make sure that every process has the same tensors, bit for bit.
-
-        Raises:
-            RunError: they differ.
-        """
+        """Raise RunError unless every process has the same tensors, bit for bit."""
 
 
 class ProcessGroup(OneProcess):
     """The form of `OneProcess` for several; each of them must call the same methods in turn.
 
     Args:
-        store: where the processes meet.
-        rank: which one this is.
-        size: how many there are.
-        local_rank: which one on this machine.
-        local_size: how many there are on this machine.
         cuda: whether tensors may be on a GPU.
         timeout: after how long a silent process is given up.
         patient: whether a second Ctrl-C is taken like the first.

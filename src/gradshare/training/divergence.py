@@ -17,14 +17,8 @@ from gradshare.tasks.batch import PARTS, leaves, task_of
 def diagnose(
     learner: Learner, meta: Tensors, carried: Tensors, tasks: TaskBatch, *, iteration: int
 ) -> str | None:
-    """The first value that is not finite, with its inner step and task, both counted from 1.
-
-    Args:
-        learner: the method.
-        meta: the meta-parameters, as they were before the iteration.
-        carried: the carried tensors, likewise.
-        tasks: prepared tasks.
-        iteration: the number of iterations before this one.
+    """The first value of an outer iteration that is not finite, with its inner step and task, both
+    counted from 1.
 
     Returns:
         "the support loss of task 2 is not finite at inner step 4", for instance; None if no value
@@ -97,28 +91,19 @@ class _Watched(UpdateRule):
     ) -> tuple[Tensors, Tensors, Tensors]:
         updates, carried, task = self.rule.update(gradients, meta, carried, task, step)
         after = {name: (t - updates[name]).detach() for name, t in step.params.items()}
-        k = step.k + 1
-        for number in _bad({"loss": step.losses}):
-            self.faults.append(f"the support loss of task {number} is not finite at inner step {k}")
-        for number in _bad(gradients):
-            self.faults.append(
-                f"the gradient of task {number}'s support loss is not finite at inner step {k}"
-            )
-        for number in _bad(after):
-            self.faults.append(
-                f"the parameters of task {number} are not finite after inner step {k}"
-            )
+        for tensors, fault in (
+            ({"loss": step.losses}, "the support loss of task {} is not finite at inner step {}"),
+            (gradients, "the gradient of task {}'s support loss is not finite at inner step {}"),
+            (after, "the parameters of task {} are not finite after inner step {}"),
+        ):
+            self.faults += [fault.format(task, step.k + 1) for task in _bad(tensors)]
         self.params.append(after)
         return updates, carried, task
 
 
 @torch.no_grad()
 def _query_faults(
-    learner: MetaLearner,
-    meta: Tensors,
-    params: list[Tensors],
-    tasks: TaskBatch,
-    iteration: int,
+    learner: MetaLearner, meta: Tensors, params: list[Tensors], tasks: TaskBatch, iteration: int
 ) -> list[str]:
     """The query losses that are not finite, of the inner steps whose losses count."""
     faults = []

@@ -18,12 +18,12 @@ from gradshare.tasks.source import notes_of, prepared, training_indices
 from gradshare.training import evaluation
 from gradshare.training.device import choose_device
 from gradshare.training.distributed import OneProcess
-from gradshare.training.fit import Sources, memory_needed, prepare_run, saved_bytes
 from gradshare.training.folder import RunFolder, refuse_if_occupied
 from gradshare.training.layout import Layout
 from gradshare.training.memory import amount, explain_out_of_memory, require_memory
 from gradshare.training.options import Options, options_from
 from gradshare.training.outer_loop import outer_iteration
+from gradshare.training.prepare import Sources, memory_needed, prepare_run, saved_bytes
 from gradshare.training.progress import duration
 from gradshare.training.randomness import isolated
 
@@ -114,7 +114,7 @@ def dry_run(learner: Learner, sources: Sources, options: Options, folder: Path |
         refuse_if_occupied(folder, resume=False)
     device = choose_device(options.device)
     with explain_out_of_memory(), isolated(device):
-        state, metrics, _, contents = prepare_run(learner, sources, options, device, None)
+        state, metrics, _, contents = prepare_run(learner, sources, options, device)
         layout = Layout(**contents["layout"])
         learner = layout.applied(learner)
         need, disk = memory_needed(layout, options, state), saved_bytes(state, options)

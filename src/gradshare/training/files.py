@@ -43,11 +43,7 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file durably: after a crash it has the old content or the new one, never a part.
-
-    Raises:
-        RunError: it cannot be written. The old file is untouched.
-    """
+    """Replace a file durably: after a crash it has the old content or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     with writing(path):
         try:
@@ -63,11 +59,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_signed(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object with a digest, by which `read_signed` notices an edit.
-
-    Raises:
-        RunError: it cannot be written.
-    """
+    """Write a JSON object with a digest, by which `read_signed` notices an edit."""
     # Options can be numpy's numbers.
     plain = json.loads(json.dumps(content, default=lambda number: number.item()))
     write_atomically(path, json.dumps({**plain, "sha256": _digest(plain)}).encode())
@@ -77,12 +69,8 @@ def read_signed(path: Path, version: int, remedy: str) -> dict[str, Any]:
     """Read what `write_signed` wrote.
 
     Args:
-        path: of the file.
         version: the content's "format".
         remedy: for an edited file.
-
-    Raises:
-        RunError: it cannot be read, has another format, or was edited.
     """
     if path.is_fifo():  # which would never end
         raise RunError(f"{path} is a pipe; {remedy}")
@@ -119,11 +107,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, unless they exist.
-
-    Raises:
-        RunError: it cannot be made.
-    """
+    """Make a folder and its parents, unless they exist."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
 

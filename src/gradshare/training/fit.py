@@ -3,65 +3,42 @@
 from __future__ import annotations
 
 import logging
-import math
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from gradshare.errors import ConfigError, require_choice
+from gradshare.errors import require_choice
 from gradshare.methods import Learner
 from gradshare.tasks import TaskSource
-from gradshare.tasks.absent import preparation_of
-from gradshare.tasks.source import fingerprint_of, of_largest_size, prepared, training_indices
+from gradshare.tasks.source import training_indices
 from gradshare.training.canary import Canary
 from gradshare.training.checkpoint import Checkpoint, on_device
-from gradshare.training.checks import (
-    initial_state,
-    make_optimizer,
-    require_learner,
-    require_shareable,
-    require_source,
-    require_together,
-)
+from gradshare.training.checks import require_shareable
 from gradshare.training.device import device_of_process, keep_float32
 from gradshare.training.distributed import OneProcess
-from gradshare.training.folder import KEPT_LATEST, RunFolder, refuse_if_occupied
-from gradshare.training.identity import (
-    identity_of,
-    require_alike,
-    require_same_run,
-    source_digests,
-)
+from gradshare.training.folder import RunFolder, refuse_if_occupied
+from gradshare.training.identity import require_alike, require_same_run
 from gradshare.training.launch import is_first, torchrun_processes
-from gradshare.training.layout import Layout, Memory, Tasks, choose_layout, tensor_bytes
+from gradshare.training.layout import Layout, Memory, Tasks
 from gradshare.training.loop import Trainer, is_complete
 from gradshare.training.machine import commit, environment
 from gradshare.training.memory import explain_out_of_memory, require_memory
 from gradshare.training.metrics import Metric
 from gradshare.training.options import ADAM, Callback, OnDivergence, Options, Start, Watch, ignore
+from gradshare.training.prepare import Sources, memory_needed, prepare_run, saved_bytes
 from gradshare.training.progress import RunBars
 from gradshare.training.randomness import isolated
 from gradshare.training.run import Run
 from gradshare.training.state import CPU, TrainState
-from gradshare.training.supervised import require_startable, train_body
+from gradshare.training.supervised import train_body
 
 log = logging.getLogger(__name__)
 
 Resume = Literal["never", "auto"]
-Sources = tuple[TaskSource, TaskSource, TaskSource | None]
-"""Of training, validation and test tasks."""
-
-# The parameter itself, its gradient and the optimiser's two moments.
-COPIES_OF_META = 4
 CANARY_TASKS = 2
-# A line of metrics.jsonl, which TensorBoard's file and each checkpoint hold too.
-RECORD_BYTES = 2000
 
 
 def fit(
@@ -200,9 +177,6 @@ def fit_in(
 
     Args:
         processes: of the run. The first alone uses `folder` and `watch`.
-        learner, sources, options, folder: of the run.
-        resume: whether the run may be continued.
-        watch: called with the progress.
         settings: names and options from which the learner and the sources can be rebuilt, for
             `config.yaml`.
     """
@@ -294,11 +268,7 @@ def _continue(
     canary: Canary,
     state: TrainState,
 ) -> None:
-    """Check that the code of a restored run computes the same, and note its new length.
-
-    Raises:
-        RunError: it computes something else.
-    """
+    """Note the new length of a restored run, and refuse it if its code computes something else."""
     canary.require_same(state, stored["files"], contents["files"])
     if contents["identity"]["epochs"] != stored["identity"]["epochs"]:
         run_folder.store({**stored, "identity": contents["identity"]})
@@ -309,92 +279,3 @@ def _continue(
                 run_folder.path,
                 len(state.status.history),
             )
-
-
-def prepare_run(
-    learner: Learner,
-    sources: Sources,
-    options: Options,
-    device: torch.device,
-    continued: RunFolder | None,
-) -> tuple[TrainState, dict[str, Metric], str, dict[str, Any]]:
-    """Check that everything fits together, and make the state before any training.
-
-    Args:
-        learner, sources, options, device: of the run.
-        continued: the run that is continued, whose layout is kept.
-
-    Returns:
-        The state, the metrics, the score, and the contents of `run.json`.
-    """
-    require_learner(learner)
-    train, validation, test = sources
-    if options.start == "supervised":
-        require_startable(getattr(learner, "model", None), train)
-    named = {"train": train, "validation": validation} | ({} if test is None else {"test": test})
-    indices = {
-        "train": training_indices(options.seed, 0, 2),
-        "validation": range(options.val_tasks),
-        "test": range(options.test_tasks),
-    }
-    for name, source in named.items():
-        require_source(name, source, indices[name])
-    fingerprints = {name: fingerprint_of(source) for name, source in named.items()}
-    known = fingerprints["validation"]
-    if test is validation or (known is not None and fingerprints.get("test") == known):
-        raise ConfigError(
-            "the test source has the tasks of the validation source, by which checkpoints are "
-            "chosen; give a test source of its own, of other classes, groups or seed"
-        )
-    meta, carried = initial_state(learner)
-    meta = {name: t.detach().to(device).requires_grad_() for name, t in meta.items()}
-    carried = on_device(carried, device)
-    metrics, score = require_together(
-        learner, (meta, carried), named, options.metrics, options.score, options.memory
-    )
-    optimizer = make_optimizer(options.optimizer, meta, options.groups)
-    if options.schedule is not None:
-        for group in optimizer.param_groups:
-            if "lr" not in group:
-                raise ConfigError(
-                    f"{type(optimizer).__name__} has no learning rate 'lr' to be scheduled; leave "
-                    "`schedule` out, or give another optimiser"
-                )
-            group["initial_lr"] = group["lr"]
-    if continued is not None:
-        layout = Layout(**continued.contents()["layout"])
-    else:
-        tasks = of_largest_size(train).batch(list(range(min(2, options.task_batch))))
-        layout = choose_layout(
-            learner,
-            (meta, carried),
-            prepared(train, tasks.to(device)),
-            task_batch=options.task_batch,
-            tasks=options.tasks,
-            memory=options.memory,
-        )
-    contents = {
-        "gradshare": version("gradshare"),
-        "id": uuid.uuid4().hex,
-        "identity": identity_of(learner, meta, optimizer, options, metrics, score, fingerprints),
-        "layout": asdict(layout),
-        **preparation_of(train),
-        "files": source_digests(learner, *named.values()),
-    }
-    return TrainState(meta, carried, optimizer), metrics, score, contents
-
-
-def memory_needed(layout: Layout, options: Options, state: TrainState, processes: int = 1) -> int:
-    """An estimate of the peak memory of one process of a run, in bytes."""
-    share = math.ceil(options.task_batch / processes)
-    outside = COPIES_OF_META * tensor_bytes(state.meta) + tensor_bytes(state.carried)
-    return layout.bytes_of(share, options.task_batch) + outside
-
-
-def saved_bytes(state: TrainState, options: Options) -> int:
-    """The most bytes that a run's checkpoints and records take on the disk."""
-    model = tensor_bytes(state.meta) + tensor_bytes(state.carried)
-    latest = model + 2 * tensor_bytes(state.meta)
-    # Of each kind there is one more while it is written.
-    models = (options.ensemble + 1) * model + (KEPT_LATEST + 1) * latest
-    return models + RECORD_BYTES * options.epochs * (KEPT_LATEST + 3)

@@ -78,12 +78,7 @@ class RunFolder:
         return (self.path / RUN).is_file()
 
     def start(self, contents: Mapping[str, Any], settings: Mapping[str, Any] | None) -> None:
-        """Begin a new run here.
-
-        Args:
-            contents: of `run.json`.
-            settings: of `config.yaml`; None of a run that was started from objects.
-        """
+        """Begin a new run here. A run that was started from objects has no settings."""
         make_folder(self._checkpoints)
         if settings is not None:
             self.store_settings(settings)
@@ -99,11 +94,7 @@ class RunFolder:
         write_atomically(self.path / SETTINGS, text.encode())
 
     def contents(self) -> dict[str, Any]:
-        """The contents of `run.json`.
-
-        Raises:
-            RunError: there is no run, one of another version, or one whose `run.json` was edited.
-        """
+        """The contents of `run.json`; RunError if they are absent, edited or of another version."""
         if (self.path / "inputs.json").is_file():
             raise RunError(
                 f"the run in {self.path} was written by gradshare 0.1.0; use that version to read "
@@ -178,10 +169,8 @@ class RunFolder:
                 path.unlink()
 
     def models(self, epochs: Sequence[int]) -> list[Checkpoint]:
-        """The models of some epochs; damaged ones and another run's are left out with a warning.
-
-        Raises:
-            RunError: none can be read.
+        """The models of some epochs. Damaged ones and another run's are left out with a warning;
+        RunError if none is left.
         """
         models: list[Checkpoint] = []
         for epoch in epochs:
@@ -228,7 +217,6 @@ def refuse_if_occupied(folder: Path, *, resume: bool) -> None:
     """Raise RunError if an output folder already holds something.
 
     Args:
-        folder: may exist or not.
         resume: accept a run, and what a run leaves that is killed before `run.json` is written.
     """
     run = RunFolder(folder)

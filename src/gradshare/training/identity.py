@@ -23,8 +23,6 @@ from gradshare.training.metrics import Metric
 from gradshare.training.options import Options
 
 COUNTS = ("epochs", "iterations", "task_batch", "val_tasks", "test_tasks", "seed", "ensemble")
-
-
 MOST_FACTORS = 10**6
 
 
@@ -59,11 +57,7 @@ def identity_of(
 
 
 def schedule_digest(options: Options, total: int) -> str:
-    """A digest of the schedule's factors up to an iteration; of a long run not of each one.
-
-    Raises:
-        ConfigError: a factor is negative or not a number.
-    """
+    """A digest of the schedule's factors up to an iteration; of a long run not of each one."""
     every = max(1, total // MOST_FACTORS)
     factors = [options.factor(iteration) for iteration in range(0, total, every)]
     for index, factor in enumerate(factors):
@@ -110,13 +104,8 @@ def _described(value: Any) -> str:
 def require_same_run(
     folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], options: Options
 ) -> None:
-    """Raise RunError unless the run in a folder can be continued.
-
-    Args:
-        folder: of the run.
-        old: its identity.
-        new: the identity of the run that would continue it.
-        options: of that run.
+    """Raise RunError unless the run in a folder, of the identity `old`, can be continued by one of
+    the identity `new` and these options.
     """
     for name in dict.fromkeys([*old, *new]):
         one, other = old.get(name), new.get(name)

@@ -26,7 +26,6 @@ def labels_of(outputs: Tensor, tasks: TaskBatch) -> dict[str, list[Any]]:
 
     Args:
         outputs: (T, n, classes) scores of the queries.
-        tasks: T tasks.
 
     Returns:
         For each task, "right": the share of each label's queries that are classified right, None if
@@ -51,14 +50,11 @@ def labels_of(outputs: Tensor, tasks: TaskBatch) -> dict[str, list[Any]]:
 def accuracy_by_class(
     right: Sequence[Sequence[float | None]], source: TaskSource
 ) -> dict[str, float]:
-    """The mean accuracy on each class over the tasks that have queries of it.
+    """The mean accuracy on each class, by its name, over the tasks that have queries of it. Empty
+    if the source does not name its classes.
 
     Args:
         right: for each of tasks 0, …, n - 1 the accuracy on each label; see `labels_of`.
-        source: of the tasks.
-
-    Returns:
-        The accuracy by the name of the class; empty if the source does not name its classes.
     """
     found: dict[str, list[float]] = {}
     names = class_names(source, len(right))

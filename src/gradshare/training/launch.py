@@ -31,12 +31,7 @@ MEET_SECONDS = 0.05
 
 @contextmanager
 def torchrun_processes(device: str) -> Iterator[OneProcess]:
-    """The group of processes that `torchrun` started; a single process without `torchrun`.
-
-    Raises:
-        ConfigError: this process cannot be one of several.
-        RunError: the processes do not find each other.
-    """
+    """The group of processes that `torchrun` started; a single process without `torchrun`."""
     size = torchrun_size()
     if size is None or size == 1:
         yield OneProcess()
@@ -57,11 +52,7 @@ def _stop_without_launcher(group: OneProcess) -> None:
 
 
 def torchrun_size() -> int | None:
-    """How many processes `torchrun` has started for this run; None without it.
-
-    Raises:
-        ConfigError: its variables are not numbers.
-    """
+    """How many processes `torchrun` has started for this run; None without it."""
     return _number("WORLD_SIZE") if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else None
 
 
@@ -127,9 +118,6 @@ def group_name(store: Store, rank: int, size: int) -> str:
 
     Each process writes a new token, and joins the group that is named after all tokens. A name with
     the token of a killed process is not joined by its successor, so all wait until it changes.
-
-    Raises:
-        RuntimeError: the processes do not all come.
     """
     store.set(f"gradshare/token/{rank}", uuid4().hex)
     tokens = [f"gradshare/token/{other}" for other in range(size)]

@@ -101,11 +101,7 @@ def choose_layout(
     """The layout that was asked for, and for each "auto" the best on this kind of device.
 
     Args:
-        learner: the method.
-        state: its meta-parameters and carried tensors.
         batch: prepared tasks, two of them unless T is 1.
-        task_batch: T.
-        tasks, memory: as for `fit`.
     """
     if not isinstance(learner, MetaLearner):
         return Layout("loop", "keep", 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gradshare.errors import RunError
-from gradshare.training.files import writing
+from gradshare.training.files import make_folder, writing
 
 LOCK = ".lock"
 
@@ -25,7 +25,6 @@ def locked(folder: Path, *, doing: str, seconds: float = 0) -> Iterator[Callable
     taken it since.
 
     Args:
-        folder: the folder.
         doing: what its users do there, for the message: "training" or "comparing".
         seconds: how long to wait for another process.
 
@@ -58,8 +57,7 @@ def locked(folder: Path, *, doing: str, seconds: float = 0) -> Iterator[Callable
                 f"{doing} there now; wait for it, and continue with resume='auto' (--resume auto)"
             )
 
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     acquire()
     try:
         yield keep

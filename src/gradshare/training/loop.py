@@ -58,15 +58,7 @@ MOST_SKIPPED_IN_A_ROW = 50
 
 @dataclass
 class Trainer:
-    """Trains a run from a state, in place, to its end.
-
-    Attributes:
-        run: the identity of the run, which each checkpoint holds.
-        learner: in its layout.
-        train, validation, test: sources of tasks.
-        options, metrics, score, device, folder, processes, canary, watch: of the run.
-        state: changed in place.
-    """
+    """Trains a run, which `run` identifies, from a state, in place, to its end."""
 
     run: str
     learner: Learner
@@ -89,13 +81,7 @@ class Trainer:
         self._saved_at, self._saved_after = time.monotonic(), self._status.iteration
 
     def run_to_the_end(self) -> None:
-        """Train, validate and test.
-
-        Raises:
-            RunError: an iteration was refused, with `on_divergence="stop"` and everything before it
-                saved; or another process of the run failed.
-            RunStoppedError: a signal asked to stop; everything so far is saved.
-        """
+        """Train, validate and test."""
         status, processes = self._status, self.processes
         with processes.stop, self._saved_if_others_fail(), ExitStack() as stack:
             writer = processes.on_first(
@@ -145,10 +131,8 @@ class Trainer:
         self._stop_if(signal)
 
     def _iterate(self, batches: Batches) -> str | None:
-        """One outer iteration, on the tasks that its number determines.
-
-        Returns:
-            Where and why it was refused, with the state unchanged; None if it was not.
+        """One outer iteration, on the tasks that its number determines. If it was refused, where
+        and why; the state is then unchanged.
         """
         state, status, options = self.state, self._status, self.options
         iteration = status.iteration

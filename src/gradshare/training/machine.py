@@ -47,10 +47,8 @@ def keep_freed_memory() -> bool:
 
 
 def join_freed_memory(*, start_again: bool) -> None:
-    """Set `TUNABLES` in the environment for child processes. An existing GLIBC_TUNABLES is kept.
-
-    Args:
-        start_again: restart this process with the same command line, so that it reads them too.
+    """Set `TUNABLES` in the environment for child processes, or for this one too, which then starts
+    again with the same command line. An existing GLIBC_TUNABLES is kept.
     """
     name, value = TUNABLES
     if name in os.environ or platform.libc_ver()[0] != "glibc":
@@ -66,11 +64,8 @@ def cores() -> int:
 
 
 def environment(device: torch.device, layout: str) -> dict[str, Any]:
-    """Versions, hardware and layout: what numbers depend on besides the configuration.
-
-    Args:
-        device: the device of the run.
-        layout: as `Layout.describe` returns it.
+    """Versions, hardware and layout, as `Layout.describe` returns it: what numbers depend on
+    besides the configuration.
     """
     import torch  # noqa: PLC0415  # the program asks for this module before torch
 

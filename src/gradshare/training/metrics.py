@@ -162,9 +162,6 @@ def default_metrics(
         outputs: (T, n, …) of a batch of tasks.
         targets: (T, n, …), a tree.
         source: of the tasks.
-
-    Raises:
-        ConfigError: the targets are not classes and the learner has no loss.
     """
     loss = getattr(learner, "loss", None)
     classes = are_classes(outputs, targets)
@@ -193,11 +190,7 @@ def are_classes(outputs: Tensor, targets: Any) -> bool:
 
 
 def require_metrics(metrics: Mapping[str, Metric], score: str | None) -> str:
-    """Check metrics that a user gave, and return the name of the score.
-
-    Raises:
-        ConfigError: one is not a Metric, or the score is none of them.
-    """
+    """Check metrics that a user gave, and return the name of the score."""
     if not isinstance(metrics, Mapping) or not metrics:
         raise ConfigError(f"metrics is {metrics!r:.100}; give a dictionary of metrics by name")
     for name, metric in metrics.items():

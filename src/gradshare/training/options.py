@@ -76,11 +76,7 @@ def ignore(progress: Progress) -> None:
 
 
 def options_from(given: Mapping[str, Any]) -> Options:
-    """The options of `fit` from keyword arguments.
-
-    Raises:
-        ConfigError: one is unknown or missing, or has a value that it does not take.
-    """
+    """The options of `fit` from keyword arguments."""
     known = [field.name for field in fields(Options)]
     for name in given:
         if name not in known:
@@ -95,11 +91,7 @@ def options_from(given: Mapping[str, Any]) -> Options:
 
 @dataclass(frozen=True)
 class Options:
-    """The options of `gradshare.fit`; see there.
-
-    Raises:
-        ConfigError: one has a value that it does not take.
-    """
+    """The options of `gradshare.fit`; see there."""
 
     epochs: int
     iterations: int

@@ -50,10 +50,6 @@ def outer_iteration(
     each process that shares the batch.
 
     Args:
-        learner: the method.
-        meta, carried: its state.
-        optimizer: over `meta`.
-        tasks: prepared tasks.
         iteration: the number of iterations before this one.
         metrics: measured on the queries, besides the outer loss.
         clamp_gradients: clamp each entry of the model's gradient to ± this (the reference code: 10

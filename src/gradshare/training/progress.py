@@ -26,10 +26,6 @@ class RunBars:
 
     Beyond `MOST_BARS` runs the bars of finished ones are hidden. If the output is not a terminal,
     there is one line for each validated epoch of each run instead.
-
-    Args:
-        console: the output.
-        shown: whether anything is shown.
     """
 
     def __init__(self, console: Console | None = None, *, shown: bool = True) -> None:

@@ -44,7 +44,6 @@ def seed_generators(number: int, device: torch.device | None = None) -> None:
     """Seed them all from a number of up to 64 bits, for a user's code that draws from them.
 
     Args:
-        number: the seed.
         device: where the code draws; None for all devices. For "cpu" alone it takes a tenth of the
             time: `torch.manual_seed` formats a stack trace for each kind of GPU that is not in use.
     """

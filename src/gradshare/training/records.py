@@ -107,8 +107,6 @@ class EpochTotals:
     Attributes:
         sums: of each training metric.
         taken: the number of iterations that were taken.
-        skipped: see `EpochRecord`.
-        first_skipped: see `EpochRecord`.
     """
 
     sums: dict[str, float] = field(default_factory=dict)
@@ -129,14 +127,8 @@ class EpochTotals:
 
 
 class MetricsWriter:
-    """Writes each epoch's record to `metrics.jsonl` and `tensorboard/` in a run's folder.
-
-    Args:
-        folder: the run's.
-        history: records of earlier epochs, of a run that is continued.
-
-    Raises:
-        RunError: the files cannot be written.
+    """Writes each epoch's record to `metrics.jsonl` and `tensorboard/` in a run's folder, behind
+    those of `history`.
     """
 
     def __init__(self, folder: Path, history: History) -> None:
@@ -163,11 +155,7 @@ class MetricsWriter:
             self._events.close()
 
     def write(self, record: EpochRecord) -> None:
-        """Append one epoch.
-
-        Raises:
-            RunError: it cannot be written.
-        """
+        """Append one epoch."""
         with writing(self._folder):
             with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(_line(record))

@@ -26,13 +26,7 @@ from gradshare.training.checks import (
 )
 from gradshare.training.device import choose_device, keep_float32
 from gradshare.training.distributed import OneProcess
-from gradshare.training.evaluation import (
-    Evaluation,
-    Model,
-    Values,
-    ensemble_values,
-    on_all_tasks,
-)
+from gradshare.training.evaluation import Evaluation, Model, Values, ensemble_values, on_all_tasks
 from gradshare.training.folder import RunFolder, kept_epochs
 from gradshare.training.identity import description, shapes_digest
 from gradshare.training.layout import Layout

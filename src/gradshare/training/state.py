@@ -116,11 +116,7 @@ class TrainState:
         return on_device(self.meta, CPU), on_device(self.carried, CPU)
 
     def restore(self, saved: Checkpoint, iterations: int) -> None:
-        """Take over the saved state of the same run.
-
-        Raises:
-            RunError: it is not the state of a run with that many iterations.
-        """
+        """Take over the saved state of the same run, which is to have that many iterations."""
         status = RunStatus.of(saved)
         if not 0 <= status.iteration <= iterations:
             raise _unusable(f"iteration is {status.iteration}, this run has {iterations}")

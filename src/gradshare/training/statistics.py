@@ -56,11 +56,7 @@ def student975(freedom: int) -> float:
 
 
 def student95(values: Sequence[float]) -> Interval:
-    """Mean ± t·s/√n with Student's t, for few values, for which 1.96 is too narrow.
-
-    Raises:
-        ValueError: there are no values.
-    """
+    """Mean ± t·s/√n with Student's t, for few values, for which 1.96 is too narrow."""
     normal = confidence95(values)
     if normal.ci95 is None:
         return normal

@@ -34,12 +34,7 @@ PADDING = -100
 
 
 def supervised_start(
-    model: Model,
-    source: TaskSource,
-    *,
-    iterations: int = 300,
-    lr: float = 1e-3,
-    seed: int = 0,
+    model: Model, source: TaskSource, *, iterations: int = 300, lr: float = 1e-3, seed: int = 0
 ) -> Model:
     """A copy of a network whose body is trained to tell all training classes apart.
 
@@ -113,10 +108,8 @@ def train_body(
 
 
 def require_startable(model: object, source: TaskSource) -> str:
-    """The name of a network's head.
-
-    Raises:
-        ConfigError: see `supervised_start`.
+    """The name of a network's head; ConfigError if the network or the source cannot have a
+    supervised start.
     """
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
     linear: list[str] = [name for name, m in modules if name and isinstance(m, nn.Linear)]

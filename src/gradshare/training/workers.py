@@ -40,10 +40,6 @@ def local_workers(
         size: processes of the run, this one included. They compute with as many threads as it.
         device: as in `gradshare.fit`.
         work: called by each of the others with its `OneProcess` and `arguments`; pickled by name.
-
-    Raises:
-        ConfigError: this process cannot be one of several.
-        RunError: another process did not begin.
     """
     require_free()
     store = _store(0, size, first=True)
@@ -95,11 +91,7 @@ def _group(store: Any, rank: int, size: int, device: str) -> ProcessGroup:
 
 
 def _await(store: Any, others: Sequence[BaseProcess]) -> None:
-    """Wait until every other process has come.
-
-    Raises:
-        RunError: one has ended instead.
-    """
+    """Wait until every other process has come; RunError if one has ended instead."""
     while store.add(ARRIVED, 0) < len(others):
         time.sleep(POLL_SECONDS)
         for rank, process in enumerate(others, start=1):

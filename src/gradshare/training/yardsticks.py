@@ -26,10 +26,6 @@ def yardsticks(source: TaskSource, tasks: int) -> dict[str, dict[str, list[float
     They see the inputs as the source prepares them, one row of numbers for each example,
     standardised by the support set.
 
-    Args:
-        source: of the tasks.
-        tasks: n.
-
     Returns:
         The accuracy on each task, by the classifier's name and "accuracy". Empty if the targets are
         not classes, or the inputs are not one tensor of floats or bytes with at most
