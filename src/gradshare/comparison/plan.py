@@ -67,8 +67,8 @@ class Plan:
         """Check the names and seeds.
 
         Raises:
-            ConfigError: there are no arms, one is not a function or has no plain name, the baseline
-                or a control is not an arm, or a seed is not a seed.
+            ConfigError: there are no arms or test tasks, an arm is not a function or has no plain
+                name, the baseline or a control is not an arm, or a seed is not a seed.
         """
         if not isinstance(self.arms, Mapping) or not self.arms:
             raise ConfigError(
@@ -101,6 +101,8 @@ class Plan:
                 )
         if self.baseline in self.controls:
             raise ConfigError(f"{self.baseline!r} is both the baseline and a control")
+        if self.test is None:
+            raise ConfigError("a comparison needs test tasks; give their source as `test`")
         for arm, seed in self.runs:
             self.options_of(arm, seed)
 
