@@ -410,3 +410,8 @@ def test_without_its_arm_a_configuration_shares(arm: dict[str, Any]) -> None:
     config = RunConfig(ways=3, **arm)
     assert config.without_arm() == RunConfig(ways=3)
     assert config.without_arm().arm == "gradient-sharing"
+
+
+@pytest.mark.parametrize("given", ["3", " 3 - 3 ", [3], [3, 3], ["3", "3"]], ids=str)
+def test_a_range_of_one_number_is_that_number(given: Any) -> None:
+    assert RunConfig(ways=given, shots=given) == RunConfig(ways=3, shots=3)

@@ -153,11 +153,15 @@ def test_a_run_is_not_evaluated_on_other_images_unless_it_is_asked(
 
 
 def other_images(
-    root: Path, name: str, size: int = 16, change: Callable[[Any], Any] = lambda x: x
+    root: Path,
+    name: str,
+    size: int = 16,
+    change: Callable[[Any], Any] = lambda x: x,
+    test: int = 4,
 ) -> None:
     classes = [
         ClassImages(item.split, item.name, change(item.images))
-        for split, count in (("train", 3), ("val", 3), ("test", 4))
+        for split, count in (("train", 3), ("val", 3), ("test", test))
         for item in tiny_classes(split, count)
     ]
     write_store(root / name / str(size), classes, name=name, rotate_classes=False, source={})

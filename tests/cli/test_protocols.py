@@ -111,9 +111,26 @@ def test_a_run_is_tested_on_another_dataset_and_says_so(
     lines = program("evaluate", str(run))[1].splitlines()
     assert lines[0].removeprefix("Ensemble: ") == test.removeprefix("Test: ")
     assert lines[2] == "Difference from the run's own test: 0.0 ± 0.0 points"
-    assert "on dark" not in program("evaluate", str(run), "--dataset", "tiny")[1]
     shutil.rmtree(root / "dark")  # the run is used without it
     assert open_run(run).learner is not None
+    status, out, _ = program("evaluate", str(run), "--dataset", "tiny")
+    assert (status, "on dark" in out) == (0, False)
+
+
+def test_only_the_test_classes_of_another_dataset_must_be_enough(
+    program: Program, tiny: Settings, root: Path, tmp_path: Path
+) -> None:
+    settings = {**tiny, "data_root": root, "ways": 4, "test_dataset": "dark"}  # 3 to train on
+    run = tmp_path / "run"
+    assert program("train", *options({**settings, "epochs": 1}), "--out", str(run))[0] == 0
+    other_images(root, "few", test=3)
+    status, _, err = program("evaluate", str(run), "--dataset", "few")
+    assert (status, err) == (
+        1,
+        "error: 4-way tasks need 4 classes, split 'test' has 3; lower ways, or give it more "
+        "classes\n",
+    )
+    assert program("evaluate", str(run), "--dataset", "few", "--ways", "3")[0] == 0
 
 
 def test_a_comparison_that_is_tested_on_another_dataset_says_so_wherever_it_shows_a_figure(
@@ -184,10 +201,10 @@ def test_features_of_another_dataset_are_standardised_as_in_training(root: Path)
     ):
         backbone = gs.Backbone("tests.own_backbones:toy", options={"seed": seed})
         gs.write_features(gs.open_dataset(name, root), backbone, root / out / "features")
-    settings = {"ways": 3, "queries": 4, "data_root": root, "dataset": "tiny-rows"}
+    settings = {"ways": 4, "queries": 4, "data_root": root, "dataset": "tiny-rows"}
     parts = build(RunConfig(**settings, test_dataset="dark-rows"))
     assert parts.test is not None
-    own = build(RunConfig(**{**settings, "dataset": "dark-rows"})).test
+    own = build(RunConfig(**{**settings, "ways": 3, "dataset": "dark-rows"})).test
     assert own is not None
     batch = own.batch([0])
     found, expected = (s.prepare(batch).support_x for s in (parts.test, parts.train))  # type: ignore[attr-defined]

@@ -188,6 +188,7 @@ LOSSES = {"a": F.mse_loss, "b": F.l1_loss}
         ({"baseline": "c"}, "the baseline 'c' is not an arm; the arms are ['a', 'b']"),
         ({"controls": ["c"]}, "the control 'c' is not an arm; the arms are ['a', 'b']"),
         ({"controls": "a"}, "'a' is both the baseline and a control"),
+        ({"test": None}, "a comparison needs test tasks; give their source as `test`"),
         ({"arms": {"a": plain, "b": bad_arm}},
          "the arm 'b' cannot be made: ValueError: no such layer"),
         ({"arms": {"a": plain, "b": net}}, "the arm 'b' cannot be made: the learner is Sequential"),

@@ -110,3 +110,12 @@ def test_dropout_is_on_in_training_mode_only() -> None:
     assert not torch.equal(first, second)
     fast.eval()
     assert_equal(fast(x, x, x, need_weights=False)[:1], fast(x, x, x, need_weights=False)[:1])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_sequences_of_unequal_length_get_what_pytorch_gives_them() -> None:
+    plain = layer().eval()
+    with torch.no_grad():
+        x = torch.nested.nested_tensor([sequences(2), sequences(5)])
+        mine, other = (f(x, x, x, need_weights=False)[0] for f in (gs.accelerate(plain), plain))
+    assert_equal(mine.unbind(), other.unbind())

@@ -93,6 +93,30 @@ def test_a_layer_without_shift_or_scale_gives_what_pytorch_gives(settings: dict[
     assert_equal(mine, other)
 
 
+def test_a_layer_may_have_a_shift_alone() -> None:
+    layer = gs.accelerate(nn.LayerNorm(6, dtype=torch.float64))
+    layer.weight = None  # type: ignore[assignment]
+    x, _, layer.bias.data = inputs((3, 6), 1)
+    expected = literal(x, torch.ones_like(layer.bias), layer.bias)
+    tensors = [x, layer.bias]
+    assert_equal(second_derivatives(layer(x), tensors), second_derivatives(expected, tensors))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_sequences_of_unequal_length_get_what_pytorch_gives_them() -> None:
+    plain = nn.LayerNorm(6)
+    x = torch.nested.nested_tensor([torch.randn(2, 6), torch.randn(5, 6)])
+    assert_equal(gs.accelerate(plain)(x).unbind(), plain(x).unbind())
+
+
+@pytest.mark.parametrize("settings", [{}, {"elementwise_affine": False}], ids=str)
+def test_the_output_can_be_changed_in_place(settings: dict[str, bool]) -> None:
+    plain = nn.LayerNorm(6, dtype=torch.float64, **settings)
+    (x, *_) = inputs((3, 6), 1)
+    mine, other = (second_derivatives(f(x).mul_(2), [x]) for f in (gs.accelerate(plain), plain))
+    assert_equal(mine, other)
+
+
 @pytest.mark.parametrize("shape", [(3, 5), (0, 6)], ids=str)
 def test_other_inputs_get_what_pytorch_gives_them(shape: tuple[int, ...]) -> None:
     plain = nn.LayerNorm(6)

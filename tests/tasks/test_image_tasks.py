@@ -251,7 +251,7 @@ def test_a_class_with_too_few_images_is_named() -> None:
                 {"shots": size},
                 f"shots is {size}; give a number, or the smallest and the largest: shots=(2, 5)",
             )
-            for size in [(3, 1), (1, 2, 2)]
+            for size in [(3, 1), (1, 2, 2), (1,), [1, 2]]
         ),
         ({"shots": 0}, "shots is 0; give a whole number, at least 1"),
         ({"queries": 1.5}, "queries is 1.5; give a whole number, at least 1"),

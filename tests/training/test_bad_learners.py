@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import gradshare as gs
 from gradshare.errors import ConfigError
@@ -197,6 +198,22 @@ def test_an_error_in_a_rule_of_the_users_names_the_rule_and_its_line(tmp_path: P
         "'train': KeyError: '0.weight'; the task is support_x",
         words,
     )
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = checkpoint(self.inner, x, use_reentrant=False)
+        return outputs
+
+
+def test_a_model_that_computes_again_in_the_backward_pass_is_refused(tmp_path: Path) -> None:
+    words = refusal(tmp_path, rows(learner=gs.maml(Checkpointed())), ConfigError)
+    assert words.startswith("Checkpointed.forward (test_bad_learners.py, line ")
+    assert "(torch.utils.checkpoint), where it no longer has the parameters of the task" in words
 
 
 def test_a_source_of_another_dtype_than_the_model_is_refused_with_a_remedy(tmp_path: Path) -> None:

@@ -118,6 +118,8 @@ def evaluate_command(
             "it out, or name a run with gradient sharing"
         )
     config = config.model_copy(update=given("data_root", "device", "threads"))
+    if dataset is not None:  # then the run's own is not needed
+        config = config.model_copy(update={"test_dataset": None})
     keep_freed_memory()
     with threads(config.threads or torch.get_num_threads()):
         parts = build(config)
@@ -130,7 +132,7 @@ def evaluate_command(
         if metric:
             other = config.model_copy(update={"metric": metric, "metric_option": {}})
             how["metrics"] = metrics_of(other, parts.learner, parts.train)
-        source = _source(run, config, parts, dataset)
+        source = _source(run, config.model_copy(update=sizes), parts, dataset)
         if sizes:
             source = _replaced(source, sizes)
         members = ensemble or min(config.ensemble, len(opened.history))

@@ -94,6 +94,8 @@ class Plan:
                 )
         if self.baseline in self.controls:
             raise ConfigError(f"{self.baseline!r} is both the baseline and a control")
+        if self.test is None:
+            raise ConfigError("a comparison needs test tasks; give their source as `test`")
         for arm, seed in self.runs:
             self.options_of(arm, seed)
 

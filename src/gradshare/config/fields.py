@@ -74,7 +74,7 @@ def _size(least: int) -> BeforeValidator:
             raise ValueError(
                 f"give a whole number from {least} to {2**31 - 1}, or a range such as 5-20"
             )
-        return bounds[0] if len(bounds) == 1 else tuple(bounds)
+        return bounds[0] if bounds[0] == bounds[-1] else tuple(bounds)
 
     return BeforeValidator(validated)
 

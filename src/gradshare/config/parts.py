@@ -40,7 +40,7 @@ from gradshare.methods.maml_plus_plus import start_from
 from gradshare.models.weights import freeze, load_weights
 from gradshare.tasks import ImageStore, Normalization, Splits, TaskSource, image_splits
 from gradshare.tasks.datasets import open_dataset
-from gradshare.tasks.features import FeatureTasks
+from gradshare.tasks.features import FeatureStore, FeatureTasks
 from gradshare.tasks.image_tasks import ImageTasks
 from gradshare.tasks.source import prepared
 from gradshare.training.checks import require_source
@@ -163,7 +163,7 @@ def tests_of_another(config: RunConfig, option: str, dataset: str, train: TaskSo
     wanted = "images" if features_of(config) is None else "features"
     if found != wanted and not is_import_path(dataset):
         raise ConfigError(f"{option} {dataset} holds {found}, and the run takes {wanted}")
-    source = _splits_of_one(other).test
+    source = _tests_of_one(other)
     if source is None:
         raise ConfigError(f"{option} {dataset} has no test tasks; name a dataset that has some")
     if isinstance(train, ImageTasks) and isinstance(source, ImageTasks):
@@ -202,6 +202,17 @@ def _splits_of_one(config: RunConfig) -> Splits:
     normalization = _normalization(config, store)
     settings = _settings(config, *TASK_SIZES, "augment")
     return Splits(*image_splits(store, normalization=normalization, **settings))
+
+
+def _tests_of_one(config: RunConfig) -> TaskSource | None:
+    """The test tasks of a dataset, whose other splits may be too small for tasks of this size."""
+    if is_import_path(config.dataset):
+        return _splits_of_one(config).test
+    sizes = _settings(config, *TASK_SIZES)
+    if (features := features_of(config)) is not None:
+        return FeatureTasks(FeatureStore.open(features), "test", **sizes)
+    store = open_dataset(config.dataset, config.data_root, config.image_size, config.resize)
+    return ImageTasks(store.splits["test"], normalization=_normalization(config, store), **sizes)
 
 
 def learner_of(config: RunConfig, train: TaskSource) -> Learner:

@@ -28,7 +28,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> Any:
         """See `torch.nn.MultiheadAttention`."""
-        itself = query is key and key is value and query.ndim == 3 and self.batch_first
+        batch = query.ndim == 3 and self.batch_first and not query.is_nested
+        itself = batch and query is key and key is value
         masked = key_padding_mask is not None or attn_mask is not None or is_causal
         extended = self.bias_k is not None or self.add_zero_attn
         if not itself or masked or need_weights or extended or self.in_proj_weight is None:

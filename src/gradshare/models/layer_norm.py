@@ -28,12 +28,12 @@ def layer_norm(
         eps: added to the variance.
     """
     full = x.dtype in (torch.float32, torch.float64) and (gamma is None or gamma.dtype == x.dtype)
-    fits = x.shape[-len(shape) :] == tuple(shape) and x.numel() > 0
+    fits = not x.is_nested and x.shape[-len(shape) :] == tuple(shape) and x.numel() > 0
     if not (full and fits and by_hand()):  # PyTorch's function raises an error for other shapes
         return F.layer_norm(x, shape, gamma, beta, eps)
     y = call(_Normalise, x.flatten(-len(shape)), eps).reshape(x.shape)
-    if gamma is None:
-        return y
+    if gamma is None:  # a copy, since callers may change it in place
+        return y.clone() if beta is None else y + beta
     return y * gamma if beta is None else torch.addcmul(beta, y, gamma)
 
 

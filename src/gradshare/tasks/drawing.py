@@ -159,14 +159,16 @@ def divide_groups(
 
 def _largest(name: str, size: Size) -> int:
     """The largest number of a range, or the number itself; ConfigError if it is neither."""
-    bounds = size if isinstance(size, tuple) else (size,)
-    for bound in bounds:
+    if not isinstance(size, tuple | list):
+        require_count(name, size)
+        return size
+    for bound in size:
         require_count(name, bound)
-    if len(bounds) not in (1, 2) or bounds[0] > bounds[-1]:
+    if isinstance(size, list) or len(size) != 2 or size[0] > size[1]:
         raise ConfigError(
             f"{name} is {size!r}; give a number, or the smallest and the largest: {name}=(2, 5)"
         )
-    return bounds[-1]
+    return size[1]
 
 
 def can_divide(sizes: Sequence[int], shots: int, queries: int) -> bool:

@@ -6,7 +6,7 @@ import os
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ from gradshare.training.metrics import Metric, default_metrics, require_metrics
 from gradshare.training.options import Options
 
 METHODS = ("init", "outer_step", "adapt", "predict")
+NO_CHECKPOINTS = (
+    "the model computes parts again in the backward pass (torch.utils.checkpoint), where it no "
+    "longer has the parameters of the task; leave that out, and give memory='recompute' (--memory "
+    "recompute)"
+)
 
 
 def require_learner(learner: object) -> None:
@@ -138,7 +143,12 @@ def _require_outer_step(
     learner: Learner, state: tuple[Tensors, Tensors], tasks: TaskBatch, source: TaskSource
 ) -> None:
     """Raise ConfigError unless the objective of an outer step on one task can be differentiated."""
-    step = learner.outer_step(*state, tasks, iteration=0)
+    with (
+        torch.autograd.graph.disable_saved_tensors_hooks(NO_CHECKPOINTS)
+        if isinstance(learner, MetaLearner)
+        else nullcontext()
+    ):
+        step = learner.outer_step(*state, tasks, iteration=0)
     if step.objective.shape != (1,) or step.losses.shape != (1,):
         raise ConfigError(
             f"{type(learner).__name__}.outer_step returned an objective of shape "
