@@ -69,7 +69,9 @@ CHANGES = {
 
 
 @pytest.fixture
-def user(tmp_path: Path) -> Iterator[Path]:
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    # Python would take a file that changes within a second, to one of the same size, as unchanged.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     path = tmp_path / "mine.py"
     path.write_text(CODE, encoding="utf-8")
     yield path
