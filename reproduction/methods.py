@@ -12,7 +12,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -22,10 +21,11 @@ import yaml
 from benchmarks.memory import peak_over_resident
 from gradshare import Interval, RunConfig, RunError
 from gradshare.comparison.differences import difference
-from gradshare.comparison.results import FILENAME, Results, load_results, save_results
+from gradshare.comparison.results import FILENAME, Results, load_results
 from gradshare.config.comparing import LINEAR_PROBE, plan_of
 from gradshare.tasks.source import prepared
 from gradshare.training.distributed import OneProcess
+from gradshare.training.files import null_where_not_finite
 from gradshare.training.layout import choose_layout
 from gradshare.training.outer_loop import outer_gradient
 from gradshare.training.records import VALIDATION
@@ -48,35 +48,24 @@ INTRODUCTION: Final = HOME / "plans" / "methods.md"
 ARM = re.compile(r"(?P<method>.+?)(?P<sharing>\+sharing)?(?: \[inner-lr (?P<rate>[\d.]+)\])?$")
 
 
-def pack(runs: Path, out: Path = PUBLISHED) -> list[Path]:
-    """Keep the results of the finished comparisons in a folder.
-
-    Args:
-        runs: OUT of methods.sh.
-        out: where they are kept.
-
-    Returns:
-        The files.
+def pack(runs: Path) -> list[Path]:
+    """Keep the results of the finished comparisons in a folder, OUT of methods.sh, and return the
+    files.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    PUBLISHED.mkdir(parents=True, exist_ok=True)
     written = []
     for place in sorted(runs.glob(f"*/{FILENAME}")):
         results = load_results(place).model_copy(update={"samples": ()})
-        with tempfile.TemporaryDirectory() as folder:
-            save_results(results, Path(folder) / FILENAME)
-            data = (Path(folder) / FILENAME).read_bytes()
-        path = out / f"{place.parent.name}{PACKED}"
-        path.write_bytes(gzip.compress(data, mtime=0))
+        text = json.dumps(null_where_not_finite(results.model_dump()))
+        path = PUBLISHED / f"{place.parent.name}{PACKED}"
+        path.write_bytes(gzip.compress(text.encode(), mtime=0))
         written.append(path)
     return written
 
 
 def read(path: Path) -> Results:
     """The results of one condition."""
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / FILENAME
-        plain.write_bytes(gzip.decompress(path.read_bytes()))
-        return load_results(plain)
+    return Results.model_validate_json(gzip.decompress(path.read_bytes()))
 
 
 def settings_of_plan() -> dict[str, Any]:
@@ -87,7 +76,7 @@ def settings_of_plan() -> dict[str, Any]:
 
 def costs(data_root: Path) -> dict[str, dict[str, float]]:
     """For each arm of the plan, on Omniglot, 1-shot: "ms", the CPU time of a meta-step in one
-    thread, and "MB", the peak memory over what was resident. Each in a process of its own.
+    thread, and "MB", the peak memory over what was resident. Each arm has its own process.
     """
     found = {}
     for word in settings_of_plan()["methods"]:
@@ -136,7 +125,7 @@ def _rows(results: Results) -> list[Row]:
         assert found is not None
         arms.setdefault(found["method"], {})[found["sharing"] is not None] = arm
         rates[arm] = found["rate"]
-    level = max(_curve(results, next(iter(arms["maml"].values()))))
+    level = max(_curve(results, arms["maml"][False]))
     rows = []
     for method, pair in arms.items():
         alone, sharing = pair[False], pair.get(True)

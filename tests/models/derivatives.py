@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,3 +34,12 @@ def third_derivatives(y: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
 def assert_equal(mine: Sequence[Tensor], other: Sequence[Tensor], tolerance: float = 1e-10) -> None:
     for ours, theirs in zip(mine, other, strict=True):
         assert (ours - theirs).norm() <= tolerance * theirs.norm() + 1e-12
+
+
+def assert_alike(
+    ours: Callable[..., Tensor], literal: Callable[..., Tensor], inputs: Sequence[Tensor]
+) -> None:
+    """The output and two derivatives of a layer are those of plain operations."""
+    y, expected = ours(*inputs), literal(*inputs)
+    assert_equal([y], [expected])
+    assert_equal(second_derivatives(y, inputs), second_derivatives(expected, inputs))

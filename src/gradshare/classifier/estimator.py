@@ -25,6 +25,7 @@ from gradshare.classifier.export import export
 from gradshare.classifier.inputs import as_labels
 from gradshare.classifier.trained import Trained, opened
 from gradshare.errors import ConfigError, DataError, require_count
+from gradshare.methods.head import METHODS_OF_ANY_WAYS
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import Tree, first_leaf, leaves, tree_map
 from gradshare.training.randomness import isolated
@@ -262,7 +263,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 raise DataError(
                     f"the labels name {len(classes)} classes; this run was trained for {outputs}: "
                     "train one with as many --ways, or with a --method for any number: "
-                    "unicorn-maml, proto-maml or protonet"
+                    f"{METHODS_OF_ANY_WAYS}"
                 )
             adapted = trained.adapt(support)
         self._trained, self._support, self._adapted = trained, support, adapted

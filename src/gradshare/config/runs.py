@@ -191,7 +191,7 @@ def folder_of(path: str | Path) -> Path:
 
 
 def _absent(config: RunConfig, record: Mapping[str, Any] | None) -> AbsentImages | None:
-    """The source of a run whose dataset is not here; None if it is, or if there is no record."""
+    """A source for a run without its dataset; None if that is here, or if nothing is recorded."""
     is_here = is_import_path(config.dataset) or config.dataset in prepared(config.data_root)
     return None if is_here or record is None else AbsentImages.model_validate(record)
 

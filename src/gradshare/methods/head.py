@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ def head_parameters(model: nn.Module, head: str | None) -> tuple[str, ...]:
     head = linear_head(model, head)
     names = (name for name, _ in model.get_submodule(head).named_parameters())
     return tuple(f"{head}.{name}".lstrip(".") for name in names)
+
+
+METHODS_OF_ANY_WAYS: Final = "unicorn-maml, proto-maml or protonet"
 
 
 class AnyWays(MetaLearner):

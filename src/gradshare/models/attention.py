@@ -12,8 +12,8 @@ from torch.nn import functional as F
 class MultiheadAttention(nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention` that keeps the sequences of a batch together.
 
-    PyTorch's puts the positions first. For tasks with weights of their own `torch.vmap` then
-    multiplies each position apart, by a copy of the weights.
+    PyTorch's puts the positions first. If each task has its own weights, `torch.vmap` then
+    multiplies each position by another copy of them.
     """
 
     def forward(

@@ -1,4 +1,4 @@
-"""What a store is prepared from and how: which arguments fit, and what its record has of them."""
+"""The arguments that a store is prepared with: checks, and the record of them in the store."""
 
 from __future__ import annotations
 

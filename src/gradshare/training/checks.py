@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from gradshare.errors import ConfigError, DataError, GradshareError, is_out_of_memory
 from gradshare.inner_loop import Tensors
 from gradshare.methods import Learner, MetaLearner
-from gradshare.methods.head import AnyWays
+from gradshare.methods.head import METHODS_OF_ANY_WAYS, AnyWays
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import PARTS, leaves, task_of
 from gradshare.tasks.source import prepared, require_pure
@@ -74,7 +74,7 @@ def require_ways(name: str, learner: Learner, source: TaskSource) -> None:
         raise ConfigError(
             f"{name} has tasks of {ways[0]} to {ways[1]} classes, and the head of this method is "
             "for one number of classes; give one number of ways, or a method for any: "
-            "unicorn-maml, proto-maml or protonet"
+            f"{METHODS_OF_ANY_WAYS}"
         )
 
 

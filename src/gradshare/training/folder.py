@@ -169,8 +169,8 @@ class RunFolder:
                 path.unlink()
 
     def models(self, epochs: Sequence[int]) -> list[Checkpoint]:
-        """The models of some epochs. Damaged ones and another run's are left out with a warning;
-        RunError if none is left.
+        """The models of some epochs. Damaged ones and those of another run are left out with a
+        warning. Raise RunError if all are.
         """
         models: list[Checkpoint] = []
         for epoch in epochs:

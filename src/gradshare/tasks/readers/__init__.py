@@ -1,6 +1,6 @@
 """Reading images in the forms in which papers and users keep them.
 
-A reader finds the classes of a dataset without decoding an image. What it gives is in `dataset`.
+A reader finds the classes of a dataset without decoding an image, as `dataset.FoundClass`.
 
 - `benchmarks`, `cub` and `omniglot` find those of published datasets;
 - `folder` finds those of the user's own images, and `class_splits` puts classes into splits;

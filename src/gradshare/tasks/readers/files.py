@@ -45,7 +45,7 @@ def read_text(path: Path, expected: str) -> str:
 
 def table_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[Any, Any]]]:
     """The rows of a CSV file that has some columns: the number of each one's last line, and its
-    values by column, as `csv.DictReader` has them. Raise DataError if it is no such table.
+    values by column, as `csv.DictReader` has them. Raise DataError for another file.
     """
     try:
         text = read_text(path, "a table of file names")

@@ -315,7 +315,8 @@ def groups_in(names: Iterable[str], group: str, where: Path) -> list[str]:
             the whole match if it has none, are the group.
 
     Raises:
-        ConfigError, DataError: it is no regular expression, or is not found in a path.
+        ConfigError: `group` is not a regular expression.
+        DataError: it is not found in a path.
     """
     try:
         pattern = re.compile(group)
