@@ -79,7 +79,10 @@ def test_it_computes_what_it_computed_with_the_same_names(training: bool) -> Non
     assert moved == training
 
 
-@pytest.mark.parametrize("layout", [{}, {"tasks_at_a_time": None}, {"recompute": True}], ids=str)
+LAYOUTS: list[dict[str, Any]] = [{}, {"tasks_at_a_time": None}, {"recompute": True}]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("sharing", [False, True])
 def test_each_meta_gradient_is_that_of_the_untouched_network(
     sharing: bool, layout: dict[str, Any]
@@ -88,6 +91,38 @@ def test_each_meta_gradient_is_that_of_the_untouched_network(
     options: dict[str, Any] = {"sharing": sharing, "adapts": lambda _: True}
     fast = meta_gradient(plain, tasks, **options, **layout)
     assert_same(fast, meta_gradient(plain, tasks, untouched=True, **options))
+
+
+class Sequences(nn.Module):
+    """Over signals, with layers of each kind that is replaced or kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(3, 4, 3, stride=2, padding=2, dilation=2)
+        self.conv2 = nn.Conv1d(4, 8, 3, groups=2, padding="same")
+        self.conv3 = nn.Conv1d(8, 8, 1, groups=4, bias=False)
+        self.pool = nn.MaxPool1d(3, stride=2, padding=1)
+        self.lstm = nn.LSTM(8, 4, batch_first=True, bidirectional=True)
+        self.attention = nn.TransformerEncoderLayer(8, 2, 6, dropout=0.0, batch_first=True)
+        self.hidden = nn.Linear(8, 5, bias=False)
+        self.fc = nn.Linear(5, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2)
+        x = self.pool(self.conv3(self.conv2(self.conv1(x)).tanh()))
+        x = self.attention(self.lstm(x.transpose(1, 2))[0])
+        y: Tensor = self.fc(self.hidden(x).tanh()[:, -1])
+        return y
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_over_sequences_too_each_meta_gradient_is_that_of_the_untouched_network(
+    layout: dict[str, Any],
+) -> None:
+    torch.manual_seed(0)
+    plain, tasks = Sequences().double(), two_tasks(images(2 * WAYS, tasks=(2,)))
+    fast = meta_gradient(plain, tasks, sharing=True, **layout)
+    assert_same(fast, meta_gradient(plain, tasks, sharing=True, untouched=True))
 
 
 def test_with_many_channels_too_each_meta_gradient_is_that_of_the_untouched_network(
@@ -173,10 +208,10 @@ def test_hooks_are_kept_and_it_can_be_pickled() -> None:
     assert torch.equal(pickle.loads(pickle.dumps(fast))(images()), fast(images()))
 
 
-def test_a_network_of_ours_stays_as_it_is() -> None:
-    model = gs.Conv4(ways=WAYS, image_size=16, channels=3, filters=4)
-    kinds = [type(module) for module in gs.accelerate(model).modules()]
-    assert kinds == [type(module) for module in model.modules()]
+def test_the_blocks_of_our_networks_stay_as_they_are() -> None:
+    blocks = gs.Conv4(ways=WAYS, image_size=16, channels=3, filters=4).blocks
+    kinds = [type(module) for module in gs.accelerate(blocks).modules()]
+    assert kinds == [type(module) for module in blocks.modules()]
 
 
 def test_subclasses_stay_as_they_are() -> None:

@@ -28,7 +28,7 @@ from gradshare.classifier.trained import Trained
 from gradshare.config.runs import SHIPPED
 from gradshare.errors import ConfigError, GradshareError
 from gradshare.models import BatchNorm2d
-from gradshare.models.layers import Conv2d
+from gradshare.models.layers import use_plain_layers
 from gradshare.tasks import TaskBatch
 from gradshare.tasks.features import FeatureTasks, Preprocessing
 from gradshare.tasks.source import prepared
@@ -272,9 +272,7 @@ def _onnx(stages: list[nn.Module], example: Tensor) -> Any:
 def _traced(stages: list[nn.Module], example: Tensor) -> torch.export.ExportedProgram:
     """The stages as one program for any number of inputs."""
     module = copy.deepcopy(nn.Sequential(*stages)).cpu().requires_grad_(False)
-    fast: list[nn.Module] = [layer for layer in module.modules() if type(layer) is Conv2d]
-    for layer in fast:
-        layer.__class__ = nn.Conv2d  # PyTorch's, which the exporters know
+    use_plain_layers(module)  # which the exporters know
     sizes = ({0: torch.export.Dim("n")},)
     program = torch.export.export(module, (example,), dynamic_shapes=sizes, strict=False)
     for node in program.graph.nodes:

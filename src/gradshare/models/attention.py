@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradshare.models.linear import linear
+
 
 class MultiheadAttention(nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention` that keeps the sequences of a batch together.
@@ -43,7 +45,7 @@ class MultiheadAttention(nn.MultiheadAttention):
                 average_attn_weights=average_attn_weights,
                 is_causal=is_causal,
             )
-        projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        projected = linear(query, self.in_proj_weight, self.in_proj_bias)
         # (N, L, 3 E) to three of (N, heads, L, E / heads)
         q, k, v = (
             torch.unflatten(part, -1, (self.num_heads, -1)).transpose(1, 2)
@@ -52,4 +54,4 @@ class MultiheadAttention(nn.MultiheadAttention):
         weights = (q * self.head_dim**-0.5 @ k.transpose(-2, -1)).softmax(-1)
         attended = F.dropout(weights, self.dropout, self.training) @ v
         joined = attended.transpose(1, 2).flatten(2)
-        return F.linear(joined, self.out_proj.weight, self.out_proj.bias), None
+        return linear(joined, self.out_proj.weight, self.out_proj.bias), None

@@ -14,6 +14,8 @@ from gradshare.models.convolution import Geometry, convolution
 from gradshare.models.derivatives import by_hand, under_autocast
 from gradshare.models.group_norm import group_norm
 from gradshare.models.layer_norm import layer_norm
+from gradshare.models.linear import Linear
+from gradshare.models.pooling import MaxPool1d, MaxPool2d
 from gradshare.models.recurrent import GRU, LSTM
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -22,11 +24,11 @@ Model = TypeVar("Model", bound=nn.Module)
 def accelerate(model: Model) -> Model:
     """A copy of a network that is differentiated twice in less time.
 
-    Its `nn.Conv2d`, `nn.BatchNorm2d` and `nn.GroupNorm` layers get hand-written second derivatives.
-    They compute what they computed before, up to rounding, in each mode, and have the same
-    parameters, buffers and names, so that a state dictionary fits both networks. `nn.LSTM` and
-    `nn.GRU` are computed in plain operations, which `torch.vmap` and two derivatives on a GPU need.
-    Subclasses of these layers stay as they are.
+    PyTorch's layers of convolution, normalisation, pooling, attention and recurrence, and linear
+    ones, are replaced by faster ones, most of which have hand-written second derivatives. They
+    compute what they computed before, up to rounding, in each mode, and have the same parameters,
+    buffers and names, so that a state dictionary fits both networks. Subclasses of these layers
+    stay as they are.
 
     Args:
         model: any module that `copy.deepcopy` accepts. It is not changed.
@@ -43,13 +45,20 @@ def use_fast_layers(model: Model) -> Model:
     return model
 
 
-class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` with a fast second derivative."""
+def use_plain_layers(model: Model) -> Model:
+    """Undo `use_fast_layers`, in place."""
+    plain = {fast: layer for layer, fast in _FAST.items()}
+    for module in model.modules():
+        if type(module) in plain:
+            module.__class__ = plain[type(module)]
+    return model
 
+
+class _Convolution(nn.modules.conv._ConvNd):
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, out_channels, …)."""
+        """(N, C, …) to (N, out_channels, …)."""
         if (
-            x.ndim == 4
+            x.ndim == self.weight.ndim
             and x.dtype == self.weight.dtype
             and not x.is_complex()
             and self.padding_mode == "zeros"
@@ -59,7 +68,15 @@ class Conv2d(nn.Conv2d):
         ):
             geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)
             return convolution(x, self.weight, self.bias, geometry)
-        return super().forward(x)
+        return super().forward(x)  # type: ignore[no-any-return]
+
+
+class Conv1d(_Convolution, nn.Conv1d):
+    """`torch.nn.Conv1d` with a fast second derivative."""
+
+
+class Conv2d(_Convolution, nn.Conv2d):
+    """`torch.nn.Conv2d` with a fast second derivative."""
 
 
 class _BatchNorm2d(nn.BatchNorm2d):
@@ -97,10 +114,14 @@ class _LayerNorm(nn.LayerNorm):
 
 
 _FAST = {
+    nn.Conv1d: Conv1d,
     nn.Conv2d: Conv2d,
     nn.BatchNorm2d: _BatchNorm2d,
     nn.GroupNorm: _GroupNorm,
     nn.LayerNorm: _LayerNorm,
+    nn.Linear: Linear,
+    nn.MaxPool1d: MaxPool1d,
+    nn.MaxPool2d: MaxPool2d,
     nn.MultiheadAttention: MultiheadAttention,
     nn.LSTM: LSTM,
     nn.GRU: GRU,

@@ -83,8 +83,11 @@ def _unrolled(
             x = F.dropout(x, module.dropout, module.training)
         outputs = []
         for backwards in range(directions):
-            weight, weight_hidden, *biases = module.all_weights[len(last)]
+            parameters: list[Any] = module.all_weights[len(last)]
+            weight, weight_hidden, *biases = parameters
             bias, bias_hidden = biases or (None, None)
+            if biases and cell is _lstm_cell:  # both are added to the same gates
+                bias, bias_hidden = biases[0] + biases[1], None
             gates = F.linear(x.flip(time) if backwards else x, weight, bias)
             states = tuple(state[len(last)] for state in start)
             if under_autocast(x.device):  # which computes the gates in half precision

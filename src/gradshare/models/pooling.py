@@ -1,0 +1,114 @@
+"""Max pooling by the faster of PyTorch's two kernels for CPUs.
+
+Where the channels come first in memory, its kernel compares one value at a time; where they come
+last, as many as a vector holds. That is faster even if the values have to be copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradshare.models.derivatives import (
+    by_hand,
+    call,
+    is_channels_last,
+    like,
+    tasks_first,
+    tasks_to_channels,
+)
+
+FEWEST_CHANNELS = 8
+
+_max_pool = torch.ops.aten.max_pool2d_with_indices.default
+_max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
+
+
+class MaxPool1d(nn.MaxPool1d):
+    """`torch.nn.MaxPool1d`, faster on a CPU where gradients are computed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, L) to (N, C, …)."""
+        # Without gradients PyTorch has a fast kernel.
+        if x.ndim != 3 or not torch.is_grad_enabled() or not _suits(self, x):
+            return super().forward(x)  # type: ignore[no-any-return]
+        sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
+        one_row = [(row, *_ints(s, 1)) for row, s in zip((1, 1, 0, 1), sizes, strict=True)]
+        return call(_MaxPool, x[:, :, None], (*one_row, self.ceil_mode))[:, :, 0]
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """`torch.nn.MaxPool2d`, faster on a CPU where the channels come first in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, …)."""
+        if x.ndim != 4 or not _suits(self, x):
+            return super().forward(x)  # type: ignore[no-any-return]
+        sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return call(_MaxPool, x, (*(_ints(s, 2) for s in sizes), self.ceil_mode))
+
+
+def _suits(layer: nn.MaxPool1d | nn.MaxPool2d, x: Tensor) -> bool:
+    wanted = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return wanted and not layer.return_indices and by_hand()
+
+
+def _ints(size: Any, dimensions: int) -> tuple[int, ...]:
+    return (size,) * dimensions if isinstance(size, int) else tuple(size)
+
+
+class _MaxPool(torch.autograd.Function):
+    """The arguments after x are those of `aten::max_pool2d_with_indices`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, windows: Sequence[Any]) -> Tensor:
+        several = x.shape[1] >= FEWEST_CHANNELS
+        last = x.contiguous(memory_format=torch.channels_last) if several else x
+        y, indices = _max_pool(last, *windows)
+        ctx.save_for_backward(like(indices, x))
+        ctx.windows, ctx.shape, ctx.channels_last = windows, x.shape, is_channels_last(x)
+        return like(y, x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        order = torch.channels_last if ctx.channels_last else torch.contiguous_format
+        of_x: Tensor = _MaxPoolBackward.apply(  # type: ignore[no-untyped-call]
+            g, *ctx.saved_tensors, ctx.windows, ctx.shape, order
+        )
+        return of_x, None
+
+    @staticmethod
+    def of_tasks(T: int, dims: Sequence[int | None], *arguments: Any) -> tuple[Tensor, int]:
+        x, windows = arguments
+        y = call(_MaxPool, tasks_to_channels(*tasks_first(T, dims, [x])), windows)
+        return torch.unflatten(y, 1, (T, -1)), 1
+
+
+class _MaxPoolBackward(torch.autograd.Function):
+    """Each window's gradient goes to its greatest value: linear, and its derivative takes there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        g: Tensor,
+        indices: Tensor,
+        windows: Sequence[Any],
+        shape: torch.Size,
+        order: torch.memory_format,
+    ) -> Tensor:
+        ctx.save_for_backward(indices)
+        # Only its shape and memory order are read.
+        x = torch.empty(shape, dtype=g.dtype, memory_format=order)
+        gradient: Tensor = _max_pool_backward(
+            g.contiguous(memory_format=order), x, *windows, indices
+        )
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        (indices,) = ctx.saved_tensors
+        of_g = v.flatten(-2).gather(-1, indices.flatten(-2)).view_as(indices)
+        return of_g, None, None, None, None
