@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from gradshare.models.batch_norm import BatchNorm2d
 from gradshare.models.drop_block import DropBlock
 from gradshare.models.layers import Conv2d
+from gradshare.models.pooling import MaxPool2d
 
 NEGATIVE_SLOPE = 0.1
 
@@ -82,6 +83,7 @@ class _Block(nn.Module):
         self.second = _ConvNorm(width, width, 3)
         self.third = _ConvNorm(width, width, 3)
         self.shortcut = _ConvNorm(channels, width, 1)
+        self.pool = MaxPool2d(2)
         self.drop = drop
 
     def forward(self, x: Tensor, statistics_from: int | None) -> Tensor:
@@ -89,7 +91,7 @@ class _Block(nn.Module):
         y = F.leaky_relu(self.second(y, statistics_from), NEGATIVE_SLOPE, inplace=True)
         y = self.third(y, statistics_from) + self.shortcut(x, statistics_from)
         # The activation increases, so it gives the same after pooling as before, for less work.
-        dropped: Tensor = self.drop(F.leaky_relu(F.max_pool2d(y, 2), NEGATIVE_SLOPE))
+        dropped: Tensor = self.drop(F.leaky_relu(self.pool(y), NEGATIVE_SLOPE))
         return dropped
 
 
