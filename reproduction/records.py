@@ -16,6 +16,7 @@ from gradshare import Interval, RunConfig, RunError
 from gradshare.config.fields import MACHINE_FIELDS
 from gradshare.config.parts import build
 from gradshare.tasks import ImageTasks
+from gradshare.tasks.store import StoredImages
 from gradshare.training.files import write_atomically
 from gradshare.training.records import judge
 from gradshare.training.statistics import confidence95
@@ -199,8 +200,10 @@ def first_difference(run: Run, config: RunConfig) -> str | None:
 def _images_of(config: RunConfig) -> dict[str, Any]:
     """How many images the dataset has, and their SHA-256."""
     source = build(config).train
-    stored = source.split.stored if isinstance(source, ImageTasks) else None
-    return {} if stored is None else {"images": len(stored), "images_sha256": stored.sha256}
+    images = source.split.images if isinstance(source, ImageTasks) else None
+    if not isinstance(images, StoredImages):
+        return {}
+    return {"images": len(images), "images_sha256": images.sha256}
 
 
 def _finite(value: float) -> float | None:

@@ -354,6 +354,8 @@ def test_a_dataset_of_features_is_shown_and_is_not_opened_as_images(root: Path) 
     listed = command(root, "list").split()
     assert listed[listed.index("tiny-features") + 2 : -1][:2] == ["features", "│"]
     assert "name: " + str(Path(TOY.split(":", maxsplit=1)[0]).resolve()) in shown
+    with pytest.raises(ConfigError, match=r"^--out a\.png: tiny-features holds features"):
+        command(root, "show", "tiny-features", "--out", "a.png")
     with pytest.raises(DataError, match="holds features, not images; open it with"):
         gs.open_dataset("tiny-features", root)
 

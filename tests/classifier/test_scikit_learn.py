@@ -108,6 +108,24 @@ def test_examples_and_classes_are_added_later(classifier: FewShotClassifier) -> 
     assert parts.predict_proba(NEW).tolist() == before.tolist()
 
 
+def test_classes_that_are_announced_are_predicted_once_they_have_examples(
+    classifier: FewShotClassifier,
+) -> None:
+    announced = np.unique(Y)
+    classifier.partial_fit(X[:12], Y[:12], announced)
+    assert classifier.classes_.tolist() == ["class 0", "class 1"]
+    assert set(classifier.predict(NEW)) == {"class 0", "class 1"}
+    classifier.partial_fit(X[12:], Y[12:], classes=announced.tolist())
+    assert np.array_equal(classifier.classes_, announced)
+    with pytest.raises(DataError) as error:
+        classifier.partial_fit(X[:2], ["class 0", "clas 1"], classes=announced)
+    assert str(error.value).startswith(
+        "the label 'clas 1' is none of the classes ['class 0', 'class 1', 'class 2', "
+    )
+    assert str(error.value).endswith("; add it to `classes`, or leave `classes` out")
+    assert np.array_equal(classifier.classes_, announced)
+
+
 def test_labels_of_any_kind(classifier: FewShotClassifier) -> None:
     numbers = np.array([int(name[-1]) for name in Y])
     for labels in (numbers, numbers.tolist(), pd.Series(numbers, index=range(50, 80))):

@@ -91,6 +91,15 @@ def test_other_metrics_checkpoints_and_ways(
     assert lines_of(program, run, "--ways", 2)[0] != lines_of(program, run)[0]
 
 
+def test_more_classes_than_the_head_has_outputs_are_refused(program: Program, run: Path) -> None:
+    assert program("evaluate", str(run), "--ways", "4") == (
+        1,
+        "",
+        "error: the source has tasks of 4 classes, and this run was trained for 3; give at most 3 "
+        "(--ways), or train with a method for any number: unicorn-maml, proto-maml or protonet\n",
+    )
+
+
 def test_another_mode_of_batch_norm(program: Program, run: Path) -> None:
     found = lines_of(program, run, "--batch-norm", "transductive")
     transductive = evaluated(run, parts_of(run, batch_norm="transductive"), 2, tasks=8)

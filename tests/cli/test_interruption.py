@@ -130,6 +130,6 @@ def test_sigterm_while_python_shuts_down_says_nothing() -> None:
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert ended.stderr.startswith("error: nowhere holds no run")
+    assert ended.stderr.startswith("error: nowhere is not a folder")
     assert ended.stderr.count("\n") == 1
     assert ended.returncode == -signal.SIGTERM

@@ -101,6 +101,16 @@ def test_images_are_predicted_and_written_as_a_table(
     assert len(lines_of(program, "predict", run, "--support", birds, "--query", birds)) == 24
 
 
+def test_a_class_may_have_the_name_of_a_column(
+    program: Program, run: Path, birds: Path, tmp_path: Path
+) -> None:
+    (birds / "owl").rename(birds / "file")
+    query, table = min((birds / "lark").iterdir()), tmp_path / "table.csv"
+    lines_of(program, "predict", run, query, "--support", birds, "--out", table)
+    header = table.read_text(encoding="utf-8").splitlines()[0]
+    assert header == "file,class,class crow,class file,class lark"
+
+
 def test_predictions_are_printed_before_a_file_that_cannot_be_written(
     program: Program, run: Path, birds: Path, tmp_path: Path
 ) -> None:
@@ -171,14 +181,44 @@ def test_mistakes_are_named(program: Program, run: Path, birds: Path, tmp_path: 
     assert "a.csv exists; name a new file" in predicted(birds, "--out", tmp_path / "a.csv")
     for pattern, message in (("(", "is no regular expression"), ("hike", "is not found in crow/")):
         assert message in error_of(program, "check", run, birds, "--group", pattern)
-    message = error_of(program, "check", run, tmp_path / "nowhere")
-    assert "nowhere is not a folder; give one with a folder of images for each class" in message
+    for name in ("nowhere", "a.csv"):
+        message = error_of(program, "check", run, tmp_path / name)
+        assert f"{name} is not a folder; give one with a folder of images for each class" in message
     # The ending is looked at before the support set.
     export = ("export", run, "--support", empty, "--out", tmp_path / "a.zip")
     assert "a.zip has another ending than .onnx or .pt2" in error_of(program, *export)
     (birds / "crow" / "torn.png").write_bytes(b"\x89PNG")
     assert "torn.png is not a readable image" in error_of(program, "check", run, birds)
     assert "holds no run" in error_of(program, "check", tmp_path, birds)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "serve", "export", "check"])
+def test_what_is_no_run_is_named_with_what_to_give(
+    command: str, program: Program, run: Path, birds: Path, tmp_path: Path
+) -> None:
+    more: dict[str, list[Any]] = {
+        "predict": [birds, "--support", birds],
+        "check": [birds],
+        "export": ["--support", birds, "--out", tmp_path / "new.onnx"],
+    }
+    file, empty, comparison = (tmp_path / name for name in ("notes.txt", "empty", "comparison"))
+    file.touch()
+    empty.mkdir()
+    for seed in range(7):
+        (comparison / "runs" / "original").mkdir(parents=True, exist_ok=True)
+        (comparison / "runs" / "original" / f"seed-{seed}").symlink_to(run)
+    below = ", ".join(f"runs/original/seed-{seed}" for seed in range(5))
+    for place, said in (
+        ("nowhere", "nowhere is not a folder; give the folder of a run"),
+        (file, f"{file} is not a folder; give the folder of a run"),
+        (empty, f"{empty} holds no run (no run.json); give the folder of a run"),
+        (
+            comparison,
+            f"{comparison} holds no run (no run.json); give one of those below it: {below} and 2 "
+            "more",
+        ),
+    ):
+        assert error_of(program, command, place, *more.get(command, [])) == f"error: {said}\n"
 
 
 @pytest.mark.parametrize("command", ["predict", "check", "export", "evaluate"])

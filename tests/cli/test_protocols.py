@@ -75,7 +75,8 @@ def test_a_run_on_ranges_is_trained_resumed_and_tested_on_ranges(
         ),
         (
             {"method": "protonet", "ways": "2-6"},
-            "6-way tasks need 6 classes, split 'val' has 5; lower ways, or give it more classes",
+            "6-way tasks need 6 classes, split 'val' of tiny has 5; lower ways, or give it more "
+            "classes",
         ),
         (
             {"method": "proto-maml", "workers": 2},
@@ -93,16 +94,24 @@ def test_a_range_that_cannot_be_trained_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def say_that_splits_were_drawn(root: Path, name: str) -> None:
+    index = root / name / "16" / "index.json"
+    record = json.loads(index.read_text("utf-8"))
+    index.write_text(json.dumps({**record, "source": {"splits": "drawn with seed 7"}}), "utf-8")
+
+
 def test_a_run_is_tested_on_another_dataset_and_says_so(
     program: Program, tiny: Settings, root: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
+    say_that_splits_were_drawn(root, "dark")
     settings = {**tiny, "data_root": root, "test_dataset": "dark"}
     status, out, _ = program("train", *options(settings), "--out", str(run))
     assert status == 0
     test = out.splitlines()[-2]
     assert test.startswith("Test: accuracy ")
     assert "(8 tasks, ensemble of 2, on dark, " in test
+    assert test.endswith("). The splits of dark were drawn with seed 7.")
     parts = build(stored(run))
     ours, other = parts.train, parts.test
     assert isinstance(ours, gs.ImageTasks) and isinstance(other, gs.ImageTasks)
@@ -127,7 +136,7 @@ def test_only_the_test_classes_of_another_dataset_must_be_enough(
     status, _, err = program("evaluate", str(run), "--dataset", "few")
     assert (status, err) == (
         1,
-        "error: 4-way tasks need 4 classes, split 'test' has 3; lower ways, or give it more "
+        "error: 4-way tasks need 4 classes, split 'test' of few has 3; lower ways, or give it more "
         "classes\n",
     )
     assert program("evaluate", str(run), "--dataset", "few", "--ways", "3")[0] == 0
@@ -136,9 +145,7 @@ def test_only_the_test_classes_of_another_dataset_must_be_enough(
 def test_a_comparison_that_is_tested_on_another_dataset_says_so_wherever_it_shows_a_figure(
     program: Program, tiny: Settings, root: Path, tmp_path: Path, in_this_process: None
 ) -> None:
-    index = root / "dark" / "16" / "index.json"
-    record = json.loads(index.read_text("utf-8"))
-    index.write_text(json.dumps({**record, "source": {"splits": "drawn with seed 7"}}), "utf-8")
+    say_that_splits_were_drawn(root, "dark")
     settings = {**tiny, "data_root": root, "test_dataset": "dark"}
     words = ["compare", *options(settings), "--methods", "maml,protonet"]
     status, out, err = program(*words, "--out", str(tmp_path / "out"))
@@ -157,6 +164,18 @@ def test_a_comparison_that_is_tested_on_another_dataset_says_so_wherever_it_show
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert "8 test tasks on dark · " in page
     assert page.count("test accuracy on dark") >= 1
+    rows = results.table()
+    assert {(row["split"], row["dataset"]) for row in rows if row["task"] is not None} == {
+        ("test", "dark")
+    }
+    again = ["--test-dataset", "tiny", "--out", str(tmp_path / "out"), "--resume", "auto"]
+    assert program(*words, *again) == (
+        1,
+        "",
+        f"error: {tmp_path / 'out' / 'runs' / 'maml' / 'seed-0'} holds a run with test_dataset "
+        "'dark', this one has 'tiny'; continue it with its own settings, or choose another folder "
+        "(--out)\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+import gradshare as gs
 from gradshare.cli import main
-from gradshare.config import RunConfig, open_run, train
+from gradshare.config import RunConfig, build, open_run, train
 from tests.conftest import prepare_tiny
 
 Program = Callable[..., tuple[int, str, str]]
@@ -84,6 +85,11 @@ def test_splits_that_were_drawn_are_said_beside_each_figure(
     run = open_run(tmp_path / "run")
     assert run.source is not None
     assert str(run.evaluate(run.source, tasks=2)).endswith(f"). {said.strip()}")
+    caplog.clear()
+    parts = build(RunConfig(**{**tiny, "data_root": tmp_path, "sharing": False}))
+    few: dict[str, Any] = {"epochs": 1, "iterations": 1, "val_tasks": 2, "progress": False}
+    gs.fit(parts.learner, parts.train, parts.validation, out=tmp_path / "python", **few)
+    assert caplog.messages == [said.strip()]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -250,6 +251,27 @@ def test_an_address_that_cannot_be_listened_at_is_refused(program: Program, host
     assert (code, out) == (1, "")
     assert err.startswith(f"error: the page cannot be served at --host {host!r} --port {port} (")
     assert err.endswith("; give an address of this computer, such as 127.0.0.1, and a free port\n")
+
+
+def test_an_address_of_ipv6_stands_in_brackets(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gradio")
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as free:
+            port = free.getsockname()[1]
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):  # which the command sets
+        monkeypatch.setenv(name, "")
+    page = Mock()
+    monkeypatch.setattr("gradshare.classifier.page.make_page", lambda *_: page)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr("gradshare.cli.serve.threading", Mock())  # it waits for ever
+    code, out, _ = program("serve", "glyphs", "--device=cpu", "--host=::1", f"--port={port}")
+    # Without brackets gradio takes a part of it for the port.
+    assert (code, page.launch.call_args.kwargs["server_name"]) == (0, "[::1]")
+    assert out == f"glyphs is served at http://[::1]:{port} until Ctrl-C\n"
 
 
 def test_the_page_needs_gradio_and_a_run_on_images(

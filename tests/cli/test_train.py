@@ -27,6 +27,7 @@ from gradshare.config import stored
 from gradshare.config.text import read_yaml
 from tests import own
 from tests.cli.test_runs import Program, options, program
+from tests.conftest import prepare_tiny
 
 __all__ = ["program"]  # a fixture
 
@@ -162,7 +163,7 @@ def test_the_largest_numbers_make_a_run_that_is_refused_or_measured(
         (dict.fromkeys(("epochs", "iterations_per_epoch"), 2**31 - 1), "error: 2147483647 epochs"),
         ({"filters": 10**6}, "error: memory ran out ("),
         ({"ways": 2**31 - 1}, "error: 2147483647-way tasks need 2147483647 classes"),
-        ({"shots": 2**31 - 1}, "error: class 'train-0' of split 'train' has 10 examples"),
+        ({"shots": 2**31 - 1}, "error: class 'train-0' of split 'train' of tiny has 10 examples"),
         ({"device": "cuda:999"}, "error: device 'cuda:999' cannot be used here"),
         ({"method": "m" * 5000}, "error: --method 'mmm"),
         ({"out": "x" * 300}, "error: xxx"),
@@ -409,6 +410,20 @@ def test_a_dry_run_draws_no_glyphs_into_the_data_root(program: Program, tmp_path
     assert (status, err) == (0, "")
     assert out.startswith("layout ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("few_glyphs")
+@pytest.mark.parametrize(("dataset", "other"), [("glyphs", "tiny"), ("tiny", "glyphs")])
+def test_a_dry_run_with_a_test_on_another_dataset_draws_no_glyphs_into_the_data_root(
+    program: Program, tmp_path: Path, dataset: str, other: str
+) -> None:
+    prepare_tiny(tmp_path / "data")
+    names = {"dataset": dataset, "test_dataset": other, "data_root": tmp_path / "data"}
+    settings = {**OWN, **names, "filters": 4, "image_size": 16}
+    status, out, err = program("train", "--dry-run", *options(settings))
+    assert (status, err) == (0, "")
+    assert out.startswith("layout ")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["tiny"]
 
 
 def test_a_run_that_diverges_is_a_result(

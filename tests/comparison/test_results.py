@@ -130,7 +130,8 @@ def test_results_of_another_version_say_which_one_reads_them(
 
 def test_the_table_has_a_row_for_each_epoch_and_each_test_task() -> None:
     rows = classification("base", "new", seeds=2, tasks=5).table()
-    columns = {"arm", "seed", "epoch", "split", "metric", "value", "ci95", "task"}
+    columns = {"arm", "seed", "epoch", "split", "dataset", "metric", "value", "ci95", "task"}
+    assert {row["dataset"] for row in rows} == {None}
     assert all(row.keys() == columns for row in rows)
     of_one = [row for row in rows if (row["arm"], row["seed"]) == ("new", 1)]
     assert [row["epoch"] for row in of_one if row["split"] == "validation"] == [1, 2, 3, 4]

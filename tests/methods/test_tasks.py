@@ -69,6 +69,17 @@ def outcome(
 
 
 @EVERY_LAYOUT
+@pytest.mark.parametrize("name", ["uint8", "uint16", "uint32", "int8", "int16", "int32"])
+def test_labels_may_be_whole_numbers_of_any_type(name: str, layout: dict[str, Any]) -> None:
+    tasks, dtype = batch(), getattr(torch, name)
+    labels = {part: getattr(tasks, part).to(dtype) for part in ("support_y", "query_y")}
+    learner = maml(nn.Linear(16, WAYS).double(), steps=2, **layout)
+    found = outcome(learner, dataclasses.replace(tasks, **labels))
+    expected = outcome(learner, tasks)
+    assert all(torch.equal(found[part], expected[part]) for part in expected)
+
+
+@EVERY_LAYOUT
 @pytest.mark.parametrize(
     "split",
     [

@@ -28,7 +28,7 @@ from gradshare.training.run import Run
 from gradshare.training.statistics import confidence95
 from tests import oracle
 from tests.problems import as_oracle_batch, learner, perturbed, tasks
-from tests.training.small import ROWS, mlp, regression, rows
+from tests.training.small import ROWS, class_tasks, mlp, regression, rows
 
 CPU = torch.device("cpu")
 METRICS = {"accuracy": Metric(accuracy, unit="%"), "loss": Metric(F.cross_entropy, best="low")}
@@ -239,3 +239,15 @@ def test_what_some_chunks_of_tasks_lack_is_left_out() -> None:
 
     found = on_all_tasks(OneProcess(), gs.Sinusoids(), CHUNK + 1, CPU, measure)
     assert found == {"ensemble": {"loss": [0.0] * (CHUNK + 1)}, "labels": {}}
+
+
+def test_a_loss_of_ones_own_may_take_more_ways_than_in_training(tmp_path: Path) -> None:
+    learner = gs.maml(mlp(outputs=8), loss=lambda outputs, y: 2 * F.cross_entropy(outputs, y))
+    run = gs.fit(**rows(learner=learner, epochs=1, iterations=1), out=tmp_path / "run")
+    five = class_tasks(6, classes=24)[0].replace(ways=5)
+    assert len(run.evaluate(five, tasks=2)) == 2
+    fixed = gs.fit(**rows(epochs=1, iterations=1), out=tmp_path / "fixed")
+    with pytest.raises(
+        ConfigError, match=r"has tasks of 5 classes, and this run was trained for 3"
+    ):
+        fixed.evaluate(five, tasks=2)

@@ -188,11 +188,17 @@ def test_a_run_whose_lock_was_deleted_and_taken_by_another_process_ends(tmp_path
         ({"clip_norm": 1.0}, "a run with clip_norm None, this one has 1.0;"),
         ({"clamp_gradients": 10}, "a run with clamp_gradients None, this one has 10;"),
         ({"score": "loss"}, "a run with score 'accuracy', this one has 'loss';"),
-        ({"test": None}, "a run with test source "),
-        ({"train": ROWS[0].replace(shots=2)}, "a run with train source "),
-        ({"validation": class_tasks(6, classes=15)[1]}, "a run with validation source "),
-        ({"learner": gs.maml(mlp(), steps=3, sharing=True)}, "a run with meta-parameters "),
-        ({"learner": gs.maml(mlp(), steps=2)}, "a run with meta-parameters "),
+        ({"test": None}, "a run that differs in its test source;"),
+        ({"train": ROWS[0].replace(shots=2)}, "a run that differs in its train source;"),
+        (
+            {"validation": class_tasks(6, classes=15)[1]},
+            "a run that differs in its validation source;",
+        ),
+        (
+            {"learner": gs.maml(mlp(), steps=3, sharing=True)},
+            "a run that differs in its meta-parameters;",
+        ),
+        ({"learner": gs.maml(mlp(), steps=2)}, "a run that differs in its meta-parameters;"),
         (
             {"optimizer": lambda groups: torch.optim.Adam(groups, lr=0.5)},
             "a run with optimizer \"Adam [{'lr': 0.001, ",

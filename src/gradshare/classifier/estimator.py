@@ -63,7 +63,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         device: where it runs, if `run` is a folder; as in `fit`.
 
     Attributes:
-        classes_: the classes that `fit` and `partial_fit` were given, sorted.
+        classes_: the classes of which `fit` and `partial_fit` were given examples, sorted.
         transductive_: whether a prediction depends on the other examples of the call; True for
             a learner that does not say.
     """
@@ -105,16 +105,25 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         inputs = trained.read(X)
         return self._adapt(trained, inputs, as_labels(y, first_leaf(inputs)))
 
-    def partial_fit(self, X: Any, y: Targets) -> FewShotClassifier:
+    def partial_fit(self, X: Any, y: Targets, classes: Any = None) -> FewShotClassifier:
         """Add examples, of the same classes or of new ones, to the support set, and adapt to all.
 
         Args:
             X: n inputs, as in `fit`.
             y: (n,) their classes.
+            classes: all that y may name, which scikit-learn asks for on the first call; None for
+                any. A class joins `classes_`, and is predicted, once it has an example.
 
         Raises:
-            GradshareError: as in `fit`. The classifier is then as it was before.
+            GradshareError: as in `fit`, or y has a label that `classes` lacks. Nothing has changed.
         """
+        if classes is not None:
+            known = as_labels(classes).tolist()
+            if unknown := [label for label in as_labels(y).tolist() if label not in known]:
+                raise DataError(
+                    f"the label {unknown[0]!r} is none of the classes {reprlib.repr(known)}; add "
+                    "it to `classes`, or leave `classes` out"
+                )
         if not hasattr(self, "classes_"):
             return self.fit(X, y)
         new = self._trained.read(X)
@@ -122,7 +131,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with isolated(self._trained.device):
             inputs = tree_map(lambda t: torch.cat([next(known), t]), new)
         labels = [*self._labels.tolist(), *as_labels(y, first_leaf(new)).tolist()]
-        return self._adapt(self._trained, inputs, as_labels(labels, labels))
+        return self._adapt(self._trained, inputs, as_labels(labels))
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
         """The probability of each of `classes_`, (n, classes).

@@ -134,14 +134,14 @@ def _values(array: Any) -> Any:
     return array.to_numpy() if hasattr(array, "to_numpy") else array
 
 
-def as_labels(y: Any, examples: Sized) -> Array:
-    """The labels (n,) of some examples.
+def as_labels(y: Any, examples: Sized | None = None) -> Array:
+    """The labels (n,) of some examples, or labels alone.
 
     Raises:
         DataError: a label is missing, labels are of mixed types, or there is not one for each
             example.
     """
     given = labels(y)
-    if len(given) != len(examples):
+    if examples is not None and len(given) != len(examples):
         raise DataError(f"{len(examples)} examples, but {len(given)} labels; give one for each")
     return given

@@ -28,6 +28,7 @@ from gradshare.config.comparing import plan_of, settings_shown
 from gradshare.config.features import features_of
 from gradshare.config.names import is_import_path
 from gradshare.config.parts import resolved, settings_read
+from gradshare.config.runs import require_same
 from gradshare.config.settings import ARM_FIELDS, RunConfig
 from gradshare.errors import ConfigError, escaped
 from gradshare.executors import RayExecutor, slurm_executor
@@ -83,7 +84,11 @@ REMOTE_RETRIES = 2
     help="How often in a row a run whose process or machine is lost is started again from its last "
     "checkpoint, while it completes no other epoch.  [default: local: 0; ray, slurm: 2]",
 )
-@click.option("--cpus", type=click.IntRange(1, 10_000), help="CPUs of each run.  [default: 1]")
+@click.option(
+    "--cpus",
+    type=click.IntRange(1, 10_000),
+    help="CPUs of each run.  [default: --threads; else local: cores / runs at a time, ray: 1]",
+)
 @click.option(
     "--gpus", type=click.FloatRange(0, 100), help="GPUs of each run, on Ray fractions too."
 )
@@ -152,6 +157,9 @@ def compare_command(
     threads = config.threads or cpus or 0
     plan = plan_of(asked, control=control, seeds=seeds, methods=methods, sweep=sweep)
     plan = replace(plan, threads=threads)
+    for arm, seed in plan.runs if resume == "auto" else ():
+        own = RunConfig(**{**plan.settings[arm], "seed": seed})
+        require_same(own, plan.place(out, arm, seed))
     # With the first seed all candidates are trained, with the others the best of each group.
     left_out = sum(len(group) - 1 for group in plan.candidates) * (len(plan.seeds) - 1)
     click.echo(
@@ -166,11 +174,10 @@ def compare_command(
     elif executor == "ray":
         where = RayExecutor(ray_address, cpus=cpus or threads or 1, gpus=gpus or 0)
     else:
-        slurm = slurm or {}
-        if threads:
-            slurm["cpus_per_task"] = cpus or threads
-        if gpus:  # submitit says that it takes no fraction
-            slurm["gpus_per_node"] = int(gpus) if gpus.is_integer() else gpus
+        # submitit says that it takes no fraction of a GPU
+        whole = int(gpus) if gpus and gpus.is_integer() else gpus
+        given = {"cpus_per_task": cpus or threads, "gpus_per_node": whole}
+        slurm = (slurm or {}) | {name: count for name, count in given.items() if count}
         where = slurm_executor(out / ".slurm", out.name, slurm)
     if where is not None:
         click.echo("The arms are tried on a first worker before the runs begin.")

@@ -257,6 +257,8 @@ def show(
 ) -> None:
     """Print what dataset NAME holds, and draw some images of it."""
     if is_feature_store(path := features_path(data_root, name)):
+        if out is not None:
+            raise ConfigError(f"--out {out}: {name} holds features, not images; leave --out out")
         print_features(FeatureStore.open(path))
         return
     if out is not None and out.suffix.lower() not in PICTURES:

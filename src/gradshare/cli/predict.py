@@ -27,7 +27,7 @@ NONE = "none of these"
 
 support_option = click.option(
     "--support",
-    type=UserPath(file_okay=False),
+    type=UserPath(),
     required=True,
     help="Folder with a folder of example images for each class.",
 )
@@ -35,7 +35,7 @@ support_option = click.option(
 
 def classifier_options(command: Command) -> Command:
     """Give a command RUN, --ensemble and --device."""
-    command = click.argument("run", type=UserPath(file_okay=False))(command)
+    command = click.argument("run", type=UserPath())(command)
     command = click.option(
         "--ensemble",
         type=click.IntRange(1),
@@ -166,7 +166,7 @@ def check_command(run: Path, folder: Path, group: str | None, folds: int, **opti
     x: Any
     y: Any
     groups: Any = None
-    if not folder.is_file() and not list(folder.glob("*.npy")):
+    if folder.suffix.lower() != ".npz" and not list(folder.glob("*.npy")):
         x, y = _labelled(folder)
         if group is not None:
             paths = (path.relative_to(folder).as_posix() for path in x)
@@ -228,7 +228,9 @@ def _write(rows: Sequence[dict[str, Any]], path: Path) -> None:
         writer = csv.writer(file)
         names = list(rows[0]["probabilities"])
         extra = ["set"] if "set" in rows[0] else []
-        writer.writerow(["file", "class", *names, *extra])
+        # A class may have the name of another column.
+        prefix = "class " if {"file", "class", *extra} & {*names} else ""
+        writer.writerow(["file", "class", *(prefix + name for name in names), *extra])
         for row in rows:
             cells = [", ".join(row["set"])] if extra else []
             writer.writerow([row["file"], row["class"], *row["probabilities"].values(), *cells])

@@ -43,6 +43,7 @@ def serve_command(run: Path, ensemble: int | None, device: str, host: str, port:
                 f"`gradshare serve` needs {error.name}; run `pip install 'gradshare[serve]'`"
             ) from error
         _require_free(host, port)
+        host = f"[{host}]" if ":" in host else host  # an IPv6 address, as gradio and URLs have it
         trained = Trained(run, ensemble, device)
         blocks = page.make_page(page.Page(trained), run.name)
         blocks.launch(

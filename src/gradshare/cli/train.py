@@ -77,7 +77,7 @@ def _estimate(config: RunConfig, out: Path | None) -> None:
     """Print what a run would take, and write nothing."""
     import torch  # noqa: PLC0415
 
-    from gradshare.config.parts import build  # noqa: PLC0415
+    from gradshare.config.parts import build, tests_of_another  # noqa: PLC0415
     from gradshare.tasks.datasets import is_prepared  # noqa: PLC0415
     from gradshare.training.dry_run import dry_run  # noqa: PLC0415
     from gradshare.training.launch import threads, torchrun_size  # noqa: PLC0415
@@ -91,8 +91,13 @@ def _estimate(config: RunConfig, out: Path | None) -> None:
     count = config.threads or torch.get_num_threads()
     with tempfile.TemporaryDirectory() as scratch, threads(count):
         here = config.dataset, config.data_root, config.image_size, config.resize
-        if config.dataset == "glyphs" and not is_prepared(*here):
-            config = config.model_copy(update={"data_root": scratch})
-        parts = build(config)
-        sources = (parts.train, parts.validation, parts.test)
+        elsewhere, other = config.model_copy(update={"data_root": scratch}), config.test_dataset
+        drawn = config.dataset == "glyphs" and not is_prepared(*here)
+        alone = (elsewhere if drawn else config).model_copy(update={"test_dataset": None})
+        parts = build(alone)
+        test = parts.test
+        if other is not None:
+            place = elsewhere if other == "glyphs" else config
+            test = tests_of_another(place, "--test-dataset", other, parts.train)
+        sources = (parts.train, parts.validation, test)
         click.echo(dry_run(parts.learner, sources, parts.options, out))

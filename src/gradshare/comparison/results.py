@@ -155,12 +155,14 @@ class Results(_Part):
         return self._by_arm.get(arm, ())
 
     def table(self) -> list[dict[str, Any]]:
-        """One long table with a row for each epoch, split and metric, and for each test task."""
+        """One long table with a row for each epoch, split and metric, and for each test task. The
+        `dataset` is None where it is the one that was trained on.
+        """
         rows = []
         for run in self.runs:
-            own = {"arm": run.arm, "seed": run.seed, "task": None}
+            own = {"arm": run.arm, "seed": run.seed, "dataset": None, "task": None}
             rows += [own | row for record in run.history for row in record.rows()]
-            own |= {"epoch": None, "split": "test", "ci95": None}
+            own |= {"epoch": None, "split": "test", "dataset": self.tested_on, "ci95": None}
             rows += [
                 own | {"metric": name, "value": value, "task": task}
                 for name, values in run.test.items()

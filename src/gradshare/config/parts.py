@@ -160,7 +160,7 @@ def tests_of_another(config: RunConfig, option: str, dataset: str, train: TaskSo
         changes["image_size"] = train.split.images.shape[-1]
     other = config.model_copy(update={**changes, "test_dataset": None})
     found = "images" if features_of(other) is None else "features"
-    wanted = "images" if features_of(config) is None else "features"
+    wanted = "features" if isinstance(train, FeatureTasks) else "images"
     if found != wanted and not is_import_path(dataset):
         raise ConfigError(f"{option} {dataset} holds {found}, and the run takes {wanted}")
     source = _tests_of_one(other)

@@ -16,6 +16,7 @@ Tree = Any
 dictionary as keyword arguments."""
 
 PARTS = ("support_x", "support_y", "query_x", "query_y")
+SHORT = (torch.uint8, torch.uint16, torch.uint32, torch.int8, torch.int16, torch.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,8 @@ class TaskBatch:
 
     Attributes:
         support_x: (T, n, …) inputs to adapt on; a tensor, or a tuple or dictionary of tensors.
-        support_y: (T, n, …) their targets: classes as int64, or real values.
+        support_y: (T, n, …) their targets: classes, or real values. Whole numbers become int64,
+            which losses of torch need.
         query_x: (T, q, …) inputs to be judged on after adaptation.
         query_y: (T, q, …) their targets.
         support_n: T numbers of support examples; None if all tasks have n.
@@ -56,6 +58,8 @@ class TaskBatch:
                         "(torch.as_tensor)"
                     )
                 shapes[path] = leaf.shape
+                if path in ("support_y", "query_y") and leaf.dtype in SHORT:
+                    object.__setattr__(self, name, leaf.long())
         counts = {shape[:1] for shape in shapes.values()}
         if len(counts) != 1 or counts & {torch.Size([]), torch.Size([0])}:
             found = ", ".join(f"{path} {tuple(shape)}" for path, shape in shapes.items())

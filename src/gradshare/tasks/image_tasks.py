@@ -77,33 +77,29 @@ class ImageTasks:
     def fingerprint(self) -> str:
         """A digest of the images, the classes and groups of the split, and the settings."""
         split = self.split
-        images = split.stored.sha256 if split.stored is not None else digest(split.images)
+        images = getattr(split.images, "sha256", None) or digest(split.images)
         classes = (split.name, split.class_names, split.starts.tolist(), split.counts.tolist())
         sizes = (self.ways, self.shots, self.queries)
         groups = () if split.groups is None else (split.groups.tolist(),)
         more = (*groups, *sorted(self.augment))
         return fingerprint(images, classes, sizes, self.normalization, self.rotate_classes, *more)
 
-    @cached_property
+    @property
     def dataset(self) -> str | None:
         """The name of the dataset that the images are of, if they are in a store."""
-        stored = self.split.stored
-        return None if stored is None else ImageStore.open(stored.path).name
+        return self.split.dataset
 
-    @cached_property
+    @property
     def note(self) -> str | None:
         """What must be said beside figures on these tasks."""
-        if self.split.stored is None:
-            return None
-        store = ImageStore.open(self.split.stored.path)
-        return splits_note(store.name, store.source)
+        return splits_note(str(self.dataset), self.split.source)
 
     @cached_property
     def _class_rows(self) -> ClassRows:
         split, groups = self.split, None
         if split.groups is not None:  # numbers are compared faster than names
             groups = np.unique(split.groups, return_inverse=True)[1]
-        where = f"split {split.name!r}"
+        where = f"split {split.name!r}" + (f" of {split.dataset}" if split.dataset else "")
         return ClassRows(where, split.class_names, split.starts, split.counts, groups)
 
     def replace(self, **changes: Any) -> ImageTasks:
@@ -159,9 +155,7 @@ class ImageTasks:
     def form(self) -> ImageFormat:
         """What the images were turned into when they were prepared."""
         channels, size, _ = self.split.images.shape[1:]
-        stored = self.split.stored
-        record = {} if stored is None else ImageStore.open(stored.path).source
-        return ImageFormat(size, channels, record.get("resize", "stretch"))
+        return ImageFormat(size, channels, self.split.source.get("resize", "stretch"))
 
     @property
     def used_normalization(self) -> Normalization:

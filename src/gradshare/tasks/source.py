@@ -92,7 +92,7 @@ def fingerprint_of(source: TaskSource) -> str | None:
 def notes_of(*sources: TaskSource | None) -> list[str]:
     """The notes of some sources, each once."""
     notes = [getattr(source, "note", None) for source in sources]
-    return list(dict.fromkeys(note for note in notes if note is not None))
+    return list(dict.fromkeys(note for note in notes if isinstance(note, str)))
 
 
 def other_dataset(train: TaskSource | None, test: TaskSource) -> str | None:

@@ -92,6 +92,8 @@ class Split:
         starts: (classes,) the first row of each class.
         counts: (classes,) how many rows each class has.
         groups: (N,) the group of each image, such as its recording; None if there are no groups.
+        dataset: the name of the dataset, if it is in a store.
+        source: where its images came from, likewise.
     """
 
     name: str
@@ -100,13 +102,8 @@ class Split:
     starts: npt.NDArray[np.int64] = field(repr=False)
     counts: npt.NDArray[np.int64] = field(repr=False)
     groups: npt.NDArray[np.str_] | None = field(default=None, repr=False)
-
-    @property
-    def stored(self) -> StoredImages | None:
-        """The images, if they are all those of a store; None if they are in memory alone."""
-        if isinstance(self.images, StoredImages) and hasattr(self.images, "path"):
-            return self.images
-        return None
+    dataset: str | None = field(default=None, repr=False)
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,13 +166,13 @@ class ImageStore:
         stored = images.view(StoredImages)
         stored.path, stored.sha256 = path, index.sha256
         groups = None if index.groups is None else np.array(index.groups)
-        splits = {}
+        splits, of_all = {}, (index.name, index.source)
         for name in SPLITS:
             classes = index.splits[name]
             starts = np.array([item.start for item in classes], dtype=np.int64)
             counts = np.array([item.count for item in classes], dtype=np.int64)
             names = tuple(item.name for item in classes)
-            splits[name] = Split(name, stored, names, starts, counts, groups)
+            splits[name] = Split(name, stored, names, starts, counts, groups, *of_all)
         same = {"name", "mean", "std", "rotate_classes", "source", "sha256"}
         return cls(path=path, splits=splits, **index.model_dump(include=same))
 

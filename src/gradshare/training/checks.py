@@ -66,10 +66,18 @@ def require_source(name: str, source: Any, indices: Sequence[int]) -> None:
         ) from error
 
 
-def require_ways(name: str, learner: Learner, source: TaskSource) -> None:
-    """Raise ConfigError if a source has a range of ways, and the learner's head only one number."""
-    ways = getattr(source, "ways", None)
+def require_ways(name: str, learner: Learner, source: TaskSource, trained: Any = None) -> None:
+    """Raise ConfigError if the learner's head has one number of classes, and a source a range of
+    ways, or more than the source `trained` that it was trained on.
+    """
+    ways, most = getattr(source, "ways", None), getattr(trained, "ways", None)
     fixed = isinstance(learner, MetaLearner) and not isinstance(learner, AnyWays)
+    more = isinstance(ways, int) and isinstance(most, int) and ways > most
+    if fixed and more and _is_cross_entropy(learner):
+        raise ConfigError(
+            f"{name} has tasks of {ways} classes, and this run was trained for {most}; give at "
+            f"most {most} (--ways), or train with a method for any number: {METHODS_OF_ANY_WAYS}"
+        )
     if isinstance(ways, tuple) and fixed:
         raise ConfigError(
             f"{name} has tasks of {ways[0]} to {ways[1]} classes, and the head of this method is "
@@ -187,9 +195,7 @@ def require_outputs(learner: Learner, outputs: Any, tasks: TaskBatch, source: Ta
         raise ConfigError(
             f"the outputs for a batch of tasks are of {what}; give one tensor (T, queries, …)"
         )
-    loss = getattr(learner, "loss", None)
-    loss = getattr(loss, "func", loss)  # of a functools.partial
-    if loss is not F.cross_entropy and not isinstance(loss, nn.CrossEntropyLoss):
+    if not _is_cross_entropy(learner):
         return
     targets = (tasks.support_y, tasks.support_n), (tasks.query_y, tasks.query_n)
     labels = [task_of(y, 0, sizes) for y, sizes in targets if isinstance(y, Tensor)]
@@ -214,6 +220,12 @@ def require_outputs(learner: Learner, outputs: Any, tasks: TaskBatch, source: Ta
             f"{model} has {has} outputs and the largest task has {largest} classes; make it with "
             f"{largest} outputs: the others could only be wrong"
         )
+
+
+def _is_cross_entropy(learner: Learner) -> bool:
+    loss = getattr(learner, "loss", None)
+    loss = getattr(loss, "func", loss)  # of a functools.partial
+    return loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
 
 
 def _are_probabilities(y: Tensor) -> bool:

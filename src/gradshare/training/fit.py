@@ -13,7 +13,7 @@ import torch
 from gradshare.errors import require_choice
 from gradshare.methods import Learner
 from gradshare.tasks import TaskSource
-from gradshare.tasks.source import training_indices
+from gradshare.tasks.source import notes_of, training_indices
 from gradshare.training.canary import Canary
 from gradshare.training.checkpoint import Checkpoint, on_device
 from gradshare.training.checks import require_shareable
@@ -156,6 +156,8 @@ def fit(
             watch = progress
         elif progress and is_first():
             watch = stack.enter_context(RunBars()).watch("run")
+        for note in notes_of(train, test) if is_first() else ():
+            log.warning("%s", note)
         sources, folder = (train, validation, test), Path(out).expanduser()
         return fit_in(
             processes, learner, sources, options, folder, resume=resume == "auto", watch=watch

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from gradshare.errors import RunError
+from gradshare.errors import RunError, some
 from gradshare.inner_loop import Tensors
 from gradshare.training.checkpoint import (
     FORMAT_VERSION,
@@ -101,9 +101,11 @@ class RunFolder:
                 "or continue it, or train it again"
             )
         if not self.started:
-            below = sorted(found.parent.name for found in self.path.glob(f"*/{RUN}"))
-            which = f"one of those below it: {', '.join(below)}" if below else "the folder of a run"
-            raise RunError(f"{self.path} holds no run (no {RUN}); give {which}")
+            found = [*self.path.glob(f"*/{RUN}"), *self.path.glob(f"runs/*/*/{RUN}")]
+            below = sorted(path.parent.relative_to(self.path).as_posix() for path in found)
+            which = f"one of those below it: {some(below, 5)}" if below else "the folder of a run"
+            what = f"holds no run (no {RUN})" if self.path.is_dir() else "is not a folder"
+            raise RunError(f"{self.path} {what}; give {which}")
         return read_signed(
             self.path / RUN, FORMAT_VERSION, "put it back as it was, or give another run"
         )

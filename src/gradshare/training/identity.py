@@ -111,9 +111,12 @@ def require_same_run(
         one, other = old.get(name), new.get(name)
         if one != other and name not in ("epochs", "schedule"):
             before, now = _difference(repr(one), repr(other))
+            differs = f"with {name} {before}, this one has {now}"
+            if name.endswith(("source", "parameters")):  # digests, which say nothing to a reader
+                differs = f"that differs in its {name}"
             raise RunError(
-                f"{folder} holds a run with {name} {before}, this one has {now}; continue it as it "
-                "was, or choose another folder (--out)"
+                f"{folder} holds a run {differs}; continue it as it was, or choose another "
+                "folder (--out)"
             )
     if new["epochs"] < old["epochs"]:
         raise RunError(

@@ -18,7 +18,7 @@ import torch
 from gradshare.errors import RunError, is_out_of_memory
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
-from gradshare.tasks.source import other_dataset, prepared, training_indices
+from gradshare.tasks.source import notes_of, other_dataset, prepared, training_indices
 from gradshare.training.batches import Batches
 from gradshare.training.canary import Canary
 from gradshare.training.distributed import OneProcess, OtherRankError
@@ -261,6 +261,7 @@ class Trainer:
             accuracy_by_class(labels.get("right", []), source),
             labels.get("predicted", [])[:SAMPLE_TASKS],
             other_dataset(self.train, source),
+            " ".join(notes_of(source)),
         )
 
     def _kept(self) -> list[int]:

@@ -93,9 +93,7 @@ class Run:
         if self.test is None:
             return None
         how = (f"ensemble of {self.test.members}", *self._how(None, self.test.dataset))
-        return Evaluation(
-            self.test.ensemble, self.metrics, self.score, how, " ".join(notes_of(self.source))
-        )
+        return Evaluation(self.test.ensemble, self.metrics, self.score, how, self.test.note)
 
     def table(self) -> list[dict[str, Any]]:
         """The history as rows of one long table: epoch, split, metric, value, ci95."""
@@ -153,7 +151,7 @@ class Run:
         chosen = dict(metrics or self.metrics)
         with isolated(self.device), explain_out_of_memory():
             require_source("the source", source, range(tasks))
-            require_ways("the source", learner, source)
+            require_ways("the source", learner, source, trained=self.source)
             models = self.models(ensemble)
             measured = ensemble_values(learner, models, chosen, steps=steps)
 
@@ -162,9 +160,8 @@ class Run:
                     return measured(batch)
 
             found = on_all_tasks(OneProcess(), source, tasks, self.device, measure)
-        how = ((f"ensemble of {ensemble}",) if ensemble > 1 else ()) + self._how(
-            steps, other_dataset(self.source, source)
-        )
+        members = (f"ensemble of {ensemble}",) if ensemble > 1 else ()
+        how = (*members, *self._how(steps, other_dataset(self.source, source)))
         score = self.score if self.score in chosen else next(iter(chosen))
         return Evaluation(found["ensemble"], chosen, score, how, " ".join(notes_of(source)))
 
