@@ -57,6 +57,9 @@ def pack(runs: Path) -> list[Path]:
     for place in sorted(runs.glob(f"*/{FILENAME}")):
         results = load_results(place).model_copy(update={"samples": ()})
         text = json.dumps(null_where_not_finite(results.model_dump()))
+        for folder, name in ((str(results.settings["data_root"]), "data"), (str(runs), "runs")):
+            if Path(folder).is_absolute():  # which says nothing on other machines
+                text = text.replace(folder, name)
         path = PUBLISHED / f"{place.parent.name}{PACKED}"
         path.write_bytes(gzip.compress(text.encode(), mtime=0))
         written.append(path)
@@ -166,6 +169,8 @@ def _curve(results: Results, arm: str) -> list[float]:
 
 
 def _reached(results: Results, arm: str, level: float) -> str:
+    if arm.startswith(LINEAR_PROBE):
+        return "–"  # it has no outer iterations
     records = results.of(arm)[0].history
     for record, accuracy in zip(records, _curve(results, arm), strict=False):
         if accuracy >= level:
