@@ -1,10 +1,10 @@
-"""The command-line options of a run, made from the fields of `RunConfig`."""
+"""Command-line options that are made from the fields of a model, such as `RunConfig`."""
 
 from __future__ import annotations
 
 import os
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
-from gradshare.config.fields import Size, home_path
+from gradshare.config.fields import Declared, Size, home_path, option_name
 from gradshare.config.presets import paper_settings
-from gradshare.config.settings import RunConfig, heading_of, option_name
+from gradshare.config.settings import RunConfig, heading_of
 from gradshare.config.text import key_and_value, read_yaml
 
 Command = Callable[..., None]
@@ -76,29 +76,44 @@ resume_option = click.option(
 )
 
 
-def run_options(leave_out: Iterable[str] = ()) -> Callable[[Command], Command]:
-    """Give a command `--config`, `--preset` and an option for each setting of a run, for
-    `read_config`. The command chooses the settings to leave out by itself.
+config_option = click.option(
+    "--config",
+    "from_file",
+    type=UserPath(dir_okay=False),
+    callback=lambda _, __, path: read_yaml(path) if path else {},
+    help="Read settings from a YAML file; options override it.",
+)
+preset_option = click.option(
+    "--preset",
+    type=click.Choice(["paper"]),
+    help="Start from the paper's settings for --dataset and --task-batch.",
+)
+
+
+def declared_options(
+    model: type[Declared], *, leave_out: Iterable[str] = (), only: Iterable[str] = ()
+) -> Callable[[Command], Command]:
+    """Give a command an option for each field of a model, for `given`.
+
+    Args:
+        model: its fields are the options.
+        leave_out: fields that the command chooses by itself.
+        only: the fields of a run that the command changes; by default all fields.
     """
 
     def decorate(command: Command) -> Command:
-        for name, field in reversed(RunConfig.model_fields.items()):
-            if name not in leave_out:
-                command = _option(name, field)(command)
-        command = click.option(
-            "--preset",
-            type=click.Choice(["paper"]),
-            help="Start from the paper's settings for --dataset and --task-batch.",
-        )(command)
-        return click.option(
-            "--config",
-            "from_file",
-            type=UserPath(dir_okay=False),
-            callback=lambda _, __, path: read_yaml(path) if path else {},
-            help="Read settings from a YAML file; options override it.",
-        )(command)
+        for name, field in reversed(model.model_fields.items()):
+            if name not in leave_out and (not only or name in only):
+                default = "the run's" if only else field.default
+                command = _option(name, field, default)(command)
+        return command
 
     return decorate
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, of all that `declared_options` has declared."""
+    return {name: value for name, value in options.items() if value not in (None, ())}
 
 
 def pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
@@ -132,16 +147,15 @@ def read_config(
     settings = dict(from_file)
     if data_root := os.environ.get(DATA_ROOT_VARIABLE):
         settings["data_root"] = data_root
-    settings |= {name: value for name, value in options.items() if value not in (None, ())}
+    settings |= given(options)
     if preset == "paper":
-        given = RunConfig(**settings)
-        settings = {**paper_settings(given.dataset, given.task_batch, given.method), **settings}
+        asked = RunConfig(**settings)
+        settings = {**paper_settings(asked.dataset, asked.task_batch, asked.method), **settings}
     return RunConfig(**settings)
 
 
-def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+def _option(name: str, field: FieldInfo, default: Any) -> Callable[[Command], Command]:
     kind: Any = str if field.annotation == Size else field.annotation
-    default = field.default
     while typing.get_origin(kind) in (typing.Union, UnionType, typing.Annotated):  # of X | None, X
         kind = typing.get_args(kind)[0]
     flag, origin = option_name(name), typing.get_origin(kind)
@@ -153,7 +167,10 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
     elif origin is typing.Literal:
         more = {"type": click.Choice(typing.get_args(kind))}
     elif origin is dict:
-        more = {"callback": pairs, "metavar": "KEY=VALUE", "multiple": True}
+        lists = typing.get_origin(typing.get_args(kind)[1]) is list
+        metavar = "SETTING=VALUE,VALUE" if lists else "KEY=VALUE"
+        callback = values_by_setting if lists else pairs
+        more = {"callback": callback, "metavar": metavar, "multiple": True}
     elif origin is tuple:
         more = {"multiple": True}
     shown = "" if default in (None, (), {}) else f"  [default: {default}]"

@@ -10,10 +10,12 @@ import click
 
 from gradshare.cli.options import (
     GroupedCommand,
+    config_option,
+    declared_options,
     out_option,
+    preset_option,
     read_config,
     resume_option,
-    run_options,
 )
 from gradshare.config import RunConfig
 from gradshare.errors import ConfigError, escaped
@@ -28,7 +30,9 @@ from gradshare.errors import ConfigError, escaped
     help="Check everything, time a few steps, print what the whole run would take, and write "
     "nothing. It needs no --out.",
 )
-@run_options()
+@config_option
+@preset_option
+@declared_options(RunConfig)
 def train_command(
     out: Path | None,
     resume: str,

@@ -10,7 +10,7 @@ from typing import Any, Final, get_args
 
 from gradshare.comparison.candidates import with_candidates
 from gradshare.comparison.plan import Plan, seeds_from
-from gradshare.config.fields import PLUS_FIELDS, SharingControl
+from gradshare.config.fields import PLUS_FIELDS, SharingControl, option_name
 from gradshare.config.parts import (
     build,
     learner_of,
@@ -29,7 +29,6 @@ from gradshare.config.settings import (
     check_keys,
     default_of,
     heading_of,
-    option_name,
 )
 from gradshare.errors import ConfigError
 from gradshare.methods import Learner
@@ -129,7 +128,7 @@ def _swept(
             setting in (*ARM_FIELDS, "method", "init_from")
             or heading_of(setting) not in SWEPT_HEADINGS
         )
-        if in_common or not isinstance(values, list) or not values:
+        if in_common or not values:
             raise ConfigError(
                 f"--sweep {setting}: give values of a setting of the inner or outer loop, such as "
                 "inner-lr=0.03,0.1; all arms have the others in common"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gradshare.config.settings import ARM_FIELDS, RunConfig, default_of, option_name
+from gradshare.config.fields import option_name
+from gradshare.config.settings import ARM_FIELDS, RunConfig, default_of
 from gradshare.errors import ConfigError
 from gradshare.tasks import Splits
 from gradshare.tasks.features import FeatureStore, feature_splits, features_path, is_feature_store

@@ -19,10 +19,10 @@ from gradshare.config.features import (
     features_of,
     splits_of_features,
 )
-from gradshare.config.fields import PLUS_FIELDS, SharingControl
+from gradshare.config.fields import PLUS_FIELDS, SharingControl, option_name
 from gradshare.config.metrics import loss_of, metrics_of, number_of_classes
 from gradshare.config.names import call, is_import_path, load, taken_by
-from gradshare.config.settings import ARM_FIELDS, RunConfig, default_of, option_name
+from gradshare.config.settings import ARM_FIELDS, RunConfig, default_of
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import (
     DetachedSharing,

@@ -13,9 +13,16 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import yaml
-from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
-from gradshare.config.fields import HEADINGS, PLUS_FIELDS, Settings, SharingControl, Span
+from gradshare.config.fields import (
+    HEADINGS,
+    PLUS_FIELDS,
+    Settings,
+    SharingControl,
+    Span,
+    option_name,
+)
 from gradshare.config.names import is_import_path, stored_name
 from gradshare.config.text import read_yaml
 from gradshare.errors import ConfigError
@@ -57,10 +64,7 @@ class RunConfig(Settings):
 
     def __init__(self, **settings: Any) -> None:
         check_keys(settings)
-        try:
-            super().__init__(**settings)
-        except ValidationError as error:
-            raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
+        super().__init__(**settings)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """This configuration with some settings changed, checked like a new one."""
@@ -201,16 +205,3 @@ def heading_of(name: str) -> str:
     """The heading of a setting in the command line's help."""
     fields = list(RunConfig.model_fields)
     return [t for first, t in HEADINGS.items() if fields.index(first) <= fields.index(name)][-1]
-
-
-def option_name(field: str) -> str:
-    """The command-line option of a field."""
-    return "--" + field.replace("_", "-")
-
-
-def _explain(error: Any) -> str:
-    message = error["msg"].removeprefix("Value error, ")
-    if not error["loc"]:
-        return str(message)
-    message = message.replace("Input should be ", "must be ")
-    return f"{option_name(str(error['loc'][0]))} {reprlib.repr(error['input'])}: {message}"
