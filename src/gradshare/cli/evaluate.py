@@ -36,7 +36,7 @@ CHANGED = (
 
 @click.command(name="evaluate")
 @click.argument("run", type=UserPath())
-@declared_options(RunConfig, only=CHANGED)
+@declared_options(RunConfig, only=CHANGED, default="the run's")
 @click.option(
     "--steps", type=click.IntRange(0, MOST_STEPS), help="Inner steps.  [default: the run's]"
 )

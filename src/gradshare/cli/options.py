@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -91,21 +90,25 @@ preset_option = click.option(
 
 
 def declared_options(
-    model: type[Declared], *, leave_out: Iterable[str] = (), only: Iterable[str] = ()
+    model: type[Declared],
+    *,
+    only: Collection[str] = (),
+    leave_out: Collection[str] = (),
+    default: str | None = None,
 ) -> Callable[[Command], Command]:
     """Give a command an option for each field of a model, for `given`.
 
     Args:
         model: its fields are the options.
-        leave_out: fields that the command chooses by itself.
-        only: the fields of a run that the command changes; by default all fields.
+        only: these fields; by default all.
+        leave_out: all fields but these.
+        default: the default in words; by default that of each field.
     """
 
     def decorate(command: Command) -> Command:
         for name, field in reversed(model.model_fields.items()):
             if name not in leave_out and (not only or name in only):
-                default = "the run's" if only else field.default
-                command = _option(name, field, default)(command)
+                command = _option(name, field, default or field.default)(command)
         return command
 
     return decorate
@@ -141,13 +144,10 @@ def read_config(
 ) -> RunConfig:
     """The configuration that a command line asks for.
 
-    Options override the environment's data root, which overrides the YAML file, which overrides
-    the preset, which overrides the defaults.
+    Options, and the environment's data root, override the YAML file, which overrides the preset,
+    which overrides the defaults.
     """
-    settings = dict(from_file)
-    if data_root := os.environ.get(DATA_ROOT_VARIABLE):
-        settings["data_root"] = data_root
-    settings |= given(options)
+    settings = from_file | given(options)
     if preset == "paper":
         asked = RunConfig(**settings)
         settings = {**paper_settings(asked.dataset, asked.task_batch, asked.method), **settings}
@@ -173,5 +173,10 @@ def _option(name: str, field: FieldInfo, default: Any) -> Callable[[Command], Co
         more = {"callback": callback, "metavar": metavar, "multiple": True}
     elif origin is tuple:
         more = {"multiple": True}
-    shown = "" if default in (None, (), {}) else f"  [default: {default}]"
-    return click.option(flag, name, default=None, help=f"{field.description}{shown}", **more)
+    elif name == "data_root":
+        more |= {"envvar": DATA_ROOT_VARIABLE, "show_envvar": True}
+    if field.is_required():
+        more["required"] = True
+    elif default not in (None, (), {}):
+        more["help"] = f"{field.description}  [default: {default}]"
+    return click.option(flag, name, default=None, **{"help": field.description, **more})

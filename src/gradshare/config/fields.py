@@ -149,7 +149,7 @@ class Settings(Declared):
     dataset_option: Options = {}
     """Option of the dataset, if it is an import path; repeat for more."""
     data_root: HomePath = Path("data")
-    """Folder of prepared datasets; GRADSHARE_DATA_ROOT in the environment can name it."""
+    """Folder of prepared datasets."""
     image_size: Annotated[int, Field(ge=16, lt=2**15)] | None = None
     """Height and width of the images in pixels; default: the dataset's own."""
     resize: Resize = "stretch"
