@@ -247,9 +247,9 @@ def test_the_data_root_is_of_the_option_then_the_environment_then_the_file(
 
     def data_root(*words: str) -> Path:
         given = train_command.make_context("train", [*words]).params
-        for name in ("out", "resume", "dry_run"):
-            del given[name]
-        return read_config(given.pop("from_file"), given.pop("preset"), given).data_root
+        options = {name: given[name] for name in gs.RunConfig.model_fields}
+        from_file = {} if given["config"] is None else read_yaml(given["config"])
+        return read_config(from_file, None, options).data_root
 
     from_file = ("--config", str(file))
     monkeypatch.setenv("GRADSHARE_DATA_ROOT", "of-the-environment")

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from gradshare.cli.contact_sheet import contact_sheet
+from gradshare.cli.contents import contact_sheet
 from gradshare.cli.data import data
 from gradshare.errors import DataError, GradshareError
 from gradshare.tasks import datasets, glyphs

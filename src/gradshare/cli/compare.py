@@ -13,21 +13,18 @@ from pydantic import Field, JsonValue
 
 from gradshare.cli.options import (
     GroupedCommand,
+    Start,
     UserPath,
-    config_option,
-    declared_options,
-    given,
-    out_option,
-    preset_option,
+    options_of,
     read_config,
-    resume_option,
+    run_options,
 )
 from gradshare.comparison.compare import Comparison, run_plan
 from gradshare.comparison.report import write_report
 from gradshare.comparison.results import load_results
 from gradshare.config.comparing import plan_of, settings_shown
 from gradshare.config.features import features_of
-from gradshare.config.fields import Declared, Names, Options, option_name
+from gradshare.config.fields import HomePath, Names, Options, option_name
 from gradshare.config.names import is_import_path
 from gradshare.config.parts import resolved, settings_read
 from gradshare.config.settings import ARM_FIELDS, RunConfig
@@ -43,9 +40,11 @@ REMOTE_RETRIES = 2
 Few = Annotated[int, Field(ge=1, le=10_000)]
 
 
-class Asked(Declared):
+class Compare(Start):
     """What `gradshare compare` takes beside the settings of its runs."""
 
+    out: HomePath
+    """New folder for everything that comes out."""
     methods: Names = ()
     """Compare these methods with the first of them: maml,anil,protonet,linear-probe,…
     METHOD+sharing shares gradients, METHOD+rate-control is its control. In a file: a list."""
@@ -76,21 +75,15 @@ class Asked(Declared):
 
 
 @click.command(name="compare", cls=GroupedCommand)
-@out_option(required=True)
-@resume_option
-@declared_options(Asked)
-@config_option
-@preset_option
-@declared_options(RunConfig, leave_out=ARM_FIELDS)
-def compare_command(
-    out: Path, resume: str, from_file: dict[str, Any], preset: str | None, **options: Any
-) -> None:
+@options_of(Compare)
+@run_options(RunConfig.model_fields.keys() - ARM_FIELDS)
+def compare_command(asked: Compare, **options: Any) -> None:
     """Compare methods; or gradient sharing, or a rule of your own (--rule), with the original.
 
     All arms are trained on the same tasks from the same initialisation.
     """
-    own = {name: options.pop(name) for name in Asked.model_fields}
-    asked = Asked(**{**_in_file(from_file), **given(own)})
+    from_file = asked.from_file()
+    asked = Compare(**{**_in_file(from_file), **asked.model_dump(exclude_unset=True)})
     for option, readers in (
         ("ray_address", ["ray"]),
         ("slurm", ["slurm"]),
@@ -109,7 +102,7 @@ def compare_command(
             )
         # What only MAML++ reads can be given if it is one of them.
         options["method"] = "maml++" if "maml++" in " ".join(asked.methods) else "maml"
-    runs = read_config(from_file, preset, options)
+    runs = read_config(from_file, asked.preset, options)
     config = resolved(runs)
     if config.workers > 1:
         raise ConfigError(
@@ -126,9 +119,9 @@ def compare_command(
         f"{', '.join(plan.arms)}: {len(plan.runs) - left_out} runs, {config.epochs} × "
         f"{config.iterations_per_epoch} iterations each, on {config.dataset}"
         f"{f', tested on {other}' if (other := config.test_dataset) else ''}; everything goes to "
-        f"{escaped(out)}."
+        f"{escaped(asked.out)}."
     )
-    executor, jobs, retries = _executor(asked, plan.threads, out), asked.jobs, REMOTE_RETRIES
+    executor, jobs, retries = _executor(asked, plan.threads), asked.jobs, REMOTE_RETRIES
     if executor is not None:
         click.echo("The arms are tried on a first worker before the runs begin.")
     else:
@@ -137,11 +130,11 @@ def compare_command(
             jobs = jobs or max(1, cores() // plan.threads)
     comparison = run_plan(
         plan,
-        out,
+        asked.out,
         executor=executor,
         at_a_time=jobs,
         retries=retries if asked.retries is None else asked.retries,
-        resume=resume == "auto",
+        resume=asked.resume == "auto",
         settings=settings_shown(plan) if asked.methods or asked.sweep else settings_read(config),
         commands=_commands(runs),
     )
@@ -172,7 +165,7 @@ def _in_file(settings: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _executor(asked: Asked, threads: int, out: Path) -> Any:
+def _executor(asked: Compare, threads: int) -> Any:
     """Where the runs are trained; None for processes on this machine."""
     cpus = asked.cpus or threads
     if asked.executor == "ray":
@@ -183,7 +176,7 @@ def _executor(asked: Asked, threads: int, out: Path) -> Any:
             slurm["cpus_per_task"] = cpus
         if asked.gpus:  # submitit says that it takes no fraction
             slurm["gpus_per_node"] = int(asked.gpus) if asked.gpus.is_integer() else asked.gpus
-        return slurm_executor(out / ".slurm", out.name, slurm)
+        return slurm_executor(asked.out / ".slurm", asked.out.name, slurm)
     return None
 
 

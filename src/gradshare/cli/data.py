@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import click
 import matplotlib as mpl
@@ -23,9 +23,14 @@ from rich.progress import (
 from rich.progress import Progress as ProgressBar
 
 from gradshare.backbones import Backbone, write_features
-from gradshare.cli.contact_sheet import contact_sheet
-from gradshare.cli.contents import print_datasets, print_features, print_images, print_notes
-from gradshare.cli.options import UserPath, declared_options, given
+from gradshare.cli.contents import (
+    contact_sheet,
+    print_datasets,
+    print_features,
+    print_images,
+    print_notes,
+)
+from gradshare.cli.options import UserPath, options_of
 from gradshare.config.fields import Declared, HomePath, Options
 from gradshare.errors import ConfigError, DataError, escaped, reason
 from gradshare.tasks.datasets import (
@@ -50,15 +55,20 @@ from gradshare.tasks.store import splits_note
 PICTURES = (".png", ".jpg", ".pdf", ".svg", ".webp")
 
 
-class Stored(Declared):
+class Root(Declared):
+    """Where datasets are prepared."""
+
+    data_root: HomePath = DEFAULT_DATA_ROOT
+    """Folder of prepared datasets."""
+
+
+class Stored(Root):
     """Which store of a dataset is meant."""
 
     image_size: Annotated[int, Field(ge=IMAGE_SIZES[0], le=IMAGE_SIZES[-1])] | None = None
     """Height and width in pixels.  [default: the dataset's usual size]"""
     resize: Resize = "stretch"
     """Stretch to the square, or resize the shorter side to 1.5 times it and cut its middle."""
-    data_root: HomePath = DEFAULT_DATA_ROOT
-    """Folder of prepared datasets."""
 
 
 class Prepare(Stored):
@@ -115,15 +125,14 @@ def data() -> None:
     type=click.Choice(["folder"]),
     help="Read --from as images of your own, and call the dataset NAME.",
 )
-@declared_options(Prepare)
-def prepare(name: str, path: Path | None, form: str | None, **options: Any) -> None:
+@options_of(Prepare)
+def prepare(name: str, path: Path | None, form: str | None, asked: Prepare) -> None:
     """Turn the images of dataset NAME into a store that opens at once.
 
     Glyphs are drawn; other datasets need --download or --from. Images of your own are prepared
     under any new NAME with --format folder --from PATH: a folder of class folders, an archive of
     one, or a CSV file with the columns path, label and, if you like, split and group.
     """
-    asked = Prepare(**given(options))
     check_name(name, asked.data_root, folder=form == "folder")
     if asked.download and (path is not None or form is not None):
         raise click.UsageError("give either --download or --from PATH")
@@ -153,21 +162,20 @@ def prepare(name: str, path: Path | None, form: str | None, **options: Any) -> N
 
 
 @data.command(name="list")
-@declared_options(Stored, only=["data_root"])
-def list_datasets(**options: Any) -> None:
+@options_of(Root)
+def list_datasets(asked: Root) -> None:
     """List the datasets that are prepared, and those that can be."""
-    print_datasets(Stored(**given(options)).data_root)
+    print_datasets(asked.data_root)
 
 
 @data.command()
 @click.argument("dataset")
-@declared_options(Features)
-def features(dataset: str, **options: Any) -> None:
+@options_of(Features)
+def features(dataset: str, asked: Features) -> None:
     """Put the images of DATASET through a frozen backbone, once, and prepare what comes out.
 
     The new dataset holds a row of features for each image, with the splits and groups of DATASET.
     """
-    asked = Features(**given(options))
     out, root = asked.out or f"{dataset}-features", asked.data_root
     require_new_name(out)
     if prepared(root).get(out, [FORM]) != [FORM]:
@@ -197,10 +205,9 @@ def features(dataset: str, **options: Any) -> None:
     type=UserPath(dir_okay=False),
     help=f"Contact sheet to write: {', '.join(PICTURES)}.  [default: NAME-SIZE.png]",
 )
-@declared_options(Stored)
-def show(name: str, out: Path | None, **options: Any) -> None:
+@options_of(Stored)
+def show(name: str, out: Path | None, asked: Stored) -> None:
     """Print what dataset NAME holds, and draw some images of it."""
-    asked = Stored(**given(options))
     if is_feature_store(path := features_path(asked.data_root, name)):
         print_features(FeatureStore.open(path))
         return

@@ -10,7 +10,7 @@ import click
 import torch
 from rich.console import Console
 
-from gradshare.cli.options import UserPath, declared_options, read_config
+from gradshare.cli.options import UserPath, read_config, run_options
 from gradshare.config.fields import MOST_STEPS
 from gradshare.config.metrics import metrics_of
 from gradshare.config.parts import Parts, build, tests_of_another
@@ -36,7 +36,7 @@ CHANGED = (
 
 @click.command(name="evaluate")
 @click.argument("run", type=UserPath())
-@declared_options(RunConfig, only=CHANGED, default="the run's")
+@run_options(CHANGED, default="the run's")
 @click.option(
     "--steps", type=click.IntRange(0, MOST_STEPS), help="Inner steps.  [default: the run's]"
 )

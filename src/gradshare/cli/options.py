@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, Literal
 
 import click
 from pydantic.fields import FieldInfo
 
-from gradshare.config.fields import Declared, Size, home_path, option_name
+from gradshare.config.fields import Declared, HomePath, Size, home_path, option_name
 from gradshare.config.presets import paper_settings
 from gradshare.config.settings import RunConfig, heading_of
 from gradshare.config.text import key_and_value, read_yaml
@@ -28,9 +29,7 @@ class UserPath(click.Path):
         super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Replace ~ by the user's home. An empty path would be the current folder."""
-        if value == "":
-            self.fail("it is empty; name a file or folder", param, ctx)
+        """Replace ~ by the user's home."""
         try:
             return super().convert(home_path(value), param, ctx)
         except ValueError as error:
@@ -54,68 +53,56 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(rows)
 
 
-def out_option(*, required: bool) -> Callable[[Command], Command]:
-    """Give a command `--out`."""
-    return click.option(
-        "--out",
-        type=UserPath(file_okay=False),
-        required=required,
-        help="New folder for everything that comes out.",
-    )
+class Start(Declared):
+    """What `gradshare train` and `compare` take beside the settings of a run."""
+
+    out: HomePath | None = None
+    """New folder for everything that comes out."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: continue the run in --out from its last checkpoint, exactly as if it had not been
+    interrupted; start it if there is none; do nothing if it is complete. A finished run is extended
+    by more --epochs."""
+    config: HomePath | None = None
+    """Read settings from a YAML file; options override it."""
+    preset: Literal["paper"] | None = None
+    """Start from the paper's settings for --dataset and --task-batch."""
+
+    def from_file(self) -> dict[str, Any]:
+        """The settings in the file."""
+        return {} if self.config is None else read_yaml(self.config)
 
 
-resume_option = click.option(
-    "--resume",
-    type=click.Choice(["never", "auto"]),
-    default="never",
-    show_default=True,
-    help="auto: continue the run in --out from its last checkpoint, exactly as if it had not been "
-    "interrupted; start it if there is none; do nothing if it is complete. A finished run is "
-    "extended by more --epochs.",
-)
-
-
-config_option = click.option(
-    "--config",
-    "from_file",
-    type=UserPath(dir_okay=False),
-    callback=lambda _, __, path: read_yaml(path) if path else {},
-    help="Read settings from a YAML file; options override it.",
-)
-preset_option = click.option(
-    "--preset",
-    type=click.Choice(["paper"]),
-    help="Start from the paper's settings for --dataset and --task-batch.",
-)
-
-
-def declared_options(
-    model: type[Declared],
-    *,
-    only: Collection[str] = (),
-    leave_out: Collection[str] = (),
-    default: str | None = None,
-) -> Callable[[Command], Command]:
-    """Give a command an option for each field of a model, for `given`.
-
-    Args:
-        model: its fields are the options.
-        only: these fields; by default all.
-        leave_out: all fields but these.
-        default: the default in words; by default that of each field.
+def options_of(model: type[Declared]) -> Callable[[Command], Command]:
+    """Give a command an option for each field of a model. What was asked for is its argument
+    `asked`, a checked instance of the model.
     """
 
     def decorate(command: Command) -> Command:
-        for name, field in reversed(model.model_fields.items()):
-            if name not in leave_out and (not only or name in only):
-                command = _option(name, field, default or field.default)(command)
-        return command
+        @functools.wraps(command)
+        def called(**arguments: Any) -> None:
+            own = {name: arguments.pop(name) for name in model.model_fields}
+            command(asked=model(**given(own)), **arguments)
+
+        return _with_options(called, model.model_fields)
 
     return decorate
 
 
+def run_options(
+    names: Collection[str] = RunConfig.model_fields, default: str | None = None
+) -> Callable[[Command], Command]:
+    """Give a command an option for each of some settings of a run, for `read_config`.
+
+    Args:
+        names: of the settings.
+        default: the default in words; by default that of each setting.
+    """
+    fields = {name: field for name, field in RunConfig.model_fields.items() if name in names}
+    return lambda command: _with_options(command, fields, default)
+
+
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, of all that `declared_options` has declared."""
+    """The options that were given."""
     return {name: value for name, value in options.items() if value not in (None, ())}
 
 
@@ -154,6 +141,14 @@ def read_config(
     return RunConfig(**settings)
 
 
+def _with_options(
+    command: Command, fields: Mapping[str, FieldInfo], default: str | None = None
+) -> Command:
+    for name, field in reversed([*fields.items()]):
+        command = _option(name, field, default or field.default)(command)
+    return command
+
+
 def _option(name: str, field: FieldInfo, default: Any) -> Callable[[Command], Command]:
     kind: Any = str if field.annotation == Size else field.annotation
     while typing.get_origin(kind) in (typing.Union, UnionType, typing.Annotated):  # of X | None, X
@@ -164,7 +159,7 @@ def _option(name: str, field: FieldInfo, default: Any) -> Callable[[Command], Co
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
         default = flag.split("/")[0 if default else 1]
         more = {}
-    elif origin is typing.Literal:
+    elif origin is Literal:
         more = {"type": click.Choice(typing.get_args(kind))}
     elif origin is dict:
         lists = typing.get_origin(typing.get_args(kind)[1]) is list
@@ -175,8 +170,7 @@ def _option(name: str, field: FieldInfo, default: Any) -> Callable[[Command], Co
         more = {"multiple": True}
     elif name == "data_root":
         more |= {"envvar": DATA_ROOT_VARIABLE, "show_envvar": True}
-    if field.is_required():
-        more["required"] = True
-    elif default not in (None, (), {}):
-        more["help"] = f"{field.description}  [default: {default}]"
-    return click.option(flag, name, default=None, **{"help": field.description, **more})
+    more |= {"required": True} if field.is_required() else {"default": None}
+    has_default = not field.is_required() and default not in (None, (), {})
+    shown = f"  [default: {default}]" if has_default else ""
+    return click.option(flag, name, help=f"{field.description}{shown}", **more)

@@ -45,6 +45,8 @@ SharingControl = Literal[
 
 def home_path(value: Any) -> Any:
     """A path whose ~ is replaced by the user's home; no shell replaces it in `--out=~/runs`."""
+    if value == "":  # it would be the current folder
+        raise ValueError("it is empty; name a file or folder")
     try:
         return Path(value).expanduser() if isinstance(value, str | Path) else value
     except RuntimeError as error:
@@ -95,6 +97,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Span = Annotated[str, BeforeValidator(_span)]
 """The first part of a run: a number of iterations, or a percentage of the run."""
 HomePath = Annotated[Path, BeforeValidator(home_path)]
+Paths = tuple[HomePath, ...]
 Metric = Annotated[str, AfterValidator(functools.partial(stored_name, "metric"))]
 Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_words)]
 Augment = Annotated[tuple[Augmentation, ...], BeforeValidator(_words)]
