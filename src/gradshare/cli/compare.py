@@ -23,10 +23,9 @@ from gradshare.comparison.compare import Comparison, run_plan
 from gradshare.comparison.report import write_report
 from gradshare.comparison.results import load_results
 from gradshare.config.comparing import plan_of, settings_shown
-from gradshare.config.features import features_of
 from gradshare.config.fields import HomePath, Names, Options, option_name
 from gradshare.config.names import is_import_path
-from gradshare.config.parts import resolved, settings_read
+from gradshare.config.parts import features_of, resolved, settings_read
 from gradshare.config.settings import ARM_FIELDS, RunConfig
 from gradshare.errors import ConfigError, escaped
 from gradshare.executors import RayExecutor, slurm_executor

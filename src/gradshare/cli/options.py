@@ -13,8 +13,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from gradshare.config.fields import Declared, HomePath, Size, home_path, option_name
-from gradshare.config.presets import paper_settings
-from gradshare.config.settings import RunConfig, heading_of
+from gradshare.config.settings import RunConfig, heading_of, paper_settings
 from gradshare.config.text import key_and_value, read_yaml
 
 Command = Callable[..., None]

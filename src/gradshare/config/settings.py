@@ -54,6 +54,23 @@ _OUR_NAMES = {
     "tasks": "tasks_at_a_time",
 }
 
+PAPER = {
+    "ways": 5,
+    "queries": 15,
+    "image_size": 84,
+    "filters": 48,
+    "batch_norm": "transductive",
+    "inner_steps": 5,
+    "inner_lr": 0.1,
+    "outer_lr": 0.001,
+    "iterations_per_epoch": 1000,
+    "val_tasks": 600,
+    "test_tasks": 600,
+    "ensemble": 5,
+}
+PAPER_EPOCHS = {"cub": {5: 150, 1: 750}, "mini-imagenet": {5: 250, 1: 1250}}
+"""Epochs in the paper, by dataset and task batch."""
+
 
 class RunConfig(Settings):
     """Everything that one training run depends on.
@@ -205,3 +222,23 @@ def heading_of(name: str) -> str:
     """The heading of a setting in the command line's help."""
     fields = list(RunConfig.model_fields)
     return [t for first, t in HEADINGS.items() if fields.index(first) <= fields.index(name)][-1]
+
+
+def paper_settings(dataset: str, task_batch: int, method: str) -> dict[str, Any]:
+    """The settings of the paper's Appendix A; the defaults apply to what it does not mention.
+
+    Raises:
+        ConfigError: the paper has no such experiment.
+    """
+    epochs = PAPER_EPOCHS.get(dataset, {}).get(task_batch)
+    if epochs is None:
+        raise ConfigError(
+            f"--preset paper: the paper has no settings for --dataset {dataset} with --task-batch "
+            f"{task_batch}; use --dataset {' or '.join(PAPER_EPOCHS)} with --task-batch 5 or 1"
+        )
+    settings = {**PAPER, "dataset": dataset, "task_batch": task_batch, "method": method}
+    if method == "maml++":
+        # The reference code anneals its multi-step loss over 15 epochs, and the paper's epochs have
+        # 1,000 iterations whatever the task batch.
+        settings["multi_step_loss"] = "15000"
+    return {**settings, "epochs": epochs}
