@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -139,16 +141,16 @@ def prepare(name: str, path: Path | None, form: str | None, asked: Prepare) -> N
     place = asked.data_root, asked.image_size, asked.resize
     # What is prepared already is not read again, and so its archives need not be there.
     if asked.download and (asked.force or not is_prepared(name, *place)):
-        with _progress_bar(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
-            path = download_dataset(name, asked.data_root, _reporter(bar, f"Downloading {name}"))
+        with _bar(f"Downloading {name}", DownloadColumn(), TransferSpeedColumn()) as report:
+            path = download_dataset(name, asked.data_root, report)
     how = asked.model_dump(exclude={"download", "split"})
-    with _class_bar() as bar:
+    with _class_bar(f"Preparing {name}") as report:
         store, written = prepare_dataset(
             name,
             path=path,
             folder=form == "folder",
             split=asked.split and _shares_or_file(asked.split),
-            progress=_reporter(bar, f"Preparing {name}"),
+            progress=report,
             **how,
         )
     if written:
@@ -187,13 +189,13 @@ def features(dataset: str, asked: Features) -> None:
         weights=asked.weights,
         preprocessing=asked.preprocess,
     )
-    with _class_bar() as bar:
+    with _class_bar(f"Features of {dataset}") as report:
         written = write_features(
             store,
             network,
             features_path(root, out),
             force=asked.force,
-            progress=_reporter(bar, f"Features of {dataset}"),
+            progress=report,
         )
     click.echo(f"Wrote {escaped(written.path)}: {len(written.mean):,} features of each image")
 
@@ -213,8 +215,8 @@ def show(name: str, out: Path | None, asked: Stored) -> None:
         return
     if out is not None and out.suffix.lower() not in PICTURES:
         raise ConfigError(f"--out {out} is not a picture; end it in {', '.join(PICTURES)}")
-    with _class_bar() as bar:
-        store = open_dataset(name, **dict(asked), progress=_reporter(bar, f"Drawing {name}"))
+    with _class_bar(f"Drawing {name}") as report:
+        store = open_dataset(name, **dict(asked), progress=report)
     print_images(store)
     out = out or Path(f"{name}-{store.path.name}.png")
     text_stays_text = mpl.rc_context({"svg.fonttype": "none"})  # with the reader's fonts
@@ -241,26 +243,23 @@ def _shares_or_file(text: str) -> tuple[float, ...] | Path:
         return Path(text)
 
 
-def _progress_bar(*columns: ProgressColumn) -> ProgressBar:
-    """A progress bar on the terminal, which leaves nothing behind when it is done."""
+def _class_bar(description: str) -> AbstractContextManager[OnProgress]:
+    return _bar(description, MofNCompleteColumn(), TextColumn("classes"))
+
+
+@contextmanager
+def _bar(description: str, *columns: ProgressColumn) -> Iterator[OnProgress]:
+    """A progress bar on the terminal, which appears when it is first told of progress, and leaves
+    nothing behind.
+    """
     console = Console(stderr=True)
-    return ProgressBar(
-        *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *columns),
+    bar = ProgressBar(
+        *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn()),
+        *(*columns, TimeRemainingColumn()),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
-
-
-def _class_bar() -> ProgressBar:
-    return _progress_bar(MofNCompleteColumn(), TextColumn("classes"), TimeRemainingColumn())
-
-
-def _reporter(bar: ProgressBar, description: str) -> OnProgress:
-    """A callback that shows progress; nothing appears before its first call."""
     task = bar.add_task(description, total=None, visible=False)
-
-    def report(done: int, total: int | None) -> None:
-        bar.update(task, completed=done, total=total, visible=True)
-
-    return report
+    with bar:
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)

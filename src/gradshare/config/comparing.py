@@ -8,8 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, get_args
 
-from gradshare.comparison.candidates import with_candidates
-from gradshare.comparison.plan import Plan, seeds_from
+from gradshare.comparison.plan import Plan, seeds_from, with_candidates
 from gradshare.config.fields import PLUS_FIELDS, SharingControl, option_name
 from gradshare.config.parts import (
     build,
