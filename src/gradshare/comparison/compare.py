@@ -27,8 +27,7 @@ from gradshare.comparison.results import (
     save_results,
 )
 from gradshare.comparison.running import Runner, WatchAll
-from gradshare.comparison.table import as_text
-from gradshare.comparison.verdict import Verdict, verdict
+from gradshare.comparison.summary import Verdict, as_text, verdict
 from gradshare.comparison.worker import Tried, learners_of, tried, unfinished
 from gradshare.errors import ConfigError, RunError, require_choice, require_count, some
 from gradshare.executors import LocalExecutor
