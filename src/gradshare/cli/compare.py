@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue
 
 from gradshare.cli.options import (
     GroupedCommand,
-    Start,
+    Launch,
     UserPath,
     options_of,
     read_config,
@@ -39,7 +39,7 @@ REMOTE_RETRIES = 2
 Few = Annotated[int, Field(ge=1, le=10_000)]
 
 
-class Compare(Start):
+class Compare(Launch):
     """What `gradshare compare` takes beside the settings of its runs."""
 
     out: HomePath

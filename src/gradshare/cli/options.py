@@ -52,7 +52,7 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(rows)
 
 
-class Start(Declared):
+class Launch(Declared):
     """What `gradshare train` and `compare` take beside the settings of a run."""
 
     out: HomePath | None = None

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from gradshare.cli.options import GroupedCommand, Start, options_of, read_config, run_options
+from gradshare.cli.options import GroupedCommand, Launch, options_of, read_config, run_options
 from gradshare.config import RunConfig
 from gradshare.errors import ConfigError, escaped
 
 
-class Train(Start):
+class Train(Launch):
     """What `gradshare train` takes beside the settings of its run."""
 
     dry_run: bool = False
