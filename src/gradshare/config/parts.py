@@ -307,7 +307,7 @@ def settings_read(config: RunConfig) -> dict[str, Any]:
     unread = {*ARM_FIELDS, "workers", *(PLUS_FIELDS if config.method != "maml++" else ())}
     for kind in ("dataset", "model", "method"):
         unread |= unread_by(config, kind).keys()
-    if not config.sharing:  # a rule of one's own
+    if not config.sharing:  # a rule of the user's
         unread.add("sharing_norm")
     settings = config.model_dump(mode="json", exclude=unread)
     return {name: value for name, value in settings.items() if value not in (None, {}, [])}
