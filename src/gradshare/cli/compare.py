@@ -26,6 +26,7 @@ from gradshare.config.comparing import plan_of, settings_shown
 from gradshare.config.fields import HomePath, Names, Options, option_name
 from gradshare.config.names import is_import_path
 from gradshare.config.parts import features_of, resolved, settings_read
+from gradshare.config.runs import require_same
 from gradshare.config.settings import ARM_FIELDS, RunConfig
 from gradshare.errors import ConfigError, escaped
 from gradshare.executors import RayExecutor, slurm_executor
@@ -63,7 +64,7 @@ class Compare(Launch):
     """How often in a row a run whose process or machine is lost is started again from its last
     checkpoint, while it completes no other epoch.  [default: local: 0; ray, slurm: 2]"""
     cpus: Few | None = None
-    """CPUs of each run.  [default: 1]"""
+    """CPUs of each run.  [default: --threads; else local: cores / runs at a time, ray: 1]"""
     gpus: Annotated[float, Field(ge=0, le=100)] | None = None
     """GPUs of each run, on Ray fractions too."""
     ray_address: str | None = None
@@ -112,6 +113,9 @@ def compare_command(asked: Compare, **options: Any) -> None:
         runs, control=asked.control, seeds=asked.seeds, methods=asked.methods, sweep=asked.sweep
     )
     plan = replace(plan, threads=config.threads or asked.cpus or 0)
+    for arm, seed in plan.runs if asked.resume == "auto" else ():
+        own = RunConfig(**{**plan.settings[arm], "seed": seed})
+        require_same(own, plan.place(asked.out, arm, seed))
     # With the first seed all candidates are trained, with the others the best of each group.
     left_out = sum(len(group) - 1 for group in plan.candidates) * (len(plan.seeds) - 1)
     click.echo(
@@ -170,11 +174,10 @@ def _executor(asked: Compare, threads: int) -> Any:
     if asked.executor == "ray":
         return RayExecutor(asked.ray_address, cpus=cpus or 1, gpus=asked.gpus or 0)
     if asked.executor == "slurm":
-        slurm = dict(asked.slurm)
-        if cpus:
-            slurm["cpus_per_task"] = cpus
-        if asked.gpus:  # submitit says that it takes no fraction
-            slurm["gpus_per_node"] = int(asked.gpus) if asked.gpus.is_integer() else asked.gpus
+        # submitit says that it takes no fraction of a GPU
+        gpus = int(asked.gpus) if asked.gpus and asked.gpus.is_integer() else asked.gpus
+        own = {"cpus_per_task": cpus, "gpus_per_node": gpus}
+        slurm = asked.slurm | {name: count for name, count in own.items() if count}
         return slurm_executor(asked.out / ".slurm", asked.out.name, slurm)
     return None
 

@@ -211,6 +211,8 @@ def features(dataset: str, asked: Features) -> None:
 def show(name: str, out: Path | None, asked: Stored) -> None:
     """Print what dataset NAME holds, and draw some images of it."""
     if is_feature_store(path := features_path(asked.data_root, name)):
+        if out is not None:
+            raise ConfigError(f"--out {out}: {name} holds features, not images; leave --out out")
         print_features(FeatureStore.open(path))
         return
     if out is not None and out.suffix.lower() not in PICTURES:

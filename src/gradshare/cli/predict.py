@@ -37,7 +37,7 @@ NONE = "none of these"
 
 Portion = Annotated[float, Field(gt=0, lt=1)]
 
-run_argument = click.argument("run", type=UserPath(file_okay=False))
+run_argument = click.argument("run", type=UserPath())
 
 
 class Classify(Declared):
@@ -165,7 +165,7 @@ def check_command(run: Path, folder: Path, asked: Check) -> None:
     x: Any
     y: Any
     groups: Any = None
-    if not folder.is_file() and not list(folder.glob("*.npy")):
+    if folder.suffix.lower() != ".npz" and not list(folder.glob("*.npy")):
         x, y = _labelled(folder)
         if asked.group is not None:
             paths = (path.relative_to(folder).as_posix() for path in x)
@@ -201,10 +201,11 @@ def serve_command(run: Path, asked: Serve) -> None:
                 f"`gradshare serve` needs {error.name}; run `pip install 'gradshare[serve]'`"
             ) from error
         _require_free(asked.host, asked.port)
+        host = f"[{asked.host}]" if ":" in asked.host else asked.host  # as gradio and URLs have it
         trained = Trained(run, asked.ensemble, asked.device)
         blocks = page.make_page(page.Page(trained), run.name)
         blocks.launch(
-            server_name=asked.host,
+            server_name=host,
             server_port=asked.port,
             theme=gr.themes.Default(font="system-ui", font_mono="monospace"),
             css=page.STYLE,
@@ -216,8 +217,7 @@ def serve_command(run: Path, asked: Serve) -> None:
             ssr_mode=False,
         )
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(SIGNAL_STATUS + number))
-        address = f"http://{asked.host}:{asked.port}"
-        click.echo(f"{escaped(run)} is served at {address} until Ctrl-C")
+        click.echo(f"{escaped(run)} is served at http://{host}:{asked.port} until Ctrl-C")
         threading.Event().wait()
 
 
@@ -271,7 +271,9 @@ def _write(rows: Sequence[dict[str, Any]], path: Path) -> None:
         writer = csv.writer(file)
         names = list(rows[0]["probabilities"])
         extra = ["set"] if "set" in rows[0] else []
-        writer.writerow(["file", "class", *names, *extra])
+        # A class may have the name of another column.
+        prefix = "class " if {"file", "class", *extra} & {*names} else ""
+        writer.writerow(["file", "class", *(prefix + name for name in names), *extra])
         for row in rows:
             cells = [", ".join(row["set"])] if extra else []
             writer.writerow([row["file"], row["class"], *row["probabilities"].values(), *cells])

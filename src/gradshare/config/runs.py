@@ -87,7 +87,7 @@ def train_in(
     settings = config.model_dump(mode="json")
     own = {option_name(n): value for n, value in settings.items() if n not in MACHINE_FIELDS}
     processes.agree(lambda: require_alike(processes, own))
-    processes.from_first(lambda: _require_same(config, folder, resume=resume))
+    processes.from_first(lambda: require_same(config, folder))
     parts = processes.agree(lambda: build(config))
     for note in notes_of(parts.train, parts.test):
         processes.on_first(functools.partial(log.warning, "%s", note))
@@ -205,11 +205,9 @@ def _letters(config: RunConfig, absent: AbsentImages) -> ImageTasks | None:
     return ImageTasks(images, normalization=absent.used_normalization, **sizes)
 
 
-def _require_same(config: RunConfig, folder: Path, *, resume: bool) -> None:
-    """Raise RunError if the run in a folder cannot be continued with some settings, before the data
-    is opened.
-    """
-    if not (resume and RunFolder(folder).started):
+def require_same(config: RunConfig, folder: Path) -> None:
+    """Raise RunError if a folder holds a run that cannot be continued with some settings."""
+    if not RunFolder(folder).started:
         return
     old = stored(folder)
     longer = config.epochs > old.epochs
