@@ -20,7 +20,7 @@ COMMANDS = {
     "predict": ("predict:predict_command", "Classify new images from a few examples."),
     "check": ("predict:check_command", "Say what accuracy to expect on images of your own."),
     "export": ("predict:export_command", "Write a classifier as an ONNX file."),
-    "serve": ("predict:serve_command", "Classify on a page in the browser."),
+    "serve": ("serve:serve_command", "Classify on a page in the browser."),
     "report": ("compare:report_command", "Print a finished comparison, with a new report."),
     "data": ("data:data", "Prepare datasets and look at them."),
 }

@@ -1,15 +1,9 @@
-"""`gradshare predict`, `check`, `export` and `serve`: a run on images of your own."""
+"""`gradshare predict`, `export` and `check`: a run on images of your own."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-import socket
-import sys
-import tempfile
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,11 +16,10 @@ from pydantic import Field
 
 from gradshare.classifier import FewShotClassifier, check
 from gradshare.classifier.export import require_ending
-from gradshare.classifier.trained import Trained
 from gradshare.cli.options import UserPath, options_of
 from gradshare.config.fields import Declared, HomePath, Paths
 from gradshare.config.runs import open_run
-from gradshare.errors import SIGNAL_STATUS, ConfigError, DataError, escaped
+from gradshare.errors import ConfigError, DataError, escaped
 from gradshare.tasks import arrays
 from gradshare.tasks.images import EXTENSIONS
 from gradshare.tasks.readers.folder import groups_in, in_folder
@@ -85,15 +78,6 @@ class Check(Classify):
     both the examples and the queries."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Parts that the images are dealt to; fewer if a class has fewer images or groups."""
-
-
-class Serve(Classify):
-    """The options of `gradshare serve`."""
-
-    host: str = "127.0.0.1"
-    """Address to listen at. 0.0.0.0 lets other computers in, without a password."""
-    port: Annotated[int, Field(ge=1, le=65535)] = 7860
-    """Port to listen at."""
 
 
 @click.command(name="predict")
@@ -181,46 +165,6 @@ def check_command(run: Path, folder: Path, asked: Check) -> None:
     click.echo(escaped(found))
 
 
-@click.command(name="serve")
-@run_argument
-@options_of(Serve)
-def serve_command(run: Path, asked: Serve) -> None:
-    """Open a page on which a RUN learns classes from a few examples of each.
-
-    Images are dropped, or drawn if the run is on grey images. Ctrl-C ends it.
-    """
-    with tempfile.TemporaryDirectory(prefix="gradshare-") as uploads:
-        # Both are read when gradio is imported.
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}
-        try:
-            import gradio as gr  # noqa: PLC0415
-
-            from gradshare.classifier import page  # noqa: PLC0415
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"`gradshare serve` needs {error.name}; run `pip install 'gradshare[serve]'`"
-            ) from error
-        _require_free(asked.host, asked.port)
-        host = f"[{asked.host}]" if ":" in asked.host else asked.host  # as gradio and URLs have it
-        trained = Trained(run, asked.ensemble, asked.device)
-        blocks = page.make_page(page.Page(trained), run.name)
-        blocks.launch(
-            server_name=host,
-            server_port=asked.port,
-            theme=gr.themes.Default(font="system-ui", font_mono="monospace"),
-            css=page.STYLE,
-            footer_links=[],
-            max_file_size=page.MOST_BYTES,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            ssr_mode=False,
-        )
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(SIGNAL_STATUS + number))
-        click.echo(f"{escaped(run)} is served at http://{host}:{asked.port} until Ctrl-C")
-        threading.Event().wait()
-
-
 def _made(run: Run | Path, asked: Classify, **options: Any) -> FewShotClassifier:
     return FewShotClassifier(run, ensemble=asked.ensemble, device=asked.device, **options)
 
@@ -304,15 +248,3 @@ def _warnings_as_lines() -> Iterator[None]:
         yield
     for text in dict.fromkeys(str(warning.message) for warning in found):
         click.echo(f"warning: {escaped(text)}", err=True)
-
-
-def _require_free(host: str, port: int) -> None:
-    """Raise ConfigError if no server can listen at an address."""
-    try:
-        family, *_ = socket.getaddrinfo(host.strip() or "empty", port, type=socket.SOCK_STREAM)[0]
-        socket.create_server((host, port), family=family).close()
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(
-            f"the page cannot be served at --host {host!r} --port {port} ({error}); give an "
-            "address of this computer, such as 127.0.0.1, and a free port"
-        ) from error
