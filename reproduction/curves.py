@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gradshare.comparison.figures import INK, style
-from gradshare.comparison.table import span
+from gradshare.comparison.summary import span
 from gradshare.training.statistics import student95
 from reproduction import wording
 from reproduction.conditions import Condition, Results, mean_test_accuracy

@@ -20,8 +20,8 @@ import yaml
 
 from benchmarks.memory import peak_over_resident
 from gradshare import Interval, RunConfig, RunError
-from gradshare.comparison.differences import difference
 from gradshare.comparison.results import FILENAME, Results, load_results
+from gradshare.comparison.summary import difference
 from gradshare.config.comparing import LINEAR_PROBE, plan_of
 from gradshare.tasks.source import prepared
 from gradshare.training.distributed import OneProcess

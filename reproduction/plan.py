@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from gradshare import ConfigError, RunConfig
-from gradshare.config.presets import paper_settings
+from gradshare.config.settings import paper_settings
 
 HOME = Path(__file__).parent
 

@@ -245,12 +245,20 @@ def test_the_data_root_is_of_the_option_then_the_environment_then_the_file(
 ) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("data_root: of-the-file\n")
+
+    def data_root(*words: str) -> Path:
+        given = train_command.make_context("train", [*words]).params
+        options = {name: given[name] for name in gs.RunConfig.model_fields}
+        from_file = {} if given["config"] is None else read_yaml(given["config"])
+        return read_config(from_file, None, options).data_root
+
+    from_file = ("--config", str(file))
     monkeypatch.setenv("GRADSHARE_DATA_ROOT", "of-the-environment")
-    assert read_config(read_yaml(file), None, {"data_root": "option"}).data_root == Path("option")
-    assert read_config(read_yaml(file), None, {}).data_root == Path("of-the-environment")
+    assert data_root(*from_file, "--data-root", "option") == Path("option")
+    assert data_root(*from_file) == Path("of-the-environment")
     monkeypatch.delenv("GRADSHARE_DATA_ROOT")
-    assert read_config(read_yaml(file), None, {}).data_root == Path("of-the-file")
-    assert read_config({}, None, {}).data_root == Path("data")
+    assert data_root(*from_file) == Path("of-the-file")
+    assert data_root() == Path("data")
 
 
 def test_the_paper_preset_is_appendix_a(program: Program, data_root: Path, tmp_path: Path) -> None:

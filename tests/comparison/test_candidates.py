@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradshare as gs
-from gradshare.comparison.candidates import with_candidates
 from gradshare.comparison.compare import Comparison
+from gradshare.comparison.plan import with_candidates
 from gradshare.errors import ConfigError
 from tests.comparison.small import assert_same, net, run_folders, small
 from tests.comparison.test_compare import written

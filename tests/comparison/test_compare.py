@@ -23,10 +23,9 @@ from torch.nn import functional as F
 
 import gradshare as gs
 from gradshare.comparison import compare as module
-from gradshare.comparison.checks import tried
 from gradshare.comparison.compare import compare
 from gradshare.comparison.plan import Plan
-from gradshare.comparison.worker import train_run, try_arms
+from gradshare.comparison.worker import train_run, tried, try_arms
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.executors import LocalExecutor
 from gradshare.training import layout

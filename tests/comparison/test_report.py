@@ -16,8 +16,7 @@ from gradshare.comparison.figures import MOST_ARMS
 from gradshare.comparison.plan import shown
 from gradshare.comparison.report import write_report
 from gradshare.comparison.results import FILENAME, Results, load_results, save_results
-from gradshare.comparison.table import arm_rows, as_text
-from gradshare.comparison.verdict import verdict
+from gradshare.comparison.summary import arm_rows, as_text, verdict
 from gradshare.errors import RunError
 from tests.comparison.builders import (
     PICTURE,

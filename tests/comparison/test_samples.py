@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 
 import gradshare as gs
-from gradshare.comparison.results import SampleTask
-from gradshare.comparison.samples import sample_tasks
+from gradshare.comparison.results import SampleTask, sample_tasks
 from gradshare.tasks import TaskBatch
 from gradshare.tasks.pictures import MOST_EXAMPLES
 from gradshare.tasks.store import Split

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gradshare.comparison.differences import difference, epochs_to_gain, mean_score
 from gradshare.comparison.results import ArmRun, MetricFacts, Results
+from gradshare.comparison.summary import difference, epochs_to_gain, mean_score
 from gradshare.training.statistics import over_seeds_and_tasks
 from tests.comparison.builders import ACCURACY, ERROR, arm_run, results_of
 

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradshare.comparison.results import ArmRun, MetricFacts, Outcome, Results
-from gradshare.comparison.table import arm_rows, as_text
-from gradshare.comparison.verdict import verdict
+from gradshare.comparison.summary import arm_rows, as_text, verdict
 from gradshare.training.metrics import Metric
 from gradshare.training.statistics import Interval
 from tests.comparison.builders import ACCURACY, ERROR, arm_run, classification, results_of

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from gradshare.cli.contact_sheet import contact_sheet
+from gradshare.cli.contents import contact_sheet
 from gradshare.cli.data import data
 from gradshare.errors import DataError, GradshareError
 from gradshare.tasks import datasets, glyphs
@@ -76,7 +76,7 @@ def test_a_folder_from_images_to_contact_sheet() -> None:
     limits = (
         "Tasks can be up to 1-way (the classes of 'val'), with up to 3 shots + queries (the images "
         "of 'crow')\nThe default tasks do not fit: 5-way tasks need 5 classes, split "
-        "'train' has 3; lower ways, or give it more classes\n"
+        "'train' of my-birds has 3; lower ways, or give it more classes\n"
     )
     assert prepared.endswith(limits)
     shown = output("show", "my-birds")

@@ -1,4 +1,4 @@
-"""What prepared datasets hold, printed."""
+"""What prepared datasets hold, printed and drawn."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import click
 import numpy as np
 import numpy.typing as npt
 import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +19,7 @@ from gradshare.errors import DataError, escaped, some
 from gradshare.tasks.features import FORM, FeatureStore
 from gradshare.tasks.image_tasks import image_splits
 from gradshare.tasks.registry import DATASETS, prepared
-from gradshare.tasks.store import NO_VALIDATION, SPLITS, ImageStore
+from gradshare.tasks.store import NO_VALIDATION, SPLITS, ImageStore, Split
 
 Counts = Mapping[str, npt.NDArray[np.int64]]
 """The number of examples of each class of each split."""
@@ -27,6 +29,9 @@ MOST_FILES = 10
 
 _NOTES = {"Left out": "skipped", "Duplicates": "duplicates"}
 """What a store's source has of the images that were read."""
+
+NAME_LENGTH = 40  # characters of a class's name, in a contact sheet
+SIDE = 0.5  # inches of an image, in a contact sheet
 
 WIDE = 200
 """Columns for a table, of which a narrow terminal breaks the lines instead of hiding numbers."""
@@ -134,3 +139,41 @@ def print_notes(store: ImageStore) -> None:
         image_splits(store)
     except DataError as error:
         click.echo(f"The default tasks do not fit: {error}")
+
+
+def contact_sheet(
+    store: ImageStore, *, classes: int = 10, images: int = 12, seed: int = 0
+) -> Figure:
+    """Draw a block for each split: a row of images for each of some classes, with its name."""
+    random = np.random.default_rng(seed)
+    splits = list(store.splits.values())
+    rows = [min(classes, len(split.class_names)) for split in splits]
+    size = (SIDE * images + 3, SIDE * (sum(rows) + len(rows)))
+    figure = Figure(figsize=size, layout="constrained")
+    blocks = figure.subplots(len(splits), height_ratios=rows)
+    for axes, split in zip(blocks, splits, strict=True):
+        chosen = sorted(random.permutation(len(split.class_names))[:classes].tolist())
+        _draw(axes, split, chosen, images, random)
+        counted = f"{len(split.class_names):,} classes, {split.counts.sum():,} images"
+        axes.set_title(f"{store.name}, {split.name}: {counted}", loc="left", fontsize=10)
+    return figure
+
+
+def _draw(
+    axes: Axes, split: Split, chosen: list[int], images: int, random: np.random.Generator
+) -> None:
+    """Draw a row of images for each of the chosen classes."""
+    channels, side, _ = split.images.shape[1:]
+    step = side + 1  # with a white line
+    block = np.full((len(chosen), images, channels, step, step), 255, dtype=np.uint8)
+    for row, number in enumerate(chosen):
+        picked = random.permutation(int(split.counts[number]))[:images]
+        block[row, : len(picked), :, :side, :side] = split.images[split.starts[number] + picked]
+    # (rows, columns, C, H, W) to one image (rows·H, columns·W, C)
+    sheet = block.transpose(0, 3, 1, 4, 2).reshape(len(chosen) * step, images * step, channels)
+    axes.imshow(sheet.repeat(3 // channels, axis=-1), interpolation="nearest")
+    names = [escaped(split.class_names[number]) for number in chosen]
+    shown = [name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…" for name in names]
+    middles = [step * (row + 0.5) for row in range(len(chosen))]
+    axes.set_yticks(middles, shown, fontsize=7, parse_math=False)
+    axes.set_xticks([])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import click
 import matplotlib as mpl
+from pydantic import Field
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,9 +25,15 @@ from rich.progress import (
 from rich.progress import Progress as ProgressBar
 
 from gradshare.backbones import Backbone, write_features
-from gradshare.cli.contact_sheet import contact_sheet
-from gradshare.cli.contents import print_datasets, print_features, print_images, print_notes
-from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath, pairs
+from gradshare.cli.contents import (
+    contact_sheet,
+    print_datasets,
+    print_features,
+    print_images,
+    print_notes,
+)
+from gradshare.cli.options import UserPath, options_of
+from gradshare.config.fields import Declared, HomePath, Options
 from gradshare.errors import ConfigError, DataError, escaped, reason
 from gradshare.tasks.datasets import (
     IMAGE_SIZES,
@@ -39,40 +47,68 @@ from gradshare.tasks.download import OnProgress
 from gradshare.tasks.features import (
     FORM,
     FeatureStore,
-    Preprocessing,
     features_path,
     is_feature_store,
 )
 from gradshare.tasks.images import Resize
-from gradshare.tasks.readers.class_splits import SHARES
 from gradshare.tasks.registry import DATASETS, DEFAULT_DATA_ROOT, prepared, require_new_name
 from gradshare.tasks.store import splits_note
 
 PICTURES = (".png", ".jpg", ".pdf", ".svg", ".webp")
 
-Option = Callable[[Callable[..., None]], Callable[..., None]]
 
-data_root_option: Option = click.option(
-    "--data-root",
-    type=UserPath(file_okay=False),
-    default=DEFAULT_DATA_ROOT,
-    show_default=True,
-    envvar=DATA_ROOT_VARIABLE,
-    show_envvar=True,
-    help="Folder of prepared datasets.",
-)
-image_size_option: Option = click.option(
-    "--image-size",
-    type=click.IntRange(IMAGE_SIZES[0], IMAGE_SIZES[-1]),
-    help="Height and width in pixels.  [default: the dataset's usual size]",
-)
-resize_option: Option = click.option(
-    "--resize",
-    type=click.Choice(["stretch", "center-crop"]),
-    default="stretch",
-    show_default=True,
-    help="Stretch to the square, or resize the shorter side to 1.5 times it and cut its middle.",
-)
+class Root(Declared):
+    """Where datasets are prepared."""
+
+    data_root: HomePath = DEFAULT_DATA_ROOT
+    """Folder of prepared datasets."""
+
+
+class Stored(Root):
+    """Which store of a dataset is meant."""
+
+    image_size: Annotated[int, Field(ge=IMAGE_SIZES[0], le=IMAGE_SIZES[-1])] | None = None
+    """Height and width in pixels.  [default: the dataset's usual size]"""
+    resize: Resize = "stretch"
+    """Stretch to the square, or resize the shorter side to 1.5 times it and cut its middle."""
+
+
+class Prepare(Stored):
+    """The options of `gradshare data prepare`."""
+
+    download: bool = False
+    """Download the dataset from its publisher."""
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Draws glyphs, or the splits of images of your own.  [default: 0]"""
+    split: str | None = None
+    """Shares of your classes for train, val and test, or a JSON file that names them.
+    [default: 0.64,0.16,0.2]"""
+    group: str | None = None
+    """Regular expression that finds the group of an image, such as its recording, in its path below
+    --from."""
+    skip_bad: bool = False
+    """Leave out images that cannot be read."""
+    force: bool = False
+    """Replace what was prepared before."""
+
+
+class Features(Stored):
+    """The options of `gradshare data features`."""
+
+    backbone: str
+    """An .onnx file; the import path of a function or class that returns a torch module; or
+    timm:MODEL."""
+    backbone_option: Options = Field({})
+    """Argument of the function, class or model; repeat for more."""
+    weights: HomePath | None = None
+    """File with the module's state dictionary, from safetensors or torch.save."""
+    preprocess: Options = Field({})
+    """Change of the backbone's preprocessing: size, crop, interpolation, mean or std; repeat for
+    more."""
+    out: str | None = None
+    """Name of the new dataset.  [default: DATASET-features]"""
+    force: bool = False
+    """Replace features of that name."""
 
 
 @click.group()
@@ -84,7 +120,6 @@ def data() -> None:
     epilog="Datasets: " + "; ".join(f"{item.name}: {item.summary}" for item in DATASETS.values())
 )
 @click.argument("name")
-@click.option("--download", is_flag=True, help="Download the dataset from its publisher.")
 @click.option("--from", "path", type=UserPath(), help="Read a local archive or folder.")
 @click.option(
     "--format",
@@ -92,68 +127,31 @@ def data() -> None:
     type=click.Choice(["folder"]),
     help="Read --from as images of your own, and call the dataset NAME.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    help="Draws glyphs, or the splits of images of your own.  [default: 0]",
-)
-@click.option(
-    "--split",
-    metavar="SHARES|FILE",
-    help="Shares of your classes for train, val and test, or a JSON file that names them.  "
-    f"[default: {','.join(f'{share:g}' for share in SHARES)}]",
-)
-@click.option(
-    "--group",
-    metavar="REGEX",
-    help="Finds the group of an image, such as its recording, in its path below --from.",
-)
-@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read.")
-@click.option("--force", is_flag=True, help="Replace what was prepared before.")
-@image_size_option
-@resize_option
-@data_root_option
-def prepare(
-    name: str,
-    download: bool,
-    path: Path | None,
-    form: str | None,
-    seed: int | None,
-    split: str | None,
-    group: str | None,
-    skip_bad: bool,
-    force: bool,
-    image_size: int | None,
-    resize: Resize,
-    data_root: Path,
-) -> None:
+@options_of(Prepare)
+def prepare(name: str, path: Path | None, form: str | None, asked: Prepare) -> None:
     """Turn the images of dataset NAME into a store that opens at once.
 
     Glyphs are drawn; other datasets need --download or --from. Images of your own are prepared
     under any new NAME with --format folder --from PATH: a folder of class folders, an archive of
     one, or a CSV file with the columns path, label and, if you like, split and group.
     """
-    check_name(name, data_root, folder=form == "folder")
-    if download and (path is not None or form is not None):
+    check_name(name, asked.data_root, folder=form == "folder")
+    if asked.download and (path is not None or form is not None):
         raise click.UsageError("give either --download or --from PATH")
+    place = asked.data_root, asked.image_size, asked.resize
     # What is prepared already is not read again, and so its archives need not be there.
-    if download and (force or not is_prepared(name, data_root, image_size, resize)):
-        with _progress_bar(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
-            path = download_dataset(name, data_root, _reporter(bar, f"Downloading {name}"))
-    with _class_bar() as bar:
+    if asked.download and (asked.force or not is_prepared(name, *place)):
+        with _bar(f"Downloading {name}", DownloadColumn(), TransferSpeedColumn()) as report:
+            path = download_dataset(name, asked.data_root, report)
+    how = asked.model_dump(exclude={"download", "split"})
+    with _class_bar(f"Preparing {name}") as report:
         store, written = prepare_dataset(
             name,
-            data_root,
             path=path,
             folder=form == "folder",
-            image_size=image_size,
-            resize=resize,
-            seed=seed,
-            split=split and _shares_or_file(split),
-            group=group,
-            skip_bad=skip_bad,
-            force=force,
-            progress=_reporter(bar, f"Preparing {name}"),
+            split=asked.split and _shares_or_file(asked.split),
+            progress=report,
+            **how,
         )
     if written:
         note = splits_note(store.name, store.source)
@@ -166,78 +164,38 @@ def prepare(
 
 
 @data.command(name="list")
-@data_root_option
-def list_datasets(data_root: Path) -> None:
+@options_of(Root)
+def list_datasets(asked: Root) -> None:
     """List the datasets that are prepared, and those that can be."""
-    print_datasets(data_root)
+    print_datasets(asked.data_root)
 
 
 @data.command()
 @click.argument("dataset")
-@click.option(
-    "--backbone",
-    required=True,
-    help="An .onnx file; the import path of a function or class that returns a torch module; or "
-    "timm:MODEL.",
-)
-@click.option(
-    "--backbone-option",
-    "options",
-    callback=pairs,
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Argument of the function, class or model; repeat for more.",
-)
-@click.option(
-    "--weights",
-    type=UserPath(dir_okay=False),
-    help="File with the module's state dictionary, from safetensors or torch.save.",
-)
-@click.option(
-    "--preprocess",
-    "preprocessing",
-    callback=pairs,
-    metavar="KEY=VALUE",
-    multiple=True,
-    help=f"Change of the backbone's preprocessing: {', '.join(Preprocessing.model_fields)}; repeat "
-    "for more.",
-)
-@click.option("--out", help="Name of the new dataset.  [default: DATASET-features]")
-@click.option("--force", is_flag=True, help="Replace features of that name.")
-@image_size_option
-@resize_option
-@data_root_option
-def features(
-    dataset: str,
-    backbone: str,
-    options: dict[str, Any] | None,
-    weights: Path | None,
-    preprocessing: dict[str, Any] | None,
-    out: str | None,
-    force: bool,
-    image_size: int | None,
-    resize: Resize,
-    data_root: Path,
-) -> None:
+@options_of(Features)
+def features(dataset: str, asked: Features) -> None:
     """Put the images of DATASET through a frozen backbone, once, and prepare what comes out.
 
     The new dataset holds a row of features for each image, with the splits and groups of DATASET.
     """
-    out = out or f"{dataset}-features"
+    out, root = asked.out or f"{dataset}-features", asked.data_root
     require_new_name(out)
-    if prepared(data_root).get(out, [FORM]) != [FORM]:
-        raise DataError(
-            f"{data_root / out} holds images; give the features another name with --out"
-        )
-    store = open_dataset(dataset, data_root, image_size, resize)
-    network = Backbone(backbone, options=options, weights=weights, preprocessing=preprocessing)
-    with _class_bar() as bar:
+    if prepared(root).get(out, [FORM]) != [FORM]:
+        raise DataError(f"{root / out} holds images; give the features another name with --out")
+    store = open_dataset(dataset, root, asked.image_size, asked.resize)
+    network = Backbone(
+        asked.backbone,
+        options=asked.backbone_option,
+        weights=asked.weights,
+        preprocessing=asked.preprocess,
+    )
+    with _class_bar(f"Features of {dataset}") as report:
         written = write_features(
             store,
             network,
-            features_path(data_root, out),
-            force=force,
-            progress=_reporter(bar, f"Features of {dataset}"),
+            features_path(root, out),
+            force=asked.force,
+            progress=report,
         )
     click.echo(f"Wrote {escaped(written.path)}: {len(written.mean):,} features of each image")
 
@@ -249,24 +207,18 @@ def features(
     type=UserPath(dir_okay=False),
     help=f"Contact sheet to write: {', '.join(PICTURES)}.  [default: NAME-SIZE.png]",
 )
-@image_size_option
-@resize_option
-@data_root_option
-def show(
-    name: str, out: Path | None, image_size: int | None, resize: Resize, data_root: Path
-) -> None:
+@options_of(Stored)
+def show(name: str, out: Path | None, asked: Stored) -> None:
     """Print what dataset NAME holds, and draw some images of it."""
-    if is_feature_store(path := features_path(data_root, name)):
+    if is_feature_store(path := features_path(asked.data_root, name)):
         if out is not None:
             raise ConfigError(f"--out {out}: {name} holds features, not images; leave --out out")
         print_features(FeatureStore.open(path))
         return
     if out is not None and out.suffix.lower() not in PICTURES:
         raise ConfigError(f"--out {out} is not a picture; end it in {', '.join(PICTURES)}")
-    with _class_bar() as bar:
-        store = open_dataset(
-            name, data_root, image_size, resize, progress=_reporter(bar, f"Drawing {name}")
-        )
+    with _class_bar(f"Drawing {name}") as report:
+        store = open_dataset(name, **dict(asked), progress=report)
     print_images(store)
     out = out or Path(f"{name}-{store.path.name}.png")
     text_stays_text = mpl.rc_context({"svg.fonttype": "none"})  # with the reader's fonts
@@ -293,26 +245,23 @@ def _shares_or_file(text: str) -> tuple[float, ...] | Path:
         return Path(text)
 
 
-def _progress_bar(*columns: ProgressColumn) -> ProgressBar:
-    """A progress bar on the terminal, which leaves nothing behind when it is done."""
+def _class_bar(description: str) -> AbstractContextManager[OnProgress]:
+    return _bar(description, MofNCompleteColumn(), TextColumn("classes"))
+
+
+@contextmanager
+def _bar(description: str, *columns: ProgressColumn) -> Iterator[OnProgress]:
+    """A progress bar on the terminal, which appears when it is first told of progress, and leaves
+    nothing behind.
+    """
     console = Console(stderr=True)
-    return ProgressBar(
-        *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *columns),
+    bar = ProgressBar(
+        *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn()),
+        *(*columns, TimeRemainingColumn()),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
-
-
-def _class_bar() -> ProgressBar:
-    return _progress_bar(MofNCompleteColumn(), TextColumn("classes"), TimeRemainingColumn())
-
-
-def _reporter(bar: ProgressBar, description: str) -> OnProgress:
-    """A callback that shows progress; nothing appears before its first call."""
     task = bar.add_task(description, total=None, visible=False)
-
-    def report(done: int, total: int | None) -> None:
-        bar.update(task, completed=done, total=total, visible=True)
-
-    return report
+    with bar:
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)

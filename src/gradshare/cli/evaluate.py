@@ -10,7 +10,7 @@ import click
 import torch
 from rich.console import Console
 
-from gradshare.cli.options import DATA_ROOT_VARIABLE, UserPath
+from gradshare.cli.options import UserPath, read_config, run_options
 from gradshare.config.fields import MOST_STEPS
 from gradshare.config.metrics import metrics_of
 from gradshare.config.parts import Parts, build, tests_of_another
@@ -27,34 +27,18 @@ from gradshare.training.machine import keep_freed_memory
 from gradshare.training.run import open_run
 from gradshare.training.statistics import confidence95
 
+CHANGED = (
+    *("test_tasks", "ways", "shots", "ensemble", "metric", "batch_norm"),
+    *("data_root", "device", "threads"),
+)
+"""The settings of a run that a test may have others of."""
+
 
 @click.command(name="evaluate")
 @click.argument("run", type=UserPath())
-@click.option(
-    "--test-tasks", type=click.IntRange(1, 2**31 - 1), help="Test tasks.  [default: the run's]"
-)
-@click.option("--ways", help="Classes in a task, or a range such as 5-20.  [default: the run's]")
-@click.option(
-    "--shots",
-    help="Support examples of each class, or a range such as 1-5.  [default: the run's]",
-)
+@run_options(CHANGED, default="the run's")
 @click.option(
     "--steps", type=click.IntRange(0, MOST_STEPS), help="Inner steps.  [default: the run's]"
-)
-@click.option(
-    "--ensemble",
-    type=click.IntRange(1),
-    help="How many of the best checkpoints are averaged.  [default: all that the run kept]",
-)
-@click.option(
-    "--metric",
-    multiple=True,
-    help="What is measured; see `gradshare train --help`.  [default: the run's]",
-)
-@click.option(
-    "--batch-norm",
-    type=click.Choice(["transductive", "inductive"]),
-    help="Batch norm statistics at test; see `gradshare train --help`.  [default: the run's]",
 )
 @click.option(
     "--sharing-control",
@@ -67,46 +51,28 @@ from gradshare.training.statistics import confidence95
     "normalised as in training.  [default: the run's]",
 )
 @click.option(
-    "--data-root",
-    type=UserPath(),
-    envvar=DATA_ROOT_VARIABLE,
-    show_envvar=True,
-    help="Folder of prepared datasets.  [default: the run's]",
-)
-@click.option(
     "--calibration",
     is_flag=True,
     help="Also measure how far the classifier's probabilities, prediction sets and rejections hold "
     "when they are calibrated on validation tasks.",
 )
-@click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: the run's]")
-@click.option(
-    "--threads", type=click.IntRange(0, 1024), help="CPU threads; see `gradshare train --help`."
-)
 def evaluate_command(
-    run: Path,
-    test_tasks: int | None,
-    steps: int | None,
-    ensemble: int | None,
-    metric: tuple[str, ...],
-    dataset: str | None,
-    calibration: bool,
-    **options: Any,
+    run: Path, steps: int | None, dataset: str | None, calibration: bool, **options: Any
 ) -> None:
     """Test the best checkpoints of a RUN.
 
     They are tested as one ensemble, and the best one alone. If the tasks are those of the test at
     the end of the run, the difference from it is printed too, paired by task.
     """
+    asked = read_config({}, None, options)
 
     def given(*names: str) -> dict[str, Any]:
-        return {name: options[name] for name in names if options[name] is not None}
+        return {name: getattr(asked, name) for name in names if name in asked.model_fields_set}
 
     run = folder_of(run)
     sizes, adapting = given("ways", "shots"), given("batch_norm", "sharing_control")
     config = stored(run)
     resized = config.model_copy(update=sizes)
-    sizes = {name: getattr(resized, name) for name in sizes}
     if calibration and tuple in (type(resized.ways), type(resized.shots)):
         raise ConfigError(
             "--calibration is for tasks of one size, and these vary in ways or shots; give numbers "
@@ -128,14 +94,14 @@ def evaluate_command(
         if adapting:
             layout = Layout(**RunFolder(run).contents()["layout"])
             opened.learner = layout.applied(build(config.model_copy(update=adapting)).learner)
-        how: dict[str, Any] = {"tasks": test_tasks or config.test_tasks, "steps": steps}
-        if metric:
-            other = config.model_copy(update={"metric": metric, "metric_option": {}})
+        how: dict[str, Any] = {"tasks": options["test_tasks"] or config.test_tasks, "steps": steps}
+        if metric := given("metric"):
+            other = config.model_copy(update={**metric, "metric_option": {}})
             how["metrics"] = metrics_of(other, parts.learner, parts.train)
         source = _source(run, config.model_copy(update=sizes), parts, dataset)
         if sizes:
             source = _replaced(source, sizes)
-        members = ensemble or min(config.ensemble, len(opened.history))
+        members = options["ensemble"] or min(config.ensemble, len(opened.history))
         if calibration:  # before the test, since a run on other targets has none
             from gradshare.classifier.calibration import measured_on  # noqa: PLC0415
             from gradshare.classifier.trained import Trained  # noqa: PLC0415

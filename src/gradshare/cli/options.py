@@ -1,20 +1,19 @@
-"""The command-line options of a run, made from the fields of `RunConfig`."""
+"""Command-line options that are made from the fields of a model, such as `RunConfig`."""
 
 from __future__ import annotations
 
-import os
+import functools
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, Literal
 
 import click
 from pydantic.fields import FieldInfo
 
-from gradshare.config.fields import Size, home_path
-from gradshare.config.presets import paper_settings
-from gradshare.config.settings import RunConfig, heading_of, option_name
+from gradshare.config.fields import Declared, HomePath, Size, home_path, option_name
+from gradshare.config.settings import RunConfig, heading_of, paper_settings
 from gradshare.config.text import key_and_value, read_yaml
 
 Command = Callable[..., None]
@@ -29,9 +28,7 @@ class UserPath(click.Path):
         super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Replace ~ by the user's home. An empty path would be the current folder."""
-        if value == "":
-            self.fail("it is empty; name a file or folder", param, ctx)
+        """Replace ~ by the user's home."""
         try:
             return super().convert(home_path(value), param, ctx)
         except ValueError as error:
@@ -55,50 +52,57 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(rows)
 
 
-def out_option(*, required: bool) -> Callable[[Command], Command]:
-    """Give a command `--out`."""
-    return click.option(
-        "--out",
-        type=UserPath(file_okay=False),
-        required=required,
-        help="New folder for everything that comes out.",
-    )
+class Launch(Declared):
+    """What `gradshare train` and `compare` take beside the settings of a run."""
+
+    out: HomePath | None = None
+    """New folder for everything that comes out."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: continue the run in --out from its last checkpoint, exactly as if it had not been
+    interrupted; start it if there is none; do nothing if it is complete. A finished run is extended
+    by more --epochs."""
+    config: HomePath | None = None
+    """Read settings from a YAML file; options override it."""
+    preset: Literal["paper"] | None = None
+    """Start from the paper's settings for --dataset and --task-batch."""
+
+    def from_file(self) -> dict[str, Any]:
+        """The settings in the file."""
+        return {} if self.config is None else read_yaml(self.config)
 
 
-resume_option = click.option(
-    "--resume",
-    type=click.Choice(["never", "auto"]),
-    default="never",
-    show_default=True,
-    help="auto: continue the run in --out from its last checkpoint, exactly as if it had not been "
-    "interrupted; start it if there is none; do nothing if it is complete. A finished run is "
-    "extended by more --epochs.",
-)
-
-
-def run_options(leave_out: Iterable[str] = ()) -> Callable[[Command], Command]:
-    """Give a command `--config`, `--preset` and an option for each setting of a run, for
-    `read_config`. The command chooses the settings to leave out by itself.
+def options_of(model: type[Declared]) -> Callable[[Command], Command]:
+    """Give a command an option for each field of a model. What was asked for is its argument
+    `asked`, a checked instance of the model.
     """
 
     def decorate(command: Command) -> Command:
-        for name, field in reversed(RunConfig.model_fields.items()):
-            if name not in leave_out:
-                command = _option(name, field)(command)
-        command = click.option(
-            "--preset",
-            type=click.Choice(["paper"]),
-            help="Start from the paper's settings for --dataset and --task-batch.",
-        )(command)
-        return click.option(
-            "--config",
-            "from_file",
-            type=UserPath(dir_okay=False),
-            callback=lambda _, __, path: read_yaml(path) if path else {},
-            help="Read settings from a YAML file; options override it.",
-        )(command)
+        @functools.wraps(command)
+        def called(**arguments: Any) -> None:
+            own = {name: arguments.pop(name) for name in model.model_fields}
+            command(asked=model(**given(own)), **arguments)
+
+        return _with_options(called, model.model_fields)
 
     return decorate
+
+
+def run_options(
+    names: Collection[str] = RunConfig.model_fields, default: str | None = None
+) -> Callable[[Command], Command]:
+    """Give a command an option for each of some settings of a run, for `read_config`.
+
+    Args:
+        names: of the settings.
+        default: the default in words; by default that of each setting.
+    """
+    fields = {name: field for name, field in RunConfig.model_fields.items() if name in names}
+    return lambda command: _with_options(command, fields, default)
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value not in (None, ())}
 
 
 def pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
@@ -126,22 +130,26 @@ def read_config(
 ) -> RunConfig:
     """The configuration that a command line asks for.
 
-    Options override the environment's data root, which overrides the YAML file, which overrides
-    the preset, which overrides the defaults.
+    Options, and the environment's data root, override the YAML file, which overrides the preset,
+    which overrides the defaults.
     """
-    settings = dict(from_file)
-    if data_root := os.environ.get(DATA_ROOT_VARIABLE):
-        settings["data_root"] = data_root
-    settings |= {name: value for name, value in options.items() if value not in (None, ())}
+    settings = from_file | given(options)
     if preset == "paper":
-        given = RunConfig(**settings)
-        settings = {**paper_settings(given.dataset, given.task_batch, given.method), **settings}
+        asked = RunConfig(**settings)
+        settings = {**paper_settings(asked.dataset, asked.task_batch, asked.method), **settings}
     return RunConfig(**settings)
 
 
-def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+def _with_options(
+    command: Command, fields: Mapping[str, FieldInfo], default: str | None = None
+) -> Command:
+    for name, field in reversed([*fields.items()]):
+        command = _option(name, field, default or field.default)(command)
+    return command
+
+
+def _option(name: str, field: FieldInfo, default: Any) -> Callable[[Command], Command]:
     kind: Any = str if field.annotation == Size else field.annotation
-    default = field.default
     while typing.get_origin(kind) in (typing.Union, UnionType, typing.Annotated):  # of X | None, X
         kind = typing.get_args(kind)[0]
     flag, origin = option_name(name), typing.get_origin(kind)
@@ -150,11 +158,18 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
         default = flag.split("/")[0 if default else 1]
         more = {}
-    elif origin is typing.Literal:
+    elif origin is Literal:
         more = {"type": click.Choice(typing.get_args(kind))}
     elif origin is dict:
-        more = {"callback": pairs, "metavar": "KEY=VALUE", "multiple": True}
+        lists = typing.get_origin(typing.get_args(kind)[1]) is list
+        metavar = "SETTING=VALUE,VALUE" if lists else "KEY=VALUE"
+        callback = values_by_setting if lists else pairs
+        more = {"callback": callback, "metavar": metavar, "multiple": True}
     elif origin is tuple:
         more = {"multiple": True}
-    shown = "" if default in (None, (), {}) else f"  [default: {default}]"
-    return click.option(flag, name, default=None, help=f"{field.description}{shown}", **more)
+    elif name == "data_root":
+        more |= {"envvar": DATA_ROOT_VARIABLE, "show_envvar": True}
+    more |= {"required": True} if field.is_required() else {"default": None}
+    has_default = not field.is_required() and default not in (None, (), {})
+    shown = f"  [default: {default}]" if has_default else ""
+    return click.option(flag, name, help=f"{field.description}{shown}", **more)

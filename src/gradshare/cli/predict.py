@@ -1,4 +1,4 @@
-"""`gradshare predict`, `check` and `export`: a run on images of your own."""
+"""`gradshare predict`, `export` and `check`: a run on images of your own."""
 
 from __future__ import annotations
 
@@ -8,101 +8,102 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
 import numpy as np
+from pydantic import Field
 
 from gradshare.classifier import FewShotClassifier, check
 from gradshare.classifier.export import require_ending
-from gradshare.cli.options import Command, UserPath
+from gradshare.cli.options import UserPath, options_of
+from gradshare.config.fields import Declared, HomePath, Paths
 from gradshare.config.runs import open_run
 from gradshare.errors import ConfigError, DataError, escaped
 from gradshare.tasks import arrays
 from gradshare.tasks.images import EXTENSIONS
 from gradshare.tasks.readers.folder import groups_in, in_folder
+from gradshare.training.run import Run
 
 OUTPUTS = (".csv", ".json")
 NONE = "none of these"
 
-support_option = click.option(
-    "--support",
-    type=UserPath(),
-    required=True,
-    help="Folder with a folder of example images for each class.",
-)
+Portion = Annotated[float, Field(gt=0, lt=1)]
+
+run_argument = click.argument("run", type=UserPath())
 
 
-def classifier_options(command: Command) -> Command:
-    """Give a command RUN, --ensemble and --device."""
-    command = click.argument("run", type=UserPath())(command)
-    command = click.option(
-        "--ensemble",
-        type=click.IntRange(1),
-        help="How many of the best checkpoints are averaged.  [default: all that the run kept]",
-    )(command)
-    return click.option(
-        "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
-    )(command)
+class Classify(Declared):
+    """The options of each command that makes a classifier of a run."""
+
+    ensemble: Annotated[int, Field(ge=1)] | None = None
+    """How many of the best checkpoints are averaged.  [default: all that the run kept]"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+class Predict(Classify):
+    """The options of `gradshare predict`."""
+
+    support: HomePath
+    """Folder with a folder of example images for each class."""
+    query: Paths = ()
+    """Image to classify, or a folder of images, with those in its folders. It may be repeated, and
+    --query *.jpg works."""
+    out: Paths = ()
+    """New file for all probabilities, as .csv or .json. It may be repeated."""
+    coverage: Portion | None = None
+    """Also give the classes that an image may be of: these sets hold the true one for this share of
+    images, such as 0.9."""
+    reject: Portion | None = None
+    """Answer none where an image looks like no class, at the price of this share of images of the
+    known classes, such as 0.05."""
+
+
+class Export(Classify):
+    """The options of `gradshare export`."""
+
+    support: HomePath
+    """Folder with a folder of example images for each class."""
+    out: HomePath
+    """New file, .onnx or .pt2 (torch.export)."""
+
+
+class Check(Classify):
+    """The options of `gradshare check`."""
+
+    group: str | None = None
+    """Regular expression that finds the group of an image, such as a recording, in its path below
+    FOLDER: what is in its parentheses, or all of it, as (\\d+)_. Images of one group are never in
+    both the examples and the queries."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Parts that the images are dealt to; fewer if a class has fewer images or groups."""
 
 
 @click.command(name="predict")
-@classifier_options
+@run_argument
 @click.argument("files", nargs=-1, type=UserPath())
-@support_option
-@click.option(
-    "--query",
-    "queries",
-    type=UserPath(),
-    multiple=True,
-    help="Image to classify, or a folder of images, with those in its folders. It may be repeated, "
-    "and --query *.jpg works.",
-)
-@click.option(
-    "--out",
-    type=UserPath(dir_okay=False),
-    multiple=True,
-    help="New file for all probabilities, as .csv or .json. It may be repeated.",
-)
-@click.option(
-    "--coverage",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Also give the classes that an image may be of: these sets hold the true one for this "
-    "share of images, such as 0.9.",
-)
-@click.option(
-    "--reject",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Answer none where an image looks like no class, at the price of this share of images of "
-    "the known classes, such as 0.05.",
-)
-def predict_command(
-    run: Path,
-    files: tuple[Path, ...],
-    support: Path,
-    queries: tuple[Path, ...],
-    out: tuple[Path, ...],
-    coverage: float | None,
-    reject: float | None,
-    **options: Any,
-) -> None:
+@options_of(Predict)
+def predict_command(run: Path, files: tuple[Path, ...], asked: Predict) -> None:
     """Classify images with a RUN, from a few examples of each class.
 
     Probabilities are calibrated on the validation tasks of the run.
     """
-    for path in out:
+    for path in asked.out:
         if path.suffix.lower() not in OUTPUTS:
             raise ConfigError(f"--out {path} has another ending than {' or '.join(OUTPUTS)}")
         if path.exists():
             raise ConfigError(f"--out {path} exists; name a new file")
-    images = [image for query in (*queries, *files) for image in _images_of(query)]
+    images = [image for query in (*asked.query, *files) for image in _images_of(query)]
     if not images:
         raise ConfigError("--query is missing; name an image or a folder of images")
     with _warnings_as_lines():
-        classifier = _classifier(run, **options).fit(*_labelled(support))
+        classifier = _classifier(run, asked).fit(*_labelled(asked.support))
         probabilities = classifier.predict_proba(images).tolist()
-        best = classifier.predict(images, reject=reject).tolist()
-        sets = classifier.predict_set(images, coverage=coverage) if coverage is not None else None
+        best = classifier.predict(images, reject=asked.reject).tolist()
+        sets = None
+        if asked.coverage is not None:
+            sets = classifier.predict_set(images, coverage=asked.coverage)
     names = classifier.classes_.tolist()
     rows: list[dict[str, Any]] = [
         {"file": str(image), "class": name, "probabilities": dict(zip(names, p, strict=True))}
@@ -111,52 +112,34 @@ def predict_command(
     for row, found in zip(rows, sets or (), strict=False):
         row["set"] = found
     _print(rows)  # first, so that a file that cannot be written loses nothing
-    for path in out:
+    for path in asked.out:
         _write(rows, path)
 
 
 @click.command(name="export")
-@classifier_options
-@support_option
-@click.option(
-    "--out",
-    type=UserPath(dir_okay=False),
-    required=True,
-    help="New file, .onnx or .pt2 (torch.export).",
-)
-def export_command(run: Path, support: Path, out: Path, **options: Any) -> None:
+@run_argument
+@options_of(Export)
+def export_command(run: Path, asked: Export) -> None:
     """Write a classifier of the classes in a folder as one file, for use without gradshare.
 
     The file has the backbone, the normalisation of images and the calibration of probabilities in
     it. Its answers are compared with those of the RUN before it is written.
     """
-    if out.exists():
-        raise ConfigError(f"--out {out} exists; name a new file")
-    require_ending(out)
+    if asked.out.exists():
+        raise ConfigError(f"--out {asked.out} exists; name a new file")
+    require_ending(asked.out)
     with _warnings_as_lines():
-        classifier = FewShotClassifier(run, **options).fit(*_labelled(support))
-        classifier.export(out)
+        classifier = _made(run, asked).fit(*_labelled(asked.support))
+        classifier.export(asked.out)
     names = escaped(", ".join(classifier.classes_.tolist()))
-    click.echo(f"{escaped(out)} answers as the run does, for {names}")
+    click.echo(f"{escaped(asked.out)} answers as the run does, for {names}")
 
 
 @click.command(name="check")
-@classifier_options
+@run_argument
 @click.argument("folder", type=UserPath())
-@click.option(
-    "--group",
-    help="Regular expression that finds the group of an image, such as a recording, in its path "
-    r"below FOLDER: what is in its parentheses, or all of it, as (\d+)_. Images of one group are "
-    "never in both the examples and the queries.",
-)
-@click.option(
-    "--folds",
-    type=click.IntRange(2),
-    default=5,
-    show_default=True,
-    help="Parts that the images are dealt to; fewer if a class has fewer images or groups.",
-)
-def check_command(run: Path, folder: Path, group: str | None, folds: int, **options: Any) -> None:
+@options_of(Check)
+def check_command(run: Path, folder: Path, asked: Check) -> None:
     """Say what accuracy to expect of a RUN on the classes of a FOLDER.
 
     FOLDER has a folder of images for each class; for a run on other inputs it is a file or folder
@@ -168,30 +151,34 @@ def check_command(run: Path, folder: Path, group: str | None, folds: int, **opti
     groups: Any = None
     if folder.suffix.lower() != ".npz" and not list(folder.glob("*.npy")):
         x, y = _labelled(folder)
-        if group is not None:
+        if asked.group is not None:
             paths = (path.relative_to(folder).as_posix() for path in x)
-            groups = groups_in(paths, group, folder)
+            groups = groups_in(paths, asked.group, folder)
     else:
         x, y, groups = arrays.load(folder)
         x = x.take(np.arange(len(x)), axis=0)
-        if group is not None:
+        if asked.group is not None:
             raise ConfigError("--group is for images; name the groups of arrays in groups.npy")
-    classifier = FewShotClassifier(run, **options)
+    classifier = _made(run, asked)
     with _warnings_as_lines():
-        found = check(classifier, x, y, groups=groups, folds=folds)
+        found = check(classifier, x, y, groups=groups, folds=asked.folds)
     click.echo(escaped(found))
 
 
-def _classifier(run: Path, **options: Any) -> FewShotClassifier:
+def _made(run: Run | Path, asked: Classify, **options: Any) -> FewShotClassifier:
+    return FewShotClassifier(run, ensemble=asked.ensemble, device=asked.device, **options)
+
+
+def _classifier(run: Path, asked: Classify) -> FewShotClassifier:
     """The classifier of a run. A warning says if its probabilities cannot be calibrated."""
-    opened = open_run(run, device=options["device"])
-    if opened.source is not None and opened.validation is None:
-        options["calibration_tasks"] = 0
-        warnings.warn(
-            f"the dataset of {run} is not on this machine, so the probabilities are not calibrated",
-            stacklevel=2,
-        )
-    return FewShotClassifier(opened, **options)
+    opened = open_run(run, device=asked.device)
+    if opened.source is None or opened.validation is not None:
+        return _made(opened, asked)
+    warnings.warn(
+        f"the dataset of {run} is not on this machine, so the probabilities are not calibrated",
+        stacklevel=2,
+    )
+    return _made(opened, asked, calibration_tasks=0)
 
 
 def _labelled(folder: Path) -> tuple[list[Path], list[str]]:

@@ -9,24 +9,30 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Annotated
 
 import click
+from pydantic import Field
 
 from gradshare.classifier.trained import Trained
-from gradshare.cli.predict import classifier_options
+from gradshare.cli.options import options_of
+from gradshare.cli.predict import Classify, run_argument
 from gradshare.errors import SIGNAL_STATUS, ConfigError, escaped
 
 
+class Serve(Classify):
+    """The options of `gradshare serve`."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at. 0.0.0.0 lets other computers in, without a password."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 7860
+    """Port to listen at."""
+
+
 @click.command(name="serve")
-@classifier_options
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen at. 0.0.0.0 lets other computers in, without a password.",
-)
-@click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True)
-def serve_command(run: Path, ensemble: int | None, device: str, host: str, port: int) -> None:
+@run_argument
+@options_of(Serve)
+def serve_command(run: Path, asked: Serve) -> None:
     """Open a page on which a RUN learns classes from a few examples of each.
 
     Images are dropped, or drawn if the run is on grey images. Ctrl-C ends it.
@@ -42,13 +48,13 @@ def serve_command(run: Path, ensemble: int | None, device: str, host: str, port:
             raise ConfigError(
                 f"`gradshare serve` needs {error.name}; run `pip install 'gradshare[serve]'`"
             ) from error
-        _require_free(host, port)
-        host = f"[{host}]" if ":" in host else host  # an IPv6 address, as gradio and URLs have it
-        trained = Trained(run, ensemble, device)
+        _require_free(asked.host, asked.port)
+        host = f"[{asked.host}]" if ":" in asked.host else asked.host  # as gradio and URLs have it
+        trained = Trained(run, asked.ensemble, asked.device)
         blocks = page.make_page(page.Page(trained), run.name)
         blocks.launch(
             server_name=host,
-            server_port=port,
+            server_port=asked.port,
             theme=gr.themes.Default(font="system-ui", font_mono="monospace"),
             css=page.STYLE,
             footer_links=[],
@@ -59,7 +65,7 @@ def serve_command(run: Path, ensemble: int | None, device: str, host: str, port:
             ssr_mode=False,
         )
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(SIGNAL_STATUS + number))
-        click.echo(f"{escaped(run)} is served at http://{host}:{port} until Ctrl-C")
+        click.echo(f"{escaped(run)} is served at http://{host}:{asked.port} until Ctrl-C")
         threading.Event().wait()
 
 

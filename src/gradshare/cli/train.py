@@ -8,48 +8,37 @@ from typing import Any
 
 import click
 
-from gradshare.cli.options import (
-    GroupedCommand,
-    out_option,
-    read_config,
-    resume_option,
-    run_options,
-)
+from gradshare.cli.options import GroupedCommand, Launch, options_of, read_config, run_options
 from gradshare.config import RunConfig
 from gradshare.errors import ConfigError, escaped
 
 
+class Train(Launch):
+    """What `gradshare train` takes beside the settings of its run."""
+
+    dry_run: bool = False
+    """Check everything, time a few steps, print what the whole run would take, and write nothing.
+    It needs no --out."""
+
+
 @click.command(name="train", cls=GroupedCommand)
-@out_option(required=False)
-@resume_option
-@click.option(
-    "--dry-run",
-    is_flag=True,
-    help="Check everything, time a few steps, print what the whole run would take, and write "
-    "nothing. It needs no --out.",
-)
+@options_of(Train)
 @run_options()
-def train_command(
-    out: Path | None,
-    resume: str,
-    dry_run: bool,
-    from_file: dict[str, Any],
-    preset: str | None,
-    **options: Any,
-) -> None:
+def train_command(asked: Train, **options: Any) -> None:
     """Meta-train one learner, and test it.
 
     A dataset, model, method, rule, loss or metric of your own is given by its import path:
     package.module:Name or file.py:Name, with its options as --model-option KEY=VALUE.
     """
-    config = read_config(from_file, preset, options)
-    if dry_run:
+    config = read_config(asked.from_file(), asked.preset, options)
+    resume = asked.resume == "auto"
+    if asked.dry_run:
         # A run that is to be continued may have its folder.
-        _estimate(config, None if resume == "auto" else out)
-    elif out is None:
+        _estimate(config, None if resume else asked.out)
+    elif asked.out is None:
         raise ConfigError("--out is missing; name a new folder for everything that comes out")
     else:
-        _train(config, out, resume=resume == "auto")
+        _train(config, asked.out, resume=resume)
 
 
 def _train(config: RunConfig, out: Path, *, resume: bool) -> None:

@@ -6,6 +6,7 @@ holds `results.json`, the report, and a run for each arm and seed under `runs/`.
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +17,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gradshare.comparison.candidates import best_candidates, with_candidates
-from gradshare.comparison.checks import Tried, learners_of, tried, unfinished
-from gradshare.comparison.plan import RUNS, Factory, Plan, seeds_from
-from gradshare.comparison.results import FILENAME, ArmRun, Results, load_results, save_results
+from gradshare.comparison.plan import RUNS, Factory, Plan, seeds_from, with_candidates
+from gradshare.comparison.results import (
+    FILENAME,
+    ArmRun,
+    Results,
+    load_results,
+    sample_tasks,
+    save_results,
+)
 from gradshare.comparison.running import Runner, WatchAll
-from gradshare.comparison.samples import sample_tasks
-from gradshare.comparison.table import as_text
-from gradshare.comparison.verdict import Verdict, verdict
+from gradshare.comparison.summary import Verdict, as_text, verdict
+from gradshare.comparison.worker import Tried, learners_of, tried, unfinished
 from gradshare.errors import ConfigError, RunError, require_choice, require_count, some
 from gradshare.executors import LocalExecutor
 from gradshare.tasks import TaskSource
@@ -37,8 +42,9 @@ from gradshare.training.lock import locked
 from gradshare.training.machine import TUNABLES, cores
 from gradshare.training.options import Options, options_from
 from gradshare.training.progress import RunBars
-from gradshare.training.records import judge
+from gradshare.training.records import VALIDATION, best_record, judge
 from gradshare.training.state import RunStatus, Test
+from gradshare.training.statistics import Interval
 from gradshare.training.yardsticks import yardsticks
 
 
@@ -207,14 +213,13 @@ def run_plan(
                 left = unfinished(plan, folder)
             options = replace(plan.options, tasks=found.tasks, memory=found.memory)
             plan = replace(plan, options=options)
-            found = replace(found, notes=(*found.notes, *_not_compared(plan, folder)))
+            notes = [*found.notes, *_not_compared(plan, folder)]
             if plan.candidates:
                 first = [key for key in left if key[1] == plan.seeds[0]]
                 if first:
                     runner.train(plan, first)
-                metric = found.metrics[found.score]
-                plan, note = best_candidates(plan, folder, found.score, metric)
-                found = replace(found, notes=(*found.notes, note))
+                plan, note = _best_candidates(plan, folder, found)
+                notes.append(note)
                 left = [key for key in left if key in plan.runs and key not in first]
                 bars.say(note)
             if left:
@@ -223,6 +228,7 @@ def run_plan(
             plan,
             folder,
             found,
+            notes=tuple(notes),
             settings=settings or _settings(plan.options),
             commands=commands or [shlex.join(["python", *sys.orig_argv[1:]])],
         )
@@ -266,17 +272,59 @@ def _settings(options: Options) -> dict[str, Any]:
     return {name: getattr(options, name) for name in (*names, "tasks", "memory", "device")}
 
 
+def _best_candidates(plan: Plan, folder: Path, found: Tried) -> tuple[Plan, str]:
+    """Choose the candidate of each arm by its best validation score with the first seed, with which
+    all have been trained.
+
+    Returns:
+        The plan with the chosen candidates only, and a note on the scores of all.
+    """
+    metric, seed = found.metrics[found.score], plan.seeds[0]
+    chosen: dict[str, str] = {}
+    said = []
+    for group in plan.candidates:
+        scores = {arm: _validated(_status(plan, folder, arm, seed), found) for arm in group}
+        best = min(scores, key=lambda arm: metric.rank(scores[arm].mean))
+        chosen |= dict.fromkeys(group, best)
+        shown = {arm: metric.show(s) if s.n else "diverged" for arm, s in scores.items()}
+        said.append(", ".join(map(" ".join, shown.items())))
+    kept = replace(
+        plan,
+        arms={arm: made for arm, made in plan.arms.items() if chosen.get(arm, arm) == arm},
+        candidates=(),
+        baseline=chosen.get(plan.baseline, plan.baseline),
+        controls=tuple(chosen.get(name, name) for name in plan.controls),
+    )
+    return kept, (
+        f"Each arm is compared at the value with the best validation {found.score} of seed {seed}, "
+        f"of these: {'; '.join(said)}."
+    )
+
+
+def _validated(status: RunStatus, found: Tried) -> Interval:
+    """The best validation score of a candidate; NaN if it diverged."""
+    if status.diverged is not None:
+        return Interval(math.nan, None, 0)
+    best = best_record(status.history, found.metrics[found.score], found.score)
+    return best.metrics[VALIDATION][found.score]
+
+
+def _status(plan: Plan, folder: Path, arm: str, seed: int) -> RunStatus:
+    """What a run that has ended came to."""
+    place = plan.place(folder, arm, seed)
+    saved = RunFolder(place).load_latest()
+    if saved is None:
+        raise RunError(f"{place} has lost its checkpoints; compare in another folder")
+    return RunStatus.of(saved)
+
+
 def _collected(plan: Plan, folder: Path, found: Tried, **more: Any) -> Results:
     """The results of runs that have ended, with the fields of `Results` in `more`."""
     score = found.metrics[found.score]
     runs: list[ArmRun] = []
     predicted: dict[str, list[list[int]]] = {}
     for arm, seed in plan.runs:
-        place = plan.place(folder, arm, seed)
-        saved = RunFolder(place).load_latest()
-        if saved is None:
-            raise RunError(f"{place} has lost its checkpoints; compare in another folder")
-        status = RunStatus.of(saved)
+        status = _status(plan, folder, arm, seed)
         test = status.test or Test({}, {}, 0)
         if test.predicted:
             predicted.setdefault(arm, test.predicted)
@@ -303,7 +351,6 @@ def _collected(plan: Plan, folder: Path, found: Tried, **more: Any) -> Results:
         score=found.score,
         metrics=found.metrics,
         runs=tuple(runs),
-        notes=found.notes,
         yardsticks=yardsticks(plan.test, plan.options.test_tasks) if classes else {},
         samples=sample_tasks(plan.test, predicted),
         tested_on=other_dataset(plan.train, plan.test),

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from gradshare.comparison.differences import difference, mean_score
 from gradshare.comparison.plan import shown
 from gradshare.comparison.results import ArmRun, Results, Values
+from gradshare.comparison.summary import difference, mean_score
 from gradshare.training.records import VALIDATION
 
 MOST_ARMS: Final = 8

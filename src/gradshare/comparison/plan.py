@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import cloudpickle
 import torch
@@ -29,6 +29,7 @@ LARGEST = 64 << 20
 LONGEST_NAME = 60
 
 Factory = Callable[[], Learner]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Plan:
         seeds: of the runs.
         settings: from which each arm can be made again, by name, if it can; see `fit_in`.
         own_options: the options of arms that have others, such as another outer learning rate.
-        candidates: the arms of each group of which one is compared; see `best_candidates`.
+        candidates: the arms of each group of which one is compared; see `compare`.
         threads: of each run; 0 for as many as its process has.
     """
 
@@ -182,6 +183,28 @@ def shown(text: str, width: int = LONGEST_NAME) -> str:
     plain = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", " ", text)
     plain = " ".join(plain.split()) or "unnamed"
     return plain if len(plain) <= width else f"{plain[: width - 1].rstrip()}…"
+
+
+def with_candidates(
+    arms: Mapping[str, Made | Mapping[str, Made]],
+) -> tuple[dict[str, Made], dict[str, tuple[str, ...]]]:
+    """Name the candidates of each arm that is a dictionary of them: "ARM [CANDIDATE]".
+
+    Returns:
+        What makes each candidate, by its name; and the names of the candidates of each arm.
+    """
+    made: dict[str, Made] = {}
+    groups = {}
+    for arm, value in arms.items():
+        if isinstance(value, Mapping):
+            named = {f"{arm} [{candidate}]": each for candidate, each in value.items()}
+        else:
+            named = {arm: value}
+        if not named:
+            raise ConfigError(f"the arm {arm!r} has no candidates; give it at least one")
+        made |= named
+        groups[arm] = tuple(named)
+    return made, groups
 
 
 def seeds_from(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:

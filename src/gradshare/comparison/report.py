@@ -12,12 +12,10 @@ from typing import Any, Final
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from gradshare.comparison.differences import counted
 from gradshare.comparison.figures import draw_all, drawn
 from gradshare.comparison.plan import shown
 from gradshare.comparison.results import Results, Values
-from gradshare.comparison.table import FEW_ARMS, arm_rows, cells, span
-from gradshare.comparison.verdict import verdict
+from gradshare.comparison.summary import FEW_ARMS, arm_rows, cells, counted, span, verdict
 from gradshare.tasks.pictures import data_uri
 from gradshare.training.files import make_folder, write_atomically
 

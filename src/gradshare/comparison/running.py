@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from gradshare.comparison.checks import Key, Tried
 from gradshare.comparison.plan import RUNS, Plan, shown
-from gradshare.comparison.worker import LIVE, TRIAL, Outcome, train_run, try_arms
+from gradshare.comparison.worker import LIVE, TRIAL, Key, Outcome, Tried, train_run, try_arms
 from gradshare.errors import GradshareError, RunError
 from gradshare.executors import Call, LostWorkerError
 from gradshare.training.folder import RunFolder

@@ -8,9 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, get_args
 
-from gradshare.comparison.candidates import with_candidates
-from gradshare.comparison.plan import Plan, seeds_from
-from gradshare.config.fields import PLUS_FIELDS, SharingControl
+from gradshare.comparison.plan import Plan, seeds_from, with_candidates
+from gradshare.config.fields import PLUS_FIELDS, SharingControl, option_name
 from gradshare.config.parts import (
     build,
     learner_of,
@@ -29,7 +28,6 @@ from gradshare.config.settings import (
     check_keys,
     default_of,
     heading_of,
-    option_name,
 )
 from gradshare.errors import ConfigError
 from gradshare.methods import Learner
@@ -129,7 +127,7 @@ def _swept(
             setting in (*ARM_FIELDS, "method", "init_from")
             or heading_of(setting) not in SWEPT_HEADINGS
         )
-        if in_common or not isinstance(values, list) or not values:
+        if in_common or not values:
             raise ConfigError(
                 f"--sweep {setting}: give values of a setting of the inner or outer loop, such as "
                 "inner-lr=0.03,0.1; all arms have the others in common"
@@ -138,30 +136,50 @@ def _swept(
         said = f"--sweep has {combinations:,} combinations; give at most {MOST_COMBINATIONS}"
         raise ConfigError(said)
     arms: dict[str, dict[str, RunConfig]] = {}
-    wanted, read_by_some = set[tuple[str, str]](), set[tuple[str, str]]()
     for values in itertools.product(*sweep.values()):
         asked = config.model_copy(update=dict(zip(sweep, values, strict=True)))
-        chosen = {name: getattr(asked, name) for name in sweep}  # in the types of the settings
-        wanted |= {(name, repr(value)) for name, value in chosen.items()}
-        if methods:
-            made = dict(_of_method(asked, word) for word in methods)
-            if len(made) < len(methods):
-                raise ConfigError(
-                    f"--methods {','.join(methods)}: two have the same name; rename or remove one"
-                )
-        else:
-            made = _arms(resolved(asked), control=control)
+        made = _arms(asked, methods, control=control)
+        for setting in sweep:
+            if all(getattr(arm, setting) != getattr(asked, setting) for arm in made.values()):
+                said = f"--sweep {setting}: no arm of {', '.join(made)} reads it; leave it out"
+                raise ConfigError(said)
         for name, arm in made.items():
-            read = {n: value for n, value in chosen.items() if getattr(arm, n) == value}
-            read_by_some |= {(name, repr(value)) for name, value in read.items()}
+            read = {n: getattr(arm, n) for n in sweep if getattr(arm, n) == getattr(asked, n)}
             label = ", ".join(f"{option_name(n).strip('-')} {value}" for n, value in read.items())
             candidates = arms.setdefault(name, {})
             if arm not in candidates.values():
                 candidates[label] = arm
-    for setting, _ in sorted(wanted - read_by_some):
-        said = f"--sweep {setting}: no arm of {', '.join(arms)} reads it; leave it out"
-        raise ConfigError(said)
     return {n: c if len(c) > 1 else next(iter(c.values())) for n, c in arms.items()}
+
+
+def _arms(asked: RunConfig, methods: Sequence[str], *, control: bool) -> dict[str, RunConfig]:
+    """The configuration of each arm: of the methods, or of sharing or a rule and its original."""
+    if methods:
+        arms = dict(_of_method(asked, word) for word in methods)
+        if len(arms) < len(methods):
+            raise ConfigError(
+                f"--methods {','.join(methods)}: two have the same name; rename or remove one"
+            )
+        return arms
+    config = resolved(asked)
+    alone: dict[str, Any] = {"rule": None, "rule_option": {}}
+    if (config.rule is None or control) and "sharing_control" in unread_by(config, "method"):
+        raise ConfigError(
+            f"--method {config.method} cannot share gradients, so there is nothing to compare it "
+            f"with; compare methods, such as --methods maml,{config.method}, or give a --rule"
+        )
+    bare = config.without_arm()
+    arms = {ORIGINAL: bare.model_copy(update={**alone, "sharing": False})}
+    if config.rule is None:
+        arms[SHARING] = bare
+    else:
+        name = config.rule.rpartition(":")[2]
+        if name.casefold() == ORIGINAL:
+            raise ConfigError(f"--rule {config.rule}: the baseline has this name; rename the rule")
+        arms[name] = bare.model_copy(update={"sharing": False})
+    if control:
+        arms[RATE_CONTROL] = bare.model_copy(update={**alone, "sharing_control": "rate-control"})
+    return arms
 
 
 def _of_method(asked: RunConfig, word: str) -> tuple[str, RunConfig]:
@@ -185,24 +203,3 @@ def _of_method(asked: RunConfig, word: str) -> tuple[str, RunConfig]:
         )
     config = config.model_copy(update={setting: default_of(setting) for setting in unread})
     return word.rpartition(":")[2], resolved(config)
-
-
-def _arms(config: RunConfig, *, control: bool) -> dict[str, RunConfig]:
-    alone: dict[str, Any] = {"rule": None, "rule_option": {}}
-    if (config.rule is None or control) and "sharing_control" in unread_by(config, "method"):
-        raise ConfigError(
-            f"--method {config.method} cannot share gradients, so there is nothing to compare it "
-            f"with; compare methods, such as --methods maml,{config.method}, or give a --rule"
-        )
-    bare = config.without_arm()
-    arms = {ORIGINAL: bare.model_copy(update={**alone, "sharing": False})}
-    if config.rule is None:
-        arms[SHARING] = bare
-    else:
-        name = config.rule.rpartition(":")[2]
-        if name.casefold() == ORIGINAL:
-            raise ConfigError(f"--rule {config.rule}: the baseline has this name; rename the rule")
-        arms[name] = bare.model_copy(update={"sharing": False})
-    if control:
-        arms[RATE_CONTROL] = bare.model_copy(update={**alone, "sharing_control": "rate-control"})
-    return arms

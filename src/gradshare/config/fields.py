@@ -1,17 +1,27 @@
-"""The settings of a run: name, type, default, bounds and description of each.
+"""The settings of a run: name, type, default, bounds and help of each.
 
-A description is the option's `--help`. Nothing here needs torch.
+Nothing here needs torch.
 """
 
 from __future__ import annotations
 
 import functools
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+)
 
 from gradshare.config.names import stored_name
+from gradshare.errors import ConfigError
 
 # The same as in the modules that they belong to, which import torch.
 Norm = Literal["global", "per-tensor"]
@@ -35,6 +45,8 @@ SharingControl = Literal[
 
 def home_path(value: Any) -> Any:
     """A path whose ~ is replaced by the user's home; no shell replaces it in `--out=~/runs`."""
+    if value == "":  # it would be the current folder
+        raise ValueError("it is empty; name a file or folder")
     try:
         return Path(value).expanduser() if isinstance(value, str | Path) else value
     except RuntimeError as error:
@@ -85,6 +97,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Span = Annotated[str, BeforeValidator(_span)]
 """The first part of a run: a number of iterations, or a percentage of the run."""
 HomePath = Annotated[Path, BeforeValidator(home_path)]
+Paths = tuple[HomePath, ...]
 Metric = Annotated[str, AfterValidator(functools.partial(stored_name, "metric"))]
 Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_words)]
 Augment = Annotated[tuple[Augmentation, ...], BeforeValidator(_words)]
@@ -107,232 +120,202 @@ MACHINE_FIELDS = ("data_root", "device", "threads", "workers")
 """Where and how fast a run goes; it may be continued with other values."""
 
 
-def _options(kind: str, what: str) -> Any:
-    return Field({}, description=f"option of the {kind}, {what}; repeat for more")
+class Declared(BaseModel):
+    """Options of a command: each is a field, and its docstring is the option's help.
 
-
-class Settings(BaseModel):
-    """The fields of `RunConfig`."""
+    Raises:
+        ConfigError: a value is of another type, or out of bounds.
+    """
 
     model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
     )
 
-    dataset: str = Field(
-        "glyphs",
-        description="a prepared dataset (see `gradshare data`), or the import path of a function "
-        "that returns gradshare.Splits",
-    )
-    dataset_option: Options = _options("dataset", "if it is an import path")
-    data_root: HomePath = Field(Path("data"), description="folder of prepared datasets")
-    image_size: Annotated[int, Field(ge=16, lt=2**15)] | None = Field(
-        None, description="height and width of the images in pixels; default: the dataset's own"
-    )
-    resize: Resize = Field(
-        "stretch", description="how the images were brought to that size when they were prepared"
-    )
-    pixel_scaling: Literal["dataset", "imagenet", "unit"] = Field(
-        "dataset",
-        description="how pixels are scaled after division by 255: standardised with the mean and "
-        "standard deviation of the dataset, with those of ImageNet (the reference MAML++ loader), "
-        "or not standardised (unit; torchmeta)",
-    )
-    test_dataset: str | None = Field(
-        None,
-        description="test on this prepared dataset instead; its images are normalised as in "
-        "training",
-    )
-    augment: Augment = Field(
-        (),
-        description="how training images are changed: flip (mirrored left to right), crop (moved "
-        "by up to a tenth of their size), colour (brightness, contrast, saturation), or several "
-        "like flip,crop. Only if it leaves a label what it was",
-    )
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
 
-    ways: Annotated[Size, _size(2)] = Field(
-        5,
-        description="classes in a task; of a range such as 5-20 each task draws its own number, "
-        "which unicorn-maml, proto-maml and protonet can take",
-    )
-    shots: Annotated[Size, _size(1)] = Field(
-        1, description="support examples of each class, or a range such as 1-5"
-    )
-    queries: Count = Field(15, description="query examples of each class")
-    task_batch: Count = Field(5, description="tasks in an outer iteration (the paper's T)")
 
-    method: str = Field(
-        "maml",
-        description="meta-learning method: maml, meta-sgd, maml++, unicorn-maml (the default on "
-        "features), anil, boil, alfa, proto-maml, reptile, imaml, protonet, or an import path",
-    )
-    method_option: Options = _options("method", "such as head=classifier")
-    model: str = Field(
-        "conv4",
-        description="network: conv4, resnet12, mlp (for rows of numbers; the default on features), "
-        "or an import path",
-    )
-    model_option: Options = _options("model", "such as drop_rate=0.2")
-    init_from: HomePath | None = Field(
-        None,
-        description="start from the weights in this file: safetensors, or a state dictionary that "
-        "torch.save wrote; a head of another shape starts as it is",
-    )
-    freeze: Names = Field(
-        (),
-        description="name of a part of the network that stays as it is, such as features or "
-        "layer[1-3]; repeat for more",
-    )
-    rule: str | None = Field(
-        None,
-        description="inner optimiser before the multiplication by the inner learning rate: "
-        "momentum, rmsprop, adam, or the import path of an update rule of your own",
-    )
-    rule_option: Options = _options("rule", "such as beta1=0.5")
-    loss: str = Field(
-        "cross-entropy", description="inner and outer loss: cross-entropy, mse, or an import path"
-    )
-    loss_option: Options = _options("loss", "such as label_smoothing=0.1")
-    sharing: bool = Field(
-        True,
-        description="share gradients between tasks; off by default where --rule is given, and for "
-        "reptile, imaml and protonet, which cannot share",
-    )
-    sharing_control: SharingControl | None = Field(
-        None,
-        description="replace sharing by a control. rate-control: the learned gate with nothing "
-        "shared; learned-rates: one learned rate for each step; own-gradient: the task's own "
-        "normalised gradient instead of ĝ; unnormalized: without the norm of Eq. 1; detached: no "
-        "outer gradient through g; forgotten: ĝ = 0 at validation and test",
-    )
-    fixed_lambda: Share | None = Field(
-        None, description="fix σ(λ) of every step at this value instead of learning λ"
-    )
-    fixed_m: Share | None = Field(
-        None,
-        description="fix σ(m) of every step at this value instead of learning m; with 1, only the "
-        "tasks of the same batch share",
-    )
-    sharing_norm: Norm = Field(
-        "global", description="norm of Eq. 1: over all parameters together, or for each tensor"
-    )
-    inner_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = Field(
-        5, description="inner gradient steps (the paper's K); imaml has 16 unless told otherwise"
-    )
-    inner_lr: Positive = Field(
-        0.1,
-        description="inner learning rate, or the initial value of learned rates; anil has 0.5 "
-        "unless told otherwise",
-    )
-    inner_lr_scale: Positive = Field(
-        1.0, description="factor of --inner-lr (10 in the paper's tenfold experiment)"
-    )
-    order: Literal["second", "first"] = Field(
-        "second", description="whether the outer gradient passes through the inner gradients"
-    )
-    batch_norm: BatchNormMode = Field(
-        "auto",
-        description="batch norm statistics of the queries: those of the support set (inductive), "
-        "or those of all queries of the task together (transductive, as in the paper); auto: "
-        "inductive if the model can, as conv4 and resnet12",
-    )
-    filters: Count = Field(48, description="filters of each convolution of conv4")
-    activation: Activation = Field(
-        "leaky_relu",
-        description="activation of conv4: leaky_relu (slope 0.01) as in the reference code, or "
-        "relu as in the paper's text",
-    )
-    conv_bias: bool = Field(
-        False, description="biases in the convolutions of conv4; batch norm cancels them"
-    )
+class Settings(Declared):
+    """The fields of `RunConfig`."""
 
-    multi_step_loss: Span = Field(
-        "15%",
-        description="how long the losses after all inner steps count, with weights that are "
-        "annealed to the last step: iterations or a share of the run; 0 for never (the reference: "
-        "7500 of 50000)",
-    )
-    per_step_rates: bool = Field(True, description="learn an inner rate for each tensor and step")
-    per_step_batch_norm: bool = Field(True, description="learn a γ and β for each inner step")
+    dataset: str = "glyphs"
+    """A prepared dataset (see `gradshare data`), or the import path of a function that returns
+    gradshare.Splits."""
+    dataset_option: Options = {}
+    """Option of the dataset, if it is an import path; repeat for more."""
+    data_root: HomePath = Path("data")
+    """Folder of prepared datasets."""
+    image_size: Annotated[int, Field(ge=16, lt=2**15)] | None = None
+    """Height and width of the images in pixels; default: the dataset's own."""
+    resize: Resize = "stretch"
+    """How the images were brought to that size when they were prepared."""
+    pixel_scaling: Literal["dataset", "imagenet", "unit"] = "dataset"
+    """How pixels are scaled after division by 255: standardised with the mean and standard
+    deviation of the dataset, with those of ImageNet (the reference MAML++ loader), or not
+    standardised (unit; torchmeta)."""
+    test_dataset: str | None = None
+    """Test on this prepared dataset instead; its images are normalised as in training."""
+    augment: Augment = ()
+    """How training images are changed: flip (mirrored left to right), crop (moved by up to a tenth
+    of their size), colour (brightness, contrast, saturation), or several like flip,crop. Only if it
+    leaves a label what it was."""
 
-    start: Start = Field(
-        "random",
-        description="what the model starts from: random weights, or weights that were trained to "
-        "tell all training classes apart (supervised; the default on features)",
-    )
-    start_iterations: Count = Field(300, description="steps of the supervised start")
-    epochs: Count = Field(10, description="epochs; each ends with a validation")
-    iterations_per_epoch: Count = Field(50, description="outer iterations in an epoch")
-    patience: Count | None = Field(
-        None,
-        description="end the training after so many epochs in a row without a better validation "
-        "score",
-    )
-    outer_lr: Annotated[float, Field(ge=0)] = Field(
-        0.001, description="learning rate of the outer Adam; 0 learns nothing"
-    )
-    first_order_for: Span = Field(
-        "0",
-        description="how long training is first order before it is second order (MAML++'s "
-        "derivative-order annealing): iterations or a share of the run",
-    )
-    cosine_annealing_to: Annotated[float, Field(ge=0)] | None = Field(
-        None,
-        description="anneal the outer learning rate to this value by a cosine (MAML++ on "
-        "Omniglot: 1e-5)",
-    )
-    clamp_gradients: Positive | None = Field(
-        None,
-        description="clamp each entry of the model's outer gradient to ± this value (the reference "
-        "code: 10 on mini-ImageNet); m, λ and learned rates are never clamped",
-    )
-    clip_norm: Positive | None = Field(
-        None, description="scale the outer gradient down to this norm if it is longer"
-    )
-    on_divergence: OnDivergence = Field(
-        "record",
-        description="what to do when a loss or gradient is not finite: stop with an error, skip "
-        "the iteration, or end the run and record that as its result",
-    )
+    ways: Annotated[Size, _size(2)] = 5
+    """Classes in a task; of a range such as 5-20 each task draws its own number, which
+    unicorn-maml, proto-maml and protonet can take."""
+    shots: Annotated[Size, _size(1)] = 1
+    """Support examples of each class, or a range such as 1-5."""
+    queries: Count = 15
+    """Query examples of each class."""
+    task_batch: Count = 5
+    """Tasks in an outer iteration (the paper's T)."""
 
-    metric: Metrics = Field(
-        (),
-        description="what is measured: accuracy, loss, mse, or an import path; repeat for more. "
-        "The first one selects checkpoints. Default: accuracy for classes, else the loss",
-    )
-    metric_option: Options = _options(
-        "metric", "such as best=low; of the first one that is an import path"
-    )
-    val_tasks: Count = Field(200, description="validation tasks, the same after every epoch")
-    test_tasks: Count = Field(600, description="test tasks, the same for every run")
-    ensemble: Annotated[int, Field(ge=1, le=1000)] = Field(
-        5, description="how many of the best checkpoints are kept, and averaged in the test"
-    )
+    method: str = "maml"
+    """Meta-learning method: maml, meta-sgd, maml++, unicorn-maml (the default on features), anil,
+    boil, alfa, proto-maml, reptile, imaml, protonet, or an import path."""
+    method_option: Options = {}
+    """Option of the method, such as head=classifier; repeat for more."""
+    model: str = "conv4"
+    """Network: conv4, resnet12, mlp (for rows of numbers; the default on features), or an import
+    path."""
+    model_option: Options = {}
+    """Option of the model, such as drop_rate=0.2; repeat for more."""
+    init_from: HomePath | None = None
+    """Start from the weights in this file: safetensors, or a state dictionary that torch.save
+    wrote; a head of another shape starts as it is."""
+    freeze: Names = ()
+    """Name of a part of the network that stays as it is, such as features or layer[1-3]; repeat for
+    more."""
+    rule: str | None = None
+    """Inner optimiser before the multiplication by the inner learning rate: momentum, rmsprop,
+    adam, or the import path of an update rule of your own."""
+    rule_option: Options = {}
+    """Option of the rule, such as beta1=0.5; repeat for more."""
+    loss: str = "cross-entropy"
+    """Inner and outer loss: cross-entropy, mse, or an import path."""
+    loss_option: Options = {}
+    """Option of the loss, such as label_smoothing=0.1; repeat for more."""
+    sharing: bool = True
+    """Share gradients between tasks; off by default where --rule is given, and for reptile, imaml
+    and protonet, which cannot share."""
+    sharing_control: SharingControl | None = None
+    """Replace sharing by a control. rate-control: the learned gate with nothing shared;
+    learned-rates: one learned rate for each step; own-gradient: the task's own normalised gradient
+    instead of ĝ; unnormalized: without the norm of Eq. 1; detached: no outer gradient through g;
+    forgotten: ĝ = 0 at validation and test."""
+    fixed_lambda: Share | None = None
+    """Fix σ(λ) of every step at this value instead of learning λ."""
+    fixed_m: Share | None = None
+    """Fix σ(m) of every step at this value instead of learning m; with 1, only the tasks of the
+    same batch share."""
+    sharing_norm: Norm = "global"
+    """Norm of Eq. 1: over all parameters together, or for each tensor."""
+    inner_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = 5
+    """Inner gradient steps (the paper's K); imaml has 16 unless told otherwise."""
+    inner_lr: Positive = 0.1
+    """Inner learning rate, or the initial value of learned rates; anil has 0.5 unless told
+    otherwise."""
+    inner_lr_scale: Positive = 1.0
+    """Factor of --inner-lr (10 in the paper's tenfold experiment)."""
+    order: Literal["second", "first"] = "second"
+    """Whether the outer gradient passes through the inner gradients."""
+    batch_norm: BatchNormMode = "auto"
+    """Batch norm statistics of the queries: those of the support set (inductive), or those of all
+    queries of the task together (transductive, as in the paper); auto: inductive if the model can,
+    as conv4 and resnet12."""
+    filters: Count = 48
+    """Filters of each convolution of conv4."""
+    activation: Activation = "leaky_relu"
+    """Activation of conv4: leaky_relu (slope 0.01) as in the reference code, or relu as in the
+    paper's text."""
+    conv_bias: bool = False
+    """Biases in the convolutions of conv4; batch norm cancels them."""
 
-    seed: Annotated[int, Field(ge=0, lt=SEEDS)] = Field(
-        0, description="seed of the initialisation and of the training tasks"
-    )
-    device: str = Field("auto", description="auto (CUDA if there is one), cpu, cuda or cuda:N")
-    tasks: Literal["auto", "loop", "vmap"] = Field(
-        "auto",
-        description="compute the tasks of a batch one after the other (loop) or all at once "
-        "(vmap); auto: what is usually faster for this network on this device",
-    )
-    memory: Literal["auto", "keep", "recompute"] = Field(
-        "auto",
-        description="keep the graphs of all inner steps for the backward pass, or recompute them "
-        "in it, which takes memory that does not grow with --inner-steps; auto: keep if that takes "
-        "at most 4 GiB on a CPU, 16 GiB on a GPU",
-    )
-    precision: Precision = Field(
-        "float32",
-        description="of convolutions and matrix products: float32, or bfloat16 (mixed precision), "
-        "which is faster on processors that have instructions for it and changes results",
-    )
-    threads: Annotated[int, Field(ge=0, le=1024)] = Field(
-        0,
-        description="CPU threads of each process; 0: as many as PyTorch takes (OMP_NUM_THREADS, or "
-        "all cores), shared out among several processes",
-    )
-    workers: Count = Field(
-        1, description="processes on this machine that share out the tasks of each batch"
-    )
+    multi_step_loss: Span = "15%"
+    """How long the losses after all inner steps count, with weights that are annealed to the last
+    step: iterations or a share of the run; 0 for never (the reference: 7500 of 50000)."""
+    per_step_rates: bool = True
+    """Learn an inner rate for each tensor and step."""
+    per_step_batch_norm: bool = True
+    """Learn a γ and β for each inner step."""
+
+    start: Start = "random"
+    """What the model starts from: random weights, or weights that were trained to tell all training
+    classes apart (supervised; the default on features)."""
+    start_iterations: Count = 300
+    """Steps of the supervised start."""
+    epochs: Count = 10
+    """Epochs; each ends with a validation."""
+    iterations_per_epoch: Count = 50
+    """Outer iterations in an epoch."""
+    patience: Count | None = None
+    """End the training after this number of epochs in a row without a better validation score."""
+    outer_lr: Annotated[float, Field(ge=0)] = 0.001
+    """Learning rate of the outer Adam; 0 learns nothing."""
+    first_order_for: Span = "0"
+    """How long training is first order before it is second order (MAML++'s derivative-order
+    annealing): iterations or a share of the run."""
+    cosine_annealing_to: Annotated[float, Field(ge=0)] | None = None
+    """Anneal the outer learning rate to this value by a cosine (MAML++ on Omniglot: 1e-5)."""
+    clamp_gradients: Positive | None = None
+    """Clamp each entry of the model's outer gradient to ± this value (the reference code: 10 on
+    mini-ImageNet); m, λ and learned rates are never clamped."""
+    clip_norm: Positive | None = None
+    """Scale the outer gradient down to this norm if it is longer."""
+    on_divergence: OnDivergence = "record"
+    """What to do when a loss or gradient is not finite: stop with an error, skip the iteration, or
+    end the run and record that as its result."""
+
+    metric: Metrics = ()
+    """What is measured: accuracy (the default for classes), loss (the default for other targets),
+    mse, or an import path; repeat for more. The first one selects checkpoints."""
+    metric_option: Options = {}
+    """Option of the metric, such as best=low; of the first one that is an import path; repeat for
+    more."""
+    val_tasks: Count = 200
+    """Validation tasks, the same after every epoch."""
+    test_tasks: Count = 600
+    """Test tasks, the same for every run."""
+    ensemble: Annotated[int, Field(ge=1, le=1000)] = 5
+    """How many of the best checkpoints are kept, and averaged in the test."""
+
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
+    """Seed of the initialisation and of the training tasks."""
+    device: str = "auto"
+    """auto (CUDA if there is one), cpu, cuda or cuda:N."""
+    tasks: Literal["auto", "loop", "vmap"] = "auto"
+    """Compute the tasks of a batch one after the other (loop) or all at once (vmap); auto: what is
+    usually faster for this network on this device."""
+    memory: Literal["auto", "keep", "recompute"] = "auto"
+    """Keep the graphs of all inner steps for the backward pass, or recompute them in it, which
+    takes memory that does not grow with --inner-steps; auto: keep if that takes at most 4 GiB on a
+    CPU, 16 GiB on a GPU."""
+    precision: Precision = "float32"
+    """Of convolutions and matrix products: float32, or bfloat16 (mixed precision), which is faster
+    on processors that have instructions for it and changes results."""
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """CPU threads of each process; 0: as many as PyTorch takes (OMP_NUM_THREADS, or all cores),
+    shared out among several processes."""
+    workers: Count = 1
+    """Processes on this machine that share out the tasks of each batch."""
+
+
+def option_name(field: str) -> str:
+    """The command-line option of a field."""
+    return "--" + field.replace("_", "-")
+
+
+def _explain(error: Any) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return str(message)
+    message = message.replace("Input should be ", "must be ")
+    return f"{option_name(str(error['loc'][0]))} {reprlib.repr(error['input'])}: {message}"

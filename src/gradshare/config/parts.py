@@ -7,22 +7,17 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradshare.config.features import (
-    IMAGE_SETTINGS,
-    feature_defaults,
-    features_of,
-    splits_of_features,
-)
-from gradshare.config.fields import PLUS_FIELDS, SharingControl
+from gradshare.config.fields import PLUS_FIELDS, SharingControl, option_name
 from gradshare.config.metrics import loss_of, metrics_of, number_of_classes
 from gradshare.config.names import call, is_import_path, load, taken_by
-from gradshare.config.settings import ARM_FIELDS, RunConfig, default_of, option_name
+from gradshare.config.settings import ARM_FIELDS, RunConfig, default_of
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import (
     DetachedSharing,
@@ -40,7 +35,13 @@ from gradshare.methods.maml_plus_plus import start_from
 from gradshare.models.weights import freeze, load_weights
 from gradshare.tasks import ImageStore, Normalization, Splits, TaskSource, image_splits
 from gradshare.tasks.datasets import open_dataset
-from gradshare.tasks.features import FeatureStore, FeatureTasks
+from gradshare.tasks.features import (
+    FeatureStore,
+    FeatureTasks,
+    feature_splits,
+    features_path,
+    is_feature_store,
+)
 from gradshare.tasks.image_tasks import ImageTasks
 from gradshare.tasks.source import prepared
 from gradshare.training.checks import require_source
@@ -50,6 +51,21 @@ from gradshare.training.options import Options
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 TASK_SIZES = ("ways", "shots", "queries")
+IMAGE_SETTINGS = ("image_size", "resize", "pixel_scaling", "augment")
+
+ON_FEATURES: dict[str, Any] = {
+    "model": "mlp",
+    "method": "unicorn-maml",
+    "inner_steps": 20,
+    "start": "supervised",
+    "sharing": False,
+    "task_batch": 8,
+    "outer_lr": 3e-4,
+    "epochs": 10,
+    "iterations_per_epoch": 30,
+}
+"""The defaults of a run on features: the recipe that did best of those measured; see
+docs/features.md."""
 
 READ: dict[str, dict[str, tuple[str, ...]]] = {
     "dataset": {name: (name,) for name in (*TASK_SIZES, *IMAGE_SETTINGS)},
@@ -119,7 +135,13 @@ def resolved(config: RunConfig) -> RunConfig:
     `def make_splits(shots=4)`.
     """
     changes: dict[str, Any] = {"data_root": config.data_root.absolute()}
-    changes |= feature_defaults(config)
+    if features_of(config) is not None:
+        given = set(config.model_fields_set)
+        if given.intersection(ARM_FIELDS):
+            given.add("sharing")
+        if "method" in given:  # another may take no steps
+            given.add("inner_steps")
+        changes |= {name: value for name, value in ON_FEATURES.items() if name not in given}
     if config.init_from is not None:
         changes["init_from"] = config.init_from.absolute()
     for kind in ("dataset", "model", "method"):
@@ -134,6 +156,12 @@ def resolved(config: RunConfig) -> RunConfig:
             if left_out and read and isinstance(parameter.default, int | float | str):
                 changes[setting] = parameter.default
     return config.model_copy(update=changes)
+
+
+def features_of(config: RunConfig) -> Path | None:
+    """The store of features that a run's dataset is; None if it is something else."""
+    path = features_path(config.data_root, config.dataset)
+    return path if is_feature_store(path) else None
 
 
 def splits_of(config: RunConfig) -> Splits:
@@ -191,28 +219,41 @@ def _splits_of_one(config: RunConfig) -> Splits:
             )
         require_source(f"--dataset {name!r}: train", splits.train, range(2))
         return splits
-    if config.dataset_option:
-        raise ConfigError(
-            f"--dataset-option {next(iter(config.dataset_option))}: the dataset {name!r} takes no "
-            "options; leave it out"
-        )
-    if (features := features_of(config)) is not None:
-        return splits_of_features(config, features)
-    store = open_dataset(name, config.data_root, config.image_size, config.resize)
+    store, sizes = _store_of(config), _settings(config, *TASK_SIZES)
+    if isinstance(store, FeatureStore):
+        return feature_splits(store, **sizes)
     normalization = _normalization(config, store)
-    settings = _settings(config, *TASK_SIZES, "augment")
-    return Splits(*image_splits(store, normalization=normalization, **settings))
+    splits = image_splits(store, normalization=normalization, augment=config.augment, **sizes)
+    return Splits(*splits)
 
 
 def _tests_of_one(config: RunConfig) -> TaskSource | None:
     """The test tasks of a dataset, whose other splits may be too small for tasks of this size."""
     if is_import_path(config.dataset):
         return _splits_of_one(config).test
-    sizes = _settings(config, *TASK_SIZES)
-    if (features := features_of(config)) is not None:
-        return FeatureTasks(FeatureStore.open(features), "test", **sizes)
-    store = open_dataset(config.dataset, config.data_root, config.image_size, config.resize)
+    store, sizes = _store_of(config), _settings(config, *TASK_SIZES)
+    if isinstance(store, FeatureStore):
+        return FeatureTasks(store, "test", **sizes)
     return ImageTasks(store.splits["test"], normalization=_normalization(config, store), **sizes)
+
+
+def _store_of(config: RunConfig) -> ImageStore | FeatureStore:
+    """The store of a prepared dataset. Raise ConfigError if a setting does not fit it."""
+    name, features = config.dataset, features_of(config)
+    if config.dataset_option:
+        raise ConfigError(
+            f"--dataset-option {next(iter(config.dataset_option))}: the dataset {name!r} takes no "
+            "options; leave it out"
+        )
+    if features is None:
+        return open_dataset(name, config.data_root, config.image_size, config.resize)
+    for setting in IMAGE_SETTINGS:
+        if (value := getattr(config, setting)) != default_of(setting):
+            raise ConfigError(
+                f"{option_name(setting)} {value} is for images, and --dataset {name} holds "
+                "features; leave it out"
+            )
+    return FeatureStore.open(features)
 
 
 def learner_of(config: RunConfig, train: TaskSource) -> Learner:
@@ -266,7 +307,7 @@ def settings_read(config: RunConfig) -> dict[str, Any]:
     unread = {*ARM_FIELDS, "workers", *(PLUS_FIELDS if config.method != "maml++" else ())}
     for kind in ("dataset", "model", "method"):
         unread |= unread_by(config, kind).keys()
-    if not config.sharing:  # a rule of one's own
+    if not config.sharing:  # a rule of the user's
         unread.add("sharing_norm")
     settings = config.model_dump(mode="json", exclude=unread)
     return {name: value for name, value in settings.items() if value not in (None, {}, [])}

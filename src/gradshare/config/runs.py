@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from gradshare.config.fields import MACHINE_FIELDS
+from gradshare.config.fields import MACHINE_FIELDS, option_name
 from gradshare.config.names import is_import_path
 from gradshare.config.parts import TASK_SIZES, build, resolved
-from gradshare.config.settings import RunConfig, option_name
+from gradshare.config.settings import RunConfig
 from gradshare.errors import ConfigError, GradshareError, RunError
 from gradshare.methods import Learner
 from gradshare.tasks import ImageTasks, Splits, TaskSource

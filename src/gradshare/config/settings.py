@@ -13,9 +13,16 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import yaml
-from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
-from gradshare.config.fields import HEADINGS, PLUS_FIELDS, Settings, SharingControl, Span
+from gradshare.config.fields import (
+    HEADINGS,
+    PLUS_FIELDS,
+    Settings,
+    SharingControl,
+    Span,
+    option_name,
+)
 from gradshare.config.names import is_import_path, stored_name
 from gradshare.config.text import read_yaml
 from gradshare.errors import ConfigError
@@ -47,6 +54,23 @@ _OUR_NAMES = {
     "tasks": "tasks_at_a_time",
 }
 
+PAPER = {
+    "ways": 5,
+    "queries": 15,
+    "image_size": 84,
+    "filters": 48,
+    "batch_norm": "transductive",
+    "inner_steps": 5,
+    "inner_lr": 0.1,
+    "outer_lr": 0.001,
+    "iterations_per_epoch": 1000,
+    "val_tasks": 600,
+    "test_tasks": 600,
+    "ensemble": 5,
+}
+PAPER_EPOCHS = {"cub": {5: 150, 1: 750}, "mini-imagenet": {5: 250, 1: 1250}}
+"""Epochs in the paper, by dataset and task batch."""
+
 
 class RunConfig(Settings):
     """Everything that one training run depends on.
@@ -57,10 +81,7 @@ class RunConfig(Settings):
 
     def __init__(self, **settings: Any) -> None:
         check_keys(settings)
-        try:
-            super().__init__(**settings)
-        except ValidationError as error:
-            raise ConfigError("\n".join(_explain(e) for e in error.errors())) from error
+        super().__init__(**settings)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """This configuration with some settings changed, checked like a new one."""
@@ -203,14 +224,21 @@ def heading_of(name: str) -> str:
     return [t for first, t in HEADINGS.items() if fields.index(first) <= fields.index(name)][-1]
 
 
-def option_name(field: str) -> str:
-    """The command-line option of a field."""
-    return "--" + field.replace("_", "-")
+def paper_settings(dataset: str, task_batch: int, method: str) -> dict[str, Any]:
+    """The settings of the paper's Appendix A; the defaults apply to what it does not mention.
 
-
-def _explain(error: Any) -> str:
-    message = error["msg"].removeprefix("Value error, ")
-    if not error["loc"]:
-        return str(message)
-    message = message.replace("Input should be ", "must be ")
-    return f"{option_name(str(error['loc'][0]))} {reprlib.repr(error['input'])}: {message}"
+    Raises:
+        ConfigError: the paper has no such experiment.
+    """
+    epochs = PAPER_EPOCHS.get(dataset, {}).get(task_batch)
+    if epochs is None:
+        raise ConfigError(
+            f"--preset paper: the paper has no settings for --dataset {dataset} with --task-batch "
+            f"{task_batch}; use --dataset {' or '.join(PAPER_EPOCHS)} with --task-batch 5 or 1"
+        )
+    settings = {**PAPER, "dataset": dataset, "task_batch": task_batch, "method": method}
+    if method == "maml++":
+        # The reference code anneals its multi-step loss over 15 epochs, and the paper's epochs have
+        # 1,000 iterations whatever the task batch.
+        settings["multi_step_loss"] = "15000"
+    return {**settings, "epochs": epochs}

@@ -1,23 +1,108 @@
-"""The verdict of a comparison: sentences that its numbers support."""
+"""What the results of a comparison say: differences, the verdict, the table."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice
+from statistics import NormalDist
 
-from gradshare.comparison.differences import Difference, difference, mean_score
-from gradshare.comparison.results import Results
-from gradshare.training.statistics import Interval, confidence95
+import numpy as np
+from rich.cells import cell_len, set_cell_size
+
+from gradshare.comparison.results import ArmRun, Results, Values
+from gradshare.training.records import best_record
+from gradshare.training.statistics import Z95, Interval, confidence95, over_seeds_and_tasks
+
+POWER = 0.8
+GAIN = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The score of first − second, over the seeds in which both trained.
+
+    Attributes:
+        rows: the differences by task (tasks,), one row for each of these seeds.
+        interval: their mean; over seeds and test tasks of several seeds, over test tasks of one.
+            None if no seed has both.
+        better: 1 if first is better and the interval excludes 0, −1 if it is worse, else 0.
+    """
+
+    first: str
+    second: str
+    rows: tuple[Values, ...]
+    interval: Interval | None
+    better: int
+
+    @property
+    def seeds(self) -> int:
+        """The number of seeds in which both trained."""
+        return len(self.rows)
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest difference that would have been seen with a power of 80 %."""
+        if self.interval is None or self.interval.ci95 is None:
+            return None
+        return self.interval.ci95 * (1 + NormalDist().inv_cdf(POWER) / Z95)
+
+
+def difference(results: Results, first: str, second: str) -> Difference:
+    """Compare two arms by the score."""
+    others = {run.seed: run for run in results.of(second) if run.trained}
+    rows = tuple(
+        np.subtract(run.test[results.score], others[run.seed].test[results.score])
+        for run in results.of(first)
+        if run.trained and run.seed in others
+    )
+    interval = over_seeds_and_tasks(rows) if rows else None
+    better = 0
+    if interval is not None and interval.ci95 is not None and abs(interval.mean) > interval.ci95:
+        high = results.metrics[results.score].best == "high"
+        better = 1 if (interval.mean > 0) == high else -1
+    return Difference(first, second, rows, interval, better)
+
+
+def counted(runs: Sequence[ArmRun]) -> list[ArmRun]:
+    """The runs of an arm that its test values are means over: those that trained. If none did,
+    those that were tested and did not diverge.
+    """
+    trained = [run for run in runs if run.trained]
+    return trained or [run for run in runs if run.test and run.outcome != "diverged"]
+
+
+def mean_score(runs: Sequence[ArmRun], metric: str) -> Interval | None:
+    """The mean of a metric over the runs of an arm that count; None if there are none."""
+    rows = [np.asarray(run.test[metric]) for run in counted(runs)]
+    return over_seeds_and_tasks(rows) if rows else None
+
+
+def epochs_to_gain(results: Results, run: ArmRun) -> int | None:
+    """The first epoch in which a run's validation score reaches 95 % of the baseline's gain.
+
+    The gain is that of the baseline's run of the same seed, to its best, from chance. A metric
+    without chance counts from the first epoch.
+    """
+    baseline = next((r for r in results.of(results.baseline) if r.seed == run.seed), None)
+    if baseline is None or not baseline.history or baseline.outcome != "trained":
+        return None
+    metric, score = results.metrics[results.score], results.score
+    start = metric.chance if metric.chance is not None else baseline.history[0].mean(score)
+    best = best_record(baseline.history, metric, score).mean(score)
+    level = metric.rank(start + GAIN * (best - start))
+    return next((r.epoch for r in run.history if metric.rank(r.mean(score)) <= level), None)
+
 
 ENOUGH_SEEDS = 3
 """Fewer seeds decide nothing: rounding alone, like another seed, moves a run by more than its
 interval over test tasks says.
 """
 
-FEW_ARMS = 3
+FEW_IN_HEADLINE = 3
 MOST_SENTENCES = 12
 
 
@@ -47,7 +132,7 @@ def verdict(results: Results) -> Verdict:
     found = [difference(results, arm, baseline) for arm in arms or results.controls]
     if not found:
         headline = _alone(results)
-    elif len(found) <= FEW_ARMS:
+    elif len(found) <= FEW_IN_HEADLINE:
         headline = " ".join(_headline(results, each) for each in found)
     else:
         headline = _summary(results, found)
@@ -161,3 +246,68 @@ def _caveats(results: Results, found: list[Difference]) -> Iterator[str]:
                 f"“{name}”, which needs no meta-training, has a test {results.score}"
                 f"{results.where} of {scale.show(easy)}: better than each arm."
             )
+
+
+NOTHING = "–"
+
+FEW_ARMS = 5
+"""Up to this number the arms are the columns of the table, which is narrower then."""
+
+Row = dict[str, str]
+
+
+def as_text(results: Results) -> str:
+    """The table, the verdict and the notes."""
+    table = cells(arm_rows(results))
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join(set_cell_size(cell, width) for cell, width in zip(line, widths, strict=True))
+        for line in table
+    ]
+    return "\n".join((*map(str.rstrip, lines), "", str(verdict(results)), *results.notes))
+
+
+def arm_rows(results: Results) -> list[Row]:
+    """One row for each arm, and for each yardstick."""
+    rows = [_arm_row(results, arm) for arm in results.arms]
+    for name, metrics in results.yardsticks.items():
+        scores = {
+            f"test {metric}{results.where}": results.metrics[metric].show(confidence95(values))
+            for metric, values in metrics.items()
+        }
+        rows.append({**dict.fromkeys(rows[0], NOTHING), "arm": name, "role": "yardstick", **scores})
+    return rows
+
+
+def cells(rows: list[Row]) -> list[list[str]]:
+    """Lines of cells, the heading first. A few rows become columns."""
+    table = [list(rows[0]), *(list(row.values()) for row in rows)]
+    return [list(column) for column in zip(*table, strict=True)] if len(rows) <= FEW_ARMS else table
+
+
+def _arm_row(results: Results, arm: str) -> Row:
+    runs, score = results.of(arm), results.metrics[results.score]
+    role = "baseline" if arm == results.baseline else ""
+    row = {"arm": arm, "role": "control" if arm in results.controls else role}
+    for name, metric in results.metrics.items():
+        mean, over = mean_score(runs, name), results.among_seeds(len(counted(runs)))
+        row[f"test {name}{results.where}"] = NOTHING if mean is None else metric.show(mean) + over
+    for other in (results.baseline, *results.controls):
+        found = difference(results, arm, other)
+        row[f"− {other}"] = NOTHING
+        if found.interval is not None and arm != other:
+            shown = score.show_difference(found.interval)
+            row[f"− {other}"] = shown + results.among_seeds(found.seeds)
+    best = [best_record(run.history, score, results.score).epoch for run in runs if run.history]
+    row["best epoch"] = span(best) or NOTHING
+    reached = [epochs_to_gain(results, run) for run in runs]
+    row["epochs to 95 % of the baseline’s gain"] = ", ".join(str(e or NOTHING) for e in reached)
+    seconds = sum(run.training_seconds for run in runs) / len(runs)
+    row["training time (h:mm:ss)"] = str(timedelta(seconds=round(seconds)))
+    row["trained"] = f"{sum(run.outcome == 'trained' for run in runs)} of {len(runs)}"
+    return row
+
+
+def span(numbers: Sequence[float]) -> str:
+    """Such as "5", or "3–5"; empty for no numbers."""
+    return "–".join(str(n) for n in sorted({min(numbers), max(numbers)})) if numbers else ""
