@@ -46,6 +46,9 @@ for name in list(os.environ):
     ):
         del os.environ[name]
 
+# Ray's workers are nicer than other processes, and would wait until all other tests have ended.
+os.environ["RAY_worker_niceness"] = "0"
+
 TINY_SIZE = 16
 
 
