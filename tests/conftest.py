@@ -47,7 +47,7 @@ for name in list(os.environ):
         del os.environ[name]
 
 # Ray's workers are nicer than other processes, and would wait until all other tests have ended.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # as Ray spells it
 
 TINY_SIZE = 16
 
