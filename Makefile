@@ -2,6 +2,7 @@
 #   make demo          environment, install, then the main job on glyphs, into runs/demo
 #   make test          environment, install, lint, types, tests of up to a few seconds
 #   make test-long     environment, install, the tests that start, stop and kill whole programs
+#   make test-all      environment, install, both kinds of tests at once, which takes less time
 #   make docs          environment, install, then the documentation as a site, into build/site
 #   make gallery       environment, install, then run the notebooks of docs/gallery again
 #   make check-wheel   environment, install, then build the wheel and try it in an empty environment
@@ -13,7 +14,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install demo test test-long soak lint types docs gallery check-wheel bench bench-all check-gpu clean
+.PHONY: install demo test test-long test-all soak lint types docs gallery check-wheel bench bench-all check-gpu clean
 
 install: $(INSTALLED)
 
@@ -32,14 +33,18 @@ demo: $(INSTALLED)
 # Compiled once, and not by each of the processes that tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-# The tests take one core each, and up to 2 GB.
-TESTS := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+# Three processes keep two cores busy, since long tests wait much. Each takes one thread and up to
+# 2 GB; so do the programs that tests start.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist worksteal
 
 test: $(INSTALLED) lint types
 	$(TESTS) -m "not long"
 
 test-long: $(INSTALLED)
 	$(TESTS) -m long
+
+test-all: $(INSTALLED)
+	$(TESTS)
 
 # Runs of random settings, killed hundreds of times: make soak SOAK_MINUTES=20
 soak: $(INSTALLED)

@@ -235,8 +235,7 @@ def test_every_layout(layout: str, method: str, inductive: bool, second_order: b
     assert_parity(s, 3, **LAYOUTS[layout])
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("tasks_at_a_time", [1, 2])
+@pytest.mark.parametrize(("tasks_at_a_time", "recompute"), [(1, True), (2, False)])
 @pytest.mark.parametrize("sharing", ["none", "rate-control", "own-gradient"])
 @pytest.mark.parametrize("method", ["maml", "meta-sgd", "maml++"])
 def test_tasks_that_share_nothing_taken_apart(

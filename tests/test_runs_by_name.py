@@ -267,6 +267,7 @@ def test_a_run_of_a_time_before_images_were_recorded_opens_for_its_history(
             use()
 
 
+@pytest.mark.usefixtures("few_glyphs")
 def test_the_shipped_model_is_opened_by_its_name_without_a_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from gradshare.training.files import UNFINISHED
 from tests.training.killing import records_in
 
 PATIENCE = 120
-EPOCHS = 30  # more than a run completes before it is stopped
+EPOCHS = 15  # more than a run completes before it is stopped
 
 pytestmark = pytest.mark.long
 
