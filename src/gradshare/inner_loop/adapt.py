@@ -210,8 +210,8 @@ def split_by_task(params: Tensors, chunks: Sequence[slice]) -> list[dict[str, Te
     if len(chunks) == 1:
         return [dict(params)]
     sizes = [chunk.stop - chunk.start for chunk in chunks]
-    apart = [torch.split(tensor, sizes) for tensor in params.values()]
-    return [dict(zip(params, part, strict=True)) for part in zip(*apart, strict=True)]
+    apart = {name: torch.split(tensor, sizes) for name, tensor in params.items()}
+    return [{name: parts[i] for name, parts in apart.items()} for i in range(len(chunks))]
 
 
 def joined_tasks(parts: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import reprlib
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -283,17 +283,8 @@ class MetaLearner:
             adapted: the tasks as `adapt` returned them.
             tasks: prepared tasks.
         """
-        return torch.cat(
-            [
-                self._query_outputs(
-                    {name: t[chunk] for name, t in adapted.params.items()},
-                    self.shared_parameters(meta, adapted.updates - 1),
-                    tasks[chunk],
-                    training=False,
-                )
-                for chunk in self.chunks(tasks)
-            ]
-        )
+        shared = self.shared_parameters(meta, adapted.updates - 1)
+        return self.outputs(adapted.params, shared, tasks, queries=True, training=False)
 
     def module(self, meta: Tensors, adapted: Adapted) -> nn.Module:
         """The user's model with the parameters of the first adapted task, in evaluation mode."""
@@ -319,14 +310,7 @@ class MetaLearner:
         self, params: Tensors, shared: Tensors, tasks: TaskBatch, *, training: bool
     ) -> Tensor:
         """The (T,) losses of the support sets at some parameters (T, …)."""
-        outputs = self.network(
-            params,
-            shared,
-            tasks.support_x,
-            sizes=tasks.support_n,
-            training=training,
-            together=self.tasks_at_a_time != 1,
-        )
+        outputs = self.outputs(params, shared, tasks, queries=False, training=training)
         return self.losses(outputs, tasks.support_y, tasks.support_n)
 
     def _query_losses(
@@ -336,7 +320,7 @@ class MetaLearner:
 
         def losses(params: Tensors, shared: Tensors, chunk: slice) -> tuple[Tensor, Tensor]:
             part = tasks[chunk]
-            outputs = self._query_outputs(params, shared, part, training=True)
+            outputs = self.outputs(params, shared, part, queries=True, training=True)
             return self.losses(outputs, part.query_y, part.query_n), outputs
 
         shared = self.shared_parameters(meta, adapted.updates - 1)
@@ -350,16 +334,39 @@ class MetaLearner:
         values, outputs = zip(*parts, strict=True)
         return joined_tasks(values), joined_tasks(outputs)
 
-    def _query_outputs(
-        self, params: Tensors, shared: Tensors, tasks: TaskBatch, *, training: bool
+    def outputs(
+        self,
+        params: Tensors,
+        shared: Tensors,
+        tasks: TaskBatch,
+        *,
+        queries: bool,
+        training: bool,
+        network: Network | None = None,
     ) -> Tensor:
-        return self.network(
+        """The model's outputs for the queries of tasks or for their support sets, (T, n, …).
+
+        Args:
+            params: (T, …) the parameters of each task.
+            shared: the parameters that the tasks share.
+            tasks: prepared tasks.
+            queries: whether to compute those of the queries.
+            training: whether this is meta-training.
+            network: another network of the same parameters, such as `head.body`.
+        """
+        how: dict[str, Any] = {"queries": queries, "training": training, "network": network}
+        chunks = self.chunks(tasks)
+        if len(chunks) > 1:
+            apart = zip(chunks, split_by_task(params, chunks), strict=True)
+            return joined_tasks([self.outputs(p, shared, tasks[c], **how) for c, p in apart])
+        by_support = queries and self.inductive
+        return (network or self.network)(
             params,
             shared,
-            tasks.query_x,
-            support=tasks.support_x if self.inductive else None,
-            sizes=tasks.query_n,
-            support_sizes=tasks.support_n,
+            tasks.query_x if queries else tasks.support_x,
+            support=tasks.support_x if by_support else None,
+            sizes=tasks.query_n if queries else tasks.support_n,
+            support_sizes=tasks.support_n if by_support else None,
             training=training,
             together=self.tasks_at_a_time != 1,
         )

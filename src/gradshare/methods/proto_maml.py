@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import Tensors, UpdateRule
 from gradshare.inner_loop.memory_order import for_all_tasks
-from gradshare.methods.head import AnyWays, Body, members
+from gradshare.methods.head import AnyWays, body, members
 from gradshare.methods.learner import ABSENT
 from gradshare.methods.maml import Sharing, descent
 from gradshare.methods.meta_learner import MODEL
@@ -29,7 +29,7 @@ class ProtoMAML(AnyWays):
                 f"the head of {self.head[0]!r} has no bias for the inner loop to adapt, and the "
                 "bias starts from the class means too; make it with bias=True"
             )
-        self.body = Body(self, head)
+        self.body = body(self, head)
 
     def init(self) -> tuple[dict[str, Tensor], Tensors]:
         """The meta-parameters without the head, which is not learned; see `Learner`."""
@@ -43,7 +43,10 @@ class ProtoMAML(AnyWays):
         learned = (name for name in self.adapted if name not in self.head)
         theta = {name: meta[f"{MODEL}.{name}"] for name in learned}
         theta = {name: for_all_tasks(t, len(tasks)) for name, t in theta.items()}
-        inputs = self.body(self, theta, meta, tasks, training=training)
+        shared = self.shared_parameters(meta, 0)
+        inputs = self.outputs(
+            theta, shared, tasks, queries=False, training=training, network=self.body
+        )
         belongs = members(tasks)
         counts = belongs.sum(1)
         sums = belongs.to(inputs.dtype).transpose(1, 2) @ inputs
