@@ -197,32 +197,22 @@ class Chain(UpdateRule):
     ) -> tuple[Tensors, Tensors, Tensors]:
         """Pass the gradients through each rule, and let the last one move the parameters."""
 
-        def move(rule: UpdateRule, gradients: Tensors, *rest: Any) -> tuple[Tensors, ...]:
-            return rule.descend(params, gradients, *rest)
+        def move(rule: UpdateRule, *given: Any) -> tuple[Tensors, Tensors, Tensors]:
+            return rule.descend(params, *given)
 
         return self._pass_through(move, gradients, meta, carried, task, step)
 
     def _pass_through(
-        self,
-        call_last: Callable[..., tuple[Tensors, ...]],
-        gradients: Tensors,
-        meta: Tensors,
-        carried: Tensors,
-        task: Tensors,
-        step: Step,
+        self, call_last: Callable[..., tuple[Tensors, Tensors, Tensors]], *given: Any
     ) -> tuple[Tensors, Tensors, Tensors]:
         """Call each rule with its own tensors, the last one by `call_last`."""
+        gradients, meta, carried, task, step = given
         new_carried, new_task = dict(carried), dict(task)
-        for number, (name, rule) in enumerate(self.rules.items(), start=1):
-            call = call_last if number == len(self.rules) else checked_update
-            gradients, own_carried, own_task = call(
-                rule,
-                gradients,
-                under(name, meta),
-                under(name, carried),
-                under(name, task),
-                step,
-            )
+        *_, last = self.rules
+        for name, rule in self.rules.items():
+            own = (under(name, tensors) for tensors in (meta, carried, task))
+            call: Callable[..., Any] = call_last if name == last else checked_update
+            gradients, own_carried, own_task = call(rule, gradients, *own, step)
             new_carried |= with_prefix(name, own_carried)
             new_task |= with_prefix(name, own_task)
         return gradients, new_carried, new_task
@@ -317,6 +307,12 @@ def require_rule(name: str, rule: object) -> UpdateRule:
             "gradshare.UpdateRule, such as GradientSharing()"
         )
     return rule
+
+
+def for_each_step(params: Tensors, steps: int, value: float) -> Tensor:
+    """A number (K,) for each inner step, with the dtype of gates and the parameters' device."""
+    like = next(iter(params.values()))
+    return like.new_full((steps,), value, dtype=gate_dtype(params))
 
 
 def gate_dtype(params: Tensors) -> torch.dtype:

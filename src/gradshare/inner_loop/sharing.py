@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradshare.errors import require_choice
 from gradshare.inner_loop.memory_order import in_order_of, inner_product, sum_over_first
-from gradshare.inner_loop.rule import Step, SumOverTasks, Tensors, UpdateRule, gate_dtype
+from gradshare.inner_loop.rule import Step, SumOverTasks, Tensors, UpdateRule, for_each_step
 
 Norm = Literal["global", "per-tensor"]
 
@@ -43,9 +43,8 @@ class GradientSharing(UpdateRule):
 
     def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         """m = λ = 0 (Algorithm 1), and no ĝ yet."""
-        like = next(iter(params.values()))
-        zeros = like.new_zeros(steps, dtype=gate_dtype(params))
-        carried = {"seen": torch.zeros(steps, dtype=torch.bool, device=like.device)}
+        zeros = for_each_step(params, steps, 0)
+        carried = {"seen": torch.zeros_like(zeros, dtype=torch.bool)}
         for k in range(steps):
             carried |= {f"g_hat.{k}.{name}": torch.zeros_like(p) for name, p in params.items()}
         return {"m": zeros, "lambda": zeros.clone()}, carried

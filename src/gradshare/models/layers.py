@@ -22,11 +22,13 @@ Model = TypeVar("Model", bound=nn.Module)
 def accelerate(model: Model) -> Model:
     """A copy of a network that is differentiated twice in less time.
 
-    Its `nn.Conv2d`, `nn.BatchNorm2d` and `nn.GroupNorm` layers get hand-written second derivatives.
-    They compute what they computed before, up to rounding, in each mode, and have the same
-    parameters, buffers and names, so that a state dictionary fits both networks. `nn.LSTM` and
-    `nn.GRU` are computed in plain operations, which `torch.vmap` and two derivatives on a GPU need.
-    Subclasses of these layers stay as they are.
+    Its `nn.Conv2d`, `nn.BatchNorm2d`, `nn.GroupNorm` and `nn.LayerNorm` layers get hand-written
+    second derivatives. `nn.MultiheadAttention`, `nn.LSTM` and `nn.GRU` are computed in plain
+    operations, which `torch.vmap` can take, and which can be differentiated twice on a GPU.
+
+    All layers compute what they computed before, up to rounding, in each mode. They have the same
+    parameters, buffers and names, so that a state dictionary fits both networks. Subclasses of
+    these layers stay as they are.
 
     Args:
         model: any module that `copy.deepcopy` accepts. It is not changed.
