@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import Adaptation, Tensors, UpdateRule
+from gradshare.inner_loop import SGD, Adaptation, Tensors, UpdateRule
 from gradshare.methods.head import body, head_parameters
-from gradshare.methods.maml import Sharing, descent
+from gradshare.methods.maml import Sharing, chain
 from gradshare.methods.meta_learner import MetaLearner
 from gradshare.tasks.batch import TaskBatch
 
@@ -88,10 +88,10 @@ def anil(
     rule: UpdateRule | None = None,
     **options: Any,
 ) -> ANIL:
-    """ANIL ("almost no inner loop"): MAML whose inner loop adapts the head alone.
+    """ANIL (Raghu et al., 2020): MAML whose inner loop adapts the head alone.
 
-    Of a body with weights φ and a head with weights w, both are learned by the outer loss, the mean
-    over tasks of L_t^query(φ, w_{t,K}), where
+    The name stands for "almost no inner loop". The outer loop learns the weights φ of the body and
+    w of the head. Its loss is the mean over tasks of L_t^query(φ, w_{t,K}), where
 
         w_{t,0} = w,   w_{t,k} = w_{t,k-1} - α ∇_w L_t^support(φ, w_{t,k-1})
 
@@ -104,10 +104,10 @@ def anil(
         inner_lr: α.
         sharing: see `maml`.
         rule: see `maml`.
-        **options: of `MetaLearner`, but for `adapts`.
+        **options: of `MetaLearner`, such as `loss`; not `adapts`.
 
     Raises:
-        ConfigError: the model has no such linear layer.
+        ConfigError: the model has no such linear layer, or `per_step_batch_norm` is given.
     """
-    chain = descent(inner_lr, sharing, rule)
-    return ANIL(model, chain, head=head, steps=steps, **options)
+    rules = chain(sharing, rule, sgd=SGD(inner_lr))
+    return ANIL(model, rules, head=head, steps=steps, **options)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import Tensors, UpdateRule
+from gradshare.inner_loop import SGD, Tensors, UpdateRule
 from gradshare.inner_loop.memory_order import for_all_tasks
 from gradshare.methods.head import AnyWays, body, members
 from gradshare.methods.learner import ABSENT
-from gradshare.methods.maml import Sharing, descent
+from gradshare.methods.maml import Sharing, chain
 from gradshare.methods.meta_learner import MODEL
 from gradshare.tasks.batch import TaskBatch
 
@@ -66,11 +66,10 @@ def proto_maml(
     rule: UpdateRule | None = None,
     **options: Any,
 ) -> ProtoMAML:
-    """MAML whose head starts as the prototypical network's, so that one trained model serves any
-    number of classes.
+    """ProtoMAML (Triantafillou et al., 2020): MAML whose head starts from the class means.
 
-    With the means μ_c of the head's inputs over the support examples of each class c, the head of a
-    task starts from
+    So one trained model serves any number of classes. With the means μ_c of the head's inputs over
+    the support examples of each class c, the head of a task starts as a prototypical network's:
 
         W_c = 2 μ_c,   b_c = -‖μ_c‖²
 
@@ -86,10 +85,10 @@ def proto_maml(
         inner_lr: α.
         sharing: see `maml`.
         rule: see `maml`.
-        **options: options of `MetaLearner`, such as `loss` and `second_order`.
+        **options: of `MetaLearner`, such as `loss` and `second_order`.
 
     Raises:
         ConfigError: the model has no such linear layer, or it has no bias.
     """
-    chain = descent(inner_lr, sharing, rule)
-    return ProtoMAML(model, chain, head=head, steps=steps, **options)
+    rules = chain(sharing, rule, sgd=SGD(inner_lr))
+    return ProtoMAML(model, rules, head=head, steps=steps, **options)
