@@ -116,7 +116,7 @@ def adapt(
         losses = before[LOSSES]["support"]
         step = Step(min(k, trained_steps - 1), params, gradients, losses, sum_over_tasks)
         params, carried, task = rule.descend(
-            params, gradients, before["meta"], before["carried"], before["task"], step
+            gradients, before["meta"], before["carried"], before["task"], step
         )
         return {"params": params, "carried": carried, "task": task, LOSSES: before[LOSSES]}
 

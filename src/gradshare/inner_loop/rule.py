@@ -113,20 +113,10 @@ class UpdateRule:
         raise NotImplementedError(f"{type(self).__name__} must define `update`")
 
     def descend(
-        self,
-        params: Tensors,
-        gradients: Tensors,
-        meta: Tensors,
-        carried: Tensors,
-        task: Tensors,
-        step: Step,
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
-        """Call `update` and subtract the updates from the parameters. A subclass may do both in one
-        pass over memory.
-
-        Args:
-            params: (T, …) the parameters to move.
-            gradients, meta, carried, task, step: as for `update`.
+        """Call `update`, and subtract the updates from `step.params`. A subclass may do both in one
+        pass over memory. Arguments as for `update`.
 
         Returns:
             The moved parameters, `carried` and the tasks' state.
@@ -135,7 +125,7 @@ class UpdateRule:
             ConfigError: `update` returned other names or shapes than it should.
         """
         updates, carried, task = checked_update(self, gradients, meta, carried, task, step)
-        return {name: tensor - updates[name] for name, tensor in params.items()}, carried, task
+        return {name: t - updates[name] for name, t in step.params.items()}, carried, task
 
     def report(self, meta: Tensors) -> dict[str, list[float]]:
         """Learned quantities worth plotting over time, with one value for each inner step."""
@@ -187,20 +177,12 @@ class Chain(UpdateRule):
         return self._pass_through(checked_update, gradients, meta, carried, task, step)
 
     def descend(
-        self,
-        params: Tensors,
-        gradients: Tensors,
-        meta: Tensors,
-        carried: Tensors,
-        task: Tensors,
-        step: Step,
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
         """Pass the gradients through each rule, and let the last one move the parameters."""
-
-        def move(rule: UpdateRule, *given: Any) -> tuple[Tensors, Tensors, Tensors]:
-            return rule.descend(params, *given)
-
-        return self._pass_through(move, gradients, meta, carried, task, step)
+        return self._pass_through(
+            lambda rule, *given: rule.descend(*given), gradients, meta, carried, task, step
+        )
 
     def _pass_through(
         self, call_last: Callable[..., tuple[Tensors, Tensors, Tensors]], *given: Any

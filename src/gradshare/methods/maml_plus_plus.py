@@ -11,7 +11,6 @@ from gradshare.errors import ConfigError
 from gradshare.inner_loop import LSLR, SGD, Tensors, UpdateRule
 from gradshare.methods.maml import Sharing, chain
 from gradshare.methods.meta_learner import MODEL, MetaLearner
-from gradshare.methods.multi_step_loss import MultiStepLoss
 
 
 def maml_plus_plus(
@@ -35,8 +34,7 @@ def maml_plus_plus(
     - The first outer iterations are first order (`first_order_iterations`; default: none).
     - The outer learning rate is annealed by a cosine, with `schedule` of `gradshare.fit`.
 
-    The reference code changes the weights of the query losses after each of its epochs of 500
-    iterations, here they change at each iteration.
+    `MetaLearner.query_weights` says how the reference code anneals the weights.
 
     Args:
         model: see `maml`.
@@ -57,7 +55,7 @@ def maml_plus_plus(
         model,
         chain(sharing, rule, **rates),
         steps=steps,
-        multi_step_loss=MultiStepLoss(multi_step_iterations),
+        multi_step_iterations=multi_step_iterations,
         per_step_batch_norm=per_step_batch_norm,
         **options,
     )

@@ -32,7 +32,6 @@ from gradshare.methods.learner import (
     require_labels,
     require_state,
 )
-from gradshare.methods.multi_step_loss import MultiStepLoss
 from gradshare.methods.network import (
     Network,
     Precision,
@@ -44,6 +43,10 @@ from gradshare.models import BatchNormMode
 from gradshare.tasks.batch import TaskBatch
 
 MODEL = "model"
+
+SMALLEST_SHARE = 0.03
+"""The share of its first weight that a query loss before the last step keeps in the annealing of
+MAML++, as in the reference code."""
 
 
 class MetaLearner:
@@ -62,7 +65,8 @@ class MetaLearner:
         second_order: whether the outer gradient goes through the task gradients.
         first_order_iterations: how many outer iterations are first order before the others
             (MAML++'s derivative-order annealing).
-        multi_step_loss: MAML++'s outer loss over every inner step; None for the last one only.
+        multi_step_iterations: for how many outer iterations the query losses of all inner steps
+            count, with weights that are annealed to the last one (MAML++); see `query_weights`.
         per_step_batch_norm: learn one γ and β for each inner step, (K, C) (MAML++). Those that the
             inner loop adapts stay single.
         batch_norm: which inputs supply the batch statistics of the queries: "transductive", all
@@ -92,7 +96,7 @@ class MetaLearner:
         loss: Loss = F.cross_entropy,
         second_order: bool = True,
         first_order_iterations: int = 0,
-        multi_step_loss: MultiStepLoss | None = None,
+        multi_step_iterations: int = 0,
         per_step_batch_norm: bool = False,
         batch_norm: BatchNormMode = "auto",
         adapts: Callable[[str], bool] | None = None,
@@ -107,6 +111,7 @@ class MetaLearner:
         require_choice("precision", precision, Precision)
         require_choice("second_order", second_order, Literal[True, False])
         require_count("first_order_iterations", first_order_iterations, least=0)
+        require_count("multi_step_iterations", multi_step_iterations, least=0)
         require_count("steps", steps)
         self.network = Network(model, precision=precision)
         self.model = model
@@ -117,7 +122,7 @@ class MetaLearner:
         self.losses = TaskLosses(loss)
         self.second_order = second_order
         self.first_order_iterations = first_order_iterations
-        self.multi_step_loss = multi_step_loss
+        self.multi_step_iterations = multi_step_iterations
         self.tasks_at_a_time = tasks_at_a_time
         self.recompute = recompute
         self.separate = False
@@ -248,10 +253,19 @@ class MetaLearner:
         return joined([of_part(tasks[part]) for part in self.parts(tasks)])
 
     def query_weights(self, iteration: int) -> list[float]:
-        """The weight of each inner step's query loss at an outer iteration (from 0)."""
-        if self.multi_step_loss is None:
-            return [0.0] * (self.steps - 1) + [1.0]
-        return self.multi_step_loss.weights(self.steps, iteration)
+        """The weights of the query losses after update 1, …, K at an outer iteration (from 0).
+
+        They are equal at first, and annealed until only the last one counts (Antoniou et al., 2018,
+        §4). The reference code changes them after each of its epochs of 500 iterations. Here they
+        change with each iteration, and equal the reference's at the start of its epochs.
+        """
+        K = self.steps
+        if iteration >= self.multi_step_iterations:
+            return [0.0] * (K - 1) + [1.0]
+        done = iteration / self.multi_step_iterations
+        other = max(1 / K - done / K, SMALLEST_SHARE / K)
+        last = min(1 / K + done * (K - 1) / K, 1 - (K - 1) * SMALLEST_SHARE / K)
+        return [other] * (K - 1) + [last]
 
     @torch.no_grad()
     def adapt(
