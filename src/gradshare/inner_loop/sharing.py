@@ -92,14 +92,13 @@ def normalized(gradient: Tensors, norm: Norm) -> dict[str, Tensor]:
         gradient: (…) tensors, without a task dimension.
         norm: see `GradientSharing`.
     """
-    units = {name: _largest(tensor) for name, tensor in gradient.items()}
-    if norm == "global":
-        units = dict.fromkeys(units, torch.stack(list(units.values())).amax())
-    gradient = {name: tensor / _unit(units[name]) for name, tensor in gradient.items()}
-    squares = {name: tensor.square().sum() for name, tensor in gradient.items()}
-    if norm == "global":
-        squares = dict.fromkeys(squares, torch.stack(list(squares.values())).sum())
-    return {name: tensor * _inverse_root(squares[name]) for name, tensor in gradient.items()}
+    if norm == "per-tensor":
+        return {n: normalized({n: tensor}, "global")[n] for n, tensor in gradient.items()}
+    unit = _unit(torch.stack([_largest(tensor) for tensor in gradient.values()]).amax())
+    gradient = {name: tensor / unit for name, tensor in gradient.items()}
+    square = torch.stack([tensor.square().sum() for tensor in gradient.values()]).sum()
+    inverse = _inverse_root(square)
+    return {name: tensor * inverse for name, tensor in gradient.items()}
 
 
 def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
