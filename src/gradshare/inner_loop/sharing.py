@@ -63,7 +63,7 @@ class GradientSharing(UpdateRule):
             # Eqs. 2 and 3 in one: without a history all of ĝ_k is g_k, and m_k's gradient is 0.
             momentum = torch.where(has_history, torch.sigmoid(meta["m"][step.k]), 1.0)
             g_hat = {
-                name: interpolate(stored, _shaped_like(stored, g[name]), momentum)
+                name: torch.lerp(stored, _shaped_like(stored, g[name]), momentum.to(stored.dtype))
                 for name, stored in g_hat.items()
             }
             seen = carried["seen"].clone()
@@ -105,8 +105,8 @@ def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
     """start + weight · (end - start).
 
     Args:
-        start: (T, …) or (…).
-        end: the same shape, with or without the tasks; or a scalar.
+        start: (T, …).
+        end: (T, …), or (…) for all tasks, or a scalar.
         weight: a scalar.
     """
     # A model can have parameters of several types; the gates have the widest.
