@@ -31,8 +31,8 @@ def sum_over_first(tensor: Tensor) -> Tensor:
 def in_order_of(tensor: Tensor, like: Tensor) -> Tensor:
     """The same values, lying in memory in the order of another tensor's.
 
-    A tensor with values of its own for each task is returned as it is, since its copy would cost
-    more than it saves.
+    A tensor whose values differ between tasks is returned as it is, since its copy would cost more
+    than it saves.
 
     Args:
         tensor: (…), or its expansion to (T, …).

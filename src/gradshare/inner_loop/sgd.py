@@ -35,8 +35,8 @@ class SGD(UpdateRule):
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
         """θ - α ∇ in one pass."""
-        # A subclass with another `update` computes other steps. `alpha` takes no tensor, and no
-        # number that the parameters' type does not hold.
+        # A subclass may have another `update`. `alpha` must be a number, and one that the
+        # parameters' type can represent.
         overridden = type(self).update is not SGD.update
         if overridden or isinstance(self.lr, Tensor) or self.lr > torch.finfo(torch.float16).max:
             return super().descend(gradients, meta, carried, task, step)

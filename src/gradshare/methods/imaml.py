@@ -91,13 +91,13 @@ class ImplicitMAML(MetaLearner):
             found = torch.autograd.grad(
                 losses.sum(), list(phi.values()), retain_graph=True, materialize_grads=True
             )
-            solution = conjugate_gradients(
-                matrix, dict(zip(phi, found, strict=True)), self.cg_steps
-            )
-            # Of these terms the gradients are right, and the values are taken out again.
+            b = dict(zip(phi, found, strict=True))
+            solution = conjugate_gradients(matrix, b, self.cg_steps)
+            # These terms add their gradient alone: their values are subtracted again.
             start = self.start(meta, tasks, training=True)
-            terms = inner_products(solution, start)
-            terms = terms - inner_products(solution, slopes) / self.strength
+            terms = (
+                inner_products(solution, start) - inner_products(solution, slopes) / self.strength
+            )
             objective = losses + terms - terms.detach()
         return OuterStep(objective, losses.detach(), outputs.detach(), adaptation.carried)
 

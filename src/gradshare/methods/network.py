@@ -66,13 +66,10 @@ class Network:
         self._training = _Copy(use_fast_layers(_private(model, evaluation=False)), up_to)
         self._evaluation = _Copy(use_fast_layers(_private(model, evaluation=True)), up_to)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The constructor's arguments: the copies and the lock can't be pickled."""
-        return {"model": self.model, "precision": self.precision, "up_to": self.up_to}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Construct the network again."""
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the arguments alone, since the copies and the lock can't be pickled."""
+        again = functools.partial(Network, precision=self.precision, up_to=self.up_to)
+        return again, (self.model,)
 
     def __call__(
         self,
