@@ -397,9 +397,11 @@ class MetaLearner:
         each_step: bool = False,
     ) -> Adaptation:
         training = sum_over_tasks is not None
+        chunks = self.chunks(tasks)
+        parts = {chunk.start: tasks[chunk] for chunk in chunks}  # once for all steps
 
         def support_losses(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
-            return self.support_losses(params, shared, tasks[chunk], training=training)
+            return self.support_losses(params, shared, parts[chunk.start], training=training)
 
         require_state(self._shapes, meta, carried)
         require_labels(self.loss, tasks)
@@ -414,7 +416,7 @@ class MetaLearner:
             second_order=second_order,
             sum_over_tasks=sum_over_tasks,
             shared=lambda step: self.shared_parameters(meta, step),
-            chunks=self.chunks(tasks),
+            chunks=chunks,
             recompute=self.recompute,
             each_step=each_step,
         )
