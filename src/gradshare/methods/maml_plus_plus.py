@@ -34,7 +34,8 @@ def maml_plus_plus(
     - The first outer iterations are first order (`first_order_iterations`; default: none).
     - The outer learning rate is annealed by a cosine, with `schedule` of `gradshare.fit`.
 
-    `MetaLearner.query_weights` says how the reference code anneals the weights.
+    The reference code changes the weights of the query losses every 500 iterations. Here they
+    change at each iteration.
 
     Args:
         model: see `maml`.

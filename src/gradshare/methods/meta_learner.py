@@ -12,15 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.errors import ConfigError, require_choice, require_count
-from gradshare.inner_loop import (
-    Adaptation,
-    SumOverTasks,
-    Tensors,
-    UpdateRule,
-    adapt,
-    sum_over_local_tasks,
-)
-from gradshare.inner_loop.adapt import joined_tasks, split_by_task
+from gradshare.inner_loop import SumOverTasks, Tensors, UpdateRule, sum_over_local_tasks
+from gradshare.inner_loop.adapt import Adaptation, adapt, joined_tasks, split_by_task
 from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.memory_order import for_all_tasks
 from gradshare.inner_loop.rule import checked_init, refuse_to_sum, require_rule, with_prefix
@@ -32,21 +25,13 @@ from gradshare.methods.learner import (
     require_labels,
     require_state,
 )
-from gradshare.methods.network import (
-    Network,
-    Precision,
-    batch_norm_parameters,
-    is_inductive,
-)
+from gradshare.methods.multi_step_loss import multi_step_weights
+from gradshare.methods.network import Network, Precision, batch_norm_parameters, is_inductive
 from gradshare.methods.task_losses import TaskLosses
 from gradshare.models import BatchNormMode
 from gradshare.tasks.batch import TaskBatch
 
 MODEL = "model"
-
-SMALLEST_SHARE = 0.03
-"""The share of its first weight that a query loss before the last step keeps in the annealing of
-MAML++, as in the reference code."""
 
 
 class MetaLearner:
@@ -66,7 +51,7 @@ class MetaLearner:
         first_order_iterations: how many outer iterations are first order before the others
             (MAML++'s derivative-order annealing).
         multi_step_iterations: for how many outer iterations the query losses of all inner steps
-            count, with weights that are annealed to the last one (MAML++); see `query_weights`.
+            count, with weights that are annealed to the last one (MAML++).
         per_step_batch_norm: learn one γ and β for each inner step, (K, C) (MAML++). Those that the
             inner loop adapts stay single.
         batch_norm: which inputs supply the batch statistics of the queries: "transductive", all
@@ -253,19 +238,8 @@ class MetaLearner:
         return joined([of_part(tasks[part]) for part in self.parts(tasks)])
 
     def query_weights(self, iteration: int) -> list[float]:
-        """The weights of the query losses after update 1, …, K at an outer iteration (from 0).
-
-        They are equal at first, and annealed until only the last one counts (Antoniou et al., 2018,
-        §4). The reference code changes them after each of its epochs of 500 iterations. Here they
-        change with each iteration, and equal the reference's at the start of its epochs.
-        """
-        K = self.steps
-        if iteration >= self.multi_step_iterations:
-            return [0.0] * (K - 1) + [1.0]
-        done = iteration / self.multi_step_iterations
-        other = max(1 / K - done / K, SMALLEST_SHARE / K)
-        last = min(1 / K + done * (K - 1) / K, 1 - (K - 1) * SMALLEST_SHARE / K)
-        return [other] * (K - 1) + [last]
+        """The weight of each inner step's query loss at an outer iteration (from 0)."""
+        return multi_step_weights(self.steps, iteration, self.multi_step_iterations)
 
     @torch.no_grad()
     def adapt(
@@ -368,9 +342,9 @@ class MetaLearner:
             training: whether this is meta-training.
             network: another network of the same parameters, such as `head.body`.
         """
-        how: dict[str, Any] = {"queries": queries, "training": training, "network": network}
         chunks = self.chunks(tasks)
         if len(chunks) > 1:
+            how: dict[str, Any] = {"queries": queries, "training": training, "network": network}
             apart = zip(chunks, split_by_task(params, chunks), strict=True)
             return joined_tasks([self.outputs(p, shared, tasks[c], **how) for c, p in apart])
         by_support = queries and self.inductive
