@@ -282,13 +282,8 @@ def _load_timm(name: str, options: dict[str, Any], weights: Path | None) -> _Loa
             f"--backbone {name}: timm cannot make it ({error!s:.300}); `timm.list_models()` has "
             "the names"
         ) from error
-    preprocessing = {
-        "size": config["input_size"][-1],
-        "crop": config["crop_pct"],
-        "interpolation": config["interpolation"],
-        "mean": config["mean"],
-        "std": config["std"],
-    }
+    preprocessing = {key: config[key] for key in ("interpolation", "mean", "std")}
+    preprocessing |= {"size": config["input_size"][-1], "crop": config["crop_pct"]}
     network = _frozen(name, module, weights)
     return _Loaded(network, preprocessing, f"timm {timm.__version__}", digest(module.state_dict()))
 

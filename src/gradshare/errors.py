@@ -10,14 +10,9 @@ from numbers import Integral
 from typing import Any, get_args
 
 SIGNAL_STATUS = 128
-"""A program that a signal ends has this plus the signal's number as its exit status, as a shell
-has it.
-"""
-
+"""A program that a signal ends exits with this plus the signal's number, as in a shell."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
-
-
 _LONG_WORD = re.compile(r"(\S{400})\S{100,}")
 
 

@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from gradshare.errors import ConfigError
-from gradshare.methods.multi_step_loss import MultiStepLoss
+from gradshare.methods import MetaLearner, maml_plus_plus
+
+
+def learner(iterations: int, steps: int = 5) -> MetaLearner:
+    return maml_plus_plus(nn.Linear(2, 2), multi_step_iterations=iterations, steps=steps)
 
 
 @pytest.mark.parametrize(
@@ -25,30 +30,28 @@ from gradshare.methods.multi_step_loss import MultiStepLoss
 )
 def test_multi_step_weights_of_the_reference(epoch: float, other: float, last: float) -> None:
     # K = 5, 15 epochs of 500 iterations.
-    weights = MultiStepLoss(15 * 500).weights(5, round(epoch * 500))
+    weights = learner(15 * 500).query_weights(round(epoch * 500))
     assert weights == pytest.approx([other] * 4 + [last])
     assert sum(weights) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("iteration", [7500, 7501, 50_000])
 def test_afterwards_only_the_last_step_counts(iteration: int) -> None:
-    assert MultiStepLoss(7500).weights(5, iteration) == [0, 0, 0, 0, 1]
+    assert learner(7500).query_weights(iteration) == [0, 0, 0, 0, 1]
 
 
 def test_left_out_it_is_the_last_step_from_the_start() -> None:
-    assert MultiStepLoss(0).weights(3, 0) == [0, 0, 1]
+    assert learner(0, steps=3).query_weights(0) == [0, 0, 1]
 
 
 def test_one_step_has_all_the_weight() -> None:
-    assert MultiStepLoss(10).weights(1, 5) == [1]
+    assert learner(10, steps=1).query_weights(5) == [1]
 
 
 def test_the_number_of_iterations_must_be_a_whole_number() -> None:
     with pytest.raises(ConfigError) as error:
-        MultiStepLoss(0.5)  # type: ignore[arg-type]
-    assert str(error.value) == (
-        "iterations of the multi-step loss is 0.5; give a whole number, at least 0"
-    )
+        learner(0.5)  # type: ignore[arg-type]
+    assert str(error.value) == "multi_step_iterations is 0.5; give a whole number, at least 0"
 
 
 def test_the_documented_cosine_is_the_references_which_moves_once_an_epoch() -> None:

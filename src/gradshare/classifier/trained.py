@@ -19,7 +19,7 @@ from gradshare.config.runs import open_run
 from gradshare.errors import ConfigError, RunError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner
-from gradshare.methods.head import Body, members
+from gradshare.methods.head import body, members
 from gradshare.tasks import ImageTasks, TaskBatch, TaskSource
 from gradshare.tasks.absent import AbsentImages
 from gradshare.tasks.batch import Tree, first_leaf, tree_map
@@ -87,7 +87,7 @@ class Trained:
         self._body = None
         if isinstance(self.learner, MetaLearner):
             with contextlib.suppress(ConfigError):  # it has no linear head
-                self._body = Body(self.learner, None)
+                self._body = body(self.learner, None)
         inductive = getattr(self.learner, "inductive", False)
         network = getattr(self.learner, "network", None)
         self.transductive = not inductive and (network is None or network.uses_batch_statistics)
@@ -224,8 +224,9 @@ class Trained:
         learner = self.learner
         if self._body is None or not isinstance(learner, MetaLearner):
             return learner.predict(meta, own, tasks).flatten(2)
-        inputs = self._body(
-            learner, own.params, meta, tasks, training=False, step=own.updates - 1, queries=True
+        shared = learner.shared_parameters(meta, own.updates - 1)
+        inputs = learner.outputs(
+            own.params, shared, tasks, queries=True, training=False, network=self._body
         )
         return inputs.flatten(2)
 

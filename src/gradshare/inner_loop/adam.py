@@ -58,7 +58,7 @@ class Adam(UpdateRule):
         """m = v = 0, after no step."""
         zeros = {name: torch.zeros_like(p) for name, p in params.items()}
         like = next(iter(params.values()))
-        # `Step.k` does not grow beyond the trained steps.
+        # The steps are counted here, since `Step.k` does not grow beyond the trained ones.
         count = like.new_zeros(len(like), dtype=torch.int64)
         return {"count": count, **with_prefix("m", zeros), **with_prefix("v", zeros)}
 

@@ -116,7 +116,7 @@ def adapt(
         losses = before[LOSSES]["support"]
         step = Step(min(k, trained_steps - 1), params, gradients, losses, sum_over_tasks)
         params, carried, task = rule.descend(
-            params, gradients, before["meta"], before["carried"], before["task"], step
+            gradients, before["meta"], before["carried"], before["task"], step
         )
         return {"params": params, "carried": carried, "task": task, LOSSES: before[LOSSES]}
 
@@ -210,8 +210,8 @@ def split_by_task(params: Tensors, chunks: Sequence[slice]) -> list[dict[str, Te
     if len(chunks) == 1:
         return [dict(params)]
     sizes = [chunk.stop - chunk.start for chunk in chunks]
-    apart = [torch.split(tensor, sizes) for tensor in params.values()]
-    return [dict(zip(params, part, strict=True)) for part in zip(*apart, strict=True)]
+    apart = {name: torch.split(tensor, sizes) for name, tensor in params.items()}
+    return [{name: parts[i] for name, parts in apart.items()} for i in range(len(chunks))]
 
 
 def joined_tasks(parts: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from gradshare.inner_loop.rule import (
     SumOverTasks,
     Tensors,
     UpdateRule,
-    gate_dtype,
+    for_each_step,
     require_rule,
 )
 from gradshare.inner_loop.sharing import GradientSharing, Norm, interpolate, normalized
@@ -33,8 +33,7 @@ class RateControl(UpdateRule):
 
     def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         """λ = 0."""
-        like = next(iter(params.values()))
-        return {"lambda": like.new_zeros(steps, dtype=gate_dtype(params))}, {}
+        return {"lambda": for_each_step(params, steps, 0)}, {}
 
     def update(
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
@@ -86,8 +85,7 @@ class LearnedRates(UpdateRule):
 
     def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         """r = 1."""
-        like = next(iter(params.values()))
-        return {"rate": like.new_ones(steps, dtype=gate_dtype(params))}, {}
+        return {"rate": for_each_step(params, steps, 1)}, {}
 
     def update(
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
@@ -174,9 +172,8 @@ class Held(UpdateRule):
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
         """The rule's update with the fixed gates added to `meta`."""
-        like = next(iter(gradients.values()))
-        size, dtype = (step.k + 1,), gate_dtype(gradients)
-        held = {n: like.new_full(size, _logit(gate), dtype=dtype) for n, gate in self.gates.items()}
+        steps = step.k + 1
+        held = {n: for_each_step(gradients, steps, _logit(g)) for n, g in self.gates.items()}
         return self.rule.update(gradients, {**meta, **held}, carried, task, step)
 
     def report(self, meta: Tensors) -> dict[str, list[float]]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,18 +58,15 @@ def recomputed(
         ConfigError: the losses depend on another tensor that requires gradients; or the backward
             pass computes other losses than the forward pass.
     """
-    call = _Call(function, {group: tuple(part) for group, part in inputs.items()})
-    tensors = _Recomputed.apply(  # type: ignore[no-untyped-call]
-        call, *(tensor for part in inputs.values() for tensor in part.values())
-    )
-    results: dict[str, dict[str, Tensor]] = {group: {} for group in call.groups}
-    for (group, name), tensor in zip(call.results, tensors, strict=True):
-        results[group][name] = tensor
+    call = _Call(function, inputs)
+    given = [tensor for part in inputs.values() for tensor in part.values()]
+    new = iter(_Recomputed.apply(call, *given))  # type: ignore[no-untyped-call]
     # An input that is returned as it is stays the same tensor. As an output of `_Recomputed` even a
     # constant would require gradients.
-    for (group, name), (of_inputs, key) in call.passed.items():
-        results[group][name] = inputs[of_inputs][key]
-    return results
+    return {
+        group: {n: next(new) if place is None else given[place] for n, place in places.items()}
+        for group, places in call.returned.items()
+    }
 
 
 def losses_with_gradients(
@@ -87,11 +83,35 @@ def losses_with_gradients(
     Raises:
         ConfigError: the losses depend on another tensor that requires gradients.
     """
-    inputs = _Inputs(losses, tuple(params), tuple(shared), chunks)
-    values: tuple[Tensor, Tensor] = _LossesWithGradients.apply(  # type: ignore[no-untyped-call]
-        inputs, *params.values(), *shared.values()
+    tasks = len(next(iter(params.values())))
+    # Each task has a copy of each shared tensor, since its loss may get another weight.
+    learned = {name: t for name, t in shared.items() if t.requires_grad}
+    constants = {name: t for name, t in shared.items() if name not in learned}
+    copies = {name: t.expand(tasks, *t.shape) for name, t in learned.items()}
+    inputs = {name: t.detach() for name, t in {**params, **copies}.items()}
+    # The gradients outlive each pass, so they are allocated before it begins. Between its
+    # activations they would leave free pieces of memory that are too small for the next pass.
+    # For the same reason a pass is a function: its variables are freed before the next begins.
+    gradients = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in inputs.values()]
+
+    def query_pass(chunk: slice) -> tuple[Tensor, Tensor]:
+        own = {name: t[chunk].requires_grad_() for name, t in inputs.items()}
+        with torch.enable_grad():
+            values, outputs = losses(own, constants, chunk)
+            if chunk == chunks[0]:  # the others compute the same function
+                _require_no_other_leaves(values, list(own.values()))
+            found = gradients_of_chunk(values, own, create_graph=False)
+        for gradient, part in zip(gradients, found, strict=True):
+            gradient[chunk] = part
+        return values.detach().clone(), outputs.detach().clone()
+
+    with torch.no_grad():
+        passes = [query_pass(chunk) for chunk in chunks]
+        values, outputs = (torch.cat(parts) for parts in zip(*passes, strict=True))
+    differentiable: Tensor = _KnownGradients.apply(  # type: ignore[no-untyped-call]
+        values, gradients, *params.values(), *learned.values()
     )
-    return values
+    return differentiable, outputs
 
 
 def gradients_of_chunk(losses: Tensor, params: Tensors, *, create_graph: bool) -> list[Tensor]:
@@ -124,41 +144,34 @@ def gradients_of_chunk(losses: Tensor, params: Tensors, *, create_graph: bool) -
 
 
 class _Call:
-    """A function of groups of tensors, called with a flat list of tensors.
+    """A function of groups of tensors, called with a list of tensors.
 
     Attributes:
-        function: the function.
-        names: of the tensors that it takes, by group.
-        groups: the names of the groups that it has returned.
-        results: the group and name of each tensor that it has returned and had not taken.
-        passed: for each input that it has returned as it was: its group and name as a result, and
-            those as an input.
+        returned: by group and name, the place in that list of each tensor that the function has
+            returned; None for one that it has made.
     """
 
-    def __init__(
-        self, function: Callable[[Groups], Groups], names: Mapping[str, Sequence[str]]
-    ) -> None:
+    def __init__(self, function: Callable[[Groups], Groups], inputs: Groups) -> None:
         self.function = function
-        self.names = names
-        self.groups: list[str] = []
-        self.results: list[tuple[str, str]] = []
-        self.passed: dict[tuple[str, str], tuple[str, str]] = {}
+        self.names = {group: tuple(part) for group, part in inputs.items()}
+        self.returned: dict[str, dict[str, int | None]] = {}
 
-    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
+        """The tensors that the function makes, each with its group."""
         row = iter(tensors)
         inputs = {g: {name: next(row) for name in names} for g, names in self.names.items()}
-        taken = {id(t): (group, n) for group, part in inputs.items() for n, t in part.items()}
+        places = {id(tensor): place for place, tensor in enumerate(tensors)}
         returned = self.function(inputs)
-        self.groups, self.results, self.passed = list(returned), [], {}
-        found = []
-        for group, part in returned.items():
-            for name, tensor in part.items():
-                if id(tensor) in taken:
-                    self.passed[group, name] = taken[id(tensor)]
-                else:
-                    self.results.append((group, name))
-                    found.append(tensor)
-        return found
+        self.returned = {
+            group: {name: places.get(id(tensor)) for name, tensor in part.items()}
+            for group, part in returned.items()
+        }
+        return [
+            (group, tensor)
+            for group, part in returned.items()
+            for tensor in part.values()
+            if id(tensor) not in places
+        ]
 
 
 class _Recomputed(torch.autograd.Function):
@@ -171,33 +184,28 @@ class _Recomputed(torch.autograd.Function):
         ctx.random_state = random_state(ctx.device)
         ctx.autocast = _autocast_state(ctx.device)
         results = call([tensor.detach() for tensor in tensors])
-        ctx.compared = _compared(call, results)
-        ctx.mark_non_differentiable(*(t for t in results if not t.is_floating_point()))
-        return tuple(results)
+        ctx.compared = _compared(results)
+        ctx.mark_non_differentiable(*(t for _, t in results if not t.is_floating_point()))
+        return tuple(t for _, t in results)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         _refuse_more_derivatives()
-        call: _Call = ctx.call
         leaves = [
             tensor.detach().requires_grad_(needed)
             for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
         ]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        with (
-            torch.enable_grad(),
-            _replayed(ctx.random_state, ctx.device),
-            _autocast_as(ctx.autocast),
-        ):
-            results = call(leaves)
-        again = [t for (g, _), t in zip(call.results, results, strict=True) if g == LOSSES]
-        for losses in again:
-            _require_no_other_leaves(losses, wanted)
-        for (group, value), (_, first) in zip(_compared(call, results), ctx.compared, strict=True):
+        with torch.enable_grad(), _replayed(ctx.random_state, ctx.autocast, ctx.device):
+            results = ctx.call(leaves)
+        for group, tensor in results:
+            if group == LOSSES:
+                _require_no_other_leaves(tensor, wanted)
+        for (group, value), (_, first) in zip(_compared(results), ctx.compared, strict=True):
             _require_same(COMPARED[group], value, first)
         pairs = [
             (result, v)
-            for result, v in zip(results, cotangents, strict=True)
+            for (_, result), v in zip(results, cotangents, strict=True)
             if v is not None and result.requires_grad
         ]
         if not pairs:
@@ -207,72 +215,27 @@ class _Recomputed(torch.autograd.Function):
         return None, *(next(found) if leaf.requires_grad else None for leaf in leaves)
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """The arguments of `losses_with_gradients` that are not tensors."""
+class _KnownGradients(torch.autograd.Function):
+    """(T,) values, and their gradients by the tensors of each task and by those of all tasks."""
 
-    losses: LossesAndOutputs
-    params: tuple[str, ...]
-    shared: tuple[str, ...]
-    chunks: Sequence[slice]
-
-
-class _LossesWithGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: _Inputs, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        of_tasks = tensors[: len(inputs.params)]
-        shared = dict(zip(inputs.shared, tensors[len(of_tasks) :], strict=True))
-        # Each task has a copy of each shared tensor, since its loss may get another weight.
-        copies = {
-            name: t.expand(len(of_tasks[0]), *t.shape)
-            for name, t in shared.items()
-            if t.requires_grad
-        }
-        constants = {name: t for name, t in shared.items() if name not in copies}
-        # The gradients outlive each pass, so they are allocated before it begins. Between its
-        # activations they would leave free pieces of memory that are too small for the next pass.
-        # For the same reason a pass is a function: its variables are freed before the next begins.
-        gradients = [
-            torch.empty(t.shape, dtype=t.dtype, device=t.device)
-            for t in (*of_tasks, *copies.values())
-        ]
-
-        def query_pass(chunk: slice) -> tuple[Tensor, Tensor]:
-            params = dict(zip(inputs.params, (t[chunk] for t in of_tasks), strict=True))
-            own = {name: t[chunk] for name, t in copies.items()}
-            wanted = {name: t.detach().requires_grad_() for name, t in (params | own).items()}
-            with torch.enable_grad():
-                losses, outputs = inputs.losses(wanted, constants, chunk)
-                if chunk == inputs.chunks[0]:  # the others compute the same function
-                    _require_no_other_leaves(losses, list(wanted.values()))
-                found = gradients_of_chunk(losses, wanted, create_graph=False)
-            for gradient, part in zip(gradients, found, strict=True):
-                gradient[chunk] = part
-            return losses.detach().clone(), outputs.detach().clone()
-
-        passes = [query_pass(chunk) for chunk in inputs.chunks]
+    def forward(ctx: Any, values: Tensor, gradients: list[Tensor], *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(*gradients)
-        ctx.names = [*inputs.params, *copies]
-        ctx.inputs = inputs
-        losses, outputs = (torch.cat(parts) for parts in zip(*passes, strict=True))
-        ctx.mark_non_differentiable(outputs)
-        return losses, outputs
+        ctx.of_tasks = [
+            t.ndim == gradient.ndim for t, gradient in zip(tensors, gradients, strict=True)
+        ]
+        return values.clone()
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_more_derivatives()
-        gradients = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        by_task = [
-            gradients[name] * v.view(-1, *(1,) * (gradients[name].ndim - 1))
-            for name in ctx.inputs.params
+        found = [
+            gradient * v.view(-1, *(1,) * (gradient.ndim - 1))
+            if of_task
+            else torch.tensordot(v.to(gradient.dtype), gradient, 1)
+            for gradient, of_task in zip(ctx.saved_tensors, ctx.of_tasks, strict=True)
         ]
-        by_all = [
-            torch.tensordot(v.to(gradients[name].dtype), gradients[name], 1)
-            if name in gradients
-            else None
-            for name in ctx.inputs.shared
-        ]
-        return None, *by_task, *by_all
+        return None, None, *found
 
 
 def _refuse_more_derivatives() -> None:
@@ -304,7 +267,7 @@ def _require_no_other_leaves(losses: Tensor, leaves: Sequence[Tensor]) -> None:
             )
 
 
-def _compared(call: _Call, results: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
+def _compared(results: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
     """The losses, and the norm of each parameter, by which a rule's hidden state is noticed.
 
     None on a GPU, since a comparison would wait for it.
@@ -312,7 +275,7 @@ def _compared(call: _Call, results: Sequence[Tensor]) -> list[tuple[str, Tensor]
     return [
         (group, t.detach().clone() if group == LOSSES else t.detach().norm()[None])
         for group in COMPARED
-        for (found, _), t in zip(call.results, results, strict=True)
+        for found, t in results
         if found == group and t.device.type == "cpu"
     ]
 
@@ -346,10 +309,16 @@ def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) 
 
 
 @contextmanager
-def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
-    """Set torch's generators to a state, and put them back afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        set_random_state(state, device)
+def _replayed(
+    random: tuple[Tensor, Tensor | None], autocast: list[dict[str, Any]], device: torch.device
+) -> Iterator[None]:
+    """Set torch's generators and autocast as they were, and put them back afterwards."""
+    with ExitStack() as stack:
+        devices = [device] if device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        set_random_state(random, device)
+        for arguments in autocast:
+            stack.enter_context(torch.autocast(**arguments))
         yield
 
 
@@ -365,11 +334,3 @@ def _autocast_state(device: torch.device) -> list[dict[str, Any]]:
         for kind in dict.fromkeys(("cpu", device.type))
         if torch.amp.is_autocast_available(kind)
     ]
-
-
-@contextmanager
-def _autocast_as(state: Sequence[dict[str, Any]]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for arguments in state:
-            stack.enter_context(torch.autocast(**arguments))
-        yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradshare.inner_loop.rule import Step, Tensors, UpdateRule, gate_dtype
+from gradshare.inner_loop.rule import Step, Tensors, UpdateRule, for_each_step
 from gradshare.inner_loop.sgd import require_rate
 
 
@@ -26,8 +26,7 @@ class LSLR(UpdateRule):
     def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         """Each rate = lr."""
         return {
-            f"rate.{name}": p.new_full((steps,), self.lr, dtype=gate_dtype({name: p}))
-            for name, p in params.items()
+            f"rate.{name}": for_each_step({name: p}, steps, self.lr) for name, p in params.items()
         }, {}
 
     def update(

@@ -21,8 +21,8 @@ def for_all_tasks(tensor: Tensor, tasks: int) -> Tensor:
 
 def sum_over_first(tensor: Tensor) -> Tensor:
     """(T, …) to (…), in the tensor's order in memory."""
-    order = _order(tensor)
-    if order[0] != 0:
+    order = [] if tensor.is_contiguous() else _order(tensor)
+    if not order or order[0] != 0:
         return tensor.sum(0)
     total = tensor.permute(order).sum(0)
     return total.permute(_inverse([dim - 1 for dim in order[1:]]))
@@ -31,8 +31,8 @@ def sum_over_first(tensor: Tensor) -> Tensor:
 def in_order_of(tensor: Tensor, like: Tensor) -> Tensor:
     """The same values, lying in memory in the order of another tensor's.
 
-    A tensor with values of its own for each task is returned as it is, since its copy would cost
-    more than it saves.
+    A tensor whose values differ between tasks is returned as it is, since its copy would cost more
+    than it saves.
 
     Args:
         tensor: (…), or its expansion to (T, …).
@@ -48,8 +48,10 @@ def in_order_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 def inner_product(a: Tensor, b: Tensor) -> Tensor:
     """The sum of a · b, of two tensors of one shape."""
-    order = _order(b)
-    return torch.dot(a.permute(order).reshape(-1), b.permute(order).reshape(-1))
+    if not b.is_contiguous():
+        order = _order(b)
+        a, b = a.permute(order), b.permute(order)
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 class _ForAllTasks(torch.autograd.Function):

@@ -113,20 +113,10 @@ class UpdateRule:
         raise NotImplementedError(f"{type(self).__name__} must define `update`")
 
     def descend(
-        self,
-        params: Tensors,
-        gradients: Tensors,
-        meta: Tensors,
-        carried: Tensors,
-        task: Tensors,
-        step: Step,
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
-        """Call `update` and subtract the updates from the parameters. A subclass may do both in one
-        pass over memory.
-
-        Args:
-            params: (T, …) the parameters to move.
-            gradients, meta, carried, task, step: as for `update`.
+        """Call `update`, and subtract the updates from `step.params`. A subclass may do both in one
+        pass over memory. Arguments as for `update`.
 
         Returns:
             The moved parameters, `carried` and the tasks' state.
@@ -135,7 +125,7 @@ class UpdateRule:
             ConfigError: `update` returned other names or shapes than it should.
         """
         updates, carried, task = checked_update(self, gradients, meta, carried, task, step)
-        return {name: tensor - updates[name] for name, tensor in params.items()}, carried, task
+        return {name: t - updates[name] for name, t in step.params.items()}, carried, task
 
     def report(self, meta: Tensors) -> dict[str, list[float]]:
         """Learned quantities worth plotting over time, with one value for each inner step."""
@@ -187,42 +177,24 @@ class Chain(UpdateRule):
         return self._pass_through(checked_update, gradients, meta, carried, task, step)
 
     def descend(
-        self,
-        params: Tensors,
-        gradients: Tensors,
-        meta: Tensors,
-        carried: Tensors,
-        task: Tensors,
-        step: Step,
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
         """Pass the gradients through each rule, and let the last one move the parameters."""
-
-        def move(rule: UpdateRule, gradients: Tensors, *rest: Any) -> tuple[Tensors, ...]:
-            return rule.descend(params, gradients, *rest)
-
-        return self._pass_through(move, gradients, meta, carried, task, step)
+        return self._pass_through(
+            lambda rule, *given: rule.descend(*given), gradients, meta, carried, task, step
+        )
 
     def _pass_through(
-        self,
-        call_last: Callable[..., tuple[Tensors, ...]],
-        gradients: Tensors,
-        meta: Tensors,
-        carried: Tensors,
-        task: Tensors,
-        step: Step,
+        self, call_last: Callable[..., tuple[Tensors, Tensors, Tensors]], *given: Any
     ) -> tuple[Tensors, Tensors, Tensors]:
         """Call each rule with its own tensors, the last one by `call_last`."""
+        gradients, meta, carried, task, step = given
         new_carried, new_task = dict(carried), dict(task)
-        for number, (name, rule) in enumerate(self.rules.items(), start=1):
-            call = call_last if number == len(self.rules) else checked_update
-            gradients, own_carried, own_task = call(
-                rule,
-                gradients,
-                under(name, meta),
-                under(name, carried),
-                under(name, task),
-                step,
-            )
+        *_, last = self.rules
+        for name, rule in self.rules.items():
+            own = (under(name, tensors) for tensors in (meta, carried, task))
+            call: Callable[..., Any] = call_last if name == last else checked_update
+            gradients, own_carried, own_task = call(rule, gradients, *own, step)
             new_carried |= with_prefix(name, own_carried)
             new_task |= with_prefix(name, own_task)
         return gradients, new_carried, new_task
@@ -317,6 +289,12 @@ def require_rule(name: str, rule: object) -> UpdateRule:
             "gradshare.UpdateRule, such as GradientSharing()"
         )
     return rule
+
+
+def for_each_step(params: Tensors, steps: int, value: float) -> Tensor:
+    """A number (K,) for each inner step, with the dtype of gates and the parameters' device."""
+    like = next(iter(params.values()))
+    return like.new_full((steps,), value, dtype=gate_dtype(params))
 
 
 def gate_dtype(params: Tensors) -> torch.dtype:

@@ -32,22 +32,16 @@ class SGD(UpdateRule):
         return {name: self.lr * gradient for name, gradient in gradients.items()}, carried, task
 
     def descend(
-        self,
-        params: Tensors,
-        gradients: Tensors,
-        meta: Tensors,
-        carried: Tensors,
-        task: Tensors,
-        step: Step,
+        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
         """θ - α ∇ in one pass."""
-        # A subclass with another `update` computes other steps. `alpha` takes no tensor, and no
-        # number that the parameters' type does not hold.
+        # A subclass may have another `update`. `alpha` must be a number, and one that the
+        # parameters' type can represent.
         overridden = type(self).update is not SGD.update
         if overridden or isinstance(self.lr, Tensor) or self.lr > torch.finfo(torch.float16).max:
-            return super().descend(params, gradients, meta, carried, task, step)
-        moved = {n: torch.add(t, gradients[n], alpha=-self.lr) for n, t in params.items()}
-        return moved, carried, task
+            return super().descend(gradients, meta, carried, task, step)
+        params = step.params.items()
+        return {n: torch.add(t, gradients[n], alpha=-self.lr) for n, t in params}, carried, task
 
 
 def require_rate(lr: float) -> float:

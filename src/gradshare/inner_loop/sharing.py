@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradshare.errors import require_choice
 from gradshare.inner_loop.memory_order import in_order_of, inner_product, sum_over_first
-from gradshare.inner_loop.rule import Step, SumOverTasks, Tensors, UpdateRule, gate_dtype
+from gradshare.inner_loop.rule import Step, SumOverTasks, Tensors, UpdateRule, for_each_step
 
 Norm = Literal["global", "per-tensor"]
 
@@ -43,9 +43,8 @@ class GradientSharing(UpdateRule):
 
     def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         """m = λ = 0 (Algorithm 1), and no ĝ yet."""
-        like = next(iter(params.values()))
-        zeros = like.new_zeros(steps, dtype=gate_dtype(params))
-        carried = {"seen": torch.zeros(steps, dtype=torch.bool, device=like.device)}
+        zeros = for_each_step(params, steps, 0)
+        carried = {"seen": torch.zeros_like(zeros, dtype=torch.bool)}
         for k in range(steps):
             carried |= {f"g_hat.{k}.{name}": torch.zeros_like(p) for name, p in params.items()}
         return {"m": zeros, "lambda": zeros.clone()}, carried
@@ -64,7 +63,7 @@ class GradientSharing(UpdateRule):
             # Eqs. 2 and 3 in one: without a history all of ĝ_k is g_k, and m_k's gradient is 0.
             momentum = torch.where(has_history, torch.sigmoid(meta["m"][step.k]), 1.0)
             g_hat = {
-                name: interpolate(stored, _shaped_like(stored, g[name]), momentum)
+                name: torch.lerp(stored, _shaped_like(stored, g[name]), momentum.to(stored.dtype))
                 for name, stored in g_hat.items()
             }
             seen = carried["seen"].clone()
@@ -93,22 +92,21 @@ def normalized(gradient: Tensors, norm: Norm) -> dict[str, Tensor]:
         gradient: (…) tensors, without a task dimension.
         norm: see `GradientSharing`.
     """
-    units = {name: _largest(tensor) for name, tensor in gradient.items()}
-    if norm == "global":
-        units = dict.fromkeys(units, torch.stack(list(units.values())).amax())
-    gradient = {name: tensor / _unit(units[name]) for name, tensor in gradient.items()}
-    squares = {name: tensor.square().sum() for name, tensor in gradient.items()}
-    if norm == "global":
-        squares = dict.fromkeys(squares, torch.stack(list(squares.values())).sum())
-    return {name: tensor * _inverse_root(squares[name]) for name, tensor in gradient.items()}
+    if norm == "per-tensor":
+        return {n: normalized({n: tensor}, "global")[n] for n, tensor in gradient.items()}
+    unit = _unit(torch.stack([_largest(tensor) for tensor in gradient.values()]).amax())
+    gradient = {name: tensor / unit for name, tensor in gradient.items()}
+    square = torch.stack([tensor.square().sum() for tensor in gradient.values()]).sum()
+    inverse = _inverse_root(square)
+    return {name: tensor * inverse for name, tensor in gradient.items()}
 
 
 def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
     """start + weight · (end - start).
 
     Args:
-        start: (T, …) or (…).
-        end: the same shape, with or without the tasks; or a scalar.
+        start: (T, …).
+        end: (T, …), or (…) for all tasks, or a scalar.
         weight: a scalar.
     """
     # A model can have parameters of several types; the gates have the widest.

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from gradshare.inner_loop import ALFA, Chain, UpdateRule
-from gradshare.methods.maml import Sharing, sharing_rule
+from gradshare.inner_loop import ALFA, UpdateRule
+from gradshare.methods.maml import Sharing, chain
 from gradshare.methods.meta_learner import MetaLearner
 
 
@@ -20,17 +20,18 @@ def alfa(
     rule: UpdateRule | None = None,
     **options: Any,
 ) -> MetaLearner:
-    """MAML whose rates and weight decay a small learned network generates for each tensor, task and
-    step, from the means of the weights and gradients. `gradshare.ALFA` has the equations, and what
-    the reference code does differently.
+    """ALFA (Baik et al., 2020): MAML with rates and weight decay that a learned network generates.
+
+    The network computes both for each tensor, task and step, from the means of the weights and
+    gradients. `gradshare.ALFA` has the equations, and what the reference code does differently.
 
     Args:
         model: see `maml`.
         steps: K, the number of inner steps.
-        inner_lr: the initial value of the rates.
+        inner_lr: the initial value of each rate.
         sharing: see `maml`. The network gets the means of the mixed gradients.
         rule: see `maml`.
-        **options: of `MetaLearner`.
+        **options: of `MetaLearner`, such as `loss` and `second_order`.
     """
-    chain = Chain(sharing=sharing_rule(sharing), rule=rule, alfa=ALFA(inner_lr))
-    return MetaLearner(model, chain, steps=steps, **options)
+    rules = chain(sharing, rule, alfa=ALFA(inner_lr))
+    return MetaLearner(model, rules, steps=steps, **options)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import Adaptation, Tensors, UpdateRule
-from gradshare.methods.head import Body, head_parameters
-from gradshare.methods.maml import Sharing, descent
+from gradshare.inner_loop import SGD, Adaptation, Tensors, UpdateRule
+from gradshare.methods.head import body, head_parameters
+from gradshare.methods.maml import Sharing, chain
 from gradshare.methods.meta_learner import MetaLearner
 from gradshare.tasks.batch import TaskBatch
 
@@ -30,7 +30,7 @@ class ANIL(MetaLearner):
                 "per_step_batch_norm learns γ and β for each inner step, but ANIL's body sees the "
                 "support set once; leave it out"
             )
-        self.body = Body(self, head)
+        self.body = body(self, head)
         self._head_is_last = False  # as far as is known
 
     def support_losses(
@@ -45,7 +45,10 @@ class ANIL(MetaLearner):
             self._require_head_last(meta, tasks[:1])
             self._head_is_last = True
         training = how["sum_over_tasks"] is not None
-        inputs = self.body(self, {}, meta, tasks, training=training)
+        shared = self.shared_parameters(meta, 0)
+        inputs = self.outputs(
+            {}, shared, tasks, queries=False, training=training, network=self.body
+        )
         # The head's passes are too small to be taken one by one, or again.
         together = self.laid_out(tasks_at_a_time=None, recompute=False, separate=self.separate)
         seen = replace(tasks, support_x=inputs)
@@ -60,9 +63,10 @@ class ANIL(MetaLearner):
     def _require_head_last(self, meta: Tensors, task: TaskBatch) -> None:
         """Raise ConfigError unless a task's outputs are those of the head."""
         params = self.start(meta, task, training=False)
-        inputs = self.body(self, {}, meta, task, training=False)
         shared, sizes = self.shared_parameters(meta, 0), task.support_n
-        outputs = self.network(params, shared, task.support_x, sizes=sizes, training=False)
+        how: dict[str, Any] = {"queries": False, "training": False}
+        inputs = self.outputs({}, shared, task, network=self.body, **how)
+        outputs = self.outputs(params, shared, task, **how)
         real = slice(None if sizes is None else sizes[0])
         found, expected = self._head_outputs(params, inputs)[:, real], outputs[:, real]
         same = found.shape == expected.shape
@@ -84,10 +88,10 @@ def anil(
     rule: UpdateRule | None = None,
     **options: Any,
 ) -> ANIL:
-    """ANIL ("almost no inner loop"): MAML whose inner loop adapts the head alone.
+    """ANIL (Raghu et al., 2020): MAML whose inner loop adapts the head alone.
 
-    Of a body with weights φ and a head with weights w, both are learned by the outer loss, the mean
-    over tasks of L_t^query(φ, w_{t,K}), where
+    The name stands for "almost no inner loop". The outer loop learns the weights φ of the body and
+    w of the head. Its loss is the mean over tasks of L_t^query(φ, w_{t,K}), where
 
         w_{t,0} = w,   w_{t,k} = w_{t,k-1} - α ∇_w L_t^support(φ, w_{t,k-1})
 
@@ -100,10 +104,10 @@ def anil(
         inner_lr: α.
         sharing: see `maml`.
         rule: see `maml`.
-        **options: of `MetaLearner`, but for `adapts`.
+        **options: of `MetaLearner`, such as `loss`; not `adapts`.
 
     Raises:
-        ConfigError: the model has no such linear layer.
+        ConfigError: the model has no such linear layer, or `per_step_batch_norm` is given.
     """
-    chain = descent(inner_lr, sharing, rule)
-    return ANIL(model, chain, head=head, steps=steps, **options)
+    rules = chain(sharing, rule, sgd=SGD(inner_lr))
+    return ANIL(model, rules, head=head, steps=steps, **options)

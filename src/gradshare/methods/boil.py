@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from gradshare.inner_loop import UpdateRule
+from gradshare.inner_loop import SGD, UpdateRule
 from gradshare.methods.head import head_parameters
-from gradshare.methods.maml import Sharing, descent
+from gradshare.methods.maml import Sharing, chain
 from gradshare.methods.meta_learner import MetaLearner
 from gradshare.methods.network import batch_norm_parameters
 
@@ -23,10 +23,10 @@ def boil(
     rule: UpdateRule | None = None,
     **options: Any,
 ) -> MetaLearner:
-    """BOIL ("body only update in inner loop"): MAML whose inner loop does not adapt the head.
+    """BOIL (Oh et al., 2021): MAML whose inner loop adapts the body alone.
 
-    Of a body with weights φ and a head with weights w, both are learned by the outer loss, the mean
-    over tasks of L_t^query(φ_{t,K}, w), where
+    The name stands for "body only update in inner loop". The outer loop learns the weights φ of the
+    body and w of the head. Its loss is the mean over tasks of L_t^query(φ_{t,K}, w), where
 
         φ_{t,0} = φ,   φ_{t,k} = φ_{t,k-1} - α ∇_φ L_t^support(φ_{t,k-1}, w)
 
@@ -35,16 +35,16 @@ def boil(
 
     Args:
         model: see `maml`.
-        head: the name of a linear layer; None for the last one of the model.
+        head: the name of the head; None for the last linear layer of the model.
         steps: K, the number of inner steps.
         inner_lr: α.
         sharing: see `maml`.
         rule: see `maml`.
-        **options: of `MetaLearner`, but for `adapts`.
+        **options: of `MetaLearner`, such as `loss`; not `adapts`.
 
     Raises:
         ConfigError: the model has no such linear layer, or nothing else to adapt.
     """
     fixed = {*head_parameters(model, head), *batch_norm_parameters(model)}
-    chain = descent(inner_lr, sharing, rule)
-    return MetaLearner(model, chain, steps=steps, adapts=lambda name: name not in fixed, **options)
+    rules = chain(sharing, rule, sgd=SGD(inner_lr))
+    return MetaLearner(model, rules, steps=steps, adapts=lambda name: name not in fixed, **options)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import Tensors, UpdateRule
-from gradshare.inner_loop.rule import with_prefix
+from gradshare.inner_loop import UpdateRule
 from gradshare.methods.meta_learner import MetaLearner
 from gradshare.methods.network import Network, require_usable
 from gradshare.tasks.batch import TaskBatch
@@ -92,79 +91,12 @@ def members(tasks: TaskBatch) -> Tensor:
     return belongs
 
 
-class Body:
-    """The part of a learner's model before its head, as a function.
+def body(learner: MetaLearner, head: str | None) -> Network:
+    """The part of a learner's model before its head.
 
     Args:
         learner: whose model it is.
         head: the name of the head; None for the last linear layer of the model.
     """
-
-    def __init__(self, learner: MetaLearner, head: str | None) -> None:
-        model = learner.model
-        self.network = Network(
-            _HeadInputs(model, linear_head(model, head)), precision=learner.network.precision
-        )
-
-    def __call__(
-        self,
-        learner: MetaLearner,
-        theta: Tensors,
-        meta: Tensors,
-        tasks: TaskBatch,
-        *,
-        training: bool,
-        step: int = 0,
-        queries: bool = False,
-    ) -> Tensor:
-        """The inputs of the head for the support examples of tasks, (T, n, D).
-
-        Args:
-            learner: in its layout.
-            theta: (T, …) the parameters of the body that each task has for itself.
-            meta: the meta-parameters.
-            tasks: prepared tasks.
-            training: whether this is meta-training.
-            step: the inner step whose parameters the tasks share.
-            queries: for the queries instead.
-        """
-        theta = with_prefix("model", theta)
-        shared = with_prefix("model", learner.shared_parameters(meta, step))
-        parts = []
-        for chunk in learner.chunks(tasks):
-            part, own = tasks[chunk], {name: t[chunk] for name, t in theta.items()}
-            inputs = self.network(
-                own,
-                shared,
-                part.query_x if queries else part.support_x,
-                support=part.support_x if queries and learner.inductive else None,
-                sizes=part.query_n if queries else part.support_n,
-                support_sizes=part.support_n if queries and learner.inductive else None,
-                training=training,
-                together=learner.tasks_at_a_time != 1,
-            )
-            parts.append(inputs)
-        return torch.cat(parts)
-
-
-class _HeadInputs(nn.Module):
-    """A model that returns what its head is given."""
-
-    def __init__(self, model: nn.Module, head: str) -> None:
-        super().__init__()
-        self.model = model
-        self.head = head
-
-    def forward(self, *inputs: Any, **named: Any) -> Tensor:
-        found: list[Tensor] = []
-        layer = self.model.get_submodule(self.head)
-        hook = layer.register_forward_pre_hook(lambda _, given: found.append(given[0]))
-        try:
-            self.model(*inputs, **named)
-        finally:
-            hook.remove()
-        if not found:
-            raise ConfigError(
-                f"{type(self.model).__name__} does not use its layer {self.head!r}; name its head"
-            )
-        return found[-1]
+    model, precision = learner.model, learner.network.precision
+    return Network(model, precision=precision, up_to=linear_head(model, head))

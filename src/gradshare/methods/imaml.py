@@ -30,13 +30,6 @@ from gradshare.tasks.batch import TaskBatch
 class ImplicitMAML(MetaLearner):
     """A meta-learner whose outer gradient depends on where the inner loop ends, and not on the way;
     see `imaml`.
-
-    Args:
-        model: see `MetaLearner`.
-        rule: see `MetaLearner`.
-        strength: λ.
-        cg_steps: of the conjugate gradients.
-        **options: of `MetaLearner`.
     """
 
     def __init__(
@@ -98,13 +91,13 @@ class ImplicitMAML(MetaLearner):
             found = torch.autograd.grad(
                 losses.sum(), list(phi.values()), retain_graph=True, materialize_grads=True
             )
-            solution = conjugate_gradients(
-                matrix, dict(zip(phi, found, strict=True)), self.cg_steps
-            )
-            # Of these terms the gradients are right, and the values are taken out again.
+            b = dict(zip(phi, found, strict=True))
+            solution = conjugate_gradients(matrix, b, self.cg_steps)
+            # These terms add their gradient alone: their values are subtracted again.
             start = self.start(meta, tasks, training=True)
-            terms = inner_products(solution, start)
-            terms = terms - inner_products(solution, slopes) / self.strength
+            terms = (
+                inner_products(solution, start) - inner_products(solution, slopes) / self.strength
+            )
             objective = losses + terms - terms.detach()
         return OuterStep(objective, losses.detach(), outputs.detach(), adaptation.carried)
 
@@ -163,14 +156,15 @@ def imaml(
     batch_norm: BatchNormMode = "auto",
     precision: Precision = "float32",
 ) -> ImplicitMAML:
-    """MAML whose inner loop minimises L_support(φ) + λ/2 ‖φ - θ‖², and whose outer gradient is that
-    of the minimum,
+    """iMAML (Rajeswaran et al., 2019): MAML with the implicit gradient of the inner loop's minimum.
+
+    The inner loop minimises L_support(φ) + λ/2 ‖φ - θ‖². The outer gradient is that of the minimum,
 
         dL_query/dθ = (I + ∇² L_support(φ) / λ)⁻¹ ∇ L_query(φ),
 
-    solved by conjugate gradients. It does not depend on the way to φ, so that memory does not grow
-    with K and any rule may take the inner steps; but it is right only as far as they converge. For
-    the same reason tasks cannot share gradients. For parameters ω that the inner loop does not
+    solved by conjugate gradients. It does not depend on the way to φ. So memory does not grow with
+    K, and any rule may take the inner steps, but tasks cannot share gradients. The gradient is
+    right only as far as the inner loop converges. For parameters ω that the inner loop does not
     adapt, such as γ and β, the same theorem gives
     ∂L_query/∂ω - ∂/∂ω (∇L_support(φ, ω) · dL_query/dθ) / λ.
 

@@ -37,11 +37,11 @@ class OuterStep:
 
 
 ABSENT = -1e9
-"""The output for a class that a task lacks and others beside it have: it is never predicted."""
+"""The output for a class that a task lacks, but others of its batch have. It is never predicted."""
 
 
 def joined(parts: Sequence[OuterStep]) -> OuterStep:
-    """The outer step of a batch, from those of parts of it that share nothing."""
+    """Join the outer steps of parts of a batch whose tasks share nothing."""
     if len(parts) == 1:
         return parts[0]
     width = max(part.outputs.shape[-1] for part in parts)

@@ -21,27 +21,30 @@ def maml(
     rule: UpdateRule | None = None,
     **options: Any,
 ) -> MetaLearner:
-    """MAML: learn an initialisation from which K steps of gradient descent solve a task.
+    """MAML (Finn et al., 2017): learn an initialisation from which K gradient steps solve a task.
+
+    The outer loss is the mean over tasks of L_t^query(θ_{t,K}), where
+
+        θ_{t,0} = θ,   θ_{t,k} = θ_{t,k-1} - α ∇ L_t^support(θ_{t,k-1})
+
+    Batch norm's γ and β are not adapted: the outer loop alone learns them. The paper takes 5 steps
+    in training and 10 at test; `gradshare.evaluate` takes `steps`.
 
     Args:
         model: any module whose `forward` returns one tensor; see `MetaLearner`.
         steps: K, the number of inner steps.
-        inner_lr: α, the inner learning rate, which multiplies the updates of the rules.
-        sharing: True puts `GradientSharing()` before all other rules; a rule, such as a control,
+        inner_lr: α, the inner learning rate.
+        sharing: True puts `GradientSharing()` before all other rules. A rule, such as a control,
             replaces it.
         rule: your own rule. It comes after sharing and before the multiplication by α.
-        **options: options of `MetaLearner`, such as `loss` and `second_order`.
+        **options: of `MetaLearner`, such as `loss` and `second_order`.
     """
-    return MetaLearner(model, descent(inner_lr, sharing, rule), steps=steps, **options)
+    rules = chain(sharing, rule, sgd=SGD(inner_lr))
+    return MetaLearner(model, rules, steps=steps, **options)
 
 
-def descent(inner_lr: float, sharing: Sharing, rule: UpdateRule | None) -> Chain:
-    """The rules of gradient descent at one fixed rate; arguments as for `maml`."""
-    return Chain(sharing=sharing_rule(sharing), rule=rule, sgd=SGD(inner_lr))
-
-
-def sharing_rule(sharing: Sharing) -> UpdateRule | None:
-    """The rule that a method's `sharing` argument asks for."""
-    if isinstance(sharing, bool) or sharing is None:
-        return GradientSharing() if sharing else None
-    return sharing
+def chain(sharing: Sharing, rule: UpdateRule | None, **rates: UpdateRule) -> Chain:
+    """The rules of a method: sharing, the user's own rule, and the one that multiplies by rates."""
+    if isinstance(sharing, bool):
+        sharing = GradientSharing() if sharing else None
+    return Chain(sharing=sharing, rule=rule, **rates)

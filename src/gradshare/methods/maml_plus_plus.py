@@ -1,7 +1,4 @@
-"""MAML++ (Antoniou et al., 2018), with or without gradient sharing.
-
-Its fifth part, cosine annealing of the outer learning rate, is a schedule of `gradshare.fit`.
-"""
+"""MAML++ (Antoniou et al., 2018), with or without gradient sharing."""
 
 from __future__ import annotations
 
@@ -11,10 +8,9 @@ from typing import Any
 from torch import nn
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import LSLR, SGD, Chain, Tensors, UpdateRule
-from gradshare.methods.maml import Sharing, sharing_rule
+from gradshare.inner_loop import LSLR, SGD, Tensors, UpdateRule
+from gradshare.methods.maml import Sharing, chain
 from gradshare.methods.meta_learner import MODEL, MetaLearner
-from gradshare.methods.multi_step_loss import MultiStepLoss
 
 
 def maml_plus_plus(
@@ -29,28 +25,38 @@ def maml_plus_plus(
     per_step_batch_norm: bool = True,
     **options: Any,
 ) -> MetaLearner:
-    """MAML with the parts of MAML++; each part can be left out.
+    """MAML++ (Antoniou et al., 2018): MAML with five parts, each of which can be left out.
+
+    - The query loss counts after each inner step, with weights that are annealed to the last one
+      (`multi_step_iterations`).
+    - Each tensor has a learned rate for each step (`per_step_rates`).
+    - Batch norm has a γ and β for each step (`per_step_batch_norm`).
+    - The first outer iterations are first order (`first_order_iterations`; default: none).
+    - The outer learning rate is annealed by a cosine, with `schedule` of `gradshare.fit`.
+
+    The reference code changes the weights of the query losses every 500 iterations. Here they
+    change at each iteration.
 
     Args:
         model: see `maml`.
-        multi_step_iterations: over how many outer iterations the multi-step loss is annealed to
-            the last step (the reference: 7500 of 50000); 0 leaves it out.
+        multi_step_iterations: over how many outer iterations the query losses are annealed to the
+            last one (the reference code: 7500 of 50000); 0 counts the last one only.
         steps: K, the number of inner steps.
-        inner_lr: the initial value of the inner rates.
+        inner_lr: the initial value of each rate.
         sharing: see `maml`.
         rule: see `maml`.
-        per_step_rates: learn one rate for each tensor and step (LSLR) instead of a fixed rate.
-        per_step_batch_norm: learn one γ and β for each step.
-        **options: options of `MetaLearner`, such as `loss` and `first_order_iterations`.
+        per_step_rates: False takes one fixed rate.
+        per_step_batch_norm: False learns one γ and β for all steps.
+        **options: of `MetaLearner`, such as `loss` and `first_order_iterations`.
     """
     rates: dict[str, UpdateRule] = (
         {"lslr": LSLR(inner_lr)} if per_step_rates else {"sgd": SGD(inner_lr)}
     )
     return MetaLearner(
         model,
-        Chain(sharing=sharing_rule(sharing), rule=rule, **rates),
+        chain(sharing, rule, **rates),
         steps=steps,
-        multi_step_loss=MultiStepLoss(multi_step_iterations),
+        multi_step_iterations=multi_step_iterations,
         per_step_batch_norm=per_step_batch_norm,
         **options,
     )

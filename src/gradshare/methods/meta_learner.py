@@ -5,22 +5,15 @@ from __future__ import annotations
 import copy
 import reprlib
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.errors import ConfigError, require_choice, require_count
-from gradshare.inner_loop import (
-    Adaptation,
-    SumOverTasks,
-    Tensors,
-    UpdateRule,
-    adapt,
-    sum_over_local_tasks,
-)
-from gradshare.inner_loop.adapt import joined_tasks, split_by_task
+from gradshare.inner_loop import SumOverTasks, Tensors, UpdateRule, sum_over_local_tasks
+from gradshare.inner_loop.adapt import Adaptation, adapt, joined_tasks, split_by_task
 from gradshare.inner_loop.flat_memory import losses_with_gradients
 from gradshare.inner_loop.memory_order import for_all_tasks
 from gradshare.inner_loop.rule import checked_init, refuse_to_sum, require_rule, with_prefix
@@ -32,13 +25,8 @@ from gradshare.methods.learner import (
     require_labels,
     require_state,
 )
-from gradshare.methods.multi_step_loss import MultiStepLoss
-from gradshare.methods.network import (
-    Network,
-    Precision,
-    batch_norm_parameters,
-    is_inductive,
-)
+from gradshare.methods.multi_step_loss import multi_step_weights
+from gradshare.methods.network import Network, Precision, batch_norm_parameters, is_inductive
 from gradshare.methods.task_losses import TaskLosses
 from gradshare.models import BatchNormMode
 from gradshare.tasks.batch import TaskBatch
@@ -62,7 +50,8 @@ class MetaLearner:
         second_order: whether the outer gradient goes through the task gradients.
         first_order_iterations: how many outer iterations are first order before the others
             (MAML++'s derivative-order annealing).
-        multi_step_loss: MAML++'s outer loss over every inner step; None for the last one only.
+        multi_step_iterations: for how many outer iterations the query losses of all inner steps
+            count, with weights that are annealed to the last one (MAML++).
         per_step_batch_norm: learn one γ and β for each inner step, (K, C) (MAML++). Those that the
             inner loop adapts stay single.
         batch_norm: which inputs supply the batch statistics of the queries: "transductive", all
@@ -92,7 +81,7 @@ class MetaLearner:
         loss: Loss = F.cross_entropy,
         second_order: bool = True,
         first_order_iterations: int = 0,
-        multi_step_loss: MultiStepLoss | None = None,
+        multi_step_iterations: int = 0,
         per_step_batch_norm: bool = False,
         batch_norm: BatchNormMode = "auto",
         adapts: Callable[[str], bool] | None = None,
@@ -107,6 +96,7 @@ class MetaLearner:
         require_choice("precision", precision, Precision)
         require_choice("second_order", second_order, Literal[True, False])
         require_count("first_order_iterations", first_order_iterations, least=0)
+        require_count("multi_step_iterations", multi_step_iterations, least=0)
         require_count("steps", steps)
         self.network = Network(model, precision=precision)
         self.model = model
@@ -117,7 +107,7 @@ class MetaLearner:
         self.losses = TaskLosses(loss)
         self.second_order = second_order
         self.first_order_iterations = first_order_iterations
-        self.multi_step_loss = multi_step_loss
+        self.multi_step_iterations = multi_step_iterations
         self.tasks_at_a_time = tasks_at_a_time
         self.recompute = recompute
         self.separate = False
@@ -249,9 +239,7 @@ class MetaLearner:
 
     def query_weights(self, iteration: int) -> list[float]:
         """The weight of each inner step's query loss at an outer iteration (from 0)."""
-        if self.multi_step_loss is None:
-            return [0.0] * (self.steps - 1) + [1.0]
-        return self.multi_step_loss.weights(self.steps, iteration)
+        return multi_step_weights(self.steps, iteration, self.multi_step_iterations)
 
     @torch.no_grad()
     def adapt(
@@ -283,17 +271,8 @@ class MetaLearner:
             adapted: the tasks as `adapt` returned them.
             tasks: prepared tasks.
         """
-        return torch.cat(
-            [
-                self._query_outputs(
-                    {name: t[chunk] for name, t in adapted.params.items()},
-                    self.shared_parameters(meta, adapted.updates - 1),
-                    tasks[chunk],
-                    training=False,
-                )
-                for chunk in self.chunks(tasks)
-            ]
-        )
+        shared = self.shared_parameters(meta, adapted.updates - 1)
+        return self.outputs(adapted.params, shared, tasks, queries=True, training=False)
 
     def module(self, meta: Tensors, adapted: Adapted) -> nn.Module:
         """The user's model with the parameters of the first adapted task, in evaluation mode."""
@@ -319,14 +298,7 @@ class MetaLearner:
         self, params: Tensors, shared: Tensors, tasks: TaskBatch, *, training: bool
     ) -> Tensor:
         """The (T,) losses of the support sets at some parameters (T, …)."""
-        outputs = self.network(
-            params,
-            shared,
-            tasks.support_x,
-            sizes=tasks.support_n,
-            training=training,
-            together=self.tasks_at_a_time != 1,
-        )
+        outputs = self.outputs(params, shared, tasks, queries=False, training=training)
         return self.losses(outputs, tasks.support_y, tasks.support_n)
 
     def _query_losses(
@@ -336,7 +308,7 @@ class MetaLearner:
 
         def losses(params: Tensors, shared: Tensors, chunk: slice) -> tuple[Tensor, Tensor]:
             part = tasks[chunk]
-            outputs = self._query_outputs(params, shared, part, training=True)
+            outputs = self.outputs(params, shared, part, queries=True, training=True)
             return self.losses(outputs, part.query_y, part.query_n), outputs
 
         shared = self.shared_parameters(meta, adapted.updates - 1)
@@ -350,16 +322,39 @@ class MetaLearner:
         values, outputs = zip(*parts, strict=True)
         return joined_tasks(values), joined_tasks(outputs)
 
-    def _query_outputs(
-        self, params: Tensors, shared: Tensors, tasks: TaskBatch, *, training: bool
+    def outputs(
+        self,
+        params: Tensors,
+        shared: Tensors,
+        tasks: TaskBatch,
+        *,
+        queries: bool,
+        training: bool,
+        network: Network | None = None,
     ) -> Tensor:
-        return self.network(
+        """The model's outputs for the queries of tasks or for their support sets, (T, n, …).
+
+        Args:
+            params: (T, …) the parameters of each task.
+            shared: the parameters that the tasks share.
+            tasks: prepared tasks.
+            queries: whether to compute those of the queries.
+            training: whether this is meta-training.
+            network: another network of the same parameters, such as `head.body`.
+        """
+        chunks = self.chunks(tasks)
+        if len(chunks) > 1:
+            how: dict[str, Any] = {"queries": queries, "training": training, "network": network}
+            apart = zip(chunks, split_by_task(params, chunks), strict=True)
+            return joined_tasks([self.outputs(p, shared, tasks[c], **how) for c, p in apart])
+        by_support = queries and self.inductive
+        return (network or self.network)(
             params,
             shared,
-            tasks.query_x,
-            support=tasks.support_x if self.inductive else None,
-            sizes=tasks.query_n,
-            support_sizes=tasks.support_n,
+            tasks.query_x if queries else tasks.support_x,
+            support=tasks.support_x if by_support else None,
+            sizes=tasks.query_n if queries else tasks.support_n,
+            support_sizes=tasks.support_n if by_support else None,
             training=training,
             together=self.tasks_at_a_time != 1,
         )
@@ -376,9 +371,11 @@ class MetaLearner:
         each_step: bool = False,
     ) -> Adaptation:
         training = sum_over_tasks is not None
+        chunks = self.chunks(tasks)
+        parts = {chunk.start: tasks[chunk] for chunk in chunks}  # once for all steps
 
         def support_losses(params: Tensors, shared: Tensors, chunk: slice) -> Tensor:
-            return self.support_losses(params, shared, tasks[chunk], training=training)
+            return self.support_losses(params, shared, parts[chunk.start], training=training)
 
         require_state(self._shapes, meta, carried)
         require_labels(self.loss, tasks)
@@ -393,7 +390,7 @@ class MetaLearner:
             second_order=second_order,
             sum_over_tasks=sum_over_tasks,
             shared=lambda step: self.shared_parameters(meta, step),
-            chunks=self.chunks(tasks),
+            chunks=chunks,
             recompute=self.recompute,
             each_step=each_step,
         )

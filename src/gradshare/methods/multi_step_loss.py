@@ -1,40 +1,27 @@
-"""MAML++'s multi-step loss (Antoniou et al., 2018, §4; weights as in the reference code)."""
+"""MAML++'s outer loss over the queries after every inner step (Antoniou et al., 2018, §4)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from gradshare.errors import require_count
-
 SMALLEST_SHARE = 0.03
+"""The part of its first weight that an earlier step keeps, as in the reference code."""
 
 
-@dataclass(frozen=True)
-class MultiStepLoss:
-    """Weights of the query losses after each inner step. They are equal at first, and annealed
-    until only the last step counts.
+def multi_step_weights(steps: int, iteration: int, iterations: int) -> list[float]:
+    """The weights of the query losses after update 1, …, K: equal at first, and annealed until only
+    the last one counts.
 
-    The reference code changes the weights after each of its epochs of 500 iterations. Here they
-    change with each iteration, and equal the reference's at the start of its epochs.
+    The reference code changes them after each of its epochs of 500 iterations. Here they change
+    with each iteration, and equal the reference's at the start of its epochs.
 
-    Attributes:
-        iterations: the length of the annealing in outer iterations.
-
-    Raises:
-        ConfigError: `iterations` is not a whole number of at least 0.
+    Args:
+        steps: K.
+        iteration: the outer iteration, from 0.
+        iterations: how many iterations the annealing takes.
     """
-
-    iterations: int
-
-    def __post_init__(self) -> None:
-        require_count("iterations of the multi-step loss", self.iterations, least=0)
-
-    def weights(self, steps: int, iteration: int) -> list[float]:
-        """The weights of the query losses after update 1, …, K at an outer iteration (from 0)."""
-        K = steps
-        if iteration >= self.iterations:
-            return [0.0] * (K - 1) + [1.0]
-        done = iteration / self.iterations
-        other = max(1 / K - done / K, SMALLEST_SHARE / K)
-        last = min(1 / K + done * (K - 1) / K, 1 - (K - 1) * SMALLEST_SHARE / K)
-        return [other] * (K - 1) + [last]
+    K = steps
+    if iteration >= iterations:
+        return [0.0] * (K - 1) + [1.0]
+    done = iteration / iterations
+    other = max(1 / K - done / K, SMALLEST_SHARE / K)
+    last = min(1 / K + done * (K - 1) / K, 1 - (K - 1) * SMALLEST_SHARE / K)
+    return [other] * (K - 1) + [last]

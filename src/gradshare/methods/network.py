@@ -48,27 +48,28 @@ class Network:
         model: the user's module. While meta-training it is used in its mode, train or eval.
         precision: "bfloat16" computes convolutions and matrix products in bfloat16; parameters,
             gradients and outputs stay as they are.
+        up_to: the name of a layer whose inputs are the outputs of the network; None for all of it.
 
     Raises:
         ConfigError: the model is not a module, or one of a kind that can't be copied.
     """
 
-    def __init__(self, model: nn.Module, *, precision: Precision = "float32") -> None:
+    def __init__(
+        self, model: nn.Module, *, precision: Precision = "float32", up_to: str | None = None
+    ) -> None:
         require_usable(model)
         self.model = model
         self.precision = precision
+        self.up_to = up_to
         self.vmaps = True
         self._lock = threading.RLock()
-        self._training = _Copy(use_fast_layers(_private(model, evaluation=False)))
-        self._evaluation = _Copy(use_fast_layers(_private(model, evaluation=True)))
+        self._training = _Copy(use_fast_layers(_private(model, evaluation=False)), up_to)
+        self._evaluation = _Copy(use_fast_layers(_private(model, evaluation=True)), up_to)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The constructor's arguments: the copies and the lock can't be pickled."""
-        return {"model": self.model, "precision": self.precision}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Construct the network again."""
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the arguments alone, since the copies and the lock can't be pickled."""
+        again = functools.partial(Network, precision=self.precision, up_to=self.up_to)
+        return again, (self.model,)
 
     def __call__(
         self,
@@ -170,8 +171,13 @@ class Network:
 class _Copy:
     """A private copy of a module, with the places of its parameters and buffers."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, up_to: str | None = None) -> None:
         self.module = module
+        self.up_to = up_to
+        self.seen: list[Tensor] = []  # the inputs of the layer `up_to`
+        if up_to is not None:
+            layer = module.get_submodule(up_to)
+            layer.register_forward_pre_hook(lambda _, given: self.seen.append(given[0]))
         self.device: torch.device | None = None
         self.slots: dict[str, list[tuple[nn.Module, str]]] = {}
         names = {id(p): name for name, p in module.named_parameters()}
@@ -199,7 +205,10 @@ class _Copy:
                 for owner, key in self.slots[name]:
                     owner._parameters[key] = tensor  # type: ignore[assignment]
             outputs = call_module(self.module, x, support)
+            if self.up_to is not None:
+                outputs = self._last_seen()
         finally:
+            self.seen.clear()
             for owner, key, parameter in before:
                 owner._parameters[key] = parameter
             self._restore_buffers()
@@ -209,6 +218,13 @@ class _Copy:
                 "must return one tensor: wrap it in a module that returns its outputs alone"
             )
         return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
+
+    def _last_seen(self) -> Tensor:
+        if not self.seen:
+            raise ConfigError(
+                f"{type(self.module).__name__} does not use its layer {self.up_to!r}; name its head"
+            )
+        return self.seen[-1]
 
     def _keep_buffers(self) -> None:
         """Remember the buffers, and let `forward` write to copies of them."""

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import Tensors, UpdateRule
+from gradshare.inner_loop import SGD, Tensors, UpdateRule
 from gradshare.inner_loop.memory_order import for_all_tasks
-from gradshare.methods.head import AnyWays, Body, members
+from gradshare.methods.head import AnyWays, body, members
 from gradshare.methods.learner import ABSENT
-from gradshare.methods.maml import Sharing, descent
+from gradshare.methods.maml import Sharing, chain
 from gradshare.methods.meta_learner import MODEL
 from gradshare.tasks.batch import TaskBatch
 
@@ -29,7 +29,7 @@ class ProtoMAML(AnyWays):
                 f"the head of {self.head[0]!r} has no bias for the inner loop to adapt, and the "
                 "bias starts from the class means too; make it with bias=True"
             )
-        self.body = Body(self, head)
+        self.body = body(self, head)
 
     def init(self) -> tuple[dict[str, Tensor], Tensors]:
         """The meta-parameters without the head, which is not learned; see `Learner`."""
@@ -43,7 +43,10 @@ class ProtoMAML(AnyWays):
         learned = (name for name in self.adapted if name not in self.head)
         theta = {name: meta[f"{MODEL}.{name}"] for name in learned}
         theta = {name: for_all_tasks(t, len(tasks)) for name, t in theta.items()}
-        inputs = self.body(self, theta, meta, tasks, training=training)
+        shared = self.shared_parameters(meta, 0)
+        inputs = self.outputs(
+            theta, shared, tasks, queries=False, training=training, network=self.body
+        )
         belongs = members(tasks)
         counts = belongs.sum(1)
         sums = belongs.to(inputs.dtype).transpose(1, 2) @ inputs
@@ -63,11 +66,10 @@ def proto_maml(
     rule: UpdateRule | None = None,
     **options: Any,
 ) -> ProtoMAML:
-    """MAML whose head starts as the prototypical network's, so that one trained model serves any
-    number of classes.
+    """ProtoMAML (Triantafillou et al., 2020): MAML whose head starts from the class means.
 
-    With the means μ_c of the head's inputs over the support examples of each class c, the head of a
-    task starts from
+    So one trained model serves any number of classes. With the means μ_c of the head's inputs over
+    the support examples of each class c, the head of a task starts as a prototypical network's:
 
         W_c = 2 μ_c,   b_c = -‖μ_c‖²
 
@@ -83,10 +85,10 @@ def proto_maml(
         inner_lr: α.
         sharing: see `maml`.
         rule: see `maml`.
-        **options: options of `MetaLearner`, such as `loss` and `second_order`.
+        **options: of `MetaLearner`, such as `loss` and `second_order`.
 
     Raises:
         ConfigError: the model has no such linear layer, or it has no bias.
     """
-    chain = descent(inner_lr, sharing, rule)
-    return ProtoMAML(model, chain, head=head, steps=steps, **options)
+    rules = chain(sharing, rule, sgd=SGD(inner_lr))
+    return ProtoMAML(model, rules, head=head, steps=steps, **options)

@@ -52,10 +52,10 @@ def protonet(
     batch_norm: BatchNormMode = "auto",
     precision: Precision = "float32",
 ) -> ProtoNet:
-    """A prototypical network, for any number of classes.
+    """A prototypical network (Snell et al., 2017): the nearest class mean in a learned space.
 
-    With the network f up to its head, and the means μ_c of f(x) over the support examples of each
-    class c, the probability of a class is
+    It serves any number of classes. With the network f up to its head, and the means μ_c of f(x)
+    over the support examples of each class c, the probability of a class is
 
         p(c | x) = softmax_c(-‖f(x) - μ_c‖²)
 
@@ -65,7 +65,7 @@ def protonet(
 
     Args:
         model: any module with a linear head, which may have any number of outputs.
-        head: the name of the linear layer that the class means replace; None for the last one.
+        head: the name of the head, which the class means replace; None for the last linear layer.
         loss: the outer loss of one task.
         batch_norm: see `MetaLearner`.
         precision: see `MetaLearner`.

@@ -26,18 +26,13 @@ from gradshare.tasks.batch import TaskBatch, Tree, first_leaf, leaves, tree_map
 
 
 class Reptile(MetaLearner):
-    """A meta-learner that moves the initialisation towards adapted parameters; see `reptile`.
+    """A meta-learner that moves the initialisation towards adapted parameters; see `reptile`."""
 
-    Args:
-        model: see `MetaLearner`.
-        rule: see `MetaLearner`.
-        scale: α, by which the distance to the adapted parameters is divided.
-        **options: of `MetaLearner`.
-    """
-
-    def __init__(self, model: nn.Module, rule: UpdateRule, *, scale: float, **options: Any) -> None:
+    def __init__(
+        self, model: nn.Module, rule: UpdateRule, *, inner_lr: float, **options: Any
+    ) -> None:
         super().__init__(model, rule, **options)
-        self.scale = scale
+        self.inner_lr = inner_lr
 
     def outer_step(
         self,
@@ -66,7 +61,7 @@ class Reptile(MetaLearner):
         squares = torch.stack([d.square().reshape(len(d), -1).sum(1) for d in differences]).sum(0)
         with torch.no_grad():
             losses, outputs = self._query_losses(meta, Adapted(params, self.steps), tasks)
-        return OuterStep(squares / (2 * self.scale), losses, outputs, adaptation.carried)
+        return OuterStep(squares / (2 * self.inner_lr), losses, outputs, adaptation.carried)
 
 
 def with_queries(tasks: TaskBatch) -> TaskBatch:
@@ -102,16 +97,17 @@ def reptile(
     batch_norm: BatchNormMode = "auto",
     precision: Precision = "float32",
 ) -> Reptile:
-    """Reptile: move the initialisation θ towards the parameters φ_t that K steps lead to.
+    """Reptile (Nichol et al., 2018): move the initialisation towards what K steps lead to.
 
-    The outer optimiser gets, as the gradient by θ,
+    With the initialisation θ and the parameters φ_t after the K steps of task t, the outer
+    optimiser gets this gradient by θ:
 
         (1/T) Σ_t (θ - φ_t) / α
 
-    No derivative of a derivative is taken, so memory does not grow with K, and nothing that a rule
-    has learned would get a gradient: Reptile does not share gradients. In training the inner loop
-    adapts to all examples of a task, its queries included, which the training loss and accuracy
-    are of too; validation and test adapt to the support set alone.
+    Reptile takes first derivatives only. So memory does not grow with K, and what a rule learns
+    would get no gradient; for the same reason Reptile does not share gradients. In training the
+    inner loop adapts to all examples of a task. The training loss and accuracy are of its queries,
+    which it has adapted to. Validation and test adapt to the support set alone.
 
     All parameters are adapted, batch norm's γ and β too, as in the reference code. That code draws
     minibatches of a task's examples for its inner steps, and does not reset the inner Adam (with
@@ -130,7 +126,7 @@ def reptile(
     return Reptile(
         model,
         Chain(rule=rule, sgd=SGD(inner_lr)),
-        scale=inner_lr,
+        inner_lr=inner_lr,
         steps=steps,
         loss=loss,
         batch_norm=batch_norm,

@@ -1,6 +1,4 @@
-"""UNICORN-MAML (Ye & Chao, 2022): MAML whose head starts with one learned vector for all classes,
-so that one trained model serves any number of classes in any order.
-"""
+"""UNICORN-MAML (Ye & Chao, 2022), with or without gradient sharing."""
 
 from __future__ import annotations
 
@@ -10,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import Tensors, UpdateRule
+from gradshare.inner_loop import SGD, Tensors, UpdateRule
 from gradshare.methods.head import AnyWays, members
 from gradshare.methods.learner import ABSENT
-from gradshare.methods.maml import Sharing, descent
+from gradshare.methods.maml import Sharing, chain
 from gradshare.methods.meta_learner import MODEL
 from gradshare.tasks.batch import TaskBatch
 
@@ -45,16 +43,27 @@ def unicorn_maml(
     rule: UpdateRule | None = None,
     **options: Any,
 ) -> UnicornMAML:
-    """MAML with one learned head vector, repeated for each class.
+    """UNICORN-MAML (Ye & Chao, 2022): MAML whose head has one learned row for all classes.
+
+    So one trained model serves any number of classes in any order. With the learned row w, the head
+    of a task of C classes starts from
+
+        W_c = w   for c = 1, …, C
+
+    and is then adapted with the rest of the network. If the head has a bias, all classes start from
+    one learned bias too. The paper recommends more inner steps than MAML's 5.
 
     Args:
         model: any module with a linear head, which may have any number of outputs.
         head: the name of the head; None for the last linear layer of the model.
         steps: K, the number of inner steps.
-        inner_lr: α, the inner learning rate.
+        inner_lr: α.
         sharing: see `maml`.
         rule: see `maml`.
-        **options: options of `MetaLearner`, such as `loss` and `second_order`.
+        **options: of `MetaLearner`, such as `loss` and `second_order`.
+
+    Raises:
+        ConfigError: the model has no such linear layer.
     """
-    chain = descent(inner_lr, sharing, rule)
-    return UnicornMAML(model, chain, head=head, steps=steps, **options)
+    rules = chain(sharing, rule, sgd=SGD(inner_lr))
+    return UnicornMAML(model, rules, head=head, steps=steps, **options)

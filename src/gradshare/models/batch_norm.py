@@ -13,6 +13,7 @@ training and in testing. Two modes differ in the images that supply the statisti
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -146,13 +147,10 @@ class _NormBackward(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         g, x, gamma, mean, rstd, g_gamma, g_beta = ctx.saved_tensors
         if torch.is_grad_enabled():
-
-            def norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-                return literal_batch_norm(x, gamma, beta, ctx.eps)
-
+            literal = partial(literal_batch_norm, eps=ctx.eps)
             inputs = (x, gamma, torch.zeros_like(gamma))
-            of_g, of_x, of_gamma, _ = second_derivative(norm, g, inputs, (v, a, b))
-            return of_g, of_x, of_gamma, None, None, None
+            *found, _ = second_derivative(literal, g, inputs, (v, a, b))
+            return *found, None, None, None
 
         g = like(g, x)
         v = torch.zeros_like(x) if v is None else like(v, x)

@@ -107,13 +107,14 @@ class _NormBackward(torch.autograd.Function):
         g, x, gamma, mean, rstd = ctx.saved_tensors
         groups = ctx.groups
         if torch.is_grad_enabled():
-
-            def norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-                return F.group_norm(x, groups, gamma, beta, ctx.eps)
-
             inputs = (x, gamma, torch.zeros_like(gamma))
-            of_g, of_x, of_gamma, _ = second_derivative(norm, g, inputs, (v, a, b))
-            return of_g, of_x, of_gamma, None, None, None, None
+            *found, _ = second_derivative(
+                lambda x, gamma, beta: F.group_norm(x, groups, gamma, beta, ctx.eps),
+                g,
+                inputs,
+                (v, a, b),
+            )
+            return *found, None, None, None, None
 
         def grouped(values: Tensor) -> Tensor:
             """(C,) or (N, C) to (1 or N, groups, C / groups)."""

@@ -109,6 +109,34 @@ def _ours(name: str) -> str:
     return name
 
 
+def read_weights(path: Path) -> Any:
+    """What a safetensors file, or one that `torch.save` wrote, holds. Nothing in it is executed.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file, torch.serialization.safe_globals(NUMBERS):
+            if path.suffix.lower() == ".safetensors":
+                return load(file.read())
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged pickles raise nearly anything
+        cause = reason(error).partition("\n")[0]
+        raise ConfigError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {cause:.100}); give a "
+            "safetensors file, or one that torch.save(model.state_dict(), …) wrote"
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    loaded = read_weights(path)
+    for key in KEYS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    named = loaded.items() if isinstance(loaded, Mapping) else ()
+    return {_ours(str(name)): t.to_dense() for name, t in named if isinstance(t, Tensor)}
+
+
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Freeze parts of a network: neither the inner nor the outer loop changes them.
 
@@ -147,31 +175,3 @@ def digest(tensors: Mapping[str, Any], text: str = "") -> str:
             data = tensor.detach().cpu().contiguous().flatten()
             sha256.update(data.view(torch.uint8).numpy().tobytes())
     return sha256.hexdigest()
-
-
-def read_weights(path: Path) -> Any:
-    """What a safetensors file, or one that `torch.save` wrote, holds. Nothing in it is executed.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file, torch.serialization.safe_globals(NUMBERS):
-            if path.suffix.lower() == ".safetensors":
-                return load(file.read())
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged pickles raise nearly anything
-        cause = reason(error).partition("\n")[0]
-        raise ConfigError(
-            f"{path} cannot be read as weights ({type(error).__name__}: {cause:.100}); give a "
-            "safetensors file, or one that torch.save(model.state_dict(), …) wrote"
-        ) from error
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    loaded = read_weights(path)
-    for key in KEYS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    named = loaded.items() if isinstance(loaded, Mapping) else ()
-    return {_ours(str(name)): t.to_dense() for name, t in named if isinstance(t, Tensor)}

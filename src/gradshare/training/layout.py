@@ -132,7 +132,7 @@ def choose_layout(
     # In the backward pass the graph of one step exists at a time.
     base, more = _saved(learner, state, one, recompute=True)
     steps = learner.steps
-    if steps > MANY_STEPS and learner.multi_step_loss is None:
+    if steps > MANY_STEPS and not learner.multi_step_iterations:
         steps = 2 * math.ceil(math.sqrt(steps))  # every √K-th, and those between two of them
     flat_bytes = at_once * (base + (steps - 1) * more)
     return Layout(tasks, memory, flat_bytes + together * max(step, first), separate, at_a_time)
@@ -191,8 +191,8 @@ def _saved(
     probe = copy.copy(learner.laid_out(tasks_at_a_time=1, recompute=recompute))
     # At the end of derivative-order annealing all is second order; the multi-step loss has the most
     # query passes at the start.
-    iteration = 0 if probe.multi_step_loss is not None else probe.first_order_iterations
-    if probe.multi_step_loss is not None:
+    iteration = 0 if probe.multi_step_iterations else probe.first_order_iterations
+    if probe.multi_step_iterations:
         probe.first_order_iterations = 0
     found = []
     for steps in (1, min(2, learner.steps)):  # nothing is learned for steps beyond the last one
