@@ -8,7 +8,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from gradshare.cli.compare import compare_command
+from gradshare.cli.data import data
 from gradshare.cli.options import UserPath
+from gradshare.cli.predict import predict_command
 
 
 @click.command()
@@ -42,6 +45,24 @@ def test_an_empty_path_is_not_the_current_folder() -> None:
     result = CliRunner().invoke(command, ["--out", ""])
     assert result.exit_code == 2
     assert "Invalid value for '--out': it is empty; name a file or folder" in result.output
+
+
+def test_a_sweep_without_values_is_quoted_as_it_was_given() -> None:
+    result = CliRunner().invoke(compare_command, ["--out", "x", "--sweep", "inner-lr"])
+    assert result.exit_code == 2
+    assert "'inner-lr' is not of the form key=value" in result.output
+
+
+def test_the_data_root_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(data, ["list", "--data-root", str(tmp_path / "file")])
+    assert result.exit_code == 2
+    assert "is a file" in result.output
+
+
+def test_the_help_says_which_repeated_options_are_paths() -> None:
+    output = CliRunner().invoke(predict_command, ["--help"]).output
+    assert "--query PATH" in output and "--out PATH" in output
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def values_by_setting(
 ) -> dict[str, Any] | None:
     """Read the SETTING=VALUE,VALUE words of an option as lists."""
     words = (word.partition("=") for word in values)
-    listed = (f"{name.replace('-', '_')}{equals}[{each}]" for name, equals, each in words)
+    listed = (f"{n.replace('-', '_')}=[{each}]" if equals else n for n, equals, each in words)
     return pairs(context, parameter, tuple(listed))
 
 
@@ -166,9 +166,11 @@ def _option(name: str, field: FieldInfo, default: Any) -> Callable[[Command], Co
         callback = values_by_setting if lists else pairs
         more = {"callback": callback, "metavar": metavar, "multiple": True}
     elif origin is tuple:
-        more = {"multiple": True}
+        is_path = typing.get_args(kind)[0] == HomePath
+        more = {"multiple": True, "type": UserPath() if is_path else str}
     elif name == "data_root":
-        more |= {"envvar": DATA_ROOT_VARIABLE, "show_envvar": True}
+        more = {"envvar": DATA_ROOT_VARIABLE, "show_envvar": True}
+        more["type"] = UserPath(file_okay=False)
     more |= {"required": True} if field.is_required() else {"default": None}
     has_default = not field.is_required() and default not in (None, (), {})
     shown = f"  [default: {default}]" if has_default else ""

@@ -313,9 +313,20 @@ def option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+_EXPECTED = {
+    "bool_type": "must be true or false",
+    "dict_type": "must be a mapping, as {name: value}",
+    "int_type": "must be a whole number",
+    "is_instance_of": "must be a path",
+    "string_type": "must be a text",
+    "tuple_type": "must be a text or a list of texts",
+}
+"""What a value of another type should have been, by pydantic's name of the error."""
+
+
 def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return str(message)
-    message = message.replace("Input should be ", "must be ")
+    message = _EXPECTED.get(error["type"], message.replace("Input should be ", "must be "))
     return f"{option_name(str(error['loc'][0]))} {reprlib.repr(error['input'])}: {message}"

@@ -79,7 +79,7 @@ class RunConfig(Settings):
         ConfigError: a setting is unknown, with the nearest one, or a value is out of bounds.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, /, **settings: Any) -> None:
         check_keys(settings)
         super().__init__(**settings)
 

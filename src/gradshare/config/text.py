@@ -56,6 +56,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} must hold lines like `ways: 5`; it holds a {type(settings).__name__}"
         )
+    if odd := [key for key in settings or {} if not isinstance(key, str)]:
+        raise ConfigError(f"{path} has the key {odd[0]!r}; write the name of a setting there")
     return settings or {}
 
 
