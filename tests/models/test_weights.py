@@ -283,7 +283,7 @@ def test_a_run_with_a_frozen_part_is_continued_and_opened_with_the_same_part_alo
     written(weights, net(64).state_dict())  # other weights in the same place
     with pytest.raises(RunError, match="was trained with frozen parameters"):
         open_run(whole.path)
-    with pytest.raises(RunError, match="holds a run with frozen parameters"):
+    with pytest.raises(RunError, match="holds a run that differs in its frozen parameters"):
         train(RunConfig(**{**settings, "epochs": 3}), whole.path, resume=True)
 
 
