@@ -21,7 +21,7 @@ SHAPE = {nn.MaxPool1d: (2, 9, 13), nn.MaxPool2d: (2, 9, 8, 7)}
 
 
 def values(layer: nn.Module, *, tasks: tuple[int, ...] = (), channels: int = 9) -> Tensor:
-    """Whole numbers, of which several are the greatest of a window, and some that are no number."""
+    """Small whole numbers, so that a window may have several greatest ones, and some NaN."""
     batch, _, *sides = SHAPE[type(layer)]  # type: ignore[index]
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(-2, 3, (*tasks, batch, channels, *sides), generator=generator).double()
