@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.utils import _single
 
 from gradshare.models.derivatives import (
     by_hand,
@@ -36,7 +37,7 @@ class MaxPool1d(nn.MaxPool1d):
         if x.ndim != 3 or not torch.is_grad_enabled() or not _suits(self, x):
             return super().forward(x)  # type: ignore[no-any-return]
         sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
-        one_row = [(row, *_ints(s, 1)) for row, s in zip((1, 1, 0, 1), sizes, strict=True)]
+        one_row = [(row, *_single(s)) for row, s in zip((1, 1, 0, 1), sizes, strict=True)]
         return call(_MaxPool, x[:, :, None], (*one_row, self.ceil_mode))[:, :, 0]
 
 
@@ -48,16 +49,12 @@ class MaxPool2d(nn.MaxPool2d):
         if x.ndim != 4 or not _suits(self, x):
             return super().forward(x)  # type: ignore[no-any-return]
         sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
-        return call(_MaxPool, x, (*(_ints(s, 2) for s in sizes), self.ceil_mode))
+        return call(_MaxPool, x, (*sizes, self.ceil_mode))
 
 
 def _suits(layer: nn.MaxPool1d | nn.MaxPool2d, x: Tensor) -> bool:
     wanted = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
     return wanted and not layer.return_indices and by_hand()
-
-
-def _ints(size: Any, dimensions: int) -> tuple[int, ...]:
-    return (size,) * dimensions if isinstance(size, int) else tuple(size)
 
 
 class _MaxPool(torch.autograd.Function):
@@ -69,14 +66,14 @@ class _MaxPool(torch.autograd.Function):
         last = x.contiguous(memory_format=torch.channels_last) if several else x
         y, indices = _max_pool(last, *windows)
         ctx.save_for_backward(like(indices, x))
-        ctx.windows, ctx.shape, ctx.channels_last = windows, x.shape, is_channels_last(x)
+        ctx.windows, ctx.shape = windows, x.shape
+        ctx.order = torch.channels_last if is_channels_last(x) else torch.contiguous_format
         return like(y, x)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        order = torch.channels_last if ctx.channels_last else torch.contiguous_format
         of_x: Tensor = _MaxPoolBackward.apply(  # type: ignore[no-untyped-call]
-            g, *ctx.saved_tensors, ctx.windows, ctx.shape, order
+            g, *ctx.saved_tensors, ctx.windows, ctx.shape, ctx.order
         )
         return of_x, None
 
