@@ -206,9 +206,9 @@ def _saved(
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
             step = probe.outer_step(*state, task, iteration=iteration)
-        storages = {s.tensor.untyped_storage().data_ptr(): s.tensor.untyped_storage() for s in held}
+        storages = (saved.tensor.untyped_storage() for saved in held)
+        found.append(sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()))
         del step  # up to here it keeps the graph
-        found.append(sum(storage.nbytes() for storage in storages.values()))
     return found[0], max(found[1] - found[0], 0)
 
 
