@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,26 @@ def test_with_its_learner_it_does_all_that_it_did(run: Run) -> None:
     task = ROWS[2].batch([3])
     nets = [r.adapt(task.support_x[0], task.support_y[0]) for r in (opened, run)]
     assert torch.equal(nets[0](task.query_x[0]), nets[1](task.query_x[0]))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(gs.meta_sgd, gs.anil, gs.boil, gs.alfa, gs.proto_maml, gs.unicorn_maml, gs.reptile),
+        *(gs.imaml, gs.protonet, functools.partial(gs.maml_plus_plus, multi_step_iterations=2)),
+    ],
+)
+def test_a_run_of_each_method_is_opened_and_extended_with_a_learner_made_anew(
+    method: Callable[..., gs.MetaLearner], tmp_path: Path
+) -> None:
+    short: Arguments = {"epochs": 1, "iterations": 1, "val_tasks": 2, "test": None}
+    run = gs.fit(**rows(learner=method(mlp()), **short), out=tmp_path / "run")
+    torch.rand(1)  # another process would have other random numbers
+    opened = open_run(run.path, method(mlp()))
+    assert opened.evaluate(ROWS[2], tasks=3).values == run.evaluate(ROWS[2], tasks=3).values
+    short["epochs"] = 2
+    longer = gs.fit(**rows(learner=method(mlp()), **short), out=tmp_path / "run", resume="auto")
+    assert longer.history[: len(run.history)] == run.history
 
 
 @pytest.mark.parametrize(

@@ -37,13 +37,13 @@ class ALFA(UpdateRule):
         self.lr = require_rate(lr)
         self.weight_decay = weight_decay
         # `init` is called again when a run is opened: it must draw the same network each time.
-        self.seed = int(torch.randint(2**31, ()))
+        self._seed = int(torch.randint(2**31, ()))
 
     def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         """α = lr, β = lr · weight_decay, and a network whose outputs are 1."""
         like, size = next(iter(params.values())), 2 * len(params)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self._seed)
             hidden = nn.Linear(size, size)
         rates = {name: torch.full((steps,), self.lr) for name in params}
         meta = {

@@ -96,8 +96,12 @@ def _described(value: Any) -> str:
     if isinstance(value, Chain):
         return ", ".join(f"{name}={_described(rule)}" for name, rule in value.rules.items())
     if isinstance(value, UpdateRule):
-        simple = {n: v for n, v in vars(value).items() if isinstance(v, bool | int | float | str)}
-        return f"{type(value).__name__}({', '.join(f'{n}={v!r}' for n, v in simple.items())})"
+        shown = [
+            f"{name}={v!r}"
+            for name, v in vars(value).items()
+            if isinstance(v, bool | int | float | str) and not name.startswith("_")
+        ]
+        return f"{type(value).__name__}({', '.join(shown)})"
     return repr(value)
 
 
