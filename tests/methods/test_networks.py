@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
-from gradshare.methods import MetaLearner, maml
+from gradshare.methods import MetaLearner, anil, maml, proto_maml, protonet
 from gradshare.methods.network import _say_once
+from gradshare.tasks import TaskBatch
 from tests.methods.modules import (
     DROPOUT,
     KINDS,
@@ -266,3 +267,25 @@ def test_a_model_that_can_not_be_used_is_refused_with_the_remedy(
     with pytest.raises(ConfigError) as error:
         maml(make())
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("method", [maml, proto_maml, protonet, anil])
+def test_weights_that_are_loaded_after_the_learner_was_made_count(
+    method: Callable[..., MetaLearner],
+) -> None:
+    def model(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        norm = nn.BatchNorm1d(4).eval()
+        norm.running_mean = torch.randn(4)
+        return nn.Sequential(nn.Linear(6, 4).requires_grad_(False), norm, nn.Linear(4, 3))
+
+    changed = model(0)
+    learner = method(changed)
+    changed.load_state_dict(model(1).state_dict())
+    y = torch.arange(3).repeat(2, 2)
+    batch = TaskBatch(torch.randn(2, 6, 6), y, torch.randn(2, 6, 6), y)
+    losses = [
+        learner.outer_step(*learner.init(), batch, iteration=0).losses
+        for learner in (learner, method(model(1)))
+    ]
+    assert torch.equal(*losses)

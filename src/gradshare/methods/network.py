@@ -63,8 +63,15 @@ class Network:
         self.up_to = up_to
         self.vmaps = True
         self._lock = threading.RLock()
-        self._training = _Copy(use_fast_layers(_private(model, evaluation=False)), up_to)
-        self._evaluation = _Copy(use_fast_layers(_private(model, evaluation=True)), up_to)
+        self.copy_model()
+
+    def copy_model(self) -> None:
+        """Take the model's present frozen parameters, buffers and modes."""
+        with self._lock:
+            self._training, self._evaluation = (
+                _Copy(use_fast_layers(_private(self.model, evaluation=evaluation)), self.up_to)
+                for evaluation in (False, True)
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the arguments alone, since the copies and the lock can't be pickled."""
