@@ -370,6 +370,22 @@ def test_a_head_that_the_model_does_not_use_is_refused() -> None:
     assert named.outer_step(*named.init(), tasks(1), iteration=0).outputs.shape[-1] == WAYS
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        (reptile, {"inner_lr": 0.0}, "inner_lr is 0, and Reptile's gradient is divided by it"),
+        (imaml, {"strength": 0.0}, "strength is 0.0; give a finite number above 0"),
+        (imaml, {"strength": -1.0}, "strength is -1.0; give a finite number above 0"),
+        (imaml, {"strength": 4.0, "inner_lr": 0.5}, "inner_lr 0.5 times strength 4.0 is 2 or more"),
+    ],
+)
+def test_a_rate_or_strength_with_which_there_is_no_gradient_is_refused(
+    method: Callable[..., MetaLearner], options: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        method(model(), **options)
+
+
 def test_anils_body_sees_the_support_set_once_whatever_the_number_of_steps() -> None:
     seen: list[int] = []
 

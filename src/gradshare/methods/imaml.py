@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradshare.errors import require_count
+from gradshare.errors import ConfigError, require_count
 from gradshare.inner_loop import (
     SGD,
     Chain,
@@ -37,6 +38,8 @@ class ImplicitMAML(MetaLearner):
     ) -> None:
         super().__init__(model, rule, **options)
         require_count("cg_steps", cg_steps)
+        if not 0 < strength < math.inf:
+            raise ConfigError(f"strength is {strength!r}; give a finite number above 0")
         self.strength = strength
         self.cg_steps = cg_steps
 
@@ -181,7 +184,16 @@ def imaml(
         loss: the inner and outer loss of one task.
         batch_norm: see `MetaLearner`.
         precision: see `MetaLearner`.
+
+    Raises:
+        ConfigError: strength is not above 0; or plain steps would diverge, since inner_lr is 2 / λ
+            or more.
     """
+    if rule is None and inner_lr * strength >= 2:
+        raise ConfigError(
+            f"inner_lr {inner_lr} times strength {strength} is 2 or more, with which the proximal "
+            "term makes the inner steps diverge; lower one of them"
+        )
     return ImplicitMAML(
         model,
         Chain(proximal=Proximal(strength), rule=rule, sgd=SGD(inner_lr)),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from gradshare.errors import ConfigError
 from gradshare.inner_loop import (
     SGD,
     Chain,
@@ -32,6 +33,8 @@ class Reptile(MetaLearner):
         self, model: nn.Module, rule: UpdateRule, *, inner_lr: float, **options: Any
     ) -> None:
         super().__init__(model, rule, **options)
+        if inner_lr == 0:
+            raise ConfigError("inner_lr is 0, and Reptile's gradient is divided by it; give more")
         self.inner_lr = inner_lr
 
     def outer_step(
@@ -122,6 +125,9 @@ def reptile(
         loss: the inner loss of one task.
         batch_norm: see `MetaLearner`.
         precision: see `MetaLearner`.
+
+    Raises:
+        ConfigError: inner_lr is not a finite number above 0.
     """
     return Reptile(
         model,
