@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import Tensors
+from gradshare.inner_loop import GradientSharing, Tensors
 from gradshare.methods import UnicornMAML, unicorn_maml
 from gradshare.tasks import TaskBatch
 from tests.methods.modules import assert_close, gradients
@@ -206,3 +206,15 @@ def test_another_layer_can_be_named_as_the_head() -> None:
     assert isinstance(learner, UnicornMAML)
     assert learner.head == ("head.weight", "head.bias")
     assert learner.outer_step(*learner.init(), tasks(5), iteration=0).outputs.shape[-1] == 5
+
+
+def test_a_norm_of_each_tensor_is_refused_since_the_first_gradient_of_the_body_is_zero() -> None:
+    for outer in (unicorn_maml(model(), sharing=True), unicorn_maml(model(), sharing=False)):
+        meta, carried = outer.init()
+        outer.steps = 1
+        first = outer.adapt(meta, carried, tasks(4)).params
+        for name in OTHERS:
+            moved = first[name] - meta[f"model.{name}"].detach()
+            assert moved.abs().max() < 1e-15
+    with pytest.raises(ConfigError, match=r'is rounding noise, .* use norm="global"'):
+        unicorn_maml(model(), sharing=GradientSharing(norm="per-tensor"))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import SGD, Tensors, UpdateRule
+from gradshare.inner_loop import SGD, GradientSharing, Tensors, UpdateRule
 from gradshare.methods.head import AnyWays, members
 from gradshare.methods.learner import ABSENT
 from gradshare.methods.maml import Sharing, chain
@@ -63,7 +63,13 @@ def unicorn_maml(
         **options: of `MetaLearner`, such as `loss` and `second_order`.
 
     Raises:
-        ConfigError: the model has no such linear layer.
+        ConfigError: the model has no such linear layer; or sharing has a norm for each tensor.
     """
+    if isinstance(sharing, GradientSharing) and sharing.norm == "per-tensor":
+        # All classes' rows start equal, so the first gradient of the body is zero but for rounding.
+        raise ConfigError(
+            "UNICORN-MAML's first gradient of its body is rounding noise, which a norm of each "
+            'tensor makes as large as any gradient; use norm="global" (--sharing-norm global)'
+        )
     rules = chain(sharing, rule, sgd=SGD(inner_lr))
     return UnicornMAML(model, rules, head=head, steps=steps, **options)
