@@ -23,7 +23,8 @@ class AdaptedModel(nn.Module):
 
     Attributes:
         classes: the labels of the outputs, in their order; None if the targets are not classes.
-        network: the user's model with the adapted parameters, of a learner that has one.
+        network: the user's model with the adapted parameters, of a learner that has one. It takes
+            prepared inputs, and in the inductive mode the support set's too: `network(x, support)`.
     """
 
     def __init__(
