@@ -152,8 +152,13 @@ def test_an_evaluation_changes_neither_the_tensors_nor_the_generators() -> None:
     meta, carried = ours.init()
     before = {name: tensor.clone() for name, tensor in {**meta, **carried}.items()}
     generator = torch.get_rng_state()
-    gs.evaluate(ours, meta, carried, ROWS[2], tasks=3, metrics=METRICS)
+    default = gs.evaluate(ours, meta, carried, ROWS[2], tasks=3)
     assert torch.equal(torch.get_rng_state(), generator)
+    assert default.score == "accuracy"
+    assert default.metrics["accuracy"].chance == pytest.approx(1 / 3)
+    assert (
+        default.values == gs.evaluate(ours, meta, carried, ROWS[2], tasks=3, metrics=METRICS).values
+    )
     for name, tensor in {**meta, **carried}.items():
         assert torch.equal(tensor, before[name])
 

@@ -16,7 +16,7 @@ from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import notes_of, prepared
 from gradshare.training.distributed import OneProcess
 from gradshare.training.labels import labels_of
-from gradshare.training.metrics import Metric
+from gradshare.training.metrics import Metric, default_metrics
 from gradshare.training.randomness import isolated, seed_generators
 from gradshare.training.records import VALIDATION
 from gradshare.training.statistics import Interval, confidence95
@@ -89,7 +89,7 @@ def evaluate(
     *,
     tasks: int = 600,
     steps: int | None = None,
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, Metric] | None = None,
     score: str | None = None,
 ) -> Evaluation:
     """Evaluate meta-parameters of your own on tasks 0, …, n - 1 of a source.
@@ -101,12 +101,17 @@ def evaluate(
         source: where the tasks come from.
         tasks: n.
         steps: inner steps; None for as many as were trained.
-        metrics: what to measure, by name.
+        metrics: what to measure, by name; by default accuracy and the loss, of real targets the
+            loss alone.
         score: the metric that comes first; by default the first.
     """
     device = next(iter(meta.values())).device
-    measure = ensemble_values(learner, [(meta, carried)], metrics, steps=steps)
-    with isolated(device):
+    with isolated(device), torch.no_grad():
+        if metrics is None:
+            one = prepared(source, source.batch([0]).to(device))
+            outputs = learner.predict(meta, learner.adapt(meta, carried, one, steps=steps), one)
+            metrics = default_metrics(learner, outputs, one.query_y, source)
+        measure = ensemble_values(learner, [(meta, carried)], metrics, steps=steps)
         values = on_all_tasks(OneProcess(), source, tasks, device, measure)["ensemble"]
     return Evaluation(
         values, metrics, score or next(iter(metrics)), note=" ".join(notes_of(source))
