@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
@@ -120,6 +121,41 @@ def test_tasks_are_taken_apart_unless_the_rule_or_the_outer_objective_compares_t
     assert chosen(gs.MetaLearner(mlp(), rule)).separate
     assert not chosen(maml()).separate
     assert not chosen(WorstTask(mlp(), rule)).separate
+
+
+class Activation(torch.autograd.Function):
+    """tanh, which saves its output; `calls` has the contexts of those whose graph is alive."""
+
+    calls: ClassVar[weakref.WeakSet[Any]] = weakref.WeakSet()
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.tanh()
+        ctx.save_for_backward(y)
+        Activation.calls.add(ctx)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        grad: Tensor = v * (1 - y * y)
+        return grad
+
+
+class Active(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = Activation.apply(self.linear(x))  # type: ignore[no-untyped-call]
+        return y
+
+
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
+def test_a_trial_leaves_no_graph_in_memory(memory: str) -> None:
+    chosen(gs.maml(Active(), steps=2), tasks="loop", memory=memory)
+    assert not list(Activation.calls)
 
 
 class Untraceable(nn.Module):

@@ -200,7 +200,7 @@ def _saved(
         held: weakref.WeakSet[_Held] = weakref.WeakSet()
 
         def pack(tensor: Tensor, held: weakref.WeakSet[_Held] = held) -> _Held:
-            saved = _Held(tensor)
+            saved = _Held(tensor.detach())  # with its own node a graph would never be freed
             held.add(saved)
             return saved
 
