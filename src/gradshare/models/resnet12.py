@@ -24,7 +24,7 @@ class ResNet12(nn.Module):
     Here batch norm uses batch statistics only, and `DropBlock` has a constant rate.
 
     Args:
-        classes: number of outputs.
+        ways: N, the number of outputs.
         channels: C of the input.
         widths: number of filters of each block.
         drop_rate: of the dropout after the first two blocks and the DropBlock after the others.
@@ -36,7 +36,7 @@ class ResNet12(nn.Module):
 
     def __init__(
         self,
-        classes: int,
+        ways: int,
         *,
         channels: int = 3,
         widths: Sequence[int] = (64, 160, 320, 640),
@@ -49,7 +49,7 @@ class ResNet12(nn.Module):
             drop = nn.Dropout(drop_rate) if index < 2 else DropBlock(drop_rate, drop_block_size)
             self.blocks.append(_Block(channels, width, drop))
             channels = width
-        self.linear = nn.Linear(channels, classes)
+        self.linear = nn.Linear(channels, ways)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -63,7 +63,7 @@ class ResNet12(nn.Module):
                 itself (the inductive mode).
 
         Returns:
-            (N, classes) logits.
+            (N, ways) logits.
         """
         statistics_from = None if support is None else len(support)
         if support is not None:
