@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -19,7 +19,7 @@ from gradshare.errors import RunError, is_out_of_memory
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import notes_of, other_dataset, prepared, training_indices
-from gradshare.training.batches import Batches
+from gradshare.training.batches import read_ahead
 from gradshare.training.canary import Canary
 from gradshare.training.distributed import OneProcess, OtherRankError
 from gradshare.training.divergence import diagnose, not_finite
@@ -87,7 +87,11 @@ class Trainer:
             writer = processes.on_first(
                 lambda: stack.enter_context(MetricsWriter(self.folder.path, status.history))
             )
-            batches = stack.enter_context(Batches(self.train))
+            own_tasks = (
+                processes.share(self._indices(iteration)).tasks
+                for iteration in range(status.iteration, self.options.total)
+            )
+            batches = stack.enter_context(closing(read_ahead(self.train, own_tasks)))
             while True:
                 # Saved before it is validated, so that a validation can be interrupted and is
                 # repeated when the run is continued.
@@ -101,7 +105,7 @@ class Trainer:
                 self._save()
                 self._show("test", self.options.test_tasks, self.options.test_tasks)
 
-    def _train(self, batches: Batches) -> None:
+    def _train(self, batches: Iterator[TaskBatch]) -> None:
         """Take an iteration, and save if it is time to."""
         status, options = self._status, self.options
         began = time.monotonic()
@@ -130,7 +134,7 @@ class Trainer:
             self._save()
         self._stop_if(signal)
 
-    def _iterate(self, batches: Batches) -> str | None:
+    def _iterate(self, batches: Iterator[TaskBatch]) -> str | None:
         """One outer iteration, on the tasks that its number determines. If it was refused, where
         and why; the state is then unchanged.
         """
@@ -139,24 +143,18 @@ class Trainer:
         if options.schedule is not None:
             for group in state.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * options.factor(iteration)
-        indices = training_indices(options.seed, iteration, options.task_batch)
-        share = self.processes.share(indices)
-        following = None
-        if iteration + 1 < options.total:
-            after = training_indices(options.seed, iteration + 1, options.task_batch)
-            following = self.processes.share(after).tasks
-        batch = batches.get(share.tasks, following)
+        indices = self._indices(iteration)
         result = outer_iteration(
             self.learner,
             state.meta,
             state.carried,
             state.optimizer,
-            self._prepared(batch, indices.start),
+            self._prepared(next(batches), indices.start),
             iteration=iteration,
             metrics=self.metrics,
             clamp_gradients=options.clamp_gradients,
             clip_norm=options.clip_norm,
-            share=share,
+            share=self.processes.share(indices),
         )
         if result.refused is not None:
 
@@ -179,6 +177,10 @@ class Trainer:
         metrics = result.metrics
         self.processes.on_first(lambda: self._call_callbacks("iteration", metrics=metrics))
         return None
+
+    def _indices(self, iteration: int) -> range:
+        """The tasks of an iteration."""
+        return training_indices(self.options.seed, iteration, self.options.task_batch)
 
     def _prepared(self, batch: TaskBatch, seed: int) -> TaskBatch:
         """A batch on the device; what `prepare` and the model draw depends on the seed only."""
