@@ -75,7 +75,6 @@ def exchange(group: ProcessGroup) -> dict[str, Any]:
         "gather": group.gather([rank] * rank),
         "first": group.from_first(make),
         "made": made,
-        "on first": group.on_first(lambda: "here"),
         "agree": group.agree(lambda: rank * 10),
         "asked": group.asked,
     }
@@ -90,7 +89,6 @@ def test_every_exchange(three: Ranks) -> None:
         assert result["gather"] == [1, 2, 2]
         assert torch.equal(result["first"], torch.tensor([7]))
         assert result["made"] == ([0] if rank == 0 else [])
-        assert result["on first"] == ("here" if rank == 0 else None)
         assert result["agree"] == rank * 10
         assert result["asked"] is None
 
@@ -211,7 +209,7 @@ def start_differently(group: ProcessGroup, folder: Path, name: str, value: Any) 
 def test_processes_of_different_runs_do_not_mix(
     name: str, value: Any, words: str, three: Ranks, tmp_path: Path
 ) -> None:
-    words += "; start all processes of a run alike, on the same data"
+    words += "; start all processes of a run alike, on the same data and kind of device"
     results = three(start_differently, tmp_path / "run", name, value)
     assert_refused_by_rank_1(results, words, tmp_path / "run")
 
@@ -225,8 +223,8 @@ def compute_differently(group: ProcessGroup, folder: Path) -> Run:
 
 def test_processes_on_different_kinds_of_device_do_not_mix(three: Ranks, tmp_path: Path) -> None:
     words = (
-        "the device is cpu here and cuda in the first process; give every process of a run a GPU, "
-        "or device='cpu' (--device cpu)"
+        "the kind of device is 'cpu' here and 'cuda' in the first process; start all processes of "
+        "a run alike, on the same data and kind of device"
     )
     results = three(compute_differently, tmp_path / "run")
     assert_refused_by_rank_1(results, words, tmp_path / "run")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -89,8 +88,8 @@ def train_in(
     processes.agree(lambda: require_alike(processes, own))
     processes.from_first(lambda: require_same(config, folder))
     parts = processes.agree(lambda: build(config))
-    for note in notes_of(parts.train, parts.test):
-        processes.on_first(functools.partial(log.warning, "%s", note))
+    for note in notes_of(parts.train, parts.test) if processes.rank == 0 else ():
+        log.warning("%s", note)
     return fit_in(
         processes,
         parts.learner,

@@ -122,10 +122,6 @@ class OneProcess:
         """What the first process makes, on all of them. Tensors in it must be on the CPU."""
         return make()
 
-    def on_first(self, do: Callable[[], Value]) -> Value | None:
-        """Do something on the first process only, and send nothing; None on the others."""
-        return do()
-
     def agree(self, do: Callable[[], Value]) -> Value:
         """Do something on every process that must succeed on all of them, or fails on all."""
         return do()
@@ -205,24 +201,11 @@ class ProcessGroup(OneProcess):
         return [row for part, _ in everything for row in part]
 
     def from_first(self, make: Callable[[], Value]) -> Value:
-        sent: list[Any] = [None, None]
-        failure: GradshareError | None = None
-        if self.rank == 0:
-            try:
-                sent[0] = make()
-            except GradshareError as error:
-                failure, sent[1] = error, str(error)
+        sent: list[Any] = [self.agree(lambda: make() if self.rank == 0 else None)]
         with self._exchange():
             dist.broadcast_object_list(sent, src=0)
-        if failure is not None:
-            raise failure
-        if sent[1] is not None:
-            raise self._other(0, sent[1])
         value: Value = sent[0]
         return value
-
-    def on_first(self, do: Callable[[], Value]) -> Value | None:
-        return do() if self.rank == 0 else None
 
     def agree(self, do: Callable[[], Value]) -> Value:
         failure: GradshareError | None = None

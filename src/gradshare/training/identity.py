@@ -148,7 +148,7 @@ def require_alike(processes: OneProcess, own: Mapping[str, Any]) -> None:
         if first[name] != value:
             raise ConfigError(
                 f"{name} is {value!r:.100} here and {first[name]!r:.100} in the first process; "
-                "start all processes of a run alike, on the same data"
+                "start all processes of a run alike, on the same data and kind of device"
             )
 
 

@@ -84,9 +84,9 @@ class Trainer:
         """Train, validate and test."""
         status, processes = self._status, self.processes
         with processes.stop, self._saved_if_others_fail(), ExitStack() as stack:
-            writer = processes.on_first(
-                lambda: stack.enter_context(MetricsWriter(self.folder.path, status.history))
-            )
+            writer = None
+            if processes.rank == 0:
+                writer = stack.enter_context(MetricsWriter(self.folder.path, status.history))
             own_tasks = (
                 processes.share(self._indices(iteration)).tasks
                 for iteration in range(status.iteration, self.options.total)
@@ -174,8 +174,8 @@ class Trainer:
         status.iteration += 1
         status.totals.add(result.metrics)
         status.skipped_in_a_row = 0
-        metrics = result.metrics
-        self.processes.on_first(lambda: self._call_callbacks("iteration", metrics=metrics))
+        if self.processes.rank == 0:
+            self._call_callbacks("iteration", metrics=result.metrics)
         return None
 
     def _indices(self, iteration: int) -> range:
@@ -211,16 +211,16 @@ class Trainer:
         record = self._validate()
         status.history.append(record)
         status.totals = EpochTotals()
-        if writer is not None:
+        if writer is not None:  # the first process's
             folder.save_epoch(record.epoch, state.epoch_checkpoint(self.run, record.epoch))
             writer.write(record)
         stops = self.processes.from_first(lambda: self._call_callbacks("epoch"))
-        best = kept_epochs(status.history, self.score, self.metrics[self.score].rank, 1)[0]
-        stalled = len(status.history) - best
+        stalled = len(status.history) - self._kept()[0]
         out_of_patience = self.options.patience is not None and stalled >= self.options.patience
         status.stopped = status.stopped or stops or out_of_patience
         self._save()
-        self.processes.on_first(lambda: folder.prune_epochs(self._kept()))
+        if writer is not None:
+            folder.prune_epochs(self._kept())
         self._show("validate", self.options.val_tasks, self.options.val_tasks)
 
     def _validate(self) -> EpochRecord:
@@ -302,13 +302,10 @@ class Trainer:
         status = self._status
         self._saved_at, self._saved_after = time.monotonic(), status.iteration
         status.seconds = self._saved_at - self._began
-
-        def save() -> None:
+        if self.processes.rank == 0:
             status.canary = self.canary.values(self.state)
             path = self.folder.save_latest(status.iteration, self.state.checkpoint(self.run))
             self._call_callbacks("checkpoint", path=path)
-
-        self.processes.on_first(save)
 
     def _stop_if(self, signal: int | None) -> None:
         if signal is not None:
