@@ -32,7 +32,7 @@ class DamagedError(RunError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run, on the CPU.
+    """The state of a run.
 
     Attributes:
         meta: the meta-parameters.
@@ -41,12 +41,12 @@ class Checkpoint:
         optimizer: the optimiser's state_dict; None of an epoch's model.
     """
 
-    meta: dict[str, Tensor]
-    carried: dict[str, Tensor]
+    meta: Tensors
+    carried: Tensors
     progress: dict[str, Any]
     optimizer: dict[str, Any] | None = None
 
-    def model(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def model(self, device: torch.device) -> tuple[Tensors, Tensors]:
         """The meta-parameters and carried tensors on a device."""
         return on_device(self.meta, device), on_device(self.carried, device)
 
@@ -57,7 +57,7 @@ def on_device(tensors: Tensors, device: torch.device) -> dict[str, Tensor]:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint, whole or not at all. Its tensors may be on any device."""
     tensors = {
         f"{part}/{name}": tensor
         for part in ("meta", "carried")
@@ -80,7 +80,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint.
+    """Read a checkpoint. Its tensors are on the CPU.
 
     Raises:
         DamagedError: it is not a whole checkpoint.

@@ -210,7 +210,8 @@ def fit_in(
             # Another process may have begun a run meanwhile.
             refuse_if_occupied(folder, resume=resume)
             if not run_folder.started:
-                run_folder.start(contents, settings)
+                # By the settings an edit of config.yaml is noticed.
+                run_folder.start({**contents, "settings": settings})
                 return contents, None
             stored = run_folder.contents()
             require_same_run(folder, stored["identity"], contents["identity"], options)
@@ -230,12 +231,12 @@ def fit_in(
         if settings is not None:  # a run may be continued with other ones, such as more epochs
             processes.from_first(lambda: run_folder.store_settings(settings))
         status = state.status
+        status.run = stored["id"]
         if not is_complete(options, status, test):
             status.test = None  # of a run that is extended
             if status.diverged is None:
                 status.environment = environment(device, layout.describe())
             Trainer(
-                run=stored["id"],
                 learner=learner,
                 train=train,
                 validation=validation,

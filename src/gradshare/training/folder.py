@@ -48,7 +48,6 @@ KEPT_LATEST = 2
 # `in_use` takes the lock for an instant. A process that starts then must wait that long.
 LOCK_SECONDS = 0.5
 RUN, SETTINGS = "run.json", "config.yaml"
-WRITTEN_FIRST = {"checkpoints", SETTINGS}
 
 
 class RunFolder:
@@ -77,12 +76,10 @@ class RunFolder:
         """Whether there is a run to continue."""
         return (self.path / RUN).is_file()
 
-    def start(self, contents: Mapping[str, Any], settings: Mapping[str, Any] | None) -> None:
-        """Begin a new run here. A run that was started from objects has no settings."""
+    def start(self, contents: Mapping[str, Any]) -> None:
+        """Begin a new run here."""
         make_folder(self._checkpoints)
-        if settings is not None:
-            self.store_settings(settings)
-        self.store({**contents, "settings": settings})  # by which a damaged file is noticed
+        self.store(contents)
 
     def store(self, contents: Mapping[str, Any]) -> None:
         """Write `run.json`."""
@@ -230,7 +227,7 @@ def refuse_if_occupied(folder: Path, *, resume: bool) -> None:
         # The lock may be this process's own.
         names = {path.name for path in folder.iterdir()} - {LOCK} if folder.exists() else set()
     if resume:
-        names -= WRITTEN_FIRST | {name for name in names if name.endswith(UNFINISHED)}
+        names -= {"checkpoints", *(name for name in names if name.endswith(UNFINISHED))}
     # The message names a visible file if there is one.
     if occupied := sorted(names, key=lambda name: (name.startswith("."), name)):
         raise RunError(

@@ -58,9 +58,8 @@ MOST_SKIPPED_IN_A_ROW = 50
 
 @dataclass
 class Trainer:
-    """Trains a run, which `run` identifies, from a state, in place, to its end."""
+    """Trains a run from a state, in place, to its end."""
 
-    run: str
     learner: Learner
     train: TaskSource
     validation: TaskSource
@@ -212,7 +211,7 @@ class Trainer:
         status.history.append(record)
         status.totals = EpochTotals()
         if writer is not None:  # the first process's
-            folder.save_epoch(record.epoch, state.epoch_checkpoint(self.run, record.epoch))
+            folder.save_epoch(record.epoch, state.epoch_checkpoint(record.epoch))
             writer.write(record)
         stops = self.processes.from_first(lambda: self._call_callbacks("epoch"))
         stalled = len(status.history) - self._kept()[0]
@@ -304,7 +303,7 @@ class Trainer:
         status.seconds = self._saved_at - self._began
         if self.processes.rank == 0:
             status.canary = self.canary.values(self.state)
-            path = self.folder.save_latest(status.iteration, self.state.checkpoint(self.run))
+            path = self.folder.save_latest(status.iteration, self.state.checkpoint())
             self._call_callbacks("checkpoint", path=path)
 
     def _stop_if(self, signal: int | None) -> None:
