@@ -27,11 +27,15 @@ from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in
 from gradshare.training.folder import SETTINGS, RunFolder, refuse_if_occupied
 from gradshare.training.identity import require_alike
-from gradshare.training.launch import threads, torchrun_processes, torchrun_size
+from gradshare.training.launch import (
+    local_workers,
+    threads,
+    torchrun_processes,
+    torchrun_size,
+)
 from gradshare.training.metrics import Metric
 from gradshare.training.options import Watch, ignore
 from gradshare.training.run import Run
-from gradshare.training.workers import local_workers
 
 log = logging.getLogger(__name__)
 

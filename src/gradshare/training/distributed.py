@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gradshare.errors import GradshareError, RunError
+from gradshare.errors import ConfigError, GradshareError, RunError
 from gradshare.inner_loop import Tensors, sum_over_local_tasks
 from gradshare.models.weights import digest
 from gradshare.training.interruption import SIGNALS, StopRequests
@@ -134,11 +134,12 @@ class ProcessGroup(OneProcess):
     """The form of `OneProcess` for several; each of them must call the same methods in turn.
 
     Args:
-        cuda: whether tensors may be on a GPU.
+        device: as in `gradshare.fit`.
         timeout: after how long a silent process is given up.
         patient: whether a second Ctrl-C is taken like the first.
 
     Raises:
+        ConfigError: this process is in a process group already.
         OtherRankError: from any method, when another process has failed or is gone.
     """
 
@@ -150,10 +151,15 @@ class ProcessGroup(OneProcess):
         *,
         local_rank: int,
         local_size: int,
-        cuda: bool,
+        device: str,
         timeout: timedelta = TIMEOUT,
         patient: bool = False,
     ) -> None:
+        if dist.is_initialized():
+            raise ConfigError(
+                "this process belongs to a process group of torch.distributed already, and a run "
+                "over several processes needs its own; call destroy_process_group() first"
+            )
         self.rank, self.size = rank, size
         self.local_rank, self.local_size = local_rank, local_size
         self.stop = StopRequests(patient=patient)
@@ -162,6 +168,7 @@ class ProcessGroup(OneProcess):
         # When this module is first imported, which an optimiser does, its functions keep the
         # group that exists then, and `close` would not close that one. So import it before.
         importlib.import_module("torch.distributed.nn")
+        cuda = device != "cpu" and torch.cuda.is_available() and dist.is_nccl_available()
         with self._exchange():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
