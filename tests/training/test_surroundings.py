@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import gradshare as gs
 from gradshare.tasks.batch import PARTS, task_of
-from gradshare.training.batches import read_ahead
+from gradshare.training.loop import read_ahead
 from gradshare.training.run import Run
 from tests.training.killing import require_same_end
 from tests.training.small import PROBLEMS, ROWS, WAYS, Wrapped, mlp, rows, seeded, signals

@@ -26,7 +26,6 @@ from gradshare.training import run as runs
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in
 from gradshare.training.folder import SETTINGS, RunFolder, refuse_if_occupied
-from gradshare.training.identity import require_alike
 from gradshare.training.launch import (
     local_workers,
     threads,
@@ -89,7 +88,7 @@ def train_in(
     config = processes.agree(lambda: resolved(config))
     settings = config.model_dump(mode="json")
     own = {option_name(n): value for n, value in settings.items() if n not in MACHINE_FIELDS}
-    processes.agree(lambda: require_alike(processes, own))
+    processes.require_alike(own)
     processes.from_first(lambda: require_same(config, folder))
     parts = processes.agree(lambda: build(config))
     for note in notes_of(parts.train, parts.test) if processes.rank == 0 else ():

@@ -8,7 +8,6 @@ import torch
 
 from gradshare.errors import ConfigError
 from gradshare.training.distributed import OneProcess
-from gradshare.training.identity import require_alike
 
 
 def choose_device(name: str) -> torch.device:
@@ -29,7 +28,7 @@ def choose_device(name: str) -> torch.device:
 def device_of_process(name: str, processes: OneProcess) -> torch.device:
     """The device of one process of a run: each process of a machine takes its own GPU."""
     device = processes.agree(lambda: _own_device(choose_device(name), processes))
-    processes.agree(lambda: require_alike(processes, {"the kind of device": device.type}))
+    processes.require_alike({"the kind of device": device.type})
     return device
 
 

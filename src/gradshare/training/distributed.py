@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -126,6 +126,9 @@ class OneProcess:
         """Do something on every process that must succeed on all of them, or fails on all."""
         return do()
 
+    def require_alike(self, own: Mapping[str, Any]) -> None:
+        """Raise ConfigError unless every process gives the values that the first one gives."""
+
     def require_identical(self, tensors: Tensors) -> None:
         """Raise RunError unless every process has the same tensors, bit for bit."""
 
@@ -229,6 +232,20 @@ class ProcessGroup(OneProcess):
                     raise failure
                 raise self._other(rank, reason)
         return results[0]
+
+    def require_alike(self, own: Mapping[str, Any]) -> None:
+        first = self._gather_one(own)[0]
+
+        def compare() -> None:
+            for name, value in own.items():
+                if first[name] != value:
+                    raise ConfigError(
+                        f"{name} is {value!r:.100} here and {first[name]!r:.100} in the first "
+                        "process; start all processes of a run alike, on the same data and kind of "
+                        "device"
+                    )
+
+        self.agree(compare)
 
     def require_identical(self, tensors: Tensors) -> None:
         digests = self._gather_one(digest(dict(sorted(tensors.items()))))

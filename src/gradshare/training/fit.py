@@ -20,7 +20,7 @@ from gradshare.training.checks import require_shareable
 from gradshare.training.device import device_of_process, keep_float32
 from gradshare.training.distributed import OneProcess
 from gradshare.training.folder import RunFolder, refuse_if_occupied
-from gradshare.training.identity import require_alike, require_same_run
+from gradshare.training.identity import require_same_run
 from gradshare.training.launch import is_first, torchrun_processes
 from gradshare.training.layout import Layout, Memory, Tasks
 from gradshare.training.loop import Trainer, is_complete
@@ -194,7 +194,7 @@ def fit_in(
         state, metrics, score, contents = processes.agree(
             lambda: prepare_run(learner, sources, options, device, continued)
         )
-        processes.agree(lambda: require_alike(processes, contents["identity"]))
+        processes.require_alike(contents["identity"])
         require_shareable(processes.size, sources[0], state.carried)
         # A learner that draws its initialisation has drawn another one in each process.
         initial = processes.from_first(lambda: [on_device(part, CPU) for part in state.model])

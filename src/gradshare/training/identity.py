@@ -18,7 +18,6 @@ from gradshare.inner_loop import Tensors
 from gradshare.inner_loop.rule import Chain, UpdateRule
 from gradshare.methods import Learner
 from gradshare.models.weights import digest
-from gradshare.training.distributed import OneProcess
 from gradshare.training.metrics import Metric
 from gradshare.training.options import Options
 
@@ -139,17 +138,6 @@ def _difference(one: str, other: str, most: int = 60) -> list[str]:
         f"{before}{text[start : start + most]}{'…' if len(text) > start + most else ''}"
         for text in (one, other)
     ]
-
-
-def require_alike(processes: OneProcess, own: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless this process has the identity of the first."""
-    first = processes.from_first(lambda: own)
-    for name, value in own.items():
-        if first[name] != value:
-            raise ConfigError(
-                f"{name} is {value!r:.100} here and {first[name]!r:.100} in the first process; "
-                "start all processes of a run alike, on the same data and kind of device"
-            )
 
 
 def source_digests(learner: Any, *sources: Any) -> dict[str, str]:

@@ -8,7 +8,9 @@ checkpoint ends where it would have ended.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -19,7 +21,6 @@ from gradshare.errors import RunError, is_out_of_memory
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import notes_of, other_dataset, prepared, training_indices
-from gradshare.training.batches import read_ahead
 from gradshare.training.canary import Canary
 from gradshare.training.distributed import OneProcess, OtherRankError
 from gradshare.training.divergence import diagnose, not_finite
@@ -32,11 +33,10 @@ from gradshare.training.evaluation import (
 )
 from gradshare.training.folder import RunFolder, kept_epochs
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.labels import SAMPLE_TASKS, accuracy_by_class
-from gradshare.training.metrics import LOSS, Metric
+from gradshare.training.metrics import LOSS, SAMPLE_TASKS, Metric, accuracy_by_class
 from gradshare.training.options import Event, Options, Phase, Progress, Watch
 from gradshare.training.outer_loop import outer_iteration
-from gradshare.training.randomness import seed_generators
+from gradshare.training.randomness import seed_generators, touches_generators
 from gradshare.training.records import (
     FITS,
     TRAIN,
@@ -341,6 +341,28 @@ class Trainer:
                 f"{error}; everything up to iteration {self._status.iteration} is saved in "
                 f"{self.folder.path}, continue it with --resume auto"
             ) from error
+
+
+def read_ahead(source: TaskSource, indices: Iterable[range]) -> Iterator[TaskBatch]:
+    """Batches of a source; the next one is made in a thread while the current one is used.
+
+    A source that seeds or draws from a global generator is asked in the caller's thread instead,
+    since it would change the model's random numbers meanwhile.
+
+    Args:
+        source: the source.
+        indices: of the tasks of each batch.
+    """
+    if touches_generators(lambda: source.batch([0])):
+        yield from map(source.batch, indices)
+        return
+    begun: deque[Future[TaskBatch]] = deque()
+    with ThreadPoolExecutor(1, "gradshare-batches") as pool:
+        for tasks in indices:
+            begun.append(pool.submit(source.batch, tasks))
+            if len(begun) > 1:
+                yield begun.popleft().result()
+        yield from (last.result() for last in begun)
 
 
 def owes_validation(options: Options, status: RunStatus) -> bool:
