@@ -22,7 +22,6 @@ from gradshare.training import loop
 from gradshare.training.distributed import OneProcess, OtherRankError, ProcessGroup
 from gradshare.training.evaluation import ensemble_values, on_all_tasks, values_before_and_after
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.launch import member
 from gradshare.training.metrics import Metric, accuracy
 from gradshare.training.outer_loop import outer_iteration
 from gradshare.training.run import Run
@@ -298,7 +297,7 @@ def take_part(group: ProcessGroup, folder: str, on_rank_1: str | None, resume: b
         return outer_iteration(*arguments, **options)
 
     loop.outer_iteration = interrupted  # type: ignore[attr-defined]
-    with member(group):
+    with group:
         return fit_on(group, whole_run(), Path(f"{folder}-{group.rank}"), resume=resume)
 
 

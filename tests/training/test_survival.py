@@ -17,6 +17,7 @@ import gradshare as gs
 from gradshare.errors import RunError
 from gradshare.training.checkpoint import load_checkpoint, save_checkpoint
 from gradshare.training.folder import RunFolder
+from gradshare.training.lock import is_locked
 from gradshare.training.options import Progress
 from gradshare.training.run import Run
 from tests.training.killing import kill_often, records_in, require_same_end, timeless
@@ -152,7 +153,7 @@ def test_a_lock_that_is_deleted_while_a_run_is_trained_is_taken_again(tmp_path: 
     def delete(progress: Progress) -> None:
         if (progress.phase, progress.done) == ("train", 2):
             lock.unlink()
-        locked.append(RunFolder(tmp_path / "run").in_use)
+        locked.append(is_locked(tmp_path / "run"))
 
     require_same_end(fit(tmp_path / "whole"), fit(tmp_path / "run", progress=delete))
     assert not any(locked[1:3])  # until the run is saved after its third iteration

@@ -24,7 +24,7 @@ from torch import Tensor
 from gradshare.errors import ConfigError, GradshareError, RunError
 from gradshare.inner_loop import Tensors, sum_over_local_tasks
 from gradshare.models.weights import digest
-from gradshare.training.interruption import SIGNALS, StopRequests
+from gradshare.training.interruption import SIGNALS, RunStoppedError, StopRequests
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -136,6 +136,8 @@ class OneProcess:
 class ProcessGroup(OneProcess):
     """The form of `OneProcess` for several; each of them must call the same methods in turn.
 
+    It is left with the end of the `with` block. The others are told if that ends with an error.
+
     Args:
         device: as in `gradshare.fit`.
         timeout: after how long a silent process is given up.
@@ -180,6 +182,14 @@ class ProcessGroup(OneProcess):
                 world_size=size,
                 timeout=timeout,
             )
+
+    def __enter__(self) -> ProcessGroup:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        if error is not None and not isinstance(error, OtherRankError | RunStoppedError):
+            self.tell(error)
+        dist.destroy_process_group()
 
     @property
     def asked(self) -> int | None:
@@ -267,10 +277,6 @@ class ProcessGroup(OneProcess):
             words = f"{type(error).__name__}: {error}"
         with contextlib.suppress(RuntimeError):
             self._store.set(FAILURE, f"{self._name(self.rank)} failed: {words}")
-
-    def close(self) -> None:
-        """Leave the group."""
-        dist.destroy_process_group()
 
     def _gather_one(self, value: Value) -> list[Value]:
         values: list[Any] = [None] * self.size

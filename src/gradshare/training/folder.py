@@ -38,14 +38,14 @@ from gradshare.training.files import (
     write_signed,
     writing,
 )
-from gradshare.training.lock import LOCK, is_locked, locked
+from gradshare.training.lock import LOCK, locked
 from gradshare.training.memory import amount
 from gradshare.training.records import History
 
 log = logging.getLogger(__name__)
 
 KEPT_LATEST = 2
-# `in_use` takes the lock for an instant. A process that starts then must wait that long.
+# `is_locked` takes the lock for an instant. A process that starts then must wait that long.
 LOCK_SECONDS = 0.5
 RUN, SETTINGS = "run.json", "config.yaml"
 
@@ -65,11 +65,6 @@ class RunFolder:
             for leftover in self.path.rglob(f"*{UNFINISHED}"):  # of a process that was killed
                 leftover.unlink(missing_ok=True)
             yield
-
-    @property
-    def in_use(self) -> bool:
-        """Whether a process trains here."""
-        return is_locked(self.path)
 
     @property
     def started(self) -> bool:

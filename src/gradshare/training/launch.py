@@ -18,8 +18,7 @@ from uuid import uuid4
 import torch
 
 from gradshare.errors import GradshareError, RunError
-from gradshare.training.distributed import TIMEOUT, OneProcess, OtherRankError, ProcessGroup
-from gradshare.training.interruption import RunStoppedError
+from gradshare.training.distributed import TIMEOUT, OneProcess, ProcessGroup
 from gradshare.training.machine import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def torchrun_processes(device: str) -> Iterator[OneProcess]:
     if size is None or size == 1:
         yield OneProcess()
         return
-    with member(_torchrun_group(device)) as group:
+    with _torchrun_group(device) as group:
         watch = threading.Thread(target=_stop_without_launcher, args=(group,), daemon=True)
         watch.start()
         yield group
@@ -128,8 +127,7 @@ def local_workers(
             for process in others:
                 process.start()
         _await(store, others)
-        group = ProcessGroup(store, 0, size, local_rank=0, local_size=size, device=device)
-        with member(group):
+        with ProcessGroup(store, 0, size, local_rank=0, local_size=size, device=device) as group:
             yield group
         for process in others:
             process.join(LEAVE_SECONDS)
@@ -188,8 +186,9 @@ def _take_part(
     store = _store(port, size, first=False)
     store.add(ARRIVED, 1)
     try:
-        group = ProcessGroup(store, rank, size, local_rank=rank, local_size=size, device=device)
-        with member(group):
+        with ProcessGroup(
+            store, rank, size, local_rank=rank, local_size=size, device=device
+        ) as group:
             work(group, *arguments)
     except GradshareError:
         sys.exit(1)
@@ -215,20 +214,6 @@ def is_first() -> bool:
 def speaks_for_machine() -> bool:
     """Whether this process says what all of a run's processes on this machine know."""
     return torchrun_size() is None or int(os.environ.get("LOCAL_RANK", "0")) == 0
-
-
-@contextmanager
-def member(group: ProcessGroup) -> Iterator[OneProcess]:
-    """Be one of a run's processes, and tell the others if this one fails."""
-    try:
-        yield group
-    except (OtherRankError, RunStoppedError):
-        raise
-    except BaseException as error:
-        group.tell(error)
-        raise
-    finally:
-        group.close()
 
 
 @contextmanager
