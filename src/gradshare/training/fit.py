@@ -14,13 +14,12 @@ from gradshare.errors import require_choice
 from gradshare.methods import Learner
 from gradshare.tasks import TaskSource
 from gradshare.tasks.source import notes_of, training_indices
-from gradshare.training.canary import Canary
 from gradshare.training.checkpoint import Checkpoint, on_device
 from gradshare.training.checks import require_shareable
 from gradshare.training.device import device_of_process, keep_float32
 from gradshare.training.distributed import OneProcess
 from gradshare.training.folder import RunFolder, refuse_if_occupied
-from gradshare.training.identity import require_same_run
+from gradshare.training.identity import Canary, require_same_run
 from gradshare.training.launch import is_first, torchrun_processes
 from gradshare.training.layout import Layout, Memory, Tasks
 from gradshare.training.loop import Trainer, is_complete

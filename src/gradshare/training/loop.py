@@ -21,7 +21,6 @@ from gradshare.errors import RunError, is_out_of_memory
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import notes_of, other_dataset, prepared, training_indices
-from gradshare.training.canary import Canary
 from gradshare.training.distributed import OneProcess, OtherRankError
 from gradshare.training.divergence import diagnose, not_finite
 from gradshare.training.evaluation import (
@@ -32,6 +31,7 @@ from gradshare.training.evaluation import (
     values_before_and_after,
 )
 from gradshare.training.folder import RunFolder, kept_epochs
+from gradshare.training.identity import Canary
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.metrics import LOSS, SAMPLE_TASKS, Metric, accuracy_by_class
 from gradshare.training.options import Event, Options, Phase, Progress, Watch
