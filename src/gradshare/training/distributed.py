@@ -136,7 +136,7 @@ class OneProcess:
 class ProcessGroup(OneProcess):
     """The form of `OneProcess` for several; each of them must call the same methods in turn.
 
-    It is left with the end of the `with` block. The others are told if that ends with an error.
+    The end of the `with` block leaves the group, and tells the others of an error.
 
     Args:
         device: as in `gradshare.fit`.
