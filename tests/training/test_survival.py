@@ -234,25 +234,42 @@ def test_the_message_of_another_optimiser_shows_what_differs_and_no_more(tmp_pat
     assert len(message) < 250
 
 
-def test_a_tensor_that_the_default_dtype_changes_is_refused_and_nothing_is_renamed(
-    tmp_path: Path,
-) -> None:
-    class Counting(gs.UpdateRule):
-        def init(self, params: Any, steps: int) -> Any:
-            return {}, {"seen": torch.zeros(steps)}  # of the default dtype
+class Counting(gs.UpdateRule):
+    """A rule that carries tensors of the default dtype."""
 
-        def update(self, gradients: Any, meta: Any, carried: Any, task: Any, step: Any) -> Any:
-            return gradients, carried, task
+    carries = ("seen",)
 
+    def init(self, params: Any, steps: int) -> Any:
+        return {}, {name: torch.zeros(steps) for name in self.carries}
+
+    def update(self, gradients: Any, meta: Any, carried: Any, task: Any, step: Any) -> Any:
+        return gradients, carried, task
+
+
+def test_what_a_rule_carries_keeps_its_type_under_another_default_dtype(tmp_path: Path) -> None:
     given = {"learner": gs.maml(mlp(), steps=2, rule=Counting())}
+    whole = fit(tmp_path / "whole", epochs=4, **given)
     fit(tmp_path / "run", **given)
-    before = sorted((tmp_path / "run" / "checkpoints").iterdir())
     torch.set_default_dtype(torch.float64)
     try:
-        with pytest.raises(RunError, match=r"rule\.seen is torch\.float32 \(2,\) in the file and"):
-            fit(tmp_path / "run", epochs=4, **given)
+        again = fit(tmp_path / "run", epochs=4, **given)
     finally:
         torch.set_default_dtype(torch.float32)
+    require_same_end(whole, again)
+
+
+def test_a_learner_that_carries_something_else_does_not_continue_it(tmp_path: Path) -> None:
+    rule = Counting()
+    given = {"learner": gs.maml(mlp(), steps=2, rule=rule)}
+    fit(tmp_path / "run", **given)
+    before = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    rule.carries = ("seen", "more")
+    with pytest.raises(RunError) as error:
+        fit(tmp_path / "run", epochs=4, **given)
+    assert str(error.value) == (
+        "the newest checkpoint cannot be continued from: rule.more is another tensor in this "
+        "learner, or absent; start again in another folder (--out)"
+    )
     assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == before
 
 

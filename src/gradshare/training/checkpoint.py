@@ -111,25 +111,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise DamagedError(f"{path} cannot be read as a checkpoint: {error}") from error
 
 
-def require_same_shapes(
-    path: Path, checkpoint: Checkpoint, meta: Tensors, carried: Tensors
-) -> None:
-    """Raise RunError unless a checkpoint has tensors of these names, types and shapes."""
-    for held, own in ((checkpoint.meta, meta), (checkpoint.carried, carried)):
-        for name in sorted(held.keys() | own.keys()):
-            has, wants = (_described(tensors.get(name)) for tensors in (held, own))
-            if has != wants:
-                raise RunError(
-                    f"{path} does not fit this learner: {name} is {has} in the file and {wants} in "
-                    "the learner; continue with the learner and the default dtype that the run was "
-                    "started with"
-                )
-
-
-def _described(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
-
-
 def _require_format(path: Path, metadata: Mapping[str, str]) -> None:
     version = metadata.get("format_version")
     if version is None:

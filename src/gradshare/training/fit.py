@@ -214,7 +214,7 @@ def fit_in(
                 return contents, None
             stored = run_folder.contents()
             require_same_run(folder, stored["identity"], contents["identity"], options)
-            return stored, run_folder.load_latest(state.model)
+            return stored, run_folder.load_latest()
 
         stored, saved = processes.from_first(open_folder)
         layout = Layout(**stored["layout"])

@@ -21,13 +21,11 @@ from typing import Any
 import yaml
 
 from gradshare.errors import RunError, some
-from gradshare.inner_loop import Tensors
 from gradshare.training.checkpoint import (
     FORMAT_VERSION,
     Checkpoint,
     DamagedError,
     load_checkpoint,
-    require_same_shapes,
     save_checkpoint,
 )
 from gradshare.training.files import (
@@ -112,29 +110,22 @@ class RunFolder:
             older.unlink()
         return path
 
-    def load_latest(self, like: tuple[Tensors, Tensors] | None = None) -> Checkpoint | None:
+    def load_latest(self) -> Checkpoint | None:
         """The newest readable checkpoint; None if the run has saved none and completed no epoch.
 
-        Args:
-            like: meta-parameters and carried tensors, to compare names, types and shapes with.
-
         Raises:
-            RunError: none is readable, or all are gone; or the newest cannot be opened, is of
-                another format version, or has other tensors.
+            RunError: the checkpoints cannot be read, or are gone; or the newest cannot be opened or
+                is of another format version.
         """
         paths = self._latest()
         for path in reversed(paths):
             try:
-                checkpoint = self._load(path)
+                return self._load(path)
             except DamagedError as error:
                 log.warning("%s; falling back to the checkpoint before it", error)
                 # Under its name it would be among the last two for long.
                 with contextlib.suppress(OSError):
                     path.replace(path.with_name(f"damaged-{path.name}"))
-                continue
-            if like is not None:
-                require_same_shapes(path, checkpoint, *like)
-            return checkpoint
         if paths or any(self._checkpoints.glob("damaged-latest-*")):
             raise RunError(
                 f"no checkpoint in {self._checkpoints} can be read; start again in another folder "

@@ -120,6 +120,9 @@ class TrainState:
         status = RunStatus.of(saved)
         if not 0 <= status.iteration <= iterations:
             raise _unusable(f"iteration is {status.iteration}, this run has {iterations}")
+        for own, held in zip(self.model, (saved.meta, saved.carried), strict=True):
+            if others := _shapes(own) ^ _shapes(held):
+                raise _unusable(f"{min(others)[0]} is another tensor in this learner, or absent")
         device = next(iter(self.meta.values())).device
         try:
             self.optimizer.load_state_dict(saved.optimizer or {})
@@ -129,6 +132,10 @@ class TrainState:
             tensor.data.copy_(saved.meta[name])
         self.carried = on_device(saved.carried, device)
         self.status = status
+
+
+def _shapes(tensors: Tensors) -> set[tuple[str, torch.Size]]:
+    return {(name, tensor.shape) for name, tensor in tensors.items()}
 
 
 def _unusable(cause: object) -> RunError:
