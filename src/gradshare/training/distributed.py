@@ -319,16 +319,9 @@ class _SumOverProcesses(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(vector: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, vector: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
         return group.sum_vector(vector)
-
-    @staticmethod
-    def setup_context(
-        ctx: Any,
-        inputs: tuple[Tensor, ProcessGroup],
-        output: Tensor,  # noqa: ARG004
-    ) -> None:
-        ctx.group = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
