@@ -184,17 +184,20 @@ def fit_in(
     commit()  # as it is now; see there
     processes.from_first(lambda: refuse_if_occupied(folder, resume=resume))
     run_folder = RunFolder(folder)
+    train, validation, test = sources
     with ExitStack() as stack:
         stack.enter_context(explain_out_of_memory())
         device = device_of_process(options.device, processes)
         keep_float32(device)
         stack.enter_context(isolated(device))
+
+        # Make and check everything. Until the folder is opened nothing is written.
         continued = run_folder if resume and run_folder.started else None
         state, metrics, score, contents = processes.agree(
             lambda: prepare_run(learner, sources, options, device, continued)
         )
         processes.require_alike(contents["identity"])
-        require_shareable(processes.size, sources[0], state.carried)
+        require_shareable(processes.size, train, state.carried)
         # A learner that draws its initialisation has drawn another one in each process.
         initial = processes.from_first(lambda: [on_device(part, CPU) for part in state.model])
         for name, tensor in state.meta.items():
@@ -219,7 +222,8 @@ def fit_in(
         stored, saved = processes.from_first(open_folder)
         layout = Layout(**stored["layout"])
         learner = layout.applied(learner)
-        train, validation, test = sources
+
+        # Go on from the saved state, if there is one.
         canary_tasks = train.batch(training_indices(options.seed, 0, CANARY_TASKS)).to(device)
         canary = Canary(learner, train, canary_tasks)
         if saved is not None:
@@ -229,6 +233,8 @@ def fit_in(
             train_body(processes, learner, state, train, options)
         if settings is not None:  # a run may be continued with other ones, such as more epochs
             processes.from_first(lambda: run_folder.store_settings(settings))
+
+        # Train, unless everything is done.
         status = state.status
         status.run = stored["id"]
         if not is_complete(options, status, test):
