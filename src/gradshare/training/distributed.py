@@ -97,14 +97,10 @@ class OneProcess:
         return self.stop.signal
 
     def share(self, tasks: range) -> Share:
-        """What this process does of a task batch."""
-        own = self.portion(tasks)
+        """What this process does of a task batch; the first process has the first of its tasks."""
+        begin, end = (len(tasks) * rank // self.size for rank in (self.rank, self.rank + 1))
+        own = tasks[begin:end]
         return Share(self, own or tasks[:1], len(own), len(tasks))
-
-    def portion(self, tasks: range) -> range:
-        """This process's tasks of some: the first process has the first of them, and so on."""
-        bounds = [len(tasks) * rank // self.size for rank in (self.rank, self.rank + 1)]
-        return tasks[slice(*bounds)]
 
     def sum_differentiably(self, tensors: Tensors) -> Tensors:
         """Tensors summed over the processes, so that the sum can be differentiated."""
