@@ -65,7 +65,8 @@ def exchange(group: ProcessGroup) -> dict[str, Any]:
         made.append(rank)
         return torch.tensor([rank + 7])
 
-    total = group.total([torch.full((2, 3), rank + 1.0), torch.tensor(float(rank)).double()])
+    wide = torch.tensor(rank + 2**-40, dtype=torch.float64)
+    total = group.total([torch.full((2, 3), rank + 1.0), wide])
     return {
         "total": total,
         "gather": group.gather([rank] * rank),
@@ -80,8 +81,9 @@ def test_every_exchange(three: Ranks) -> None:
     results = three(exchange)
     for rank, result in enumerate(results):
         assert torch.equal(result["total"][0], torch.full((2, 3), 6.0))
-        assert torch.equal(result["total"][1], torch.tensor(3.0).double())
-        assert result["total"][1].dtype == torch.float64
+        assert result["total"][0].dtype == torch.float32
+        # It is not rounded to the type of the first tensor.
+        assert torch.equal(result["total"][1], torch.tensor(3 + 3 * 2**-40, dtype=torch.float64))
         assert result["gather"] == [1, 2, 2]
         assert torch.equal(result["first"], torch.tensor([7]))
         assert result["made"] == ([0] if rank == 0 else [])

@@ -206,7 +206,7 @@ class ProcessGroup(OneProcess):
     def total(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         requests = tensors[0].new_tensor([self.stop.signal == number for number in SIGNALS])
         parts = [*tensors, requests]
-        flat = torch.cat([part.reshape(-1).to(requests.dtype) for part in parts])
+        flat = torch.cat([part.reshape(-1) for part in parts])  # of the widest type among them
         *totals, requests = _unflatten(self.sum_vector(flat), parts)
         self._hear([n for n, asked in zip(SIGNALS, requests.tolist(), strict=True) if asked])
         return totals
