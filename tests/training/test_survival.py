@@ -33,6 +33,12 @@ def fit(path: Path, **changes: Any) -> Run:
     return gs.fit(**rows(**changes), out=path, resume="auto")
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that tests leave as it is."""
+    return fit(tmp_path_factory.mktemp("finished") / "run")
+
+
 def long_run() -> Arguments:
     given = rows(
         learner=gs.maml_plus_plus(mlp(), multi_step_iterations=400, steps=2, sharing=True),
@@ -212,15 +218,16 @@ def test_a_run_whose_lock_was_deleted_and_taken_by_another_process_ends(tmp_path
     ],
 )
 def test_another_run_does_not_continue_it(
-    changes: dict[str, Any], words: str, tmp_path: Path
+    changes: dict[str, Any], words: str, finished: Run
 ) -> None:
-    run = fit(tmp_path / "run")
+    before = sorted(finished.path.rglob("*"))
     with pytest.raises(RunError) as error:
-        fit(tmp_path / "run", **changes)
-    assert str(error.value).startswith(f"{tmp_path / 'run'} holds ")
+        fit(finished.path, **changes)
+    assert str(error.value).startswith(f"{finished.path} holds ")
     assert words in str(error.value)
     assert str(error.value).endswith("; continue it as it was, or choose another folder (--out)")
-    assert records_in(tmp_path / "run") == run.history
+    assert records_in(finished.path) == finished.history
+    assert sorted(finished.path.rglob("*")) == before
 
 
 def test_the_message_of_another_optimiser_shows_what_differs_and_no_more(tmp_path: Path) -> None:
@@ -311,12 +318,11 @@ def test_a_moment_is_saved_within_a_long_epoch(
     assert seen == ["latest-000000005.safetensors", "latest-000000006.safetensors"]
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"learner": gs.maml(mlp(), steps=3)}])
 def test_a_checkpoint_of_another_run_is_passed_over_and_named(
-    other: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = fit(tmp_path / "run")
-    fit(tmp_path / "other", **other)
+    fit(tmp_path / "other", learner=gs.maml(mlp(), steps=3))
     name = f"checkpoints/{LATEST}"
     (tmp_path / "other" / name).replace(tmp_path / "run" / name)
     with caplog.at_level(logging.WARNING):
