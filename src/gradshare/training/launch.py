@@ -211,11 +211,6 @@ def is_first() -> bool:
     return torchrun_size() is None or int(os.environ["RANK"]) == 0
 
 
-def speaks_for_machine() -> bool:
-    """Whether this process says what all of a run's processes on this machine know."""
-    return torchrun_size() is None or int(os.environ.get("LOCAL_RANK", "0")) == 0
-
-
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Compute with a number of threads, and afterwards with as many as before."""
