@@ -38,7 +38,6 @@ from gradshare.training.files import (
 )
 from gradshare.training.lock import LOCK, locked
 from gradshare.training.memory import amount
-from gradshare.training.records import History
 
 log = logging.getLogger(__name__)
 
@@ -220,11 +219,3 @@ def refuse_if_occupied(folder: Path, *, resume: bool) -> None:
             f"the output folder {folder} already holds {occupied[0]!r}; choose another (--out), "
             "continue it (resume='auto', --resume auto), or delete it if you no longer need it"
         )
-
-
-def kept_epochs(
-    history: History, score: str, rank: Callable[[float], float], count: int
-) -> list[int]:
-    """The `count` epochs with the best scores by `Metric.rank`, best first, ties to the earlier."""
-    ranked = sorted((rank(record.mean(score)), record.epoch) for record in history)
-    return [epoch for _, epoch in ranked[:count]]

@@ -30,7 +30,7 @@ from gradshare.training.evaluation import (
     on_all_tasks,
     values_before_and_after,
 )
-from gradshare.training.folder import RunFolder, kept_epochs
+from gradshare.training.folder import RunFolder
 from gradshare.training.identity import Canary
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.metrics import LOSS, SAMPLE_TASKS, Metric, accuracy_by_class
@@ -44,6 +44,7 @@ from gradshare.training.records import (
     EpochRecord,
     EpochTotals,
     MetricsWriter,
+    ranked,
 )
 from gradshare.training.state import RunStatus, Test, TrainState
 from gradshare.training.statistics import confidence95
@@ -267,8 +268,8 @@ class Trainer:
 
     def _kept(self) -> list[int]:
         """The epochs whose models are kept, best first."""
-        rank = self.metrics[self.score].rank
-        return kept_epochs(self._status.history, self.score, rank, self.options.ensemble)
+        best = ranked(self._status.history, self.metrics[self.score], self.score)
+        return [record.epoch for record in best[: self.options.ensemble]]
 
     def _measure(
         self, phase: Phase, source: TaskSource, tasks: int, measure: Measure
