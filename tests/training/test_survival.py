@@ -244,7 +244,7 @@ def test_the_message_of_another_optimiser_shows_what_differs_and_no_more(tmp_pat
 class Counting(gs.UpdateRule):
     """A rule that carries tensors of the default dtype."""
 
-    carries = ("seen",)
+    carries: tuple[str, ...] = ("seen",)
 
     def init(self, params: Any, steps: int) -> Any:
         return {}, {name: torch.zeros(steps) for name in self.carries}

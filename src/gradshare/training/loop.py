@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -344,7 +344,7 @@ class Trainer:
             ) from error
 
 
-def read_ahead(source: TaskSource, indices: Iterable[range]) -> Iterator[TaskBatch]:
+def read_ahead(source: TaskSource, indices: Iterable[range]) -> Generator[TaskBatch, None, None]:
     """Batches of a source; the next one is made in a thread while the current one is used.
 
     A source that seeds or draws from a global generator is asked in the caller's thread instead,
