@@ -33,6 +33,16 @@ POLL_SECONDS = 0.2
 LEAVE_SECONDS = 10.0
 
 
+def torchrun_size() -> int | None:
+    """How many processes `torchrun` has started for this run; None without it."""
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else None
+
+
+def is_first() -> bool:
+    """Whether this process of a run is the one that prints and writes its results."""
+    return torchrun_size() is None or int(os.environ["RANK"]) == 0
+
+
 @contextmanager
 def torchrun_processes(device: str) -> Iterator[OneProcess]:
     """The group of processes that `torchrun` started; a single process without `torchrun`."""
@@ -199,16 +209,6 @@ def _end_with_the_first_process() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def torchrun_size() -> int | None:
-    """How many processes `torchrun` has started for this run; None without it."""
-    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else None
-
-
-def is_first() -> bool:
-    """Whether this process of a run is the one that prints and writes its results."""
-    return torchrun_size() is None or int(os.environ["RANK"]) == 0
 
 
 @contextmanager
