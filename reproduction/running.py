@@ -22,8 +22,8 @@ from gradshare import GradshareError, RunConfig, RunError
 from gradshare.config import train
 from gradshare.executors import LocalExecutor, LostWorkerError
 from gradshare.training.files import write_atomically
-from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
+from gradshare.training.lock import is_locked
 from gradshare.training.machine import TUNABLES, keep_freed_memory
 from reproduction.plan import Cell
 from reproduction.records import PACKED, Run, first_difference, read_runs, record_of
@@ -109,7 +109,7 @@ def _status(cell: Cell, folder: Path, run: Run | None) -> Status:
             iterations, seconds = last["iterations"], last["seconds"]
     state: State = "begun" if iterations else "left"
     failure = None
-    if RunFolder(folder).in_use:
+    if is_locked(folder):
         state = "running"
     elif (folder / FAILURE).is_file():
         state, failure = "failed", (folder / FAILURE).read_text("utf-8").strip()

@@ -83,7 +83,8 @@ def meta_train(group: ProcessGroup, s: oracle.Setting, count: int) -> dict[str, 
         carried = result.carried
         losses.append(result.metrics["loss"])
         carried_after.append(dict(carried))
-    own = group.portion(range(TEST_TASKS))
+    shared = group.share(range(TEST_TASKS))
+    own = shared.tasks[: shared.counted]
     logits: list[Tensor] = []
     if own:
         batch = tasks(TEST_TASKS, seed=9)[own.start : own.stop]

@@ -14,7 +14,7 @@ import pytest
 from gradshare.comparison.results import FILENAME, load_results, save_results
 from gradshare.errors import RunError
 from gradshare.training.metrics import Metric
-from gradshare.training.records import best_record, judge
+from gradshare.training.records import judge, ranked
 from tests.comparison.builders import SAMPLE, arm_run, classification, results_of
 
 HIGH = Metric(max, chance=0.2)
@@ -141,8 +141,8 @@ def test_the_table_has_a_row_for_each_epoch_and_each_test_task() -> None:
 
 def test_the_best_epoch_is_the_earliest_of_the_best() -> None:
     history = arm_run("a", validation=[0.3, 0.5, math.nan, 0.5]).history
-    assert best_record(history, HIGH, "accuracy").epoch == 2
-    assert best_record(history, Metric(max, best="low"), "accuracy").epoch == 1
+    assert ranked(history, HIGH, "accuracy")[0].epoch == 2
+    assert ranked(history, Metric(max, best="low"), "accuracy")[0].epoch == 1
 
 
 @pytest.mark.parametrize(

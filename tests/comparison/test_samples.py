@@ -21,7 +21,7 @@ from gradshare.comparison.results import SampleTask, sample_tasks
 from gradshare.tasks import TaskBatch
 from gradshare.tasks.pictures import MOST_EXAMPLES
 from gradshare.tasks.store import Split
-from gradshare.training.labels import accuracy_by_class, class_names, labels_of
+from gradshare.training.metrics import accuracy_by_class, class_names, labels_of
 from tests.comparison.small import arms, small
 from tests.training.small import SIGNALS, WAYS
 

@@ -84,7 +84,7 @@ def _serve(rank: int, size: int, store: str, pipe: Connection, timeout: float) -
         size,
         local_rank=rank,
         local_size=size,
-        cuda=False,
+        device="cpu",
         timeout=timedelta(seconds=timeout),
     )
     while True:

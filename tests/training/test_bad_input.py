@@ -64,7 +64,12 @@ def refusal(path: Path, given: dict[str, Any], kind: type[GradshareError]) -> st
         ),
         ({"clamp_gradients": -1.0}, "clamp_gradients is -1.0; give a number above 0, or None"),
         ({"schedule": 0.5}, "schedule is 0.5 and gives no number at iteration 0 ("),
-        ({"groups": {"lr": 1}}, "groups is a dict; give a function"),
+        (
+            {"groups": {"lr": 1}},
+            "the optimiser cannot be made: 'dict' object is not callable; give optimizer a "
+            "function that takes parameter groups, such as functools.partial(torch.optim.Adam, "
+            "lr=1e-3), and groups a function that returns their options",
+        ),
         ({"callbacks": ["print"]}, "the callback 'print' is not a function"),
         (
             {"schedule": torch.optim.lr_scheduler.StepLR},
@@ -299,16 +304,16 @@ def test_metrics_that_are_none(changes: dict[str, Any], words: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("optimizer", "words"),
     [
-        ("adam", "optimizer is a str; give a function"),
+        ("adam", "the optimiser cannot be made: 'str' object is not callable; give optimizer a"),
         (
             torch.optim.Adam([torch.ones(1, requires_grad=True)]),
-            "optimizer is a Adam; give a function",
+            "the optimiser cannot be made: 'Adam' object is not callable; give optimizer a func",
         ),
-        (lambda groups: groups, "optimizer returned a list; give a factory of a torch optimiser"),
+        (lambda groups: groups, "optimizer returned a list; return a torch optimiser"),
         (lambda: None, "the optimiser cannot be made: "),
         (
             functools.partial(torch.optim.Adam, lr=-1.0),
-            "the optimiser cannot be made: Invalid learning rate: -1.0; give a factory that takes",
+            "the optimiser cannot be made: Invalid learning rate: -1.0; give optimizer a func",
         ),
         (
             functools.partial(torch.optim.Adam, momentum=0.9),  # type: ignore[call-arg]

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 import gradshare as gs
 from gradshare.errors import RunError
-from gradshare.training.canary import Canary
 from gradshare.training.folder import RunFolder
+from gradshare.training.identity import Canary
 from gradshare.training.run import Run
 from gradshare.training.state import TrainState
 from tests.training.killing import latest, require_same_end, timeless

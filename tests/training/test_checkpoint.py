@@ -17,7 +17,6 @@ from gradshare.training.checkpoint import (
     Checkpoint,
     DamagedError,
     load_checkpoint,
-    require_same_shapes,
     save_checkpoint,
 )
 
@@ -154,23 +153,6 @@ def test_a_foreign_file_and_other_formats_are_named(tmp_path: Path) -> None:
         assert str(error.value) == (
             f"{newer} has checkpoint format {number}, this gradshare reads 2; use gradshare "
             f"{author}, which wrote it"
-        )
-
-
-def test_a_checkpoint_with_other_tensors_than_the_learner_is_refused(path: Path) -> None:
-    saved = load_checkpoint(path)
-    require_same_shapes(path, saved, saved.meta, saved.carried)
-    for meta, carried, words in (
-        ({}, saved.carried, "model.weight is torch.float32 (3, 2) in the file and absent in the"),
-        (saved.meta, {**saved.carried, "x": torch.ones(1)}, "x is absent in the file"),
-        ({"model.weight": torch.ones(3, 3)}, saved.carried, "and torch.float32 (3, 3) in the"),
-        ({"model.weight": torch.ones(3, 2).double()}, saved.carried, "and torch.float64 (3, 2) in"),
-    ):
-        with pytest.raises(RunError) as error:
-            require_same_shapes(path, saved, meta, carried)
-        assert words in str(error.value)
-        assert str(error.value).endswith(
-            "; continue with the learner and the default dtype that the run was started with"
         )
 
 

@@ -14,8 +14,8 @@ import pytest
 
 import gradshare as gs
 from gradshare.errors import RunError
-from gradshare.training.folder import kept_epochs
 from gradshare.training.options import Progress, Watch
+from gradshare.training.records import ranked
 from gradshare.training.run import Run
 from tests.training.killing import records_in, require_same_end
 from tests.training.small import Arguments, rows
@@ -158,7 +158,6 @@ def test_a_run_keeps_its_last_two_moments_its_best_models_and_nothing_else(
 ) -> None:
     monkeypatch.setattr("gradshare.training.loop.SAVE_EVERY_SECONDS", -1)
     folder = tmp_path / "run"
-    rank = gs.Metric(max).rank
     most = 0
 
     def look(progress: Progress) -> None:
@@ -168,8 +167,8 @@ def test_a_run_keeps_its_last_two_moments_its_best_models_and_nothing_else(
         names = {path.name for path in (folder / "checkpoints").iterdir()}
         latest = {name for name in names if name.startswith("latest-")}
         assert len(latest) == 2
-        best = kept_epochs(records_in(folder), "accuracy", rank, 5)
-        assert names - latest == {f"epoch-{epoch:06d}.safetensors" for epoch in best}
+        best = ranked(records_in(folder), gs.Metric(max), "accuracy")[:5]
+        assert names - latest == {f"epoch-{record.epoch:06d}.safetensors" for record in best}
         most = max(most, len(names))
 
     fit(folder, epochs=8, iterations=2, ensemble=5, progress=look)

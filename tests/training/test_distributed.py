@@ -22,7 +22,6 @@ from gradshare.training import loop
 from gradshare.training.distributed import OneProcess, OtherRankError, ProcessGroup
 from gradshare.training.evaluation import ensemble_values, on_all_tasks, values_before_and_after
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.launch import member
 from gradshare.training.metrics import Metric, accuracy
 from gradshare.training.outer_loop import outer_iteration
 from gradshare.training.run import Run
@@ -45,20 +44,17 @@ def rank_of(rank: int, size: int) -> OneProcess:
     return process
 
 
-@given(st.integers(1, 9), st.integers(0, 40), st.integers(0, 1000))
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 1000))
 def test_tasks_are_shared_out_evenly_and_in_order(size: int, count: int, first: int) -> None:
     tasks = range(first, first + count)
-    portions = [rank_of(rank, size).portion(tasks) for rank in range(size)]
-    assert [task for portion in portions for task in portion] == list(tasks)
-    lengths = [len(portion) for portion in portions]
-    assert max(lengths) - min(lengths) <= 1
-    if count:
-        shares = [rank_of(rank, size).share(tasks) for rank in range(size)]
-        assert all(len(share.tasks) >= 1 and set(share.tasks) <= set(tasks) for share in shares)
-        assert sum(share.counted for share in shares) == count
-        values = torch.arange(first, first + count).double() ** 2
-        parts = [share.part_of_mean((torch.tensor(share.tasks) ** 2).double()) for share in shares]
-        assert torch.isclose(torch.stack(parts).sum(), values.mean(), rtol=1e-12)
+    shares = [rank_of(rank, size).share(tasks) for rank in range(size)]
+    assert [task for share in shares for task in share.tasks[: share.counted]] == list(tasks)
+    counted = [share.counted for share in shares]
+    assert max(counted) - min(counted) <= 1
+    assert all(len(share.tasks) >= 1 and set(share.tasks) <= set(tasks) for share in shares)
+    values = torch.arange(first, first + count).double() ** 2
+    parts = [share.part_of_mean((torch.tensor(share.tasks) ** 2).double()) for share in shares]
+    assert torch.isclose(torch.stack(parts).sum(), values.mean(), rtol=1e-12)
 
 
 def exchange(group: ProcessGroup) -> dict[str, Any]:
@@ -69,13 +65,13 @@ def exchange(group: ProcessGroup) -> dict[str, Any]:
         made.append(rank)
         return torch.tensor([rank + 7])
 
-    total = group.total([torch.full((2, 3), rank + 1.0), torch.tensor(float(rank)).double()])
+    wide = torch.tensor(rank + 2**-40, dtype=torch.float64)
+    total = group.total([torch.full((2, 3), rank + 1.0), wide])
     return {
         "total": total,
         "gather": group.gather([rank] * rank),
         "first": group.from_first(make),
         "made": made,
-        "on first": group.on_first(lambda: "here"),
         "agree": group.agree(lambda: rank * 10),
         "asked": group.asked,
     }
@@ -85,12 +81,12 @@ def test_every_exchange(three: Ranks) -> None:
     results = three(exchange)
     for rank, result in enumerate(results):
         assert torch.equal(result["total"][0], torch.full((2, 3), 6.0))
-        assert torch.equal(result["total"][1], torch.tensor(3.0).double())
-        assert result["total"][1].dtype == torch.float64
+        assert result["total"][0].dtype == torch.float32
+        # It is not rounded to the type of the first tensor.
+        assert torch.equal(result["total"][1], torch.tensor(3 + 3 * 2**-40, dtype=torch.float64))
         assert result["gather"] == [1, 2, 2]
         assert torch.equal(result["first"], torch.tensor([7]))
         assert result["made"] == ([0] if rank == 0 else [])
-        assert result["on first"] == ("here" if rank == 0 else None)
         assert result["agree"] == rank * 10
         assert result["asked"] is None
 
@@ -211,7 +207,7 @@ def start_differently(group: ProcessGroup, folder: Path, name: str, value: Any) 
 def test_processes_of_different_runs_do_not_mix(
     name: str, value: Any, words: str, three: Ranks, tmp_path: Path
 ) -> None:
-    words += "; start all processes of a run alike, on the same data"
+    words += "; start all processes of a run alike, on the same data and kind of device"
     results = three(start_differently, tmp_path / "run", name, value)
     assert_refused_by_rank_1(results, words, tmp_path / "run")
 
@@ -225,8 +221,8 @@ def compute_differently(group: ProcessGroup, folder: Path) -> Run:
 
 def test_processes_on_different_kinds_of_device_do_not_mix(three: Ranks, tmp_path: Path) -> None:
     words = (
-        "the device is cpu here and cuda in the first process; give every process of a run a GPU, "
-        "or device='cpu' (--device cpu)"
+        "the kind of device is 'cpu' here and 'cuda' in the first process; start all processes of "
+        "a run alike, on the same data and kind of device"
     )
     results = three(compute_differently, tmp_path / "run")
     assert_refused_by_rank_1(results, words, tmp_path / "run")
@@ -300,7 +296,7 @@ def take_part(group: ProcessGroup, folder: str, on_rank_1: str | None, resume: b
         return outer_iteration(*arguments, **options)
 
     loop.outer_iteration = interrupted  # type: ignore[attr-defined]
-    with member(group):
+    with group:
         return fit_on(group, whole_run(), Path(f"{folder}-{group.rank}"), resume=resume)
 
 

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 import gradshare as gs
 from gradshare.errors import ConfigError
-from gradshare.training.folder import kept_epochs
 from gradshare.training.metrics import Metric, accuracy, default_metrics, require_metrics
+from gradshare.training.records import ranked
 from gradshare.training.run import Run, open_run
 from gradshare.training.statistics import Interval
 from tests.training.small import ROWS, WAYS, mlp, rows
@@ -152,8 +152,9 @@ def test_a_finite_score_is_preferred_to_one_that_is_not() -> None:
             return self.value
 
     history: Any = [Record(e, v) for e, v in enumerate([math.nan, 0.2, math.inf, 0.4, 0.4], 1)]
-    assert kept_epochs(history, "score", Metric(max).rank, 4) == [4, 5, 2, 1]
-    assert kept_epochs(history, "score", Metric(max, best="low").rank, 2) == [2, 4]
+    for best, epochs in (("high", [4, 5, 2, 1, 3]), ("low", [2, 4, 5, 1, 3])):
+        found = ranked(history, Metric(max, best=best), "score")  # type: ignore[arg-type]
+        assert [record.epoch for record in found] == epochs
 
 
 def test_metrics_may_be_given_other_names_and_functions_when_a_run_is_evaluated(

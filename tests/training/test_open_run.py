@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import gradshare as gs
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.training.run import Run, open_run
-from tests.training.small import PROBLEMS, ROWS, Arguments, Wrapped, mlp, rows
+from tests.training.small import PROBLEMS, ROWS, Arguments, Wrapped, mlp, named_inputs, rows
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +213,18 @@ def test_arrays_of_any_type_and_labels_of_any_kind_are_taken(run: Run) -> None:
             assert torch.equal(net(task.query_x[0].double().numpy()), expected)
     assert run.adapt(x, np.array(["a", "b", "c"])[codes]).classes == ("a", "b", "c")
     assert run.adapt(x, 10 * codes).classes == (0, 10, 20)
+
+
+def test_named_inputs_are_told_by_their_names_and_not_by_their_order(tmp_path: Path) -> None:
+    given = named_inputs(epochs=1)
+    run = gs.fit(**given, out=tmp_path / "run")
+    tasks = given["test"].batch([0])
+    x, y = {name: tensor[0] for name, tensor in tasks.support_x.items()}, tasks.support_y[0]
+    backwards = dict(reversed(x.items()))
+    assert torch.equal(run.adapt(backwards, y)(backwards), run.adapt(x, y)(x))
+    for other, words in (({"a": x["a"]}, r"x\['a'\]"), (x["a"], "x")):
+        with pytest.raises(DataError, match=f"the inputs are {words}, and the run takes x.'a'.,"):
+            run.adapt(other, y)
 
 
 def test_an_adapted_module_has_the_users_network_with_its_own_parameters(run: Run) -> None:

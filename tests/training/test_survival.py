@@ -17,6 +17,7 @@ import gradshare as gs
 from gradshare.errors import RunError
 from gradshare.training.checkpoint import load_checkpoint, save_checkpoint
 from gradshare.training.folder import RunFolder
+from gradshare.training.lock import is_locked
 from gradshare.training.options import Progress
 from gradshare.training.run import Run
 from tests.training.killing import kill_often, records_in, require_same_end, timeless
@@ -30,6 +31,18 @@ LATEST = "latest-000000009.safetensors"
 
 def fit(path: Path, **changes: Any) -> Run:
     return gs.fit(**rows(**changes), out=path, resume="auto")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that tests leave as it is."""
+    return fit(tmp_path_factory.mktemp("finished") / "run")
+
+
+@pytest.fixture
+def copied(finished: Run, tmp_path: Path) -> Path:
+    """A copy of that run's folder."""
+    return Path(shutil.copytree(finished.path, tmp_path / "run"))
 
 
 def long_run() -> Arguments:
@@ -53,70 +66,64 @@ def test_killed_any_number_of_times_it_ends_where_it_would_have(tmp_path: Path) 
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    finished: Run, copied: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = fit(tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoints" / LATEST
+    newest = copied / "checkpoints" / LATEST
     newest.write_bytes(newest.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING):
-        again = fit(tmp_path / "run")
-    assert timeless(again) == timeless(whole)
-    assert again.test == whole.test
+        again = fit(copied)
+    assert timeless(again) == timeless(finished)
+    assert again.test == finished.test
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith(f"{newest} cannot be read as a checkpoint")
     assert warning.endswith("; falling back to the checkpoint before it")
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_not_deleted(tmp_path: Path) -> None:
-    fit(tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoints" / LATEST
+def test_a_damaged_checkpoint_is_set_aside_and_not_deleted(copied: Path) -> None:
+    newest = copied / "checkpoints" / LATEST
     newest.write_bytes(b"torn")
-    fit(tmp_path / "run")
+    fit(copied)
     assert newest.with_name(f"damaged-{newest.name}").read_bytes() == b"torn"
 
 
-def test_without_a_readable_checkpoint_it_says_so(tmp_path: Path) -> None:
-    run = fit(tmp_path / "run")
-    checkpoints = tmp_path / "run" / "checkpoints"
+def test_without_a_readable_checkpoint_it_says_so(finished: Run, copied: Path) -> None:
+    checkpoints = copied / "checkpoints"
     for path in checkpoints.glob("latest-*"):
         path.write_bytes(b"")
     # What the first try sets aside does not make it a run that was never begun.
     for _ in range(2):
         with pytest.raises(RunError) as error:
-            fit(tmp_path / "run")
+            fit(copied)
         assert str(error.value) == (
             f"no checkpoint in {checkpoints} can be read; start again in another folder (--out)"
         )
-    assert records_in(tmp_path / "run") == run.history
+    assert records_in(copied) == finished.history
 
 
 @pytest.mark.parametrize("gone", ["latest", "everything", "the folder"])
-def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(gone: str, tmp_path: Path) -> None:
-    run = fit(tmp_path / "run")
-    checkpoints = tmp_path / "run" / "checkpoints"
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(
+    gone: str, finished: Run, copied: Path
+) -> None:
+    checkpoints = copied / "checkpoints"
     for path in checkpoints.glob("latest-*" if gone == "latest" else "*"):
         path.unlink()
     if gone == "the folder":
         checkpoints.rmdir()
-    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     with pytest.raises(RunError) as error:
-        fit(tmp_path / "run")
+        fit(copied)
     assert str(error.value) == (
-        f"{tmp_path / 'run'} has completed epochs, but no checkpoints/latest-*.safetensors to "
+        f"{copied} has completed epochs, but no checkpoints/latest-*.safetensors to "
         "continue from; put these back, or start again in another folder (--out)"
     )
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
-    assert records_in(tmp_path / "run") == run.history
+    assert records_in(copied) == finished.history
 
 
 def test_a_damaged_member_is_left_out_of_the_ensemble(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    copied: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = fit(tmp_path / "run")
-    path = min((tmp_path / "run" / "checkpoints").glob("epoch-*"))
-    path.unlink()
+    min((copied / "checkpoints").glob("epoch-*")).unlink()
     with caplog.at_level(logging.WARNING):
-        assert len(run.models(2)) == 1
+        assert len(gs.open_run(copied).models(2)) == 1
     assert "is left out of the ensemble" in caplog.text
 
 
@@ -152,7 +159,7 @@ def test_a_lock_that_is_deleted_while_a_run_is_trained_is_taken_again(tmp_path: 
     def delete(progress: Progress) -> None:
         if (progress.phase, progress.done) == ("train", 2):
             lock.unlink()
-        locked.append(RunFolder(tmp_path / "run").in_use)
+        locked.append(is_locked(tmp_path / "run"))
 
     require_same_end(fit(tmp_path / "whole"), fit(tmp_path / "run", progress=delete))
     assert not any(locked[1:3])  # until the run is saved after its third iteration
@@ -211,15 +218,16 @@ def test_a_run_whose_lock_was_deleted_and_taken_by_another_process_ends(tmp_path
     ],
 )
 def test_another_run_does_not_continue_it(
-    changes: dict[str, Any], words: str, tmp_path: Path
+    changes: dict[str, Any], words: str, finished: Run
 ) -> None:
-    run = fit(tmp_path / "run")
+    before = sorted(finished.path.rglob("*"))
     with pytest.raises(RunError) as error:
-        fit(tmp_path / "run", **changes)
-    assert str(error.value).startswith(f"{tmp_path / 'run'} holds ")
+        fit(finished.path, **changes)
+    assert str(error.value).startswith(f"{finished.path} holds ")
     assert words in str(error.value)
     assert str(error.value).endswith("; continue it as it was, or choose another folder (--out)")
-    assert records_in(tmp_path / "run") == run.history
+    assert records_in(finished.path) == finished.history
+    assert sorted(finished.path.rglob("*")) == before
 
 
 def test_the_message_of_another_optimiser_shows_what_differs_and_no_more(tmp_path: Path) -> None:
@@ -233,32 +241,50 @@ def test_the_message_of_another_optimiser_shows_what_differs_and_no_more(tmp_pat
     assert len(message) < 250
 
 
-def test_a_tensor_that_the_default_dtype_changes_is_refused_and_nothing_is_renamed(
-    tmp_path: Path,
-) -> None:
-    class Counting(gs.UpdateRule):
-        def init(self, params: Any, steps: int) -> Any:
-            return {}, {"seen": torch.zeros(steps)}  # of the default dtype
+class Counting(gs.UpdateRule):
+    """A rule that carries tensors of the default dtype."""
 
-        def update(self, gradients: Any, meta: Any, carried: Any, task: Any, step: Any) -> Any:
-            return gradients, carried, task
+    carries: tuple[str, ...] = ("seen",)
 
+    def init(self, params: Any, steps: int) -> Any:
+        return {}, {name: torch.zeros(steps) for name in self.carries}
+
+    def update(self, gradients: Any, meta: Any, carried: Any, task: Any, step: Any) -> Any:
+        return gradients, carried, task
+
+
+def test_what_a_rule_carries_keeps_its_type_under_another_default_dtype(tmp_path: Path) -> None:
     given = {"learner": gs.maml(mlp(), steps=2, rule=Counting())}
+    whole = fit(tmp_path / "whole", epochs=4, **given)
     fit(tmp_path / "run", **given)
-    before = sorted((tmp_path / "run" / "checkpoints").iterdir())
     torch.set_default_dtype(torch.float64)
     try:
-        with pytest.raises(RunError, match=r"rule\.seen is torch\.float32 \(2,\) in the file and"):
-            fit(tmp_path / "run", epochs=4, **given)
+        again = fit(tmp_path / "run", epochs=4, **given)
     finally:
         torch.set_default_dtype(torch.float32)
+    require_same_end(whole, again)
+
+
+def test_a_learner_that_carries_something_else_does_not_continue_it(tmp_path: Path) -> None:
+    rule = Counting()
+    given = {"learner": gs.maml(mlp(), steps=2, rule=rule)}
+    fit(tmp_path / "run", **given)
+    before = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    rule.carries = ("seen", "more")
+    with pytest.raises(RunError) as error:
+        fit(tmp_path / "run", epochs=4, **given)
+    assert str(error.value) == (
+        "the newest checkpoint cannot be continued from: rule.more is another tensor in this "
+        "learner, or absent; start again in another folder (--out)"
+    )
     assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == before
 
 
-def test_what_changes_no_result_may_change_when_a_run_is_continued(tmp_path: Path) -> None:
-    run = fit(tmp_path / "run")
+def test_what_changes_no_result_may_change_when_a_run_is_continued(
+    finished: Run, copied: Path
+) -> None:
     changes = {"on_divergence": "skip", "callbacks": [print], "tasks": "loop", "progress": True}
-    require_same_end(run, fit(tmp_path / "run", **changes))
+    require_same_end(finished, fit(copied, **changes))
 
 
 def test_a_run_may_be_moved(tmp_path: Path) -> None:
@@ -293,20 +319,18 @@ def test_a_moment_is_saved_within_a_long_epoch(
     assert seen == ["latest-000000005.safetensors", "latest-000000006.safetensors"]
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"learner": gs.maml(mlp(), steps=3)}])
 def test_a_checkpoint_of_another_run_is_passed_over_and_named(
-    other: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    finished: Run, copied: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = fit(tmp_path / "run")
-    fit(tmp_path / "other", **other)
+    fit(tmp_path / "other", learner=gs.maml(mlp(), steps=3))
     name = f"checkpoints/{LATEST}"
-    (tmp_path / "other" / name).replace(tmp_path / "run" / name)
+    (tmp_path / "other" / name).replace(copied / name)
     with caplog.at_level(logging.WARNING):
-        again = fit(tmp_path / "run")
-    assert timeless(again) == timeless(whole)
-    ids = [RunFolder(tmp_path / which).contents()["id"] for which in ("other", "run")]
+        again = fit(copied)
+    assert timeless(again) == timeless(finished)
+    ids = [RunFolder(path).contents()["id"] for path in (tmp_path / "other", copied)]
     assert caplog.messages == [
-        f"{tmp_path / 'run' / name} is of another run ({ids[0]}, not {ids[1]}); use the run's "
+        f"{copied / name} is of another run ({ids[0]}, not {ids[1]}); use the run's "
         "own; falling back to the checkpoint before it"
     ]
 
@@ -327,33 +351,32 @@ def test_a_model_of_another_run_or_epoch_is_no_member_of_the_ensemble(
     assert f"{two} is of epoch 1, not 2; epoch 2 is left out of the ensemble" in caplog.messages
 
 
-def test_all_checkpoints_of_another_run_are_no_results_of_this_one(tmp_path: Path) -> None:
-    fit(tmp_path / "run")
+def test_all_checkpoints_of_another_run_are_no_results_of_this_one(
+    copied: Path, tmp_path: Path
+) -> None:
     fit(tmp_path / "other", seed=1)
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints")
+    shutil.rmtree(copied / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", copied / "checkpoints")
     for use in (fit, gs.open_run):
         with pytest.raises(RunError, match=r"no checkpoint in .* can be read; start again in"):
-            use(tmp_path / "run")
+            use(copied)
 
 
 def test_a_metrics_file_that_was_cut_changes_no_result_and_is_written_again(
-    tmp_path: Path,
+    finished: Run, copied: Path
 ) -> None:
-    run = fit(tmp_path / "run")
-    path = tmp_path / "run" / "metrics.jsonl"
+    path = copied / "metrics.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 3])
-    opened = gs.open_run(tmp_path / "run", rows()["learner"])
-    assert run.test is not None
-    assert opened.evaluate(ROWS[2], tasks=8, ensemble=2).values == run.test.ensemble
-    fit(tmp_path / "run", epochs=4)
+    opened = gs.open_run(copied, rows()["learner"])
+    assert finished.test is not None
+    assert opened.evaluate(ROWS[2], tasks=8, ensemble=2).values == finished.test.ensemble
+    fit(copied, epochs=4)
     assert path.read_bytes().startswith(whole)
 
 
-def test_progress_that_no_run_makes_is_named(tmp_path: Path) -> None:
-    fit(tmp_path / "run")
-    path = tmp_path / "run" / "checkpoints" / LATEST
+def test_progress_that_no_run_makes_is_named(copied: Path) -> None:
+    path = copied / "checkpoints" / LATEST
     saved = load_checkpoint(path)
     for change, said in (
         ({"iteration": "soon"}, "iteration: Input should be a valid integer"),
@@ -365,7 +388,7 @@ def test_progress_that_no_run_makes_is_named(tmp_path: Path) -> None:
         changed = {**saved.progress, "test": None, **change}
         save_checkpoint(path, dataclasses.replace(saved, progress=changed))
         with pytest.raises(RunError) as error:
-            fit(tmp_path / "run")
+            fit(copied)
         assert str(error.value).startswith(
             f"the newest checkpoint cannot be continued from: {said}"
         )
@@ -373,12 +396,11 @@ def test_progress_that_no_run_makes_is_named(tmp_path: Path) -> None:
 
 
 def test_a_newest_checkpoint_of_another_format_is_left_where_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit(tmp_path / "run")
-    before = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    before = sorted((copied / "checkpoints").iterdir())
     monkeypatch.setattr("gradshare.training.checkpoint.FORMAT_VERSION", 9)
     with pytest.raises(RunError) as error:
-        fit(tmp_path / "run")
+        fit(copied)
     assert "has checkpoint format 2, this gradshare reads 9; use gradshare" in str(error.value)
-    assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == before
+    assert sorted((copied / "checkpoints").iterdir()) == before

@@ -166,6 +166,6 @@ def _speaks(error: GradshareError) -> bool:
         return True
     from gradshare.training.distributed import OtherRankError  # noqa: PLC0415
     from gradshare.training.interruption import RunStoppedError  # noqa: PLC0415
-    from gradshare.training.launch import speaks_for_machine  # noqa: PLC0415
 
-    return speaks_for_machine() or not isinstance(error, OtherRankError | RunStoppedError)
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    return first_here or not isinstance(error, OtherRankError | RunStoppedError)

@@ -42,7 +42,7 @@ from gradshare.training.lock import locked
 from gradshare.training.machine import TUNABLES, cores
 from gradshare.training.options import Options, options_from
 from gradshare.training.progress import RunBars
-from gradshare.training.records import VALIDATION, best_record, judge
+from gradshare.training.records import VALIDATION, judge, ranked
 from gradshare.training.state import RunStatus, Test
 from gradshare.training.statistics import Interval
 from gradshare.training.yardsticks import yardsticks
@@ -305,7 +305,7 @@ def _validated(status: RunStatus, found: Tried) -> Interval:
     """The best validation score of a candidate; NaN if it diverged."""
     if status.diverged is not None:
         return Interval(math.nan, None, 0)
-    best = best_record(status.history, found.metrics[found.score], found.score)
+    best = ranked(status.history, found.metrics[found.score], found.score)[0]
     return best.metrics[VALIDATION][found.score]
 
 

@@ -17,8 +17,7 @@ from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import task_of
 from gradshare.tasks.pictures import can_be_drawn, pictures
 from gradshare.training.files import Number, null_where_not_finite, read_signed, write_signed
-from gradshare.training.labels import class_names
-from gradshare.training.metrics import Scale
+from gradshare.training.metrics import Scale, class_names
 from gradshare.training.records import EpochRecord
 
 FORMAT_VERSION: Final = 3

@@ -17,8 +17,8 @@ from gradshare.comparison.plan import RUNS, Plan, shown
 from gradshare.comparison.worker import LIVE, TRIAL, Key, Outcome, Tried, train_run, try_arms
 from gradshare.errors import GradshareError, RunError
 from gradshare.executors import Call, LostWorkerError
-from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError, StopRequests
+from gradshare.training.lock import is_locked
 from gradshare.training.options import Progress
 from gradshare.training.progress import progress_of
 
@@ -155,7 +155,7 @@ class _Job(Call):
 
     def trained(self) -> bool:
         """Whether a process trains its run, whatever the executor says."""
-        return RunFolder(self.place).in_use
+        return is_locked(self.place)
 
     def look(self, watch: WatchAll) -> None:
         """Read how far it is, and tell it if that is new."""

@@ -14,7 +14,7 @@ import numpy as np
 from rich.cells import cell_len, set_cell_size
 
 from gradshare.comparison.results import ArmRun, Results, Values
-from gradshare.training.records import best_record
+from gradshare.training.records import ranked
 from gradshare.training.statistics import Z95, Interval, confidence95, over_seeds_and_tasks
 
 POWER = 0.8
@@ -92,7 +92,7 @@ def epochs_to_gain(results: Results, run: ArmRun) -> int | None:
         return None
     metric, score = results.metrics[results.score], results.score
     start = metric.chance if metric.chance is not None else baseline.history[0].mean(score)
-    best = best_record(baseline.history, metric, score).mean(score)
+    best = ranked(baseline.history, metric, score)[0].mean(score)
     level = metric.rank(start + GAIN * (best - start))
     return next((r.epoch for r in run.history if metric.rank(r.mean(score)) <= level), None)
 
@@ -298,7 +298,7 @@ def _arm_row(results: Results, arm: str) -> Row:
         if found.interval is not None and arm != other:
             shown = score.show_difference(found.interval)
             row[f"− {other}"] = shown + results.among_seeds(found.seeds)
-    best = [best_record(run.history, score, results.score).epoch for run in runs if run.history]
+    best = [ranked(run.history, score, results.score)[0].epoch for run in runs if run.history]
     row["best epoch"] = span(best) or NOTHING
     reached = [epochs_to_gain(results, run) for run in runs]
     row["epochs to 95 % of the baseline’s gain"] = ", ".join(str(e or NOTHING) for e in reached)

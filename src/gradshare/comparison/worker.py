@@ -31,6 +31,7 @@ from gradshare.training.folder import RunFolder
 from gradshare.training.interruption import RunStoppedError
 from gradshare.training.launch import threads
 from gradshare.training.layout import Layout, Memory, Tasks
+from gradshare.training.lock import is_locked
 from gradshare.training.loop import is_complete
 from gradshare.training.machine import keep_freed_memory
 from gradshare.training.metrics import Metric
@@ -157,7 +158,7 @@ def _plan(path: str) -> Plan:
 def _await_the_last(place: Path, processes: OneProcess) -> None:
     """Wait for a worker of a program that was killed, which stops when its plan is removed."""
     end = time.monotonic() + LEAVE_SECONDS
-    while RunFolder(place).in_use and time.monotonic() < end and processes.asked is None:
+    while is_locked(place) and time.monotonic() < end and processes.asked is None:
         time.sleep(POLL_SECONDS)
     if processes.asked is not None:
         raise RunStoppedError("stopped before it began", processes.asked)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -27,12 +26,15 @@ from gradshare.training import run as runs
 from gradshare.training.distributed import OneProcess
 from gradshare.training.fit import fit_in
 from gradshare.training.folder import SETTINGS, RunFolder, refuse_if_occupied
-from gradshare.training.identity import require_alike
-from gradshare.training.launch import threads, torchrun_processes, torchrun_size
+from gradshare.training.launch import (
+    local_workers,
+    threads,
+    torchrun_processes,
+    torchrun_size,
+)
 from gradshare.training.metrics import Metric
 from gradshare.training.options import Watch, ignore
 from gradshare.training.run import Run
-from gradshare.training.workers import local_workers
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +88,11 @@ def train_in(
     config = processes.agree(lambda: resolved(config))
     settings = config.model_dump(mode="json")
     own = {option_name(n): value for n, value in settings.items() if n not in MACHINE_FIELDS}
-    processes.agree(lambda: require_alike(processes, own))
+    processes.require_alike(own)
     processes.from_first(lambda: require_same(config, folder))
     parts = processes.agree(lambda: build(config))
-    for note in notes_of(parts.train, parts.test):
-        processes.on_first(functools.partial(log.warning, "%s", note))
+    for note in notes_of(parts.train, parts.test) if processes.rank == 0 else ():
+        log.warning("%s", note)
     return fit_in(
         processes,
         parts.learner,

@@ -65,18 +65,26 @@ class AdaptedModel(nn.Module):
 
 
 def as_inputs(x: Tree, like: Tree) -> Tree:
-    """Arrays or tensors as tensors on the device and of the type of others; real numbers are never
-    made whole ones.
-    """
-    likes = (leaf for _, leaf in leaves(like))
+    """Arrays or tensors as tensors on the device and of the type of others, in the order of these;
+    real numbers are never made whole ones.
 
-    def convert(value: Any) -> Tensor:
-        tensor, other = as_tensor(value), next(likes)
+    Raises:
+        DataError: there are other inputs, or they are not numbers.
+    """
+    given, wanted = dict(leaves(x, "x")), dict(leaves(like, "x"))
+    if given.keys() != wanted.keys():
+        raise DataError(
+            f"the inputs are {', '.join(given)}, and the run takes {', '.join(wanted)}; give these"
+        )
+    values = iter([given[path] for path in wanted])
+
+    def convert(other: Tensor) -> Tensor:
+        tensor = as_tensor(next(values))
         if other.is_floating_point() or not tensor.is_floating_point():
             tensor = tensor.to(other.dtype)
         return tensor.to(other.device)
 
-    return tree_map(convert, x)
+    return tree_map(convert, like)
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -32,7 +32,7 @@ class DamagedError(RunError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run, on the CPU.
+    """The state of a run.
 
     Attributes:
         meta: the meta-parameters.
@@ -41,12 +41,12 @@ class Checkpoint:
         optimizer: the optimiser's state_dict; None of an epoch's model.
     """
 
-    meta: dict[str, Tensor]
-    carried: dict[str, Tensor]
+    meta: Tensors
+    carried: Tensors
     progress: dict[str, Any]
     optimizer: dict[str, Any] | None = None
 
-    def model(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def model(self, device: torch.device) -> tuple[Tensors, Tensors]:
         """The meta-parameters and carried tensors on a device."""
         return on_device(self.meta, device), on_device(self.carried, device)
 
@@ -57,7 +57,7 @@ def on_device(tensors: Tensors, device: torch.device) -> dict[str, Tensor]:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint, whole or not at all. Its tensors may be on any device."""
     tensors = {
         f"{part}/{name}": tensor
         for part in ("meta", "carried")
@@ -80,7 +80,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint.
+    """Read a checkpoint. Its tensors are on the CPU.
 
     Raises:
         DamagedError: it is not a whole checkpoint.
@@ -109,25 +109,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise RunError(f"{path} cannot be read as a checkpoint: {reason(error)}") from error
     except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read as a checkpoint: {error}") from error
-
-
-def require_same_shapes(
-    path: Path, checkpoint: Checkpoint, meta: Tensors, carried: Tensors
-) -> None:
-    """Raise RunError unless a checkpoint has tensors of these names, types and shapes."""
-    for held, own in ((checkpoint.meta, meta), (checkpoint.carried, carried)):
-        for name in sorted(held.keys() | own.keys()):
-            has, wants = (_described(tensors.get(name)) for tensors in (held, own))
-            if has != wants:
-                raise RunError(
-                    f"{path} does not fit this learner: {name} is {has} in the file and {wants} in "
-                    "the learner; continue with the learner and the default dtype that the run was "
-                    "started with"
-                )
-
-
-def _described(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
 def _require_format(path: Path, metadata: Mapping[str, str]) -> None:

@@ -28,16 +28,7 @@ def choose_device(name: str) -> torch.device:
 def device_of_process(name: str, processes: OneProcess) -> torch.device:
     """The device of one process of a run: each process of a machine takes its own GPU."""
     device = processes.agree(lambda: _own_device(choose_device(name), processes))
-    kind = processes.from_first(lambda: device.type)
-
-    def require_one_kind() -> None:
-        if device.type != kind:
-            raise ConfigError(
-                f"the device is {device.type} here and {kind} in the first process; give every "
-                "process of a run a GPU, or device='cpu' (--device cpu)"
-            )
-
-    processes.agree(require_one_kind)
+    processes.require_alike({"the kind of device": device.type})
     return device
 
 

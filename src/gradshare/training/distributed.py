@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gradshare.errors import GradshareError, RunError
+from gradshare.errors import ConfigError, GradshareError, RunError
 from gradshare.inner_loop import Tensors, sum_over_local_tasks
 from gradshare.models.weights import digest
-from gradshare.training.interruption import SIGNALS, StopRequests
+from gradshare.training.interruption import SIGNALS, RunStoppedError, StopRequests
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -97,14 +97,10 @@ class OneProcess:
         return self.stop.signal
 
     def share(self, tasks: range) -> Share:
-        """What this process does of a task batch."""
-        own = self.portion(tasks)
+        """What this process does of a task batch; the first process has the first of its tasks."""
+        begin, end = (len(tasks) * rank // self.size for rank in (self.rank, self.rank + 1))
+        own = tasks[begin:end]
         return Share(self, own or tasks[:1], len(own), len(tasks))
-
-    def portion(self, tasks: range) -> range:
-        """This process's tasks of some: the first process has the first of them, and so on."""
-        bounds = [len(tasks) * rank // self.size for rank in (self.rank, self.rank + 1)]
-        return tasks[slice(*bounds)]
 
     def sum_differentiably(self, tensors: Tensors) -> Tensors:
         """Tensors summed over the processes, so that the sum can be differentiated."""
@@ -122,13 +118,12 @@ class OneProcess:
         """What the first process makes, on all of them. Tensors in it must be on the CPU."""
         return make()
 
-    def on_first(self, do: Callable[[], Value]) -> Value | None:
-        """Do something on the first process only, and send nothing; None on the others."""
-        return do()
-
     def agree(self, do: Callable[[], Value]) -> Value:
         """Do something on every process that must succeed on all of them, or fails on all."""
         return do()
+
+    def require_alike(self, own: Mapping[str, Any]) -> None:
+        """Raise ConfigError unless every process gives the values that the first one gives."""
 
     def require_identical(self, tensors: Tensors) -> None:
         """Raise RunError unless every process has the same tensors, bit for bit."""
@@ -137,12 +132,15 @@ class OneProcess:
 class ProcessGroup(OneProcess):
     """The form of `OneProcess` for several; each of them must call the same methods in turn.
 
+    The end of the `with` block leaves the group, and tells the others of an error.
+
     Args:
-        cuda: whether tensors may be on a GPU.
+        device: as in `gradshare.fit`.
         timeout: after how long a silent process is given up.
         patient: whether a second Ctrl-C is taken like the first.
 
     Raises:
+        ConfigError: this process is in a process group already.
         OtherRankError: from any method, when another process has failed or is gone.
     """
 
@@ -154,10 +152,15 @@ class ProcessGroup(OneProcess):
         *,
         local_rank: int,
         local_size: int,
-        cuda: bool,
+        device: str,
         timeout: timedelta = TIMEOUT,
         patient: bool = False,
     ) -> None:
+        if dist.is_initialized():
+            raise ConfigError(
+                "this process belongs to a process group of torch.distributed already, and a run "
+                "over several processes needs its own; call destroy_process_group() first"
+            )
         self.rank, self.size = rank, size
         self.local_rank, self.local_size = local_rank, local_size
         self.stop = StopRequests(patient=patient)
@@ -166,6 +169,7 @@ class ProcessGroup(OneProcess):
         # When this module is first imported, which an optimiser does, its functions keep the
         # group that exists then, and `close` would not close that one. So import it before.
         importlib.import_module("torch.distributed.nn")
+        cuda = device != "cpu" and torch.cuda.is_available() and dist.is_nccl_available()
         with self._exchange():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -174,6 +178,14 @@ class ProcessGroup(OneProcess):
                 world_size=size,
                 timeout=timeout,
             )
+
+    def __enter__(self) -> ProcessGroup:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        if error is not None and not isinstance(error, OtherRankError | RunStoppedError):
+            self.tell(error)
+        dist.destroy_process_group()
 
     @property
     def asked(self) -> int | None:
@@ -194,7 +206,7 @@ class ProcessGroup(OneProcess):
     def total(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         requests = tensors[0].new_tensor([self.stop.signal == number for number in SIGNALS])
         parts = [*tensors, requests]
-        flat = torch.cat([part.reshape(-1).to(requests.dtype) for part in parts])
+        flat = torch.cat([part.reshape(-1) for part in parts])  # of the widest type among them
         *totals, requests = _unflatten(self.sum_vector(flat), parts)
         self._hear([n for n, asked in zip(SIGNALS, requests.tolist(), strict=True) if asked])
         return totals
@@ -205,24 +217,11 @@ class ProcessGroup(OneProcess):
         return [row for part, _ in everything for row in part]
 
     def from_first(self, make: Callable[[], Value]) -> Value:
-        sent: list[Any] = [None, None]
-        failure: GradshareError | None = None
-        if self.rank == 0:
-            try:
-                sent[0] = make()
-            except GradshareError as error:
-                failure, sent[1] = error, str(error)
+        sent: list[Any] = [self.agree(lambda: make() if self.rank == 0 else None)]
         with self._exchange():
             dist.broadcast_object_list(sent, src=0)
-        if failure is not None:
-            raise failure
-        if sent[1] is not None:
-            raise self._other(0, sent[1])
         value: Value = sent[0]
         return value
-
-    def on_first(self, do: Callable[[], Value]) -> Value | None:
-        return do() if self.rank == 0 else None
 
     def agree(self, do: Callable[[], Value]) -> Value:
         failure: GradshareError | None = None
@@ -239,6 +238,20 @@ class ProcessGroup(OneProcess):
                     raise failure
                 raise self._other(rank, reason)
         return results[0]
+
+    def require_alike(self, own: Mapping[str, Any]) -> None:
+        first = self._gather_one(own)[0]
+
+        def compare() -> None:
+            for name, value in own.items():
+                if first[name] != value:
+                    raise ConfigError(
+                        f"{name} is {value!r:.100} here and {first[name]!r:.100} in the first "
+                        "process; start all processes of a run alike, on the same data and kind of "
+                        "device"
+                    )
+
+        self.agree(compare)
 
     def require_identical(self, tensors: Tensors) -> None:
         digests = self._gather_one(digest(dict(sorted(tensors.items()))))
@@ -260,10 +273,6 @@ class ProcessGroup(OneProcess):
             words = f"{type(error).__name__}: {error}"
         with contextlib.suppress(RuntimeError):
             self._store.set(FAILURE, f"{self._name(self.rank)} failed: {words}")
-
-    def close(self) -> None:
-        """Leave the group."""
-        dist.destroy_process_group()
 
     def _gather_one(self, value: Value) -> list[Value]:
         values: list[Any] = [None] * self.size
@@ -306,16 +315,9 @@ class _SumOverProcesses(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(vector: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, vector: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
         return group.sum_vector(vector)
-
-    @staticmethod
-    def setup_context(
-        ctx: Any,
-        inputs: tuple[Tensor, ProcessGroup],
-        output: Tensor,  # noqa: ARG004
-    ) -> None:
-        ctx.group = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:

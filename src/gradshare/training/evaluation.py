@@ -15,8 +15,7 @@ from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import notes_of, prepared
 from gradshare.training.distributed import OneProcess
-from gradshare.training.labels import labels_of
-from gradshare.training.metrics import Metric, default_metrics
+from gradshare.training.metrics import Metric, default_metrics, labels_of
 from gradshare.training.randomness import isolated, seed_generators
 from gradshare.training.records import VALIDATION
 from gradshare.training.statistics import Interval, confidence95

@@ -14,13 +14,12 @@ from gradshare.errors import require_choice
 from gradshare.methods import Learner
 from gradshare.tasks import TaskSource
 from gradshare.tasks.source import notes_of, training_indices
-from gradshare.training.canary import Canary
 from gradshare.training.checkpoint import Checkpoint, on_device
 from gradshare.training.checks import require_shareable
 from gradshare.training.device import device_of_process, keep_float32
 from gradshare.training.distributed import OneProcess
 from gradshare.training.folder import RunFolder, refuse_if_occupied
-from gradshare.training.identity import require_alike, require_same_run
+from gradshare.training.identity import Canary, require_same_run
 from gradshare.training.launch import is_first, torchrun_processes
 from gradshare.training.layout import Layout, Memory, Tasks
 from gradshare.training.loop import Trainer, is_complete
@@ -112,7 +111,7 @@ def fit(
         memory: "keep" the graphs of all inner steps, or "recompute" them to save memory.
         start: "supervised" first trains the body of the model, as `supervised_start` does.
         start_iterations: the steps of the supervised start.
-        patience: end the training after so many epochs in a row without a better score.
+        patience: end the training after this many epochs in a row without a better score.
         progress: True shows a bar; a function is called with each `Progress`.
 
     Returns:
@@ -185,17 +184,20 @@ def fit_in(
     commit()  # as it is now; see there
     processes.from_first(lambda: refuse_if_occupied(folder, resume=resume))
     run_folder = RunFolder(folder)
+    train, validation, test = sources
     with ExitStack() as stack:
         stack.enter_context(explain_out_of_memory())
         device = device_of_process(options.device, processes)
         keep_float32(device)
         stack.enter_context(isolated(device))
+
+        # Make and check everything. Until the folder is opened nothing is written.
         continued = run_folder if resume and run_folder.started else None
         state, metrics, score, contents = processes.agree(
             lambda: prepare_run(learner, sources, options, device, continued)
         )
-        processes.agree(lambda: require_alike(processes, contents["identity"]))
-        require_shareable(processes.size, sources[0], state.carried)
+        processes.require_alike(contents["identity"])
+        require_shareable(processes.size, train, state.carried)
         # A learner that draws its initialisation has drawn another one in each process.
         initial = processes.from_first(lambda: [on_device(part, CPU) for part in state.model])
         for name, tensor in state.meta.items():
@@ -210,16 +212,18 @@ def fit_in(
             # Another process may have begun a run meanwhile.
             refuse_if_occupied(folder, resume=resume)
             if not run_folder.started:
-                run_folder.start(contents, settings)
+                # By the settings an edit of config.yaml is noticed.
+                run_folder.start({**contents, "settings": settings})
                 return contents, None
             stored = run_folder.contents()
             require_same_run(folder, stored["identity"], contents["identity"], options)
-            return stored, run_folder.load_latest(state.model)
+            return stored, run_folder.load_latest()
 
         stored, saved = processes.from_first(open_folder)
         layout = Layout(**stored["layout"])
         learner = layout.applied(learner)
-        train, validation, test = sources
+
+        # Go on from the saved state, if there is one.
         canary_tasks = train.batch(training_indices(options.seed, 0, CANARY_TASKS)).to(device)
         canary = Canary(learner, train, canary_tasks)
         if saved is not None:
@@ -229,13 +233,15 @@ def fit_in(
             train_body(processes, learner, state, train, options)
         if settings is not None:  # a run may be continued with other ones, such as more epochs
             processes.from_first(lambda: run_folder.store_settings(settings))
+
+        # Train, unless everything is done.
         status = state.status
+        status.run = stored["id"]
         if not is_complete(options, status, test):
             status.test = None  # of a run that is extended
             if status.diverged is None:
                 status.environment = environment(device, layout.describe())
             Trainer(
-                run=stored["id"],
                 learner=learner,
                 train=train,
                 validation=validation,

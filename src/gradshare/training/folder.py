@@ -21,13 +21,11 @@ from typing import Any
 import yaml
 
 from gradshare.errors import RunError, some
-from gradshare.inner_loop import Tensors
 from gradshare.training.checkpoint import (
     FORMAT_VERSION,
     Checkpoint,
     DamagedError,
     load_checkpoint,
-    require_same_shapes,
     save_checkpoint,
 )
 from gradshare.training.files import (
@@ -38,17 +36,15 @@ from gradshare.training.files import (
     write_signed,
     writing,
 )
-from gradshare.training.lock import LOCK, is_locked, locked
+from gradshare.training.lock import LOCK, locked
 from gradshare.training.memory import amount
-from gradshare.training.records import History
 
 log = logging.getLogger(__name__)
 
 KEPT_LATEST = 2
-# `in_use` takes the lock for an instant. A process that starts then must wait that long.
+# `is_locked` takes the lock for an instant. A process that starts then must wait that long.
 LOCK_SECONDS = 0.5
 RUN, SETTINGS = "run.json", "config.yaml"
-WRITTEN_FIRST = {"checkpoints", SETTINGS}
 
 
 class RunFolder:
@@ -68,21 +64,14 @@ class RunFolder:
             yield
 
     @property
-    def in_use(self) -> bool:
-        """Whether a process trains here."""
-        return is_locked(self.path)
-
-    @property
     def started(self) -> bool:
         """Whether there is a run to continue."""
         return (self.path / RUN).is_file()
 
-    def start(self, contents: Mapping[str, Any], settings: Mapping[str, Any] | None) -> None:
-        """Begin a new run here. A run that was started from objects has no settings."""
+    def start(self, contents: Mapping[str, Any]) -> None:
+        """Begin a new run here."""
         make_folder(self._checkpoints)
-        if settings is not None:
-            self.store_settings(settings)
-        self.store({**contents, "settings": settings})  # by which a damaged file is noticed
+        self.store(contents)
 
     def store(self, contents: Mapping[str, Any]) -> None:
         """Write `run.json`."""
@@ -120,29 +109,22 @@ class RunFolder:
             older.unlink()
         return path
 
-    def load_latest(self, like: tuple[Tensors, Tensors] | None = None) -> Checkpoint | None:
+    def load_latest(self) -> Checkpoint | None:
         """The newest readable checkpoint; None if the run has saved none and completed no epoch.
 
-        Args:
-            like: meta-parameters and carried tensors, to compare names, types and shapes with.
-
         Raises:
-            RunError: none is readable, or all are gone; or the newest cannot be opened, is of
-                another format version, or has other tensors.
+            RunError: the checkpoints cannot be read, or are gone; or the newest cannot be opened or
+                is of another format version.
         """
         paths = self._latest()
         for path in reversed(paths):
             try:
-                checkpoint = self._load(path)
+                return self._load(path)
             except DamagedError as error:
                 log.warning("%s; falling back to the checkpoint before it", error)
                 # Under its name it would be among the last two for long.
                 with contextlib.suppress(OSError):
                     path.replace(path.with_name(f"damaged-{path.name}"))
-                continue
-            if like is not None:
-                require_same_shapes(path, checkpoint, *like)
-            return checkpoint
         if paths or any(self._checkpoints.glob("damaged-latest-*")):
             raise RunError(
                 f"no checkpoint in {self._checkpoints} can be read; start again in another folder "
@@ -230,18 +212,10 @@ def refuse_if_occupied(folder: Path, *, resume: bool) -> None:
         # The lock may be this process's own.
         names = {path.name for path in folder.iterdir()} - {LOCK} if folder.exists() else set()
     if resume:
-        names -= WRITTEN_FIRST | {name for name in names if name.endswith(UNFINISHED)}
+        names -= {"checkpoints", *(name for name in names if name.endswith(UNFINISHED))}
     # The message names a visible file if there is one.
     if occupied := sorted(names, key=lambda name: (name.startswith("."), name)):
         raise RunError(
             f"the output folder {folder} already holds {occupied[0]!r}; choose another (--out), "
             "continue it (resume='auto', --resume auto), or delete it if you no longer need it"
         )
-
-
-def kept_epochs(
-    history: History, score: str, rank: Callable[[float], float], count: int
-) -> list[int]:
-    """The `count` epochs with the best scores by `Metric.rank`, best first, ties to the earlier."""
-    ranked = sorted((rank(record.mean(score)), record.epoch) for record in history)
-    return [epoch for _, epoch in ranked[:count]]

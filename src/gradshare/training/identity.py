@@ -1,4 +1,4 @@
-"""The identity of a run: everything that must be the same when it is continued."""
+"""What must be the same when a run is continued: its identity, and what its code computes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,18 @@ from gradshare.inner_loop import Tensors
 from gradshare.inner_loop.rule import Chain, UpdateRule
 from gradshare.methods import Learner
 from gradshare.models.weights import digest
-from gradshare.training.distributed import OneProcess
+from gradshare.tasks import TaskBatch, TaskSource
+from gradshare.tasks.source import prepared
+from gradshare.training.divergence import not_finite
 from gradshare.training.metrics import Metric
 from gradshare.training.options import Options
+from gradshare.training.randomness import seed_generators
+from gradshare.training.state import TrainState
 
 COUNTS = ("epochs", "iterations", "task_batch", "val_tasks", "test_tasks", "seed", "ensemble")
 MOST_FACTORS = 10**6
+# A saved and a recomputed loss differ by rounding at most, also on another machine.
+FLOAT64_TOLERANCE, FLOAT32_TOLERANCE = 1e-9, 1e-3
 
 
 def identity_of(
@@ -145,17 +152,6 @@ def _difference(one: str, other: str, most: int = 60) -> list[str]:
     ]
 
 
-def require_alike(processes: OneProcess, own: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless this process has the identity of the first."""
-    first = processes.from_first(lambda: own)
-    for name, value in own.items():
-        if first[name] != value:
-            raise ConfigError(
-                f"{name} is {value!r:.100} here and {first[name]!r:.100} in the first process; "
-                "start all processes of a run alike, on the same data"
-            )
-
-
 def source_digests(learner: Any, *sources: Any) -> dict[str, str]:
     """SHA-256 of the source files of a learner's parts and of its sources of tasks, by path."""
     rule = getattr(learner, "rule", None)
@@ -171,3 +167,62 @@ def source_digests(learner: Any, *sources: Any) -> dict[str, str]:
         except (TypeError, OSError):
             continue  # built in, or typed at a prompt
     return digests
+
+
+@dataclass(frozen=True)
+class Canary:
+    """The outer loss of fixed tasks and the norm of its gradient, by which a resumed run notices
+    that its code or its data have changed. The norm tells second order from first order.
+
+    Attributes:
+        tasks: of the source, not prepared.
+    """
+
+    learner: Learner
+    source: TaskSource
+    tasks: TaskBatch
+
+    def values(self, state: TrainState) -> tuple[float, float] | None:
+        """The loss at a state and the norm of its gradient; None if one is not finite."""
+        if not_finite(state.meta) is not None:
+            return None
+        seed_generators(0)
+        tasks = prepared(self.source, self.tasks)
+        step = self.learner.outer_step(*state.model, tasks, iteration=state.status.iteration)
+        gradients = torch.autograd.grad(
+            step.objective.mean(), list(state.meta.values()), allow_unused=True
+        )
+        squares = [g.double().square().sum() for g in gradients if g is not None]
+        found = step.losses.detach().mean().item(), torch.stack(squares).sum().sqrt().item()
+        return found if all(map(math.isfinite, found)) else None
+
+    def require_same(
+        self, state: TrainState, then: Mapping[str, str], now: Mapping[str, str]
+    ) -> None:
+        """Raise RunError unless the values at a restored state are those that were saved with it,
+        and name the files whose digests are others `now` than `then`.
+        """
+        found, saved = self.values(state), state.status.canary
+        double = next(iter(state.meta.values())).dtype == torch.float64
+        tolerance = FLOAT64_TOLERANCE if double else FLOAT32_TOLERANCE
+        if found is None or saved is None:
+            same = found is saved
+        else:
+            same = all(
+                math.isclose(one, other, rel_tol=tolerance, abs_tol=1e-3 * tolerance)
+                for one, other in zip(found, saved, strict=True)
+            )
+        if not same:
+            changed = ", ".join(path for path in now if then.get(path, now[path]) != now[path])
+            raise RunError(
+                f"the learner computes {_shown(found)} on a fixed batch where it computed "
+                f"{_shown(saved)} when the run was saved: its model, rule, loss or data have "
+                f"changed since{f' ({changed} has changed)' if changed else ''}; continue with the "
+                "code and the data that the run was started with, or start another run"
+            )
+
+
+def _shown(values: tuple[float, float] | None) -> str:
+    if values is None:
+        return "a loss that is not finite"
+    return "a loss of {:.9g} with a gradient of norm {:.9g}".format(*values)

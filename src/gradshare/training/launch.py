@@ -1,32 +1,46 @@
-"""Where a run's processes come from: `torchrun`, or nowhere, for a run in one."""
+"""Where a run's processes come from: `torchrun`, `--workers N`, or nowhere, for a run in one."""
 
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import torch
-import torch.distributed as dist
 
-from gradshare.errors import ConfigError, RunError
-from gradshare.training.distributed import TIMEOUT, OneProcess, OtherRankError, ProcessGroup
-from gradshare.training.interruption import RunStoppedError
-
-if dist.is_available():  # not in every build of PyTorch
-    from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
+from gradshare.errors import GradshareError, RunError
+from gradshare.training.distributed import TIMEOUT, OneProcess, ProcessGroup
+from gradshare.training.machine import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 LOOK_SECONDS = 1.0
 MEET_SECONDS = 0.05
+LOCALHOST = "127.0.0.1"
+ARRIVED = "arrived"  # the store's key for the number of other processes that have come
+POLL_SECONDS = 0.2
+# How long the other processes may take to end after the run has.
+LEAVE_SECONDS = 10.0
+
+
+def torchrun_size() -> int | None:
+    """How many processes `torchrun` has started for this run; None without it."""
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else None
+
+
+def is_first() -> bool:
+    """Whether this process of a run is the one that prints and writes its results."""
+    return torchrun_size() is None or int(os.environ["RANK"]) == 0
 
 
 @contextmanager
@@ -36,8 +50,7 @@ def torchrun_processes(device: str) -> Iterator[OneProcess]:
     if size is None or size == 1:
         yield OneProcess()
         return
-    require_free()
-    with member(_torchrun_group(device)) as group:
+    with _torchrun_group(device) as group:
         watch = threading.Thread(target=_stop_without_launcher, args=(group,), daemon=True)
         watch.start()
         yield group
@@ -49,64 +62,6 @@ def _stop_without_launcher(group: OneProcess) -> None:
     while os.getppid() == launcher:
         time.sleep(LOOK_SECONDS)
     group.stop.signal = group.stop.signal or signal.SIGTERM
-
-
-def torchrun_size() -> int | None:
-    """How many processes `torchrun` has started for this run; None without it."""
-    return _number("WORLD_SIZE") if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else None
-
-
-def is_first() -> bool:
-    """Whether this process of a run is the one that prints and writes its results."""
-    return torchrun_size() is None or _number("RANK") == 0
-
-
-def speaks_for_machine() -> bool:
-    """Whether this process says what all of a run's processes on this machine know."""
-    return torchrun_size() is None or _number("LOCAL_RANK", "0") == 0
-
-
-def require_free() -> None:
-    """Raise ConfigError if this process cannot be one of several."""
-    if not dist.is_available():
-        raise ConfigError(
-            "this build of PyTorch has no torch.distributed; use another, or one process"
-        )
-    if dist.is_initialized():
-        raise ConfigError(
-            "this process belongs to a process group of torch.distributed already, and a run over "
-            "several processes needs its own; call destroy_process_group() first"
-        )
-
-
-@contextmanager
-def member(group: ProcessGroup) -> Iterator[OneProcess]:
-    """Be one of a run's processes, and tell the others if this one fails."""
-    try:
-        yield group
-    except (OtherRankError, RunStoppedError):
-        raise
-    except BaseException as error:
-        group.tell(error)
-        raise
-    finally:
-        group.close()
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Compute with a number of threads, and afterwards with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def may_use_cuda(device: str) -> bool:
-    """Whether a process may exchange tensors that are on a GPU."""
-    return device != "cpu" and torch.cuda.is_available() and dist.is_nccl_available()
 
 
 def group_name(store: Store, rank: int, size: int) -> str:
@@ -133,6 +88,11 @@ def group_name(store: Store, rank: int, size: int) -> str:
 
 
 def _torchrun_group(device: str) -> ProcessGroup:
+    from torch.distributed import (  # type: ignore[attr-defined]  # noqa: PLC0415
+        PrefixStore,
+        rendezvous,
+    )
+
     try:
         store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
         group = group_name(store, rank, size)
@@ -144,19 +104,119 @@ def _torchrun_group(device: str) -> ProcessGroup:
         PrefixStore(group, store),
         rank,
         size,
-        local_rank=_number("LOCAL_RANK", "0"),
-        local_size=_number("LOCAL_WORLD_SIZE", "1"),
-        cuda=may_use_cuda(device),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        device=device,
         patient=True,
     )
 
 
-def _number(variable: str, default: str | None = None) -> int:
-    text = os.environ.get(variable, default)
+@contextmanager
+def local_workers(
+    size: int, device: str, work: Callable[..., Any], *arguments: Any
+) -> Iterator[OneProcess]:
+    """Be the first process of a run, and start the others; none of them outlives this one.
+
+    They are started by `multiprocessing` ("spawn"), so a script that calls this needs the usual
+    `if __name__ == "__main__":`.
+
+    Args:
+        size: processes of the run, this one included. They compute with as many threads as it.
+        device: as in `gradshare.fit`.
+        work: called by each of the others with its `OneProcess` and `arguments`; pickled by name.
+    """
+    store = _store(0, size, first=True)
+    context = multiprocessing.get_context("spawn")
+    place = (store.port, size, device, torch.get_num_threads())
+    others = [
+        context.Process(target=_take_part, args=(rank, *place, work, arguments), daemon=True)
+        for rank in range(1, size)
+    ]
     try:
-        return int(text or "")
-    except ValueError as error:
-        raise ConfigError(
-            f"the variable {variable} is {text!r}, and torchrun would set it to a number; unset "
-            "RANK and WORLD_SIZE, or start with torchrun"
-        ) from error
+        with _interrupts_ignored():
+            for process in others:
+                process.start()
+        _await(store, others)
+        with ProcessGroup(store, 0, size, local_rank=0, local_size=size, device=device) as group:
+            yield group
+        for process in others:
+            process.join(LEAVE_SECONDS)
+    finally:
+        for process in others:
+            if process.pid is not None:
+                process.kill()
+                process.join()
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Start processes that ignore the Ctrl-C of a terminal: the first process tells them of it."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may change it
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _store(port: int, size: int, *, first: bool) -> Any:
+    """The store where the processes of this machine meet; port 0 is any free one."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # noqa: PLC0415
+
+    return TCPStore(LOCALHOST, port, size, first, TIMEOUT, wait_for_workers=not first)
+
+
+def _await(store: Any, others: Sequence[BaseProcess]) -> None:
+    """Wait until every other process has come; RunError if one has ended instead."""
+    while store.add(ARRIVED, 0) < len(others):
+        time.sleep(POLL_SECONDS)
+        for rank, process in enumerate(others, start=1):
+            if process.exitcode is not None:
+                raise RunError(
+                    f"the process of rank {rank} of {len(others) + 1} did not begin (exit status "
+                    f"{process.exitcode}); its own error is above"
+                )
+
+
+def _take_part(
+    rank: int,
+    port: int,
+    size: int,
+    device: str,
+    threads: int,
+    work: Callable[..., Any],
+    arguments: Sequence[Any],
+) -> None:
+    """Be one of the other processes. The first one reports their errors."""
+    threading.Thread(target=_end_with_the_first_process, daemon=True).start()
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    store = _store(port, size, first=False)
+    store.add(ARRIVED, 1)
+    try:
+        with ProcessGroup(
+            store, rank, size, local_rank=rank, local_size=size, device=device
+        ) as group:
+            work(group, *arguments)
+    except GradshareError:
+        sys.exit(1)
+
+
+def _end_with_the_first_process() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with a number of threads, and afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -8,8 +8,10 @@ checkpoint ends where it would have ended.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -19,8 +21,6 @@ from gradshare.errors import RunError, is_out_of_memory
 from gradshare.methods import Learner
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.source import notes_of, other_dataset, prepared, training_indices
-from gradshare.training.batches import Batches
-from gradshare.training.canary import Canary
 from gradshare.training.distributed import OneProcess, OtherRankError
 from gradshare.training.divergence import diagnose, not_finite
 from gradshare.training.evaluation import (
@@ -30,13 +30,13 @@ from gradshare.training.evaluation import (
     on_all_tasks,
     values_before_and_after,
 )
-from gradshare.training.folder import RunFolder, kept_epochs
+from gradshare.training.folder import RunFolder
+from gradshare.training.identity import Canary
 from gradshare.training.interruption import RunStoppedError
-from gradshare.training.labels import SAMPLE_TASKS, accuracy_by_class
-from gradshare.training.metrics import LOSS, Metric
+from gradshare.training.metrics import LOSS, SAMPLE_TASKS, Metric, accuracy_by_class
 from gradshare.training.options import Event, Options, Phase, Progress, Watch
 from gradshare.training.outer_loop import outer_iteration
-from gradshare.training.randomness import seed_generators
+from gradshare.training.randomness import seed_generators, touches_generators
 from gradshare.training.records import (
     FITS,
     TRAIN,
@@ -44,6 +44,7 @@ from gradshare.training.records import (
     EpochRecord,
     EpochTotals,
     MetricsWriter,
+    ranked,
 )
 from gradshare.training.state import RunStatus, Test, TrainState
 from gradshare.training.statistics import confidence95
@@ -58,9 +59,8 @@ MOST_SKIPPED_IN_A_ROW = 50
 
 @dataclass
 class Trainer:
-    """Trains a run, which `run` identifies, from a state, in place, to its end."""
+    """Trains a run from a state, in place, to its end."""
 
-    run: str
     learner: Learner
     train: TaskSource
     validation: TaskSource
@@ -84,10 +84,14 @@ class Trainer:
         """Train, validate and test."""
         status, processes = self._status, self.processes
         with processes.stop, self._saved_if_others_fail(), ExitStack() as stack:
-            writer = processes.on_first(
-                lambda: stack.enter_context(MetricsWriter(self.folder.path, status.history))
+            writer = None
+            if processes.rank == 0:
+                writer = stack.enter_context(MetricsWriter(self.folder.path, status.history))
+            own_tasks = (
+                processes.share(self._indices(iteration)).tasks
+                for iteration in range(status.iteration, self.options.total)
             )
-            batches = stack.enter_context(Batches(self.train))
+            batches = stack.enter_context(closing(read_ahead(self.train, own_tasks)))
             while True:
                 # Saved before it is validated, so that a validation can be interrupted and is
                 # repeated when the run is continued.
@@ -101,7 +105,7 @@ class Trainer:
                 self._save()
                 self._show("test", self.options.test_tasks, self.options.test_tasks)
 
-    def _train(self, batches: Batches) -> None:
+    def _train(self, batches: Iterator[TaskBatch]) -> None:
         """Take an iteration, and save if it is time to."""
         status, options = self._status, self.options
         began = time.monotonic()
@@ -130,7 +134,7 @@ class Trainer:
             self._save()
         self._stop_if(signal)
 
-    def _iterate(self, batches: Batches) -> str | None:
+    def _iterate(self, batches: Iterator[TaskBatch]) -> str | None:
         """One outer iteration, on the tasks that its number determines. If it was refused, where
         and why; the state is then unchanged.
         """
@@ -139,24 +143,18 @@ class Trainer:
         if options.schedule is not None:
             for group in state.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * options.factor(iteration)
-        indices = training_indices(options.seed, iteration, options.task_batch)
-        share = self.processes.share(indices)
-        following = None
-        if iteration + 1 < options.total:
-            after = training_indices(options.seed, iteration + 1, options.task_batch)
-            following = self.processes.share(after).tasks
-        batch = batches.get(share.tasks, following)
+        indices = self._indices(iteration)
         result = outer_iteration(
             self.learner,
             state.meta,
             state.carried,
             state.optimizer,
-            self._prepared(batch, indices.start),
+            self._prepared(next(batches), indices.start),
             iteration=iteration,
             metrics=self.metrics,
             clamp_gradients=options.clamp_gradients,
             clip_norm=options.clip_norm,
-            share=share,
+            share=self.processes.share(indices),
         )
         if result.refused is not None:
 
@@ -176,9 +174,13 @@ class Trainer:
         status.iteration += 1
         status.totals.add(result.metrics)
         status.skipped_in_a_row = 0
-        metrics = result.metrics
-        self.processes.on_first(lambda: self._call_callbacks("iteration", metrics=metrics))
+        if self.processes.rank == 0:
+            self._call_callbacks("iteration", metrics=result.metrics)
         return None
+
+    def _indices(self, iteration: int) -> range:
+        """The tasks of an iteration."""
+        return training_indices(self.options.seed, iteration, self.options.task_batch)
 
     def _prepared(self, batch: TaskBatch, seed: int) -> TaskBatch:
         """A batch on the device; what `prepare` and the model draw depends on the seed only."""
@@ -209,16 +211,16 @@ class Trainer:
         record = self._validate()
         status.history.append(record)
         status.totals = EpochTotals()
-        if writer is not None:
-            folder.save_epoch(record.epoch, state.epoch_checkpoint(self.run, record.epoch))
+        if writer is not None:  # the first process's
+            folder.save_epoch(record.epoch, state.epoch_checkpoint(record.epoch))
             writer.write(record)
         stops = self.processes.from_first(lambda: self._call_callbacks("epoch"))
-        best = kept_epochs(status.history, self.score, self.metrics[self.score].rank, 1)[0]
-        stalled = len(status.history) - best
+        stalled = len(status.history) - self._kept()[0]
         out_of_patience = self.options.patience is not None and stalled >= self.options.patience
         status.stopped = status.stopped or stops or out_of_patience
         self._save()
-        self.processes.on_first(lambda: folder.prune_epochs(self._kept()))
+        if writer is not None:
+            folder.prune_epochs(self._kept())
         self._show("validate", self.options.val_tasks, self.options.val_tasks)
 
     def _validate(self) -> EpochRecord:
@@ -266,8 +268,8 @@ class Trainer:
 
     def _kept(self) -> list[int]:
         """The epochs whose models are kept, best first."""
-        rank = self.metrics[self.score].rank
-        return kept_epochs(self._status.history, self.score, rank, self.options.ensemble)
+        best = ranked(self._status.history, self.metrics[self.score], self.score)
+        return [record.epoch for record in best[: self.options.ensemble]]
 
     def _measure(
         self, phase: Phase, source: TaskSource, tasks: int, measure: Measure
@@ -300,13 +302,10 @@ class Trainer:
         status = self._status
         self._saved_at, self._saved_after = time.monotonic(), status.iteration
         status.seconds = self._saved_at - self._began
-
-        def save() -> None:
+        if self.processes.rank == 0:
             status.canary = self.canary.values(self.state)
-            path = self.folder.save_latest(status.iteration, self.state.checkpoint(self.run))
+            path = self.folder.save_latest(status.iteration, self.state.checkpoint())
             self._call_callbacks("checkpoint", path=path)
-
-        self.processes.on_first(save)
 
     def _stop_if(self, signal: int | None) -> None:
         if signal is not None:
@@ -343,6 +342,28 @@ class Trainer:
                 f"{error}; everything up to iteration {self._status.iteration} is saved in "
                 f"{self.folder.path}, continue it with --resume auto"
             ) from error
+
+
+def read_ahead(source: TaskSource, indices: Iterable[range]) -> Generator[TaskBatch, None, None]:
+    """Batches of a source; the next one is made in a thread while the current one is used.
+
+    A source that seeds or draws from a global generator is asked in the caller's thread instead,
+    since it would change the model's random numbers meanwhile.
+
+    Args:
+        source: the source.
+        indices: of the tasks of each batch.
+    """
+    if touches_generators(lambda: source.batch([0])):
+        yield from map(source.batch, indices)
+        return
+    begun: deque[Future[TaskBatch]] = deque()
+    with ThreadPoolExecutor(1, "gradshare-batches") as pool:
+        for tasks in indices:
+            begun.append(pool.submit(source.batch, tasks))
+            if len(begun) > 1:
+                yield begun.popleft().result()
+        yield from (last.result() for last in begun)
 
 
 def owes_validation(options: Options, status: RunStatus) -> bool:

@@ -138,14 +138,6 @@ class Options:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not value > 0):
                 raise ConfigError(f"{name} is {value!r}; give a number above 0, or None")
-        for name in ("optimizer", "groups"):
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                example = ", such as functools.partial(torch.optim.Adam, lr=1e-3)"
-                raise ConfigError(
-                    f"{name} is a {type(value).__name__}; give a function"
-                    f"{example if name == 'optimizer' else ''}"
-                )
         try:
             self.factor(0)
         except Exception as error:

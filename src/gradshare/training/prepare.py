@@ -107,21 +107,21 @@ def prepare_run(
 def make_optimizer(options: Options, meta: dict[str, Tensor]) -> torch.optim.Optimizer:
     """The outer optimiser. Meta-parameters with the same options are one group."""
     groups: dict[str, dict[str, Any]] = {}
-    for name, tensor in meta.items():
-        own = dict(options.groups(name)) if options.groups is not None else {}
-        groups.setdefault(repr(sorted(own.items())), {**own, "params": []})["params"].append(tensor)
-    example = "such as functools.partial(torch.optim.Adam, lr=1e-3)"
     try:
+        for name, tensor in meta.items():
+            own = dict(options.groups(name)) if options.groups is not None else {}
+            group = groups.setdefault(repr(sorted(own.items())), {**own, "params": []})
+            group["params"].append(tensor)
         optimizer = options.optimizer(list(groups.values()))
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"the optimiser cannot be made: {error}; give a factory that takes parameter groups, "
-            f"{example}"
+            f"the optimiser cannot be made: {error}; give optimizer a function that takes "
+            "parameter groups, such as functools.partial(torch.optim.Adam, lr=1e-3), and groups a "
+            "function that returns their options"
         ) from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(
-            f"optimizer returned a {type(optimizer).__name__}; give a factory of a torch "
-            f"optimiser, {example}"
+            f"optimizer returned a {type(optimizer).__name__}; return a torch optimiser"
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ConfigError("LBFGS evaluates the loss within its step; give another optimiser")

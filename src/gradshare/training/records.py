@@ -76,9 +76,9 @@ class EpochRecord:
         return null_where_not_finite(vars(self))  # type: ignore[no-any-return]
 
 
-def best_record(history: History, metric: Scale, score: str) -> EpochRecord:
-    """The earliest epoch with the best validation score."""
-    return min(history, key=lambda record: metric.rank(record.mean(score)))
+def ranked(history: History, metric: Scale, score: str) -> list[EpochRecord]:
+    """The epochs by their validation scores, best first, ties to the earlier."""
+    return sorted(history, key=lambda record: metric.rank(record.mean(score)))
 
 
 def judge(history: History, metric: Scale, score: str) -> Literal["trained", "not trained"]:
@@ -92,7 +92,7 @@ def judge(history: History, metric: Scale, score: str) -> Literal["trained", "no
         return "not trained"
     if metric.chance is None:
         return "trained"
-    best = best_record(history, metric, score).metrics[VALIDATION][score]
+    best = ranked(history, metric, score)[0].metrics[VALIDATION][score]
     if best.ci95 is None:
         return "not trained"
     surer = NormalDist().inv_cdf(1 - 0.025 / len(history)) / Z95

@@ -27,12 +27,13 @@ from gradshare.training.checks import (
 from gradshare.training.device import choose_device, keep_float32
 from gradshare.training.distributed import OneProcess
 from gradshare.training.evaluation import Evaluation, Model, Values, ensemble_values, on_all_tasks
-from gradshare.training.folder import RunFolder, kept_epochs
+from gradshare.training.folder import RunFolder
 from gradshare.training.identity import description, shapes_digest
 from gradshare.training.layout import Layout
 from gradshare.training.memory import explain_out_of_memory
 from gradshare.training.metrics import LOSS, Metric, accuracy
 from gradshare.training.randomness import isolated
+from gradshare.training.records import ranked
 from gradshare.training.state import RunStatus
 
 
@@ -112,8 +113,8 @@ class Run:
                 "diverged in its first; wait for it, continue it (resume='auto', --resume auto), "
                 "or give another"
             )
-        rank = self.metrics[self.score].rank
-        kept = kept_epochs(self.history, self.score, rank, self._ensemble)
+        best = ranked(self.history, self.metrics[self.score], self.score)
+        kept = [record.epoch for record in best[: self._ensemble]]
         if not isinstance(count, int) or not 1 <= count <= len(kept):
             raise ConfigError(
                 f"ensemble is {count!r}, and {self.path} has kept {len(kept)} checkpoints; give a "

@@ -49,6 +49,7 @@ class RunStatus(BaseModel):
     """How far a run has come and its results so far: what a checkpoint holds besides tensors.
 
     Attributes:
+        run: the `id` in `run.json`, by which a checkpoint of another run is noticed.
         iteration: the number of iterations that were taken or skipped.
         totals: running sums of the current epoch.
         skipped_in_a_row: iterations that were refused since the last one that was taken.
@@ -63,6 +64,7 @@ class RunStatus(BaseModel):
             None if one is not finite.
     """
 
+    run: str = ""
     iteration: int = 0
     totals: EpochTotals = EpochTotals()
     skipped_in_a_row: int = 0
@@ -105,23 +107,22 @@ class TrainState:
         """The meta-parameters and the carried tensors."""
         return self.meta, self.carried
 
-    def checkpoint(self, run: str) -> Checkpoint:
-        """The whole state, of the run with this identity."""
-        progress = {"run": run, **self.status.model_dump()}
-        return Checkpoint(*self._on_cpu(), progress, self.optimizer.state_dict())
+    def checkpoint(self) -> Checkpoint:
+        """The whole state."""
+        return Checkpoint(*self.model, self.status.model_dump(), self.optimizer.state_dict())
 
-    def epoch_checkpoint(self, run: str, epoch: int) -> Checkpoint:
+    def epoch_checkpoint(self, epoch: int) -> Checkpoint:
         """The model alone."""
-        return Checkpoint(*self._on_cpu(), {"run": run, "epoch": epoch})
-
-    def _on_cpu(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return on_device(self.meta, CPU), on_device(self.carried, CPU)
+        return Checkpoint(*self.model, {"run": self.status.run, "epoch": epoch})
 
     def restore(self, saved: Checkpoint, iterations: int) -> None:
         """Take over the saved state of the same run, which is to have that many iterations."""
         status = RunStatus.of(saved)
         if not 0 <= status.iteration <= iterations:
             raise _unusable(f"iteration is {status.iteration}, this run has {iterations}")
+        for own, held in zip(self.model, (saved.meta, saved.carried), strict=True):
+            if others := _shapes(own) ^ _shapes(held):
+                raise _unusable(f"{min(others)[0]} is another tensor in this learner, or absent")
         device = next(iter(self.meta.values())).device
         try:
             self.optimizer.load_state_dict(saved.optimizer or {})
@@ -131,6 +132,10 @@ class TrainState:
             tensor.data.copy_(saved.meta[name])
         self.carried = on_device(saved.carried, device)
         self.status = status
+
+
+def _shapes(tensors: Tensors) -> set[tuple[str, torch.Size]]:
+    return {(name, tensor.shape) for name, tensor in tensors.items()}
 
 
 def _unusable(cause: object) -> RunError:
