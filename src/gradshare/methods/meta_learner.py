@@ -150,15 +150,12 @@ class MetaLearner:
     def init(self) -> tuple[dict[str, Tensor], Tensors]:
         """The meta-parameters and the carried tensors before any training; see `Learner`.
 
-        The model's present parameters and buffers count, also those loaded since the learner was
-        made.
-
         Raises:
             ConfigError: the rule's `init` returns what cannot be learned.
         """
         for part in vars(self).values():
             if isinstance(part, Network):
-                part.copy_model()
+                part.copy_model()  # weights may have been loaded since
         theta = self.initial_parameters()
         adapted = {name: theta[name] for name in self.adapted}
         learned, carried = checked_init(self.rule, adapted, self.steps)
