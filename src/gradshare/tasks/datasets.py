@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 from gradshare.errors import DataError
 from gradshare.tasks import glyphs
-from gradshare.tasks.decoding import Notes, decoded
+from gradshare.tasks.decoding import decoded
 from gradshare.tasks.download import OnProgress, download
 from gradshare.tasks.features import features_path, is_feature_store
 from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import ImageFormat, Resize
 from gradshare.tasks.preparation import Preparation
 from gradshare.tasks.readers.class_splits import with_splits
-from gradshare.tasks.readers.dataset import Dataset
+from gradshare.tasks.readers.dataset import Dataset, Notes
 from gradshare.tasks.readers.folder import ClassSplit, find_classes, is_grey
 from gradshare.tasks.registry import (
     DATASETS,
@@ -235,8 +235,8 @@ def _read(dataset: Dataset, asked: Preparation, notes: Notes, image_size: int) -
         if dataset.read is None:
             found = find_classes(notes, seed=asked.seed, split=asked.split, group=asked.group)
         else:
-            found = dataset.read(notes.path, notes.scratch)
-        found = with_splits(found, notes.path, dataset)
+            found = dataset.read(notes)
+        found = with_splits(found, notes, dataset)
         channels = dataset.channels or (1 if is_grey(found) else 3)
     if dataset.split and "val" not in dataset.split.values():
         notes.splits = NO_VALIDATION

@@ -1,81 +1,17 @@
-"""Decoding the images that a reader has found, and noting what a user should know about them."""
+"""Decoding the images that a reader has found."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from gradshare.errors import DataError, reason
+from gradshare.errors import DataError
 from gradshare.tasks.images import ImageFormat, read_image
-from gradshare.tasks.readers.dataset import FoundClass
+from gradshare.tasks.readers.dataset import FoundClass, Notes
 from gradshare.tasks.writing import ClassImages
-
-LISTED = 20
-
-
-@dataclass
-class Notes:
-    """What a reader notes about the images in a path that the user gave, and the folder that it
-    unpacks archives into (`scratch`).
-    """
-
-    path: Path
-    scratch: Path
-    splits: str | None = None  # how they were given or drawn
-    seed: int | None = None  # that they were drawn with
-    skipped: dict[str, list[str]] = field(default_factory=dict)  # files, by reason
-    unreadable: list[str] = field(default_factory=list)  # a sentence for each image
-    duplicates: dict[str, list[str]] = field(default_factory=dict)  # pairs, by where they are
-
-    def name(self, file: Path) -> str:
-        """The path of a file below what is read, such as `crow/0012.png`."""
-        for folder in (self.scratch / self.path.name, self.scratch, self.path, self.path.parent):
-            if file != folder and file.is_relative_to(folder):
-                return file.relative_to(folder).as_posix()
-        return file.as_posix()
-
-    def skip(self, reason: str, file: Path) -> None:
-        """Note a file that is left out."""
-        self.skipped.setdefault(reason, []).append(self.name(file))
-
-    def unread(self, name: str, sentence: object) -> None:
-        """Note an image that cannot be read."""
-        self.unreadable.append(str(sentence))
-        self.skipped.setdefault("unreadable", []).append(name)
-
-    @contextmanager
-    def blaming(self) -> Iterator[None]:
-        """Name what the user gave in errors, and not the folder that it is unpacked into."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise DataError(
-                f"{error.filename or self.path} cannot be read ({reason(error)}); mend "
-                "its permissions, or give a copy that can be read"
-            ) from error
-        except DataError as error:
-            archives = self.path if self.path.is_dir() else self.path.parent
-            raise DataError(str(error).replace(str(self.scratch), str(archives))) from error
-
-    def refuse_unreadable(self) -> None:
-        """Raise DataError if an image cannot be read."""
-        if len(self.unreadable) == 1:
-            raise DataError(f"{self.unreadable[0]}, or leave it out with --skip-bad")
-        if self.unreadable:
-            sentences = "\n".join(sorted(self.unreadable)[:LISTED])
-            more = len(self.unreadable) - LISTED
-            raise DataError(
-                f"{len(self.unreadable)} images cannot be read; mend or remove them, or leave them "
-                f"out with --skip-bad:\n{sentences}" + (f"\nand {more} more" if more > 0 else "")
-            )
 
 
 def decoded(

@@ -13,54 +13,43 @@ Splits, on which accuracies cannot be compared:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from gradshare.errors import DataError
-from gradshare.tasks.readers.archives import find_archive, listing, unpacked
-from gradshare.tasks.readers.benchmarks import by_split
+from gradshare.tasks.readers.archives import find_archive, unpacked
+from gradshare.tasks.readers.benchmarks import Files, Layout, benchmark, by_split
 from gradshare.tasks.readers.class_splits import published_split
-from gradshare.tasks.readers.dataset import Archive, Dataset, FoundClass
-from gradshare.tasks.readers.folder import in_folder
+from gradshare.tasks.readers.dataset import Archive, FoundClass, Notes
+from gradshare.tasks.readers.folder import classes_in
 from gradshare.tasks.readers.labelled import read_hdf5
 
-_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
-_CACHE = by_split("hdf5", read_hdf5, "{}_data.hdf5", "{}_labels.json", inside="cub")
+_NAME = "CUB_200_2011"
+_URL = f"https://data.caltech.edu/records/65de6-vp158/files/{_NAME}.tgz"
 _PARTS = ("train", "val", "train", "test")
 _SPLIT_140 = published_split("cub-140")
 _SPLIT = {name: _PARTS[number % 4] for number, name in enumerate(sorted(_SPLIT_140))}
 
 
-def find(path: Path, scratch: Path) -> list[FoundClass]:
-    """Find the 200 classes, named as `001.Black_footed_Albatross`; see `Reader`."""
-    if path.is_dir() and all(_CACHE.files(path).values()):
-        return list(_CACHE.find(path, scratch))
-    return in_folder("", _images(path, scratch))
+def _archive(path: Path) -> Files:
+    return {f"{_NAME}.tgz": path if path.is_file() else find_archive(path, _NAME)}
 
 
-def _images(path: Path, scratch: Path) -> Path:
-    """The folder of the class folders."""
-    place = path if path.is_file() else find_archive(path, "CUB_200_2011")
-    folder = unpacked(place, scratch) if place else path
-    for images in (folder / "images", folder / "CUB_200_2011" / "images"):
-        if images.is_dir():
-            return images
-    raise DataError(
-        f"no CUB-200-2011 in {path}; it is read from the archive CUB_200_2011.tgz or the folder "
-        "that holds it, from the folder CUB_200_2011 (with images/001.Black_footed_Albatross/… "
-        "in it) or the one that holds it, or from torchmeta's {train,val,test}_data.hdf5 and "
-        f"{{train,val,test}}_labels.json. Found: {listing(folder)}"
-    )
+def _in_archive(paths: list[Path], notes: Notes) -> Iterable[FoundClass]:
+    folder = unpacked(paths[0], notes.scratch)
+    inner = folder / _NAME
+    return classes_in((inner if inner.is_dir() else folder) / "images", "", notes)
 
 
-CUB = Dataset(
-    name="cub",
-    summary="CUB-200-2011: 11,788 photographs of 200 species of birds",
-    channels=3,
-    image_size=84,
-    read=find,
+CUB = benchmark(
+    "cub",
+    "CUB-200-2011",
+    by_split("hdf5", read_hdf5, "{}_data.hdf5", "{}_labels.json", inside="cub"),
+    Layout("archive", f"{_NAME}.tgz or what it unpacks to", _archive, _in_archive),
     split=_SPLIT,
-    archives=(Archive(_URL, "CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78"),),
+    summary="CUB-200-2011: 11,788 photographs of 200 species of birds",
+    image_size=84,
+    archives=(Archive(_URL, f"{_NAME}.tgz", "97eceeb196236b17998738112f37df78"),),
 )
 
 CUB_140 = replace(

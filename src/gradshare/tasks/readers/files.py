@@ -43,6 +43,11 @@ def read_text(path: Path, expected: str) -> str:
     return path.read_text(encoding="utf-8-sig")
 
 
+def is_table(path: Path) -> bool:
+    """Whether a path is that of a table of images."""
+    return path.is_file() and path.suffix.lower() == ".csv"
+
+
 def table_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[Any, Any]]]:
     """The rows of a CSV file that has some columns: the number of each one's last line, and its
     values by column, as `csv.DictReader` has them. Raise DataError for another file.
