@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from gradshare.tasks.readers.cub import CUB, CUB_140
+from gradshare.tasks.readers.benchmarks import CUB, CUB_140
 from tests.tasks.archive_builders import (
     cache_files,
     encoded,

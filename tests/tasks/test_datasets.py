@@ -469,16 +469,18 @@ def test_a_size_out_of_range_is_named(root: Path, archive: Path, size: int) -> N
 
 def test_arguments_that_would_change_nothing_are_refused(root: Path, archive: Path) -> None:
     assert message_of(lambda: prepare_dataset("noise", root, path=archive, seed=3)) == (
-        "the splits of 'noise' are fixed, so --seed would change nothing; leave it out"
+        "--seed changes nothing about dataset 'noise', which is read in its published split; leave "
+        "it out"
     )
     assert message_of(lambda: prepare_dataset("noise", root, path=archive, group="_")) == (
-        "the splits of 'noise' are fixed, so --group would change nothing; leave it out"
+        "--group changes nothing about dataset 'noise', which is read in its published split; "
+        "leave it out"
     )
     assert message_of(lambda: prepare_dataset("glyphs", root, path=archive)) == (
-        f"glyphs are drawn, not read: leave out {archive}"
+        "--from changes nothing about dataset 'glyphs', which is drawn; leave it out"
     )
     assert message_of(lambda: prepare_dataset("glyphs", root, resize="center-crop")) == (
-        "glyphs are drawn at their final size: leave out the resize 'center-crop'"
+        "--resize changes nothing about dataset 'glyphs', which is drawn; leave it out"
     )
 
 

@@ -532,7 +532,7 @@ def test_a_dead_link_in_place_of_the_splits_is_named(tmp_path: Path) -> None:
 def test_a_pipe_in_place_of_the_splits_is_named(tmp_path: Path) -> None:
     make_classes(tmp_path, ["crow", "lark", "owl"])
     os.mkfifo(tmp_path / "splits.json")
-    assert refused(tmp_path).endswith("splits.json is not a file; it must be a list of classes")
+    assert "splits.json is not a file; it must be {" in refused(tmp_path)
 
 
 @pytest.mark.parametrize(("mode", "grey"), [("L", True), ("1", True), ("RGB", False), ("P", False)])

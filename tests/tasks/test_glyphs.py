@@ -183,11 +183,7 @@ def test_the_record_has_what_the_bytes_depend_on() -> None:
     assert source["samples"] == 20
     assert source["matplotlib"] == matplotlib.__version__
     assert source["pillow"]
-    assert source["faces"] == list(glyphs.FACES)
-    assert list(source["scripts"]) == ["train", "val", "test"]
-    assert source["scripts"]["val"].keys() == {"Armenian", "Tifinagh", "Lao", "Ogham"}
-    letters = sum(sum(of_split.values()) for of_split in source["scripts"].values())
-    assert letters == len(glyphs.letters())
+    assert source["numpy"] == np.__version__
 
 
 def test_letters_are_ordered_by_script_and_codepoint() -> None:

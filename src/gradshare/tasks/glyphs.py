@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import tomllib
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +28,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gradshare.errors import DataError
 from gradshare.tasks.readers.dataset import Dataset
-from gradshare.tasks.store import SPLITS, Images, Split
+from gradshare.tasks.store import Images, Split
 from gradshare.tasks.writing import ClassImages
 
 GLYPHS = Dataset(
@@ -117,7 +116,6 @@ def drawn(split: str, size: int) -> Split:
 
 def source(seed: int) -> dict[str, Any]:
     """What a store's record says of the letters in it."""
-    counts = {split: Counter(x.script for x in letters() if x.split == split) for split in SPLITS}
     return {
         "generator": "glyphs",
         "seed": seed,
@@ -125,9 +123,6 @@ def source(seed: int) -> dict[str, Any]:
         "pillow": PIL.__version__,
         "matplotlib": matplotlib.__version__,
         "numpy": np.__version__,
-        "unicode": unicodedata.unidata_version,
-        "faces": list(FACES),
-        "scripts": {split: dict(of_split) for split, of_split in counts.items()},
     }
 
 

@@ -76,30 +76,25 @@ class Preparation:
     def require_use(self, name: str, data_root: Path) -> None:
         """Raise DataError if an argument would change nothing, or the path is not there."""
         path, is_drawn = self.path, name == GLYPHS.name
-        if is_drawn and path is not None:
-            raise DataError(f"glyphs are drawn, not read: leave out {path}")
-        if is_drawn and self.resize != "stretch":
+        given = {*self.record, *(["resize"] if self.resize != "stretch" else [])}
+        unread = {"split", "group"} | ({"from", "resize", "skip_bad"} if is_drawn else {"seed"})
+        if not self.folder and (unused := sorted(given & unread)):
             raise DataError(
-                f"glyphs are drawn at their final size: leave out the resize {self.resize!r}"
+                f"--{unused[0].replace('_', '-')} changes nothing about dataset {name!r}, which is "
+                f"{'drawn' if is_drawn else 'read in its published split'}; leave it out"
             )
-        if not is_drawn and path is None:
+        if path is None and not is_drawn:
             raise DataError(
                 f"dataset {name!r} is read from a file or folder; give its path (--from PATH), or "
                 "--download if it is published"
             )
+        if path and not path.exists():
+            raise DataError(f"there is no {path}; give the archive or folder of {name!r}")
         if self.folder and path and data_root.resolve().is_relative_to(path.resolve()):
             raise DataError(
                 f"{path} is to be read, and the data root {data_root} is in it; give another "
                 "--data-root"
             )
-        if not self.folder and path and not path.exists():
-            raise DataError(f"there is no {path}; give the archive or folder of {name!r}")
-        for option in () if self.folder else ("split", "group", "skip_bad" if is_drawn else "seed"):
-            if option in self.record:
-                raise DataError(
-                    f"the splits of {name!r} are fixed, so --{option.replace('_', '-')} would "
-                    "change nothing; leave it out"
-                )
 
 
 def _shown(value: object) -> object:

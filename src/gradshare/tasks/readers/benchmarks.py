@@ -1,4 +1,4 @@
-"""mini-ImageNet, tieredImageNet, CIFAR-FS and FC100, read in the layouts in which they circulate.
+"""mini-ImageNet, tieredImageNet, CIFAR-FS, FC100 and CUB, in the layouts in which they circulate.
 
 A layout is read by a small function, and each gives the classes in the same form. A copy may have
 fewer images a class than the original: the store's index records how many. ImageNet's terms allow
@@ -8,6 +8,7 @@ non-commercial research only.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,4 +226,41 @@ FC100 = benchmark(
     split=published_split("fc100"),
     summary="the 100 classes of CIFAR-100, whole superclasses held out",
     image_size=32,
+)
+
+# Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", CNS-TR-2011-001 (2011).
+_CUB = "CUB_200_2011"
+_CUB_URL = f"https://data.caltech.edu/records/65de6-vp158/files/{_CUB}.tgz"
+_CUB_140 = published_split("cub-140")
+# Of the species counted from 0, the even ones train, those with i % 4 == 1 validate, and those with
+# i % 4 == 3 test: the rule of the paper, of torchmeta, and of Chen et al., "A Closer Look at
+# Few-shot Classification".
+_QUARTERS = ("train", "val", "train", "test")
+_CUB_SPLIT = {name: _QUARTERS[number % 4] for number, name in enumerate(sorted(_CUB_140))}
+
+
+def _cub_archive(path: Path) -> Files:
+    return {f"{_CUB}.tgz": path if path.is_file() else find_archive(path, _CUB)}
+
+
+def _in_cub_archive(paths: list[Path], notes: Notes) -> Iterable[FoundClass]:
+    folder = unpacked(paths[0], notes.scratch)
+    inner = folder / _CUB
+    return classes_in((inner if inner.is_dir() else folder) / "images", "", notes)
+
+
+CUB = benchmark(
+    "cub",
+    "CUB-200-2011",
+    by_split("hdf5", read_hdf5, "{}_data.hdf5", "{}_labels.json", inside="cub"),
+    Layout("archive", f"{_CUB}.tgz or what it unpacks to", _cub_archive, _in_cub_archive),
+    split=_CUB_SPLIT,
+    summary="CUB-200-2011: 11,788 photographs of 200 species of birds",
+    image_size=84,
+    archives=(Archive(_CUB_URL, f"{_CUB}.tgz", "97eceeb196236b17998738112f37df78"),),
+)
+
+# As in Meta-Dataset, learn2learn and easyfsl.
+CUB_140 = replace(
+    CUB, name="cub-140", summary="the same photographs in the split 140/30/30", split=_CUB_140
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
@@ -14,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gradshare.errors import ConfigError, DataError, reason, some
+from gradshare.errors import ConfigError, DataError, some
 from gradshare.tasks.readers.dataset import Dataset, FoundClass, Notes
-from gradshare.tasks.readers.files import read_text
+from gradshare.tasks.readers.files import read_json
 from gradshare.tasks.readers.lists import classes_in_lists, is_image
 from gradshare.tasks.store import SPLITS
 
@@ -92,12 +91,7 @@ def split_by_file(found: Sequence[FoundClass], path: Path, notes: Notes) -> list
         DataError: it is no such file, or does not name every class once.
     """
     example = '{"train": ["class", …], "val": […], "test": […]}'
-    try:
-        named = json.loads(read_text(path, "a list of classes"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not readable as JSON ({reason(error)}); it must be {example}"
-        ) from error
+    named = read_json(path, example)
     lists_of_names = isinstance(named, dict) and all(
         isinstance(names, list) and all(isinstance(name, str) for name in names)
         for names in named.values()
