@@ -294,6 +294,20 @@ def test_changes_of_own_images_are_noticed(root: Path, birds: Path) -> None:
     )
 
 
+def test_changes_of_images_in_a_table_are_noticed(root: Path, birds: Path) -> None:
+    table = birds.parent / "birds.csv"
+    rows = [f"{image.relative_to(table.parent)},{image.parent.name}" for image in birds.glob("*/*")]
+    table.write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+
+    def prepare() -> bool:
+        return prepare_dataset("own", root, path=table, folder=True, image_size=8).written
+
+    assert prepare()
+    assert not prepare()
+    make_image(birds / "owl" / "0.png", shade=200)
+    assert "was prepared from has changed since" in message_of(prepare)
+
+
 def test_force_replaces_a_store(root: Path) -> None:
     first = prepare_dataset("glyphs", root, seed=0).store
     before = images_of(first)

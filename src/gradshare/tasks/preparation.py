@@ -11,6 +11,7 @@ from gradshare.errors import DataError
 from gradshare.tasks.arrays import fingerprint
 from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import Resize
+from gradshare.tasks.readers.files import is_table, table_rows
 from gradshare.tasks.readers.folder import ClassSplit
 from gradshare.tasks.store import ImageStore
 
@@ -44,6 +45,9 @@ class Preparation:
         }
         if self.folder and self.path is not None:
             files = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]
+            if is_table(self.path):
+                rows = table_rows(self.path, ("path", "label"))
+                files += [self.path.parent / str(row["path"]) for _, row in rows]
             if isinstance(self.split, str | Path):
                 files.append(Path(self.split).expanduser())
             seen = [file for file in files if file.is_file() and not file.name.startswith(".")]
