@@ -258,7 +258,7 @@ def test_a_file_elsewhere_gives_the_splits(tmp_path: Path) -> None:
 def test_a_file_that_names_images_keeps_their_labels_and_groups(tmp_path: Path) -> None:
     lines, named = ["path,label,group"], {}
     for split, name in (("train", "crow"), ("val", "lark"), ("test", "owl"), ("unused", "wren")):
-        files = [f"{name}/{number}.png" for number in range(2)]
+        files = [f"{name}/day {number}/0.png" for number in range(2)]
         named[split] = files
         for file in (*files, f"{name}/2.png"):
             make_image(tmp_path / file, shade=len(lines))

@@ -36,6 +36,9 @@ SPLIT_OF = {name: split for split, names in NAMES.items() for name in names}
 Listing = Mapping[str, str]
 """The label of each image or class that a list names; "" if it has none."""
 
+Places = dict[tuple[str, ...], list[Path]]
+"""The images at or below each file and folder, by each end of its path."""
+
 
 def list_files(folder: Path) -> dict[str, Path]:
     """The list of each split in a folder; empty if a split has none."""
@@ -115,8 +118,8 @@ def classes_in_lists(
 ) -> list[FoundClass]:
     """The classes that lists put into splits, with the images that they name.
 
-    The paths in a list may be those of another machine: an image is found by its own name and that
-    of its folder. Images that are in no list are noted.
+    The paths in a list may be those of another machine: an image is found by the end of its path,
+    at least its own name and that of its folder. Images that are in no list are noted.
 
     Args:
         found: all images. One that is listed without a label stays in its class if it is from a
@@ -128,15 +131,15 @@ def classes_in_lists(
         DataError: an image is missing or listed twice, or several have its name.
     """
     place_of = {image: (item, row) for item in found for row, image in enumerate(item.images)}
-    images_at: dict[tuple[str, ...], list[Path]] = {}  # and below it, by the end of its path
+    images_at: Places = {}
     for image in place_of:
         relative = PurePosixPath(notes.name(image))
         for place in (relative, *relative.parents[:-1]):
-            for end in {place.parts[-2:], place.parts[-1:]}:
-                images_at.setdefault(end, []).append(image)
+            for start in range(len(place.parts)):
+                images_at.setdefault(place.parts[start:], []).append(image)
     listed: dict[Path, tuple[str, str]] = {}  # the split and the label of each image
     for split, listing in listings.items():
-        images_of = {name: images_at.get(_end(name), []) for name in sorted(listing)}
+        images_of = {name: _images_of(name, images_at) for name in sorted(listing)}
         missing = [name for name, images in images_of.items() if not images]
         if missing:
             raise DataError(
@@ -169,6 +172,8 @@ def classes_in_lists(
     ]
 
 
-def _end(name: str) -> tuple[str, ...]:
-    """The last two parts of a path of any machine."""
-    return PurePosixPath(name.replace("\\", "/")).parts[-2:]
+def _images_of(name: str, images_at: Places) -> list[Path]:
+    """The images whose paths share the longest end with a name, of two parts or more."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    ends = (parts[start:] for start in range(max(1, len(parts) - 1)))
+    return next((images_at[end] for end in ends if end in images_at), [])
