@@ -14,7 +14,7 @@ from gradshare.cli import main
 from gradshare.config import open_run, stored
 from gradshare.config.names import REGISTERED
 from gradshare.tasks import glyphs
-from gradshare.tasks.readers.cub import CUB
+from gradshare.tasks.readers.benchmarks import CUB
 from tests.tasks.archive_builders import encoded, make_tar, real_data
 
 SHORT = {

@@ -38,12 +38,12 @@ from gradshare.config import RunConfig
 from gradshare.errors import GradshareError
 from gradshare.models.weights import digest
 from gradshare.tasks import ImageStore, ImageTasks
-from gradshare.tasks.decoding import Notes
 from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.readers.archives import unpacked
+from gradshare.tasks.readers.dataset import FoundClass, Notes
 from gradshare.tasks.readers.folder import find_classes
 from gradshare.tasks.readers.labelled import read_arrays, read_hdf5
-from gradshare.tasks.readers.lists import classes_in_lists, places_of, read_list
+from gradshare.tasks.readers.lists import classes_in_lists, read_list
 from gradshare.tasks.store import SPLITS
 from gradshare.training.run import Run
 from tests.comparison.builders import classification
@@ -303,10 +303,11 @@ def test_lists(random: Random, tmp_path: Path) -> None:
     suffix = random.choice(list(texts))
     path = tmp_path / f"train{suffix}"
     path.write_bytes(damaged(texts[suffix], random))
-    places = places_of([tmp_path / file for file in files], str)
+    images = FoundClass("", "images", [tmp_path / file for file in files])
+    notes = Notes(tmp_path, tmp_path / "unpacked")
     with refusing():
         listing = read_list(path)
-        found = classes_in_lists(dict.fromkeys(SPLITS, listing), places, tmp_path)
+        found = classes_in_lists([images], dict.fromkeys(SPLITS, listing), notes)
         assert all(item.images for item in found)
 
 

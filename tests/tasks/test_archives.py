@@ -138,12 +138,23 @@ def test_a_zip_that_understates_a_size_is_refused(tmp_path: Path) -> None:
     assert "is damaged or cut off (Bad CRC-32" in refusal(path)
 
 
-def test_a_tar_file_of_negative_size_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        (tarfile.REGTYPE, -512),
+        # tarfile reads the content of such headers at once, and may fill the memory with it.
+        (tarfile.GNUTYPE_LONGNAME, archives.MAX_NAME_BYTES + 1),
+        (tarfile.XHDTYPE, archives.MAX_NAME_BYTES + 1),
+    ],
+)
+def test_a_tar_header_of_an_impossible_size_is_refused(
+    tmp_path: Path, kind: bytes, size: int
+) -> None:
     header = tarfile.TarInfo("a.png")
-    header.size = -512
+    header.type, header.size = kind, size
     path = make_tar(tmp_path / "a.tar", {"1.png": b"x"})
     path.write_bytes(path.read_bytes()[:1024] + header.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
-    assert "is damaged or cut off (a file of negative size)" in refusal(path)
+    assert f"is damaged or cut off (a header says {size} bytes)" in refusal(path)
 
 
 @pytest.mark.parametrize("kind", KINDS)

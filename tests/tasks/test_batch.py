@@ -88,8 +88,8 @@ def test_an_index_that_would_drop_the_tasks_dimension_is_refused(index: Any) -> 
     with pytest.raises(TypeError) as caught:
         batch_of(3, 3)[index]
     assert str(caught.value) == (
-        f"a task batch is cut by slices, not by {index!r}: batch[2:3] is a batch of the third task "
-        "alone"
+        f"a task batch is indexed by slices, not by {index!r}: batch[2:3] is a batch of the third "
+        "task alone"
     )
 
 

@@ -171,7 +171,9 @@ def test_exactly_one_of_download_and_from() -> None:
     missing = "is read from a file or folder; give its path (--from PATH), or --download if"
     assert missing in error("prepare", "omniglot")
     assert missing in error("prepare", "my-birds", "--format", "folder")
-    assert error("prepare", "glyphs", "--from", ".") == "glyphs are drawn, not read: leave out ."
+    assert error("prepare", "glyphs", "--from", ".") == (
+        "--from changes nothing about dataset 'glyphs', which is drawn; leave it out"
+    )
     assert error("prepare", "glyphs", "--download") == (
         "dataset 'glyphs' is not published for download; leave out --download"
     )

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from gradshare.tasks.readers.cub import CUB, CUB_140
+from gradshare.tasks.readers.benchmarks import CUB, CUB_140
 from tests.tasks.archive_builders import (
     cache_files,
     encoded,
@@ -171,7 +171,7 @@ def test_refuses_an_incomplete_copy(tmp_path: Path) -> None:
 
 def test_refuses_classes_of_other_names(tmp_path: Path) -> None:
     files = {f"images/{i:03}.Bird/1.jpg": encoded(pixels(i), "JPEG") for i in range(1, 201)}
-    message = refusal(make_folder(tmp_path / "CUB_200_2011", files))
+    message = refusal(make_folder(tmp_path / "CUB_200_2011", files).parent)
     assert "it lacks 001.Black_footed_Albatross, 002.Laysan_Albatross, " in message
     assert "; it adds 001.Bird, 002.Bird, " in message
 
@@ -199,11 +199,12 @@ def test_names_a_damaged_photograph(tmp_path: Path) -> None:
 def test_lists_the_layouts_where_there_is_none(tmp_path: Path) -> None:
     (tmp_path / "birds").mkdir()
     assert refusal(tmp_path) == (
-        f"no CUB-200-2011 in {tmp_path}; it is read from the archive CUB_200_2011.tgz or the "
-        "folder that holds it, from the folder CUB_200_2011 (with "
-        "images/001.Black_footed_Albatross/… in it) or the one that holds it, or from "
-        "torchmeta's {train,val,test}_data.hdf5 and "
-        "{train,val,test}_labels.json. Found: birds/"
+        f"{tmp_path} is not a complete copy of CUB-200-2011: found birds/; the layouts that can be "
+        "read are\n"
+        "  hdf5: {train,val,test}_data.hdf5, {train,val,test}_labels.json\n"
+        "  archive: CUB_200_2011.tgz or what it unpacks to\n"
+        "  folders: {train,val,test}/\n"
+        "  classes: one folder of images for each class, such as 001.Black_footed_Albatross/"
     )
 
 

@@ -24,7 +24,7 @@ from gradshare.tasks.datasets import (
     store_path,
 )
 from gradshare.tasks.download import OnProgress
-from gradshare.tasks.readers.dataset import Archive, Dataset, FoundClass, Reader
+from gradshare.tasks.readers.dataset import Archive, Dataset, FoundClass, Notes, Reader
 from gradshare.tasks.registry import DATASETS, prepared
 from gradshare.tasks.store import SPLITS
 from tests.tasks.builders import make_classes, make_image, random_images, random_store
@@ -37,7 +37,7 @@ KNOWN = [
 COUNTS = {"train": [3, 2], "val": [2], "test": [2]}
 
 
-def read_noise(path: Path, scratch: Path) -> list[FoundClass]:
+def read_noise(notes: Notes) -> list[FoundClass]:
     return [
         FoundClass(split, f"{split} class {number}", list(random_images(count)[:, 0]))
         for split, counts in COUNTS.items()
@@ -68,7 +68,7 @@ def noise(
 
 
 def failing(error: Exception) -> Dataset:
-    return noise(lambda path, scratch: [FoundClass("train", "a", Failing(error))])  # type: ignore[arg-type]
+    return noise(lambda _: [FoundClass("train", "a", Failing(error))])  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -249,7 +249,7 @@ def test_a_damaged_store_is_not_prepared_again_by_itself(root: Path) -> None:
 
 
 def test_what_is_prepared_already_is_left_as_it_is(root: Path, archive: Path) -> None:
-    def unexpected(path: Path, scratch: Path) -> list[FoundClass]:
+    def unexpected(notes: Notes) -> list[FoundClass]:
         pytest.fail("the dataset was read again")
 
     store, written = prepare_dataset("noise", root, path=archive)
@@ -292,6 +292,20 @@ def test_changes_of_own_images_are_noticed(root: Path, birds: Path) -> None:
     assert message_of(prepare).startswith(
         f"what {root / 'own' / '8'} was prepared from has changed since: prepare it anew with"
     )
+
+
+def test_changes_of_images_in_a_table_are_noticed(root: Path, birds: Path) -> None:
+    table = birds.parent / "birds.csv"
+    rows = [f"{image.relative_to(table.parent)},{image.parent.name}" for image in birds.glob("*/*")]
+    table.write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+
+    def prepare() -> bool:
+        return prepare_dataset("own", root, path=table, folder=True, image_size=8).written
+
+    assert prepare()
+    assert not prepare()
+    make_image(birds / "owl" / "0.png", shade=200)
+    assert "was prepared from has changed since" in message_of(prepare)
 
 
 def test_force_replaces_a_store(root: Path) -> None:
@@ -338,11 +352,11 @@ def test_of_two_that_prepare_at_once_the_second_waits_for_the_first(
         said.append(message % values)
         second_waits.set()
 
-    def read(path: Path, scratch: Path) -> list[FoundClass]:
-        reads.append(path)
+    def read(notes: Notes) -> list[FoundClass]:
+        reads.append(notes.path)
         first_reads.set()
         assert second_waits.wait(30)
-        return read_noise(path, scratch)
+        return read_noise(notes)
 
     monkeypatch.setattr(writing.log, "warning", warn)
     DATASETS["noise"] = noise(read)
@@ -384,7 +398,7 @@ def test_what_a_killed_process_left_is_cleared_by_the_next(root: Path, tmp_path:
 def test_a_preparation_that_fails_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def read(path: Path, scratch: Path) -> list[FoundClass]:
+    def read(notes: Notes) -> list[FoundClass]:
         raise error
 
     monkeypatch.setitem(DATASETS, "noise", noise(read))
@@ -427,7 +441,7 @@ def test_split_folders_with_a_class_in_common_are_refused(root: Path, tmp_path: 
     for split, name in (("train", "owl"), ("val", "lark"), ("test", "owl")):
         make_classes(folder / split, [name])
     assert message_of(lambda: prepare_dataset("mine", root, path=folder, folder=True)) == (
-        f"class 'owl' of {folder} is in 'train' and in 'test': splits must not overlap; give it to "
+        f"class 'owl' of {folder} is in 'test' and in 'train': splits must not overlap; give it to "
         "one of them"
     )
 
@@ -469,16 +483,18 @@ def test_a_size_out_of_range_is_named(root: Path, archive: Path, size: int) -> N
 
 def test_arguments_that_would_change_nothing_are_refused(root: Path, archive: Path) -> None:
     assert message_of(lambda: prepare_dataset("noise", root, path=archive, seed=3)) == (
-        "the splits of 'noise' are fixed, so --seed would change nothing; leave it out"
+        "--seed changes nothing about dataset 'noise', which is read in its published split; leave "
+        "it out"
     )
     assert message_of(lambda: prepare_dataset("noise", root, path=archive, group="_")) == (
-        "the splits of 'noise' are fixed, so --group would change nothing; leave it out"
+        "--group changes nothing about dataset 'noise', which is read in its published split; "
+        "leave it out"
     )
     assert message_of(lambda: prepare_dataset("glyphs", root, path=archive)) == (
-        f"glyphs are drawn, not read: leave out {archive}"
+        "--from changes nothing about dataset 'glyphs', which is drawn; leave it out"
     )
     assert message_of(lambda: prepare_dataset("glyphs", root, resize="center-crop")) == (
-        "glyphs are drawn at their final size: leave out the resize 'center-crop'"
+        "--resize changes nothing about dataset 'glyphs', which is drawn; leave it out"
     )
 
 

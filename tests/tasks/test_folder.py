@@ -20,8 +20,8 @@ from PIL import Image
 from gradshare.errors import ConfigError, DataError
 from gradshare.tasks import images
 from gradshare.tasks.datasets import prepare_dataset
-from gradshare.tasks.decoding import Notes
 from gradshare.tasks.images import ImageFormat, read_image
+from gradshare.tasks.readers.dataset import Notes
 from gradshare.tasks.readers.folder import find_classes, is_grey
 from gradshare.tasks.store import ImageStore
 from tests.tasks.builders import make_classes, make_image
@@ -75,13 +75,16 @@ def test_split_folders(tmp_path: Path, val: str) -> None:
     assert splits_of(tmp_path) == {"train": ["crow", "owl"], "val": ["lark"], "test": ["finch"]}
 
 
-def test_a_missing_split_folder_is_named(tmp_path: Path) -> None:
+def test_a_split_folder_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
     make_classes(tmp_path / "train", ["owl"])
     make_classes(tmp_path / "test", ["crow"])
-    assert refused(tmp_path) == (
-        f"{tmp_path} has split folders but none for 'val'; add {tmp_path / 'val'}, or move all "
-        "class folders into one folder to have the splits drawn"
+    message = (
+        f"no class of {tmp_path} is in split 'val', by split folders; every split needs one: add "
+        "it, or leave the splits out to have them drawn"
     )
+    assert refusal_to_prepare(tmp_path) == message
+    make_image(tmp_path / "val" / "loose.png")
+    assert refusal_to_prepare(tmp_path) == message
 
 
 def test_a_folder_beside_the_split_folders_is_named(tmp_path: Path) -> None:
@@ -91,24 +94,6 @@ def test_a_folder_beside_the_split_folders_is_named(tmp_path: Path) -> None:
     assert refused(tmp_path) == (
         f"{tmp_path / 'owl'} is beside split folders and is not one; use train/, val/ and test/, "
         f"or name the split of every class in {tmp_path / 'splits.json'}"
-    )
-
-
-def test_two_folders_of_one_split_are_named(tmp_path: Path) -> None:
-    for split in ("train", "val", "validation", "test"):
-        make_classes(tmp_path / split, [split + " bird"])
-    assert refused(tmp_path) == (
-        f"{tmp_path / 'val'} and {tmp_path / 'validation'} are both the split 'val'; keep one of "
-        "them"
-    )
-
-
-def test_a_split_folder_without_classes_is_named(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        make_classes(tmp_path / split, [split + " bird"])
-    make_image(tmp_path / "val" / "loose.png")
-    assert refused(tmp_path) == (
-        f"{tmp_path / 'val'} has no class folders; every split needs at least one"
     )
 
 
@@ -230,8 +215,9 @@ def test_a_class_in_no_list_is_named(tmp_path: Path) -> None:
 
 def test_an_empty_list_is_named(tmp_path: Path) -> None:
     make_classes(tmp_path, BIRDS)
-    path = write_splits(tmp_path, GIVEN | {"val": []})
-    assert refused(tmp_path) == f"{path} gives split 'val' no classes; it needs at least one"
+    write_splits(tmp_path, GIVEN | {"val": [], "train": ["crow", "heron", "lark"]})
+    said = f"no class of {tmp_path} is in split 'val', by splits.json; every split needs one: "
+    assert refusal_to_prepare(tmp_path).startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +253,24 @@ def test_a_file_elsewhere_gives_the_splits(tmp_path: Path) -> None:
     path = write_splits(tmp_path, GIVEN)
     assert splits_of(birds, split=path)["test"] == ["finch", "owl"]
     assert "is not readable as JSON" in refused(birds, split=tmp_path / "none.json")
+
+
+def test_a_file_that_names_images_keeps_their_labels_and_groups(tmp_path: Path) -> None:
+    lines, named = ["path,label,group"], {}
+    for split, name in (("train", "crow"), ("val", "lark"), ("test", "owl"), ("unused", "wren")):
+        files = [f"{name}/day {number}/0.png" for number in range(2)]
+        named[split] = files
+        for file in (*files, f"{name}/2.png"):
+            make_image(tmp_path / file, shade=len(lines))
+            lines.append(f"{file},a {name},of {file}")
+    splits = write_splits(tmp_path, named)
+    notes = notes_on(write_table(tmp_path, lines))
+    found = find_classes(notes, split=splits)
+    assert [(item.split, item.name, item.groups) for item in found] == [
+        (split, f"a {name}", [f"of {file}" for file in named[split]])
+        for split, name in (("train", "crow"), ("val", "lark"), ("test", "owl"))
+    ]
+    assert len(notes.skipped["in no list"]) == 4
 
 
 @pytest.mark.parametrize("options", [{"seed": 0}, {"split": (0.6, 0.2, 0.2)}, {"split": "b.json"}])
@@ -322,18 +326,23 @@ def test_a_table_without_splits_has_them_drawn(tmp_path: Path) -> None:
         (["path,label", "a.png"], "line 2 of {}: it does not have one path and one label"),
         (["path,label", "a.png,crow", "a.png,owl"], "line 3 of {}: 'a.png' is listed twice"),
         (["path,label,split", "a.png,crow,dev"], "line 2 of {}: the split is 'dev'; it must be"),
-        (
-            ["path,label,split", "a.png,crow,val", "b.png,crow,test"],
-            "line 3 of {}: class 'crow' is in 'test', and in 'val' before",
-        ),
         (["path,label,group", "a.png,crow,"], "line 2 of {}: it has no group"),
-        (["path,label"], "{} lists no images; add a line for each"),
-        (["path,label,split", "a.png,crow,val"], "{} has no classes in split 'train'; every"),
+        (["path,label"], "{} has 0 classes; at least 3 are needed"),
     ],
 )
 def test_a_mistake_in_a_table_is_named(tmp_path: Path, lines: list[str], said: str) -> None:
     path = write_table(tmp_path, lines)
     assert refused(path).startswith(said.format(path))
+
+
+def test_splits_of_a_table_that_overlap_or_have_no_class_are_named(tmp_path: Path) -> None:
+    lines = ["path,label,split", "crow/0.png,crow,val", "crow/1.png,crow,test"]
+    make_classes(tmp_path, ["crow"])
+    path = write_table(tmp_path, lines)
+    assert refusal_to_prepare(path).startswith(f"class 'crow' of {path} is in 'val' and in 'test'")
+    write_table(tmp_path, lines[:2])
+    said = f"no class of {path} is in split 'train', by column split; every split needs one: "
+    assert refusal_to_prepare(path).startswith(said)
 
 
 # Groups
@@ -523,7 +532,7 @@ def test_a_dead_link_in_place_of_the_splits_is_named(tmp_path: Path) -> None:
 def test_a_pipe_in_place_of_the_splits_is_named(tmp_path: Path) -> None:
     make_classes(tmp_path, ["crow", "lark", "owl"])
     os.mkfifo(tmp_path / "splits.json")
-    assert refused(tmp_path).endswith("splits.json is not a file; it must be a list of classes")
+    assert "splits.json is not a file; it must be {" in refused(tmp_path)
 
 
 @pytest.mark.parametrize(("mode", "grey"), [("L", True), ("1", True), ("RGB", False), ("P", False)])

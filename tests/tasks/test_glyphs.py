@@ -37,9 +37,7 @@ def coverage(letter: Letter, samples: int = 20, size: int = 28) -> npt.NDArray[n
 
 def test_whole_scripts_are_held_out() -> None:
     classes = Counter(letter.split for letter in glyphs.letters())
-    assert classes["train"] > 1000
-    assert classes["val"] >= 100
-    assert classes["test"] >= 100
+    assert classes == {"train": 1319, "val": 148, "test": 175}
     split_of = {letter.script: letter.split for letter in glyphs.letters()}
     for letter in glyphs.letters():
         assert split_of[letter.script] == letter.split
@@ -185,16 +183,13 @@ def test_the_record_has_what_the_bytes_depend_on() -> None:
     assert source["samples"] == 20
     assert source["matplotlib"] == matplotlib.__version__
     assert source["pillow"]
-    assert source["faces"] == list(glyphs.FACES)
-    assert list(source["scripts"]) == ["train", "val", "test"]
-    assert source["scripts"]["val"].keys() == {"Armenian", "Tifinagh", "Lao", "Ogham"}
-    letters = sum(sum(of_split.values()) for of_split in source["scripts"].values())
-    assert letters == len(glyphs.letters())
+    assert source["numpy"] == np.__version__
 
 
 def test_letters_are_ordered_by_script_and_codepoint() -> None:
-    order = [script for scripts in glyphs.SCRIPTS.values() for script in scripts]
-    keys = [(order.index(letter.script), letter.codepoint) for letter in glyphs.letters()]
+    scripts = list(dict.fromkeys(letter.script for letter in glyphs.letters()))
+    assert scripts[:3] == ["Latin", "Greek", "Cyrillic"]
+    keys = [(scripts.index(letter.script), letter.codepoint) for letter in glyphs.letters()]
     assert all(a < b for a, b in pairwise(keys))
 
 

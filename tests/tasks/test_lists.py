@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gradshare.errors import DataError
-from gradshare.tasks.decoding import Notes
+from gradshare.tasks.datasets import prepare_dataset
+from gradshare.tasks.readers.dataset import Notes
 from gradshare.tasks.readers.folder import find_classes
 from tests.tasks.builders import make_classes, make_image
 
@@ -153,7 +154,25 @@ def test_what_a_list_names_and_is_not_there_is_named(birds: Path) -> None:
         "them, or remove them from the list"
     )
     (birds / "val.txt").write_text("")
-    assert refusal(birds) == (f"nothing in {birds} is listed for 'val'; list an image or class")
+    with pytest.raises(DataError) as error:
+        prepare_dataset("own", birds.parent / "data", path=birds, folder=True)
+    assert str(error.value) == (
+        f"no class of {birds} is in split 'val', by train.txt, val.txt, test.txt; every split "
+        "needs one: add it, or leave the splits out to have them drawn"
+    )
+
+
+def test_folders_of_one_name_are_not_one_class(tmp_path: Path) -> None:
+    """Unless a list gives their images one label."""
+    birds = tmp_path / "birds"
+    for image in ("crow/2019/1.png", "lark/2019/2.png", "owl/3.png", "heron/4.png"):
+        make_image(birds / image)
+    for split, names in (("train", "2019/1.png\n2019/2.png"), ("val", "owl"), ("test", "heron")):
+        (birds / f"{split}.txt").write_text(names)
+    with pytest.raises(DataError, match=r"class '2019' of .* is in 'train' and in 'train'"):
+        prepare_dataset("own", tmp_path / "data", path=birds, folder=True)
+    (birds / "train.txt").write_text("2019/1.png a\n2019/2.png a")
+    assert found_in(birds)["train", "a"] == ["1.png", "2.png"]
 
 
 @pytest.mark.parametrize("label", ["heron", "another"])

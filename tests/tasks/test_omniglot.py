@@ -14,6 +14,7 @@ from gradshare.tasks import ImageStore, image_splits
 from gradshare.tasks.datasets import prepare_dataset
 from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.readers.class_splits import with_splits
+from gradshare.tasks.readers.dataset import Notes
 from gradshare.tasks.readers.omniglot import OMNIGLOT
 from gradshare.tasks.registry import DATASETS
 from tests.tasks.archive_builders import (
@@ -136,12 +137,12 @@ def test_names_what_is_missing(
     tmp_path: Path, small: tuple[dict[str, bytes], dict[str, bytes]]
 ) -> None:
     archive = make_zip(tmp_path / "images_background.zip", small[0])
-    assert refusal(archive).endswith(" It is no folder")
-    assert (
-        f"{tmp_path} has no images_evaluation.zip and no folder images_evaluation; Omniglot is "
-        "read from the folder that holds images_background.zip and images_evaluation.zip, or what "
-        "they unpack to. Found: images_background.zip"
-    ) == refusal(tmp_path)
+    assert f"{archive} is not a complete copy of Omniglot: it is a file; " in refusal(archive)
+    assert refusal(tmp_path) == (
+        f"{tmp_path} is not a complete copy of Omniglot: found images_background.zip; for archives "
+        "it lacks images_evaluation.zip; the layouts that can be read are\n"
+        "  archives: images_background.zip and images_evaluation.zip, or what they unpack to"
+    )
 
 
 def test_refuses_an_incomplete_part(
@@ -174,8 +175,8 @@ def test_names_a_damaged_drawing(
 def test_the_real_omniglot_and_its_split(tmp_path: Path) -> None:
     """Results under another split would not be comparable: this must never change."""
     assert OMNIGLOT.read is not None
-    found = OMNIGLOT.read(real_data("omniglot"), tmp_path)
-    found = with_splits(found, tmp_path, OMNIGLOT)
+    notes = Notes(real_data("omniglot"), tmp_path)
+    found = with_splits(OMNIGLOT.read(notes), notes, OMNIGLOT)
     assert Counter(item.split for item in found) == SIZES
     assert {len(item.images) for item in found} == {20}
     assert len({item.name.split("/")[0] for item in found}) == 50

@@ -22,7 +22,8 @@ from gradshare.config.runs import open_run
 from gradshare.errors import ConfigError, DataError, escaped
 from gradshare.tasks import arrays
 from gradshare.tasks.images import EXTENSIONS
-from gradshare.tasks.readers.folder import groups_in, in_folder
+from gradshare.tasks.readers.dataset import Notes
+from gradshare.tasks.readers.folder import classes_in, groups_in
 from gradshare.training.run import Run
 
 OUTPUTS = (".csv", ".json")
@@ -187,7 +188,10 @@ def _labelled(folder: Path) -> tuple[list[Path], list[str]]:
         raise DataError(
             f"{folder} is not a folder; give one with a folder of images for each class"
         )
-    found = in_folder("", folder)
+    notes = Notes(folder, folder)
+    found = classes_in(folder, "", notes)
+    if notes.unreadable:
+        raise DataError(notes.unreadable[0])
     if len(found) < 2:
         raise DataError(
             f"{folder} has {len(found)} class folders; give a folder with a folder of images for "

@@ -37,7 +37,7 @@ class TaskBatch:
         query_n: T numbers of queries; None if all tasks have q.
 
     Raises:
-        DataError: there are no tasks, or not as many of them in each tensor; a part holds
+        DataError: the batch is empty; its tensors differ in the number of tasks; a part holds
             something else than tensors; or `support_n` or `query_n` does not fit them.
     """
 
@@ -96,12 +96,12 @@ class TaskBatch:
         """Some of the tasks, at least one.
 
         Raises:
-            TypeError: an index that is no slice, which would drop the tasks' dimension.
+            TypeError: the index is not a slice, so that it would drop the tasks' dimension.
         """
         if not isinstance(tasks, slice):
             raise TypeError(
-                f"a task batch is cut by slices, not by {tasks!r}: batch[2:3] is a batch of the "
-                "third task alone"
+                f"a task batch is indexed by slices, not by {tasks!r}: batch[2:3] is a batch of "
+                "the third task alone"
             )
         return replace(
             self,

@@ -111,7 +111,7 @@ class ClassTasks:
 
     def batch(self, indices: Sequence[int]) -> TaskBatch:
         """The tasks of the given indices."""
-        tasks = [self._order[self._draw(generator(index))] for index in indices]
+        tasks = [self._order[self._draw(index)] for index in indices]
         support, query = sides(tasks, self.queries, self.ways, self.shots)
         (rows, y, n), (query_rows, query_y, query_n) = support, query
         x = self._examples.x
@@ -119,13 +119,11 @@ class ClassTasks:
 
     def classes_of(self, index: int) -> tuple[Any, ...]:
         """The classes of a task's labels 0 … ways - 1."""
-        rows = self._draw(generator(index))[:, 0]
-        codes = np.searchsorted(self._starts, rows, side="right") - 1
-        return tuple(self.classes[code] for code in codes)
+        return self._rows.classes_of(self._draw(index))
 
-    def _draw(self, random: np.random.Generator) -> Rows:
+    def _draw(self, index: int) -> Rows:
         """Rows (ways, shots + queries) of the order by class."""
-        return self._rows.draw(random, self.ways, self.shots, self.queries)
+        return self._rows.draw(generator(index), self.ways, self.shots, self.queries)
 
     @property
     def _rows(self) -> ClassRows:
@@ -133,7 +131,4 @@ class ClassTasks:
 
     def _set(self, ways: Size, shots: Size, queries: int) -> None:
         self.ways, self.shots, self.queries = ways, shots, queries
-        self._check()
-
-    def _check(self) -> None:
-        self._rows.require_enough(self.ways, self.shots, self.queries)
+        self._rows.require_enough(ways, shots, queries)

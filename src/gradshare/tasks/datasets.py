@@ -6,22 +6,24 @@ Under the data root, a dataset called `name` at 84×84 pixels is the store `name
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gradshare.errors import DataError
 from gradshare.tasks import glyphs
-from gradshare.tasks.decoding import Notes, decoded
 from gradshare.tasks.download import OnProgress, download
 from gradshare.tasks.features import features_path, is_feature_store
 from gradshare.tasks.glyphs import GLYPHS
-from gradshare.tasks.images import ImageFormat, Resize
+from gradshare.tasks.images import ImageFormat, Resize, read_image
 from gradshare.tasks.preparation import Preparation
 from gradshare.tasks.readers.class_splits import with_splits
-from gradshare.tasks.readers.dataset import Dataset
+from gradshare.tasks.readers.dataset import Dataset, FoundClass, Notes
 from gradshare.tasks.readers.folder import ClassSplit, find_classes, is_grey
 from gradshare.tasks.registry import (
     DATASETS,
@@ -235,8 +237,8 @@ def _read(dataset: Dataset, asked: Preparation, notes: Notes, image_size: int) -
         if dataset.read is None:
             found = find_classes(notes, seed=asked.seed, split=asked.split, group=asked.group)
         else:
-            found = dataset.read(notes.path, notes.scratch)
-        found = with_splits(found, notes.path, dataset)
+            found = dataset.read(notes)
+        found = with_splits(found, notes, dataset)
         channels = dataset.channels or (1 if is_grey(found) else 3)
     if dataset.split and "val" not in dataset.split.values():
         notes.splits = NO_VALIDATION
@@ -249,8 +251,51 @@ def _read(dataset: Dataset, asked: Preparation, notes: Notes, image_size: int) -
     # What is noted while the images are decoded is written too: the index comes last.
     source |= {"skipped": notes.skipped, "duplicates": notes.duplicates}
     form = ImageFormat(image_size, channels, asked.resize)
-    classes = decoded(found, form, notes, skip_bad=asked.skip_bad)
+    classes = _decoded(found, form, notes, skip_bad=asked.skip_bad)
     return _Content(classes, len(found), channels * sum(len(c.images) for c in found), source)
+
+
+def _decoded(
+    found: Sequence[FoundClass], form: ImageFormat, notes: Notes, *, skip_bad: bool
+) -> Iterator[ClassImages]:
+    """Decode the images of some classes, one class at a time. Those that are there twice or cannot
+    be read are noted.
+
+    Raises:
+        DataError: in the end, if images cannot be read and are not to be left out (`skip_bad`); or
+            a class has none that can.
+    """
+    first_of: dict[bytes, tuple[FoundClass, str]] = {}
+    with notes.blaming():
+        for item in found:
+            images, groups = [], []
+            for row, image in enumerate(item.images):
+                name = f"image {row} of class {item.name!r}"
+                where = f"{name} in {notes.path}"
+                if isinstance(image, Path):
+                    name = notes.name(image)
+                try:
+                    pixels = read_image(image, where, form)
+                except DataError as error:
+                    notes.unread(name, error)
+                    continue
+                images.append(pixels)
+                groups += [item.groups[row]] if item.groups else []
+                content = hashlib.sha256(pixels.tobytes()).digest()
+                other, first = first_of.setdefault(content, (item, name))
+                if first != name:
+                    where = "in two splits" if item.split != other.split else "in two classes"
+                    where = "within a class" if item is other else where
+                    notes.duplicates.setdefault(where, []).append(f"{first} = {name}")
+            if not images and skip_bad:
+                raise DataError(
+                    f"class {item.name!r} of {notes.path} has no image that can be read; replace "
+                    "them, or remove the class"
+                )
+            if skip_bad or not notes.unreadable:
+                yield ClassImages(item.split, item.name, np.stack(images), groups or None)
+        if not skip_bad:
+            notes.refuse_unreadable()
 
 
 def _there(target: Path, image_size: int, asked: Preparation) -> Prepared:

@@ -88,6 +88,12 @@ class ClassRows(NamedTuple):
             "or use smaller groups"
         )
 
+    def classes_of(self, rows: Rows) -> tuple[Any, ...]:
+        """The class of each of a task's ways, given its rows (ways, n)."""
+        first = rows[:, :1]
+        is_of = (first >= self.starts) & (first < self.starts + self.counts)  # (ways, classes)
+        return tuple(self.classes[code] for code in is_of.argmax(1))
+
     def require_enough(self, ways: Size, shots: Size, queries: int) -> None:
         """Raise an error if the classes are too few or too small for the largest tasks.
 
@@ -213,7 +219,7 @@ def split_source(
     """Split the classes or groups of a source at random.
 
     Args:
-        source: has `_starts` and `_counts`, a row for each member, a `_name` and a `_check`.
+        source: has `_starts` and `_counts`, a row for each member, a `_name` and `replace`.
         members: the name of its attribute with the classes or groups.
         shares: of the members; they add up to 1.
         seed: the same seed gives the same splits.
@@ -238,6 +244,5 @@ def split_source(
         setattr(part, members, tuple(names[code] for code in codes))
         part._starts, part._counts = part._starts[codes], part._counts[codes]
         part._name = f"split {number} of {len(shares)}"
-        part._check()
-        parts.append(part)
+        parts.append(part.replace())  # which checks that the part is large enough
     return tuple(parts)

@@ -11,8 +11,8 @@ depend on (seed, codepoint, size, samples) alone, not on which letters were draw
 
 from __future__ import annotations
 
+import tomllib
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gradshare.errors import DataError
 from gradshare.tasks.readers.dataset import Dataset
-from gradshare.tasks.store import SPLITS, Images, Split
+from gradshare.tasks.store import Images, Split
 from gradshare.tasks.writing import ClassImages
 
 GLYPHS = Dataset(
@@ -39,16 +39,6 @@ GLYPHS = Dataset(
     characters=True,
 )
 
-# Latin, Greek and Cyrillic look alike and stay together; the scripts held out resemble no other.
-SCRIPTS: dict[str, tuple[str, ...]] = {
-    "train": (
-        *("Latin", "Greek", "Cyrillic", "Coptic", "Old Italic", "Lisu"),
-        *("Canadian Syllabics", "Arabic"),
-    ),
-    "val": ("Armenian", "Tifinagh", "Lao", "Ogham"),
-    "test": ("Georgian", "Hebrew", "Nko"),
-}
-# The first face has nearly every letter; letters are compared with each other in it.
 FACES = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
     *("DejaVuSansMono", "DejaVuSansMono-Bold"),
@@ -58,9 +48,7 @@ FACES = (
 )
 SAMPLES = 20  # images a class, as in Omniglot: enough for 5 shots and 15 queries
 
-# Two letters whose pictures, each scaled to fill its frame, have a larger cosine are one shape:
-# A and Α, but also C and c, and É and È, which nobody tells apart at 28×28 under noise.
-MAX_COSINE = 0.95
+_LETTERS = Path(__file__).with_suffix(".toml")
 
 OVERSAMPLING = 2  # letters are drawn this much larger and averaged down
 MIN_SIZE = 8  # pixels; less shows no letter
@@ -83,33 +71,21 @@ class Letter:
 
 @cache
 def letters() -> tuple[Letter, ...]:
-    """The dataset's letters, in the order of `SCRIPTS` and of Unicode.
-
-    A letter is taken if Unicode calls it a letter and not a variant of one (a ligature or a
-    positional form), if the first face and another have it, and if it does not look like a letter
-    taken before it. Letters without diacritics are taken first.
+    """The dataset's letters, in the order of the scripts in glyphs.toml and of Unicode.
 
     Raises:
         DataError: a font is missing from matplotlib's installation.
     """
-    split_of = {script: split for split in SPLITS for script in SCRIPTS[split]}
-    order = list(split_of)
     faces_of: dict[int, list[str]] = {}
     for face in FACES:
         for codepoint in FT2Font(str(_font_path(face))).get_charmap():
             faces_of.setdefault(codepoint, []).append(face)
-    candidates = []
-    for codepoint, faces in faces_of.items():
-        script = _script(chr(codepoint), order)
-        if script is not None and FACES[0] in faces and len(faces) > 1:
-            candidates.append(Letter(codepoint, script, split_of[script], tuple(faces)))
-
-    def priority(letter: Letter) -> tuple[int, int, int]:
-        parts = unicodedata.normalize("NFD", chr(letter.codepoint))
-        return len(parts), order.index(letter.script), letter.codepoint
-
-    distinct = _distinct(sorted(candidates, key=priority))
-    return tuple(sorted(distinct, key=lambda letter: priority(letter)[1:]))
+    return tuple(
+        Letter(codepoint, script, split, tuple(faces_of[codepoint]))
+        for split, scripts in tomllib.loads(_LETTERS.read_text(encoding="utf-8")).items()
+        for script, ranges in scripts.items()
+        for codepoint in _codepoints(ranges)
+    )
 
 
 def generate(
@@ -140,7 +116,6 @@ def drawn(split: str, size: int) -> Split:
 
 def source(seed: int) -> dict[str, Any]:
     """What a store's record says of the letters in it."""
-    counts = {split: Counter(x.script for x in letters() if x.split == split) for split in SPLITS}
     return {
         "generator": "glyphs",
         "seed": seed,
@@ -148,9 +123,6 @@ def source(seed: int) -> dict[str, Any]:
         "pillow": PIL.__version__,
         "matplotlib": matplotlib.__version__,
         "numpy": np.__version__,
-        "unicode": unicodedata.unidata_version,
-        "faces": list(FACES),
-        "scripts": {split: dict(of_split) for split, of_split in counts.items()},
     }
 
 
@@ -161,37 +133,11 @@ def _font_path(face: str) -> Path:
     return path
 
 
-def _script(character: str, scripts: Sequence[str]) -> str | None:
-    """The script of a character that can be a class, else None."""
-    is_variant = unicodedata.decomposition(character).startswith("<")  # a ligature, form or width
-    if is_variant or unicodedata.category(character) not in ("Lu", "Ll", "Lo"):
-        return None
-    name = unicodedata.name(character)
-    return next((script for script in scripts if name.startswith(script.upper() + " ")), None)
-
-
-def _distinct(candidates: Sequence[Letter]) -> list[Letter]:
-    """The letters that look unlike every letter kept before them."""
-    side = 28
-    # float64, so that rounding in the matrix product cannot carry a cosine across the limit
-    pictures = np.zeros((len(candidates), (side + 4) ** 2))
-    for picture, letter in zip(pictures, candidates, strict=True):
-        ink = _ink(letter.codepoint, FACES[0], 4 * side)
-        scale = side / max(ink.size)
-        width, height = (max(1, round(length * scale)) for length in ink.size)
-        frame = Image.new("L", (side + 4, side + 4))
-        corner = ((frame.width - width) // 2, (frame.height - height) // 2)
-        frame.paste(ink.resize((width, height), Image.Resampling.BOX), corner)
-        picture[:] = np.asarray(frame.filter(ImageFilter.GaussianBlur(1))).ravel()
-    # A letter that a font draws blank (it has none today) has a zero picture and is left out.
-    norms = np.linalg.norm(pictures, axis=1, keepdims=True)
-    pictures /= np.maximum(norms, 1)
-    cosines = pictures @ pictures.T
-    kept: list[int] = []
-    for i in np.flatnonzero(norms).tolist():
-        if not (cosines[i, kept] > MAX_COSINE).any():
-            kept.append(i)
-    return [candidates[i] for i in kept]
+def _codepoints(ranges: str) -> Iterator[int]:
+    """The codepoints of some ranges in hexadecimal, such as "0041-005A 0061"."""
+    for word in ranges.split():
+        first, _, last = word.partition("-")
+        yield from range(int(first, 16), int(last or first, 16) + 1)
 
 
 @cache

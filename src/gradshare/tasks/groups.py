@@ -163,21 +163,17 @@ class GroupTasks:
 
     def _set(self, shots: int, queries: int | None) -> None:
         self.shots, self.queries = shots, queries
-        self._check()
-
-    def _check(self) -> None:
-        require_count("shots", self.shots)
-        if self.queries is not None:
-            require_count("queries", self.queries)
+        require_count("shots", shots)
+        queries = 1 if queries is None else queries
+        require_count("queries", queries)
         if not self.groups:
             raise DataError(f"{self._name} has no groups; give it a larger share or add groups")
         group, code = np.unravel_index(self._counts.argmin(), self._counts.shape)
         count = self._counts[group, code]
-        queries = 1 if self.queries is None else self.queries
-        if count < self.shots + queries:
+        if count < shots + queries:
             of_class = "" if self.classes is None else f" of class {self.classes[code]!r}"
             raise DataError(
                 f"group {self.groups[group]!r} of {self._name} has {count} examples{of_class}, a "
-                f"task needs {self.shots + queries} ({self.shots} shots + {queries} queries); "
+                f"task needs {shots + queries} ({shots} shots + {queries} queries); "
                 "lower queries or shots, add examples, or leave the group out"
             )

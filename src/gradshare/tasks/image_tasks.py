@@ -123,9 +123,7 @@ class ImageTasks:
     def classes_of(self, index: int) -> tuple[str, ...]:
         """The names of a task's classes 0 … ways - 1."""
         rows, _ = self.rows(index)
-        ends = self.split.starts + self.split.counts
-        is_of = (rows[:, :1] >= self.split.starts) & (rows[:, :1] < ends)  # (ways, classes)
-        return tuple(self.split.class_names[code] for code in is_of.argmax(1))
+        return self._class_rows.classes_of(rows)
 
     def batch(self, indices: Sequence[int]) -> TaskBatch:
         """The tasks of the given indices, as uint8 images (T, ways·n, C, H, W)."""

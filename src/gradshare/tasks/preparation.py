@@ -11,6 +11,7 @@ from gradshare.errors import DataError
 from gradshare.tasks.arrays import fingerprint
 from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import Resize
+from gradshare.tasks.readers.files import is_table, table_rows
 from gradshare.tasks.readers.folder import ClassSplit
 from gradshare.tasks.store import ImageStore
 
@@ -44,6 +45,9 @@ class Preparation:
         }
         if self.folder and self.path is not None:
             files = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]
+            if is_table(self.path):
+                rows = table_rows(self.path, ("path", "label"))
+                files += [self.path.parent / str(row["path"]) for _, row in rows]
             if isinstance(self.split, str | Path):
                 files.append(Path(self.split).expanduser())
             seen = [file for file in files if file.is_file() and not file.name.startswith(".")]
@@ -76,30 +80,25 @@ class Preparation:
     def require_use(self, name: str, data_root: Path) -> None:
         """Raise DataError if an argument would change nothing, or the path is not there."""
         path, is_drawn = self.path, name == GLYPHS.name
-        if is_drawn and path is not None:
-            raise DataError(f"glyphs are drawn, not read: leave out {path}")
-        if is_drawn and self.resize != "stretch":
+        given = {*self.record, *(["resize"] if self.resize != "stretch" else [])}
+        unread = {"split", "group"} | ({"from", "resize", "skip_bad"} if is_drawn else {"seed"})
+        if not self.folder and (unused := sorted(given & unread)):
             raise DataError(
-                f"glyphs are drawn at their final size: leave out the resize {self.resize!r}"
+                f"--{unused[0].replace('_', '-')} changes nothing about dataset {name!r}, which is "
+                f"{'drawn' if is_drawn else 'read in its published split'}; leave it out"
             )
-        if not is_drawn and path is None:
+        if path is None and not is_drawn:
             raise DataError(
                 f"dataset {name!r} is read from a file or folder; give its path (--from PATH), or "
                 "--download if it is published"
             )
+        if path and not path.exists():
+            raise DataError(f"there is no {path}; give the archive or folder of {name!r}")
         if self.folder and path and data_root.resolve().is_relative_to(path.resolve()):
             raise DataError(
                 f"{path} is to be read, and the data root {data_root} is in it; give another "
                 "--data-root"
             )
-        if not self.folder and path and not path.exists():
-            raise DataError(f"there is no {path}; give the archive or folder of {name!r}")
-        for option in () if self.folder else ("split", "group", "skip_bad" if is_drawn else "seed"):
-            if option in self.record:
-                raise DataError(
-                    f"the splits of {name!r} are fixed, so --{option.replace('_', '-')} would "
-                    "change nothing; leave it out"
-                )
 
 
 def _shown(value: object) -> object:

@@ -13,8 +13,14 @@ from typing import Any
 from gradshare.errors import DataError
 from gradshare.tasks.glyphs import GLYPHS
 from gradshare.tasks.images import Resize
-from gradshare.tasks.readers.benchmarks import CIFAR_FS, FC100, MINI_IMAGENET, TIERED_IMAGENET
-from gradshare.tasks.readers.cub import CUB, CUB_140
+from gradshare.tasks.readers.benchmarks import (
+    CIFAR_FS,
+    CUB,
+    CUB_140,
+    FC100,
+    MINI_IMAGENET,
+    TIERED_IMAGENET,
+)
 from gradshare.tasks.readers.dataset import Dataset
 from gradshare.tasks.readers.omniglot import OMNIGLOT, OTHER_SPLITS
 

@@ -230,20 +230,19 @@ class Index(BaseModel):
             )
         if self.groups is not None and len(self.groups) != len(images):
             raise ValueError(f"{len(self.groups)} groups are given for {len(images)} images")
-        classes = [item for split in SPLITS for item in self.splits[split]]
+        validates_on_train = self.splits["val"] == self.splits["train"]
+        splits = ("train", "test") if validates_on_train else SPLITS
+        classes = [item for split in splits for item in self.splits[split]]
         rows = sorted((item.start, item.start + item.count, item.name) for item in classes)
         for start, end, name in rows:
             if start < 0 or end <= start or end > len(images):
                 raise ValueError(f"class {name!r} has rows outside the {len(images)} images")
-        if self.splits["val"] == self.splits["train"]:
-            rows = sorted(set(rows))
-        names = sorted(name for _, _, name in rows)
-        for name, following in pairwise(names):
-            if name == following:
-                raise ValueError(f"class {name!r} is there twice")
-        for one, other in pairwise(rows):
-            if other[0] < one[1]:
-                raise ValueError(f"classes {one[2]!r} and {other[2]!r} share images")
+        for (_, end, one), (start, _, other) in pairwise(rows):
+            if start < end:
+                raise ValueError(f"classes {one!r} and {other!r} share images")
+        for one, other in pairwise(sorted(name for _, _, name in rows)):
+            if one == other:
+                raise ValueError(f"class {one!r} is there twice")
         # To read all images takes seconds, and a file that was not written to is as it was.
         written = Path(str(images.filename)).stat().st_mtime_ns
         if written != self.written and hashlib.sha256(images.data).hexdigest() != self.sha256:

@@ -22,6 +22,7 @@ from gradshare.tasks.readers.files import refuse_web_page
 MAX_FILE_BYTES = 64 << 20
 MAX_TOTAL_BYTES = 64 << 30
 MAX_RATIO = 100
+MAX_NAME_BYTES = 1 << 20
 RATIO_MATTERS_FROM = 32 << 20  # a few blank images may compress by any factor
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
@@ -153,8 +154,10 @@ class _StrictHeader(tarfile.TarInfo):
             header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} where a file or the end should be") from error
-        if header.size < 0:
-            raise tarfile.ReadError("a file of negative size")
+        is_file = header.type in tarfile.REGULAR_TYPES
+        if header.size < 0 or (header.size > MAX_NAME_BYTES and not is_file):
+            # tarfile would read the content of such a header, a long name, at once.
+            raise tarfile.ReadError(f"a header says {header.size} bytes")
         return header
 
 

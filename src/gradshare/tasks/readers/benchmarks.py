@@ -1,4 +1,4 @@
-"""mini-ImageNet, tieredImageNet, CIFAR-FS and FC100, read in the layouts in which they circulate.
+"""mini-ImageNet, tieredImageNet, CIFAR-FS, FC100 and CUB, in the layouts in which they circulate.
 
 A layout is read by a small function, and each gives the classes in the same form. A copy may have
 fewer images a class than the original: the store's index records how many. ImageNet's terms allow
@@ -7,7 +7,8 @@ non-commercial research only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +16,10 @@ from typing import Any, NamedTuple
 from gradshare.errors import DataError
 from gradshare.tasks.readers.archives import find_archive, listing, unpacked
 from gradshare.tasks.readers.class_splits import published_split
-from gradshare.tasks.readers.dataset import Archive, Dataset, FoundClass
-from gradshare.tasks.readers.folder import class_folders, image_files, in_folder
+from gradshare.tasks.readers.dataset import Archive, Dataset, FoundClass, Notes
+from gradshare.tasks.readers.folder import class_folders, class_in, classes_in
 from gradshare.tasks.readers.labelled import read_arrays, read_hdf5, read_parquet
-from gradshare.tasks.readers.lists import NAMES, classes_in_lists, is_image, places_of, read_list
+from gradshare.tasks.readers.lists import NAMES, classes_in_lists, is_image, read_list
 from gradshare.tasks.store import SPLITS
 
 Files = Mapping[str, Path | None]
@@ -26,33 +27,32 @@ Files = Mapping[str, Path | None]
 
 
 class Layout(NamedTuple):
-    """A layout of a benchmark: its name and content, for errors; the files that it needs in a
-    folder; and its `Reader`, which gets that folder.
+    """A layout of a benchmark: its name and content, for errors; the files that it needs at a path;
+    and a function that finds the classes in these files.
     """
 
     name: str
     content: str
     files: Callable[[Path], Files]
-    find: Callable[[Path, Path], Iterable[FoundClass]]
+    find: Callable[[list[Path], Notes], Iterable[FoundClass]]
 
 
-def find(title: str, layouts: Iterable[Layout], path: Path, scratch: Path) -> list[FoundClass]:
+def find(title: str, layouts: Iterable[Layout], notes: Notes) -> list[FoundClass]:
     """Find the classes of a benchmark in the first of some layouts whose files are all there."""
-    accepted = "the layouts that can be read are" + "".join(
-        f"\n  {layout.name}: {layout.content}" for layout in layouts
-    )
-    if not path.is_dir():
-        raise DataError(f"{path} is a file, not a folder; unpack it; {accepted}")
-    lacking = ""
+    path, lacking = notes.path, ""
     for layout in layouts:
         files = layout.files(path)
-        missing = [name for name, file in files.items() if file is None or not file.exists()]
-        if not missing:
-            return list(layout.find(path, scratch))
-        if len(missing) < len(files):
+        there = [file for file in files.values() if file is not None and file.exists()]
+        if len(there) == len(files):
+            return list(layout.find(there, notes))
+        if there:
+            missing = (name for name, file in files.items() if file not in there)
             lacking += f"for {layout.name} it lacks {', '.join(missing)}; "
+    known = "".join(f"\n  {layout.name}: {layout.content}" for layout in layouts)
+    found = f"found {listing(path)}" if path.is_dir() else "it is a file"
     raise DataError(
-        f"{path} is not a complete copy of {title}: found {listing(path)}; {lacking}{accepted}"
+        f"{path} is not a complete copy of {title}: {found}; {lacking}the layouts that can be read "
+        f"are{known}"
     )
 
 
@@ -68,43 +68,56 @@ def by_split(
     Args:
         name: of the layout.
         read: finds the classes of a split, given the split's name and the paths of its files.
-        files: their names, with {} for the split. The name of a folder ends in /.
+        files: their names, with {} for the split.
         train: the name of the training split in them.
         inside: a folder that may hold them.
     """
 
-    def files_of(path: Path) -> dict[str, Path | None]:
-        folder = path / inside if (path / inside).is_dir() else path
-        found: dict[str, Path | None] = {}
-        for split in SPLITS:
-            words = (train,) if split == "train" else NAMES[split]
-            for file in files:
-                paths = [folder / file.format(word) for word in words]
-                found[file.format(words[0])] = next((p for p in paths if p.exists()), None)
-        return found
-
-    def find_all(path: Path, _scratch: Path) -> Iterable[FoundClass]:
-        paths = iter(files_of(path).values())
-        for split in SPLITS:
-            yield from read(split, *(next(paths) for _ in files))
+    def find_all(paths: list[Path], _notes: Notes) -> Iterable[FoundClass]:
+        for number, split in enumerate(SPLITS):
+            yield from read(split, *paths[number * len(files) :][: len(files)])
 
     content = ", ".join(file.format(f"{{{train},val,test}}") for file in files)
+    files_of = partial(_files_by_split, files=files, train=train, inside=inside)
     return Layout(name, content, files_of, find_all)
 
 
-def class_folders_of(dataset: str) -> Layout:
+def _files_by_split(
+    path: Path, files: Iterable[str], train: str = "train", inside: str = ""
+) -> Files:
+    folder = path / inside if (path / inside).is_dir() else path
+    found: dict[str, Path | None] = {}
+    for split in SPLITS:
+        words = (train,) if split == "train" else NAMES[split]
+        for file in files:
+            paths = [folder / file.format(word) for word in words]
+            found[file.format(words[0])] = next((p for p in paths if p.exists()), None)
+    return found
+
+
+def _in_split_folders(folders: list[Path], notes: Notes) -> Iterable[FoundClass]:
+    for split, folder in zip(SPLITS, folders, strict=True):
+        yield from classes_in(folder, split, notes)
+
+
+# As the MAML++ code has it.
+SPLIT_FOLDERS = Layout(
+    "folders", "{train,val,test}/", partial(_files_by_split, files=["{}/"]), _in_split_folders
+)
+
+
+def class_folders_of(names: Collection[str]) -> Layout:
     """A layout with a folder for each class, in the given folder or in its data/ or images/; others
     may be beside them, as in the whole of ImageNet.
     """
-    names = published_split(dataset)
 
     def place(path: Path) -> Path | None:
         folders = (path, path / "data", path / "images")
         return next((f for f in folders if any((f / name).is_dir() for name in names)), None)
 
-    def find_all(path: Path, _scratch: Path) -> Iterable[FoundClass]:
-        folders = [f for f in class_folders(place(path) or path) if f.name in names]
-        return [FoundClass("", folder.name, image_files(folder)) for folder in folders]
+    def find_all(paths: list[Path], notes: Notes) -> Iterable[FoundClass]:
+        folders = class_folders(paths[0], notes)
+        return [class_in(folder, "", notes) for folder in folders if folder.name in names]
 
     content = f"one folder of images for each class, such as {next(iter(names))}/"
     return Layout("classes", content, lambda path: {content: place(path)}, find_all)
@@ -116,7 +129,7 @@ def parquet_of(dataset: str) -> Layout:
         "parquet",
         "train-….parquet, validation-….parquet and test-….parquet, at any depth",
         lambda path: {"*.parquet": next(path.rglob("*.parquet"), None)},
-        lambda path, _scratch: read_parquet(path, dataset),
+        lambda _, notes: read_parquet(notes.path, dataset),
     )
 
 
@@ -130,13 +143,13 @@ def csv_files(path: Path) -> Files:
     return {**tables, **apart}
 
 
-def in_tables(path: Path, scratch: Path) -> Iterable[FoundClass]:
+def in_tables(paths: list[Path], notes: Notes) -> Iterable[FoundClass]:
     """The classes in the tables, with their images, which are found by their names."""
-    places = [p for name, p in csv_files(path).items() if p and not name.endswith(".csv")]
-    files = [file for place in places for file in sorted(unpacked(place, scratch).rglob("*"))]
-    images = [file for file in files if is_image(file.name)]
-    listings = {split: read_list(path / f"{split}.csv") for split in SPLITS}
-    return classes_in_lists(listings, places_of(images, lambda i: "/".join(i.parts[-2:])), path)
+    tables, places = paths[: len(SPLITS)], paths[len(SPLITS) :]
+    files = [file for place in places for file in unpacked(place, notes.scratch).rglob("*")]
+    images = FoundClass("", "images", sorted(file for file in files if is_image(file.name)))
+    listings = dict(zip(SPLITS, map(read_list, tables), strict=True))
+    return classes_in_lists([images], listings, notes)
 
 
 CSV = Layout(
@@ -147,15 +160,12 @@ CSV = Layout(
 )
 
 
-def _benchmark(name: str, title: str, *layouts: Layout, **attributes: Any) -> Dataset:
-    folders = by_split("folders", in_folder, "{}/")  # as the MAML++ code has it
-    return Dataset(
-        name=name,
-        channels=3,
-        read=partial(find, title, (*layouts, folders, class_folders_of(name))),
-        split=published_split(name),
-        **attributes,
-    )
+def benchmark(
+    name: str, title: str, *layouts: Layout, split: Mapping[str, str], **attributes: Any
+) -> Dataset:
+    """A dataset of photographs, in some layouts, in split folders or in class folders."""
+    read = partial(find, title, (*layouts, SPLIT_FOLDERS, class_folders_of(split)))
+    return Dataset(name=name, channels=3, read=read, split=split, **attributes)
 
 
 _pickle = partial(by_split, "pickle", read_arrays)
@@ -163,7 +173,7 @@ _FEW_SHOT_NPZ = by_split("npz", read_arrays, "few-shot-{}.npz")  # TADAM
 
 # Images: Vinyals et al., "Matching Networks for One Shot Learning" (2016). Split: Ravi and
 # Larochelle, "Optimization as a Model for Few-Shot Learning" (2017).
-MINI_IMAGENET = _benchmark(
+MINI_IMAGENET = benchmark(
     "mini-imagenet",
     "mini-ImageNet",
     CSV,
@@ -172,6 +182,7 @@ MINI_IMAGENET = _benchmark(
     _FEW_SHOT_NPZ,
     by_split("hdf5", read_hdf5, "{}_data.hdf5", "{}_labels.json", inside="miniimagenet"),
     parquet_of("mini-imagenet"),
+    split=published_split("mini-imagenet"),
     summary="100 classes of ImageNet, up to 600 photographs of each",
     image_size=84,
     # The record publishes checksums, but no copy of them could be compared with the files
@@ -185,31 +196,71 @@ MINI_IMAGENET = _benchmark(
 )
 
 # Ren et al., "Meta-Learning for Semi-Supervised Few-Shot Classification" (2018).
-TIERED_IMAGENET = _benchmark(
+TIERED_IMAGENET = benchmark(
     "tiered-imagenet",
     "tieredImageNet",
     by_split("png", read_arrays, "{}_images_png.pkl", "{}_labels.pkl"),
     by_split("npz", read_arrays, "{}_images.npz", "{}_labels.pkl"),
+    split=published_split("tiered-imagenet"),
     summary="608 classes of ImageNet, 779,165 photographs",
     image_size=84,
 )
 
 # Bertinetto et al., "Meta-learning with differentiable closed-form solvers" (2019).
-CIFAR_FS = _benchmark(
+CIFAR_FS = benchmark(
     "cifar-fs",
     "CIFAR-FS",
     _pickle("CIFAR_FS_{}.pickle"),
     _FEW_SHOT_NPZ,
+    split=published_split("cifar-fs"),
     summary="the 100 classes of CIFAR-100, 600 photographs of each",
     image_size=32,
 )
 
 # Oreshkin et al., "TADAM: Task dependent adaptive metric for improved few-shot learning" (2018).
-FC100 = _benchmark(
+FC100 = benchmark(
     "fc100",
     "FC100",
     _pickle("FC100_{}.pickle"),
     _FEW_SHOT_NPZ,
+    split=published_split("fc100"),
     summary="the 100 classes of CIFAR-100, whole superclasses held out",
     image_size=32,
+)
+
+# Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", CNS-TR-2011-001 (2011).
+_CUB = "CUB_200_2011"
+_CUB_URL = f"https://data.caltech.edu/records/65de6-vp158/files/{_CUB}.tgz"
+_CUB_140 = published_split("cub-140")
+# Of the species counted from 0, the even ones train, those with i % 4 == 1 validate, and those with
+# i % 4 == 3 test: the rule of the paper, of torchmeta, and of Chen et al., "A Closer Look at
+# Few-shot Classification".
+_QUARTERS = ("train", "val", "train", "test")
+_CUB_SPLIT = {name: _QUARTERS[number % 4] for number, name in enumerate(sorted(_CUB_140))}
+
+
+def _cub_archive(path: Path) -> Files:
+    return {f"{_CUB}.tgz": path if path.is_file() else find_archive(path, _CUB)}
+
+
+def _in_cub_archive(paths: list[Path], notes: Notes) -> Iterable[FoundClass]:
+    folder = unpacked(paths[0], notes.scratch)
+    inner = folder / _CUB
+    return classes_in((inner if inner.is_dir() else folder) / "images", "", notes)
+
+
+CUB = benchmark(
+    "cub",
+    "CUB-200-2011",
+    by_split("hdf5", read_hdf5, "{}_data.hdf5", "{}_labels.json", inside="cub"),
+    Layout("archive", f"{_CUB}.tgz or what it unpacks to", _cub_archive, _in_cub_archive),
+    split=_CUB_SPLIT,
+    summary="CUB-200-2011: 11,788 photographs of 200 species of birds",
+    image_size=84,
+    archives=(Archive(_CUB_URL, f"{_CUB}.tgz", "97eceeb196236b17998738112f37df78"),),
+)
+
+# As in Meta-Dataset, learn2learn and easyfsl.
+CUB_140 = replace(
+    CUB, name="cub-140", summary="the same photographs in the split 140/30/30", split=_CUB_140
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
@@ -14,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gradshare.errors import ConfigError, DataError, reason, some
-from gradshare.tasks.decoding import Notes
-from gradshare.tasks.readers.dataset import Dataset, FoundClass
-from gradshare.tasks.readers.files import read_text
-from gradshare.tasks.readers.lists import classes_in_lists, is_image, places_of
+from gradshare.errors import ConfigError, DataError, some
+from gradshare.tasks.readers.dataset import Dataset, FoundClass, Notes
+from gradshare.tasks.readers.files import read_json
+from gradshare.tasks.readers.lists import classes_in_lists, is_image
 from gradshare.tasks.store import SPLITS
 
 UNUSED = "unused"
@@ -37,12 +35,13 @@ def published_split(dataset: str) -> dict[str, str]:
     return {name: split for split, names in lists.items() for name in names.split()}
 
 
-def with_splits(found: Sequence[FoundClass], where: Path, dataset: Dataset) -> list[FoundClass]:
+def with_splits(found: Sequence[FoundClass], notes: Notes, dataset: Dataset) -> list[FoundClass]:
     """Put the classes that have no split into the published one, and check all splits.
 
     Raises:
-        DataError: two classes have one name, or the splits are not the published ones. Of a copy
-            that has other names for all classes, only their number in each split is checked.
+        DataError: two classes have one name, a split has no class, or the splits are not the
+            published ones. Of a copy that has other names for all classes, only their number in
+            each split is checked.
     """
     published = dataset.split
     split_of: dict[str, str] = {}
@@ -50,10 +49,16 @@ def with_splits(found: Sequence[FoundClass], where: Path, dataset: Dataset) -> l
         split = item.split or published.get(item.name, "")
         if item.name in split_of:
             raise DataError(
-                f"class {item.name!r} of {where} is in {split_of[item.name]!r} and in "
+                f"class {item.name!r} of {notes.path} is in {split_of[item.name]!r} and in "
                 f"{split!r}: splits must not overlap; give it to one of them"
             )
         split_of[item.name] = split
+    empty = [split for split in SPLITS if split not in split_of.values()]
+    if empty and notes.splits:
+        raise DataError(
+            f"no class of {notes.path} is in split {empty[0]!r}, by {notes.splits}; every split "
+            "needs one: add it, or leave the splits out to have them drawn"
+        )
     faults = []
     if published and (published.keys() & split_of.keys() or "" in split_of.values()):
         moved = [name for name, split in split_of.items() if published.get(name, split) != split]
@@ -70,8 +75,8 @@ def with_splits(found: Sequence[FoundClass], where: Path, dataset: Dataset) -> l
             faults.append(f"it has {counts[split]} classes in {split!r}, and not {count}")
     if faults:
         raise DataError(
-            f"{where} does not have the published split: {'; '.join(faults)}; get a complete copy "
-            "with that split"
+            f"{notes.path} does not have the published split: {'; '.join(faults)}; get a complete "
+            "copy with that split"
         )
     return [replace(item, split=split_of[item.name]) for item in found]
 
@@ -83,30 +88,23 @@ def split_by_file(found: Sequence[FoundClass], path: Path, notes: Notes) -> list
     "unused" may name classes to leave out.
 
     Raises:
-        DataError: it is no such file, or does not name every class once.
+        DataError: the file has another form, or does not name every class once.
     """
     example = '{"train": ["class", …], "val": […], "test": […]}'
-    try:
-        named = json.loads(read_text(path, "a list of classes"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not readable as JSON ({reason(error)}); it must be {example}"
-        ) from error
+    named = read_json(path, example)
     lists_of_names = isinstance(named, dict) and all(
         isinstance(names, list) and all(isinstance(name, str) for name in names)
         for names in named.values()
     )
     if not lists_of_names or set(named) - {UNUSED} != set(SPLITS):
         raise DataError(f"{path} does not give the three splits; it must be {example}")
-    if any(named.values()) and all(map(is_image, itertools.chain(*named.values()))):
-        places = places_of((image for item in found for image in item.images), notes.name)
+    if all(map(is_image, itertools.chain(*named.values()))):
         listings = {split: dict.fromkeys(names, "") for split, names in named.items()}
-        return classes_in_lists(listings, places, notes.path)
+        listed = classes_in_lists(found, listings, notes)
+        return [item for item in listed if item.split != UNUSED]
     known = [item.name for item in found]
     split_of: dict[str, str] = {}
     for split, names in named.items():
-        if not names and split != UNUSED:
-            raise DataError(f"{path} gives split {split!r} no classes; it needs at least one")
         for name in names:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -130,14 +128,19 @@ def split_by_file(found: Sequence[FoundClass], path: Path, notes: Notes) -> list
 
 
 def split_by_chance(
-    found: Sequence[FoundClass], where: Path, seed: int, shares: Sequence[float] = SHARES
+    found: Sequence[FoundClass], notes: Notes, seed: int, shares: Sequence[float] | None
 ) -> list[FoundClass]:
-    """Deal classes to train, val and test at random, in some shares, at least one to each.
+    """Deal classes to train, val and test at random, at least one to each.
 
     Raises:
         ConfigError: the shares are not three fractions that add up to 1.
         DataError: there are fewer than three classes.
     """
+    notes.seed, notes.splits = seed, f"drawn with seed {seed}"
+    if shares is None:
+        shares = SHARES
+    else:
+        notes.splits += f" and shares {some(shares)}"
     if len(shares) != len(SPLITS) or min(shares) <= 0 or not abs(sum(shares) - 1) < 1e-6:
         raise ConfigError(
             f"the shares of the splits are {', '.join(f'{share:g}' for share in shares)}; give "
@@ -145,9 +148,9 @@ def split_by_chance(
         )
     if len(found) < len(SPLITS):
         raise DataError(
-            f"{where} has {len(found)} classes; at least 3 are needed, one for each of train, val "
-            "and test (and as many in each as the tasks have ways); give each class a folder of "
-            "its images"
+            f"{notes.path} has {len(found)} classes; at least 3 are needed, one for each of train, "
+            "val and test (and as many in each as the tasks have ways); give each class a folder "
+            "of its images"
         )
     shuffled = np.random.default_rng(seed).permutation(len(found)).tolist()
     val = min(max(1, round(shares[1] * len(found))), len(found) - 2)

@@ -1,11 +1,17 @@
-"""A dataset that gradshare knows: where it is published, and the reader that finds its classes."""
+"""A dataset that gradshare knows, and what its reader gets and finds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import errno
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from gradshare.errors import DataError, reason
+
+LISTED = 20  # unreadable images, in an error
 
 
 @dataclass(frozen=True)
@@ -26,10 +32,75 @@ class FoundClass:
     groups: Sequence[str] | None = field(default=None, repr=False)
 
 
-Reader = Callable[[Path, Path], list[FoundClass]]
-"""Finds the classes of a published dataset in a file or a folder. The second argument is an empty
-folder to unpack archives into. It raises DataError unless the copy is complete.
-"""
+@dataclass
+class Notes:
+    """What a reader is given, and what it notes about the images that it finds.
+
+    Attributes:
+        path: of the file or folder to read.
+        scratch: a folder to unpack archives into.
+        splits: how they were given or drawn; None for published ones.
+        seed: that they were drawn with.
+        skipped: the files that are left out, by the reason.
+        unreadable: a sentence for each image that cannot be read.
+        duplicates: pairs of images with the same pixels, by where they are.
+    """
+
+    path: Path
+    scratch: Path
+    splits: str | None = None
+    seed: int | None = None
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+    duplicates: dict[str, list[str]] = field(default_factory=dict)
+
+    def name(self, file: Path) -> str:
+        """The path of a file below what is read, such as `crow/0012.png`."""
+        for folder in (self.scratch / self.path.name, self.scratch, self.path, self.path.parent):
+            if file != folder and file.is_relative_to(folder):
+                return file.relative_to(folder).as_posix()
+        return file.as_posix()
+
+    def skip(self, reason: str, file: Path) -> None:
+        """Note a file that is left out."""
+        self.skipped.setdefault(reason, []).append(self.name(file))
+
+    def unread(self, name: str, sentence: object) -> None:
+        """Note an image that cannot be read."""
+        self.unreadable.append(str(sentence))
+        self.skipped.setdefault("unreadable", []).append(name)
+
+    @contextmanager
+    def blaming(self) -> Iterator[None]:
+        """Name what the user gave in errors, and not the folder that it is unpacked into."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise DataError(
+                f"{error.filename or self.path} cannot be read ({reason(error)}); mend "
+                "its permissions, or give a copy that can be read"
+            ) from error
+        except DataError as error:
+            archives = self.path if self.path.is_dir() else self.path.parent
+            raise DataError(str(error).replace(str(self.scratch), str(archives))) from error
+
+    def refuse_unreadable(self) -> None:
+        """Raise DataError if an image cannot be read."""
+        if len(self.unreadable) == 1:
+            raise DataError(f"{self.unreadable[0]}, or leave it out with --skip-bad")
+        if self.unreadable:
+            sentences = "\n".join(sorted(self.unreadable)[:LISTED])
+            more = len(self.unreadable) - LISTED
+            raise DataError(
+                f"{len(self.unreadable)} images cannot be read; mend or remove them, or leave them "
+                f"out with --skip-bad:\n{sentences}" + (f"\nand {more} more" if more > 0 else "")
+            )
+
+
+Reader = Callable[[Notes], list[FoundClass]]
+"""Finds the classes of a published dataset, or raises DataError if the copy is not complete."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradshare.errors import DataError
+from gradshare.errors import DataError, reason
 
 
 def is_web_page(path: Path) -> bool:
@@ -41,6 +42,21 @@ def read_text(path: Path, expected: str) -> str:
     """The text of a file in UTF-8, unless it is a web page; see `refuse_web_page`."""
     refuse_web_page(path, expected)
     return path.read_text(encoding="utf-8-sig")
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """The content of a JSON file. Raise DataError if it cannot be read: it must be `expected`."""
+    try:
+        return json.loads(read_text(path, expected))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not readable as JSON ({reason(error)}); it must be {expected}"
+        ) from error
+
+
+def is_table(path: Path) -> bool:
+    """Whether a path is that of a table of images."""
+    return path.is_file() and path.suffix.lower() == ".csv"
 
 
 def table_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[Any, Any]]]:

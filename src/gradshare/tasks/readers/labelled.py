@@ -5,9 +5,8 @@ If a file has no names of classes, they are named by split and label, such as `t
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from gradshare.errors import DataError
 from gradshare.tasks.readers.class_splits import published_split
 from gradshare.tasks.readers.dataset import FoundClass
-from gradshare.tasks.readers.files import read_text, refuse_web_page
+from gradshare.tasks.readers.files import read_json, refuse_web_page
 from gradshare.tasks.readers.lists import SPLIT_OF
 from gradshare.tasks.readers.pickles import load_pickle
 
@@ -56,11 +55,13 @@ def read_arrays(split: str, path: Path, labels: Path | None = None) -> list[Foun
     if not isinstance(described, dict):
         raise _wrong(labels or path, "it is not a dictionary")
     rows_of = described.get("class_dict")
-    if not isinstance(rows_of, dict):
-        return _by_label(split, images, described, path)
-    found = []
-    taken = np.zeros(len(images), dtype=np.bool_)
-    for name, value in rows_of.items():
+    rows_by_name: Iterable[tuple[Any, Any]]
+    if isinstance(rows_of, dict):
+        rows_by_name = rows_of.items()
+    else:
+        rows_by_name = _rows_by_label(split, described, images, path)
+    found, taken = [], np.zeros(len(images), dtype=np.bool_)
+    for name, value in rows_by_name:
         rows = _integers(value)
         if rows is None or rows.min() < 0 or rows.max() >= len(images):
             raise _wrong(path, f"class {name!r} is not a list of rows of the {len(images)} images")
@@ -71,7 +72,9 @@ def read_arrays(split: str, path: Path, labels: Path | None = None) -> list[Foun
     return found
 
 
-def _by_label(split: str, images: Any, described: Any, path: Path) -> list[FoundClass]:
+def _rows_by_label(
+    split: str, described: dict[Any, Any], images: Any, path: Path
+) -> Iterator[tuple[str, Array]]:
     codes = _integers(_first(described, LABELS))
     if codes is None or len(codes) != len(images):
         raise _wrong(path, f"there is not one label for each of the {len(images)} images")
@@ -81,14 +84,8 @@ def _by_label(split: str, images: Any, described: Any, path: Path) -> list[Found
         names = {str(label): str(name) for name, label in label_of.items()}
     elif isinstance(listed, list):
         names = {str(label): str(name) for label, name in enumerate(listed)}
-    return [
-        FoundClass(
-            split,
-            names.get(str(code), f"{split} {code:03}"),
-            [images[row] for row in np.flatnonzero(codes == code).tolist()],
-        )
-        for code in np.unique(codes).tolist()
-    ]
+    for code in np.unique(codes).tolist():
+        yield names.get(str(code), f"{split} {code:03}"), np.flatnonzero(codes == code)
 
 
 def read_parquet(folder: Path, dataset: str) -> list[FoundClass]:
@@ -194,14 +191,13 @@ def _integers(value: Any) -> Array | None:
 
 
 def _class_names(path: Path) -> list[str]:
-    with contextlib.suppress(ValueError, RecursionError):
-        names = json.loads(read_text(path, "a list of class names"))
-        are_names = isinstance(names, list) and all(
-            isinstance(name, str) and name and "/" not in name for name in names
-        )
-        if are_names and names and len(set(names)) == len(names):
-            return list(names)
-    raise DataError(f"{path} is not a JSON list of distinct class names{_REMEDY}")
+    names = read_json(path, "a list of class names")
+    are_names = isinstance(names, list) and all(
+        isinstance(name, str) and name and "/" not in name for name in names
+    )
+    if not are_names or not names or len(set(names)) != len(names):
+        raise DataError(f"{path} is not a JSON list of distinct class names{_REMEDY}")
+    return list(names)
 
 
 def _wrong(path: Path, cause: str) -> DataError:

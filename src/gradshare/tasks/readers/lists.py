@@ -14,14 +14,14 @@ An image without a label belongs to the class of its folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gradshare.errors import DataError
 from gradshare.tasks.images import EXTENSIONS
-from gradshare.tasks.readers.dataset import FoundClass
-from gradshare.tasks.readers.files import read_text, table_error, table_rows
+from gradshare.tasks.readers.dataset import FoundClass, Notes
+from gradshare.tasks.readers.files import is_table, read_text, table_error, table_rows
 from gradshare.tasks.store import SPLITS
 
 NAMES = {
@@ -37,7 +37,7 @@ Listing = Mapping[str, str]
 """The label of each image or class that a list names; "" if it has none."""
 
 Places = dict[tuple[str, ...], list[Path]]
-"""The images at or below each file and folder, by the last one or two parts of its path."""
+"""The images at or below each file and folder, by each end of its path."""
 
 
 def list_files(folder: Path) -> dict[str, Path]:
@@ -80,8 +80,6 @@ def _in_table(path: Path) -> Listing:
         if file in listing:
             raise table_error(path, line, f"{file!r} is listed twice")
         listing[file] = _class_name(file, label)
-    if not listing:
-        raise table_error(path, 1, "it lists no images")
     return listing
 
 
@@ -115,54 +113,67 @@ def is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in EXTENSIONS
 
 
-def places_of(images: Iterable[Path], name: Callable[[Path], str]) -> Places:
-    """The places of images, given a function to the part of their paths that lists may have."""
-    places: Places = {}
-    for image in images:
-        relative = PurePosixPath(name(image))
-        for place in (relative, *relative.parents[:-1]):
-            for ending in {place.parts[-2:], place.parts[-1:]}:
-                places.setdefault(ending, []).append(image)
-    return places
-
-
 def classes_in_lists(
-    listings: Mapping[str, Listing], places: Places, where: Path
+    found: Sequence[FoundClass], listings: Mapping[str, Listing], notes: Notes
 ) -> list[FoundClass]:
-    """The classes that the lists of all splits name, or whose images they name.
+    """The classes that lists put into splits, with the images that they name.
 
-    The paths in a list may be those of another machine: an image is found by its own name and that
-    of its folder.
+    The paths in a list may be those of another machine: an image is found by the end of its path,
+    at least its own name and that of its folder. Images that are in no list are noted.
+
+    Args:
+        found: all images. One that is listed without a label stays in its class if it is from a
+            table, and else is of the class of its folder.
+        listings: of each split.
+        notes: of the images.
 
     Raises:
         DataError: an image is missing or listed twice, or several have its name.
     """
-    classes = []
-    split_of: dict[Path, str] = {}
-    for split in SPLITS:
-        listing, images, missing = listings[split], dict[str, list[Path]](), []
-        if not listing:
-            raise DataError(f"nothing in {where} is listed for {split!r}; list an image or class")
-        for name in sorted(listing):
-            found = places.get(PurePosixPath(name.replace("\\", "/")).parts[-2:], [])
-            if not found:
-                missing.append(name)
-                continue
-            if is_image(name) and len(found) > 1:
-                raise DataError(f"{name!r} may be {found[0]} or {found[1]}; remove one of them")
-            of_folder = found[0].parent.name if is_image(name) else name
-            images.setdefault(listing[name] or of_folder, []).extend(found)
-            for image in found:
-                if image in split_of:
-                    raise DataError(
-                        f"{image} is listed for {split_of[image]!r} and {split!r}; list it once"
-                    )
-                split_of[image] = split
+    place_of = {image: (item, row) for item in found for row, image in enumerate(item.images)}
+    images_at: Places = {}
+    for image in place_of:
+        relative = PurePosixPath(notes.name(image))
+        for place in (relative, *relative.parents[:-1]):
+            for start in range(len(place.parts)):
+                images_at.setdefault(place.parts[start:], []).append(image)
+    listed: dict[Path, tuple[str, str]] = {}  # the split and the label of each image
+    for split, listing in listings.items():
+        images_of = {name: _images_of(name, images_at) for name in sorted(listing)}
+        missing = [name for name, images in images_of.items() if not images]
         if missing:
             raise DataError(
-                f"{where} lacks {len(missing)} of the {len(listing)} images or classes that are "
-                f"listed for {split!r}, such as {missing[0]!r}; add them, or remove "
-                "them from the list"
+                f"{notes.path} lacks {len(missing)} of the {len(listing)} images or classes that "
+                f"are listed for {split!r}, such as {missing[0]!r}; add them, or remove them from "
+                "the list"
             )
-        classes += [FoundClass(split, name, images[name]) for name in sorted(images)]
-    return classes
+        for name, images in images_of.items():
+            if is_image(name) and len(images) > 1:
+                raise DataError(f"{name!r} may be {images[0]} or {images[1]}; remove one of them")
+            for image in images:
+                if image in listed:
+                    raise DataError(
+                        f"{image} is listed for {listed[image][0]!r} and {split!r}; list it once"
+                    )
+                listed[image] = split, listing[name] or ("" if is_image(name) else name)
+    classes: dict[tuple[str, str, Path | None], tuple[list[Path], list[str]]] = {}
+    for image, (split, label) in listed.items():
+        item, row = place_of[image]
+        folder = None if label or is_table(notes.path) else image.parent
+        name = folder.name if folder else label or item.name
+        of_class, groups = classes.setdefault((split, name, folder), ([], []))
+        of_class.append(image)
+        groups += item.groups[row : row + 1] if item.groups else []
+    for image in sorted(place_of.keys() - listed.keys()):
+        notes.skip("in no list", image)
+    return [
+        FoundClass(split, name, of_class, groups or None)
+        for (split, name, _), (of_class, groups) in classes.items()
+    ]
+
+
+def _images_of(name: str, images_at: Places) -> list[Path]:
+    """The images whose paths share the longest end with a name, of two parts or more."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    ends = (parts[start:] for start in range(max(1, len(parts) - 1)))
+    return next((images_at[end] for end in ends if end in images_at), [])

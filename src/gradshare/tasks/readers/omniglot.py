@@ -20,14 +20,17 @@ Splits, each under its own name:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from gradshare.errors import DataError
-from gradshare.tasks.readers.archives import find_archive, listing, unpacked
+from gradshare.tasks.readers.archives import find_archive, unpacked
+from gradshare.tasks.readers.benchmarks import Files, Layout, find
 from gradshare.tasks.readers.class_splits import published_split
-from gradshare.tasks.readers.dataset import Archive, Dataset, FoundClass
-from gradshare.tasks.readers.folder import class_folders, in_folder
+from gradshare.tasks.readers.dataset import Archive, Dataset, FoundClass, Notes
+from gradshare.tasks.readers.folder import class_folders, classes_in
 
 PARTS = ("images_background", "images_evaluation")
 DRAWINGS = 20
@@ -51,35 +54,32 @@ _VINYALS = _VINYALS_1200 | {
 }
 
 
-def find(path: Path, scratch: Path) -> list[FoundClass]:
-    """Find the 1,623 characters, named as `Greek/character01`; see `Reader`."""
-    return [item for part in PARTS for item in _find_part(path, part, scratch)]
+def _archives(path: Path) -> Files:
+    return {f"{part}.zip": find_archive(path, part) for part in PARTS}
 
 
-def _find_part(path: Path, part: str, scratch: Path) -> list[FoundClass]:
-    place = find_archive(path, part)
-    if place is None:
-        found = f"Found: {listing(path)}" if path.is_dir() else "It is no folder"
-        raise DataError(
-            f"{path} has no {part}.zip and no folder {part}; Omniglot is read from the folder "
-            "that holds images_background.zip and images_evaluation.zip, or what they unpack to. "
-            f"{found}"
-        )
-    folder = unpacked(place, scratch)
-    inner = folder / part
-    characters = [
-        replace(item, name=f"{alphabet.name}/{item.name}")
-        for alphabet in class_folders(inner if inner.is_dir() else folder)
-        for item in in_folder("", alphabet)
-    ]
-    for item in characters:
-        if len(item.images) != DRAWINGS:
-            raise DataError(
-                f"character {item.name} in {place} has {len(item.images)} drawings, Omniglot has "
-                f"{DRAWINGS} of each; download {part}.zip again"
-            )
-    return characters
+def _in_archives(paths: list[Path], notes: Notes) -> Iterable[FoundClass]:
+    """The 1,623 characters, named as `Greek/character01`."""
+    for part, place in zip(PARTS, paths, strict=True):
+        folder = unpacked(place, notes.scratch)
+        inner = folder / part
+        for alphabet in class_folders(inner if inner.is_dir() else folder, notes):
+            for item in classes_in(alphabet, "", notes):
+                name = f"{alphabet.name}/{item.name}"
+                if len(item.images) != DRAWINGS:
+                    raise DataError(
+                        f"character {name} in {place} has {len(item.images)} drawings, Omniglot "
+                        f"has {DRAWINGS} of each; download {part}.zip again"
+                    )
+                yield replace(item, name=name)
 
+
+_LAYOUT = Layout(
+    "archives",
+    f"{PARTS[0]}.zip and {PARTS[1]}.zip, or what they unpack to",
+    _archives,
+    _in_archives,
+)
 
 OMNIGLOT = Dataset(
     name="omniglot",
@@ -87,7 +87,7 @@ OMNIGLOT = Dataset(
     channels=1,
     image_size=28,
     rotate_classes=True,
-    read=find,
+    read=partial(find, "Omniglot", [_LAYOUT]),
     split=_MAML_PLUS,
     archives=tuple(
         Archive(f"{_URL}/{part}.zip", f"{part}.zip", md5)
