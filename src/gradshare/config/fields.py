@@ -299,8 +299,8 @@ class Settings(Declared):
     takes memory that does not grow with --inner-steps; auto: keep if that takes at most 4 GiB on a
     CPU, 16 GiB on a GPU."""
     precision: Precision = "float32"
-    """Of convolutions and matrix products: float32, or bfloat16 (mixed precision), which is faster
-    on processors that have instructions for it and changes results."""
+    """Precision of convolutions and matrix products: float32 or bfloat16 (mixed precision), which
+    is faster on processors that have instructions for it, and changes results."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads of each process; 0: as many as PyTorch takes (OMP_NUM_THREADS, or all cores),
     shared out among several processes."""
