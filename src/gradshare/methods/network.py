@@ -334,8 +334,8 @@ def _say_once(model: str, first: str, count: int) -> None:
     else:
         layers = f"{count} layers of {model}, such as {first!r}, have"
     log.warning(
-        "%s running statistics; those of the batch are used instead, since those of a task must not "
-        "leak into the next",
+        "%s running statistics; those of the batch are used instead, since those of a task must "
+        "not leak into the next",
         layers,
     )
 
