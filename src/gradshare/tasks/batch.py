@@ -31,14 +31,14 @@ class TaskBatch:
         support_x: (T, n, …) inputs to adapt on; a tensor, or a tuple or dictionary of tensors.
         support_y: (T, n, …) their targets: classes, or real values. Whole numbers become int64,
             which losses of torch need.
-        query_x: (T, q, …) inputs to be judged on after adaptation.
+        query_x: (T, q, …) inputs that are predicted after adaptation.
         query_y: (T, q, …) their targets.
         support_n: T numbers of support examples; None if all tasks have n.
         query_n: T numbers of queries; None if all tasks have q.
 
     Raises:
-        DataError: there are no tasks, or not as many of them in each tensor; a part holds
-            something else than tensors; or `support_n` or `query_n` does not fit them.
+        DataError: there are no tasks, or tensors differ in their number; a part holds
+            something other than tensors; or `support_n` or `query_n` does not fit them.
     """
 
     support_x: Tree
@@ -96,7 +96,7 @@ class TaskBatch:
         """Some of the tasks, at least one.
 
         Raises:
-            TypeError: an index that is no slice, which would drop the tasks' dimension.
+            TypeError: the index is not a slice, and would drop the tasks' dimension.
         """
         if not isinstance(tasks, slice):
             raise TypeError(

@@ -112,7 +112,7 @@ def fit(
         memory: "keep" the graphs of all inner steps, or "recompute" them to save memory.
         start: "supervised" first trains the body of the model, as `supervised_start` does.
         start_iterations: the steps of the supervised start.
-        patience: end the training after so many epochs in a row without a better score.
+        patience: end the training after this number of epochs in a row without a better score.
         progress: True shows a bar; a function is called with each `Progress`.
 
     Returns:

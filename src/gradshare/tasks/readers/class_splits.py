@@ -83,7 +83,7 @@ def split_by_file(found: Sequence[FoundClass], path: Path, notes: Notes) -> list
     "unused" may name classes to leave out.
 
     Raises:
-        DataError: it is no such file, or does not name every class once.
+        DataError: it is not such a file, or does not name every class once.
     """
     example = '{"train": ["class", …], "val": […], "test": […]}'
     try:
