@@ -5,7 +5,7 @@
     python -m benchmarks.bench --only ResNet     # the races whose names match
     python -m benchmarks.bench --quick           # tiny sizes, to see that it works
 
-Needs the peers (`pip install 'gradshare[bench]'`), Linux with glibc, and 16 GB of memory. Only one
+Needs the peers (`pip install '.[bench]'`), Linux with glibc, and 16 GB of memory. Only one
 contender computes at a time; leave the machine alone meanwhile. Prints a table for each race, then
 all rows, and writes them to `runs/bench.json`.
 

@@ -5,7 +5,7 @@
 
 A check that fails is recorded, and the others run. Without a GPU, the checks that a CPU can do run
 on tiny problems, and the others are recorded as not run. Rows without a target are information. The
-peers come with `pip install 'gradshare[bench]'`; one that is missing is recorded as failed.
+peers come with `pip install '.[bench]'`; one that is missing is recorded as failed.
 """
 
 from __future__ import annotations

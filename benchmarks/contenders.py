@@ -382,6 +382,6 @@ def _installed(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
-            f"the peer cannot be imported ({error}); install the peers with `pip install "
-            "'gradshare[bench]'`"
+            f"the peer cannot be imported ({error}); install the peers with "
+            "`pip install '.[bench]'` in a checkout"
         ) from error

@@ -47,7 +47,7 @@ class Backbone:
     Args:
         name: `package.module:Name` or `file.py:Name` of a function or class that returns a
             `torch.nn.Module`; the path of an `.onnx` file, whose first output is used (needs
-            `pip install gradshare[onnx]`); or `timm:MODEL` (needs `pip install gradshare[timm]`).
+            onnxruntime); or `timm:MODEL` (needs timm).
         options: arguments of the function or class, or of `timm.create_model`.
         weights: a file with the module's state dictionary, from safetensors or `torch.save`.
         preprocessing: changes of the backbone's own preprocessing: size, crop, interpolation, mean
@@ -271,7 +271,7 @@ def _load_timm(name: str, options: dict[str, Any], weights: Path | None) -> _Loa
     except ImportError as error:
         raise ConfigError(
             f"--backbone {name} needs timm, which cannot be imported ({error}); run "
-            "`pip install gradshare[timm]`"
+            "`pip install timm`"
         ) from error
     asked = {"pretrained": weights is None, "num_classes": 0, **options}
     try:
@@ -294,7 +294,7 @@ def _load_onnx(path: Path) -> _Loaded:
     except ImportError as error:
         raise ConfigError(
             f"--backbone {path} needs onnxruntime, which cannot be imported ({error}); run "
-            "`pip install gradshare[onnx]`"
+            "`pip install onnxruntime`"
         ) from error
     if not path.is_file():
         raise ConfigError(f"--backbone {path}: there is no such file; correct the path")

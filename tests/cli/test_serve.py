@@ -281,7 +281,7 @@ def test_the_page_needs_gradio_and_a_run_on_images(
     assert program("serve", "glyphs") == (
         1,
         "",
-        "error: `gradshare serve` needs gradio; run `pip install 'gradshare[serve]'`\n",
+        "error: `gradshare serve` needs gradio; run `pip install gradio`\n",
     )
     monkeypatch.undo()
     pytest.importorskip("gradio")

@@ -154,7 +154,7 @@ def test_a_layer_with_running_statistics_is_named_once(caplog: pytest.LogCapture
     _say_once.cache_clear()
     for _ in range(2):
         maml(made(batch_norm_2d))
-    words = "1 layers of Sequential have running statistics (the first is '2'); they use"
+    words = "layer '2' of Sequential has running statistics; those of the batch are used instead"
     assert caplog.text.count(words) == 1
 
 

@@ -93,7 +93,10 @@ def export(
     except GradshareError:
         raise
     except ImportError as error:
-        raise ConfigError(f"{path} needs `pip install gradshare[onnx]` ({error})") from error
+        raise ConfigError(
+            f"{path} needs packages that cannot be imported ({error}); run "
+            "`pip install onnx onnxruntime onnxscript`"
+        ) from error
     except Exception as error:  # of the exporters, or of a user's module
         cause = str(error).partition("\n")[0]
         raise ConfigError(

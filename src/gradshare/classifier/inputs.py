@@ -106,7 +106,7 @@ def is_table(x: Any) -> bool:
 
 
 def as_rows(x: Any, like: Tree) -> Tree:
-    """Inputs that are no images as tensors of the types and dimensions that a run takes.
+    """Convert inputs other than images to tensors of the types and shapes that a run takes.
 
     Args:
         x: an array, a tensor, a data frame, or a tuple or dictionary of them, with the examples as

@@ -46,7 +46,7 @@ def serve_command(run: Path, asked: Serve) -> None:
             from gradshare.classifier import page  # noqa: PLC0415
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"`gradshare serve` needs {error.name}; run `pip install 'gradshare[serve]'`"
+                f"`gradshare serve` needs {error.name}; run `pip install gradio`"
             ) from error
         _require_free(asked.host, asked.port)
         host = f"[{asked.host}]" if ":" in asked.host else asked.host  # as gradio and URLs have it

@@ -156,7 +156,7 @@ class Settings(Declared):
     image_size: Annotated[int, Field(ge=16, lt=2**15)] | None = None
     """Height and width of the images in pixels; default: the dataset's own."""
     resize: Resize = "stretch"
-    """How the images were brought to that size when they were prepared."""
+    """How the images were resized when they were prepared."""
     pixel_scaling: Literal["dataset", "imagenet", "unit"] = "dataset"
     """How pixels are scaled after division by 255: standardised with the mean and standard
     deviation of the dataset, with those of ImageNet (the reference MAML++ loader), or not
@@ -165,8 +165,8 @@ class Settings(Declared):
     """Test on this prepared dataset instead; its images are normalised as in training."""
     augment: Augment = ()
     """How training images are changed: flip (mirrored left to right), crop (moved by up to a tenth
-    of their size), colour (brightness, contrast, saturation), or several like flip,crop. Only if it
-    leaves a label what it was."""
+    of their size), colour (brightness, contrast, saturation), or several like flip,crop. Use only
+    changes that leave the labels right."""
 
     ways: Annotated[Size, _size(2)] = 5
     """Classes in a task; of a range such as 5-20 each task draws its own number, which
@@ -219,18 +219,17 @@ class Settings(Declared):
     sharing_norm: Norm = "global"
     """Norm of Eq. 1: over all parameters together, or for each tensor."""
     inner_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = 5
-    """Inner gradient steps (the paper's K); imaml has 16 unless told otherwise."""
+    """Inner gradient steps (the paper's K); the default of imaml is 16."""
     inner_lr: Positive = 0.1
-    """Inner learning rate, or the initial value of learned rates; anil has 0.5 unless told
-    otherwise."""
+    """Inner learning rate, or the initial value of learned rates; the default of anil is 0.5."""
     inner_lr_scale: Positive = 1.0
     """Factor of --inner-lr (10 in the paper's tenfold experiment)."""
     order: Literal["second", "first"] = "second"
     """Whether the outer gradient passes through the inner gradients."""
     batch_norm: BatchNormMode = "auto"
     """Batch norm statistics of the queries: those of the support set (inductive), or those of all
-    queries of the task together (transductive, as in the paper); auto: inductive if the model can,
-    as conv4 and resnet12."""
+    queries of the task together (transductive, as in the paper); auto: inductive if the model
+    supports it, as conv4 and resnet12 do."""
     filters: Count = 48
     """Filters of each convolution of conv4."""
     activation: Activation = "leaky_relu"
@@ -278,8 +277,7 @@ class Settings(Declared):
     """What is measured: accuracy (the default for classes), loss (the default for other targets),
     mse, or an import path; repeat for more. The first one selects checkpoints."""
     metric_option: Options = {}
-    """Option of the metric, such as best=low; of the first one that is an import path; repeat for
-    more."""
+    """Option of the first metric that is an import path, such as best=low; repeat for more."""
     val_tasks: Count = 200
     """Validation tasks, the same after every epoch."""
     test_tasks: Count = 600
@@ -299,8 +297,8 @@ class Settings(Declared):
     takes memory that does not grow with --inner-steps; auto: keep if that takes at most 4 GiB on a
     CPU, 16 GiB on a GPU."""
     precision: Precision = "float32"
-    """Of convolutions and matrix products: float32, or bfloat16 (mixed precision), which is faster
-    on processors that have instructions for it and changes results."""
+    """Precision of convolutions and matrix products: float32 or bfloat16 (mixed precision), which
+    is faster on processors that have instructions for it, and changes results."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads of each process; 0: as many as PyTorch takes (OMP_NUM_THREADS, or all cores),
     shared out among several processes."""

@@ -44,7 +44,7 @@ class RayExecutor:
             import ray  # noqa: PLC0415
         except ModuleNotFoundError as error:
             raise ConfigError(
-                "the executor ray needs the package ray: pip install 'gradshare[ray]'"
+                "the executor ray needs the package ray; run `pip install ray`"
             ) from error
         self._ray: Any = ray
         self._address = address

@@ -33,7 +33,7 @@ def slurm_executor(folder: Path, name: str, settings: Mapping[str, Any]) -> Any:
         import submitit  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "the executor slurm needs the package submitit: pip install 'gradshare[slurm]'"
+            "the executor slurm needs the package submitit; run `pip install submitit`"
         ) from error
     for program in ("sbatch", "srun"):
         if shutil.which(program) is None:

@@ -142,7 +142,7 @@ class Chain(UpdateRule):
         **rules: the rules by name; None leaves one out.
 
     Raises:
-        ConfigError: there is no rule, or something that is not an `UpdateRule`.
+        ConfigError: no rule was given, or something that is not an `UpdateRule`.
     """
 
     def __init__(self, **rules: UpdateRule | None) -> None:

@@ -27,7 +27,7 @@ class GradientSharing(UpdateRule):
     Carried: `g_hat.k.NAME`, ĝ_k of each parameter, and `seen` (K,), whether there is a ĝ_k yet.
     Both are detached: an outer loss is differentiated through g_k of the same iteration, the norm
     included, and not through earlier iterations. A head that is repeated for each class of a task
-    has one ĝ_k for all classes: their mean.
+    has one ĝ_k for all classes: their mean, which is zero with cross entropy.
 
     Args:
         norm: the norm of Eq. 1, over all adapted tensors together ("global", as the paper's vector

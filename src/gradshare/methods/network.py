@@ -336,12 +336,14 @@ def _private(model: nn.Module, *, evaluation: bool) -> nn.Module:
 
 @functools.cache
 def _say_once(model: str, first: str, count: int) -> None:
+    if count == 1:
+        layers = f"layer {first!r} of {model} has"
+    else:
+        layers = f"{count} layers of {model}, such as {first!r}, have"
     log.warning(
-        "%d layers of %s have running statistics (the first is %r); they use the statistics of the "
-        "batch, since those of a task must not leak into the next",
-        count,
-        model,
-        first,
+        "%s running statistics; those of the batch are used instead, since those of a task must "
+        "not leak into the next",
+        layers,
     )
 
 

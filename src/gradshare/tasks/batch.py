@@ -31,7 +31,7 @@ class TaskBatch:
         support_x: (T, n, …) inputs to adapt on; a tensor, or a tuple or dictionary of tensors.
         support_y: (T, n, …) their targets: classes, or real values. Whole numbers become int64,
             which losses of torch need.
-        query_x: (T, q, …) inputs to be judged on after adaptation.
+        query_x: (T, q, …) inputs that are predicted after adaptation.
         query_y: (T, q, …) their targets.
         support_n: T numbers of support examples; None if all tasks have n.
         query_n: T numbers of queries; None if all tasks have q.

@@ -71,7 +71,7 @@ def open_dataset(
         name: "glyphs", "omniglot", "mini-imagenet", "cub", or the name that a folder of images was
             prepared under.
         data_root: where datasets are prepared.
-        image_size: in pixels; None is the size the field uses, or the one size that a dataset of
+        image_size: in pixels; None for the size that is usual, or the one size that a dataset of
             the user's own was prepared at.
         resize: see `ImageFormat`.
         progress: called after each class of glyphs that is drawn.
@@ -135,9 +135,9 @@ def prepare_dataset(
         data_root: where datasets are prepared.
         path: what to read: an archive or a folder, or a table of own images. None for glyphs.
         folder: read `path` as images of the user's own.
-        image_size: in pixels; None is the size the field uses.
+        image_size: in pixels; None for the size that is usual.
         resize: see `ImageFormat`.
-        seed: draws glyphs, or the splits of own images; None is 0. Other datasets take none.
+        seed: draws glyphs, or the splits of own images; None for 0. Other datasets take no seed.
         split: the shares of the classes for train, val and test, or the path of a file that names
             them; for own images.
         group: a regular expression that finds an image's group in its path; for own images.

@@ -165,7 +165,7 @@ class FeatureTasks(ClassTasks):
 
     @property
     def note(self) -> str | None:
-        """What must be said beside figures on these tasks."""
+        """A caveat printed with results on these tasks, or None."""
         return splits_note(self.store.name, self.store.source)
 
     def prepare(self, batch: TaskBatch) -> TaskBatch:

@@ -91,7 +91,7 @@ class ImageTasks:
 
     @property
     def note(self) -> str | None:
-        """What must be said beside figures on these tasks."""
+        """A caveat printed with results on these tasks, or None."""
         return splits_note(str(self.dataset), self.split.source)
 
     @cached_property

@@ -29,8 +29,7 @@ class TaskSource(Protocol):
     - `classes_of(index) -> tuple`: the names of a task's labels 0, 1, …, for the accuracy by class
       in the report of a comparison.
     - `dataset`: the name of the dataset, for reports of a test on another one than was trained on.
-    - `note`: a sentence to print beside figures on the tasks, such as that the splits were drawn by
-      chance; or None.
+    - `note`: a caveat printed with results, such as that the splits were drawn by chance; or None.
     - `replace(**changes) -> TaskSource`: the same data with other shots, ways or queries.
     """
 

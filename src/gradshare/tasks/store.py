@@ -178,8 +178,8 @@ class ImageStore:
 
 
 def splits_note(name: str, source: Mapping[str, Any]) -> str | None:
-    """What must be said beside figures on a dataset, given the record of where it came from: that
-    its splits were drawn, or have no validation classes. None if there is nothing to say.
+    """A caveat printed with results on a dataset, given the record of where it came from: that its
+    splits were drawn, or have no validation classes. None if there is nothing to say.
     """
     splits = str(source.get("splits"))
     said = splits.startswith("drawn") or splits == NO_VALIDATION

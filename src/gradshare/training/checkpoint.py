@@ -38,7 +38,7 @@ class Checkpoint:
         meta: the meta-parameters.
         carried: the rules' carried tensors (ĝ).
         progress: JSON: the run's identity and, unless it is an epoch's model alone, its status.
-        optimizer: the optimiser's state_dict; None of an epoch's model.
+        optimizer: the optimiser's state_dict; None in the model of an epoch.
     """
 
     meta: Tensors

@@ -42,10 +42,10 @@ class Run:
 
     Attributes:
         path: its folder.
-        learner: as it was trained, or None of a run that was opened without one.
-        source: of the training tasks, whose `prepare` is used; None of a run that was opened
+        learner: as it was trained; None if the run was opened without one.
+        source: of the training tasks, whose `prepare` is used; None if the run was opened
             without one.
-        validation: the source of the validation tasks; None of a run that was opened without it.
+        validation: the source of the validation tasks; None if the run was opened without it.
         metrics: by name.
         score: the metric that selected the checkpoints.
         history: one record for each completed epoch.

@@ -30,7 +30,7 @@ class Test:
         by_class: the ensemble's accuracy on each class, by name, as the mean over the tasks that
             have it. Empty unless the source names the classes of its tasks (`classes_of`).
         dataset: the name of the test tasks' dataset, if it is not that of the training tasks.
-        note: what must be said beside figures on the test tasks; empty if there is nothing.
+        note: a caveat printed with results on the test tasks; empty if there is none.
         predicted: of classes, the ensemble's label of each query, for the first `SAMPLE_TASKS`.
     """
 

@@ -52,13 +52,13 @@ def find_classes(
 
     Args:
         notes: what to read; how the splits were made and what was left out is noted there.
-        seed: deals classes to splits where nothing else says which is in which; None is 0.
-        split: see `ClassSplit`; None is `class_splits.SHARES`.
+        seed: draws the splits if nothing else gives them; None for 0.
+        split: see `ClassSplit`; None for `SHARES`.
         group: see `groups_in`.
 
     Raises:
         DataError: the images or their splits cannot be used, or an option would change nothing.
-        ConfigError: shares that do not add up to 1, or an expression that is none.
+        ConfigError: shares that do not add up to 1, or an invalid regular expression.
     """
     found, given = _in_table(notes.path) if is_table(notes.path) else _in_folders(notes)
     if given is None and isinstance(split, str | Path):
