@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal
@@ -12,11 +12,14 @@ from typing import Any, Literal
 import click
 from pydantic.fields import FieldInfo
 
-from gradshare.config.fields import Declared, HomePath, Size, home_path, option_name
+from gradshare.config.fields import LARGEST, Declared, HomePath, Size, home_path, option_name
 from gradshare.config.settings import RunConfig, heading_of, paper_settings
 from gradshare.config.text import key_and_value, read_yaml
 
 Command = Callable[..., None]
+
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+"""What pydantic's names of bounds mean."""
 
 DATA_ROOT_VARIABLE = "GRADSHARE_DATA_ROOT"
 
@@ -150,8 +153,10 @@ def _with_options(
 
 def _option(name: str, field: FieldInfo, default: Any) -> Callable[[Command], Command]:
     kind: Any = str if field.annotation == Size else field.annotation
+    bounds = [*field.metadata]
     while typing.get_origin(kind) in (typing.Union, UnionType, typing.Annotated):  # of X | None, X
-        kind = typing.get_args(kind)[0]
+        kind, *others = typing.get_args(kind)
+        bounds += [bound for other in others for bound in getattr(other, "metadata", ())]
     flag, origin = option_name(name), typing.get_origin(kind)
     more: dict[str, Any] = {"type": {int: int, float: float, Path: UserPath()}.get(kind, str)}
     if kind is bool:
@@ -174,4 +179,16 @@ def _option(name: str, field: FieldInfo, default: Any) -> Callable[[Command], Co
     more |= {"required": True} if field.is_required() else {"default": None}
     has_default = not field.is_required() and default not in (None, (), {})
     shown = f"  [default: {default}]" if has_default else ""
+    if limits := _limits(bounds):
+        shown += f"  [{limits}]"
     return click.option(flag, name, help=f"{field.description}{shown}", **more)
+
+
+def _limits(bounds: Iterable[Any]) -> str:
+    """The bounds of a number in words, such as "at least 1, at most 65535"."""
+    return ", ".join(
+        f"{words} {limit}"
+        for bound in bounds
+        for name, words in _BOUNDS.items()
+        if (limit := getattr(bound, name, LARGEST)) != LARGEST
+    )
