@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import click
 from pydantic.fields import FieldInfo
@@ -69,9 +69,12 @@ class Launch(Declared):
     preset: Literal["paper"] | None = None
     """Start from the paper's settings for --dataset and --task-batch."""
 
-    def from_file(self) -> dict[str, Any]:
-        """The settings in the file."""
-        return {} if self.config is None else read_yaml(self.config)
+    def with_file(self) -> tuple[Self, dict[str, Any]]:
+        """These options with those that only the file has, and the settings in the file."""
+        settings = {} if self.config is None else read_yaml(self.config)
+        own = settings.keys() & (type(self).model_fields.keys() - {"config"})
+        options = {name: settings.pop(name) for name in own}
+        return type(self)(**{**options, **self.model_dump(exclude_unset=True)}), settings
 
 
 def options_of(model: type[Declared]) -> Callable[[Command], Command]:

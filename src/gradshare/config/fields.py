@@ -321,6 +321,7 @@ _EXPECTED = {
     "dict_type": "must be a mapping, as {name: value}",
     "int_type": "must be a whole number",
     "is_instance_of": "must be a path",
+    "list_type": "must be a list",
     "string_type": "must be a text",
     "tuple_type": "must be a text or a list of texts",
 }
