@@ -68,6 +68,11 @@ def test_what_needs_no_torch_does_not_import_it(code: str) -> None:
     assert in_a_new_process(f"{code}; import sys; print({heavy} & sys.modules.keys())") == "set()\n"
 
 
+def test_a_process_that_trains_does_not_import_matplotlib() -> None:
+    code = "import gradshare.config.runs, gradshare.comparison.worker, sys"
+    assert in_a_new_process(f"{code}; print('matplotlib' in sys.modules)") == "False\n"
+
+
 @pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["train", "-h"]])
 def test_help_needs_no_torch(command: list[str]) -> None:
     code = f"""

@@ -16,14 +16,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import PIL
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gradshare.errors import DataError
@@ -92,6 +91,9 @@ def letters() -> tuple[Letter, ...]:
     Raises:
         DataError: a font is missing from matplotlib's installation.
     """
+    # Here, since it takes a moment, and only glyphs that are drawn need it.
+    from matplotlib.ft2font import FT2Font  # noqa: PLC0415
+
     split_of = {script: split for split in SPLITS for script in SCRIPTS[split]}
     order = list(split_of)
     faces_of: dict[int, list[str]] = {}
@@ -146,7 +148,7 @@ def source(seed: int) -> dict[str, Any]:
         "seed": seed,
         "samples": SAMPLES,
         "pillow": PIL.__version__,
-        "matplotlib": matplotlib.__version__,
+        "matplotlib": version("matplotlib"),
         "numpy": np.__version__,
         "unicode": unicodedata.unidata_version,
         "faces": list(FACES),
@@ -155,6 +157,8 @@ def source(seed: int) -> dict[str, Any]:
 
 
 def _font_path(face: str) -> Path:
+    import matplotlib  # noqa: PLC0415
+
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
     if not path.is_file():
         raise DataError(f"glyphs needs the font {path}, which is missing; reinstall matplotlib")
