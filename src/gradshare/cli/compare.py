@@ -157,7 +157,7 @@ def report_command(comparison: Path) -> None:
 
 
 def _warn_of_unused(settings: Mapping[str, Any], names: Collection[str], plan: Plan) -> None:
-    """Print which of the settings that arms have of their own no arm has as the file says."""
+    """Warn of each setting of a file, among some by name, whose value no arm has."""
     found = {name: settings[name] for name in names if name in settings}
     said = RunConfig(**found)
     for name in found:
