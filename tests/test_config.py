@@ -310,7 +310,7 @@ def test_plain_values_are_read_by_yaml_1_2(text: str, value: object, tmp_path: P
         ("task_batch: 1e30", "--task-batch 1e+30: must be a whole number"),
         (
             "task_batch: 100000000000000000000",
-            "--task-batch 100000000000000000000: must be less than 2147483648",
+            "--task-batch 100000000000000000000: must be less than or equal to 2147483647",
         ),
     ],
 )

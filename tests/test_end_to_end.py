@@ -83,20 +83,23 @@ def some_glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-# Chance is 0.2. Before training ANIL has 0.24, and the others from 0.28 to 0.38, since they adapt.
-# So few iterations change little for iMAML, which is only held to more than chance.
-LEAST_ACCURACY = {"anil": 0.28, "imaml": 0.25}
+# Chance is 0.2. Before training ANIL has 0.24, iMAML with these options 0.39, and the others from
+# 0.28 to 0.38, since they adapt.
+LEAST_ACCURACY = {"anil": 0.28, "imaml": 0.44}
+# With its own two iMAML learns too little in so few iterations.
+OPTIONS = {"imaml": ["--method-option", "strength=0.5", "--method-option", "cg_steps=1"]}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", REGISTERED["method"])
-def test_each_method_learns_glyphs_with_its_own_defaults(
+def test_each_method_learns_glyphs(
     method: str, some_glyphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = "--dataset glyphs --image-size 16 --filters 8 --epochs 1 --iterations-per-epoch 30"
     words += " --shots 3 --queries 5 --outer-lr 0.01 --val-tasks 8 --test-tasks 40 --threads 1"
     where = ["--data-root", str(some_glyphs), "--out", str(tmp_path / "run")]
-    assert program(monkeypatch, "train", "--method", method, *words.split(), *where) == 0
+    how = ["--method", method, *OPTIONS.get(method, [])]
+    assert program(monkeypatch, "train", *how, *words.split(), *where) == 0
     tested = open_run(tmp_path / "run").tested
     assert tested is not None
     assert tested["accuracy"].mean > LEAST_ACCURACY.get(method, 0.39)

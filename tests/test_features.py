@@ -399,6 +399,18 @@ def test_arms_are_compared_on_features_and_the_report_says_how_to_make_them(
     assert starts == ["supervised"] * 2
 
 
+def test_errors_name_a_dataset_of_features_and_not_that_of_its_images(root: Path) -> None:
+    too_many = RunConfig(**{**SETTINGS, "ways": 40}, data_root=root)
+    with pytest.raises(DataError, match="split 'train' of tiny-features has 12;"):
+        build(too_many)
+    train = build(RunConfig(**SETTINGS, data_root=root)).train
+    rows = torch.zeros(1, 3, WIDTH + 1)
+    labels = torch.zeros(1, 3, dtype=torch.int64)
+    batch = gs.TaskBatch(rows, labels, rows, labels)
+    with pytest.raises(DataError, match=f"the features in tiny-features have {WIDTH}; give"):
+        train.prepare(batch)  # type: ignore[attr-defined]
+
+
 def test_settings_of_images_are_refused_on_features(root: Path) -> None:
     config = RunConfig(**SETTINGS, data_root=root, pixel_scaling="unit")
     with pytest.raises(ConfigError, match="--pixel-scaling unit is for images, and --dataset"):

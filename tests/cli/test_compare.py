@@ -286,16 +286,75 @@ def test_methods_and_sweeps_that_mean_nothing_are_refused(
     assert str(error) == message
 
 
-@pytest.mark.parametrize("text", ["methods: maml", "methods: 3", "sweep: [0.1]"])
-def test_a_file_with_other_forms_of_methods_and_sweeps_is_refused(
-    text: str, called: tuple[list[str], dict[str, Any]], tmp_path: Path
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("methods: 3", "--methods 3: must be a text or a list of texts"),
+        ("sweep: [0.1]", "--sweep [0.1]: must be a mapping, as {name: value}"),
+        ("sweep: {inner_lr: 0.1}", "--sweep 0.1: must be a list"),
+        ("seeds: three", "--seeds 'three': must be a whole number"),
+        ("jobs: 0", "--jobs 0: must be greater than or equal to 1"),
+        ("config: other.yaml", "unknown setting 'config'; `gradshare train --help` has them all"),
+    ],
+)
+def test_an_option_in_a_file_is_checked_as_on_the_command_line(
+    text: str, message: str, called: tuple[list[str], dict[str, Any]], tmp_path: Path
 ) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(text, "utf-8")
     error = invoke([*called[0], "--config", str(file)])
     assert isinstance(error, ConfigError), error
-    assert str(error).startswith("--config: methods ")
-    assert "must be a list, as [maml, anil], and sweep" in str(error)
+    assert str(error) == message
+
+
+def test_a_file_may_hold_every_option_of_compare_and_the_command_line_wins(
+    called: tuple[list[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text("methods: maml,anil\nseeds: 3\njobs: 4\nretries: 2\nthreads: 2\n", "utf-8")
+    result = CliRunner().invoke(compare_command, [*called[0], "--config", str(file), "--jobs", "1"])
+    assert "maml, anil: 6 runs, " in result.output
+    assert (called[1]["at_a_time"], called[1]["retries"], called[1]["threads"]) == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        (
+            "method: protonet",
+            "--methods maml,anil",
+            "no arm has method 'protonet', as the file says; the arms are maml, anil",
+        ),
+        (
+            "fixed_lambda: 0.3",
+            "",
+            "no arm has fixed_lambda 0.3, as the file says; the arms are original, "
+            "gradient-sharing",
+        ),
+        (
+            "{rule: adam, sharing: true}",
+            "",
+            "no arm has sharing True, as the file says; the arms are original, adam",
+        ),
+        ("{method: anil, sharing: false}", "--methods maml,anil", None),
+        ("{method: anil, sharing: false}", "--method maml", None),
+        ("sharing_control: rate-control", "--control", None),
+    ],
+)
+def test_what_a_file_says_of_an_arm_that_is_not_compared_is_said(
+    text: str,
+    words: str,
+    expected: str | None,
+    called: tuple[list[str], dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(text, "utf-8")
+    words_given = [*called[0], "--config", str(file), *words.split()]
+    result = CliRunner().invoke(compare_command, words_given)
+    assert isinstance(result.exception, CalledError), result.exception
+    said = [line for line in result.output.splitlines() if line.startswith("warning: ")]
+    assert said == ([] if expected is None else [f"warning: {expected}"])
 
 
 def test_values_of_a_sweep_get_the_type_of_the_setting(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from gradshare.cli import cli
 from gradshare.cli.compare import compare_command
 from gradshare.cli.data import data
 from gradshare.cli.options import UserPath
@@ -63,6 +65,35 @@ def test_the_data_root_is_a_folder(tmp_path: Path) -> None:
 def test_the_help_says_which_repeated_options_are_paths() -> None:
     output = CliRunner().invoke(predict_command, ["--help"]).output
     assert "--query PATH" in output and "--out PATH" in output
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("serve", "Port to listen at. [default: 7860] [at least 1, at most 65535]"),
+        ("evaluate", "Inner steps. [default: the run's] [at least 0, at most 10000]"),
+        ("predict", "such as 0.05. [above 0, below 1]"),
+        ("train", "Query examples of each class. [default: 15] [at least 1]"),
+    ],
+)
+def test_the_help_of_a_number_says_its_bounds(command: str, expected: str) -> None:
+    output = CliRunner().invoke(cli, [command, "--help"]).output
+    assert expected in " ".join(output.split())  # which is broken into lines
+
+
+def test_the_help_of_every_number_of_every_command_says_its_bounds() -> None:
+    context = click.Context(cli)
+    commands = [cli.get_command(context, name) for name in cli.list_commands(context)]
+    commands += data.commands.values()
+    numbers = [
+        parameter
+        for command in commands
+        for parameter in getattr(command, "params", ())
+        if parameter.type in (click.INT, click.FLOAT)
+    ]
+    assert len(numbers) > 50
+    for number in numbers:
+        assert re.search(r"\[(at least|above) [\d.]+", number.help), number.name
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

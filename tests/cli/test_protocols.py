@@ -14,6 +14,7 @@ import torch
 import gradshare as gs
 from gradshare.config import RunConfig, build, open_run, stored
 from gradshare.errors import ConfigError, DataError
+from gradshare.tasks.source import other_dataset
 from tests.cli.test_evaluate import other_images
 from tests.cli.test_runs import Program, options, program
 
@@ -223,6 +224,7 @@ def test_features_of_another_dataset_are_standardised_as_in_training(root: Path)
     settings = {"ways": 4, "queries": 4, "data_root": root, "dataset": "tiny-rows"}
     parts = build(RunConfig(**settings, test_dataset="dark-rows"))
     assert parts.test is not None
+    assert other_dataset(parts.train, parts.test) == "dark-rows"
     own = build(RunConfig(**{**settings, "ways": 3, "dataset": "dark-rows"})).test
     assert own is not None
     batch = own.batch([0])
@@ -233,9 +235,9 @@ def test_features_of_another_dataset_are_standardised_as_in_training(root: Path)
         ("dark", "--test-dataset dark holds images, and the run takes features"),
         (
             "seven",
-            "the features of dark are of the backbone tests.own_backbones:toy, and those of tiny "
-            "of another (tests.own_backbones:toy) or of other preprocessing; make both alike with "
-            "`gradshare data features`",
+            "the features in seven are of the backbone tests.own_backbones:toy, and those in "
+            "tiny-rows of another (tests.own_backbones:toy) or of other preprocessing; make both "
+            "alike with `gradshare data features`",
         ),
     ):
         with pytest.raises(ConfigError) as error:

@@ -25,6 +25,7 @@ from gradshare.cli.options import read_config
 from gradshare.cli.train import train_command
 from gradshare.config import stored
 from gradshare.config.text import read_yaml
+from gradshare.tasks import glyphs
 from tests import own
 from tests.cli.test_runs import Program, options, program
 from tests.conftest import prepare_tiny
@@ -432,6 +433,30 @@ def test_a_dry_run_with_a_test_on_another_dataset_draws_no_glyphs_into_the_data_
     assert (status, err) == (0, "")
     assert out.startswith("layout ")
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["tiny"]
+
+
+@pytest.mark.usefixtures("few_glyphs")
+@pytest.mark.parametrize(("dataset", "other"), [("glyphs", "tiny"), ("tiny", "glyphs")])
+def test_a_dry_run_reads_the_glyphs_that_are_prepared(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, other: str
+) -> None:
+    root = tmp_path / "data"
+    prepare_tiny(root)
+    gs.prepare_dataset("glyphs", root, image_size=16)
+    monkeypatch.setattr(glyphs, "generate", lambda *_: pytest.fail("glyphs are drawn again"))
+    settings = {**OWN, "dataset": dataset, "test_dataset": other, "data_root": root, "filters": 4}
+    size = {"image_size": 16} if dataset == "glyphs" else {}
+    status, out, err = program("train", "--dry-run", *options({**settings, **size}))
+    assert (status, err) == (0, "")
+    assert out.startswith("layout ")
+
+
+def test_the_output_folder_may_be_in_the_file(program: Program, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"out: {tmp_path}\n", "utf-8")
+    status, _, err = program("train", "--config", str(file))
+    assert status == 1
+    assert err.startswith(f"error: the output folder {tmp_path} already holds 'run.yaml'; choose")
 
 
 def test_a_run_that_diverges_is_a_result(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from gradshare.cli.options import (
     run_options,
 )
 from gradshare.comparison.compare import Comparison, run_plan
+from gradshare.comparison.plan import Plan
 from gradshare.comparison.report import write_report
 from gradshare.comparison.results import load_results
 from gradshare.config.comparing import plan_of, settings_shown
@@ -82,8 +84,7 @@ def compare_command(asked: Compare, **options: Any) -> None:
 
     All arms are trained on the same tasks from the same initialisation.
     """
-    from_file = asked.from_file()
-    asked = Compare(**{**_in_file(from_file), **asked.model_dump(exclude_unset=True)})
+    asked, from_file = asked.with_file()
     for option, readers in (
         ("ray_address", ["ray"]),
         ("slurm", ["slurm"]),
@@ -112,6 +113,7 @@ def compare_command(asked: Compare, **options: Any) -> None:
     plan = plan_of(
         runs, control=asked.control, seeds=asked.seeds, methods=asked.methods, sweep=asked.sweep
     )
+    _warn_of_unused(from_file, [*ARM_FIELDS, "method"] if asked.methods else ARM_FIELDS, plan)
     plan = replace(plan, threads=config.threads or asked.cpus or 0)
     for arm, seed in plan.runs if asked.resume == "auto" else ():
         own = RunConfig(**{**plan.settings[arm], "seed": seed})
@@ -154,18 +156,18 @@ def report_command(comparison: Path) -> None:
     _show(Comparison(home, results))
 
 
-def _in_file(settings: dict[str, Any]) -> dict[str, Any]:
-    """The methods and the sweep of a file, which are taken out of its settings."""
-    found: dict[str, Any] = {
-        name: settings.pop(name) for name in ("methods", "sweep") if name in settings
-    }
-    methods, sweep = found.get("methods", []), found.get("sweep", {})
-    if not isinstance(methods, list) or not isinstance(sweep, dict):
-        raise ConfigError(
-            f"--config: methods {methods!r} must be a list, as [maml, anil], and sweep {sweep!r} a "
-            "mapping of lists, as {inner_lr: [0.03, 0.1]}"
-        )
-    return found
+def _warn_of_unused(settings: Mapping[str, Any], names: Collection[str], plan: Plan) -> None:
+    """Warn of each setting of a file, among some by name, whose value no arm has."""
+    found = {name: settings[name] for name in names if name in settings}
+    said = RunConfig(**found)
+    for name in found:
+        value = getattr(said, name)
+        if all(arm[name] != value for arm in plan.settings.values()):
+            arms = escaped(", ".join(plan.arms))
+            click.echo(
+                f"warning: no arm has {name} {value!r}, as the file says; the arms are {arms}",
+                err=True,
+            )
 
 
 def _executor(asked: Compare, threads: int) -> Any:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import click
 import torch
+from pydantic import Field
 from rich.console import Console
 
-from gradshare.cli.options import UserPath, read_config, run_options
-from gradshare.config.fields import MOST_STEPS
+from gradshare.cli.options import UserPath, options_of, read_config, run_options
+from gradshare.config.fields import MOST_STEPS, Declared
 from gradshare.config.metrics import metrics_of
 from gradshare.config.parts import Parts, build, tests_of_another
 from gradshare.config.runs import folder_of, stored
@@ -34,46 +35,42 @@ CHANGED = (
 """The settings of a run that a test may have others of."""
 
 
+class Evaluate(Declared):
+    """What `gradshare evaluate` takes beside settings of the run."""
+
+    steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] | None = None
+    """Inner steps.  [default: the run's]"""
+    sharing_control: Literal["forgotten"] | None = None
+    """forgotten: test with ĝ = 0, without the gradients of other tasks.  [default: the run's]"""
+    dataset: str | None = None
+    """Test on another dataset: the name of a prepared one, or an import path. Images are normalised
+    as in training.  [default: the run's]"""
+    calibration: bool = False
+    """Also measure how far the classifier's probabilities, prediction sets and rejections hold when
+    they are calibrated on validation tasks."""
+
+
 @click.command(name="evaluate")
 @click.argument("run", type=UserPath())
 @run_options(CHANGED, default="the run's")
-@click.option(
-    "--steps", type=click.IntRange(0, MOST_STEPS), help="Inner steps.  [default: the run's]"
-)
-@click.option(
-    "--sharing-control",
-    type=click.Choice(["forgotten"]),
-    help="forgotten: test with ĝ = 0, without the gradients of other tasks.  [default: the run's]",
-)
-@click.option(
-    "--dataset",
-    help="Test on another dataset: the name of a prepared one, or an import path. Images are "
-    "normalised as in training.  [default: the run's]",
-)
-@click.option(
-    "--calibration",
-    is_flag=True,
-    help="Also measure how far the classifier's probabilities, prediction sets and rejections hold "
-    "when they are calibrated on validation tasks.",
-)
-def evaluate_command(
-    run: Path, steps: int | None, dataset: str | None, calibration: bool, **options: Any
-) -> None:
+@options_of(Evaluate)
+def evaluate_command(run: Path, asked: Evaluate, **options: Any) -> None:
     """Test the best checkpoints of a RUN.
 
     They are tested as one ensemble, and the best one alone. If the tasks are those of the test at
     the end of the run, the difference from it is printed too, paired by task.
     """
-    asked = read_config({}, None, options)
+    dataset, control = asked.dataset, asked.sharing_control
+    changes = read_config({}, None, {**options, "sharing_control": control})
 
     def given(*names: str) -> dict[str, Any]:
-        return {name: getattr(asked, name) for name in names if name in asked.model_fields_set}
+        return {name: getattr(changes, name) for name in names if name in changes.model_fields_set}
 
     run = folder_of(run)
     sizes, adapting = given("ways", "shots"), given("batch_norm", "sharing_control")
     config = stored(run)
     resized = config.model_copy(update=sizes)
-    if calibration and tuple in (type(resized.ways), type(resized.shots)):
+    if asked.calibration and tuple in (type(resized.ways), type(resized.shots)):
         raise ConfigError(
             "--calibration is for tasks of one size, and these vary in ways or shots; give numbers "
             "as --ways and --shots"
@@ -94,7 +91,8 @@ def evaluate_command(
         if adapting:
             layout = Layout(**RunFolder(run).contents()["layout"])
             opened.learner = layout.applied(build(config.model_copy(update=adapting)).learner)
-        how: dict[str, Any] = {"tasks": options["test_tasks"] or config.test_tasks, "steps": steps}
+        tasks = options["test_tasks"] or config.test_tasks
+        how: dict[str, Any] = {"tasks": tasks, "steps": asked.steps}
         if metric := given("metric"):
             other = config.model_copy(update={**metric, "metric_option": {}})
             how["metrics"] = metrics_of(other, parts.learner, parts.train)
@@ -102,18 +100,18 @@ def evaluate_command(
         if sizes:
             source = _replaced(source, sizes)
         members = options["ensemble"] or min(config.ensemble, len(opened.history))
-        if calibration:  # before the test, since a run on other targets has none
+        if asked.calibration:  # before the test, since a run on other targets has none
             from gradshare.classifier.calibration import measured_on  # noqa: PLC0415
             from gradshare.classifier.trained import Trained  # noqa: PLC0415
 
             trained = Trained(opened, members, config.device)
-        with Console().status(f"testing on {how['tasks']} tasks"):
+        with Console().status(f"testing on {tasks} tasks"):
             together = opened.evaluate(source, ensemble=members, **how)
             click.echo(f"Ensemble: {together}")
             click.echo(f"Best checkpoint: {opened.evaluate(source, **how)}")
-        if calibration:
+        if asked.calibration:
             validation = _replaced(parts.validation, sizes) if sizes else parts.validation
-            click.echo(str(measured_on(trained, validation, source, how["tasks"])))
+            click.echo(str(measured_on(trained, validation, source, tasks)))
     own = None if opened.test is None else opened.test.ensemble.get(together.score)
     if dataset is None and not sizes and own is not None:
         click.echo(_difference(together, own))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import click
 from pydantic.fields import FieldInfo
 
-from gradshare.config.fields import Declared, HomePath, Size, home_path, option_name
+from gradshare.config.fields import LARGEST, Declared, HomePath, Size, home_path, option_name
 from gradshare.config.settings import RunConfig, heading_of, paper_settings
 from gradshare.config.text import key_and_value, read_yaml
 
 Command = Callable[..., None]
+
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+"""What pydantic's names of bounds mean."""
 
 DATA_ROOT_VARIABLE = "GRADSHARE_DATA_ROOT"
 
@@ -66,9 +69,12 @@ class Launch(Declared):
     preset: Literal["paper"] | None = None
     """Start from the paper's settings for --dataset and --task-batch."""
 
-    def from_file(self) -> dict[str, Any]:
-        """The settings in the file."""
-        return {} if self.config is None else read_yaml(self.config)
+    def with_file(self) -> tuple[Self, dict[str, Any]]:
+        """These options with those that only the file has, and the settings in the file."""
+        settings = {} if self.config is None else read_yaml(self.config)
+        own = settings.keys() & (type(self).model_fields.keys() - {"config"})
+        options = {name: settings.pop(name) for name in own}
+        return type(self)(**{**options, **self.model_dump(exclude_unset=True)}), settings
 
 
 def options_of(model: type[Declared]) -> Callable[[Command], Command]:
@@ -150,8 +156,10 @@ def _with_options(
 
 def _option(name: str, field: FieldInfo, default: Any) -> Callable[[Command], Command]:
     kind: Any = str if field.annotation == Size else field.annotation
+    bounds = [*field.metadata]
     while typing.get_origin(kind) in (typing.Union, UnionType, typing.Annotated):  # of X | None, X
-        kind = typing.get_args(kind)[0]
+        kind, *others = typing.get_args(kind)
+        bounds += [bound for other in others for bound in getattr(other, "metadata", ())]
     flag, origin = option_name(name), typing.get_origin(kind)
     more: dict[str, Any] = {"type": {int: int, float: float, Path: UserPath()}.get(kind, str)}
     if kind is bool:
@@ -174,4 +182,16 @@ def _option(name: str, field: FieldInfo, default: Any) -> Callable[[Command], Co
     more |= {"required": True} if field.is_required() else {"default": None}
     has_default = not field.is_required() and default not in (None, (), {})
     shown = f"  [default: {default}]" if has_default else ""
+    if limits := _limits(bounds):
+        shown += f"  [{limits}]"
     return click.option(flag, name, help=f"{field.description}{shown}", **more)
+
+
+def _limits(bounds: Iterable[Any]) -> str:
+    """The bounds of a number in words, such as "at least 1, at most 65535"."""
+    return ", ".join(
+        f"{words} {limit}"
+        for bound in bounds
+        for name, words in _BOUNDS.items()
+        if (limit := getattr(bound, name, LARGEST)) != LARGEST
+    )

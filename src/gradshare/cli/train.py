@@ -30,7 +30,8 @@ def train_command(asked: Train, **options: Any) -> None:
     A dataset, model, method, rule, loss or metric of your own is given by its import path:
     package.module:Name or file.py:Name, with its options as --model-option KEY=VALUE.
     """
-    config = read_config(asked.from_file(), asked.preset, options)
+    asked, settings = asked.with_file()
+    config = read_config(settings, asked.preset, options)
     resume = asked.resume == "auto"
     if asked.dry_run:
         # A run that is to be continued may have its folder.
@@ -67,6 +68,7 @@ def _estimate(config: RunConfig, out: Path | None) -> None:
     import torch  # noqa: PLC0415
 
     from gradshare.config.parts import build, tests_of_another  # noqa: PLC0415
+    from gradshare.tasks import ImageTasks  # noqa: PLC0415
     from gradshare.tasks.datasets import is_prepared  # noqa: PLC0415
     from gradshare.training.dry_run import dry_run  # noqa: PLC0415
     from gradshare.training.launch import threads, torchrun_size  # noqa: PLC0415
@@ -79,14 +81,18 @@ def _estimate(config: RunConfig, out: Path | None) -> None:
     keep_freed_memory()
     count = config.threads or torch.get_num_threads()
     with tempfile.TemporaryDirectory() as scratch, threads(count):
-        here = config.dataset, config.data_root, config.image_size, config.resize
-        elsewhere, other = config.model_copy(update={"data_root": scratch}), config.test_dataset
-        drawn = config.dataset == "glyphs" and not is_prepared(*here)
-        alone = (elsewhere if drawn else config).model_copy(update={"test_dataset": None})
-        parts = build(alone)
-        test = parts.test
+
+        def reading(dataset: str, size: int | None) -> RunConfig:
+            """The configuration; glyphs that its data root lacks are drawn into another."""
+            here = config.data_root, size, config.resize
+            lacks = dataset == "glyphs" and not is_prepared(dataset, *here)
+            return config.model_copy(update={"data_root": scratch} if lacks else {})
+
+        alone = reading(config.dataset, config.image_size)
+        parts = build(alone.model_copy(update={"test_dataset": None}))
+        test, other = parts.test, config.test_dataset
         if other is not None:
-            place = elsewhere if other == "glyphs" else config
-            test = tests_of_another(place, "--test-dataset", other, parts.train)
+            size = parts.train.form.size if isinstance(parts.train, ImageTasks) else None
+            test = tests_of_another(reading(other, size), "--test-dataset", other, parts.train)
         sources = (parts.train, parts.validation, test)
         click.echo(dry_run(parts.learner, sources, parts.options, out))

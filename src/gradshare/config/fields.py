@@ -35,6 +35,9 @@ Start = Literal["random", "supervised"]
 Augmentation = Literal["flip", "crop", "colour"]
 SEEDS = 2**22
 
+LARGEST = 2**31 - 1
+"""The bound of counts that have no other."""
+
 MOST_STEPS = 10_000
 """Inner steps; one task of more would take minutes."""
 
@@ -81,17 +84,17 @@ def _size(least: int) -> BeforeValidator:
         given = value.split("-") if isinstance(value, str) else value
         given = given if isinstance(given, list | tuple) else [given]
         bounds: Any = [int(b) if isinstance(b, str) and b.strip().isdecimal() else b for b in given]
-        whole = all(type(b) is int and least <= b < 2**31 for b in bounds)
+        whole = all(type(b) is int and least <= b <= LARGEST for b in bounds)
         if not whole or len(bounds) not in (1, 2) or bounds[0] > bounds[-1]:
             raise ValueError(
-                f"give a whole number from {least} to {2**31 - 1}, or a range such as 5-20"
+                f"give a whole number from {least} to {LARGEST}, or a range such as 5-20"
             )
         return bounds[0] if bounds[0] == bounds[-1] else tuple(bounds)
 
     return BeforeValidator(validated)
 
 
-Count = Annotated[int, Field(ge=1, lt=2**31)]
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Span = Annotated[str, BeforeValidator(_span)]
@@ -169,7 +172,7 @@ class Settings(Declared):
     changes that leave the labels right."""
 
     ways: Annotated[Size, _size(2)] = 5
-    """Classes in a task; of a range such as 5-20 each task draws its own number, which
+    """Classes in a task, at least 2; of a range such as 5-20 each task draws its own number, which
     unicorn-maml, proto-maml and protonet can take."""
     shots: Annotated[Size, _size(1)] = 1
     """Support examples of each class, or a range such as 1-5."""
@@ -316,6 +319,7 @@ _EXPECTED = {
     "dict_type": "must be a mapping, as {name: value}",
     "int_type": "must be a whole number",
     "is_instance_of": "must be a path",
+    "list_type": "must be a list",
     "string_type": "must be a text",
     "tuple_type": "must be a text or a list of texts",
 }

@@ -113,6 +113,12 @@ class FeatureStore(BaseModel):
             ) from error
         return store.model_copy(update={"path": path})
 
+    @property
+    def label(self) -> str:
+        """The name of the folder, which is the name that `gradshare data features` was given."""
+        path = self.path.absolute()
+        return path.parent.name if path.name == FORM else path.name
+
 
 class FeatureTasks(ClassTasks):
     """N-way few-shot tasks from one split of a `FeatureStore`.
@@ -131,7 +137,7 @@ class FeatureTasks(ClassTasks):
 
     def __init__(self, store: FeatureStore, split: str, **sizes: Any) -> None:
         self.store = store
-        self._name = f"split {split!r} of the features of {store.name}"
+        self._name = f"split {split!r} of {store.label}"
         x, y, groups = load(store.path / split)
         super().__init__(x, y, groups=groups, **sizes)
 
@@ -142,8 +148,8 @@ class FeatureTasks(ClassTasks):
 
     @property
     def dataset(self) -> str:
-        """The dataset that the images are of."""
-        return self.store.name
+        """The name of the dataset of features."""
+        return self.store.label
 
     def standardised_as(self, other: FeatureTasks) -> FeatureTasks:
         """The same tasks, standardised as others of the same backbone.
@@ -154,9 +160,9 @@ class FeatureTasks(ClassTasks):
         mine, theirs = self.store.backbone, other.store.backbone
         if (mine.sha256, mine.preprocessing) != (theirs.sha256, theirs.preprocessing):
             raise ConfigError(
-                f"the features of {self.store.name} are of the backbone {mine.name}, and those of "
-                f"{other.store.name} of another ({theirs.name}) or of other preprocessing; make "
-                "both alike with `gradshare data features`"
+                f"the features in {self.dataset} are of the backbone {mine.name}, and those in "
+                f"{other.dataset} of another ({theirs.name}) or of other preprocessing; make both "
+                "alike with `gradshare data features`"
             )
         changed = copy.copy(self)
         statistics = {"mean": other.store.mean, "std": other.store.std}
@@ -166,7 +172,7 @@ class FeatureTasks(ClassTasks):
     @property
     def note(self) -> str | None:
         """A caveat printed with results on these tasks, or None."""
-        return splits_note(self.store.name, self.store.source)
+        return splits_note(self.dataset, self.store.source)
 
     def prepare(self, batch: TaskBatch) -> TaskBatch:
         """Standardise the rows. Raise DataError if their length is not that of the store's."""
@@ -175,8 +181,8 @@ class FeatureTasks(ClassTasks):
         def standardised(rows: Tensor) -> Tensor:
             if rows.shape[-1] != len(store.mean):
                 raise DataError(
-                    f"rows of {rows.shape[-1]} numbers were given, and the features of "
-                    f"{store.name} have {len(store.mean)}; give what the same backbone gives"
+                    f"rows of {rows.shape[-1]} numbers were given, and the features in "
+                    f"{store.label} have {len(store.mean)}; give what the same backbone gives"
                 )
             return (rows - rows.new_tensor(store.mean)) / rows.new_tensor(store.std)
 

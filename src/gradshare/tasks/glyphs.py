@@ -16,14 +16,13 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import PIL
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gradshare.errors import DataError
@@ -76,6 +75,9 @@ def letters() -> tuple[Letter, ...]:
     Raises:
         DataError: a font is missing from matplotlib's installation.
     """
+    # Here, since it takes a moment, and only glyphs that are drawn need it.
+    from matplotlib.ft2font import FT2Font  # noqa: PLC0415
+
     faces_of: dict[int, list[str]] = {}
     for face in FACES:
         for codepoint in FT2Font(str(_font_path(face))).get_charmap():
@@ -121,12 +123,14 @@ def source(seed: int) -> dict[str, Any]:
         "seed": seed,
         "samples": SAMPLES,
         "pillow": PIL.__version__,
-        "matplotlib": matplotlib.__version__,
+        "matplotlib": version("matplotlib"),
         "numpy": np.__version__,
     }
 
 
 def _font_path(face: str) -> Path:
+    import matplotlib  # noqa: PLC0415
+
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
     if not path.is_file():
         raise DataError(f"glyphs needs the font {path}, which is missing; reinstall matplotlib")
