@@ -11,23 +11,27 @@ import torch
 from torch import nn
 
 import gradshare as gs
-from gradshare.inner_loop import Tensors
 
 
 class Momentum(gs.UpdateRule):
     """Momentum with one learned coefficient for each inner step."""
 
-    def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
+    def init(self, params: gs.Tensors, steps: int) -> tuple[gs.Tensors, gs.Tensors]:
         """β = 0.5, learned by the outer loop; nothing is carried from iteration to iteration."""
         return {"beta": torch.full((steps,), 0.5)}, {}
 
-    def start(self, params: Tensors) -> Tensors:
+    def start(self, params: gs.Tensors) -> gs.Tensors:
         """Each task starts at rest."""
         return {name: torch.zeros_like(p) for name, p in params.items()}
 
     def update(
-        self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: gs.Step
-    ) -> tuple[Tensors, Tensors, Tensors]:
+        self,
+        gradients: gs.Tensors,
+        meta: gs.Tensors,
+        carried: gs.Tensors,
+        task: gs.Tensors,
+        step: gs.Step,
+    ) -> tuple[gs.Tensors, gs.Tensors, gs.Tensors]:
         """v ← β_k v + ∇, and the step is v."""
         velocity = {n: meta["beta"][step.k] * task[n] + g for n, g in gradients.items()}
         return velocity, carried, velocity

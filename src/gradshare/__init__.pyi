@@ -24,6 +24,7 @@ from .inner_loop import Momentum as Momentum
 from .inner_loop import RateControl as RateControl
 from .inner_loop import RMSprop as RMSprop
 from .inner_loop import Step as Step
+from .inner_loop import Tensors as Tensors
 from .inner_loop import UpdateRule as UpdateRule
 from .inner_loop import adapt as adapt
 from .inner_loop import sum_over_local_tasks as sum_over_local_tasks
