@@ -168,9 +168,10 @@ def _tried(
         ).losses
 
     with torch.no_grad():
+        found = losses(batch)
         # A rule may mix tasks without `sum_over_tasks`: by a mean over the first dimension.
         alike = batch.map(lambda t: t[:1].repeat_interleave(len(t), 0))
-        mixed = not torch.allclose(losses(batch)[0], losses(alike)[0], equal_nan=True)
+        mixed = len(batch) > 1 and not torch.allclose(found[0], losses(alike)[0], equal_nan=True)
         if vmap:
             tried.predict(meta, tried.adapt(meta, carried, batch), batch)
     separate = (
