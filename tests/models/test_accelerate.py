@@ -166,7 +166,7 @@ def meta_gradient(
         else nullcontext()
     ):
         learner = gs.maml(model, steps=2, inner_lr=0.1, **options)
-    meta, carried = learner.init()
+        meta, carried = learner.init()  # which copies the model again
     losses = learner.outer_step(meta, carried, tasks, iteration=0).objective
     gradients = torch.autograd.grad(losses.sum(), list(meta.values()))
     return dict(zip(meta, gradients, strict=True))
