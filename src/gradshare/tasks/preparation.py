@@ -80,13 +80,15 @@ class Preparation:
     def require_use(self, name: str, data_root: Path) -> None:
         """Raise DataError if an argument would change nothing, or the path is not there."""
         path, is_drawn = self.path, name == GLYPHS.name
-        given = {*self.record, *(["resize"] if self.resize != "stretch" else [])}
-        unread = {"split", "group"} | ({"from", "resize", "skip_bad"} if is_drawn else {"seed"})
-        if not self.folder and (unused := sorted(given & unread)):
-            raise DataError(
-                f"--{unused[0].replace('_', '-')} changes nothing about dataset {name!r}, which is "
-                f"{'drawn' if is_drawn else 'read in its published split'}; leave it out"
-            )
+        if not self.folder:  # whose record takes a walk over all files
+            given = {*self.record, *(["resize"] if self.resize != "stretch" else [])}
+            unread = {"split", "group"} | ({"from", "resize", "skip_bad"} if is_drawn else {"seed"})
+            if unused := sorted(given & unread):
+                raise DataError(
+                    f"--{unused[0].replace('_', '-')} changes nothing about dataset {name!r}, "
+                    f"which is {'drawn' if is_drawn else 'read in its published split'}; leave it "
+                    "out"
+                )
         if path is None and not is_drawn:
             raise DataError(
                 f"dataset {name!r} is read from a file or folder; give its path (--from PATH), or "
