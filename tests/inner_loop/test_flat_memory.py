@@ -70,7 +70,7 @@ def kept_bytes(steps: int, count: int, *, recompute: bool) -> int:
             self.tensor = tensor
 
     def pack(tensor: Tensor) -> Kept:
-        kept = Kept(tensor)
+        kept = Kept(tensor.detach())  # with its own node the graph would never be freed
         alive.add(kept)
         return kept
 
