@@ -127,7 +127,7 @@ def open_run(
         device: as in `fit`.
 
     Raises:
-        RunError: there is no run, or it has another learner.
+        RunError: the folder holds no run, or one of another learner.
         ConfigError: the run's `config.yaml` cannot be read.
     """
     home = RunFolder(folder_of(path))
@@ -154,7 +154,7 @@ def stored(path: str | Path) -> RunConfig:
     """The configuration of a run's folder.
 
     Raises:
-        RunError: there is no run, or it was started from objects or with other settings.
+        RunError: the folder holds no run, or one started from objects or with other settings.
     """
     home = RunFolder(Path(path).expanduser())
     began = home.contents().get("settings")

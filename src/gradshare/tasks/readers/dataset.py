@@ -34,7 +34,7 @@ class FoundClass:
 
 @dataclass
 class Notes:
-    """What a reader is given, and what it notes about the images that it finds.
+    """The path that a reader reads, and its notes about the images there.
 
     Attributes:
         path: of the file or folder to read.
