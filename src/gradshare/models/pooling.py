@@ -25,7 +25,7 @@ from gradshare.models.derivatives import (
 FEWEST_CHANNELS = 8
 
 _max_pool = torch.ops.aten.max_pool2d_with_indices.default
-_max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
+_max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward.grad_input
 
 
 class MaxPool1d(nn.MaxPool1d):
@@ -97,10 +97,11 @@ class _MaxPoolBackward(torch.autograd.Function):
         order: torch.memory_format,
     ) -> Tensor:
         ctx.save_for_backward(indices)
-        # Only its shape and memory order are read.
-        x = torch.empty(shape, dtype=g.dtype, memory_format=order)
-        gradient: Tensor = _max_pool_backward(
-            g.contiguous(memory_format=order), x, *windows, indices
+        gradient = torch.empty(shape, dtype=g.dtype, memory_format=order)
+        # Of x only the shape and the memory order are read, so the result takes its place.
+        x = gradient
+        _max_pool_backward(
+            g.contiguous(memory_format=order), x, *windows, indices, grad_input=gradient
         )
         return gradient
 

@@ -89,7 +89,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, statistics_from: int | None) -> Tensor:
         y = F.leaky_relu(self.first(x, statistics_from), NEGATIVE_SLOPE, inplace=True)
         y = F.leaky_relu(self.second(y, statistics_from), NEGATIVE_SLOPE, inplace=True)
-        y = self.third(y, statistics_from) + self.shortcut(x, statistics_from)
+        y = self.third(y, statistics_from)
+        y += self.shortcut(x, statistics_from)
         # The activation increases, so it gives the same after pooling as before, for less work.
         dropped: Tensor = self.drop(F.leaky_relu(self.pool(y), NEGATIVE_SLOPE))
         return dropped
