@@ -337,6 +337,29 @@ def test_reptile_adapts_to_the_queries_of_tasks_of_unequal_size() -> None:
         assert_close(name, gradient, (expected[0][name] + expected[1][name]) / 2)
 
 
+def test_reptile_joins_named_inputs_by_their_names() -> None:
+    class Difference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, WAYS).double()
+
+        def forward(self, plus: Tensor, minus: Tensor) -> Tensor:
+            return self.linear(plus - minus)  # type: ignore[no-any-return]
+
+    batch = tasks(1)
+    x, query_x = batch.support_x, batch.query_x
+    named = replace(
+        batch,
+        support_x={"plus": x, "minus": torch.zeros_like(x)},
+        query_x={"minus": torch.zeros_like(query_x), "plus": query_x},
+    )
+    learner = reptile(Difference(), steps=STEPS, inner_lr=LR)
+    meta, _ = learner.init()
+    plain = replace(named, query_x={"plus": query_x, "minus": torch.zeros_like(query_x)})
+    found, expected = (learner.outer_step(meta, {}, b, iteration=0) for b in (named, plain))
+    assert_close("objective", found.objective, expected.objective)
+
+
 def test_a_model_without_a_linear_head_is_refused() -> None:
     convolution = nn.Sequential(nn.Conv1d(6, 3, 1))
     for method in (anil, boil, proto_maml, protonet):
