@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pad_sequence
 
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, DataError
 from gradshare.inner_loop import Adam, Momentum, RMSprop, Tensors, UpdateRule
 from gradshare.methods import (
     Learner,
@@ -367,6 +368,31 @@ def test_a_model_without_a_linear_head_is_refused() -> None:
             method(convolution)
         with pytest.raises(ConfigError, match=r"the head '2' is not a linear layer; name one of"):
             method(model(), head="2")
+
+
+@pytest.mark.parametrize("method", [anil, proto_maml, protonet, unicorn_maml])
+def test_a_head_whose_weight_is_computed_is_refused(method: Callable[..., MetaLearner]) -> None:
+    normed = nn.Sequential(nn.Linear(6, 5), weight_norm(nn.Linear(5, WAYS)))
+    with pytest.raises(ConfigError, match=r"the head has the parameters .* as by weight norm; use"):
+        method(normed)
+
+
+@pytest.mark.parametrize("method", ANY_WAYS.values(), ids=ANY_WAYS)
+def test_targets_that_are_no_classes_are_refused(method: Callable[..., MetaLearner]) -> None:
+    learner = method(model())
+    values = torch.zeros(TASKS, 2 * WAYS, 1)
+    for targets, found in ((values, r"torch.float32 \(2, 6, 1\)"), ({"value": values}, "a tree")):
+        batch = replace(tasks(1), support_y=targets)
+        with pytest.raises(DataError, match=f"support_y is {found}, and a head with one row for"):
+            learner.outer_step(*learner.init(), batch, iteration=0)
+
+
+@pytest.mark.parametrize("method", ANY_WAYS.values(), ids=ANY_WAYS)
+def test_tasks_whose_labels_are_all_ignored_are_refused(method: Callable[..., MetaLearner]) -> None:
+    learner = method(model())
+    batch = replace(tasks(1), support_y=torch.full((TASKS, 2 * WAYS), -100))
+    with pytest.raises(DataError, match="all support labels of task 1 are -100, which cross entr"):
+        learner.outer_step(*learner.init(), batch, iteration=0)
 
 
 def test_a_head_without_a_bias_has_no_place_for_a_prototype() -> None:
