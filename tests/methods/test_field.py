@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pad_sequence
 
 from gradshare.errors import ConfigError, DataError
-from gradshare.inner_loop import Adam, Momentum, RMSprop, Tensors, UpdateRule
+from gradshare.inner_loop import ALFA, Adam, Chain, Momentum, RMSprop, Tensors, UpdateRule
 from gradshare.methods import (
     Learner,
     MetaLearner,
@@ -281,6 +281,15 @@ ANY_WAYS: dict[str, Callable[..., MetaLearner]] = {
     "ProtoMAML": proto_maml,
     "ProtoNet": protonet,
 }
+
+
+def test_alfa_without_weight_decay_starts_as_maml() -> None:
+    generated = MetaLearner(model(), Chain(alfa=ALFA(LR, weight_decay=0.0)), steps=STEPS)
+    first, second = (
+        learner.outer_step(*learner.init(), tasks(1), iteration=0).losses
+        for learner in (generated, maml(model(), steps=STEPS, inner_lr=LR))
+    )
+    assert_close("losses", first, second)
 
 
 @pytest.mark.parametrize("method", ANY_WAYS.values(), ids=ANY_WAYS)
