@@ -48,7 +48,7 @@ class ALFA(UpdateRule):
             """As `nn.Linear` does."""
             return torch.empty(shape).uniform_(-(size**-0.5), size**-0.5, generator=generator)
 
-        rate = for_each_step(params, steps, self.lr)
+        rates = {name: for_each_step(params, steps, self.lr) for name in params}
         network = {
             "hidden.weight": drawn(size, size),
             "hidden.bias": drawn(size),
@@ -56,9 +56,9 @@ class ALFA(UpdateRule):
             "output.bias": torch.ones(size),
         }
         return {
-            **with_prefix("rate", {name: rate.clone() for name in params}),
-            **with_prefix("decay", {name: self.weight_decay * rate for name in params}),
-            **{name: tensor.to(rate) for name, tensor in network.items()},
+            **with_prefix("rate", rates),
+            **with_prefix("decay", {n: self.weight_decay * rate for n, rate in rates.items()}),
+            **{name: t.to(next(iter(rates.values()))) for name, t in network.items()},
         }, {}
 
     def update(
