@@ -179,8 +179,9 @@ def test_of_another_learner_the_task_is_named() -> None:
 def test_the_outer_loss_of_a_prototypical_network_is_named_with_its_task() -> None:
     tasks = rows()["train"].batch(range(2))
     tasks.query_x[1, 0] = 1e38
-    learner = gs.protonet(nn.Sequential(nn.Linear(6, 4, bias=False), nn.Linear(4, 3)))
-    nn.init.constant_(learner.model[0].weight, 1e3)  # its outputs overflow
+    body = nn.Linear(6, 4, bias=False)
+    nn.init.constant_(body.weight, 1e3)  # its outputs overflow
+    learner = gs.protonet(nn.Sequential(body, nn.Linear(4, 3)))
     assert fault(learner, tasks)[1] == "the outer loss of task 2 is not finite"
 
 
