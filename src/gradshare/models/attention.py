@@ -18,9 +18,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     multiplies each position by another copy of them.
     """
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *more: Any, **options: Any
-    ) -> Any:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *more: Any, **options: Any) -> Any:
         """See `torch.nn.MultiheadAttention`."""
         itself = query.ndim == 3 and query is key and key is value and not query.is_nested
         masked = options.get("is_causal") or any(
