@@ -1,4 +1,4 @@
-"""Controls for gradient sharing: each leaves out or replaces one part of it, so that a comparison
+"""Controls for gradient sharing. Each leaves out or replaces one part of it, so that a comparison
 shows which part causes a gain. A control replaces `GradientSharing` in a chain.
 """
 
@@ -40,8 +40,8 @@ class RateControl(UpdateRule):
     ) -> tuple[Tensors, Tensors, Tensors]:
         """Eq. 4 with `replacement` for ĝ_k."""
         gate = torch.sigmoid(meta["lambda"][step.k])
-        ends = self.replacement(gradients)
-        return {n: interpolate(g, ends[n], gate) for n, g in gradients.items()}, carried, task
+        other = self.replacement(gradients)
+        return {n: interpolate(g, other[n], gate) for n, g in gradients.items()}, carried, task
 
     def replacement(self, gradients: Tensors) -> Tensors:
         """The tensors that replace ĝ_k: zeros."""
