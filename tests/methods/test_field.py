@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pad_sequence
 
-from gradshare.errors import ConfigError
-from gradshare.inner_loop import Adam, Momentum, RMSprop, Tensors, UpdateRule
+from gradshare.errors import ConfigError, DataError
+from gradshare.inner_loop import ALFA, Adam, Chain, Momentum, RMSprop, Tensors, UpdateRule
 from gradshare.methods import (
     Learner,
     MetaLearner,
@@ -282,6 +283,15 @@ ANY_WAYS: dict[str, Callable[..., MetaLearner]] = {
 }
 
 
+def test_alfa_without_weight_decay_starts_as_maml() -> None:
+    generated = MetaLearner(model(), Chain(alfa=ALFA(LR, weight_decay=0.0)), steps=STEPS)
+    first, second = (
+        learner.outer_step(*learner.init(), tasks(1), iteration=0).losses
+        for learner in (generated, maml(model(), steps=STEPS, inner_lr=LR))
+    )
+    assert_close("losses", first, second)
+
+
 @pytest.mark.parametrize("method", ANY_WAYS.values(), ids=ANY_WAYS)
 def test_one_trained_model_serves_any_number_of_ways(method: Callable[..., MetaLearner]) -> None:
     learner = method(model())
@@ -337,6 +347,29 @@ def test_reptile_adapts_to_the_queries_of_tasks_of_unequal_size() -> None:
         assert_close(name, gradient, (expected[0][name] + expected[1][name]) / 2)
 
 
+def test_reptile_joins_named_inputs_by_their_names() -> None:
+    class Difference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, WAYS).double()
+
+        def forward(self, plus: Tensor, minus: Tensor) -> Tensor:
+            return self.linear(plus - minus)  # type: ignore[no-any-return]
+
+    batch = tasks(1)
+    x, query_x = batch.support_x, batch.query_x
+    named = replace(
+        batch,
+        support_x={"plus": x, "minus": torch.zeros_like(x)},
+        query_x={"minus": torch.zeros_like(query_x), "plus": query_x},
+    )
+    learner = reptile(Difference(), steps=STEPS, inner_lr=LR)
+    meta, _ = learner.init()
+    plain = replace(named, query_x={"plus": query_x, "minus": torch.zeros_like(query_x)})
+    found, expected = (learner.outer_step(meta, {}, b, iteration=0) for b in (named, plain))
+    assert_close("objective", found.objective, expected.objective)
+
+
 def test_a_model_without_a_linear_head_is_refused() -> None:
     convolution = nn.Sequential(nn.Conv1d(6, 3, 1))
     for method in (anil, boil, proto_maml, protonet):
@@ -344,6 +377,31 @@ def test_a_model_without_a_linear_head_is_refused() -> None:
             method(convolution)
         with pytest.raises(ConfigError, match=r"the head '2' is not a linear layer; name one of"):
             method(model(), head="2")
+
+
+@pytest.mark.parametrize("method", [anil, proto_maml, protonet, unicorn_maml])
+def test_a_head_whose_weight_is_computed_is_refused(method: Callable[..., MetaLearner]) -> None:
+    normed = nn.Sequential(nn.Linear(6, 5), weight_norm(nn.Linear(5, WAYS)))
+    with pytest.raises(ConfigError, match=r"the head has the parameters .* as by weight norm; use"):
+        method(normed)
+
+
+@pytest.mark.parametrize("method", ANY_WAYS.values(), ids=ANY_WAYS)
+def test_targets_that_are_no_classes_are_refused(method: Callable[..., MetaLearner]) -> None:
+    learner = method(model())
+    values = torch.zeros(TASKS, 2 * WAYS, 1)
+    for targets, found in ((values, r"torch.float32 \(2, 6, 1\)"), ({"value": values}, "a tree")):
+        batch = replace(tasks(1), support_y=targets)
+        with pytest.raises(DataError, match=f"support_y is {found}, and a head with one row for"):
+            learner.outer_step(*learner.init(), batch, iteration=0)
+
+
+@pytest.mark.parametrize("method", ANY_WAYS.values(), ids=ANY_WAYS)
+def test_tasks_whose_labels_are_all_ignored_are_refused(method: Callable[..., MetaLearner]) -> None:
+    learner = method(model())
+    batch = replace(tasks(1), support_y=torch.full((TASKS, 2 * WAYS), -100))
+    with pytest.raises(DataError, match="all support labels of task 1 are -100, which cross entr"):
+        learner.outer_step(*learner.init(), batch, iteration=0)
 
 
 def test_a_head_without_a_bias_has_no_place_for_a_prototype() -> None:

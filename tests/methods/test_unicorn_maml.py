@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import GradientSharing, Tensors
+from gradshare.inner_loop import GradientSharing, Held, OwnGradient, Tensors
 from gradshare.methods import UnicornMAML, unicorn_maml
 from gradshare.tasks import TaskBatch
 from tests.methods.modules import assert_close, gradients
@@ -216,5 +216,7 @@ def test_a_norm_of_each_tensor_is_refused_since_the_first_gradient_of_the_body_i
         for name in OTHERS:
             moved = first[name] - meta[f"model.{name}"].detach()
             assert moved.abs().max() < 1e-15
-    with pytest.raises(ConfigError, match=r'is rounding noise, .* use norm="global"'):
-        unicorn_maml(model(), sharing=GradientSharing(norm="per-tensor"))
+    shares = GradientSharing(norm="per-tensor")
+    for sharing in (shares, OwnGradient(norm="per-tensor"), Held(shares, {"m": 0.5})):
+        with pytest.raises(ConfigError, match=r'is rounding noise, .* use norm="global"'):
+            unicorn_maml(model(), sharing=sharing)

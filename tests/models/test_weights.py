@@ -46,6 +46,15 @@ def test_all_weights_of_the_same_network_are_loaded(
         assert torch.equal(tensor, theirs.state_dict()[name]), name
 
 
+def test_a_norm_with_running_statistics_is_loaded_with_its_count_of_batches(tmp_path: Path) -> None:
+    theirs, ours = (
+        nn.Sequential(nn.ModuleDict({"norm": nn.BatchNorm1d(2)}), nn.Linear(2, 3)) for _ in range(2)
+    )
+    state = theirs.state_dict() | {"0.norm.num_batches_tracked": torch.tensor(7)}
+    assert load_weights(ours, written(tmp_path / "weights.pt", state)) == {}
+    assert ours.state_dict()["0.norm.num_batches_tracked"] == 7
+
+
 @pytest.mark.parametrize("key", ["state_dict", "model", "params", "network"])
 def test_the_state_dictionary_may_be_under_a_key(key: str, tmp_path: Path) -> None:
     theirs, ours = net(3), net(3)

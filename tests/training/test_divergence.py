@@ -176,6 +176,15 @@ def test_of_another_learner_the_task_is_named() -> None:
     )
 
 
+def test_the_outer_loss_of_a_prototypical_network_is_named_with_its_task() -> None:
+    tasks = rows()["train"].batch(range(2))
+    tasks.query_x[1, 0] = 1e38
+    body = nn.Linear(6, 4, bias=False)
+    nn.init.constant_(body.weight, 1e3)  # its outputs overflow
+    learner = gs.protonet(nn.Sequential(body, nn.Linear(4, 3)))
+    assert fault(learner, tasks)[1] == "the outer loss of task 2 is not finite"
+
+
 @pytest.mark.parametrize("part", ["support_x", "query_x", "query_y"])
 def test_inputs_and_targets_that_are_not_finite_are_named_first(part: str) -> None:
     learner = gs.maml(Line(1.0), steps=2, inner_lr=0.1, loss=half_square)

@@ -136,21 +136,17 @@ def adapt(
             before = one_step(k, before)
         return before
 
-    start: dict[str, Tensor] = {}
+    initial: dict[str, Tensor] = {}
     for name, tensor in params.items():
         if tensor.requires_grad or not second_order:
             # One parameter may start from another, as ProtoMAML's head from its body. As views they
             # are separate nodes of the graph: a gradient by one omits the path through the other.
-            start[name] = tensor.view_as(tensor)
+            initial[name] = tensor.view_as(tensor)
         else:  # the outer loop does not learn it, but the inner loop adapts it
-            start[name] = tensor.detach().requires_grad_()
-    state: Groups = {
-        "params": start,
-        "meta": meta,
-        "carried": carried,
-        "task": rule.start(start),
-    }
-    trajectory: dict[int, Tensors] = {0: start}
+            initial[name] = tensor.detach().requires_grad_()
+    task = rule.start(initial)
+    state: Groups = {"params": initial, "meta": meta, "carried": carried, "task": task}
+    trajectory: dict[int, Tensors] = {0: initial}
     stride = 1 if each_step or not recompute or steps <= MANY_STEPS else math.isqrt(steps - 1) + 1
     for first in range(0, steps, stride):
         numbers = range(first, min(first + stride, steps))

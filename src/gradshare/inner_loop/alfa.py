@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch.nn import functional as F
 
-from gradshare.inner_loop.rule import Step, Tensors, UpdateRule, gate_dtype, with_prefix
+from gradshare.inner_loop.rule import Step, Tensors, UpdateRule, for_each_step, with_prefix
 from gradshare.inner_loop.sgd import require_rate
 
 
@@ -41,20 +42,24 @@ class ALFA(UpdateRule):
 
     def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         """α = lr, β = lr · weight_decay, and a network whose outputs are 1."""
-        like, size = next(iter(params.values())), 2 * len(params)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self._seed)
-            hidden = nn.Linear(size, size)
-        rates = {name: torch.full((steps,), self.lr) for name in params}
-        meta = {
-            **with_prefix("rate", rates),
-            **with_prefix("decay", {n: self.weight_decay * rate for n, rate in rates.items()}),
-            "hidden.weight": hidden.weight.detach(),
-            "hidden.bias": hidden.bias.detach(),
+        size, generator = 2 * len(params), torch.Generator().manual_seed(self._seed)
+
+        def drawn(*shape: int) -> Tensor:
+            """As `nn.Linear` does."""
+            return torch.empty(shape).uniform_(-(size**-0.5), size**-0.5, generator=generator)
+
+        rates = {name: for_each_step(params, steps, self.lr) for name in params}
+        network = {
+            "hidden.weight": drawn(size, size),
+            "hidden.bias": drawn(size),
             "output.weight": torch.zeros(size, size),
             "output.bias": torch.ones(size),
         }
-        return {name: t.to(like.device, gate_dtype(params)) for name, t in meta.items()}, {}
+        return {
+            **with_prefix("rate", rates),
+            **with_prefix("decay", {n: self.weight_decay * rate for n, rate in rates.items()}),
+            **{name: t.to(next(iter(rates.values()))) for name, t in network.items()},
+        }, {}
 
     def update(
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
@@ -64,8 +69,8 @@ class ALFA(UpdateRule):
         tensors = (*weights.values(), *gradients.values())
         means = [t.reshape(len(t), -1).mean(1).to(meta["output.bias"].dtype) for t in tensors]
         inputs = torch.stack(means, dim=1)
-        hidden = nn.functional.linear(inputs, meta["hidden.weight"], meta["hidden.bias"]).relu()
-        generated = nn.functional.linear(hidden, meta["output.weight"], meta["output.bias"])
+        hidden = F.linear(inputs, meta["hidden.weight"], meta["hidden.bias"]).relu()
+        generated = F.linear(hidden, meta["output.weight"], meta["output.bias"])
         a, b = generated.T.chunk(2)
         updates = {}
         for index, (name, g) in enumerate(gradients.items()):

@@ -1,10 +1,9 @@
-"""Controls for gradient sharing: each leaves out or replaces one part of it, so that a comparison
+"""Controls for gradient sharing. Each leaves out or replaces one part of it, so that a comparison
 shows which part causes a gain. A control replaces `GradientSharing` in a chain.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -15,6 +14,7 @@ from gradshare.inner_loop.rule import (
     SumOverTasks,
     Tensors,
     UpdateRule,
+    checked_init,
     for_each_step,
     require_rule,
 )
@@ -40,8 +40,8 @@ class RateControl(UpdateRule):
     ) -> tuple[Tensors, Tensors, Tensors]:
         """Eq. 4 with `replacement` for ĝ_k."""
         gate = torch.sigmoid(meta["lambda"][step.k])
-        ends = self.replacement(gradients)
-        return {n: interpolate(g, ends[n], gate) for n, g in gradients.items()}, carried, task
+        other = self.replacement(gradients)
+        return {n: interpolate(g, other[n], gate) for n, g in gradients.items()}, carried, task
 
     def replacement(self, gradients: Tensors) -> Tensors:
         """The tensors that replace ĝ_k: zeros."""
@@ -155,7 +155,7 @@ class Held(UpdateRule):
 
     def init(self, params: Tensors, steps: int) -> tuple[Tensors, Tensors]:
         """The rule's tensors without the fixed gates."""
-        meta, carried = self.rule.init(params, steps)
+        meta, carried = checked_init(self.rule, params, steps)
         for name in self.gates:
             if name not in meta:
                 raise ConfigError(
@@ -173,16 +173,10 @@ class Held(UpdateRule):
     ) -> tuple[Tensors, Tensors, Tensors]:
         """The rule's update with the fixed gates added to `meta`."""
         steps = step.k + 1
-        held = {n: for_each_step(gradients, steps, _logit(g)) for n, g in self.gates.items()}
-        return self.rule.update(gradients, {**meta, **held}, carried, task, step)
+        fixed = {n: for_each_step(gradients, steps, gate) for n, gate in self.gates.items()}
+        logits = {n: torch.logit(gate) for n, gate in fixed.items()}  # ±∞ for 1 and 0
+        return self.rule.update(gradients, {**meta, **logits}, carried, task, step)
 
     def report(self, meta: Tensors) -> dict[str, list[float]]:
         """The rule's report of the gates that it still learns."""
         return self.rule.report(meta)
-
-
-def _logit(gate: float) -> float:
-    """The number whose sigmoid this is; ±∞ for 1 and 0."""
-    if gate in (0, 1):
-        return math.inf if gate else -math.inf
-    return math.log(gate / (1 - gate))

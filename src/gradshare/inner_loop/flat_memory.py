@@ -90,8 +90,9 @@ def losses_with_gradients(
     copies = {name: t.expand(tasks, *t.shape) for name, t in learned.items()}
     inputs = {name: t.detach() for name, t in {**params, **copies}.items()}
     # The gradients outlive each pass, so they are allocated before it begins, and autograd adds to
-    # them. Between activations they would leave free pieces of memory that are too small for others.
-    # For the same reason a pass is a function: its variables are freed before the next begins.
+    # them. Between activations they would leave free pieces of memory that are too small for the
+    # next ones. For the same reason a pass is a function: its variables are freed before the next
+    # begins.
     gradients = [torch.zeros_like(t) for t in inputs.values()]
 
     def query_pass(chunk: slice) -> tuple[Tensor, Tensor]:

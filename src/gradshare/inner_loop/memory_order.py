@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 
-def for_all_tasks(tensor: Tensor, tasks: int) -> Tensor:
+def for_all_tasks(tensor: Tensor, T: int) -> Tensor:
     """(…) to (T, …), the same for each task, without a copy."""
-    expanded: Tensor = _ForAllTasks.apply(tensor, tasks)  # type: ignore[no-untyped-call]
+    expanded: Tensor = _ForAllTasks.apply(tensor, T)  # type: ignore[no-untyped-call]
     return expanded
 
 
@@ -55,11 +55,11 @@ def inner_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _ForAllTasks(torch.autograd.Function):
-    """`Tensor.expand`, whose own derivative sums in any order."""
+    """`Tensor.expand`, whose own derivative ignores the order in memory."""
 
     @staticmethod
-    def forward(_: Any, tensor: Tensor, tasks: int) -> Tensor:
-        return tensor.expand(tasks, *tensor.shape)
+    def forward(_: Any, tensor: Tensor, T: int) -> Tensor:
+        return tensor.expand(T, *tensor.shape)
 
     @staticmethod
     def backward(_: Any, v: Tensor) -> tuple[Tensor, None]:

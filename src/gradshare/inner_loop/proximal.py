@@ -25,6 +25,8 @@ class Proximal(UpdateRule):
         self, gradients: Tensors, meta: Tensors, carried: Tensors, task: Tensors, step: Step
     ) -> tuple[Tensors, Tensors, Tensors]:
         """∇ + λ (θ - θ₀)."""
-        distances = {name: step.params[name] - start for name, start in task.items()}
-        updates = {name: g + self.strength * distances[name] for name, g in gradients.items()}
+        updates = {
+            name: g + self.strength * (step.params[name] - task[name])
+            for name, g in gradients.items()
+        }
         return updates, carried, task

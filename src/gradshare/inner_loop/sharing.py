@@ -101,17 +101,17 @@ def normalized(gradient: Tensors, norm: Norm) -> dict[str, Tensor]:
     return {name: tensor * inverse for name, tensor in gradient.items()}
 
 
-def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
-    """start + weight · (end - start).
+def interpolate(own: Tensor, other: Tensor, weight: Tensor) -> Tensor:
+    """own + weight · (other - own).
 
     Args:
-        start: (T, …).
-        end: (T, …), or (…) for all tasks, or a scalar.
+        own: (T, …).
+        other: (T, …), or (…) for all tasks, or a scalar.
         weight: a scalar.
     """
     # A model can have parameters of several types; the gates have the widest.
-    end, weight = end.to(start.dtype), weight.to(start.dtype)
-    mixed: Tensor = _Interpolation.apply(start, end, weight)  # type: ignore[no-untyped-call]
+    other, weight = other.to(own.dtype), weight.to(own.dtype)
+    mixed: Tensor = _Interpolation.apply(own, other, weight)  # type: ignore[no-untyped-call]
     return mixed
 
 
@@ -119,18 +119,18 @@ class _Interpolation(torch.autograd.Function):
     """`torch.lerp`, whose own derivative writes three more tensors of the size of all tasks."""
 
     @staticmethod
-    def forward(ctx: Any, start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(start, end, weight)
-        return torch.lerp(start, end, weight)
+    def forward(ctx: Any, own: Tensor, other: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(own, other, weight)
+        return torch.lerp(own, other, weight)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        start, end, weight = ctx.saved_tensors
-        of_start = v * (1 - weight) if ctx.needs_input_grad[0] else None
-        # `end` is broadcast over the tasks, or over all dimensions.
-        v_end = (sum_over_first(v) if v.ndim == end.ndim + 1 else v).sum_to_size(end.shape)
-        of_end = v_end * weight if ctx.needs_input_grad[1] else None
-        return of_start, of_end, inner_product(v_end, end) - inner_product(v, start)
+        own, other, weight = ctx.saved_tensors
+        of_own = v * (1 - weight) if ctx.needs_input_grad[0] else None
+        # `other` is broadcast over the tasks, or over all dimensions.
+        v_other = (sum_over_first(v) if v.ndim == other.ndim + 1 else v).sum_to_size(other.shape)
+        of_other = v_other * weight if ctx.needs_input_grad[1] else None
+        return of_own, of_other, inner_product(v_other, other) - inner_product(v, own)
 
 
 def _largest(tensor: Tensor) -> Tensor:

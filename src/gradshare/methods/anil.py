@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gradshare.errors import ConfigError
 from gradshare.inner_loop import SGD, Adaptation, Tensors, UpdateRule
-from gradshare.methods.head import body, head_parameters
+from gradshare.methods.head import body, weight_and_bias
 from gradshare.methods.maml import Sharing, chain
 from gradshare.methods.meta_learner import MetaLearner
 from gradshare.tasks.batch import TaskBatch
@@ -23,7 +23,7 @@ class ANIL(MetaLearner):
     def __init__(
         self, model: nn.Module, rule: UpdateRule, *, head: str | None, **options: Any
     ) -> None:
-        names = head_parameters(model, head)
+        names = weight_and_bias(model, head)
         super().__init__(model, rule, adapts=lambda name: name in names, **options)
         if self.per_step:
             raise ConfigError(

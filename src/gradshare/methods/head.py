@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from gradshare.errors import ConfigError
+from gradshare.errors import ConfigError, DataError
 from gradshare.inner_loop import UpdateRule
 from gradshare.methods.meta_learner import MetaLearner
 from gradshare.methods.network import Network, require_usable
@@ -36,13 +36,27 @@ def linear_head(model: nn.Module, head: str | None) -> str:
 
 
 def head_parameters(model: nn.Module, head: str | None) -> tuple[str, ...]:
-    """The names of the weight and of the bias, if there is one, of the head.
-
-    Arguments and errors as for `linear_head`.
-    """
+    """The names of the head's parameters. Arguments and errors as for `linear_head`."""
     head = linear_head(model, head)
     names = (name for name, _ in model.get_submodule(head).named_parameters())
     return tuple(f"{head}.{name}".lstrip(".") for name in names)
+
+
+def weight_and_bias(model: nn.Module, head: str | None) -> tuple[str, ...]:
+    """The names of the weight and of the bias, if there is one, of the head.
+
+    Arguments as for `linear_head`.
+
+    Raises:
+        ConfigError: there is no such linear layer, or its weight is computed from others.
+    """
+    names = head_parameters(model, head)
+    if [name.rpartition(".")[2] for name in names] not in (["weight"], ["weight", "bias"]):
+        raise ConfigError(
+            f"the head has the parameters {' and '.join(names)}, as by weight norm; use a plain "
+            "nn.Linear, or a method that does not look into the head, such as maml or boil"
+        )
+    return names
 
 
 METHODS_OF_ANY_WAYS: Final = "unicorn-maml, proto-maml or protonet"
@@ -58,13 +72,14 @@ class AnyWays(MetaLearner):
         **options: of `MetaLearner`.
 
     Raises:
-        ConfigError: there is no such linear layer, or the inner loop does not adapt it.
+        ConfigError: there is no such linear layer, its weight is computed from others, or the
+            inner loop does not adapt it.
     """
 
     def __init__(
         self, model: nn.Module, rule: UpdateRule, *, head: str | None = None, **options: Any
     ) -> None:
-        names = head_parameters(model, head)
+        names = weight_and_bias(model, head)
         super().__init__(model, rule, **options)
         self.head = tuple(name for name in names if name in self.adapted)
         if names[0] not in self.head:
@@ -80,8 +95,18 @@ class AnyWays(MetaLearner):
 
 
 def members(tasks: TaskBatch) -> Tensor:
-    """Whether each support example is of each class, (T, n, classes of the largest task)."""
+    """Whether each support example is of each class, (T, n, classes of the largest task).
+
+    Raises:
+        DataError: the targets are not classes.
+    """
     labels = tasks.support_y
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 2:
+        kind = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else "a tree"
+        raise DataError(
+            f"support_y is {kind}, and a head with one row for each class needs class numbers of "
+            "shape (tasks, examples); give those, or use a method such as maml"
+        )
     if tasks.support_n is not None:
         sizes = torch.tensor(tasks.support_n, device=labels.device)
         padding = torch.arange(labels.shape[1], device=labels.device) >= sizes[:, None]

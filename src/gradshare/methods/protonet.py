@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+from typing import Any
+
 from torch import nn
 from torch.nn import functional as F
 
-from gradshare.inner_loop import SGD, SumOverTasks, Tensors, sum_over_local_tasks
-from gradshare.methods.learner import Adapted, Loss, OuterStep
+from gradshare.inner_loop import SGD, Adaptation, Tensors
+from gradshare.methods.learner import Loss
 from gradshare.methods.network import Precision
 from gradshare.methods.proto_maml import ProtoMAML
 from gradshare.models import BatchNormMode
@@ -17,31 +19,10 @@ from gradshare.tasks.batch import TaskBatch
 class ProtoNet(ProtoMAML):
     """A prototypical network: ProtoMAML without inner steps; see `protonet`."""
 
-    def outer_step(
-        self,
-        meta: Tensors,
-        carried: Tensors,
-        tasks: TaskBatch,
-        *,
-        iteration: int,
-        sum_over_tasks: SumOverTasks = sum_over_local_tasks,
-    ) -> OuterStep:
-        """The differentiable query losses of a task batch; see `Learner`."""
-        adapted = Adapted(self.start(meta, tasks, training=True), 0)
-        losses, outputs = self._query_losses(meta, adapted, tasks)
-        return OuterStep(losses, losses.detach(), outputs.detach(), carried)
-
-    @torch.no_grad()
-    def adapt(
-        self,
-        meta: Tensors,
-        carried: Tensors,
-        tasks: TaskBatch,
-        *,
-        steps: int | None = None,
-    ) -> Adapted:
-        """The class means of tasks, whatever `steps` is; see `Learner`."""
-        return Adapted(self.start(meta, tasks, training=False), 0)
+    def _adapt(self, meta: Tensors, carried: Tensors, tasks: TaskBatch, **how: Any) -> Adaptation:
+        """Take no step, whatever the number of steps is."""
+        adaptation = super()._adapt(meta, carried, tasks, **{**how, "steps": 0})
+        return replace(adaptation, params={how["steps"]: adaptation.params[0]})
 
 
 def protonet(
@@ -70,7 +51,7 @@ def protonet(
         batch_norm: see `MetaLearner`.
         precision: see `MetaLearner`.
     """
-    # There is no inner step, so that neither the rule nor the number of steps changes anything.
+    # The rule is never called, since there is no inner step.
     return ProtoNet(
         model,
         SGD(0.0),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
@@ -23,7 +24,7 @@ from gradshare.methods.learner import Adapted, Loss, OuterStep
 from gradshare.methods.meta_learner import MetaLearner
 from gradshare.methods.network import Precision
 from gradshare.models import BatchNormMode
-from gradshare.tasks.batch import TaskBatch, Tree, first_leaf, leaves, tree_map
+from gradshare.tasks.batch import TaskBatch, Tree, first_leaf
 
 
 class Reptile(MetaLearner):
@@ -73,13 +74,12 @@ def with_queries(tasks: TaskBatch) -> TaskBatch:
     sizes = list(zip(tasks.support_n or [n] * T, tasks.query_n or [q] * T, strict=True))
 
     def joined(support: Tree, queries: Tree) -> Tree:
-        others = (leaf for _, leaf in leaves(queries))
-
-        def of_leaf(tensor: Tensor) -> Tensor:
-            pairs = zip(tensor, next(others), sizes, strict=True)
-            return pad_sequence([torch.cat([a[:s], b[:u]]) for a, b, (s, u) in pairs], True)
-
-        return tree_map(of_leaf, support)
+        if isinstance(support, Mapping):
+            return {key: joined(value, queries[key]) for key, value in support.items()}
+        if isinstance(support, tuple):
+            return tuple(joined(*parts) for parts in zip(support, queries, strict=True))
+        pairs = zip(support, queries, sizes, strict=True)
+        return pad_sequence([torch.cat([a[:s], b[:u]]) for a, b, (s, u) in pairs], True)
 
     totals = [s + u for s, u in sizes]
     return replace(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradshare.errors import ConfigError
-from gradshare.inner_loop import SGD, GradientSharing, Tensors, UpdateRule
+from gradshare.inner_loop import SGD, Tensors, UpdateRule
 from gradshare.methods.head import AnyWays, members
 from gradshare.methods.learner import ABSENT
 from gradshare.methods.maml import Sharing, chain
@@ -65,7 +65,8 @@ def unicorn_maml(
     Raises:
         ConfigError: the model has no such linear layer; or sharing has a norm for each tensor.
     """
-    if isinstance(sharing, GradientSharing) and sharing.norm == "per-tensor":
+    mixes = getattr(sharing, "rule", sharing)  # of `Held`
+    if getattr(mixes, "norm", None) == "per-tensor":
         # All classes' rows start equal, so the first gradient of the body is zero but for rounding.
         raise ConfigError(
             "UNICORN-MAML's first gradient of its body is rounding noise, which a norm of each "

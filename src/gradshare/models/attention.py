@@ -18,33 +18,16 @@ class MultiheadAttention(nn.MultiheadAttention):
     multiplies each position by another copy of them.
     """
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> Any:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *more: Any, **options: Any) -> Any:
         """See `torch.nn.MultiheadAttention`."""
-        batch = query.ndim == 3 and self.batch_first and not query.is_nested
-        itself = batch and query is key and key is value
-        masked = key_padding_mask is not None or attn_mask is not None or is_causal
-        extended = self.bias_k is not None or self.add_zero_attn
-        if not itself or masked or need_weights or extended or self.in_proj_weight is None:
-            return super().forward(
-                query,
-                key,
-                value,
-                key_padding_mask=key_padding_mask,
-                need_weights=need_weights,
-                attn_mask=attn_mask,
-                average_attn_weights=average_attn_weights,
-                is_causal=is_causal,
-            )
+        itself = query.ndim == 3 and query is key and key is value and not query.is_nested
+        masked = options.get("is_causal") or any(
+            options.get(mask) is not None for mask in ("key_padding_mask", "attn_mask")
+        )
+        extended = self.bias_k is not None or self.add_zero_attn or self.in_proj_weight is None
+        output_alone = not more and not options.get("need_weights", True)
+        if not (itself and self.batch_first and output_alone) or masked or extended:
+            return super().forward(query, key, value, *more, **options)
         projected = linear(query, self.in_proj_weight, self.in_proj_bias)
         # (N, L, 3 E) to three of (N, heads, L, E / heads)
         q, k, v = (

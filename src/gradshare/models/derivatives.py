@@ -95,10 +95,10 @@ def second_derivative(
     return found
 
 
-def tasks_first(tasks: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What `of_tasks` is given, with the tasks as leading dimension of each tensor."""
+def tasks_first(T: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that `of_tasks` is given, each with its tasks as leading dimension."""
     return [
-        t.expand(tasks, *t.shape) if dim is None else t.movedim(dim, 0)
+        t.expand(T, *t.shape) if dim is None else t.movedim(dim, 0)
         for t, dim in zip(tensors, dims, strict=False)
     ]
 

@@ -25,7 +25,8 @@ from gradshare.models.derivatives import (
 FEWEST_CHANNELS = 8
 
 _max_pool = torch.ops.aten.max_pool2d_with_indices.default
-_max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward.grad_input
+_max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
+_max_pool_backward_into = torch.ops.aten.max_pool2d_with_indices_backward.grad_input
 
 
 class MaxPool1d(nn.MaxPool1d):
@@ -71,42 +72,17 @@ class _MaxPool(torch.autograd.Function):
         return like(y, x)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        of_x: Tensor = _MaxPoolBackward.apply(  # type: ignore[no-untyped-call]
-            g, *ctx.saved_tensors, ctx.windows, ctx.shape, ctx.order
-        )
-        return of_x, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        # Only its shape and memory order are read.
+        x = torch.empty(ctx.shape, dtype=g.dtype, memory_format=ctx.order)
+        g = g.contiguous(memory_format=ctx.order)
+        if torch.is_grad_enabled():
+            return _max_pool_backward(g, x, *ctx.windows, indices), None
+        return _max_pool_backward_into(g, x, *ctx.windows, indices, grad_input=x), None
 
     @staticmethod
     def of_tasks(T: int, dims: Sequence[int | None], *arguments: Any) -> tuple[Tensor, int]:
         x, windows = arguments
         y = call(_MaxPool, tasks_to_channels(*tasks_first(T, dims, [x])), windows)
         return torch.unflatten(y, 1, (T, -1)), 1
-
-
-class _MaxPoolBackward(torch.autograd.Function):
-    """Each window's gradient goes to its greatest value: linear, and its derivative takes there."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        g: Tensor,
-        indices: Tensor,
-        windows: Sequence[Any],
-        shape: torch.Size,
-        order: torch.memory_format,
-    ) -> Tensor:
-        ctx.save_for_backward(indices)
-        gradient = torch.empty(shape, dtype=g.dtype, memory_format=order)
-        # Of x only the shape and the memory order are read, so the result takes its place.
-        x = gradient
-        _max_pool_backward(
-            g.contiguous(memory_format=order), x, *windows, indices, grad_input=gradient
-        )
-        return gradient
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        (indices,) = ctx.saved_tensors
-        of_g = v.flatten(-2).gather(-1, indices.flatten(-2)).view_as(indices)
-        return of_g, None, None, None, None

@@ -63,19 +63,19 @@ def _gru_cell(gates: Tensor, states: States, weight: Tensor, bias: Tensor | None
 
 
 def _unrolled(
-    module: nn.RNNBase, cell: Cell, x: Tensor, start: States | None
+    module: nn.RNNBase, cell: Cell, x: Tensor, initial: States | None
 ) -> tuple[Tensor, States]:
     """The outputs and the last states, as the module's own `forward` returns them."""
     batch, time = (0, 1) if module.batch_first else (1, 0)
     if x.ndim == 2:  # one sequence is a batch of one
-        start = None if start is None else tuple(state.unsqueeze(1) for state in start)
-        x, final = _unrolled(module, cell, x.unsqueeze(batch), start)
+        initial = None if initial is None else tuple(state.unsqueeze(1) for state in initial)
+        x, final = _unrolled(module, cell, x.unsqueeze(batch), initial)
         return x.squeeze(batch), tuple(state.squeeze(1) for state in final)
     directions = 2 if module.bidirectional else 1
-    if start is None:
+    if initial is None:
         zeros = x.new_zeros(module.num_layers * directions, x.shape[batch], module.hidden_size)
-        start = (zeros, zeros) if cell is _lstm_cell else (zeros,)
-    hidden = start[0] if cell is _gru_cell else start
+        initial = (zeros, zeros) if cell is _lstm_cell else (zeros,)
+    hidden = initial[0] if cell is _gru_cell else initial
     module.check_forward_args(x, hidden, None)  # type: ignore[arg-type]
     last: list[States] = []
     for layer in range(module.num_layers):
@@ -89,7 +89,7 @@ def _unrolled(
             if biases and cell is _lstm_cell:  # both are added to the same gates
                 bias, bias_hidden = biases[0] + biases[1], None
             gates = F.linear(x.flip(time) if backwards else x, weight, bias)
-            states = tuple(state[len(last)] for state in start)
+            states = tuple(state[len(last)] for state in initial)
             if under_autocast(x.device):  # which computes the gates in half precision
                 states = tuple(state.to(gates.dtype) for state in states)
             found: list[Tensor] = []

@@ -21,12 +21,8 @@ from gradshare.errors import ConfigError, reason
 KEYS = ("state_dict", "model", "params", "network")
 # The names of the MAML++ code, whose linear layer has `weights`.
 REFERENCE = (
-    (re.compile(r"^classifier\.(?:module\.)?layer_dict\.conv(\d)\.conv\."), r"blocks.\1.conv."),
-    (
-        re.compile(r"^classifier\.(?:module\.)?layer_dict\.conv(\d)\.norm_layer\."),
-        r"blocks.\1.norm.",
-    ),
-    (re.compile(r"^classifier\.(?:module\.)?layer_dict\.linear\.(weight|bias)s?$"), r"linear.\1"),
+    (r"^classifier\.(?:module\.)?layer_dict\.conv(\d)\.(conv|norm)(?:_layer)?\.", r"blocks.\1.\2."),
+    (r"^classifier\.(?:module\.)?layer_dict\.linear\.(weight|bias)s?$", r"linear.\1"),
 )
 # Numbers of numpy, such as accuracies beside the weights. Reading them executes nothing.
 SCALAR = np.float64(0).__reduce__()[0]
@@ -93,9 +89,11 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
 
 def _rows(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `load_weights` returns."""
-    norms = {n: t for n, t in found.items() if ".norm." in n and n in own}
-    rows = {f"model.{n}": t for n, t in norms.items() if t.shape[1:] == own[n].shape and len(t)}
+    rows = {}
     for name, tensor in found.items():
+        norm = ".norm." in name and name in own and tensor.numel() > 0
+        if norm and tensor.ndim > 0 and tensor.shape[1:] == own[name].shape:
+            rows[f"model.{name}"] = tensor
         if name.startswith(RATES):
             layer = name.removeprefix(RATES).replace("-", ".")
             rows[f"lslr.rate.{_ours(f'classifier.{layer}')}"] = tensor
@@ -105,7 +103,7 @@ def _rows(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, T
 def _ours(name: str) -> str:
     """A name, with those of the MAML++ code replaced by those of `Conv4`."""
     for theirs, ours in REFERENCE:
-        name = theirs.sub(ours, name)
+        name = re.sub(theirs, ours, name)
     return name
 
 

@@ -62,7 +62,7 @@ def backward(g: Tensor, x: Tensor, W: Tensor, needed: tuple[bool, bool]) -> list
         gx = _convolve(g, (G.flip(1) @ W.reshape(-1, 9).T).view(-1, *W.shape[:2]), tile)
     if needed[1]:
         S = x.new_zeros(len(G), *W.shape[:2])
-        for images in _groups(x, S, tile):
+        for images in _slices(x, S, tile):
             of_g = (A.T @ _tiles(g[images], tile, tile)).view(len(G), -1, W.shape[0])
             S.baddbmm_(of_g.mT, _transformed(x[images], tile))
         gW = (G.T @ S.flatten(1)).T.reshape(W.shape)  # in this order a product of long rows
@@ -76,7 +76,7 @@ def _convolve(x: Tensor, U: Tensor, tile: int) -> Tensor:
     K = U.shape[2]
     rows, columns = -(-H // tile), -(-W // tile)
     y = x.new_empty(N, rows * tile, columns * tile, K)
-    for images in _groups(x, U, tile):
+    for images in _slices(x, U, tile):
         tiles = A @ (_transformed(x[images], tile) @ U).flatten(1)
         tiles = tiles.view(tile, tile, -1, rows, columns, K).permute(2, 3, 0, 4, 1, 5)
         y[images].view(tiles.shape).copy_(tiles)
@@ -104,7 +104,7 @@ def _tiles(x: Tensor, size: int, step: int) -> Tensor:
     return tiles.reshape(size**2, -1)
 
 
-def _groups(x: Tensor, U: Tensor, tile: int) -> Iterator[slice]:
+def _slices(x: Tensor, U: Tensor, tile: int) -> Iterator[slice]:
     """Slices of the images whose transform is about as large as that of the filters."""
     image = len(U) * x[0].numel() // tile**2
     count = max(1, U.numel() // image)

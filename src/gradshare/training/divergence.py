@@ -34,7 +34,7 @@ def diagnose(
         learner = learner.laid_out(tasks_at_a_time=1, recompute=False)
         learner.rule = watched = _Watched(learner.rule)
     step = learner.outer_step(meta, carried, tasks, iteration=iteration)
-    if isinstance(learner, MetaLearner):
+    if isinstance(learner, MetaLearner) and watched.params:  # a prototypical network takes no step
         faults = watched.faults or _query_faults(learner, meta, watched.params, tasks, iteration)
     else:
         faults = [f"the outer loss of task {t} is not finite" for t in _bad({"": step.losses})]
