@@ -20,7 +20,7 @@ class RMSprop(UpdateRule):
             factor of about 1 / ε; a larger ε limits it.
     """
 
-    def __init__(self, alpha: float = 0.99, eps: float = 1e-8) -> None:
+    def __init__(self, *, alpha: float = 0.99, eps: float = 1e-8) -> None:
         self.alpha = alpha
         self.eps = eps
 
@@ -49,7 +49,7 @@ class Adam(UpdateRule):
         eps: see `RMSprop`.
     """
 
-    def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
+    def __init__(self, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
         self.beta1 = beta1
         self.beta2 = beta2
         self.eps = eps

@@ -104,7 +104,7 @@ def losses_with_gradients(
             if chunk == chunks[0]:  # the others compute the same function
                 _require_no_other_leaves(values, list(own.values()))
             if values.requires_grad:
-                values.sum().backward(inputs=list(own.values()))
+                torch.autograd.backward(values.sum(), inputs=list(own.values()))
         return values.detach().clone(), outputs.detach().clone()
 
     with torch.no_grad():
