@@ -239,8 +239,10 @@ def _caveats(results: Results, found: list[Difference]) -> Iterator[str]:
         )
     means = [mean_score(results.of(arm), results.score) for arm in results.arms]
     scale = results.metrics[results.score]
-    for name, values in results.yardsticks.items():
-        easy = confidence95(values.get(results.score, []))
+    for name, metrics in results.yardsticks.items():
+        if results.score not in metrics:
+            continue
+        easy = confidence95(metrics[results.score])
         if not any(mean and scale.rank(mean.mean) <= scale.rank(easy.mean) for mean in means):
             yield (
                 f"“{name}”, which needs no meta-training, has a test {results.score}"
