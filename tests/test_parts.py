@@ -291,6 +291,13 @@ def test_a_default_of_ones_own_function_wins_unless_the_option_was_given(
     assert resolved(RunConfig(**names, shots=1, queries=15)).shots == 1
 
 
+def test_a_default_of_ones_own_function_may_be_a_range_or_a_list(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def make(ways=(5, 20), shots=(1, 5), augment=['flip']): pass\n")
+    config = resolved(RunConfig(dataset=f"{file}:make", shots=2))
+    assert (config.ways, config.shots, config.augment) == ((5, 20), 2, ("flip",))
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -153,7 +153,8 @@ def resolved(config: RunConfig) -> RunConfig:
             setting = {"steps": "inner_steps"}.get(parameter.name, parameter.name)
             left_out = setting not in config.model_fields_set and setting not in changes
             read = any(setting in settings for settings in READ[kind].values())
-            if left_out and read and isinstance(parameter.default, int | float | str):
+            is_value = isinstance(parameter.default, int | float | str | tuple | list)
+            if left_out and read and is_value:
                 changes[setting] = parameter.default
     return config.model_copy(update=changes)
 
