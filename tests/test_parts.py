@@ -412,6 +412,17 @@ def test_a_metric_that_is_a_function_takes_the_options_of_metric() -> None:
     assert (metrics["wrong"].function, metrics["wrong"].best) == (own.wrong, "low")
 
 
+def test_a_metric_of_ones_own_that_is_called_loss_is_the_one_that_is_measured(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def loss(outputs, targets): return 7.0\n")
+    metrics = parts_of(**SIGNALS, metric=("accuracy", f"{file}:loss")).options.metrics
+    assert metrics is not None
+    assert list(metrics) == ["accuracy", "loss"]
+    assert metrics["loss"].function(None, None) == 7
+
+
 def test_a_dataset_may_have_no_test() -> None:
     assert parts_of(**SINES).test is None
 
