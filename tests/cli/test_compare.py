@@ -208,6 +208,22 @@ def test_a_sweep_makes_a_candidate_of_each_value_that_an_arm_reads(
     assert rates["linear-probe [inner-lr 0.2]"] == 0
 
 
+def test_a_candidate_is_named_by_the_settings_that_change_its_arm(
+    called: tuple[list[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "--sweep inner-lr=0.1,0.2 --sweep inner-steps=2,4 --epochs 1 --iterations-per-epoch 10"
+    plan, _ = plan_of_words(f"--methods maml,protonet,linear-probe {words}", called, monkeypatch)
+    both = [f"inner-lr {rate}, inner-steps {steps}" for rate in (0.1, 0.2) for steps in (2, 4)]
+    assert list(plan.arms) == [
+        *(f"maml [{values}]" for values in both),
+        "protonet",
+        *(f"linear-probe [{values}]" for values in both),
+    ]
+    # The body of a probe takes as many steps as the other arms take inner steps.
+    probe = [plan.settings[f"linear-probe [{values}]"]["start_iterations"] for values in both]
+    assert probe == [20, 40] * 2
+
+
 def test_sharing_and_its_original_are_each_compared_at_their_best_rate(
     called: tuple[list[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, get_args
 
 from gradshare.comparison.plan import Plan, seeds_from, with_candidates
@@ -120,7 +120,9 @@ def settings_shown(plan: Plan) -> dict[str, Any]:
 def _swept(
     config: RunConfig, methods: Sequence[str], sweep: Mapping[str, Sequence[Any]], *, control: bool
 ) -> dict[str, RunConfig | dict[str, RunConfig]]:
-    """The candidates of each arm: one for each combination of the values of settings it reads."""
+    """The arms. One that reads swept settings is a dictionary of candidates, one for each
+    combination of their values.
+    """
     check_keys(sweep)
     for setting, values in sweep.items():
         in_common = (
@@ -135,21 +137,44 @@ def _swept(
     if (combinations := math.prod(map(len, sweep.values()))) > MOST_COMBINATIONS:
         said = f"--sweep has {combinations:,} combinations; give at most {MOST_COMBINATIONS}"
         raise ConfigError(said)
-    arms: dict[str, dict[str, RunConfig]] = {}
+    made: dict[str, list[tuple[RunConfig, RunConfig]]] = {}
     for values in itertools.product(*sweep.values()):
         asked = config.model_copy(update=dict(zip(sweep, values, strict=True)))
-        made = _arms(asked, methods, control=control)
-        for setting in sweep:
-            if all(getattr(arm, setting) != getattr(asked, setting) for arm in made.values()):
-                said = f"--sweep {setting}: no arm of {', '.join(made)} reads it; leave it out"
-                raise ConfigError(said)
-        for name, arm in made.items():
-            read = {n: getattr(arm, n) for n in sweep if getattr(arm, n) == getattr(asked, n)}
-            label = ", ".join(f"{option_name(n).strip('-')} {value}" for n, value in read.items())
-            candidates = arms.setdefault(name, {})
-            if arm not in candidates.values():
-                candidates[label] = arm
-    return {n: c if len(c) > 1 else next(iter(c.values())) for n, c in arms.items()}
+        for name, arm in _arms(asked, methods, control=control).items():
+            made.setdefault(name, []).append((asked, arm))
+    read = {name: _that_change(sweep, candidates) for name, candidates in made.items()}
+    for setting, values in sweep.items():
+        if len(values) > 1 and all(setting not in settings for settings in read.values()):
+            said = f"--sweep {setting}: no arm of {', '.join(made)} reads it; leave it out"
+            raise ConfigError(said)
+    arms: dict[str, RunConfig | dict[str, RunConfig]] = {}
+    for name, candidates in made.items():
+        labelled = {
+            ", ".join(f"{option_name(n).strip('-')} {getattr(asked, n)}" for n in read[name]): arm
+            for asked, arm in candidates
+        }
+        arms[name] = labelled if len(labelled) > 1 else candidates[0][1]
+    return arms
+
+
+def _that_change(
+    sweep: Collection[str], candidates: Sequence[tuple[RunConfig, RunConfig]]
+) -> list[str]:
+    """The swept settings of which another value alone makes another arm.
+
+    Args:
+        candidates: what was asked for, and the arm that was made of it.
+    """
+
+    def alike(one: RunConfig, other: RunConfig, but: str) -> bool:
+        return all(getattr(one, n) == getattr(other, n) for n in sweep if n != but)
+
+    pairs = list(itertools.combinations(candidates, 2))
+    return [
+        setting
+        for setting in sweep
+        if any(alike(a, b, setting) and one != other for (a, one), (b, other) in pairs)
+    ]
 
 
 def _arms(asked: RunConfig, methods: Sequence[str], *, control: bool) -> dict[str, RunConfig]:
