@@ -333,6 +333,19 @@ def test_a_file_may_hold_every_option_of_compare_and_the_command_line_wins(
     assert (called[1]["at_a_time"], called[1]["retries"], called[1]["threads"]) == (1, 2, 2)
 
 
+def test_the_output_folder_may_be_in_the_file(
+    called: tuple[list[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    file, words = tmp_path / "plan.yaml", called[0][2:]
+    file.write_text(f"out: {tmp_path / 'there'}\n", "utf-8")
+    result = CliRunner().invoke(compare_command, [*words, "--config", str(file)])
+    assert isinstance(result.exception, CalledError), result.output
+    assert f"everything goes to {tmp_path / 'there'}." in result.output
+    error = invoke(words)
+    assert isinstance(error, ConfigError)
+    assert str(error) == "--out is missing; name a new folder for everything that comes out"
+
+
 @pytest.mark.parametrize(
     ("text", "words", "expected"),
     [

@@ -25,7 +25,7 @@ from gradshare.comparison.plan import Plan
 from gradshare.comparison.report import write_report
 from gradshare.comparison.results import load_results
 from gradshare.config.comparing import plan_of, settings_shown
-from gradshare.config.fields import HomePath, Names, Options, option_name
+from gradshare.config.fields import Names, Options, option_name
 from gradshare.config.names import is_import_path
 from gradshare.config.parts import features_of, resolved, settings_read
 from gradshare.config.runs import require_same
@@ -45,8 +45,6 @@ Few = Annotated[int, Field(ge=1, le=10_000)]
 class Compare(Launch):
     """What `gradshare compare` takes beside the settings of its runs."""
 
-    out: HomePath
-    """New folder for everything that comes out."""
     methods: Names = ()
     """Compare these methods with the first of them: maml,anil,protonet,linear-probe,…
     METHOD+sharing shares gradients, METHOD+rate-control is its control. In a file: a list."""
@@ -85,6 +83,7 @@ def compare_command(asked: Compare, **options: Any) -> None:
     All arms are trained on the same tasks from the same initialisation.
     """
     asked, from_file = asked.with_file()
+    out = asked.folder
     for option, readers in (
         ("ray_address", ["ray"]),
         ("slurm", ["slurm"]),
@@ -117,14 +116,14 @@ def compare_command(asked: Compare, **options: Any) -> None:
     plan = replace(plan, threads=config.threads or asked.cpus or 0)
     for arm, seed in plan.runs if asked.resume == "auto" else ():
         own = RunConfig(**{**plan.settings[arm], "seed": seed})
-        require_same(own, plan.place(asked.out, arm, seed))
+        require_same(own, plan.place(out, arm, seed))
     # With the first seed all candidates are trained, with the others the best of each group.
     left_out = sum(len(group) - 1 for group in plan.candidates) * (len(plan.seeds) - 1)
     click.echo(
         f"{', '.join(plan.arms)}: {len(plan.runs) - left_out} runs, {config.epochs} × "
         f"{config.iterations_per_epoch} iterations each, on {config.dataset}"
         f"{f', tested on {other}' if (other := config.test_dataset) else ''}; everything goes to "
-        f"{escaped(asked.out)}."
+        f"{escaped(out)}."
     )
     executor, jobs, retries = _executor(asked, plan.threads), asked.jobs, REMOTE_RETRIES
     if executor is not None:
@@ -135,7 +134,7 @@ def compare_command(asked: Compare, **options: Any) -> None:
             jobs = jobs or max(1, cores() // plan.threads)
     comparison = run_plan(
         plan,
-        asked.out,
+        out,
         executor=executor,
         at_a_time=jobs,
         retries=retries if asked.retries is None else asked.retries,
@@ -180,7 +179,7 @@ def _executor(asked: Compare, threads: int) -> Any:
         gpus = int(asked.gpus) if asked.gpus and asked.gpus.is_integer() else asked.gpus
         own = {"cpus_per_task": cpus, "gpus_per_node": gpus}
         slurm = asked.slurm | {name: count for name, count in own.items() if count}
-        return slurm_executor(asked.out / ".slurm", asked.out.name, slurm)
+        return slurm_executor(asked.folder / ".slurm", asked.folder.name, slurm)
     return None
 
 
