@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gradshare.comparison.calls import WatchAll
 from gradshare.comparison.plan import RUNS, Factory, Plan, seeds_from, with_candidates
 from gradshare.comparison.results import (
     FILENAME,
@@ -26,7 +27,7 @@ from gradshare.comparison.results import (
     sample_tasks,
     save_results,
 )
-from gradshare.comparison.running import Runner, WatchAll
+from gradshare.comparison.running import Runner
 from gradshare.comparison.summary import Verdict, as_text, verdict
 from gradshare.comparison.worker import Tried, learners_of, tried, unfinished
 from gradshare.errors import ConfigError, RunError, require_choice, require_count, some
