@@ -98,11 +98,6 @@ from gradshare.training import options
             {"xyzzy": 4},
             "unknown setting 'xyzzy'; `gradshare train --help` has them all",
         ),
-        (
-            {"cosine_annealing_to": 0.01},
-            "--cosine-annealing-to 0.01 is above the outer learning rate 0.001; give at most "
-            "--outer-lr",
-        ),
     ],
 )
 def test_a_bad_setting_is_named_with_its_value(settings: dict[str, Any], message: str) -> None:

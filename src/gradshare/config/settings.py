@@ -117,12 +117,6 @@ class RunConfig(Settings):
                     f"--fixed-{gate.replace('λ', 'lambda')} {value:g} fixes {gate}, which "
                     f"{self.sharing_control or ORIGINAL} does not have; leave it out"
                 )
-        end = self.cosine_annealing_to
-        if end is not None and end > self.outer_lr:
-            raise ValueError(
-                f"--cosine-annealing-to {end:g} is above the outer learning rate "
-                f"{self.outer_lr:g}; give at most --outer-lr"
-            )
         if self.workers > self.task_batch:
             raise ValueError(
                 f"--workers {self.workers} is more than the {self.task_batch} tasks of a batch; "
