@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, get_args
 
@@ -51,7 +50,6 @@ PARTS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """What may follow the name of a method, as in maml+first-order+sharing."""
 
-MOST_COMBINATIONS: Final = 1000
 SWEPT_HEADINGS: Final = ("Inner loop and sharing", "Outer loop")
 
 
@@ -134,15 +132,15 @@ def _swept(
                 f"--sweep {setting}: give values of a setting of the inner or outer loop, such as "
                 "inner-lr=0.03,0.1; all arms have the others in common"
             )
-    if (combinations := math.prod(map(len, sweep.values()))) > MOST_COMBINATIONS:
-        said = f"--sweep has {combinations:,} combinations; give at most {MOST_COMBINATIONS}"
-        raise ConfigError(said)
     made: dict[str, list[tuple[RunConfig, RunConfig]]] = {}
     for values in itertools.product(*sweep.values()):
         asked = config.model_copy(update=dict(zip(sweep, values, strict=True)))
         for name, arm in _arms(asked, methods, control=control).items():
             made.setdefault(name, []).append((asked, arm))
-    read = {name: _that_change(sweep, candidates) for name, candidates in made.items()}
+    read = {
+        name: [setting for setting in sweep if _changes(setting, sweep, candidates)]
+        for name, candidates in made.items()
+    }
     for setting, values in sweep.items():
         if len(values) > 1 and all(setting not in settings for settings in read.values()):
             said = f"--sweep {setting}: no arm of {', '.join(made)} reads it; leave it out"
@@ -157,24 +155,20 @@ def _swept(
     return arms
 
 
-def _that_change(
-    sweep: Collection[str], candidates: Sequence[tuple[RunConfig, RunConfig]]
-) -> list[str]:
-    """The swept settings of which another value alone makes another arm.
+def _changes(
+    setting: str, sweep: Collection[str], candidates: Sequence[tuple[RunConfig, RunConfig]]
+) -> bool:
+    """Whether another value of a swept setting makes another arm, all others being the same.
 
     Args:
         candidates: what was asked for, and the arm that was made of it.
     """
-
-    def alike(one: RunConfig, other: RunConfig, but: str) -> bool:
-        return all(getattr(one, n) == getattr(other, n) for n in sweep if n != but)
-
-    pairs = list(itertools.combinations(candidates, 2))
-    return [
-        setting
-        for setting in sweep
-        if any(alike(a, b, setting) and one != other for (a, one), (b, other) in pairs)
-    ]
+    first: dict[str, RunConfig] = {}
+    for asked, arm in candidates:
+        others = str([getattr(asked, name) for name in sweep if name != setting])
+        if first.setdefault(others, arm) != arm:
+            return True
+    return False
 
 
 def _arms(asked: RunConfig, methods: Sequence[str], *, control: bool) -> dict[str, RunConfig]:
