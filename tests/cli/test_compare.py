@@ -33,7 +33,6 @@ def called(
         raise CalledError
 
     monkeypatch.setattr(module, "run_plan", run_plan)
-    monkeypatch.setattr(module, "cores", lambda: 8)
     settings = {name: value for name, value in tiny.items() if name != "threads"}
     return ["--out", str(tmp_path / "out"), *options(settings)], found
 
@@ -46,15 +45,14 @@ def invoke(words: list[str]) -> BaseException | None:
     ("words", "threads", "jobs", "retries"),
     [
         ("", 0, None, 0),
-        ("--threads 3", 3, 2, 0),
-        ("--cpus 4", 4, 2, 0),
-        ("--threads 16", 16, 1, 0),
+        ("--threads 3", 3, None, 0),
+        ("--cpus 4", 4, None, 0),
         ("--threads 2 --jobs 1 --retries 3", 2, 1, 3),
         ("--executor ray --threads 2", 2, None, 2),
         ("--executor ray --retries 0", 0, None, 0),
     ],
 )
-def test_threads_are_those_of_each_run_and_as_many_runs_go_at_a_time_as_there_are_cores_for(
+def test_threads_are_those_of_each_run_and_jobs_and_retries_are_the_programs(
     words: str,
     threads: int,
     jobs: int | None,

@@ -585,6 +585,20 @@ def test_cores_are_shared_out_among_the_runs_that_go_at_a_time(
         small(tmp_path / "out", at_a_time=at_a_time)
 
 
+@pytest.mark.parametrize(
+    ("device", "threads", "expected"),
+    [("cpu", 0, 8), ("cpu", 3, 2), ("cpu", 16, 1), ("cuda", 0, 1), ("cuda", 2, 1)],
+)
+def test_as_many_runs_go_at_a_time_as_there_are_cores_for_or_one_on_a_gpu(
+    device: str, threads: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "cores", lambda: 8)
+    monkeypatch.setattr(module, "choose_device", lambda _: torch.device(device))
+    options = Options(epochs=1, iterations=1)
+    plan = Plan({"a": plain}, "a", (), *ROWS, options, (0,), threads=threads)
+    assert module.runs_together(plan) == expected
+
+
 class Queue(Spy):
     """Tries arms at once, and queues runs for ever."""
 

@@ -35,7 +35,6 @@ from gradshare.executors import RayExecutor, slurm_executor
 from gradshare.tasks.datasets import open_dataset
 from gradshare.tasks.features import FeatureStore, features_command
 from gradshare.tasks.registry import prepare_command
-from gradshare.training.machine import cores
 
 REMOTE_RETRIES = 2
 
@@ -59,7 +58,8 @@ class Compare(Launch):
     """Where the runs are trained: in processes on this machine, on Ray, or as Slurm jobs; see
     docs/clusters.md."""
     jobs: Few | None = None
-    """Runs at a time.  [default: local: as many as there are cores; ray, slurm: all]"""
+    """Runs at a time.  [default: local: as many as there are cores for, or one on a GPU; ray,
+    slurm: all]"""
     retries: Annotated[int, Field(ge=0, le=1000)] | None = None
     """How often in a row a run whose process or machine is lost is started again from its last
     checkpoint, while it completes no other epoch.  [default: local: 0; ray, slurm: 2]"""
@@ -125,18 +125,15 @@ def compare_command(asked: Compare, **options: Any) -> None:
         f"{f', tested on {other}' if (other := config.test_dataset) else ''}; everything goes to "
         f"{escaped(out)}."
     )
-    executor, jobs, retries = _executor(asked, plan.threads), asked.jobs, REMOTE_RETRIES
+    executor = _executor(asked, plan.threads)
     if executor is not None:
         click.echo("The arms are tried on a first worker before the runs begin.")
-    else:
-        retries = 0
-        if plan.threads:
-            jobs = jobs or max(1, cores() // plan.threads)
+    retries = 0 if executor is None else REMOTE_RETRIES
     comparison = run_plan(
         plan,
         out,
         executor=executor,
-        at_a_time=jobs,
+        at_a_time=asked.jobs,
         retries=retries if asked.retries is None else asked.retries,
         resume=asked.resume == "auto",
         settings=settings_shown(plan) if asked.methods or asked.sweep else settings_read(config),

@@ -187,8 +187,7 @@ def run_plan(
         )
     own = executor is None
     if own:
-        device = choose_device(plan.options.device)
-        at_a_time = at_a_time or (cores() if device.type == "cpu" else 1)
+        at_a_time = at_a_time or runs_together(plan)
         # Not by what is left: with other threads a run that is continued would round differently.
         executor = local_executor(len(plan.runs), at_a_time)
     elif isinstance(executor, ThreadPoolExecutor):
@@ -237,6 +236,12 @@ def run_plan(
         comparison = Comparison(folder, results)
         comparison.report()
     return comparison
+
+
+def runs_together(plan: Plan) -> int:
+    """How many runs this machine trains at a time: as many as it has cores for, or one on a GPU."""
+    on_cpu = choose_device(plan.options.device).type == "cpu"
+    return max(1, cores() // (plan.threads or 1)) if on_cpu else 1
 
 
 def local_executor(runs: int, at_a_time: int) -> LocalExecutor:
