@@ -22,12 +22,11 @@ from gradshare.cli.options import (
 )
 from gradshare.comparison.compare import Comparison, run_plan
 from gradshare.comparison.plan import Plan
-from gradshare.comparison.report import write_report
 from gradshare.comparison.results import load_results
 from gradshare.config.comparing import plan_of, settings_shown
 from gradshare.config.fields import Names, Options, option_name
 from gradshare.config.names import is_import_path
-from gradshare.config.parts import features_of, resolved, settings_read
+from gradshare.config.parts import features_of, resolved
 from gradshare.config.runs import require_same
 from gradshare.config.settings import ARM_FIELDS, RunConfig
 from gradshare.errors import ConfigError, escaped
@@ -136,7 +135,7 @@ def compare_command(asked: Compare, **options: Any) -> None:
         at_a_time=asked.jobs,
         retries=retries if asked.retries is None else asked.retries,
         resume=asked.resume == "auto",
-        settings=settings_shown(plan) if asked.methods or asked.sweep else settings_read(config),
+        settings=settings_shown(plan),
         commands=_commands(runs),
     )
     _show(comparison)
@@ -146,10 +145,10 @@ def compare_command(asked: Compare, **options: Any) -> None:
 @click.argument("comparison", type=UserPath())
 def report_command(comparison: Path) -> None:
     """Print a finished COMPARISON, and write its report again."""
-    results = load_results(comparison)
     home = comparison.parent if comparison.is_file() else comparison
-    write_report(results, home)
-    _show(Comparison(home, results))
+    found = Comparison(home, load_results(comparison))
+    found.report()
+    _show(found)
 
 
 def _warn_of_unused(settings: Mapping[str, Any], names: Collection[str], plan: Plan) -> None:

@@ -56,6 +56,11 @@ def home_path(value: Any) -> Any:
         raise ValueError(f"there is no user {str(value).split('/')[0].lstrip('~')!r}") from error
 
 
+def _name(kind: str) -> AfterValidator:
+    """A validator of a registered name or an import path."""
+    return AfterValidator(functools.partial(stored_name, kind))
+
+
 def _span(value: object) -> str:
     text = str(value).strip()
     number = text.removesuffix("%")
@@ -101,8 +106,7 @@ Span = Annotated[str, BeforeValidator(_span)]
 """The first part of a run: a number of iterations, or a percentage of the run."""
 HomePath = Annotated[Path, BeforeValidator(home_path)]
 Paths = tuple[HomePath, ...]
-Metric = Annotated[str, AfterValidator(functools.partial(stored_name, "metric"))]
-Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_words)]
+Metrics = Annotated[tuple[Annotated[str, _name("metric")], ...], BeforeValidator(_words)]
 Augment = Annotated[tuple[Augmentation, ...], BeforeValidator(_words)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Options = dict[str, JsonValue]
@@ -149,7 +153,7 @@ class Declared(BaseModel):
 class Settings(Declared):
     """The fields of `RunConfig`."""
 
-    dataset: str = "glyphs"
+    dataset: Annotated[str, _name("dataset")] = "glyphs"
     """A prepared dataset (see `gradshare data`), or the import path of a function that returns
     gradshare.Splits."""
     dataset_option: Options = {}
@@ -181,12 +185,12 @@ class Settings(Declared):
     task_batch: Count = 5
     """Tasks in an outer iteration (the paper's T)."""
 
-    method: str = "maml"
+    method: Annotated[str, _name("method")] = "maml"
     """Meta-learning method: maml, meta-sgd, maml++, unicorn-maml (the default on features), anil,
     boil, alfa, proto-maml, reptile, imaml, protonet, or an import path."""
     method_option: Options = {}
     """Option of the method, such as head=classifier; repeat for more."""
-    model: str = "conv4"
+    model: Annotated[str, _name("model")] = "conv4"
     """Network: conv4, resnet12, mlp (for rows of numbers; the default on features), or an import
     path."""
     model_option: Options = {}
@@ -197,12 +201,12 @@ class Settings(Declared):
     freeze: Names = ()
     """Name of a part of the network that stays as it is, such as features or layer[1-3]; repeat for
     more."""
-    rule: str | None = None
+    rule: Annotated[str, _name("rule")] | None = None
     """Inner optimiser before the multiplication by the inner learning rate: momentum, rmsprop,
     adam, or the import path of an update rule of your own."""
     rule_option: Options = {}
     """Option of the rule, such as beta1=0.5; repeat for more."""
-    loss: str = "cross-entropy"
+    loss: Annotated[str, _name("loss")] = "cross-entropy"
     """Inner and outer loss: cross-entropy, mse, or an import path."""
     loss_option: Options = {}
     """Option of the loss, such as label_smoothing=0.1; repeat for more."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import yaml
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import model_validator
 
 from gradshare.config.fields import (
     HEADINGS,
@@ -23,7 +23,7 @@ from gradshare.config.fields import (
     Span,
     option_name,
 )
-from gradshare.config.names import is_import_path, stored_name
+from gradshare.config.names import is_import_path
 from gradshare.config.text import read_yaml
 from gradshare.errors import ConfigError
 
@@ -95,11 +95,6 @@ class RunConfig(Settings):
         if rule or settings.get("method") in WITHOUT_SHARING:
             return {"sharing": False, **settings}
         return settings
-
-    @field_validator("dataset", "model", "method", "rule", "loss")
-    @classmethod
-    def _known_or_an_import_path(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return None if value is None else stored_name(info.field_name or "", value)
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> RunConfig:
