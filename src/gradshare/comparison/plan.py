@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -81,11 +80,10 @@ class Plan:
                     f"the arm {name!r} is a {type(factory).__name__}; give a function that makes "
                     "the learner (lambda: gradshare.maml(…)), so that each seed has its own"
                 )
-            looks = unicodedata.normalize("NFC", "".join(filter(str.isprintable, name)))
-            if (other := alike.setdefault(looks.casefold(), name)) != name:
+            if (other := alike.setdefault(name.casefold(), name)) != name:
                 raise ConfigError(
-                    f"the arms {other!a} and {name!a} differ only in upper and lower case or in "
-                    "what cannot be seen, and readers or disks would take them for one; rename one"
+                    f"the arms {other!r} and {name!r} differ only in upper and lower case, and "
+                    "some disks would take them for one; rename one"
                 )
         for name in (self.baseline, *self.controls):
             if name not in self.arms:
