@@ -298,9 +298,9 @@ def test_methods_and_sweeps_that_mean_nothing_are_refused(
     ("text", "message"),
     [
         ("methods: 3", "--methods 3: must be a text or a list of texts"),
-        ("sweep: [0.1]", "--sweep [0.1]: must be a mapping, as {name: value}"),
-        ("sweep: {inner_lr: 0.1}", "--sweep 0.1: must be a list"),
-        ("seeds: three", "--seeds 'three': must be a whole number"),
+        ("sweep: [0.1]", "--sweep [0.1]: must be a valid dictionary"),
+        ("sweep: {inner_lr: 0.1}", "--sweep 0.1: must be a valid list"),
+        ("seeds: three", "--seeds 'three': must be a valid integer"),
         ("jobs: 0", "--jobs 0: must be greater than or equal to 1"),
         ("config: other.yaml", "unknown setting 'config'; `gradshare train --help` has them all"),
     ],

@@ -187,7 +187,7 @@ def _arms(asked: RunConfig, methods: Sequence[str], *, control: bool) -> dict[st
             f"--method {config.method} cannot share gradients, so there is nothing to compare it "
             f"with; compare methods, such as --methods maml,{config.method}, or give a --rule"
         )
-    bare = config.without_arm()
+    bare = config.model_copy(update={name: default_of(name) for name in ARM_FIELDS})
     arms = {ORIGINAL: bare.model_copy(update={**alone, "sharing": False})}
     if config.rule is None:
         arms[SHARING] = bare

@@ -46,12 +46,14 @@ SharingControl = Literal[
 ]
 
 
-def home_path(value: Any) -> Any:
+def home_path(value: Any) -> Path:
     """A path whose ~ is replaced by the user's home; no shell replaces it in `--out=~/runs`."""
     if value == "":  # it would be the current folder
         raise ValueError("it is empty; name a file or folder")
+    if not isinstance(value, str | Path):
+        raise ValueError("must be a path")  # noqa: TRY004  # pydantic reads no other
     try:
-        return Path(value).expanduser() if isinstance(value, str | Path) else value
+        return Path(value).expanduser()
     except RuntimeError as error:
         raise ValueError(f"there is no user {str(value).split('/')[0].lstrip('~')!r}") from error
 
@@ -77,7 +79,7 @@ def _words(value: Any) -> Any:
     """The words of a text like "flip,crop", or of several texts."""
     given = [value] if isinstance(value, str) else value
     if not isinstance(given, list | tuple):
-        return value
+        raise ValueError("must be a text or a list of texts")  # noqa: TRY004
     parts = (text.split(",") if isinstance(text, str) else [text] for text in given)
     return tuple(word for words in parts for word in words)
 
@@ -318,21 +320,9 @@ def option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-_EXPECTED = {
-    "bool_type": "must be true or false",
-    "dict_type": "must be a mapping, as {name: value}",
-    "int_type": "must be a whole number",
-    "is_instance_of": "must be a path",
-    "list_type": "must be a list",
-    "string_type": "must be a text",
-    "tuple_type": "must be a text or a list of texts",
-}
-"""What a value of another type should have been, by pydantic's name of the error."""
-
-
 def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return str(message)
-    message = _EXPECTED.get(error["type"], message.replace("Input should be ", "must be "))
+    message = message.replace("Input should be ", "must be ")
     return f"{option_name(str(error['loc'][0]))} {reprlib.repr(error['input'])}: {message}"

@@ -132,10 +132,6 @@ class RunConfig(Settings):
                 )
         return self
 
-    def without_arm(self) -> Self:
-        """The same configuration with each of `ARM_FIELDS` at its default."""
-        return self.model_copy(update={name: default_of(name) for name in ARM_FIELDS})
-
     @property
     def arm(self) -> str:
         """The run's name in a comparison, from its `ARM_FIELDS`."""
