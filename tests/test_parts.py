@@ -420,7 +420,7 @@ def test_a_metric_of_ones_own_that_is_called_loss_is_the_one_that_is_measured(
     metrics = parts_of(**SIGNALS, metric=("accuracy", f"{file}:loss")).options.metrics
     assert metrics is not None
     assert list(metrics) == ["accuracy", "loss"]
-    assert metrics["loss"].function(None, None) == 7
+    assert metrics["loss"].function(torch.zeros(1), None) == 7
 
 
 def test_a_dataset_may_have_no_test() -> None:

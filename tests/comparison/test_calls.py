@@ -57,7 +57,7 @@ def test_a_call_that_is_refused_for_a_moment_is_submitted_again_and_not_too_soon
         clock[0] = now
         assert (call.submitted(), executor.asked) == (accepted, asked)
     assert call.done()
-    assert call.outcome() == ("done", 8)
+    assert call.ending() == ("done", 8)
     assert caplog.messages == [
         f"a run could not be submitted (OSError: busy); it is submitted again in {seconds} s"
         for seconds in (1, 2)
@@ -125,7 +125,7 @@ def test_any_error_instead_of_a_result_means_a_lost_worker(error: BaseException)
     call = called(Unreliable(done_with(error)))
     assert call.submitted()
     why = f"its worker was lost: {type(error).__name__}: {error}"
-    assert (call.outcome(), call.lost) == (("stopped", why), 1)
+    assert (call.ending(), call.lost) == (("stopped", why), 1)
 
 
 def test_a_long_error_keeps_its_beginning_and_its_end_in_one_line() -> None:
@@ -133,7 +133,7 @@ def test_a_long_error_keeps_its_beginning_and_its_end_in_one_line() -> None:
     trace = "Job failed with trace:\n" + "line\n" * 1000 + last
     call = called(Unreliable(done_with(OSError(trace))))
     assert call.submitted()
-    _, said = call.outcome()
+    _, said = call.ending()
     assert said.startswith("its worker was lost: OSError: Job failed with trace: line line")
     assert said.endswith(f"line {last}")
     assert len(said) < 600

@@ -25,7 +25,7 @@ import gradshare as gs
 from gradshare.comparison import compare as module
 from gradshare.comparison.compare import compare
 from gradshare.comparison.plan import Plan
-from gradshare.comparison.worker import train_run, tried, try_arms
+from gradshare.comparison.worker import train_run, tried_here, try_arms
 from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.executors import LocalExecutor
 from gradshare.training import layout
@@ -141,9 +141,9 @@ def test_arms_are_tried_whatever_the_caller_has_set(mode: Any) -> None:
     train, validation, test = ROWS
     options = Options(epochs=1, iterations=1, device="cpu")
     plan = Plan({"a": plain}, "a", (), train, validation, test, options, (0,))
-    expected = tried(plan)
+    expected = tried_here(plan)
     with mode():
-        assert tried(plan) == expected
+        assert tried_here(plan) == expected
 
 
 class Broken:
@@ -593,7 +593,8 @@ def test_as_many_runs_go_at_a_time_as_there_are_cores_for_or_one_on_a_gpu(
     monkeypatch.setattr(module, "cores", lambda: 8)
     monkeypatch.setattr(module, "choose_device", lambda _: torch.device(device))
     options = Options(epochs=1, iterations=1)
-    plan = Plan({"a": plain}, "a", (), *ROWS, options, (0,), threads=threads)
+    train, validation, test = ROWS
+    plan = Plan({"a": plain}, "a", (), train, validation, test, options, (0,), threads=threads)
     assert module.runs_together(plan) == expected
 
 

@@ -57,6 +57,6 @@ def ray_resources() -> dict[str, float]:
     return dict(context.get_assigned_resources())
 
 
-def outcome_after(seconds: float) -> tuple[str, None]:
+def ending_after(seconds: float) -> tuple[str, None]:
     time.sleep(seconds)
     return "done", None

@@ -51,7 +51,7 @@ def test_a_killed_worker_is_a_lost_one_and_another_error_too() -> None:
         for function, words in ((functions.die, "WorkerCrashedError"), (functions.fail, "unfore")):
             call = Call("a run", Path("run"), executor, function)
             assert call.submitted()
-            kind, why = call.outcome()
+            kind, why = call.ending()
             assert kind == "stopped" and words in why
             assert call.done()
 
@@ -60,15 +60,15 @@ def test_a_killed_worker_is_a_lost_one_and_another_error_too() -> None:
 def test_a_queued_call_can_be_cancelled() -> None:
     with RayExecutor(cpus=2, gpus=0.5) as executor:
         calls = [
-            Call(name, Path(name), executor, functions.outcome_after, 3)
+            Call(name, Path(name), executor, functions.ending_after, 3)
             for name in ("first", "queued")
         ]
         assert all(call.submitted() for call in calls)
         assert not calls[1].done()
         assert calls[1].cancel()
-        kind, why = calls[1].outcome()
+        kind, why = calls[1].ending()
         assert kind == "stopped" and "TaskCancelledError" in why
-        assert calls[0].outcome()[0] == "done"
+        assert calls[0].ending()[0] == "done"
 
 
 def fake_ray(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str = "") -> None:

@@ -108,6 +108,6 @@ def test_a_busy_sbatch_is_asked_again(
         sbatch = f"[ -e {programs}/{seen} ] || {{ touch {programs}/{seen}; {busy}; }}\n{sbatch}"
     program(programs, "sbatch", sbatch)
     executor = slurm_executor(tmp_path / "slurm", "momentum", {})
-    call = Call("a run", tmp_path, executor, divmod, 7, 2)
+    call = Call("a run", tmp_path, executor, tuple, ["done", None])
     assert [call.submitted() for _ in range(3)] == [False, False, True]
-    assert call.outcome() == (3, 1)
+    assert call.ending() == ("done", None)

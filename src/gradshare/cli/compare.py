@@ -116,8 +116,8 @@ def compare_command(asked: Compare, **options: Any) -> None:
     for arm, seed in plan.runs if asked.resume == "auto" else ():
         own = RunConfig(**{**plan.settings[arm], "seed": seed})
         require_same(own, plan.place(out, arm, seed))
-    # With the first seed all candidates are trained, with the others the best of each group.
-    left_out = sum(len(group) - 1 for group in plan.candidates) * (len(plan.seeds) - 1)
+    # With the first seed all candidates are trained, with the others the best of them.
+    left_out = sum(len(each) - 1 for each in plan.candidates) * (len(plan.seeds) - 1)
     click.echo(
         f"{', '.join(plan.arms)}: {len(plan.runs) - left_out} runs, {config.epochs} × "
         f"{config.iterations_per_epoch} iterations each, on {config.dataset}"

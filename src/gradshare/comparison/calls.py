@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradshare.comparison.worker import Outcome
+from gradshare.comparison.worker import Ending
 from gradshare.errors import GradshareError, RunError
 from gradshare.executors import LostWorkerError
 from gradshare.training.lock import is_locked
@@ -41,7 +41,7 @@ class Call:
     """
 
     def __init__(
-        self, name: str, place: Path, executor: Any, function: Callable[..., Outcome], *args: Any
+        self, name: str, place: Path, executor: Any, function: Callable[..., Any], *args: Any
     ) -> None:
         self.name = name
         self.lost = 0
@@ -90,7 +90,7 @@ class Call:
             self._silent = True
             return False
 
-    def outcome(self) -> Outcome:
+    def ending(self) -> Ending:
         """What became of it; "stopped" if its worker was lost."""
         try:
             kind, value = self._future.result()

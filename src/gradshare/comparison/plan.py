@@ -44,7 +44,7 @@ class Plan:
         seeds: of the runs.
         settings: from which each arm can be made again, by name, if it can; see `fit_in`.
         own_options: the options of arms that have others, such as another outer learning rate.
-        candidates: the arms of each group of which one is compared; see `compare`.
+        candidates: the names of the candidates of each arm that has several; see `compare`.
         threads: of each run; 0 for as many as its process has.
     """
 
@@ -192,17 +192,17 @@ def with_candidates(
         What makes each candidate, by its name; and the names of the candidates of each arm.
     """
     made: dict[str, Made] = {}
-    groups = {}
+    candidates = {}
     for arm, value in arms.items():
         if isinstance(value, Mapping):
-            named = {f"{arm} [{candidate}]": each for candidate, each in value.items()}
+            named = {f"{arm} [{name}]": each for name, each in value.items()}
         else:
             named = {arm: value}
         if not named:
             raise ConfigError(f"the arm {arm!r} has no candidates; give it at least one")
         made |= named
-        groups[arm] = tuple(named)
-    return made, groups
+        candidates[arm] = tuple(named)
+    return made, candidates
 
 
 def seeds_from(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:

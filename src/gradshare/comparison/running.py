@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from gradshare.comparison.calls import Call, WatchAll
 from gradshare.comparison.plan import RUNS, Plan, shown
-from gradshare.comparison.worker import LIVE, TRIAL, Key, Outcome, Tried, train_run, try_arms
+from gradshare.comparison.worker import LIVE, TRIAL, Ending, Key, Trial, train_run, try_arms
 from gradshare.errors import GradshareError, RunError
 from gradshare.training.interruption import RunStoppedError, StopRequests
 
@@ -36,7 +36,7 @@ class Runner:
     watch: WatchAll
     stop: StopRequests
 
-    def try_arms(self, plan: Plan) -> tuple[Tried, list[Key]]:
+    def try_arms(self, plan: Plan) -> tuple[Trial, list[Key]]:
         """What `try_arms` finds on a machine like those that train."""
         with self._offered(plan) as path:
             call = Call("the trial of the arms", self.folder / TRIAL, self.executor, try_arms, path)
@@ -53,9 +53,9 @@ class Runner:
                 name = arm if len(plan.seeds) == 1 else f"{arm} (seed {seed})"
                 place = plan.place(self.folder, arm, seed)
                 calls.append(Call(name, place, self.executor, train_run, path, arm, seed))
-            outcomes = self._made(calls, path)
+            endings = self._made(calls, path)
         failures: dict[str, list[str]] = {}
-        for name, (kind, why) in outcomes.items():
+        for name, (kind, why) in endings.items():
             if kind != "done":
                 failures.setdefault(why, []).append(name)
         if failures:
@@ -90,10 +90,10 @@ class Runner:
                 with contextlib.suppress(OSError):
                     file.unlink()
 
-    def _made(self, calls: Sequence[Call], path: str) -> dict[str, Outcome]:
+    def _made(self, calls: Sequence[Call], path: str) -> dict[str, Ending]:
         """Make some calls, and return what became of each by name."""
         waiting, running = list(calls), list[Call]()
-        outcomes: dict[str, Outcome] = {}
+        endings: dict[str, Ending] = {}
         while waiting or running:
             if self.stop.signal is not None:
                 self._stop(running, path)
@@ -108,20 +108,20 @@ class Runner:
                     running.append(call)
                     self.watch(call.name, None)
                 except GradshareError as error:
-                    outcomes[call.name] = "failed", str(error)
+                    endings[call.name] = "failed", str(error)
                 waiting.remove(call)
             for call in running[:]:
                 done = call.done()
                 call.look(self.watch)
                 if done:
                     running.remove(call)
-                    kind, value = outcomes[call.name] = call.outcome()
+                    kind, value = endings[call.name] = call.ending()
                     if kind == "stopped" and call.lost <= self.retries:
                         again = "%s: %s; it is started again (retry %d of %d)"
                         log.warning(again, call.name, value, call.lost, self.retries)
                         waiting.append(call)
             time.sleep(POLL_SECONDS)
-        return outcomes
+        return endings
 
     def _stop(self, calls: Sequence[Call], path: str) -> None:
         """Wait until the runs that are trained have saved what they have, and cancel the others.

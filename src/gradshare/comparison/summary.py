@@ -91,9 +91,9 @@ def epochs_to_gain(results: Results, run: ArmRun) -> int | None:
     if baseline is None or not baseline.history or baseline.outcome != "trained":
         return None
     metric, score = results.metrics[results.score], results.score
-    start = metric.chance if metric.chance is not None else baseline.history[0].mean(score)
+    origin = metric.chance if metric.chance is not None else baseline.history[0].mean(score)
     best = ranked(baseline.history, metric, score)[0].mean(score)
-    level = metric.rank(start + GAIN * (best - start))
+    level = metric.rank(origin + GAIN * (best - origin))
     return next((r.epoch for r in run.history if metric.rank(r.mean(score)) <= level), None)
 
 

@@ -72,14 +72,14 @@ def plan_of(
         sweep: for some settings, the values among which the best is chosen for each arm.
     """
     swept = _swept(config, methods, sweep or {}, control=control)
-    arms, groups = with_candidates(swept)
+    arms, candidates = with_candidates(swept)
     parts = build(next(iter(arms.values())))
     if parts.test is None:
         raise ConfigError(
             f"--dataset {config.dataset} has no test tasks, which a comparison needs; return "
             "gradshare.Splits(train, validation, test)"
         )
-    firsts = [group[0] for group in groups.values()]
+    firsts = [each[0] for each in candidates.values()]
     settings = {name: arm.model_dump(mode="json") for name, arm in arms.items()}
     return Plan(
         arms={name: functools.partial(make_learner, settings[name]) for name in arms},
@@ -92,7 +92,7 @@ def plan_of(
         seeds=seeds_from(seeds, config.seed),
         settings=settings,
         own_options={n: options_of(arm, parts.options.metrics) for n, arm in arms.items()},
-        candidates=tuple(group for group in groups.values() if len(group) > 1),
+        candidates=tuple(each for each in candidates.values() if len(each) > 1),
     )
 
 

@@ -185,8 +185,10 @@ def splits_of(config: RunConfig) -> Splits:
     if isinstance(store, FeatureStore):
         splits = feature_splits(store, **sizes)
     else:
-        looks = {"normalization": _normalization(config, store), "augment": config.augment}
-        splits = Splits(*image_splits(store, **looks, **sizes))
+        normalization = _normalization(config, store)
+        splits = Splits(
+            *image_splits(store, normalization=normalization, augment=config.augment, **sizes)
+        )
     if config.test_dataset is None:
         return splits
     other = tests_of_another(config, "--test-dataset", config.test_dataset, splits.train)
