@@ -51,7 +51,7 @@ from gradshare.training import options
         ),
         (
             {"model_option": "width=3"},
-            "--model-option 'width=3': must be a mapping, as {name: value}",
+            "--model-option 'width=3': must be a valid dictionary",
         ),
         ({"image_size": 8}, "--image-size 8: must be greater than or equal to 16"),
         (
@@ -97,11 +97,6 @@ from gradshare.training import options
         (
             {"xyzzy": 4},
             "unknown setting 'xyzzy'; `gradshare train --help` has them all",
-        ),
-        (
-            {"cosine_annealing_to": 0.01},
-            "--cosine-annealing-to 0.01 is above the outer learning rate 0.001; give at most "
-            "--outer-lr",
         ),
     ],
 )
@@ -203,7 +198,7 @@ def test_a_stored_configuration_is_the_same_configuration(tmp_path: Path) -> Non
         ("1: 2", "has the key 1; write the name of a setting there"),
         ("self: 1", "unknown setting 'self'"),
         ("data_root: 5", "--data-root 5: must be a path"),
-        ("dataset: null", "--dataset None: must be a text"),
+        ("dataset: null", "--dataset None: must be a valid string"),
         ("metric: {a: b}", "--metric {'a': 'b'}: must be a text or a list of texts"),
         ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],
@@ -296,18 +291,18 @@ def test_plain_values_are_read_by_yaml_1_2(text: str, value: object, tmp_path: P
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed: 1:30", "--seed '1:30': must be a whole number"),
-        ("seed: 010", "--seed '010': must be a whole number"),
-        ("seed: true", "--seed True: must be a whole number"),
+        ("seed: 1:30", "--seed '1:30': must be a valid integer"),
+        ("seed: 010", "--seed '010': must be a valid integer"),
+        ("seed: true", "--seed True: must be a valid integer"),
         ("inner_lr: true", "--inner-lr True: must be a valid number"),
-        ("sharing: no", "--sharing 'no': must be true or false"),
+        ("sharing: no", "--sharing 'no': must be a valid boolean"),
         ("ways: 5\nways: 6", "is not valid YAML: it has the key 'ways' twice"),
         ("model_option: {a: 1, a: 2}", "is not valid YAML: it has the key 'a' twice"),
         (
             "ways: .nan",
             "--ways nan: give a whole number from 2 to 2147483647, or a range such as 5-20",
         ),
-        ("task_batch: 1e30", "--task-batch 1e+30: must be a whole number"),
+        ("task_batch: 1e30", "--task-batch 1e+30: must be a valid integer"),
         (
             "task_batch: 100000000000000000000",
             "--task-batch 100000000000000000000: must be less than or equal to 2147483647",
@@ -401,20 +396,6 @@ def test_the_home_of_nobody_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         RunConfig(data_root="~nobody-here/data")
     assert str(error.value) == ("--data-root '~nobody-here/data': there is no user 'nobody-here'")
-
-
-@pytest.mark.parametrize(
-    "arm",
-    [
-        {"sharing": False},
-        {"sharing_control": "rate-control"},
-        {"fixed_lambda": 0.5, "fixed_m": 0.1},
-    ],
-)
-def test_without_its_arm_a_configuration_shares(arm: dict[str, Any]) -> None:
-    config = RunConfig(ways=3, **arm)
-    assert config.without_arm() == RunConfig(ways=3)
-    assert config.without_arm().arm == "gradient-sharing"
 
 
 @pytest.mark.parametrize("given", ["3", " 3 - 3 ", [3], [3, 3], ["3", "3"]], ids=str)

@@ -291,6 +291,13 @@ def test_a_default_of_ones_own_function_wins_unless_the_option_was_given(
     assert resolved(RunConfig(**names, shots=1, queries=15)).shots == 1
 
 
+def test_a_default_of_ones_own_function_may_be_a_range_or_a_list(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def make(ways=(5, 20), shots=(1, 5), augment=['flip']): pass\n")
+    config = resolved(RunConfig(dataset=f"{file}:make", shots=2))
+    assert (config.ways, config.shots, config.augment) == ((5, 20), 2, ("flip",))
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -403,6 +410,17 @@ def test_a_metric_that_is_a_function_takes_the_options_of_metric() -> None:
     metrics = parts_of(**SIGNALS, **settings).options.metrics
     assert metrics is not None
     assert (metrics["wrong"].function, metrics["wrong"].best) == (own.wrong, "low")
+
+
+def test_a_metric_of_ones_own_that_is_called_loss_is_the_one_that_is_measured(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def loss(outputs, targets): return 7.0\n")
+    metrics = parts_of(**SIGNALS, metric=("accuracy", f"{file}:loss")).options.metrics
+    assert metrics is not None
+    assert list(metrics) == ["accuracy", "loss"]
+    assert metrics["loss"].function(torch.zeros(1), None) == 7
 
 
 def test_a_dataset_may_have_no_test() -> None:

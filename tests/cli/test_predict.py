@@ -221,20 +221,6 @@ def test_what_is_no_run_is_named_with_what_to_give(
         assert error_of(program, command, place, *more.get(command, [])) == f"error: {said}\n"
 
 
-@pytest.mark.parametrize("command", ["predict", "check", "export", "evaluate"])
-def test_a_near_miss_of_the_shipped_model_names_it(
-    command: str, program: Program, birds: Path
-) -> None:
-    more: dict[str, list[Any]] = {
-        "predict": [birds, "--support", birds],
-        "check": [birds],
-        "export": ["--support", birds, "--out", birds / "new.onnx"],
-        "evaluate": [],
-    }
-    said = "error: there is no run 'glyfs'; did you mean 'glyphs', which comes with gradshare?\n"
-    assert error_of(program, command, "glyfs", *more[command]) == said
-
-
 def test_arrays_are_checked_too(program: Program, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"dataset": "tests.own:signals", "model": "tests.own:Net"}
     sizes = {"ways": 3, "queries": 2, "val_tasks": 4, "test_tasks": 2, "ensemble": 1}

@@ -173,8 +173,9 @@ def test_compare_with_control_over_two_seeds(
     assert (results["baseline"], results["controls"]) == ("original", ["rate-control"])
     # No setting that is another in each arm, or that none of them reads.
     unread = {"sharing", "fixed_lambda", "multi_step_loss", "workers", "rule", "model_option"}
-    assert {"epochs", "filters", "sharing_norm"} <= results["settings"].keys() - unread
-    assert not unread & results["settings"].keys()
+    settings = results["settings"].keys()
+    assert {"epochs", "filters", "gradient-sharing: sharing_norm"} <= settings - unread
+    assert not unread & settings
     root = tiny["data_root"]
     assert results["commands"] == [
         "gradshare data prepare tiny --format folder --from FOLDER --image-size 16 "

@@ -13,7 +13,14 @@ from gradshare.comparison.results import ArmRun, MetricFacts, Outcome, Results
 from gradshare.comparison.summary import arm_rows, as_text, verdict
 from gradshare.training.metrics import Metric
 from gradshare.training.statistics import Interval
-from tests.comparison.builders import ACCURACY, ERROR, arm_run, classification, results_of
+from tests.comparison.builders import (
+    ACCURACY,
+    ERROR,
+    arm_run,
+    classification,
+    regression,
+    results_of,
+)
 
 TASKS = 300
 
@@ -265,3 +272,14 @@ def test_a_yardstick_that_is_better_than_each_arm_is_named(easy: float, said: bo
         "than each arm."
     )
     assert (sentence in verdict(results).caveats) is said
+
+
+def test_yardsticks_that_do_not_have_the_score_are_in_the_table_alone() -> None:
+    facts = {"error": ERROR, "accuracy": ACCURACY}
+    yardsticks = {"class mean": {"accuracy": [0.9] * 30}}
+    results = regression("base", "new", metrics=facts, yardsticks=yardsticks)
+    run = results.runs[0]
+    runs = [run.model_copy(update={"test": {**run.test, "accuracy": [0.5] * 30}})] * 2
+    text = as_text(results.model_copy(update={"runs": tuple(runs)}))
+    assert "90.0 ± 0.0 %" in text
+    assert "needs no meta-training" not in text

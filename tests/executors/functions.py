@@ -57,6 +57,6 @@ def ray_resources() -> dict[str, float]:
     return dict(context.get_assigned_resources())
 
 
-def process_after(seconds: float) -> int:
+def ending_after(seconds: float) -> tuple[str, None]:
     time.sleep(seconds)
-    return os.getpid()
+    return "done", None

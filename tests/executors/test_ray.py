@@ -7,13 +7,15 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+from gradshare.comparison.calls import Call
 from gradshare.errors import ConfigError, RunError
-from gradshare.executors import Call, LostWorkerError, RayExecutor
+from gradshare.executors import RayExecutor
 from tests.executors import functions
 
 pytestmark = pytest.mark.long
@@ -47,23 +49,26 @@ def test_resources_reach_ray_and_a_cluster_of_the_users_stays() -> None:
 def test_a_killed_worker_is_a_lost_one_and_another_error_too() -> None:
     with RayExecutor() as executor:
         for function, words in ((functions.die, "WorkerCrashedError"), (functions.fail, "unfore")):
-            call = Call("a run", executor, function)
+            call = Call("a run", Path("run"), executor, function)
             assert call.submitted()
-            with pytest.raises(LostWorkerError, match=words):
-                call.result()
+            kind, why = call.ending()
+            assert kind == "stopped" and words in why
             assert call.done()
 
 
 @pytest.mark.usefixtures("cluster")
 def test_a_queued_call_can_be_cancelled() -> None:
     with RayExecutor(cpus=2, gpus=0.5) as executor:
-        calls = [Call(name, executor, functions.process_after, 3) for name in ("first", "queued")]
+        calls = [
+            Call(name, Path(name), executor, functions.ending_after, 3)
+            for name in ("first", "queued")
+        ]
         assert all(call.submitted() for call in calls)
         assert not calls[1].done()
         assert calls[1].cancel()
-        with pytest.raises(LostWorkerError, match="TaskCancelledError"):
-            calls[1].result()
-        assert calls[0].result()
+        kind, why = calls[1].ending()
+        assert kind == "stopped" and "TaskCancelledError" in why
+        assert calls[0].ending()[0] == "done"
 
 
 def fake_ray(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str = "") -> None:

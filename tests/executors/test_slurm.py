@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from gradshare.comparison.calls import Call
 from gradshare.errors import ConfigError
-from gradshare.executors import Call, slurm_executor
+from gradshare.executors import slurm_executor
 
 
 @pytest.fixture
@@ -100,12 +101,13 @@ def test_a_machine_without_slurm_is_one_error(
 def test_a_busy_sbatch_is_asked_again(
     tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshare.executors.calls.BACK_OFF_SECONDS", (0, 0))
+    monkeypatch.setattr("gradshare.comparison.calls.BACK_OFF_SECONDS", (0, 0))
     sbatch = (programs / "sbatch").read_text(encoding="utf-8")
     busy = "echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1"
     for seen in ("twice", "once"):
         sbatch = f"[ -e {programs}/{seen} ] || {{ touch {programs}/{seen}; {busy}; }}\n{sbatch}"
     program(programs, "sbatch", sbatch)
-    call = Call("a run", slurm_executor(tmp_path / "slurm", "momentum", {}), pow, 2, 10)
+    executor = slurm_executor(tmp_path / "slurm", "momentum", {})
+    call = Call("a run", tmp_path, executor, tuple, ["done", None])
     assert [call.submitted() for _ in range(3)] == [False, False, True]
-    assert call.result() == 1024
+    assert call.ending() == ("done", None)

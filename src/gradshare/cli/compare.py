@@ -22,12 +22,11 @@ from gradshare.cli.options import (
 )
 from gradshare.comparison.compare import Comparison, run_plan
 from gradshare.comparison.plan import Plan
-from gradshare.comparison.report import write_report
 from gradshare.comparison.results import load_results
 from gradshare.config.comparing import plan_of, settings_shown
-from gradshare.config.fields import HomePath, Names, Options, option_name
+from gradshare.config.fields import Names, Options, option_name
 from gradshare.config.names import is_import_path
-from gradshare.config.parts import features_of, resolved, settings_read
+from gradshare.config.parts import features_of, resolved
 from gradshare.config.runs import require_same
 from gradshare.config.settings import ARM_FIELDS, RunConfig
 from gradshare.errors import ConfigError, escaped
@@ -35,7 +34,6 @@ from gradshare.executors import RayExecutor, slurm_executor
 from gradshare.tasks.datasets import open_dataset
 from gradshare.tasks.features import FeatureStore, features_command
 from gradshare.tasks.registry import prepare_command
-from gradshare.training.machine import cores
 
 REMOTE_RETRIES = 2
 
@@ -45,8 +43,6 @@ Few = Annotated[int, Field(ge=1, le=10_000)]
 class Compare(Launch):
     """What `gradshare compare` takes beside the settings of its runs."""
 
-    out: HomePath
-    """New folder for everything that comes out."""
     methods: Names = ()
     """Compare these methods with the first of them: maml,anil,protonet,linear-probe,…
     METHOD+sharing shares gradients, METHOD+rate-control is its control. In a file: a list."""
@@ -61,7 +57,8 @@ class Compare(Launch):
     """Where the runs are trained: in processes on this machine, on Ray, or as Slurm jobs; see
     docs/clusters.md."""
     jobs: Few | None = None
-    """Runs at a time.  [default: local: as many as there are cores; ray, slurm: all]"""
+    """Runs at a time.  [default: local: as many as there are cores for, or one on a GPU; ray,
+    slurm: all]"""
     retries: Annotated[int, Field(ge=0, le=1000)] | None = None
     """How often in a row a run whose process or machine is lost is started again from its last
     checkpoint, while it completes no other epoch.  [default: local: 0; ray, slurm: 2]"""
@@ -85,6 +82,7 @@ def compare_command(asked: Compare, **options: Any) -> None:
     All arms are trained on the same tasks from the same initialisation.
     """
     asked, from_file = asked.with_file()
+    out = asked.folder
     for option, readers in (
         ("ray_address", ["ray"]),
         ("slurm", ["slurm"]),
@@ -117,30 +115,27 @@ def compare_command(asked: Compare, **options: Any) -> None:
     plan = replace(plan, threads=config.threads or asked.cpus or 0)
     for arm, seed in plan.runs if asked.resume == "auto" else ():
         own = RunConfig(**{**plan.settings[arm], "seed": seed})
-        require_same(own, plan.place(asked.out, arm, seed))
-    # With the first seed all candidates are trained, with the others the best of each group.
-    left_out = sum(len(group) - 1 for group in plan.candidates) * (len(plan.seeds) - 1)
+        require_same(own, plan.place(out, arm, seed))
+    # With the first seed all candidates are trained, with the others the best of them.
+    left_out = sum(len(each) - 1 for each in plan.candidates) * (len(plan.seeds) - 1)
     click.echo(
         f"{', '.join(plan.arms)}: {len(plan.runs) - left_out} runs, {config.epochs} × "
         f"{config.iterations_per_epoch} iterations each, on {config.dataset}"
         f"{f', tested on {other}' if (other := config.test_dataset) else ''}; everything goes to "
-        f"{escaped(asked.out)}."
+        f"{escaped(out)}."
     )
-    executor, jobs, retries = _executor(asked, plan.threads), asked.jobs, REMOTE_RETRIES
+    executor = _executor(asked, plan.threads)
     if executor is not None:
         click.echo("The arms are tried on a first worker before the runs begin.")
-    else:
-        retries = 0
-        if plan.threads:
-            jobs = jobs or max(1, cores() // plan.threads)
+    retries = 0 if executor is None else REMOTE_RETRIES
     comparison = run_plan(
         plan,
-        asked.out,
+        out,
         executor=executor,
-        at_a_time=jobs,
+        at_a_time=asked.jobs,
         retries=retries if asked.retries is None else asked.retries,
         resume=asked.resume == "auto",
-        settings=settings_shown(plan) if asked.methods or asked.sweep else settings_read(config),
+        settings=settings_shown(plan),
         commands=_commands(runs),
     )
     _show(comparison)
@@ -150,10 +145,10 @@ def compare_command(asked: Compare, **options: Any) -> None:
 @click.argument("comparison", type=UserPath())
 def report_command(comparison: Path) -> None:
     """Print a finished COMPARISON, and write its report again."""
-    results = load_results(comparison)
     home = comparison.parent if comparison.is_file() else comparison
-    write_report(results, home)
-    _show(Comparison(home, results))
+    found = Comparison(home, load_results(comparison))
+    found.report()
+    _show(found)
 
 
 def _warn_of_unused(settings: Mapping[str, Any], names: Collection[str], plan: Plan) -> None:
@@ -180,7 +175,7 @@ def _executor(asked: Compare, threads: int) -> Any:
         gpus = int(asked.gpus) if asked.gpus and asked.gpus.is_integer() else asked.gpus
         own = {"cpus_per_task": cpus, "gpus_per_node": gpus}
         slurm = asked.slurm | {name: count for name, count in own.items() if count}
-        return slurm_executor(asked.out / ".slurm", asked.out.name, slurm)
+        return slurm_executor(asked.folder / ".slurm", asked.folder.name, slurm)
     return None
 
 

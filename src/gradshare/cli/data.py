@@ -205,7 +205,8 @@ def features(dataset: str, asked: Features) -> None:
 @click.option(
     "--out",
     type=UserPath(dir_okay=False),
-    help=f"Contact sheet to write: {', '.join(PICTURES)}.  [default: NAME-SIZE.png]",
+    help=f"Contact sheet to write: {', '.join(PICTURES)}. In others than .svg, boxes stand for "
+    "letters that matplotlib's font lacks.  [default: NAME-SIZE.png]",
 )
 @options_of(Stored)
 def show(name: str, out: Path | None, asked: Stored) -> None:
@@ -222,8 +223,8 @@ def show(name: str, out: Path | None, asked: Stored) -> None:
     print_images(store)
     out = out or Path(f"{name}-{store.path.name}.png")
     text_stays_text = mpl.rc_context({"svg.fonttype": "none"})  # with the reader's fonts
-    with text_stays_text, warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
+    with text_stays_text, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             contact_sheet(store).savefig(out, dpi=120, bbox_inches="tight")
@@ -232,10 +233,6 @@ def show(name: str, out: Path | None, asked: Stored) -> None:
                 f"cannot write the contact sheet to {out} ({reason(error)}); choose another --out"
             ) from error
     click.echo(f"Contact sheet: {escaped(out)}")
-    if out.suffix.lower() != ".svg" and any("missing from font" in str(w.message) for w in warned):
-        click.echo(
-            "Boxes in it stand for letters that matplotlib's font lacks; an .svg has all of them"
-        )
 
 
 def _shares_or_file(text: str) -> tuple[float, ...] | Path:

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from rich.console import Console
 
-from gradshare.cli.options import UserPath, options_of, read_config, run_options
+from gradshare.cli.options import UserPath, given, options_of, run_options
 from gradshare.config.fields import MOST_STEPS, Declared
 from gradshare.config.metrics import metrics_of
 from gradshare.config.parts import Parts, build, tests_of_another
@@ -61,13 +61,13 @@ def evaluate_command(run: Path, asked: Evaluate, **options: Any) -> None:
     the end of the run, the difference from it is printed too, paired by task.
     """
     dataset, control = asked.dataset, asked.sharing_control
-    changes = read_config({}, None, {**options, "sharing_control": control})
+    changes = RunConfig(**given({**options, "sharing_control": control}))
 
-    def given(*names: str) -> dict[str, Any]:
+    def chosen(*names: str) -> dict[str, Any]:
         return {name: getattr(changes, name) for name in names if name in changes.model_fields_set}
 
     run = folder_of(run)
-    sizes, adapting = given("ways", "shots"), given("batch_norm", "sharing_control")
+    sizes, adapting = chosen("ways", "shots"), chosen("batch_norm", "sharing_control")
     config = stored(run)
     resized = config.model_copy(update=sizes)
     if asked.calibration and tuple in (type(resized.ways), type(resized.shots)):
@@ -80,7 +80,7 @@ def evaluate_command(run: Path, asked: Evaluate, **options: Any) -> None:
             f"--sharing-control forgotten takes ĝ away, and {run} ({config.arm}) has none; leave "
             "it out, or name a run with gradient sharing"
         )
-    config = config.model_copy(update=given("data_root", "device", "threads"))
+    config = config.model_copy(update=chosen("data_root", "device", "threads"))
     if dataset is not None:  # then the run's own is not needed
         config = config.model_copy(update={"test_dataset": None})
     keep_freed_memory()
@@ -93,7 +93,7 @@ def evaluate_command(run: Path, asked: Evaluate, **options: Any) -> None:
             opened.learner = layout.applied(build(config.model_copy(update=adapting)).learner)
         tasks = options["test_tasks"] or config.test_tasks
         how: dict[str, Any] = {"tasks": tasks, "steps": asked.steps}
-        if metric := given("metric"):
+        if metric := chosen("metric"):
             other = config.model_copy(update={**metric, "metric_option": {}})
             how["metrics"] = metrics_of(other, parts.learner, parts.train)
         source = _source(run, config.model_copy(update=sizes), parts, dataset)

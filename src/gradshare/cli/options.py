@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from gradshare.config.fields import LARGEST, Declared, HomePath, Size, home_path, option_name
 from gradshare.config.settings import RunConfig, heading_of, paper_settings
 from gradshare.config.text import key_and_value, read_yaml
+from gradshare.errors import ConfigError
 
 Command = Callable[..., None]
 
@@ -68,6 +69,13 @@ class Launch(Declared):
     """Read settings from a YAML file; options override it."""
     preset: Literal["paper"] | None = None
     """Start from the paper's settings for --dataset and --task-batch."""
+
+    @property
+    def folder(self) -> Path:
+        """`out`, which the command line or the file must name."""
+        if self.out is None:
+            raise ConfigError("--out is missing; name a new folder for everything that comes out")
+        return self.out
 
     def with_file(self) -> tuple[Self, dict[str, Any]]:
         """These options with those that only the file has, and the settings in the file."""

@@ -36,10 +36,8 @@ def train_command(asked: Train, **options: Any) -> None:
     if asked.dry_run:
         # A run that is to be continued may have its folder.
         _estimate(config, None if resume else asked.out)
-    elif asked.out is None:
-        raise ConfigError("--out is missing; name a new folder for everything that comes out")
     else:
-        _train(config, asked.out, resume=resume)
+        _train(config, asked.folder, resume=resume)
 
 
 def _train(config: RunConfig, out: Path, *, resume: bool) -> None:

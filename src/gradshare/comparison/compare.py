@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gradshare.comparison.calls import WatchAll
 from gradshare.comparison.plan import RUNS, Factory, Plan, seeds_from, with_candidates
 from gradshare.comparison.results import (
     FILENAME,
@@ -26,9 +27,9 @@ from gradshare.comparison.results import (
     sample_tasks,
     save_results,
 )
-from gradshare.comparison.running import Runner, WatchAll
+from gradshare.comparison.running import Runner
 from gradshare.comparison.summary import Verdict, as_text, verdict
-from gradshare.comparison.worker import Tried, learners_of, tried, unfinished
+from gradshare.comparison.worker import Trial, learners_of, tried_here, unfinished
 from gradshare.errors import ConfigError, RunError, require_choice, require_count, some
 from gradshare.executors import LocalExecutor
 from gradshare.tasks import TaskSource
@@ -132,19 +133,19 @@ def compare(
     """
     made = options_from(options)
     require_choice("resume", resume, Resume)
-    named, groups = with_candidates(arms) if isinstance(arms, Mapping) else (arms, {})
-    baseline = next(iter(groups), "") if baseline is None else baseline
+    named, candidates = with_candidates(arms) if isinstance(arms, Mapping) else (arms, {})
+    baseline = next(iter(candidates), "") if baseline is None else baseline
     controls = (controls,) if isinstance(controls, str) else tuple(controls)
     plan = Plan(
         named,
-        groups.get(baseline, (baseline,))[0],
-        tuple(groups.get(name, (name,))[0] for name in controls),
+        candidates.get(baseline, (baseline,))[0],
+        tuple(candidates.get(name, (name,))[0] for name in controls),
         train,
         validation,
         test,
         made,
         seeds_from(seeds, made.seed),
-        candidates=tuple(group for group in groups.values() if len(group) > 1),
+        candidates=tuple(each for each in candidates.values() if len(each) > 1),
     )
     return run_plan(
         plan,
@@ -186,16 +187,15 @@ def run_plan(
         )
     own = executor is None
     if own:
-        device = choose_device(plan.options.device)
-        at_a_time = at_a_time or (cores() if device.type == "cpu" else 1)
+        at_a_time = at_a_time or runs_together(plan)
         # Not by what is left: with other threads a run that is continued would round differently.
         executor = local_executor(len(plan.runs), at_a_time)
     elif isinstance(executor, ThreadPoolExecutor):
         at_a_time = 1  # threads share the random generators
     _require_room(folder, resume=resume)
-    found: Tried | None = None
+    trial: Trial | None = None
     if isinstance(executor, LocalExecutor | ThreadPoolExecutor):
-        found = tried(plan)
+        trial = tried_here(plan)
     else:  # they are tried on a worker, since this machine may have another kind of device
         learners_of(plan)
     with locked(folder, doing="comparing"):
@@ -207,18 +207,18 @@ def run_plan(
             bars = stack.enter_context(RunBars(shown=progress is True))
             watch = progress if callable(progress) else bars
             runner = Runner(folder, executor, at_a_time, retries, watch, stop)
-            if found is None:
-                found, left = runner.try_arms(plan)
+            if trial is None:
+                trial, left = runner.try_arms(plan)
             else:
                 left = unfinished(plan, folder)
-            options = replace(plan.options, tasks=found.tasks, memory=found.memory)
+            options = replace(plan.options, tasks=trial.tasks, memory=trial.memory)
             plan = replace(plan, options=options)
-            notes = [*found.notes, *_not_compared(plan, folder)]
+            notes = [*trial.notes, *_not_compared(plan, folder)]
             if plan.candidates:
                 first = [key for key in left if key[1] == plan.seeds[0]]
                 if first:
                     runner.train(plan, first)
-                plan, note = _best_candidates(plan, folder, found)
+                plan, note = _best_candidates(plan, folder, trial)
                 notes.append(note)
                 left = [key for key in left if key in plan.runs and key not in first]
                 bars.say(note)
@@ -227,7 +227,7 @@ def run_plan(
         results = _collected(
             plan,
             folder,
-            found,
+            trial,
             notes=tuple(notes),
             settings=settings or _settings(plan.options),
             commands=commands or [shlex.join(["python", *sys.orig_argv[1:]])],
@@ -236,6 +236,12 @@ def run_plan(
         comparison = Comparison(folder, results)
         comparison.report()
     return comparison
+
+
+def runs_together(plan: Plan) -> int:
+    """How many runs this machine trains at a time: as many as it has cores for, or one on a GPU."""
+    on_cpu = choose_device(plan.options.device).type == "cpu"
+    return max(1, cores() // (plan.threads or 1)) if on_cpu else 1
 
 
 def local_executor(runs: int, at_a_time: int) -> LocalExecutor:
@@ -272,20 +278,20 @@ def _settings(options: Options) -> dict[str, Any]:
     return {name: getattr(options, name) for name in (*names, "tasks", "memory", "device")}
 
 
-def _best_candidates(plan: Plan, folder: Path, found: Tried) -> tuple[Plan, str]:
+def _best_candidates(plan: Plan, folder: Path, trial: Trial) -> tuple[Plan, str]:
     """Choose the candidate of each arm by its best validation score with the first seed, with which
     all have been trained.
 
     Returns:
         The plan with the chosen candidates only, and a note on the scores of all.
     """
-    metric, seed = found.metrics[found.score], plan.seeds[0]
+    metric, seed = trial.metrics[trial.score], plan.seeds[0]
     chosen: dict[str, str] = {}
     said = []
-    for group in plan.candidates:
-        scores = {arm: _validated(_status(plan, folder, arm, seed), found) for arm in group}
+    for candidates in plan.candidates:
+        scores = {arm: _validated(_status(plan, folder, arm, seed), trial) for arm in candidates}
         best = min(scores, key=lambda arm: metric.rank(scores[arm].mean))
-        chosen |= dict.fromkeys(group, best)
+        chosen |= dict.fromkeys(candidates, best)
         shown = {arm: metric.show(s) if s.n else "diverged" for arm, s in scores.items()}
         said.append(", ".join(map(" ".join, shown.items())))
     kept = replace(
@@ -296,17 +302,17 @@ def _best_candidates(plan: Plan, folder: Path, found: Tried) -> tuple[Plan, str]
         controls=tuple(chosen.get(name, name) for name in plan.controls),
     )
     return kept, (
-        f"Each arm is compared at the value with the best validation {found.score} of seed {seed}, "
+        f"Each arm is compared at the value with the best validation {trial.score} of seed {seed}, "
         f"of these: {'; '.join(said)}."
     )
 
 
-def _validated(status: RunStatus, found: Tried) -> Interval:
+def _validated(status: RunStatus, trial: Trial) -> Interval:
     """The best validation score of a candidate; NaN if it diverged."""
     if status.diverged is not None:
         return Interval(math.nan, None, 0)
-    best = ranked(status.history, found.metrics[found.score], found.score)[0]
-    return best.metrics[VALIDATION][found.score]
+    best = ranked(status.history, trial.metrics[trial.score], trial.score)[0]
+    return best.metrics[VALIDATION][trial.score]
 
 
 def _status(plan: Plan, folder: Path, arm: str, seed: int) -> RunStatus:
@@ -318,9 +324,9 @@ def _status(plan: Plan, folder: Path, arm: str, seed: int) -> RunStatus:
     return RunStatus.of(saved)
 
 
-def _collected(plan: Plan, folder: Path, found: Tried, **more: Any) -> Results:
+def _collected(plan: Plan, folder: Path, trial: Trial, **more: Any) -> Results:
     """The results of runs that have ended, with the fields of `Results` in `more`."""
-    score = found.metrics[found.score]
+    score = trial.metrics[trial.score]
     runs: list[ArmRun] = []
     predicted: dict[str, list[list[int]]] = {}
     for arm, seed in plan.runs:
@@ -328,7 +334,7 @@ def _collected(plan: Plan, folder: Path, found: Tried, **more: Any) -> Results:
         test = status.test or Test({}, {}, 0)
         if test.predicted:
             predicted.setdefault(arm, test.predicted)
-        learned = judge(status.history, score, found.score)
+        learned = judge(status.history, score, trial.score)
         runs.append(
             ArmRun(
                 arm=arm,
@@ -343,13 +349,13 @@ def _collected(plan: Plan, folder: Path, found: Tried, **more: Any) -> Results:
                 environment=status.environment,
             )
         )
-    classes = "accuracy" in found.metrics
+    classes = "accuracy" in trial.metrics
     return Results(
         gradshare=version("gradshare"),
         baseline=plan.baseline,
         controls=plan.controls,
-        score=found.score,
-        metrics=found.metrics,
+        score=trial.score,
+        metrics=trial.metrics,
         runs=tuple(runs),
         yardsticks=yardsticks(plan.test, plan.options.test_tasks) if classes else {},
         samples=sample_tasks(plan.test, predicted),

@@ -136,7 +136,7 @@ def _curves(results: Results, looks: Looks) -> Drawing | None:
             means[arm] = mean
     if not means:
         return None
-    figure, axes, same = _figure(means, looks)
+    figure, axes = _figure(means, looks)
     axes.set_xlabel("epoch")
     axes.margins(y=0.25)
     for arm in means:
@@ -163,7 +163,7 @@ def _curves(results: Results, looks: Looks) -> Drawing | None:
     if 2 * low - high < chance < 2 * high - low:  # farther away it would flatten the curves
         axes.axhline(chance, color=PALE, linewidth=1.0, linestyle=":")
         caption += " Dotted: chance."
-    return Drawing("Learning curves", figure, caption + same)
+    return Drawing("Learning curves", figure, caption)
 
 
 def _differences(results: Results, looks: Looks) -> Drawing | None:
@@ -177,7 +177,7 @@ def _differences(results: Results, looks: Looks) -> Drawing | None:
             curves[arm] = np.sort(values[np.isfinite(values)])
     if not curves:
         return None
-    figure, axes, same = _figure(curves, looks)
+    figure, axes = _figure(curves, looks)
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xlabel(f"test tasks{results.where}, sorted by the difference")
     unit = metric.unit_of_differences
@@ -188,7 +188,7 @@ def _differences(results: Results, looks: Looks) -> Drawing | None:
         f"The difference from {baseline} on each test task, the mean over the seeds in which both "
         f"trained. {side} zero the arm is better."
     )
-    return Drawing("Differences by task", figure, caption + same)
+    return Drawing("Differences by task", figure, caption)
 
 
 def _history(run: ArmRun, score: str) -> Values:
@@ -203,36 +203,24 @@ def _sane(values: Values) -> Values:
     return np.where(np.abs(values) < LARGEST, values, math.nan)
 
 
-def _figure(curves: Mapping[str, Values], looks: Looks) -> tuple[Figure, Axes, str]:
-    """A figure with a line for each arm and, above it, a legend.
-
-    Returns:
-        The figure, its axes, and sentences on lines that coincide; empty without them.
-    """
+def _figure(curves: Mapping[str, Values], looks: Looks) -> tuple[Figure, Axes]:
+    """A figure with a line for each arm, its axes, and a legend above it."""
     columns = min(len(curves), 2 if max(map(len, curves)) <= 40 else 1)
     figure = Figure(figsize=(7.2, 3.2 + 0.2 * len(curves) / columns), layout="constrained")
     axes = figure.subplots()
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-    groups: dict[bytes, list[str]] = {}
-    for arm, y in curves.items():
-        groups.setdefault(y.tobytes(), []).append(arm)
     for place, (arm, y) in enumerate(curves.items()):
-        group = groups[y.tobytes()]
-        above = len(group) - 1 - group.index(arm)  # lines that are drawn over this one
         every = -(-y.size // 8)
         axes.plot(
             1 + np.arange(y.size),
             y,
             **looks[arm],
             label=arm,
-            linewidth=1.6 + 2 * above,
-            markersize=5 + 3 * above,
             markeredgecolor="white",
             markeredgewidth=0.7,
-            markevery=(place * every // len(curves), every),  # so that markers lie apart
+            # Markers lie apart, so that one sees each of several lines that coincide.
+            markevery=(place * every // len(curves), every),
         )
     handles = [Line2D([], [], **looks[arm]) for arm in curves]
     figure.legend(handles, list(curves), loc="outside upper left", ncols=columns)
-    same = [", ".join(group) for group in groups.values() if len(group) > 1]
-    sentence = " The lines of {} coincide: each is wider than those that are drawn over it."
-    return figure, axes, "".join(map(sentence.format, same))
+    return figure, axes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -45,7 +44,7 @@ class Plan:
         seeds: of the runs.
         settings: from which each arm can be made again, by name, if it can; see `fit_in`.
         own_options: the options of arms that have others, such as another outer learning rate.
-        candidates: the arms of each group of which one is compared; see `compare`.
+        candidates: the names of the candidates of each arm that has several; see `compare`.
         threads: of each run; 0 for as many as its process has.
     """
 
@@ -81,11 +80,10 @@ class Plan:
                     f"the arm {name!r} is a {type(factory).__name__}; give a function that makes "
                     "the learner (lambda: gradshare.maml(…)), so that each seed has its own"
                 )
-            looks = unicodedata.normalize("NFC", "".join(filter(str.isprintable, name)))
-            if (other := alike.setdefault(looks.casefold(), name)) != name:
+            if (other := alike.setdefault(name.casefold(), name)) != name:
                 raise ConfigError(
-                    f"the arms {other!a} and {name!a} differ only in upper and lower case or in "
-                    "what cannot be seen, and readers or disks would take them for one; rename one"
+                    f"the arms {other!r} and {name!r} differ only in upper and lower case, and "
+                    "some disks would take them for one; rename one"
                 )
         for name in (self.baseline, *self.controls):
             if name not in self.arms:
@@ -194,17 +192,17 @@ def with_candidates(
         What makes each candidate, by its name; and the names of the candidates of each arm.
     """
     made: dict[str, Made] = {}
-    groups = {}
+    candidates = {}
     for arm, value in arms.items():
         if isinstance(value, Mapping):
-            named = {f"{arm} [{candidate}]": each for candidate, each in value.items()}
+            named = {f"{arm} [{name}]": each for name, each in value.items()}
         else:
             named = {arm: value}
         if not named:
             raise ConfigError(f"the arm {arm!r} has no candidates; give it at least one")
         made |= named
-        groups[arm] = tuple(named)
-    return made, groups
+        candidates[arm] = tuple(named)
+    return made, candidates
 
 
 def seeds_from(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:

@@ -223,17 +223,17 @@ def sample_tasks(
 
 
 def _sample(
-    tasks: TaskBatch, task: int, classes: tuple[str, ...], predicted: Mapping[str, Sequence[int]]
+    batch: TaskBatch, task: int, classes: tuple[str, ...], predicted: Mapping[str, Sequence[int]]
 ) -> SampleTask:
     known = dict(enumerate(classes))
 
     def named(label: int) -> str:
         return known.get(label, f"class {label}")
 
-    support_y = task_of(tasks.support_y, task, tasks.support_n).tolist()
-    query_y = task_of(tasks.query_y, task, tasks.query_n).tolist()
-    support = pictures(task_of(tasks.support_x, task, tasks.support_n), support_y)
-    queries = pictures(task_of(tasks.query_x, task, tasks.query_n), query_y)
+    support_y = task_of(batch.support_y, task, batch.support_n).tolist()
+    query_y = task_of(batch.query_y, task, batch.query_n).tolist()
+    support = pictures(task_of(batch.support_x, task, batch.support_n), support_y)
+    queries = pictures(task_of(batch.query_x, task, batch.query_n), query_y)
     return SampleTask(
         support=tuple(Picture(named(support_y[i]), image) for i, image in support.items()),
         queries=tuple(Picture(named(query_y[i]), image) for i, image in queries.items()),

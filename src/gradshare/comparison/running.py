@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,22 +13,16 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from gradshare.comparison.calls import Call, WatchAll
 from gradshare.comparison.plan import RUNS, Plan, shown
-from gradshare.comparison.worker import LIVE, TRIAL, Key, Outcome, Tried, train_run, try_arms
+from gradshare.comparison.worker import LIVE, TRIAL, Ending, Key, Trial, train_run, try_arms
 from gradshare.errors import GradshareError, RunError
-from gradshare.executors import Call, LostWorkerError
 from gradshare.training.interruption import RunStoppedError, StopRequests
-from gradshare.training.lock import is_locked
-from gradshare.training.options import Progress
-from gradshare.training.progress import progress_of
 
 log = logging.getLogger(__name__)
 
 PLAN = ".plan-"
 POLL_SECONDS = 0.2
-
-WatchAll = Callable[[str, Progress | None], None]
-"""Called with the name of a run and how far it is; None while it is queued."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +36,26 @@ class Runner:
     watch: WatchAll
     stop: StopRequests
 
-    def try_arms(self, plan: Plan) -> tuple[Tried, list[Key]]:
+    def try_arms(self, plan: Plan) -> tuple[Trial, list[Key]]:
         """What `try_arms` finds on a machine like those that train."""
         with self._offered(plan) as path:
-            job = _Job("the trial of the arms", self.folder / TRIAL, self.executor, try_arms, path)
-            ((kind, value),) = self._made([job], path).values()
+            call = Call("the trial of the arms", self.folder / TRIAL, self.executor, try_arms, path)
+            ((kind, value),) = self._made([call], path).values()
         if kind != "done":
-            raise RunError(f"{job.name} failed: {value}")
+            raise RunError(f"{call.name} failed: {value}")
         return value  # type: ignore[no-any-return]
 
     def train(self, plan: Plan, keys: Sequence[Key]) -> None:
         """Train some runs, each from where its folder was saved last."""
         with self._offered(plan) as path:
-            jobs = []
+            calls = []
             for arm, seed in keys:
                 name = arm if len(plan.seeds) == 1 else f"{arm} (seed {seed})"
                 place = plan.place(self.folder, arm, seed)
-                jobs.append(_Job(name, place, self.executor, train_run, path, arm, seed))
-            outcomes = self._made(jobs, path)
+                calls.append(Call(name, place, self.executor, train_run, path, arm, seed))
+            endings = self._made(calls, path)
         failures: dict[str, list[str]] = {}
-        for name, (kind, why) in outcomes.items():
+        for name, (kind, why) in endings.items():
             if kind != "done":
                 failures.setdefault(why, []).append(name)
         if failures:
@@ -96,84 +90,46 @@ class Runner:
                 with contextlib.suppress(OSError):
                     file.unlink()
 
-    def _made(self, jobs: Sequence[_Job], path: str) -> dict[str, Outcome]:
+    def _made(self, calls: Sequence[Call], path: str) -> dict[str, Ending]:
         """Make some calls, and return what became of each by name."""
-        waiting, running = list(jobs), list[_Job]()
-        outcomes: dict[str, Outcome] = {}
+        waiting, running = list(calls), list[Call]()
+        endings: dict[str, Ending] = {}
         while waiting or running:
             if self.stop.signal is not None:
                 self._stop(running, path)
                 words = f"stopped; everything so far is saved in {self.folder}"
                 raise RunStoppedError(words, self.stop.signal)
-            for job in waiting[:]:
+            for call in waiting[:]:
                 if len(running) == self.at_a_time:
                     break
                 try:
-                    if not job.submitted():
+                    if not call.submitted():
                         continue
-                    running.append(job)
-                    self.watch(job.name, None)
+                    running.append(call)
+                    self.watch(call.name, None)
                 except GradshareError as error:
-                    outcomes[job.name] = "failed", str(error)
-                waiting.remove(job)
-            for job in running[:]:
-                done = job.done()
-                job.look(self.watch)
+                    endings[call.name] = "failed", str(error)
+                waiting.remove(call)
+            for call in running[:]:
+                done = call.done()
+                call.look(self.watch)
                 if done:
-                    running.remove(job)
-                    kind, value = outcomes[job.name] = job.outcome()
-                    if kind == "stopped" and job.lost <= self.retries:
+                    running.remove(call)
+                    kind, value = endings[call.name] = call.ending()
+                    if kind == "stopped" and call.lost <= self.retries:
                         again = "%s: %s; it is started again (retry %d of %d)"
-                        log.warning(again, job.name, value, job.lost, self.retries)
-                        waiting.append(job)
+                        log.warning(again, call.name, value, call.lost, self.retries)
+                        waiting.append(call)
             time.sleep(POLL_SECONDS)
-        return outcomes
+        return endings
 
-    def _stop(self, jobs: Sequence[_Job], path: str) -> None:
+    def _stop(self, calls: Sequence[Call], path: str) -> None:
         """Wait until the runs that are trained have saved what they have, and cancel the others.
 
         This is seen from the locks of their folders, since a scheduler may not answer.
         """
         self._withdraw(path)
-        trained = [job for job in jobs if job.trained()]
-        loading = [job for job in jobs if job not in trained and not job.cancel()]
-        while any(map(_Job.trained, trained)) or not all(map(_Job.done, loading)):
+        trained = [call for call in calls if call.trained()]
+        loading = [call for call in calls if call not in trained and not call.cancel()]
+        while any(map(Call.trained, trained)) or not all(map(Call.done, loading)):
             time.sleep(POLL_SECONDS)
-
-
-class _Job(Call):
-    """A call for the run in a folder, which is repeated when its worker is lost; see `Call`."""
-
-    def __init__(
-        self, name: str, place: Path, executor: Any, function: Callable[..., Outcome], *args: Any
-    ) -> None:
-        super().__init__(name, executor, function, *args)
-        self.place = place
-        self._told: Progress | None = None
-        self.lost = 0  # in a row, without completing an epoch
-        self._epoch = 0
-
-    def trained(self) -> bool:
-        """Whether a process trains its run, whatever the executor says."""
-        return is_locked(self.place)
-
-    def look(self, watch: WatchAll) -> None:
-        """Read how far it is, and tell it if that is new."""
-        progress = progress_of(self.place)
-        if progress is None or progress == self._told:
-            return
-        if progress.epoch > self._epoch:
-            self._epoch, self.lost = progress.epoch, 0
-        self._told = progress
-        watch(self.name, progress)
-
-    def outcome(self) -> Outcome:
-        """What became of it; one that was stopped was not stopped by this program."""
-        try:
-            kind, value = self.result()
-        except LostWorkerError as error:
-            kind, value = "stopped", str(error)
-        if kind == "stopped":
-            value = f"its worker was lost: {value}"
-            self.lost += 1
-        return kind, value

@@ -91,9 +91,9 @@ def epochs_to_gain(results: Results, run: ArmRun) -> int | None:
     if baseline is None or not baseline.history or baseline.outcome != "trained":
         return None
     metric, score = results.metrics[results.score], results.score
-    start = metric.chance if metric.chance is not None else baseline.history[0].mean(score)
+    origin = metric.chance if metric.chance is not None else baseline.history[0].mean(score)
     best = ranked(baseline.history, metric, score)[0].mean(score)
-    level = metric.rank(start + GAIN * (best - start))
+    level = metric.rank(origin + GAIN * (best - origin))
     return next((r.epoch for r in run.history if metric.rank(r.mean(score)) <= level), None)
 
 
@@ -239,8 +239,10 @@ def _caveats(results: Results, found: list[Difference]) -> Iterator[str]:
         )
     means = [mean_score(results.of(arm), results.score) for arm in results.arms]
     scale = results.metrics[results.score]
-    for name, values in results.yardsticks.items():
-        easy = confidence95(values.get(results.score, []))
+    for name, metrics in results.yardsticks.items():
+        if results.score not in metrics:
+            continue
+        easy = confidence95(metrics[results.score])
         if not any(mean and scale.rank(mean.mean) <= scale.rank(easy.mean) for mean in means):
             yield (
                 f"“{name}”, which needs no meta-training, has a test {results.score}"

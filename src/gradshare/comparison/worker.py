@@ -53,12 +53,12 @@ LIVE: dict[str, Plan] = {}
 Key = tuple[str, int]  # a run: its arm and seed
 Starts = dict[str, Mapping[str, Tensor]]  # the meta-parameters of each arm before any training
 
-Outcome = tuple[Literal["done", "stopped", "failed"], Any]
+Ending = tuple[Literal["done", "stopped", "failed"], Any]
 """What became of a call, and its result or the reason: errors do not travel well."""
 
 
 @dataclass(frozen=True)
-class Tried:
+class Trial:
     """What was found when the arms were tried. It can be sent to another process.
 
     Attributes:
@@ -75,11 +75,11 @@ class Tried:
     notes: tuple[str, ...]
 
 
-def outcome_of(call: Callable[..., Any]) -> Callable[..., Outcome]:
-    """Let a function return its outcome. Its first argument is the path of the plan."""
+def ending_of(call: Callable[..., Any]) -> Callable[..., Ending]:
+    """Let a function return its ending. Its first argument is the path of the plan."""
 
     @functools.wraps(call)
-    def called(path: str, *args: Any) -> Outcome:
+    def called(path: str, *args: Any) -> Ending:
         try:
             return "done", call(path, *args)
         except RunStoppedError as error:
@@ -95,18 +95,18 @@ def outcome_of(call: Callable[..., Any]) -> Callable[..., Outcome]:
     return called
 
 
-@outcome_of
-def try_arms(path: str) -> tuple[Tried, list[Key]]:
+@ending_of
+def try_arms(path: str) -> tuple[Trial, list[Key]]:
     """Try the arms of a comparison on this machine, and find the runs that are not finished."""
     plan, folder = _plan(path), Path(path).parent
     tell, count = ProgressFile(folder / TRIAL), len(plan.arms)
     tell(Progress("try", 0, count, epoch=0, score=None))
-    found = tried(plan)
+    found = tried_here(plan)
     tell(Progress("try", count, count, epoch=0, score=None))
     return found, unfinished(plan, folder)
 
 
-@outcome_of
+@ending_of
 def train_run(path: str, arm: str, seed: int) -> None:
     """Train a run of a comparison from where its folder was saved last, and test it. It stops when
     the plan is removed.
@@ -192,7 +192,7 @@ def _again(*args: Any) -> Any:
 train_run.checkpoint = _again  # type: ignore[attr-defined]
 
 
-def tried(plan: Plan) -> Tried:
+def tried_here(plan: Plan) -> Trial:
     """Make each arm and try a step of it, on the device of the runs."""
     learners, others = learners_of(plan)
     device = choose_device(plan.options.device)
@@ -218,7 +218,7 @@ def tried(plan: Plan) -> Tried:
         notes += _same_starts(starts, others)
     # One layout for all arms, so that their times can be compared: the one that needs the least
     # memory and that all models can be computed in.
-    return Tried(
+    return Trial(
         "loop" if any(one.tasks == "loop" for one in layouts if one.bytes) else "vmap",
         "recompute" if any(one.memory == "recompute" for one in layouts) else "keep",
         {name: MetricFacts.model_validate(m, from_attributes=True) for name, m in metrics.items()},

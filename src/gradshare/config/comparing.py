@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, get_args
 
 from gradshare.comparison.plan import Plan, seeds_from, with_candidates
@@ -51,7 +50,6 @@ PARTS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """What may follow the name of a method, as in maml+first-order+sharing."""
 
-MOST_COMBINATIONS: Final = 1000
 SWEPT_HEADINGS: Final = ("Inner loop and sharing", "Outer loop")
 
 
@@ -74,14 +72,14 @@ def plan_of(
         sweep: for some settings, the values among which the best is chosen for each arm.
     """
     swept = _swept(config, methods, sweep or {}, control=control)
-    arms, groups = with_candidates(swept)
+    arms, candidates = with_candidates(swept)
     parts = build(next(iter(arms.values())))
     if parts.test is None:
         raise ConfigError(
             f"--dataset {config.dataset} has no test tasks, which a comparison needs; return "
             "gradshare.Splits(train, validation, test)"
         )
-    firsts = [group[0] for group in groups.values()]
+    firsts = [each[0] for each in candidates.values()]
     settings = {name: arm.model_dump(mode="json") for name, arm in arms.items()}
     return Plan(
         arms={name: functools.partial(make_learner, settings[name]) for name in arms},
@@ -94,7 +92,7 @@ def plan_of(
         seeds=seeds_from(seeds, config.seed),
         settings=settings,
         own_options={n: options_of(arm, parts.options.metrics) for n, arm in arms.items()},
-        candidates=tuple(group for group in groups.values() if len(group) > 1),
+        candidates=tuple(each for each in candidates.values() if len(each) > 1),
     )
 
 
@@ -120,7 +118,9 @@ def settings_shown(plan: Plan) -> dict[str, Any]:
 def _swept(
     config: RunConfig, methods: Sequence[str], sweep: Mapping[str, Sequence[Any]], *, control: bool
 ) -> dict[str, RunConfig | dict[str, RunConfig]]:
-    """The candidates of each arm: one for each combination of the values of settings it reads."""
+    """The arms. One that reads swept settings is a dictionary of candidates, one for each
+    combination of their values.
+    """
     check_keys(sweep)
     for setting, values in sweep.items():
         in_common = (
@@ -132,24 +132,43 @@ def _swept(
                 f"--sweep {setting}: give values of a setting of the inner or outer loop, such as "
                 "inner-lr=0.03,0.1; all arms have the others in common"
             )
-    if (combinations := math.prod(map(len, sweep.values()))) > MOST_COMBINATIONS:
-        said = f"--sweep has {combinations:,} combinations; give at most {MOST_COMBINATIONS}"
-        raise ConfigError(said)
-    arms: dict[str, dict[str, RunConfig]] = {}
+    made: dict[str, list[tuple[RunConfig, RunConfig]]] = {}
     for values in itertools.product(*sweep.values()):
         asked = config.model_copy(update=dict(zip(sweep, values, strict=True)))
-        made = _arms(asked, methods, control=control)
-        for setting in sweep:
-            if all(getattr(arm, setting) != getattr(asked, setting) for arm in made.values()):
-                said = f"--sweep {setting}: no arm of {', '.join(made)} reads it; leave it out"
-                raise ConfigError(said)
-        for name, arm in made.items():
-            read = {n: getattr(arm, n) for n in sweep if getattr(arm, n) == getattr(asked, n)}
-            label = ", ".join(f"{option_name(n).strip('-')} {value}" for n, value in read.items())
-            candidates = arms.setdefault(name, {})
-            if arm not in candidates.values():
-                candidates[label] = arm
-    return {n: c if len(c) > 1 else next(iter(c.values())) for n, c in arms.items()}
+        for name, arm in _arms(asked, methods, control=control).items():
+            made.setdefault(name, []).append((asked, arm))
+    read = {
+        name: [setting for setting in sweep if _changes(setting, sweep, candidates)]
+        for name, candidates in made.items()
+    }
+    for setting, values in sweep.items():
+        if len(values) > 1 and all(setting not in settings for settings in read.values()):
+            said = f"--sweep {setting}: no arm of {', '.join(made)} reads it; leave it out"
+            raise ConfigError(said)
+    arms: dict[str, RunConfig | dict[str, RunConfig]] = {}
+    for name, candidates in made.items():
+        labelled = {
+            ", ".join(f"{option_name(n).strip('-')} {getattr(asked, n)}" for n in read[name]): arm
+            for asked, arm in candidates
+        }
+        arms[name] = labelled if len(labelled) > 1 else candidates[0][1]
+    return arms
+
+
+def _changes(
+    setting: str, sweep: Collection[str], candidates: Sequence[tuple[RunConfig, RunConfig]]
+) -> bool:
+    """Whether another value of a swept setting makes another arm, all others being the same.
+
+    Args:
+        candidates: what was asked for, and the arm that was made of it.
+    """
+    first: dict[str, RunConfig] = {}
+    for asked, arm in candidates:
+        others = str([getattr(asked, name) for name in sweep if name != setting])
+        if first.setdefault(others, arm) != arm:
+            return True
+    return False
 
 
 def _arms(asked: RunConfig, methods: Sequence[str], *, control: bool) -> dict[str, RunConfig]:
@@ -168,7 +187,7 @@ def _arms(asked: RunConfig, methods: Sequence[str], *, control: bool) -> dict[st
             f"--method {config.method} cannot share gradients, so there is nothing to compare it "
             f"with; compare methods, such as --methods maml,{config.method}, or give a --rule"
         )
-    bare = config.without_arm()
+    bare = config.model_copy(update={name: default_of(name) for name in ARM_FIELDS})
     arms = {ORIGINAL: bare.model_copy(update={**alone, "sharing": False})}
     if config.rule is None:
         arms[SHARING] = bare

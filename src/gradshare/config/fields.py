@@ -46,14 +46,21 @@ SharingControl = Literal[
 ]
 
 
-def home_path(value: Any) -> Any:
+def home_path(value: Any) -> Path:
     """A path whose ~ is replaced by the user's home; no shell replaces it in `--out=~/runs`."""
     if value == "":  # it would be the current folder
         raise ValueError("it is empty; name a file or folder")
+    if not isinstance(value, str | Path):
+        raise ValueError("must be a path")  # noqa: TRY004  # pydantic reads no other
     try:
-        return Path(value).expanduser() if isinstance(value, str | Path) else value
+        return Path(value).expanduser()
     except RuntimeError as error:
         raise ValueError(f"there is no user {str(value).split('/')[0].lstrip('~')!r}") from error
+
+
+def _name(kind: str) -> AfterValidator:
+    """A validator of a registered name or an import path."""
+    return AfterValidator(functools.partial(stored_name, kind))
 
 
 def _span(value: object) -> str:
@@ -72,7 +79,7 @@ def _words(value: Any) -> Any:
     """The words of a text like "flip,crop", or of several texts."""
     given = [value] if isinstance(value, str) else value
     if not isinstance(given, list | tuple):
-        return value
+        raise ValueError("must be a text or a list of texts")  # noqa: TRY004
     parts = (text.split(",") if isinstance(text, str) else [text] for text in given)
     return tuple(word for words in parts for word in words)
 
@@ -101,8 +108,7 @@ Span = Annotated[str, BeforeValidator(_span)]
 """The first part of a run: a number of iterations, or a percentage of the run."""
 HomePath = Annotated[Path, BeforeValidator(home_path)]
 Paths = tuple[HomePath, ...]
-Metric = Annotated[str, AfterValidator(functools.partial(stored_name, "metric"))]
-Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_words)]
+Metrics = Annotated[tuple[Annotated[str, _name("metric")], ...], BeforeValidator(_words)]
 Augment = Annotated[tuple[Augmentation, ...], BeforeValidator(_words)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Options = dict[str, JsonValue]
@@ -149,7 +155,7 @@ class Declared(BaseModel):
 class Settings(Declared):
     """The fields of `RunConfig`."""
 
-    dataset: str = "glyphs"
+    dataset: Annotated[str, _name("dataset")] = "glyphs"
     """A prepared dataset (see `gradshare data`), or the import path of a function that returns
     gradshare.Splits."""
     dataset_option: Options = {}
@@ -181,12 +187,12 @@ class Settings(Declared):
     task_batch: Count = 5
     """Tasks in an outer iteration (the paper's T)."""
 
-    method: str = "maml"
+    method: Annotated[str, _name("method")] = "maml"
     """Meta-learning method: maml, meta-sgd, maml++, unicorn-maml (the default on features), anil,
     boil, alfa, proto-maml, reptile, imaml, protonet, or an import path."""
     method_option: Options = {}
     """Option of the method, such as head=classifier; repeat for more."""
-    model: str = "conv4"
+    model: Annotated[str, _name("model")] = "conv4"
     """Network: conv4, resnet12, mlp (for rows of numbers; the default on features), or an import
     path."""
     model_option: Options = {}
@@ -197,12 +203,12 @@ class Settings(Declared):
     freeze: Names = ()
     """Name of a part of the network that stays as it is, such as features or layer[1-3]; repeat for
     more."""
-    rule: str | None = None
+    rule: Annotated[str, _name("rule")] | None = None
     """Inner optimiser before the multiplication by the inner learning rate: momentum, rmsprop,
     adam, or the import path of an update rule of your own."""
     rule_option: Options = {}
     """Option of the rule, such as beta1=0.5; repeat for more."""
-    loss: str = "cross-entropy"
+    loss: Annotated[str, _name("loss")] = "cross-entropy"
     """Inner and outer loss: cross-entropy, mse, or an import path."""
     loss_option: Options = {}
     """Option of the loss, such as label_smoothing=0.1; repeat for more."""
@@ -314,21 +320,9 @@ def option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-_EXPECTED = {
-    "bool_type": "must be true or false",
-    "dict_type": "must be a mapping, as {name: value}",
-    "int_type": "must be a whole number",
-    "is_instance_of": "must be a path",
-    "list_type": "must be a list",
-    "string_type": "must be a text",
-    "tuple_type": "must be a text or a list of texts",
-}
-"""What a value of another type should have been, by pydantic's name of the error."""
-
-
 def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return str(message)
-    message = _EXPECTED.get(error["type"], message.replace("Input should be ", "must be "))
+    message = message.replace("Input should be ", "must be ")
     return f"{option_name(str(error['loc'][0]))} {reprlib.repr(error['input'])}: {message}"

@@ -44,7 +44,8 @@ def metrics_of(config: RunConfig, learner: Learner, train: TaskSource) -> dict[s
         "mse": Metric(F.mse_loss, best="low"),
         **({} if loss is None else {LOSS: Metric(loss, best="low")}),
     }
-    options, chosen = config.metric_option, {}
+    options = config.metric_option
+    chosen: dict[str, Metric] = {}
     for path in config.metric:
         name = path.rpartition(":")[2]
         if name in chosen:
@@ -60,7 +61,9 @@ def metrics_of(config: RunConfig, learner: Learner, train: TaskSource) -> dict[s
             f"--metric-option {next(iter(options))} needs a --metric that is an import path; leave "
             "it out"
         )
-    return {**chosen, **{n: m for n, m in known.items() if n == LOSS}}
+    if LOSS in known:
+        chosen.setdefault(LOSS, known[LOSS])
+    return chosen
 
 
 def number_of_classes(source: TaskSource, task: TaskBatch) -> int | None:

@@ -153,7 +153,8 @@ def resolved(config: RunConfig) -> RunConfig:
             setting = {"steps": "inner_steps"}.get(parameter.name, parameter.name)
             left_out = setting not in config.model_fields_set and setting not in changes
             read = any(setting in settings for settings in READ[kind].values())
-            if left_out and read and isinstance(parameter.default, int | float | str):
+            is_value = isinstance(parameter.default, int | float | str | tuple | list)
+            if left_out and read and is_value:
                 changes[setting] = parameter.default
     return config.model_copy(update=changes)
 
@@ -170,45 +171,6 @@ def splits_of(config: RunConfig) -> Splits:
     Raises:
         DataError, ConfigError: see `build`.
     """
-    splits = _splits_of_one(config)
-    if config.test_dataset is None:
-        return splits
-    other = tests_of_another(config, "--test-dataset", config.test_dataset, splits.train)
-    return splits._replace(test=other)
-
-
-def tests_of_another(config: RunConfig, option: str, dataset: str, train: TaskSource) -> TaskSource:
-    """The test tasks of the dataset that an option names, prepared as the training tasks are.
-
-    Raises:
-        ConfigError, DataError: see `build`; or the run takes other inputs.
-    """
-    changes: dict[str, Any] = {"dataset": dataset, "dataset_option": {}, "augment": ()}
-    if isinstance(train, ImageTasks):
-        changes["image_size"] = train.split.images.shape[-1]
-    other = config.model_copy(update={**changes, "test_dataset": None})
-    found = "images" if features_of(other) is None else "features"
-    wanted = "features" if isinstance(train, FeatureTasks) else "images"
-    if found != wanted and not is_import_path(dataset):
-        raise ConfigError(f"{option} {dataset} holds {found}, and the run takes {wanted}")
-    source = _tests_of_one(other)
-    if source is None:
-        raise ConfigError(f"{option} {dataset} has no test tasks; name a dataset that has some")
-    if isinstance(train, ImageTasks) and isinstance(source, ImageTasks):
-        here, there = source.split.images.shape[1], train.split.images.shape[1]
-        if here != there:
-            raise ConfigError(
-                f"{option} {dataset} has images of {here} channels, and the run takes {there}; "
-                "name another"
-            )
-        return source.replace(normalization=train.normalization)
-    if isinstance(train, FeatureTasks) and isinstance(source, FeatureTasks):
-        return source.standardised_as(train)
-    return source
-
-
-def _splits_of_one(config: RunConfig) -> Splits:
-    """The sources of tasks of a single dataset."""
     name = config.dataset
     if is_import_path(name):
         splits = _call(config, "dataset", _settings(config, "data_root", *READ["dataset"]))
@@ -221,20 +183,55 @@ def _splits_of_one(config: RunConfig) -> Splits:
         return splits
     store, sizes = _store_of(config), _settings(config, *TASK_SIZES)
     if isinstance(store, FeatureStore):
-        return feature_splits(store, **sizes)
-    normalization = _normalization(config, store)
-    splits = image_splits(store, normalization=normalization, augment=config.augment, **sizes)
-    return Splits(*splits)
+        splits = feature_splits(store, **sizes)
+    else:
+        normalization = _normalization(config, store)
+        splits = Splits(
+            *image_splits(store, normalization=normalization, augment=config.augment, **sizes)
+        )
+    if config.test_dataset is None:
+        return splits
+    other = tests_of_another(config, "--test-dataset", config.test_dataset, splits.train)
+    return splits._replace(test=other)
 
 
-def _tests_of_one(config: RunConfig) -> TaskSource | None:
-    """The test tasks of a dataset, whose other splits may be too small for tasks of this size."""
-    if is_import_path(config.dataset):
-        return _splits_of_one(config).test
-    store, sizes = _store_of(config), _settings(config, *TASK_SIZES)
-    if isinstance(store, FeatureStore):
-        return FeatureTasks(store, "test", **sizes)
-    return ImageTasks(store.splits["test"], normalization=_normalization(config, store), **sizes)
+def tests_of_another(config: RunConfig, option: str, dataset: str, train: TaskSource) -> TaskSource:
+    """The test tasks of the dataset that an option names, prepared as the training tasks are. The
+    other splits of this dataset may be too small for tasks of this size.
+
+    Raises:
+        ConfigError, DataError: see `build`; or the run takes other inputs.
+    """
+    changes: dict[str, Any] = {"dataset": dataset, "dataset_option": {}, "augment": ()}
+    if isinstance(train, ImageTasks):
+        changes["image_size"] = train.split.images.shape[-1]
+    config = config.model_copy(update={**changes, "test_dataset": None})
+    if is_import_path(dataset):
+        source = splits_of(config).test
+    else:
+        found = "images" if features_of(config) is None else "features"
+        wanted = "features" if isinstance(train, FeatureTasks) else "images"
+        if found != wanted:
+            raise ConfigError(f"{option} {dataset} holds {found}, and the run takes {wanted}")
+        store, sizes = _store_of(config), _settings(config, *TASK_SIZES)
+        if isinstance(store, FeatureStore):
+            source = FeatureTasks(store, "test", **sizes)
+        else:
+            normalization = _normalization(config, store)
+            source = ImageTasks(store.splits["test"], normalization=normalization, **sizes)
+    if source is None:
+        raise ConfigError(f"{option} {dataset} has no test tasks; name a dataset that has some")
+    if isinstance(train, FeatureTasks) and isinstance(source, FeatureTasks):
+        return source.standardised_as(train)
+    if not isinstance(train, ImageTasks) or not isinstance(source, ImageTasks):
+        return source
+    here, there = source.split.images.shape[1], train.split.images.shape[1]
+    if here != there:
+        raise ConfigError(
+            f"{option} {dataset} has images of {here} channels, and the run takes {there}; "
+            "name another"
+        )
+    return source.replace(normalization=train.normalization)
 
 
 def _store_of(config: RunConfig) -> ImageStore | FeatureStore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from collections.abc import Mapping
@@ -176,20 +175,10 @@ def stored(path: str | Path) -> RunConfig:
 
 
 def folder_of(path: str | Path) -> Path:
-    """The folder of a run; a name without a folder may be that of a shipped model.
-
-    Raises:
-        RunError: the name is nearly that of a shipped model.
-    """
+    """The folder of a run. A name that no folder has here may be that of a shipped model."""
     path = Path(path).expanduser()
-    if path.exists() or path != Path(path.name):
-        return path
-    near = difflib.get_close_matches(path.name, [found.name for found in SHIPPED.iterdir()], n=1)
-    if near and near[0] != path.name:
-        raise RunError(
-            f"there is no run {path.name!r}; did you mean {near[0]!r}, which comes with gradshare?"
-        )
-    return SHIPPED / path if near else path
+    shipped = SHIPPED / path
+    return shipped if not path.exists() and shipped.is_dir() else path
 
 
 def _absent(config: RunConfig, record: Mapping[str, Any] | None) -> AbsentImages | None:

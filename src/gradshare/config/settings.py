@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import yaml
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import model_validator
 
 from gradshare.config.fields import (
     HEADINGS,
@@ -23,7 +23,7 @@ from gradshare.config.fields import (
     Span,
     option_name,
 )
-from gradshare.config.names import is_import_path, stored_name
+from gradshare.config.names import is_import_path
 from gradshare.config.text import read_yaml
 from gradshare.errors import ConfigError
 
@@ -96,11 +96,6 @@ class RunConfig(Settings):
             return {"sharing": False, **settings}
         return settings
 
-    @field_validator("dataset", "model", "method", "rule", "loss")
-    @classmethod
-    def _known_or_an_import_path(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return None if value is None else stored_name(info.field_name or "", value)
-
     @model_validator(mode="after")
     def _settings_fit_together(self) -> RunConfig:
         if self.sharing_control and not self.sharing:
@@ -117,12 +112,6 @@ class RunConfig(Settings):
                     f"--fixed-{gate.replace('λ', 'lambda')} {value:g} fixes {gate}, which "
                     f"{self.sharing_control or ORIGINAL} does not have; leave it out"
                 )
-        end = self.cosine_annealing_to
-        if end is not None and end > self.outer_lr:
-            raise ValueError(
-                f"--cosine-annealing-to {end:g} is above the outer learning rate "
-                f"{self.outer_lr:g}; give at most --outer-lr"
-            )
         if self.workers > self.task_batch:
             raise ValueError(
                 f"--workers {self.workers} is more than the {self.task_batch} tasks of a batch; "
@@ -142,10 +131,6 @@ class RunConfig(Settings):
                     f"--method {self.method} does not have; use --method maml++ or leave it out"
                 )
         return self
-
-    def without_arm(self) -> Self:
-        """The same configuration with each of `ARM_FIELDS` at its default."""
-        return self.model_copy(update={name: default_of(name) for name in ARM_FIELDS})
 
     @property
     def arm(self) -> str:

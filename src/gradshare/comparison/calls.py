@@ -5,10 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from gradshare.comparison.worker import Ending
 from gradshare.errors import GradshareError, RunError
-from gradshare.executors.local import LostWorkerError
+from gradshare.executors import LostWorkerError
+from gradshare.training.lock import is_locked
+from gradshare.training.options import Progress
+from gradshare.training.progress import progress_of
 
 log = logging.getLogger(__name__)
 
@@ -18,23 +23,36 @@ BACK_OFF_SECONDS = (1, 2, 4, 8, 16)
 FOR_GOOD = ("invalid", "not available", "unrecognized")
 BRIEF = 500  # characters of an error
 
+WatchAll = Callable[[str, Progress | None], None]
+"""Called with the name of a run and how far it is; None while it is queued."""
+
 
 class Call:
-    """A call on an executor.
+    """A call on an executor, for one run. It may be submitted again when its worker is lost.
 
     Args:
         name: for messages.
+        place: the run's folder.
         executor: has `submit(function, *args)` that returns a future.
         function, args: what is called, and with what.
+
+    Attributes:
+        lost: how often in a row its worker was lost without completing an epoch.
     """
 
-    def __init__(self, name: str, executor: Any, function: Callable[..., Any], *args: Any) -> None:
+    def __init__(
+        self, name: str, place: Path, executor: Any, function: Callable[..., Any], *args: Any
+    ) -> None:
         self.name = name
+        self.lost = 0
+        self._place = place
         self._submit: Callable[[], Any] = lambda: executor.submit(function, *args)
         self._future: Any = None
         self._waits = list(BACK_OFF_SECONDS)
         self._not_before = 0.0
         self._silent = False
+        self._told: Progress | None = None
+        self._epoch = 0
 
     def submitted(self) -> bool:
         """Submit the call, unless it was refused a moment ago.
@@ -72,18 +90,18 @@ class Call:
             self._silent = True
             return False
 
-    def result(self) -> Any:
-        """What the function returned.
-
-        Raises:
-            LostWorkerError: it did not return.
-        """
+    def ending(self) -> Ending:
+        """What became of it; "stopped" if its worker was lost."""
         try:
-            return self._future.result()
-        except LostWorkerError:
-            raise
+            kind, value = self._future.result()
+        except LostWorkerError as error:
+            kind, value = "stopped", str(error)
         except (Exception, SystemExit) as error:
-            raise LostWorkerError(_brief(error)) from error
+            kind, value = "stopped", _brief(error)
+        if kind == "stopped":
+            value = f"its worker was lost: {value}"
+            self.lost += 1
+        return kind, value
 
     def cancel(self) -> bool:
         """Cancel the call; False if the executor says that it is too late."""
@@ -91,6 +109,20 @@ class Call:
             return self._future.cancel() is not False
         except Exception:
             return True
+
+    def trained(self) -> bool:
+        """Whether a process trains its run, whatever the executor says."""
+        return is_locked(self._place)
+
+    def look(self, watch: WatchAll) -> None:
+        """Read how far its run is, and tell it if that is new."""
+        progress = progress_of(self._place)
+        if progress is None or progress == self._told:
+            return
+        if progress.epoch > self._epoch:
+            self._epoch, self.lost = progress.epoch, 0
+        self._told = progress
+        watch(self.name, progress)
 
 
 def _brief(error: BaseException) -> str:

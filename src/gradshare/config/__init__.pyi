@@ -1,0 +1,9 @@
+from .parts import Parts as Parts
+from .parts import build as build
+from .runs import open_run as open_run
+from .runs import stored as stored
+from .runs import train as train
+from .settings import ORIGINAL as ORIGINAL
+from .settings import RATE_CONTROL as RATE_CONTROL
+from .settings import SHARING as SHARING
+from .settings import RunConfig as RunConfig
