@@ -129,6 +129,7 @@ def export_command(run: Path, asked: Export) -> None:
     if asked.out.exists():
         raise ConfigError(f"--out {asked.out} exists; name a new file")
     require_ending(asked.out)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
     with _warnings_as_lines():
         classifier = _made(run, asked).fit(*_labelled(asked.support))
         classifier.export(asked.out)
@@ -212,6 +213,7 @@ def _images_of(query: Path) -> list[Path]:
 
 
 def _write(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         if path.suffix.lower() == ".json":
             json.dump(rows, file, ensure_ascii=False, indent=1)

@@ -46,7 +46,6 @@ def _train(config: RunConfig, out: Path, *, resume: bool) -> None:
     """Train a run, show its progress, and print its results."""
     from rich.console import Console  # noqa: PLC0415
 
-    from gradshare.config.parts import resolved  # noqa: PLC0415
     from gradshare.config.runs import train  # noqa: PLC0415
     from gradshare.training.launch import is_first  # noqa: PLC0415
     from gradshare.training.machine import keep_freed_memory  # noqa: PLC0415
