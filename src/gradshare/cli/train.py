@@ -53,7 +53,7 @@ def _train(config: RunConfig, out: Path, *, resume: bool) -> None:
 
     keep_freed_memory()
     with RunBars(Console(quiet=not is_first())) as bars:
-        run = train(config, out, resume=resume, watch=bars.watch(resolved(config).arm))
+        run = train(config, out, resume=resume, watch=bars.watch("run"))
     if is_first():
         if run.diverged is not None:
             click.echo(f"Diverged: {run.diverged}")
