@@ -237,7 +237,7 @@ def test_a_page_holds_a_bounded_number_of_images(
     assert sum(probabilities.values()) == pytest.approx(1)
     assert list(steps["color_map"]) == ["a", "b"]
     assert list(steps["value"]) == ["inner steps", "class", "probability"]
-    assert sorted(set(steps["value"]["inner steps"])) == ["0", "1", "2", "3", "4", "5"]
+    assert [*map(int, sorted(set(steps["value"]["inner steps"])))] == [0, 1, 2, 3, 4, 5]
     twelve = np.full((13, len(asked) + 1, 2), 0.5)
     monkeypatch.setattr(served, "_by_step", lambda *_: twelve)
     *_, steps = served.answer(examples, asked, chosen)

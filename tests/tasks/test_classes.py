@@ -309,7 +309,7 @@ def test_fingerprints_differ_where_data_or_settings_do_and_only_there() -> None:
         ),
         (
             {"y": list("aabb")},
-            "the arrays have unequal lengths: x 6, y 4; give each one entry for each example",
+            "the arrays have unequal lengths: y 4, x 6; give each one entry for each example",
         ),
         (
             {"x": {"a": np.zeros(6), "b": np.zeros(5)}, "groups": [0] * 6},
@@ -337,12 +337,12 @@ def test_fingerprints_differ_where_data_or_settings_do_and_only_there() -> None:
         ),
         (
             {"x": tuple(np.zeros((600, 2)))},
-            "the arrays have unequal lengths: x[0] 2, y 6; give each one entry for each example "
+            "the arrays have unequal lengths: y 6, x[0] 2; give each one entry for each example "
             "(each item of a tuple is one input of the model, for all examples)",
         ),
         (
             {"x": Endless()},
-            "a torch Dataset is not an array; read its arrays with "
+            "a torch Dataset is not an array; read its arrays: "
             "`x, y = next(iter(DataLoader(dataset, batch_size=len(dataset))))`",
         ),
         ({"x": list("abcdef")}, "x holds <U1, not numbers"),

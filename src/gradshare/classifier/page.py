@@ -153,11 +153,9 @@ class Page:
                 captions = [f"{names[p.argmax()]} {p.max():.0%}" for p in by_step[-1]]
                 shown = thumbnails([("", chosen)])
                 probabilities = dict(zip(names, by_step[-1, -1].tolist(), strict=True))
-                digits = len(str(len(by_step) - 1))
                 table = [
-                    # Numbers would have fractions on the axis; texts are sorted, so 2 is before 10
-                    # only with a space.
-                    (f"{step:{digits}}", name, probability)
+                    # Numbers would have fractions on the axis; texts are sorted, so " 2" < "10".
+                    (f"{step:3}", name, probability)
                     for step, of_step in enumerate(by_step[:, -1].tolist())
                     for name, probability in zip(names, of_step, strict=True)
                 ]

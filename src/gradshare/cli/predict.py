@@ -102,16 +102,15 @@ def predict_command(run: Path, files: tuple[Path, ...], asked: Predict) -> None:
         classifier = _classifier(run, asked).fit(*_labelled(asked.support))
         probabilities = classifier.predict_proba(images).tolist()
         best = classifier.predict(images, reject=asked.reject).tolist()
-        sets = None
-        if asked.coverage is not None:
-            sets = classifier.predict_set(images, coverage=asked.coverage)
     names = classifier.classes_.tolist()
     rows: list[dict[str, Any]] = [
         {"file": str(image), "class": name, "probabilities": dict(zip(names, p, strict=True))}
         for image, name, p in zip(images, best, probabilities, strict=True)
     ]
-    for row, found in zip(rows, sets or (), strict=False):
-        row["set"] = found
+    if asked.coverage is not None:
+        sets = classifier.predict_set(images, coverage=asked.coverage)
+        for row, found in zip(rows, sets, strict=True):
+            row["set"] = found
     _print(rows)  # first, so that a file that cannot be written loses nothing
     for path in asked.out:
         _write(rows, path)

@@ -74,9 +74,7 @@ class Examples:
     groups: Array | None
 
     def __post_init__(self) -> None:
-        first: dict[int, str] = {}
-        for path, array in self._arrays().items():
-            first.setdefault(len(array), path)
+        first = {len(array): path for path, array in reversed(self._arrays().items())}
         if len(first) > 1:
             found = ", ".join(f"{path} {length}" for length, path in first.items())
             raise DataError(
@@ -154,10 +152,8 @@ def as_array(values: Any, dtype: Any = None) -> Array:
     if isinstance(values, Tensor):
         values = values.detach().cpu()
     if isinstance(values, Dataset):  # numpy may read it without an end
-        raise DataError(
-            "a torch Dataset is not an array; read its arrays with "
-            "`x, y = next(iter(DataLoader(dataset, batch_size=len(dataset))))`"
-        )
+        code = "x, y = next(iter(DataLoader(dataset, batch_size=len(dataset))))"
+        raise DataError(f"a torch Dataset is not an array; read its arrays: `{code}`")
     if np.ma.is_masked(values):  # numpy would give what lies under the mask
         raise DataError(
             "an array has masked entries; leave those examples out, or fill them: x.filled(0)"
