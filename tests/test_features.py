@@ -227,7 +227,7 @@ def test_what_is_no_backbone_is_refused_in_one_sentence(
 
 def test_a_file_that_is_no_onnx_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a model")
-    with pytest.raises(ConfigError, match=r"text.onnx is not an ONNX model"):
+    with pytest.raises(ConfigError, match=r"text.onnx cannot be read as an ONNX model"):
         gs.Backbone(str(tmp_path / "text.onnx"))
     rows = write_onnx(tmp_path / "rows.onnx", batch="n", last=True)
     with pytest.raises(

@@ -307,7 +307,8 @@ def _load_onnx(path: Path) -> _Loaded:
         )
     except Exception as error:  # onnxruntime has its own
         raise ConfigError(
-            f"--backbone {path} is not an ONNX model ({error!s:.200}); give another file"
+            f"--backbone {path} cannot be read as an ONNX model ({error!s:.200}); give another "
+            "file, or put its weights beside it if they are in a file of their own, .onnx.data"
         ) from error
     given, *others = session.get_inputs()
     shape = given.shape

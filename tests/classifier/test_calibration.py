@@ -174,7 +174,7 @@ def test_what_cannot_be_calibrated_says_why(rows_run: gs.Run) -> None:
     assert isinstance(few, gs.ClassTasks) and few.queries == 1  # the classes have 20 rows
     many, names = rows(31, 1)  # the validation tasks have 30 classes
     classifier = FewShotClassifier(rows_run, calibration_tasks=20).fit(many, names)
-    with pytest.warns(UserWarning, match="calibrated on validation tasks as they are, and not on"):
+    with pytest.warns(UserWarning, match="calibrated on tasks of the run's size, since"):
         classifier.predict_proba(many)
 
 

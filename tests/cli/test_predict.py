@@ -105,7 +105,7 @@ def test_a_class_may_have_the_name_of_a_column(
     program: Program, run: Path, birds: Path, tmp_path: Path
 ) -> None:
     (birds / "owl").rename(birds / "file")
-    query, table = min((birds / "lark").iterdir()), tmp_path / "table.csv"
+    query, table = min((birds / "lark").iterdir()), tmp_path / "new folder" / "table.csv"
     lines_of(program, "predict", run, query, "--support", birds, "--out", table)
     header = table.read_text(encoding="utf-8").splitlines()[0]
     assert header == "file,class,class crow,class file,class lark"
@@ -114,12 +114,14 @@ def test_a_class_may_have_the_name_of_a_column(
 def test_predictions_are_printed_before_a_file_that_cannot_be_written(
     program: Program, run: Path, birds: Path, tmp_path: Path
 ) -> None:
-    query, table = min((birds / "owl").iterdir()), tmp_path / "absent" / "table.csv"
+    query, blocking = min((birds / "owl").iterdir()), tmp_path / "a file"
+    blocking.touch()
+    table = blocking / "table.csv"
     arguments = ("predict", run, query, "--support", birds, "--out", table)
     status, out, err = program(*map(str, arguments))
     assert status == 1
     assert out.startswith(f"{query}  ")
-    assert f"error: {table} cannot be used: No such file or directory" in err
+    assert f"error: {blocking} cannot be used: File exists" in err
 
 
 def test_what_looks_like_no_class_is_none_of_these(
@@ -134,9 +136,10 @@ def test_what_looks_like_no_class_is_none_of_these(
 def test_a_classifier_of_a_folder_is_exported_once(
     program: Program, run: Path, birds: Path, tmp_path: Path
 ) -> None:
-    arguments = ("export", run, "--support", birds, "--out", tmp_path / "birds.onnx")
+    file = tmp_path / "new folder" / "birds.onnx"
+    arguments = ("export", run, "--support", birds, "--out", file)
     shown = lines_of(program, *arguments)
-    assert shown == [f"{tmp_path / 'birds.onnx'} answers as the run does, for crow, lark, owl"]
+    assert shown == [f"{file} answers as the run does, for crow, lark, owl"]
     assert "birds.onnx exists; name a new file" in error_of(program, *arguments)
 
 

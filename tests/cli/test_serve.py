@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -236,7 +237,13 @@ def test_a_page_holds_a_bounded_number_of_images(
     assert sum(probabilities.values()) == pytest.approx(1)
     assert list(steps["color_map"]) == ["a", "b"]
     assert list(steps["value"]) == ["inner steps", "class", "probability"]
-    assert sorted(set(steps["value"]["inner steps"])) == ["0", "1", "2", "3", "4", "5"]
+    assert [*map(int, sorted(set(steps["value"]["inner steps"])))] == [0, 1, 2, 3, 4, 5]
+    twelve = np.full((13, len(asked) + 1, 2), 0.5)
+    monkeypatch.setattr(served, "_by_step", lambda *_: twelve)
+    *_, steps = served.answer(examples, asked, chosen)
+    in_order = steps["value"]["inner steps"].unique()  # the plot sorts texts
+    assert [int(step) for step in sorted(in_order)] == list(range(13))
+    monkeypatch.undo()
     renamed = {"a": "probability", "b": "inner steps"}  # as columns of the table are called
     *_, steps = served.answer([(renamed[n], image) for n, image in examples], asked, chosen)
     assert steps["value"]["class"].value_counts().to_dict() == {"probability": 6, "inner steps": 6}

@@ -254,3 +254,5 @@ def test_wrong_names_and_shapes_and_what_is_not_a_rule_are_config_errors() -> No
         ConfigError, match=r"rule is the class OwnMomentum; call it: OwnMomentum\(…\)"
     ):
         check_rule(OwnMomentum)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"rule is <class .*Adam'>, not an update rule"):
+        check_rule(torch.optim.Adam)  # type: ignore[arg-type]

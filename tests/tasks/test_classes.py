@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import Dataset
 
 from gradshare.errors import ConfigError, DataError
 from gradshare.tasks import ClassTasks
@@ -23,6 +24,16 @@ indices = st.integers(0, 2**62)
 def numbered(y: Any, **options: Any) -> ClassTasks:
     """Tasks whose input is the example's number."""
     return ClassTasks(np.arange(len(y)), y, **options)
+
+
+class Endless(Dataset[int]):
+    """A torch Dataset as users write them: it has no last row."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, row: int) -> int:
+        return row
 
 
 def shuffled_labels(counts: list[int]) -> list[str]:
@@ -298,11 +309,11 @@ def test_fingerprints_differ_where_data_or_settings_do_and_only_there() -> None:
         ),
         (
             {"y": list("aabb")},
-            "the arrays have unequal lengths: x 6, y 4; give each one entry for each example",
+            "the arrays have unequal lengths: y 4, x 6; give each one entry for each example",
         ),
         (
             {"x": {"a": np.zeros(6), "b": np.zeros(5)}, "groups": [0] * 6},
-            "the arrays have unequal lengths: x['a'] 6, x['b'] 5, y 6, groups 6; give each one "
+            "the arrays have unequal lengths: x['a'] 6, x['b'] 5; give each one "
             "entry for each example",
         ),
         ({"y": [*"aabb", None, None]}, "y[4] is None: 2 of 6 entries are missing; leave those"),
@@ -323,6 +334,16 @@ def test_fingerprints_differ_where_data_or_settings_do_and_only_there() -> None:
             {"x": (np.zeros(6), np.array([[1], [1, 2], [], [], [], []], dtype=object))},
             "x[1] holds object, not numbers; give an array of numbers in which all examples have "
             "one shape: pad sequences, encode texts as token ids",
+        ),
+        (
+            {"x": tuple(np.zeros((600, 2)))},
+            "the arrays have unequal lengths: y 6, x[0] 2; give each one entry for each example "
+            "(each item of a tuple is one input of the model, for all examples)",
+        ),
+        (
+            {"x": Endless()},
+            "a torch Dataset is not an array; read its arrays: "
+            "`x, y = next(iter(DataLoader(dataset, batch_size=len(dataset))))`",
         ),
         ({"x": list("abcdef")}, "x holds <U1, not numbers"),
         (

@@ -210,7 +210,7 @@ def test_a_file_gives_the_tasks_of_its_arrays_and_needs_groups(tmp_path: Path) -
             "y holds targets that are not finite; leave those examples out",
         ),
         ({"y": ["a"] * 13 + [None]}, "y[13] is None: 1 of 14 entries are missing"),
-        ({"groups": ["p"] * 13}, "the arrays have unequal lengths: x 14, y 14, groups 13;"),
+        ({"groups": ["p"] * 13}, "the arrays have unequal lengths: groups 13, x 14;"),
         (
             {"x": np.zeros(0), "y": np.zeros(0), "groups": []},
             "the data has no groups; give it a larger share or add groups",

@@ -218,8 +218,8 @@ def of_size(source: TaskSource, ways: int, shots: int) -> TaskSource:
         else:
             return resized
     warnings.warn(
-        f"the classifier is calibrated on validation tasks as they are, and not on such of {ways} "
-        f"classes and {shots} examples of each: {cause}",
+        "the classifier is calibrated on tasks of the run's size, since the validation data has "
+        f"none of {ways} classes and {shots} examples of each: {cause}",
         stacklevel=2,
     )
     return source

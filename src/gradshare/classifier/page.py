@@ -154,7 +154,8 @@ class Page:
                 shown = thumbnails([("", chosen)])
                 probabilities = dict(zip(names, by_step[-1, -1].tolist(), strict=True))
                 table = [
-                    (str(step), name, probability)  # numbers of steps would have fractions
+                    # Numbers would have fractions on the axis; texts are sorted, so " 2" < "10".
+                    (f"{step:3}", name, probability)
                     for step, of_step in enumerate(by_step[:, -1].tolist())
                     for name, probability in zip(names, of_step, strict=True)
                 ]

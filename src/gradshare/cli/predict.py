@@ -102,16 +102,15 @@ def predict_command(run: Path, files: tuple[Path, ...], asked: Predict) -> None:
         classifier = _classifier(run, asked).fit(*_labelled(asked.support))
         probabilities = classifier.predict_proba(images).tolist()
         best = classifier.predict(images, reject=asked.reject).tolist()
-        sets = None
-        if asked.coverage is not None:
-            sets = classifier.predict_set(images, coverage=asked.coverage)
     names = classifier.classes_.tolist()
     rows: list[dict[str, Any]] = [
         {"file": str(image), "class": name, "probabilities": dict(zip(names, p, strict=True))}
         for image, name, p in zip(images, best, probabilities, strict=True)
     ]
-    for row, found in zip(rows, sets or (), strict=False):
-        row["set"] = found
+    if asked.coverage is not None:
+        sets = classifier.predict_set(images, coverage=asked.coverage)
+        for row, found in zip(rows, sets, strict=True):
+            row["set"] = found
     _print(rows)  # first, so that a file that cannot be written loses nothing
     for path in asked.out:
         _write(rows, path)
@@ -129,6 +128,7 @@ def export_command(run: Path, asked: Export) -> None:
     if asked.out.exists():
         raise ConfigError(f"--out {asked.out} exists; name a new file")
     require_ending(asked.out)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
     with _warnings_as_lines():
         classifier = _made(run, asked).fit(*_labelled(asked.support))
         classifier.export(asked.out)
@@ -212,6 +212,7 @@ def _images_of(query: Path) -> list[Path]:
 
 
 def _write(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         if path.suffix.lower() == ".json":
             json.dump(rows, file, ensure_ascii=False, indent=1)

@@ -44,7 +44,6 @@ def _train(config: RunConfig, out: Path, *, resume: bool) -> None:
     """Train a run, show its progress, and print its results."""
     from rich.console import Console  # noqa: PLC0415
 
-    from gradshare.config.parts import resolved  # noqa: PLC0415
     from gradshare.config.runs import train  # noqa: PLC0415
     from gradshare.training.launch import is_first  # noqa: PLC0415
     from gradshare.training.machine import keep_freed_memory  # noqa: PLC0415
@@ -52,7 +51,7 @@ def _train(config: RunConfig, out: Path, *, resume: bool) -> None:
 
     keep_freed_memory()
     with RunBars(Console(quiet=not is_first())) as bars:
-        run = train(config, out, resume=resume, watch=bars.watch(resolved(config).arm))
+        run = train(config, out, resume=resume, watch=bars.watch("run"))
     if is_first():
         if run.diverged is not None:
             click.echo(f"Diverged: {run.diverged}")

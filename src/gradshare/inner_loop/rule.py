@@ -281,7 +281,7 @@ def require_rule(name: str, rule: object) -> UpdateRule:
     Raises:
         ConfigError: it is a class, or something else.
     """
-    if isinstance(rule, type):
+    if isinstance(rule, type) and issubclass(rule, UpdateRule):
         raise ConfigError(f"{name} is the class {rule.__name__}; call it: {rule.__name__}(…)")
     if not isinstance(rule, UpdateRule):
         raise ConfigError(

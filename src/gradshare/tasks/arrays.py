@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from gradshare.errors import DataError, reason
 from gradshare.tasks.batch import Tree, leaves, tree_map
@@ -73,11 +74,12 @@ class Examples:
     groups: Array | None
 
     def __post_init__(self) -> None:
-        lengths = {path: len(array) for path, array in self._arrays().items()}
-        if len(set(lengths.values())) > 1:
-            found = ", ".join(f"{path} {length}" for path, length in lengths.items())
+        first = {len(array): path for path, array in reversed(self._arrays().items())}
+        if len(first) > 1:
+            found = ", ".join(f"{path} {length}" for length, path in first.items())
             raise DataError(
-                f"the arrays have unequal lengths: {found}; give each one entry for each example"
+                f"the arrays have unequal lengths: {found}; give each one entry for each example "
+                "(each item of a tuple is one input of the model, for all examples)"
             )
 
     @cached_property
@@ -149,6 +151,9 @@ def as_array(values: Any, dtype: Any = None) -> Array:
         return values.view(MappedFile)
     if isinstance(values, Tensor):
         values = values.detach().cpu()
+    if isinstance(values, Dataset):  # numpy may read it without an end
+        code = "x, y = next(iter(DataLoader(dataset, batch_size=len(dataset))))"
+        raise DataError(f"a torch Dataset is not an array; read its arrays: `{code}`")
     if np.ma.is_masked(values):  # numpy would give what lies under the mask
         raise DataError(
             "an array has masked entries; leave those examples out, or fill them: x.filled(0)"

@@ -84,7 +84,7 @@ class RunBars:
             if progress.done > first:
                 each = (time.monotonic() - began) / (progress.done - first)
                 left = duration(each * (progress.total - progress.done))
-                self._left[name] = f"  {left} left"
+                self._left[name] = f"  {left} of training left"
         ended = progress.phase != "train" and progress.done == progress.total
         validated = progress.epoch if ended or progress.phase == "test" else progress.epoch - 1
         if seen and validated > self._epochs.get(name, 0):

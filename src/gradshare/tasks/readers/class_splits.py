@@ -130,7 +130,7 @@ def split_by_file(found: Sequence[FoundClass], path: Path, notes: Notes) -> list
 def split_by_chance(
     found: Sequence[FoundClass], notes: Notes, seed: int, shares: Sequence[float] | None
 ) -> list[FoundClass]:
-    """Deal classes to train, val and test at random, at least one to each.
+    """Deal classes to train, val and test at random, of 6 or more at least two to each.
 
     Raises:
         ConfigError: the shares are not three fractions that add up to 1.
@@ -153,8 +153,9 @@ def split_by_chance(
             "of its images"
         )
     shuffled = np.random.default_rng(seed).permutation(len(found)).tolist()
-    val = min(max(1, round(shares[1] * len(found))), len(found) - 2)
-    test = min(max(1, round(shares[2] * len(found))), len(found) - 1 - val)
+    least = 2 if len(found) >= 2 * len(SPLITS) else 1  # there are no 1-way tasks
+    val = min(max(least, round(shares[1] * len(found))), len(found) - 2 * least)
+    test = min(max(least, round(shares[2] * len(found))), len(found) - least - val)
     split_of = dict.fromkeys(shuffled, "train")
     split_of |= dict.fromkeys(shuffled[:val], "val")
     split_of |= dict.fromkeys(shuffled[val : val + test], "test")
