@@ -4,6 +4,7 @@ they are at hand, CUB from an archive in the official layout.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from gradshare.cli import main
 from gradshare.config import open_run, stored
 from gradshare.config.names import REGISTERED
-from gradshare.tasks import glyphs
+from gradshare.tasks import ImageStore, glyphs
 from gradshare.tasks.readers.benchmarks import CUB
 from tests.tasks.archive_builders import encoded, make_tar, real_data
 
@@ -122,12 +123,35 @@ def test_glyphs_are_learned_in_tasks_of_varying_ways_and_shots(
 
 
 @pytest.mark.long
-def test_omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_omniglot_and_its_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results under another split would not be comparable: this must never change."""
     source = real_data("omniglot")
     from_archive_to_evaluation("omniglot", source, "meta-sgd", tmp_path, monkeypatch)
+    splits = ImageStore.open(tmp_path / "data/omniglot/16").splits
+    sizes = {name: len(split.class_names) for name, split in splits.items()}
+    assert sizes == {"train": 1150, "val": 50, "test": 423}
+    assert {count for split in splits.values() for count in split.counts} == {20}
+    names = [f"{part} {name}" for part in sizes for name in sorted(splits[part].class_names)]
+    assert len({name.split()[1].split("/")[0] for name in names}) == 50
+    assert names[0] == "train Alphabet_of_the_Magi/character02"
+    assert names[1150] == "val Anglo-Saxon_Futhorc/character02"
+    assert names[1200] == "test Alphabet_of_the_Magi/character01"
+    digest = "b47afec4bb244b17f6cae66a0397a86f74c42bea8b462f4383d1f29a7fbe7f1e"
+    assert hashlib.sha256("\n".join(names).encode()).hexdigest() == digest
+    assert splits["train"].images[0].mean() > 200, "black strokes on white"
 
 
 @pytest.mark.long
-def test_mini_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_mini_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A complete copy has 600 images of each class, the development copy the first 300."""
     source = real_data("mini-imagenet")
     from_archive_to_evaluation("mini-imagenet", source, "maml", tmp_path, monkeypatch)
+    splits = ImageStore.open(tmp_path / "data/mini-imagenet/16").splits
+    sizes = {name: len(split.class_names) for name, split in splits.items()}
+    assert sizes == {"train": 64, "val": 16, "test": 20}
+    for split in splits.values():
+        assert set(split.counts) <= {300, 600}
+        assert all(name.startswith("n") for name in split.class_names)
+        for image in split.images[split.starts]:
+            assert image.shape == (3, 16, 16)
+            assert 10 < image.std() < 120

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ def executor_of(name: str, folder: Path) -> Any:
     match name:
         case "local":
             return None
-        case "threads":
-            return ThreadPoolExecutor(1)
         case "ray":
             return RayExecutor()
         case "submitit":

@@ -512,6 +512,25 @@ def test_a_trial_whose_worker_is_lost_is_reported_or_repeated(
     ]
 
 
+def test_a_run_whose_worker_is_lost_is_reported_and_the_other_runs_finish(tmp_path: Path) -> None:
+    class Killed(Spy):
+        def submit(self, *call: Any) -> Any:
+            if call[2:] != ("original", 0):
+                return super().submit(*call)
+            future: Future[Any] = Future()
+            future.set_exception(OSError("killed"))
+            return future
+
+    out = tmp_path / "out"
+    with pytest.raises(RunError) as error:
+        small(out, executor=Killed(), epochs=1, seeds=1)
+    assert str(error.value) == (
+        "original failed: its worker was lost: OSError: killed. The other runs are saved in "
+        f"{out}; correct the cause and continue (resume='auto', --resume auto)"
+    )
+    assert [len(records_in(run)) for run in run_folders(out)] == [1]
+
+
 def test_each_run_computes_with_the_threads_of_the_plan(tmp_path: Path) -> None:
     found: set[int] = set()
 

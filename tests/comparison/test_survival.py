@@ -19,7 +19,6 @@ from gradshare.training.interruption import RunStoppedError
 from gradshare.training.options import Progress
 from tests.comparison.driver import EPOCHS, Slow
 from tests.comparison.small import assert_same, leftovers, run_folders, small
-from tests.training.killing import records_in
 
 PATIENCE = 240
 
@@ -29,7 +28,6 @@ STOPPED_BY = {
     "local": [signal.SIGINT],
     "ray": [signal.SIGINT, signal.SIGTERM],
     "submitit": [signal.SIGTERM],
-    "threads": [signal.SIGTERM],
 }
 
 pytestmark = pytest.mark.long
@@ -98,7 +96,7 @@ def test_a_program_that_is_stopped_and_then_loses_a_worker_comes_to_the_same_num
     out = tmp_path / "out"
     for number in STOPPED_BY[where]:
         with driver(out, where, seconds=1) as process:
-            wait_for(lambda: len(workers(out)) == (1 if where == "threads" else 2), process)
+            wait_for(lambda: len(workers(out)) == 2, process)
             if number == signal.SIGINT:
                 os.killpg(process.pid, number)  # as a terminal does
             else:
@@ -110,43 +108,39 @@ def test_a_program_that_is_stopped_and_then_loses_a_worker_comes_to_the_same_num
         assert any(list(run.glob("checkpoints/latest-*")) for run in run_folders(out))
         wait_for(lambda: not workers(out))
     with driver(out, where, retries=1) as process:
-        if where != "threads":
-            wait_for(lambda: len(workers(out)) == 2, process)
-            killed, other = workers(out)
-            os.kill(killed, signal.SIGKILL)
-            if where == "submitit":
-                os.kill(other, signal.SIGUSR2)  # as Slurm sends it some time before the end
+        wait_for(lambda: len(workers(out)) == 2, process)
+        killed, other = workers(out)
+        os.kill(killed, signal.SIGKILL)
+        if where == "submitit":
+            os.kill(other, signal.SIGUSR2)  # as Slurm sends it some time before the end
         status, said = ended(process)
     assert status == 0
     if where == "submitit":  # the job whose time is up is queued again, which is no retry
         assert len(list(out.with_name("workers").iterdir())) == 6
         assert said.count("it is started again") == 1
-    assert ("worker was lost" in said) == (where != "threads")
-    assert ("; it is started again (retry 1 of 1)" in said) == (where != "threads")
+    assert "worker was lost" in said
+    assert "; it is started again (retry 1 of 1)" in said
     assert leftovers(out) == []
     assert_same(out, undisturbed)
 
 
-def test_a_worker_that_is_killed_is_reported_and_the_other_runs_finish(tmp_path: Path) -> None:
+def test_a_program_that_trains_in_a_thread_is_stopped_and_comes_to_the_same_numbers(
+    tmp_path: Path, undisturbed: Path
+) -> None:
     out = tmp_path / "out"
-    with driver(out, "local") as process:
-        wait_for(lambda: workers(out), process)
-        os.kill(workers(out)[0], signal.SIGKILL)
-        status, said = ended(process)
-    assert status == 1
-    assert said.count("\n") == 1
-    assert said.startswith(("error: original failed: ", "error: sharing failed: "))
-    assert "its worker was lost: " in said
-    assert said.endswith(
-        f". The other runs are saved in {out}; correct the cause and continue (resume='auto', "
-        "--resume auto)\n"
-    )
-    lengths = sorted(len(records_in(run)) for run in run_folders(out) if started(run))
-    assert lengths[-1] == EPOCHS
 
+    def stop(_: str, progress: Progress | None) -> None:
+        if progress is not None and progress.phase == "train" and progress.done >= 3:
+            signal.raise_signal(signal.SIGTERM)
 
-def started(run: Path) -> bool:
-    return (run / "metrics.jsonl").is_file() and bool((run / "metrics.jsonl").stat().st_size)
+    options = {"executor": ThreadPoolExecutor(1), "epochs": EPOCHS, "seeds": 1}
+    with pytest.raises(RunStoppedError) as stopped:
+        small(out, progress=stop, callbacks=[Slow(tmp_path, 0.5)], **options)
+    assert str(stopped.value) == f"stopped; everything so far is saved in {out}"
+    assert leftovers(out) == []
+    assert any(list(run.glob("checkpoints/latest-*")) for run in run_folders(out))
+    small(out, resume="auto", **options)
+    assert_same(out, undisturbed)
 
 
 def test_workers_save_and_end_when_their_program_is_killed_and_a_restart_clears_what_is_left(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from gradshare import RunError
 from reproduction import __main__ as program
+from reproduction import running
 from reproduction.plan import HOME, Cell, Plan, on_machine
 from reproduction.records import PACKED, read_runs
 from reproduction.running import RESULT, run_cells, statuses
@@ -58,8 +60,17 @@ def call(
     return invoke
 
 
+def train_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first program of the SIGTERM test trains in a process for each cell, as users do."""
+    monkeypatch.setattr(running, "LocalExecutor", lambda *_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(running, "keep_freed_memory", lambda: None)
+
+
 @pytest.mark.long
-def test_cells_are_trained_shown_and_packed(call: Callable[..., Result], tmp_path: Path) -> None:
+def test_cells_are_trained_shown_and_packed(
+    call: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_in_this_process(monkeypatch)
     arguments = ("--only", "rate-0.1", "--threads", "1", "--device", "cpu", "--jobs", "2")
     stray = tmp_path / "rates/rate-0.1/original/thesis.txt"
     stray.parent.mkdir(parents=True)
@@ -114,7 +125,9 @@ def cell_of(tiny: dict[str, Any]) -> list[Cell]:
 
 
 @pytest.mark.long
-def test_sigterm_saves_and_the_same_command_continues(tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_sigterm_saves_and_the_same_command_continues(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {**tiny, "epochs": 12, "iterations_per_epoch": 6, "val_tasks": 2, "test_tasks": 2}
     code = (
         "import sys, pathlib, tests.reproduction.test_commands as test\n"
@@ -135,6 +148,7 @@ def test_sigterm_saves_and_the_same_command_continues(tiny: dict[str, Any], tmp_
     assert not (folder / RESULT).exists()
     cells = cell_of(settings)
     assert statuses(cells, tmp_path)[0].state == "begun"
+    train_in_this_process(monkeypatch)
     assert list(run_cells(cells, tmp_path, 1)) == [(cells[0], None)]
     clock = json.loads((folder / RESULT).read_text())["clock"]
     assert len(clock) == 12

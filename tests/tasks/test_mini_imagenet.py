@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,10 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gradshare.errors import DataError
-from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.readers.benchmarks import MINI_IMAGENET
-from gradshare.tasks.readers.class_splits import published_split, with_splits
-from gradshare.tasks.readers.dataset import Notes
+from gradshare.tasks.readers.class_splits import published_split
 from gradshare.tasks.readers.labelled import read_arrays
 from gradshare.tasks.store import Images
 from tests.tasks.archive_builders import (
@@ -32,7 +29,6 @@ from tests.tasks.archive_builders import (
     make_zip,
     pixels,
     prepared_classes,
-    real_data,
     refusal_to_prepare,
 )
 
@@ -455,18 +451,3 @@ def test_names_an_image_by_its_archive(tmp_path: Path) -> None:
     message = refusal(tmp_path)
     assert message.startswith("192 images cannot be read; ")
     assert f"\n{path}/images/n0153282900000000.jpg is not a readable image (" in message
-
-
-@pytest.mark.long
-def test_the_real_mini_imagenet(tmp_path: Path) -> None:
-    """A complete copy has 600 images of each class, the development copy the first 300."""
-    assert MINI_IMAGENET.read is not None
-    notes = Notes(real_data("mini-imagenet"), tmp_path)
-    found = with_splits(MINI_IMAGENET.read(notes), notes, MINI_IMAGENET)
-    assert Counter(item.split for item in found) == CLASSES
-    assert {len(item.images) for item in found} <= {300, 600}
-    for item in found:
-        assert item.name.startswith("n")
-        image = read_image(item.images[0], "", ImageFormat(size=16, channels=3))
-        assert image.shape == (3, 16, 16)
-        assert 10 < image.std() < 120

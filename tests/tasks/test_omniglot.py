@@ -12,9 +12,6 @@ import pytest
 from gradshare.cli.contents import print_datasets, print_notes
 from gradshare.tasks import ImageStore, image_splits
 from gradshare.tasks.datasets import prepare_dataset
-from gradshare.tasks.images import ImageFormat, read_image
-from gradshare.tasks.readers.class_splits import with_splits
-from gradshare.tasks.readers.dataset import Notes
 from gradshare.tasks.readers.omniglot import OMNIGLOT
 from gradshare.tasks.registry import DATASETS
 from tests.tasks.archive_builders import (
@@ -23,7 +20,6 @@ from tests.tasks.archive_builders import (
     make_zip,
     pixels,
     prepared_classes,
-    real_data,
     refusal_to_prepare,
 )
 
@@ -169,26 +165,3 @@ def test_names_a_damaged_drawing(
     make_archives(tmp_path, small[0] | {name: b"\x89PNG"}, small[1])
     archive = tmp_path / "images_background.zip"
     assert refusal(tmp_path).startswith(f"{archive}/{name} is not a readable image (")
-
-
-@pytest.mark.long
-def test_the_real_omniglot_and_its_split(tmp_path: Path) -> None:
-    """Results under another split would not be comparable: this must never change."""
-    assert OMNIGLOT.read is not None
-    notes = Notes(real_data("omniglot"), tmp_path)
-    found = with_splits(OMNIGLOT.read(notes), notes, OMNIGLOT)
-    assert Counter(item.split for item in found) == SIZES
-    assert {len(item.images) for item in found} == {20}
-    assert len({item.name.split("/")[0] for item in found}) == 50
-    names = [
-        f"{part} {name}"
-        for part in SIZES
-        for name in sorted(item.name for item in found if item.split == part)
-    ]
-    assert names[0] == "train Alphabet_of_the_Magi/character02"
-    assert names[1150] == "val Anglo-Saxon_Futhorc/character02"
-    assert names[1200] == "test Alphabet_of_the_Magi/character01"
-    digest = "b47afec4bb244b17f6cae66a0397a86f74c42bea8b462f4383d1f29a7fbe7f1e"
-    assert hashlib.sha256("\n".join(names).encode()).hexdigest() == digest
-    drawing = read_image(found[0].images[0], "", ImageFormat(size=28, channels=1))
-    assert drawing.mean() > 200, "black strokes on white"
