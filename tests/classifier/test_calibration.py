@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,6 +171,14 @@ def test_what_cannot_be_calibrated_says_why(rows_run: gs.Run) -> None:
     opened = gs.open_run(rows_run.path, rows_run.learner, rows_run.source)
     with pytest.raises(ConfigError, match=r"without its validation tasks, .*calibration=source"):
         FewShotClassifier(opened).fit(x, y).predict_proba(x)
+    narrow = gs.ClassTasks(rows(4, 9)[0][:, 1:], rows(4, 9)[1], ways=4, shots=3, queries=2)
+    bad: Any
+    for bad, message in (
+        ("tiny", r"calibration is 'tiny'; give a source of tasks"),
+        (narrow, r"failed on a task of the source 'calibration': RuntimeError"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            FewShotClassifier(rows_run, calibration=bad).fit(x, y).predict_proba(x)
     few = of_size(source(2), 4, 14)
     assert isinstance(few, gs.ClassTasks) and few.queries == 1  # the classes have 20 rows
     many, names = rows(31, 1)  # the validation tasks have 30 classes

@@ -96,7 +96,7 @@ def test_the_score_is_the_share_that_is_right(run: Path, data_root: Path) -> Non
     assert classifier.score(batch.query_x[0], others.tolist()) == 9 / 15
     with pytest.raises(DataError) as error:
         classifier.score(batch.query_x[0], predicted[:5])
-    assert str(error.value) == "15 examples, but 5 labels; give one for each"
+    assert str(error.value) == "15 examples, but y has 5 entries; give one for each"
     with pytest.raises(DataError) as error:
         classifier.score(batch.query_x[0], batch.query_y[0])
     assert str(error.value) == (
@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_named(run: Path, data_root: Path) -> None:
         "the labels name 4 classes; this run was trained for 3: train one with as many --ways, or "
         "with a --method for any number: unicorn-maml, proto-maml or protonet"
     )
-    with pytest.raises(DataError, match=r"6 examples, but 5 labels; give one for each"):
+    with pytest.raises(DataError, match=r"6 examples, but y has 5 entries; give one for each"):
         classifier.fit(batch.support_x[0], [0, 0, 1, 1, 2])
 
 
@@ -292,6 +292,8 @@ def test_one_path_and_what_is_no_array_are_told_from_images(run: Path) -> None:
         ([np.zeros((9, 9)), 3], r"^X\[1\] is a int of int64 and shape \(\); give a path, a PIL"),
         (np.full((1, 9, 9), 7.0), r"^X\[0\] holds float64 from 7\.0 to 7\.0; give uint8 from 0"),
         (np.zeros((1, 9, 9), int), r"^X\[0\] holds int64 from 0 to 0; give uint8 from 0 to 255,"),
+        ([[[1, 2], [3]]], r"^X\[0\] is not an image \(setting an array element with a sequence"),
+        (torch.zeros(1, 9, 9).bfloat16(), r"^X\[0\] is not an image \(Got unsupported ScalarType"),
         (np.zeros((1, 9, 9, 2)), r"^X\[0\] has the shape \(9, 9, 2\); give \(H, W\), \(H, W, C\)"),
     ):
         with pytest.raises(DataError, match=message):
@@ -348,6 +350,12 @@ def test_signals_of_any_array_type(tmp_path: Path) -> None:
     as_doubles = batch.query_x[0].double().numpy()
     assert np.allclose(classifier.fit(x.numpy(), y).predict_proba(as_doubles), expected)
     assert np.allclose(classifier.predict_proba(batch.query_x[0][2:3]), expected[2:3])
+    with pytest.raises(DataError) as error:
+        classifier.partial_fit(x[..., 1:], y)
+    assert str(error.value) == (
+        f"X has examples of shape {tuple(x[0, ..., 1:].shape)}, and those before have "
+        f"{tuple(x[0].shape)}; give all the same shape"
+    )
 
 
 @pytest.mark.parametrize("method", ["unicorn-maml", "proto-maml", "protonet"])

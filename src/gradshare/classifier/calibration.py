@@ -28,6 +28,7 @@ from gradshare.classifier.trained import Trained
 from gradshare.errors import ConfigError, DataError, GradshareError, RunError
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.batch import each_task, tree_map
+from gradshare.training.checks import explain_misfit
 from gradshare.training.distributed import OneProcess
 from gradshare.training.evaluation import Values, on_all_tasks
 from gradshare.training.randomness import isolated
@@ -175,9 +176,10 @@ def answers_to(
                 ),
                 support_y=batch.support_y[known].reshape(len(batch), -1),
             )
-        adapted = [trained.learner.adapt(*model, batch) for model in trained.models]
-        outputs = trained.on_prepared(batch, adapted)[..., :classes].double().cpu()
-        doubts = trained.distances(batch, adapted).double().cpu()
+        with explain_misfit(trained.learner, trained.models[0][0], "calibration", batch):
+            adapted = [trained.learner.adapt(*model, batch) for model in trained.models]
+            outputs = trained.on_prepared(batch, adapted)[..., :classes].double().cpu()
+            doubts = trained.distances(batch, adapted).double().cpu()
         answers = each_task(
             lambda z, rest: (z.numpy(), *(t.cpu().numpy() for t in rest)),
             outputs,

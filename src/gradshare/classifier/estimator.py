@@ -22,12 +22,14 @@ from gradshare.classifier.calibration import (
     probabilities,
 )
 from gradshare.classifier.export import export
-from gradshare.classifier.inputs import as_labels
+from gradshare.classifier.inputs import labels_of
 from gradshare.classifier.trained import Trained, opened
 from gradshare.errors import ConfigError, DataError, require_count
 from gradshare.methods.head import METHODS_OF_ANY_WAYS
 from gradshare.tasks import TaskBatch, TaskSource
+from gradshare.tasks.arrays import labels
 from gradshare.tasks.batch import Tree, first_leaf, leaves, tree_map
+from gradshare.training.checks import require_source
 from gradshare.training.randomness import isolated
 from gradshare.training.run import Run
 
@@ -103,7 +105,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         trained = opened(self.run, self.ensemble, self.device)
         inputs = trained.read(X)
-        return self._adapt(trained, inputs, as_labels(y, first_leaf(inputs)))
+        return self._adapt(trained, inputs, labels_of(first_leaf(inputs), y))
 
     def partial_fit(self, X: Any, y: Targets, classes: Any = None) -> FewShotClassifier:
         """Add examples, of the same classes or of new ones, to the support set, and adapt to all.
@@ -118,20 +120,26 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             GradshareError: as in `fit`, or y has a label that `classes` lacks. Nothing has changed.
         """
         if classes is not None:
-            known = as_labels(classes).tolist()
-            if unknown := [label for label in as_labels(y).tolist() if label not in known]:
+            announced = labels(classes, "classes").tolist()
+            if unknown := [label for label in labels(y).tolist() if label not in announced]:
                 raise DataError(
-                    f"the label {unknown[0]!r} is none of the classes {reprlib.repr(known)}; add "
-                    "it to `classes`, or leave `classes` out"
+                    f"the label {unknown[0]!r} is none of the classes {reprlib.repr(announced)}; "
+                    "add it to `classes`, or leave `classes` out"
                 )
         if not hasattr(self, "classes_"):
             return self.fit(X, y)
         new = self._trained.read(X)
-        known = iter(leaf for _, leaf in leaves(self._inputs))
+        for (path, added), (_, held) in zip(leaves(new, "X"), leaves(self._inputs), strict=True):
+            if added.shape[1:] != held.shape[1:]:
+                raise DataError(
+                    f"{path} has examples of shape {tuple(added.shape[1:])}, and those before have "
+                    f"{tuple(held.shape[1:])}; give all the same shape"
+                )
+        before = iter(leaf for _, leaf in leaves(self._inputs))
         with isolated(self._trained.device):
-            inputs = tree_map(lambda t: torch.cat([next(known), t]), new)
-        labels = [*self._labels.tolist(), *as_labels(y, first_leaf(new)).tolist()]
-        return self._adapt(self._trained, inputs, as_labels(labels))
+            inputs = tree_map(lambda t: torch.cat([next(before), t]), new)
+        both = [*self._labels.tolist(), *labels_of(first_leaf(new), y).tolist()]
+        return self._adapt(self._trained, inputs, labels(both))
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
         """The probability of each of `classes_`, (n, classes).
@@ -228,7 +236,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 was given.
         """
         predicted = self.predict(X)
-        given = as_labels(y, predicted)
+        given = labels_of(predicted, y)
         if set(given.tolist()).isdisjoint(self.classes_.tolist()):
             raise DataError(
                 f"none of the labels {reprlib.repr(given.tolist())} is one of the classes "
@@ -257,14 +265,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         fitted = (self._trained, self._adapted, self._support, self.classes_.tolist())
         export(Path(path), *fitted, calibration, self.predict_proba)
 
-    def _adapt(self, trained: Trained, inputs: Tree, labels: Labels) -> FewShotClassifier:
+    def _adapt(self, trained: Trained, inputs: Tree, y: Labels) -> FewShotClassifier:
         with isolated(trained.device), torch.no_grad():
             encode = getattr(trained.source, "encode", None)
             if encode is not None:
-                targets, classes = encode(labels)
+                targets, classes = encode(y)
             else:
-                classes, codes = np.unique(labels, return_inverse=True)
+                classes, codes = np.unique(y, return_inverse=True)
                 targets = torch.from_numpy(codes.astype(np.int64))
+            inputs = tree_map(torch.clone, inputs)  # the caller may reuse the memory
             one = tree_map(lambda t: t[None], inputs)
             support = TaskBatch(one, targets[None], one, targets[None]).to(trained.device)
             outputs = trained.number_of_outputs(support)
@@ -276,7 +285,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 )
             adapted = trained.adapt(support)
         self._trained, self._support, self._adapted = trained, support, adapted
-        self._inputs, self._labels = inputs, labels
+        self._inputs, self._labels = inputs, y
         self._calibration: Calibration | None = None
         self.classes_: Labels = np.asarray(classes)
         self.transductive_ = trained.transductive
@@ -310,7 +319,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _calibrated(self) -> Calibration:
         """The calibration for this support set, measured when it is first needed."""
         if self._calibration is None:
-            source = self.calibration or self._trained.validation
+            source = self._trained.validation
+            if self.calibration is not None:
+                source = self.calibration
+                require_source("calibration", source, range(2))
             if source is None:
                 raise ConfigError(
                     "the run was opened without its validation tasks, on which probabilities are "
