@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,11 @@ def test_there_is_no_prediction_where_every_checkpoint_overflowed(
     batch = task(data_root)
     classifier = FewShotClassifier(run)
     classifier.fit(batch.support_x[0], batch.support_y[0])
-    classifier._adapted = [
+    overflowed = [
         Adapted({n: torch.full_like(t, torch.inf) for n, t in adapted.params.items()}, 2)
-        for adapted in classifier._adapted
+        for adapted in classifier._fitted.adapted
     ]
+    classifier._fitted = replace(classifier._fitted, adapted=overflowed)
     with pytest.raises(RunError) as error:
         classifier.score(batch.query_x[0], batch.query_y[0])
     assert str(error.value) == (
@@ -195,11 +197,12 @@ def test_doubts_are_distances_from_the_nearest_class_mean_of_what_the_head_is_gi
     run: Path, data_root: Path
 ) -> None:
     batch = task(data_root)
-    trained = FewShotClassifier(run).fit(batch.support_x[0], batch.support_y[0])._trained
+    fitted = FewShotClassifier(run).fit(batch.support_x[0], batch.support_y[0])._fitted
+    trained = fitted.trained
     learner, images = trained.learner, prepared(trained.source, batch)
     assert isinstance(learner, MetaLearner)
-    adapted, expected = trained.adapt(batch), []
-    for (meta, _), own in zip(trained.models, adapted, strict=True):
+    expected = []
+    for (meta, _), own in zip(trained.models, fitted.adapted, strict=True):
         module, given = learner.module(meta, own), list[torch.Tensor]()
         head = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)][-1]
         head.register_forward_pre_hook(lambda _, x, given=given: given.append(x[0]))
@@ -210,8 +213,7 @@ def test_doubts_are_distances_from_the_nearest_class_mean_of_what_the_head_is_gi
         means = [embedded[batch.support_y[0] == label].mean(0) for label in range(3)]
         distances = torch.stack([(queries - mean).square().sum(1).sqrt() for mean in means])
         expected.append(distances.min(0).values)
-    with torch.no_grad():
-        found = trained.doubts(batch, adapted, batch.query_x[0])
+    found = fitted.distances(batch.query_x[0])
     torch.testing.assert_close(found, torch.stack(expected).mean(0), rtol=1e-3, atol=1e-3)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.base import clone
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from gradshare.classifier.estimator import FewShotClassifier
@@ -149,7 +148,7 @@ def check(
     }
     known = torch.from_numpy(codes)
     for fit, test in _folds(codes, units, folds):
-        part = clone(classifier)._adapt(trained, tree_map(itemgetter(fit), inputs), labels[fit])
+        part = FewShotClassifier(trained).fit(tree_map(itemgetter(fit), inputs), labels[fit])
         queries = tree_map(itemgetter(test), inputs)
         right[THIS_RUN][test] = part.predict(queries) == labels[test]
         for what, rows in seen.items():
