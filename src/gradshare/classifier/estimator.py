@@ -25,7 +25,6 @@ from gradshare.classifier.export import export
 from gradshare.classifier.inputs import labels_of
 from gradshare.classifier.trained import Fitted, Trained, opened
 from gradshare.errors import ConfigError, DataError, require_count
-from gradshare.methods.head import METHODS_OF_ANY_WAYS
 from gradshare.tasks import TaskBatch, TaskSource
 from gradshare.tasks.arrays import labels
 from gradshare.tasks.batch import Tree, first_leaf, leaves, tree_map
@@ -268,13 +267,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             assert classes is not None
             one = tree_map(lambda t: t[None].clone(), inputs)  # the caller may reuse the memory
             support = TaskBatch(one, targets[None], one, targets[None]).to(trained.device)
-        outputs = trained.number_of_outputs(support)
-        if outputs < len(classes):
-            raise DataError(
-                f"the labels name {len(classes)} classes; this run was trained for {outputs}: "
-                "train one with as many --ways, or with a --method for any number: "
-                f"{METHODS_OF_ANY_WAYS}"
-            )
         self._fitted = trained.fit(support)
         self._calibration: Calibration | None = None
         self.classes_: Labels = np.array(classes)

@@ -16,10 +16,10 @@ from torch import Tensor
 from gradshare.backbones import Backbone
 from gradshare.classifier.inputs import as_images, as_rows, is_table
 from gradshare.config.runs import open_run
-from gradshare.errors import ConfigError, RunError
+from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner
-from gradshare.methods.head import body, members
+from gradshare.methods.head import METHODS_OF_ANY_WAYS, body, members
 from gradshare.tasks import ImageTasks, TaskBatch, TaskSource
 from gradshare.tasks.absent import AbsentImages
 from gradshare.tasks.batch import Tree, first_leaf, tree_map
@@ -127,21 +127,27 @@ class Trained:
         """Without the backbone, which is loaded again from where it was."""
         return {name: value for name, value in vars(self).items() if name != "backbone"}
 
-    def number_of_outputs(self, support: TaskBatch) -> int:
-        """The number of classes that the learner tells apart after this support set."""
-        meta, carried = self.models[0]
-        with self._explained(support, "support set") as task:
-            start = self.learner.adapt(meta, carried, task, steps=0)
-            return self.learner.predict(meta, start, task).shape[2]
-
     def fit(self, support: TaskBatch, *, steps: int | None = None) -> Fitted:
         """Adapt each checkpoint to the support set of one task, as the source gives it.
 
         Args:
             support: the task.
             steps: inner steps; None for as many as were trained.
+
+        Raises:
+            DataError: the support set has more classes than the run can learn.
         """
-        with self._explained(support, "support set") as task:
+        meta, carried = self.models[0]
+        with self.preparing(support, "support set") as task:
+            unadapted = self.learner.adapt(meta, carried, task, steps=0)
+            most = self.learner.predict(meta, unadapted, task).shape[2]
+            classes = int(task.support_y.max()) + 1
+            if classes > most:
+                raise DataError(
+                    f"the labels name {classes} classes; this run was trained for {most}: train "
+                    "one with as many --ways, or with a --method for any number: "
+                    f"{METHODS_OF_ANY_WAYS}"
+                )
             return Fitted(self, support, self.adapt(task, steps))
 
     def adapt(self, tasks: TaskBatch, steps: int | None = None) -> list[Any]:
@@ -191,8 +197,8 @@ class Trained:
         return inputs.flatten(2)
 
     @contextlib.contextmanager
-    def _explained(self, task: TaskBatch, name: str) -> Iterator[TaskBatch]:
-        """Prepare a task, and explain errors of the learner with it by the name of what it is."""
+    def preparing(self, task: TaskBatch, name: str) -> Iterator[TaskBatch]:
+        """Prepare a task to compute with. An error of the learner is one of what has this name."""
         with isolated(self.device), torch.no_grad():
             ready = prepared(self.source, task)
             with explain_misfit(self.learner, self.models[0][0], name, ready):
@@ -239,7 +245,7 @@ class Fitted:
         parts = []
         for start in range(0, count, size):
             chunk = self._with_queries(tree_map(itemgetter(slice(start, start + size)), inputs))
-            with self.trained._explained(chunk, "examples") as task:
+            with self.trained.preparing(chunk, "examples") as task:
                 parts.append(measure(task, self.adapted)[0])
         return torch.cat(parts)
 
