@@ -195,9 +195,10 @@ def test_a_backbone_with_other_weights_than_the_features_were_made_with_is_refus
 
 
 def test_weights_in_files_beside_an_onnx_file_are_a_part_of_its_digest(tmp_path: Path) -> None:
-    path = write_onnx(tmp_path / "net.onnx", batch="n")
+    path = write_onnx(tmp_path / "net[1].onnx", batch="n")
+    (tmp_path / "net[1].onnx.old").mkdir()
     before = gs.Backbone(str(path)).record.sha256
-    (tmp_path / "net.onnx.data").write_bytes(b"weights")
+    (tmp_path / "net[1].onnx.data").write_bytes(b"weights")
     assert gs.Backbone(str(path)).record.sha256 != before
 
 

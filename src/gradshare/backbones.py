@@ -320,8 +320,9 @@ def _load_onnx(path: Path) -> _Loaded:
         )
     sha256 = hashlib.sha256()
     # Large models have their weights in files beside them: model.onnx.data, model.onnx_data.
-    for file in sorted(path.parent.glob(f"{path.name}*")):
-        sha256.update(file.read_bytes())
+    for file in sorted(path.parent.iterdir()):
+        if file.name.startswith(path.name) and file.is_file():
+            sha256.update(file.read_bytes())
     size = {"size": shape[-1]} if isinstance(shape[-1], int) else {}
     network = OnnxNetwork(path, session)
     return _Loaded(network, size, f"onnxruntime {onnxruntime.__version__}", sha256.hexdigest())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch import nn
 import gradshare as gs
 from gradshare import FewShotClassifier
 from gradshare.classifier.calibration import (
-    Answer,
+    Answers,
     Calibration,
     answers_to,
     calibration_error,
@@ -30,16 +31,14 @@ from gradshare.errors import ConfigError
 from tests.classifier.conftest import WIDTH, rows, source
 
 
-def simulated(tasks: int, seed: int, heat: float = 1.0) -> list[Answer]:
+def simulated(tasks: int, seed: int, heat: float = 1.0) -> Answers:
     """Answers whose probabilities are true at a temperature, and tasks of unequal difficulty."""
     random = np.random.default_rng(seed)
-    answers = []
-    for task in range(tasks):
-        logits = random.exponential(2) * random.normal(size=(20, 5))
-        chosen = [random.choice(5, p=p) for p in probabilities(logits)]
-        doubts = random.exponential(size=20)
-        answers.append(Answer(logits * heat, np.array(chosen), np.full(20, task), doubts))
-    return answers
+    scale = np.repeat(random.exponential(2, size=tasks), 20)
+    logits = scale[:, None] * random.normal(size=(20 * tasks, 5))
+    targets = np.array([random.choice(5, p=p) for p in probabilities(logits)])
+    of_task = np.repeat(np.arange(tasks), 20)
+    return Answers(logits * heat, targets, of_task, of_task, random.exponential(size=20 * tasks))
 
 
 @pytest.mark.parametrize("heat", [0.25, 1.0, 6.0])
@@ -56,11 +55,8 @@ def test_temperature_minimises_the_mean_loss_of_the_tasks() -> None:
     answers = simulated(30, 1, 3.0)
 
     def loss(temperature: float) -> float:
-        total = 0.0
-        for logits, targets, *_ in answers:
-            p = probabilities(logits, temperature)
-            total -= math.fsum(math.log(row[y]) for row, y in zip(p, targets, strict=True))
-        return total
+        found = probabilities(answers.logits, temperature)
+        return -math.fsum(math.log(p[y]) for p, y in zip(found, answers.targets, strict=True))
 
     best = Calibration.on(answers).temperature
     assert loss(best) < min(loss(best * 1.02), loss(best / 1.02))
@@ -92,9 +88,11 @@ def test_the_threshold_is_the_smallest_score_that_is_sure_enough(tasks: list[lis
 def test_classes_that_are_known_by_name_are_counted_and_not_tasks(rows_run: gs.Run) -> None:
     tasks = source(2)
     answers = answers_to(Trained(rows_run, None, "cpu"), tasks, 30)
-    for index, answer in enumerate(answers):
-        assert set(answer.units.tolist()) == {*tasks.classes_of(index)}
-        assert answer.units.tolist() == [tasks.classes_of(index)[y] for y in answer.targets]
+    for index in range(30):
+        own = answers.tasks == index
+        units = answers.units[own].tolist()
+        assert set(units) == {*tasks.classes_of(index)}
+        assert units == [tasks.classes_of(index)[y] for y in answers.targets[own]]
     calibration = Calibration.on(answers)
     of_class = [calibration.misses[calibration.units == name] for name in tasks.classes]
     limit = threshold(calibration.misses, calibration.units, 0.9)
@@ -120,8 +118,8 @@ def test_a_class_that_was_never_shown_is_rejected_more_often(rows_run: gs.Run) -
     calibration = Calibration.on(answers_to(trained, source(2), 100))
     tests = source(5)
     new = answers_to(trained, tests.replace(ways=5), 100, new_class=True)
-    assert {answer.logits.shape[1] for answer in new} == {4}
-    assert {tuple(np.unique(answer.targets)) for answer in new} == {(0, 1, 2, 3, 4)}
+    assert new.logits.shape == (100 * 5 * 8, 4)
+    assert np.unique(new.targets).tolist() == [0, 1, 2, 3, 4]
     found = measure(calibration, answers_to(trained, tests, 100), new)
     for stated, known, unknown in found.rejection:
         assert known.mean - (known.ci95 or 0) <= stated
@@ -170,6 +168,14 @@ def test_what_cannot_be_calibrated_says_why(rows_run: gs.Run) -> None:
     opened = gs.open_run(rows_run.path, rows_run.learner, rows_run.source)
     with pytest.raises(ConfigError, match=r"without its validation tasks, .*calibration=source"):
         FewShotClassifier(opened).fit(x, y).predict_proba(x)
+    narrow = gs.ClassTasks(rows(4, 9)[0][:, 1:], rows(4, 9)[1], ways=4, shots=3, queries=2)
+    bad: Any
+    for bad, message in (
+        ("tiny", r"calibration is 'tiny'; give a source of tasks"),
+        (narrow, r"failed on a task of the source 'calibration': RuntimeError"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            FewShotClassifier(rows_run, calibration=bad).fit(x, y).predict_proba(x)
     few = of_size(source(2), 4, 14)
     assert isinstance(few, gs.ClassTasks) and few.queries == 1  # the classes have 20 rows
     many, names = rows(31, 1)  # the validation tasks have 30 classes

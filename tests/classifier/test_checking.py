@@ -99,5 +99,7 @@ def test_too_few_examples_are_named(classifier: FewShotClassifier) -> None:
         gs.check(classifier, x[:2], y[:2])
     with pytest.raises(DataError, match="class class 1 has 1 groups"):
         gs.check(classifier, x, y, groups=[0, 1, 2, 2, 3, 4])
-    with pytest.raises(DataError, match="6 examples, but 2 labels"):
+    with pytest.raises(DataError, match="6 examples, but groups has 2 entries; give one for each"):
         gs.check(classifier, x, y, groups=[0, 1])
+    with pytest.raises(DataError, match=r"groups\[1\] is None: 5 of 6 entries are missing"):
+        gs.check(classifier, x, y, groups=["a"] + [None] * 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,11 @@ def test_there_is_no_prediction_where_every_checkpoint_overflowed(
     batch = task(data_root)
     classifier = FewShotClassifier(run)
     classifier.fit(batch.support_x[0], batch.support_y[0])
-    classifier._adapted = [
+    overflowed = [
         Adapted({n: torch.full_like(t, torch.inf) for n, t in adapted.params.items()}, 2)
-        for adapted in classifier._adapted
+        for adapted in classifier._fitted.adapted
     ]
+    classifier._fitted = replace(classifier._fitted, adapted=overflowed)
     with pytest.raises(RunError) as error:
         classifier.score(batch.query_x[0], batch.query_y[0])
     assert str(error.value) == (
@@ -96,7 +98,7 @@ def test_the_score_is_the_share_that_is_right(run: Path, data_root: Path) -> Non
     assert classifier.score(batch.query_x[0], others.tolist()) == 9 / 15
     with pytest.raises(DataError) as error:
         classifier.score(batch.query_x[0], predicted[:5])
-    assert str(error.value) == "15 examples, but 5 labels; give one for each"
+    assert str(error.value) == "15 examples, but y has 5 entries; give one for each"
     with pytest.raises(DataError) as error:
         classifier.score(batch.query_x[0], batch.query_y[0])
     assert str(error.value) == (
@@ -195,11 +197,12 @@ def test_doubts_are_distances_from_the_nearest_class_mean_of_what_the_head_is_gi
     run: Path, data_root: Path
 ) -> None:
     batch = task(data_root)
-    trained = FewShotClassifier(run).fit(batch.support_x[0], batch.support_y[0])._trained
+    fitted = FewShotClassifier(run).fit(batch.support_x[0], batch.support_y[0])._fitted
+    trained = fitted.trained
     learner, images = trained.learner, prepared(trained.source, batch)
     assert isinstance(learner, MetaLearner)
-    adapted, expected = trained.adapt(batch), []
-    for (meta, _), own in zip(trained.models, adapted, strict=True):
+    expected = []
+    for (meta, _), own in zip(trained.models, fitted.adapted, strict=True):
         module, given = learner.module(meta, own), list[torch.Tensor]()
         head = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)][-1]
         head.register_forward_pre_hook(lambda _, x, given=given: given.append(x[0]))
@@ -210,8 +213,7 @@ def test_doubts_are_distances_from_the_nearest_class_mean_of_what_the_head_is_gi
         means = [embedded[batch.support_y[0] == label].mean(0) for label in range(3)]
         distances = torch.stack([(queries - mean).square().sum(1).sqrt() for mean in means])
         expected.append(distances.min(0).values)
-    with torch.no_grad():
-        found = trained.doubts(batch, adapted, batch.query_x[0])
+    found = fitted.distances(batch.query_x[0])
     torch.testing.assert_close(found, torch.stack(expected).mean(0), rtol=1e-3, atol=1e-3)
 
 
@@ -227,7 +229,7 @@ def test_what_does_not_fit_is_named(run: Path, data_root: Path) -> None:
         "the labels name 4 classes; this run was trained for 3: train one with as many --ways, or "
         "with a --method for any number: unicorn-maml, proto-maml or protonet"
     )
-    with pytest.raises(DataError, match=r"6 examples, but 5 labels; give one for each"):
+    with pytest.raises(DataError, match=r"6 examples, but y has 5 entries; give one for each"):
         classifier.fit(batch.support_x[0], [0, 0, 1, 1, 2])
 
 
@@ -292,6 +294,8 @@ def test_one_path_and_what_is_no_array_are_told_from_images(run: Path) -> None:
         ([np.zeros((9, 9)), 3], r"^X\[1\] is a int of int64 and shape \(\); give a path, a PIL"),
         (np.full((1, 9, 9), 7.0), r"^X\[0\] holds float64 from 7\.0 to 7\.0; give uint8 from 0"),
         (np.zeros((1, 9, 9), int), r"^X\[0\] holds int64 from 0 to 0; give uint8 from 0 to 255,"),
+        ([[[1, 2], [3]]], r"^X\[0\] is not an image \(setting an array element with a sequence"),
+        (torch.zeros(1, 9, 9).bfloat16(), r"^X\[0\] is not an image \(Got unsupported ScalarType"),
         (np.zeros((1, 9, 9, 2)), r"^X\[0\] has the shape \(9, 9, 2\); give \(H, W\), \(H, W, C\)"),
     ):
         with pytest.raises(DataError, match=message):
@@ -348,6 +352,12 @@ def test_signals_of_any_array_type(tmp_path: Path) -> None:
     as_doubles = batch.query_x[0].double().numpy()
     assert np.allclose(classifier.fit(x.numpy(), y).predict_proba(as_doubles), expected)
     assert np.allclose(classifier.predict_proba(batch.query_x[0][2:3]), expected[2:3])
+    with pytest.raises(DataError) as error:
+        classifier.partial_fit(x[..., 1:], y)
+    assert str(error.value) == (
+        f"X has examples of shape {tuple(x[0, ..., 1:].shape)}, and those before have "
+        f"{tuple(x[0].shape)}; give all the same shape"
+    )
 
 
 @pytest.mark.parametrize("method", ["unicorn-maml", "proto-maml", "protonet"])

@@ -93,7 +93,7 @@ def test_a_classifier_of_images_and_its_file_give_the_same_probabilities(
 def test_rows_and_prediction_sets_are_exported(rows_run: gs.Run, tmp_path: Path) -> None:
     x, y = rows(5, 4, noise=1.5)
     classifier = gs.FewShotClassifier(rows_run, calibration_tasks=20).fit(x, y)
-    new = classifier._trained.read(rows(5, 20, noise=1.5)[0]).numpy()
+    new = classifier._fitted.trained.read(rows(5, 20, noise=1.5)[0]).numpy()
     metadata = require_the_same(classifier, tmp_path / "rows.ONNX", new)
     found, _ = answers_of(tmp_path / "rows.ONNX", new)
     sets = found >= metadata["least_probability"]["0.9"]

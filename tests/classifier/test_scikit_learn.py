@@ -135,13 +135,28 @@ def test_labels_of_any_kind(classifier: FewShotClassifier) -> None:
     assert classifier.fit(X, Y == "class 0").predict(X).dtype == bool
     for bad, message in (
         ([*Y[1:].tolist(), None], r"y\[29\] is None: 1 of 30 entries are missing"),
+        (pd.Series([pd.NA, *Y[1:]], dtype="string"), r"y\[0\] is <NA>: 1 of 30 entries are mis"),
         ([*Y[1:].tolist(), 3], "y holds 'class 4' and 3; give labels of one type"),
         (numbers + 0.5, "y holds 0.5, which is not a class label"),
         (numbers[:, None], r"y has the shape \(30, 1\); give one label for each example"),
-        (Y[:4], "30 examples, but 4 labels; give one for each"),
+        (Y[:4], "30 examples, but y has 4 entries; give one for each"),
     ):
         with pytest.raises(DataError, match=message):
             classifier.fit(X, bad)
+
+
+def test_rows_may_be_a_view_and_are_not_changed_with_the_callers_array(
+    classifier: FewShotClassifier,
+) -> None:
+    expected = classifier.fit(X, Y).partial_fit(X[:1], Y[:1]).predict_proba(NEW)
+    found = classifier.fit(X[::-1], Y[::-1]).partial_fit(X[:1], Y[:1]).predict_proba(NEW)
+    assert np.allclose(found, expected, atol=1e-5)
+    buffer: Any
+    for buffer in (X.astype(np.float32), torch.from_numpy(X).float()):
+        classifier.fit(buffer, Y)
+        buffer[:] = 0
+        found = classifier.partial_fit(X[:1], Y[:1]).predict_proba(NEW)
+        assert found.tolist() == expected.tolist()
 
 
 def test_rows_of_another_width_are_refused(classifier: FewShotClassifier) -> None:

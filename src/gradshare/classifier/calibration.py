@@ -17,7 +17,6 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +26,17 @@ from scipy.special import log_softmax, softmax, stdtrit
 from gradshare.classifier.trained import Trained
 from gradshare.errors import ConfigError, DataError, GradshareError, RunError
 from gradshare.tasks import TaskBatch, TaskSource
-from gradshare.tasks.batch import each_task, tree_map
+from gradshare.tasks.arrays import Array
+from gradshare.tasks.batch import task_of, tree_map
+from gradshare.training.checks import explain_misfit
 from gradshare.training.distributed import OneProcess
 from gradshare.training.evaluation import Values, on_all_tasks
+from gradshare.training.metrics import Metric, accuracy
 from gradshare.training.randomness import isolated
 from gradshare.training.statistics import Interval, confidence95
 
 Floats = npt.NDArray[np.float64]
+
 SURE = 0.95
 """How sure it is that a new class keeps to a threshold."""
 
@@ -43,28 +46,29 @@ CALIBRATION_TASKS = 100
 HOTTEST = 100.0
 """The largest temperature that is tried, and one over the smallest."""
 
+SHARE = Metric(accuracy, unit="%")
 BINS = 10
 COVERAGES = (0.8, 0.9, 0.95)
 REJECTED = (0.05, 0.1, 0.2)
 
 
-class Answer(NamedTuple):
-    """The answer to one task.
+@dataclass(frozen=True)
+class Answers:
+    """The answers to the n queries of some tasks.
 
     Attributes:
-        logits: (q, classes).
-        targets: (q,) the number of each query's class.
-        units: (q,) the name of each query's class, or of the task if classes have no names.
-        doubts: (q,) the distance of each query from the nearest class; see `Trained.distances`.
+        logits: (n, classes); minus infinity for classes that a query's task does not have.
+        targets: (n,) the number of each query's class.
+        tasks: (n,) the number of each query's task.
+        units: (n,) the name of each query's class, or of its task if classes have no names.
+        distances: (n,) of each query from the nearest class; see `Trained.distances`.
     """
 
     logits: Floats
-    targets: npt.NDArray[np.int64]
-    units: npt.NDArray[np.generic]
-    doubts: Floats
-
-
-Answers = Sequence[Answer]
+    targets: Array
+    tasks: Array
+    units: Array
+    distances: Floats
 
 
 @dataclass(frozen=True)
@@ -74,48 +78,43 @@ class Calibration:
     Attributes:
         temperature: by which logits are divided.
         misses: (n,) for each query of all tasks, 1 - the probability of its class.
-        doubts: (n,) see `Answer`.
-        units: (n,) see `Answer`.
+        distances: (n,) see `Answers`.
+        units: (n,) see `Answers`.
     """
 
     temperature: float
     misses: Floats
-    doubts: Floats
-    units: npt.NDArray[np.generic]
+    distances: Floats
+    units: Array
 
     @classmethod
     def on(cls, answers: Answers) -> Calibration:
         """The calibration that some answers suggest."""
 
         def loss(log_temperature: float) -> float:
-            scale = math.exp(-log_temperature)
-            return -float(
-                np.mean([_of_targets(log_softmax(z * scale, 1), y).mean() for z, y, *_ in answers])
-            )
+            logs = log_softmax(answers.logits * math.exp(-log_temperature), 1)
+            return -float(_means(_of_targets(logs, answers), answers.tasks).mean())
 
         end = math.log(HOTTEST)
         temperature = math.exp(minimize_scalar(loss, bounds=(-end, end), method="bounded").x)
-        misses = [1 - _of_targets(probabilities(z, temperature), y) for z, y, *_ in answers]
-        return cls(
-            temperature,
-            np.concatenate(misses),
-            np.concatenate([answer.doubts for answer in answers]),
-            np.concatenate([answer.units for answer in answers]),
-        )
+        misses = 1 - _of_targets(probabilities(answers.logits, temperature), answers)
+        return cls(temperature, misses, answers.distances, answers.units)
 
     def sets(self, logits: Floats, coverage: float) -> npt.NDArray[np.bool_]:
         """Which classes (n, classes) are in the prediction set of each query.
 
         The most probable one always is.
         """
-        limit = threshold(self.misses, self.units, coverage)
-        return _likely(probabilities(logits, self.temperature), limit)
+        found = probabilities(logits, self.temperature)
+        chosen = 1 - found <= threshold(self.misses, self.units, coverage)
+        chosen[np.arange(len(found)), found.argmax(1)] = True
+        return np.asarray(chosen)
 
-    def rejected(self, doubts: Floats, share: float) -> npt.NDArray[np.bool_]:
+    def rejected(self, distances: Floats, share: float) -> npt.NDArray[np.bool_]:
         """Which queries (n,) are of no known class, if at most a share of those that are of one may
         be rejected.
         """
-        return doubts > threshold(self.doubts, self.units, 1 - share)
+        return distances > threshold(self.distances, self.units, 1 - share)
 
 
 def probabilities(logits: Floats, temperature: float = 1.0) -> Floats:
@@ -123,7 +122,7 @@ def probabilities(logits: Floats, temperature: float = 1.0) -> Floats:
     return np.asarray(softmax(logits / temperature, 1))
 
 
-def threshold(scores: Floats, units: npt.NDArray[np.generic], share: float) -> float:
+def threshold(scores: Floats, units: Array, share: float) -> float:
     """The smallest score that at least a share of the scores of a new unit will not exceed.
 
     It is the smallest one at which the mean over units of the share of scores that do not exceed
@@ -137,26 +136,25 @@ def threshold(scores: Floats, units: npt.NDArray[np.generic], share: float) -> f
     if not 0 < share < 1:
         raise ConfigError(f"coverage, or 1 - reject, is {share!r}; give a number between 0 and 1")
     names, codes = np.unique(units, return_inverse=True)
-    sizes = np.bincount(codes)
-    margins = stdtrit(len(names) - 1, SURE) / math.sqrt(len(names))
+    margin = stdtrit(len(names) - 1, SURE) / math.sqrt(len(names))
 
     def lower_bound(score: float) -> float:
-        below = np.bincount(codes, weights=scores <= score) / sizes
-        return float(below.mean() - margins * below.std(ddof=1))
+        below = _means(scores <= score, codes)
+        return float(below.mean() - margin * below.std(ddof=1))
 
     candidates = np.unique(scores)
     return float(candidates[bisect_left(candidates, share, key=lower_bound)])
 
 
 def answers_to(
-    trained: Trained, source: TaskSource, tasks: int, *, new_class: bool = False
+    trained: Trained, source: TaskSource, count: int, *, new_class: bool = False
 ) -> Answers:
     """The answers of a run's checkpoints to tasks 0, …, n - 1 of a source.
 
     Args:
         trained: the checkpoints.
         source: of the tasks.
-        tasks: n.
+        count: n.
         new_class: leave the last class of each task out of its support set. Its queries then have
             a class that no output stands for.
 
@@ -165,41 +163,48 @@ def answers_to(
     """
 
     def measure(batch: TaskBatch) -> dict[str, Values]:
-        classes = int(batch.support_y.max()) + (0 if new_class else 1)
-        known = batch.support_y < classes
+        classes = int(batch.support_y.max()) + 1
         if new_class:
-            batch = replace(
-                batch,
-                support_x=tree_map(
-                    lambda t: t[known].reshape(len(batch), -1, *t.shape[2:]), batch.support_x
-                ),
-                support_y=batch.support_y[known].reshape(len(batch), -1),
+            classes -= 1
+            known = batch.support_y < classes
+            x, y = (
+                tree_map(lambda t: t[known].reshape(len(batch), -1, *t.shape[2:]), part)
+                for part in (batch.support_x, batch.support_y)
             )
-        adapted = [trained.learner.adapt(*model, batch) for model in trained.models]
-        outputs = trained.on_prepared(batch, adapted)[..., :classes].double().cpu()
-        doubts = trained.distances(batch, adapted).double().cpu()
-        answers = each_task(
-            lambda z, rest: (z.numpy(), *(t.cpu().numpy() for t in rest)),
-            outputs,
-            (batch.query_y, doubts),
-            batch.query_n,
-        )
-        return {"": {"answers": answers}}
+            batch = replace(batch, support_x=x, support_y=y)
+        with explain_misfit(trained.learner, trained.models[0][0], "calibration", batch):
+            adapted = trained.adapt(batch)
+            outputs = trained.outputs(batch, adapted)[..., :classes].double().cpu()
+            distances = trained.distances(batch, adapted).double().cpu()
+        found = {"logits": outputs, "targets": batch.query_y.cpu(), "distances": distances}
+        tasks = range(len(batch))
+        return {
+            "": {
+                name: [task_of(tensor, task, batch.query_n).numpy() for task in tasks]
+                for name, tensor in found.items()
+            }
+        }
 
     with isolated(trained.device):
-        found = on_all_tasks(OneProcess(), source, tasks, trained.device, measure)[""]["answers"]
-    names = None if hasattr(source, "encode") else getattr(source, "classes_of", None)
-    answers = []
-    for task, (logits, targets, doubts) in enumerate(found):
-        units = np.full(len(targets), task) if names is None else np.array(names(task))[targets]
-        answers.append(Answer(logits, targets, units, doubts))
-    finite = [answer for answer in answers if np.isfinite(answer.logits).all()]
-    if len(finite) < 2:  # a spread needs two
+        found = on_all_tasks(OneProcess(), source, count, trained.device, measure)[""]
+    kept = [task for task, own in enumerate(found["logits"]) if np.isfinite(own).all()]
+    if len(kept) < 2:  # a spread needs two
         raise RunError(
             "probabilities cannot be calibrated: the inner steps overflowed on all validation "
             "tasks; the run's inner rate is too high"
         )
-    return finite
+    logits, targets, distances = ([found[name][task] for task in kept] for name in found)
+    tasks = units = np.repeat(kept, [len(own) for own in targets])
+    if not hasattr(source, "encode") and hasattr(source, "classes_of"):
+        of_task = zip(kept, targets, strict=True)
+        units = np.concatenate([np.array(source.classes_of(task))[own] for task, own in of_task])
+    most = max(own.shape[1] for own in logits)
+    padded = [
+        np.pad(own, ((0, 0), (0, most - own.shape[1])), constant_values=-np.inf) for own in logits
+    ]
+    return Answers(
+        np.concatenate(padded), np.concatenate(targets), tasks, units, np.concatenate(distances)
+    )
 
 
 def of_size(source: TaskSource, ways: int, shots: int) -> TaskSource:
@@ -240,7 +245,7 @@ class Measured:
 
     tasks: int
     temperature: float
-    errors: tuple[float, float]
+    errors: tuple[float, ...]
     coverage: Sequence[tuple[float, Interval, float]]
     rejection: Sequence[tuple[float, Interval, Interval]]
 
@@ -252,13 +257,13 @@ class Measured:
                 f"Calibration error on {self.tasks} tasks: {after:.1%} at temperature "
                 f"{self.temperature:.2f}, {before:.1%} without",
                 *(
-                    f"Sets of stated coverage {stated:.0%}: measured {_shown(found)}, with "
+                    f"Sets of stated coverage {stated:.0%}: measured {SHARE.show(found)}, with "
                     f"{size:.2f} classes on average"
                     for stated, found, size in self.coverage
                 ),
                 *(
-                    f"Rejecting {stated:.0%} of known classes: measured {_shown(known)}, and "
-                    f"{_shown(new)} of a new class"
+                    f"Rejecting {stated:.0%} of known classes: measured {SHARE.show(known)}, and "
+                    f"{SHARE.show(new)} of a new class"
                     for stated, known, new in self.rejection
                 ),
             ]
@@ -290,46 +295,41 @@ def measure(
         with_new_class: to test tasks whose last class is left out of the support set.
     """
     coverage, rejection = [], []
-    warm = calibration.temperature
     for stated in COVERAGES:
-        limit = threshold(calibration.misses, calibration.units, stated)
-        sets = [_likely(probabilities(answer.logits, warm), limit) for answer in answers]
-        hits = [_of_targets(s, a.targets).mean() for s, a in zip(sets, answers, strict=True)]
-        size = float(np.mean([s.sum(1).mean() for s in sets]))
-        coverage.append((stated, confidence95(hits), size))
-    for stated in REJECTED if with_new_class else ():
-        known, new = [], []
-        for answer in with_new_class or ():
-            rejected = calibration.rejected(answer.doubts, stated)
-            is_new = answer.targets == answer.logits.shape[1]
-            known.append(rejected[~is_new].mean())
-            new.append(rejected[is_new].mean())
-        rejection.append((stated, confidence95(known), confidence95(new)))
-    errors = (calibration_error(answers, 1.0), calibration_error(answers, warm))
-    return Measured(len(answers), warm, errors, coverage, rejection)
+        sets = calibration.sets(answers.logits, stated)
+        hits = _means(_of_targets(sets, answers), answers.tasks)
+        size = float(_means(sets.sum(1), answers.tasks).mean())
+        coverage.append((stated, confidence95(hits.tolist()), size))
+    if with_new_class is not None:
+        is_new = with_new_class.targets == with_new_class.logits.shape[1]
+        for stated in REJECTED:
+            rejected = calibration.rejected(with_new_class.distances, stated)
+            known, new = (
+                confidence95(_means(rejected[rows], with_new_class.tasks[rows]).tolist())
+                for rows in (~is_new, is_new)
+            )
+            rejection.append((stated, known, new))
+    errors = tuple(calibration_error(answers, t) for t in (1.0, calibration.temperature))
+    tasks = len(np.unique(answers.tasks))
+    return Measured(tasks, calibration.temperature, errors, coverage, rejection)
 
 
 def calibration_error(answers: Answers, temperature: float) -> float:
     """The expected calibration error: how far the largest probability is from the share of right
     answers, on average over 10 bins of equal width.
     """
-    sure = np.concatenate([probabilities(a.logits, temperature).max(1) for a in answers])
-    right = np.concatenate([a.logits.argmax(1) == a.targets for a in answers])
+    found = probabilities(answers.logits, temperature)
+    sure, right = found.max(1), found.argmax(1) == answers.targets
     bins = np.minimum((sure * BINS).astype(int), BINS - 1)
-    gaps = [abs((sure - right)[bins == b].sum()) for b in range(BINS)]
-    return float(sum(gaps) / len(sure))
+    return float(np.abs(np.bincount(bins, sure - right)).sum() / len(sure))
 
 
-def _likely(found: Floats, limit: float) -> npt.NDArray[np.bool_]:
-    """The classes whose probability is at least 1 - limit, and the most probable one."""
-    likely = 1 - found <= limit
-    likely[np.arange(len(found)), found.argmax(1)] = True
-    return likely
+def _of_targets(values: Array, answers: Answers) -> Floats:
+    """The values (n,) of each query's class among those (n, classes) of all."""
+    return np.asarray(values[np.arange(len(values)), answers.targets], dtype=np.float64)
 
 
-def _of_targets(values: npt.NDArray[np.generic], targets: npt.NDArray[np.int64]) -> Floats:
-    return np.asarray(values[np.arange(len(targets)), targets], dtype=np.float64)
-
-
-def _shown(interval: Interval) -> str:
-    return f"{100 * interval.mean:.1f} ± {100 * (interval.ci95 or 0):.1f} %"
+def _means(values: Array, groups: Array) -> Floats:
+    """The mean of the values (n,) of each group (n,), in the groups' order."""
+    _, codes = np.unique(groups, return_inverse=True)
+    return np.asarray(np.bincount(codes, values) / np.bincount(codes))

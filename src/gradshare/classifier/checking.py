@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.base import clone
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from gradshare.classifier.estimator import FewShotClassifier
-from gradshare.classifier.inputs import as_labels
+from gradshare.classifier.inputs import labels_of
 from gradshare.classifier.trained import opened
 from gradshare.errors import DataError, require_count
 from gradshare.tasks.arrays import Array
@@ -131,9 +130,9 @@ def check(
     trained = opened(classifier.run, classifier.ensemble, classifier.device)
     inputs = trained.read(X)
     first = first_leaf(inputs)
-    labels = as_labels(y, first)
+    labels = labels_of(first, y)
     classes, codes = np.unique(labels, return_inverse=True)
-    units = np.arange(len(codes)) if groups is None else as_labels(groups, first)
+    units = np.arange(len(codes)) if groups is None else labels_of(first, groups, "groups")
     counts = [len(np.unique(units[codes == code])) for code in range(len(classes))]
     if len(classes) < 2 or min(counts) < 2:
         what = "example" if groups is None else "group"
@@ -149,7 +148,7 @@ def check(
     }
     known = torch.from_numpy(codes)
     for fit, test in _folds(codes, units, folds):
-        part = clone(classifier)._adapt(trained, tree_map(itemgetter(fit), inputs), labels[fit])
+        part = FewShotClassifier(trained).fit(tree_map(itemgetter(fit), inputs), labels[fit])
         queries = tree_map(itemgetter(test), inputs)
         right[THIS_RUN][test] = part.predict(queries) == labels[test]
         for what, rows in seen.items():

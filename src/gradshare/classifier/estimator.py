@@ -22,14 +22,15 @@ from gradshare.classifier.calibration import (
     probabilities,
 )
 from gradshare.classifier.export import export
-from gradshare.classifier.inputs import as_labels
-from gradshare.classifier.trained import Trained, opened
+from gradshare.classifier.inputs import labels_of
+from gradshare.classifier.trained import Fitted, Trained, opened
 from gradshare.errors import ConfigError, DataError, require_count
-from gradshare.methods.head import METHODS_OF_ANY_WAYS
 from gradshare.tasks import TaskBatch, TaskSource
+from gradshare.tasks.arrays import labels
 from gradshare.tasks.batch import Tree, first_leaf, leaves, tree_map
+from gradshare.training.checks import require_source
 from gradshare.training.randomness import isolated
-from gradshare.training.run import Run
+from gradshare.training.run import Run, encoded
 
 Labels = npt.NDArray[Any]
 Targets = npt.ArrayLike | Tensor
@@ -103,7 +104,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         trained = opened(self.run, self.ensemble, self.device)
         inputs = trained.read(X)
-        return self._adapt(trained, inputs, as_labels(y, first_leaf(inputs)))
+        return self._adapt(trained, inputs, labels_of(first_leaf(inputs), y))
 
     def partial_fit(self, X: Any, y: Targets, classes: Any = None) -> FewShotClassifier:
         """Add examples, of the same classes or of new ones, to the support set, and adapt to all.
@@ -118,20 +119,27 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             GradshareError: as in `fit`, or y has a label that `classes` lacks. Nothing has changed.
         """
         if classes is not None:
-            known = as_labels(classes).tolist()
-            if unknown := [label for label in as_labels(y).tolist() if label not in known]:
+            announced = labels(classes, "classes").tolist()
+            if unknown := [label for label in labels(y).tolist() if label not in announced]:
                 raise DataError(
-                    f"the label {unknown[0]!r} is none of the classes {reprlib.repr(known)}; add "
-                    "it to `classes`, or leave `classes` out"
+                    f"the label {unknown[0]!r} is none of the classes {reprlib.repr(announced)}; "
+                    "add it to `classes`, or leave `classes` out"
                 )
         if not hasattr(self, "classes_"):
             return self.fit(X, y)
-        new = self._trained.read(X)
-        known = iter(leaf for _, leaf in leaves(self._inputs))
-        with isolated(self._trained.device):
-            inputs = tree_map(lambda t: torch.cat([next(known), t]), new)
-        labels = [*self._labels.tolist(), *as_labels(y, first_leaf(new)).tolist()]
-        return self._adapt(self._trained, inputs, as_labels(labels))
+        new = self._read(X)
+        held = tree_map(lambda t: t[0].cpu(), self._fitted.support.support_x)
+        for (path, one), (_, other) in zip(leaves(new, "X"), leaves(held), strict=True):
+            if one.shape[1:] != other.shape[1:]:
+                raise DataError(
+                    f"{path} has examples of shape {tuple(one.shape[1:])}, and those before have "
+                    f"{tuple(other.shape[1:])}; give all the same shape"
+                )
+        parts = iter(leaf for _, leaf in leaves(held))
+        together = tree_map(lambda t: torch.cat([next(parts), t]), new)
+        codes = self._fitted.support.support_y[0].cpu().numpy()
+        both = [*self.classes_[codes].tolist(), *labels_of(first_leaf(new), y).tolist()]
+        return self._adapt(self._fitted.trained, together, labels(both))
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
         """The probability of each of `classes_`, (n, classes).
@@ -161,11 +169,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             sklearn.exceptions.NotFittedError: `fit` was not called.
             GradshareError: as in `predict_proba`.
         """
-        inputs = self._read(X)
-        taken = range(getattr(self._trained.learner, "steps", 0))
-        with isolated(self._trained.device), torch.no_grad():
-            adapted = [self._trained.adapt(self._support, steps=steps) for steps in taken]
-        logits = [self._outputs(inputs, after) for after in (*adapted, self._adapted)]
+        inputs, fitted = self._read(X), self._fitted
+        taken = range(getattr(fitted.trained.learner, "steps", 0))
+        steps = [*(fitted.trained.fit(fitted.support, steps=k) for k in taken), fitted]
+        logits = [self._outputs(inputs, after) for after in steps]
         return np.stack([probabilities(each, self._temperature()) for each in logits])
 
     def predict(self, X: Any, *, reject: float | None = None) -> Labels:
@@ -184,12 +191,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         inputs = self._read(X)
         chosen: Labels = self.classes_[self._logits(inputs).argmax(-1)]
         if reject is not None:
-            calibration = self._calibrated()
-            with isolated(self._trained.device), torch.no_grad():
-                doubts = self._trained.doubts(self._support, self._adapted, inputs)
-            rejected = calibration.rejected(doubts.double().cpu().numpy(), reject)
+            distances = self._fitted.distances(inputs).double().cpu().numpy()
             chosen = chosen.astype(object)
-            chosen[rejected] = None
+            chosen[self._calibrated().rejected(distances, reject)] = None
         return chosen
 
     def predict_set(self, X: Any, *, coverage: float = 0.9) -> list[list[Any]]:
@@ -228,7 +232,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 was given.
         """
         predicted = self.predict(X)
-        given = as_labels(y, predicted)
+        given = labels_of(predicted, y)
         if set(given.tolist()).isdisjoint(self.classes_.tolist()):
             raise DataError(
                 f"none of the labels {reprlib.repr(given.tolist())} is one of the classes "
@@ -254,41 +258,28 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self, "classes_")
         calibration = self._calibrated() if self.calibration_tasks else None
-        fitted = (self._trained, self._adapted, self._support, self.classes_.tolist())
-        export(Path(path), *fitted, calibration, self.predict_proba)
+        names = self.classes_.tolist()
+        export(Path(path).expanduser(), self._fitted, names, calibration, self.predict_proba)
 
-    def _adapt(self, trained: Trained, inputs: Tree, labels: Labels) -> FewShotClassifier:
-        with isolated(trained.device), torch.no_grad():
-            encode = getattr(trained.source, "encode", None)
-            if encode is not None:
-                targets, classes = encode(labels)
-            else:
-                classes, codes = np.unique(labels, return_inverse=True)
-                targets = torch.from_numpy(codes.astype(np.int64))
-            one = tree_map(lambda t: t[None], inputs)
+    def _adapt(self, trained: Trained, inputs: Tree, y: Labels) -> FewShotClassifier:
+        with isolated(trained.device):
+            targets, classes = encoded(y, trained.source)
+            assert classes is not None
+            one = tree_map(lambda t: t[None].clone(), inputs)  # the caller may reuse the memory
             support = TaskBatch(one, targets[None], one, targets[None]).to(trained.device)
-            outputs = trained.number_of_outputs(support)
-            if outputs < len(classes):
-                raise DataError(
-                    f"the labels name {len(classes)} classes; this run was trained for {outputs}: "
-                    "train one with as many --ways, or with a --method for any number: "
-                    f"{METHODS_OF_ANY_WAYS}"
-                )
-            adapted = trained.adapt(support)
-        self._trained, self._support, self._adapted = trained, support, adapted
-        self._inputs, self._labels = inputs, labels
+        self._fitted = trained.fit(support)
         self._calibration: Calibration | None = None
-        self.classes_: Labels = np.asarray(classes)
+        self.classes_: Labels = np.array(classes)
         self.transductive_ = trained.transductive
         return self
 
     def _read(self, X: Any) -> Tree:
         check_is_fitted(self, "classes_")
-        return self._trained.read(X)
+        return self._fitted.trained.read(X)
 
     def _logits(self, inputs: Tree) -> npt.NDArray[np.float64]:
         count, ways = len(first_leaf(inputs)), len(self.classes_)
-        outputs = self._outputs(inputs, self._adapted)
+        outputs = self._outputs(inputs, self._fitted)
         found = len(set(outputs.argmax(1).tolist()))
         if self.transductive_ and (count < ways or found == 1):
             warnings.warn(
@@ -299,10 +290,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         return outputs
 
-    def _outputs(self, inputs: Tree, adapted: list[Any]) -> npt.NDArray[np.float64]:
-        with isolated(self._trained.device), torch.no_grad():
-            outputs = self._trained.outputs(self._support, adapted, inputs)
-        return outputs[:, : len(self.classes_)].double().cpu().numpy()
+    def _outputs(self, inputs: Tree, fitted: Fitted) -> npt.NDArray[np.float64]:
+        return fitted.outputs(inputs)[:, : len(self.classes_)].double().cpu().numpy()
 
     def _temperature(self) -> float:
         return self._calibrated().temperature if self.calibration_tasks else 1.0
@@ -310,7 +299,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _calibrated(self) -> Calibration:
         """The calibration for this support set, measured when it is first needed."""
         if self._calibration is None:
-            source = self.calibration or self._trained.validation
+            trained = self._fitted.trained
+            source = trained.validation
+            if self.calibration is not None:
+                source = self.calibration
+                require_source("calibration", source, range(2))
             if source is None:
                 raise ConfigError(
                     "the run was opened without its validation tasks, on which probabilities are "
@@ -320,13 +313,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 )
             require_count("calibration_tasks", self.calibration_tasks, least=20)
             ways = len(self.classes_)
-            shots = max(1, round(len(self._labels) / ways))
-            known = self._trained.calibrations if self.calibration is None else {}
+            shots = max(1, round(self._fitted.support.support_y.shape[1] / ways))
+            known = trained.calibrations if self.calibration is None else {}
             key = (ways, shots, self.calibration_tasks)
             if key not in known:
-                answers = answers_to(
-                    self._trained, of_size(source, ways, shots), self.calibration_tasks
-                )
-                known[key] = Calibration.on(answers)
+                sized = of_size(source, ways, shots)
+                known[key] = Calibration.on(answers_to(trained, sized, self.calibration_tasks))
             self._calibration = known[key]
         return self._calibration

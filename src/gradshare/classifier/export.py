@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gradshare.backbones import OnnxNetwork, preprocessed
 from gradshare.classifier.calibration import COVERAGES, Calibration, threshold
-from gradshare.classifier.trained import Trained
+from gradshare.classifier.trained import Fitted, Trained
 from gradshare.config.runs import SHIPPED
 from gradshare.errors import ConfigError, GradshareError
 from gradshare.models import BatchNorm2d
@@ -35,37 +35,34 @@ from gradshare.tasks.source import prepared
 from gradshare.training.files import write_atomically
 from gradshare.training.randomness import isolated
 
-Answer = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+Predict = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """Maps inputs (n, …) to probabilities (n, classes)."""
 
 
 def export(
     path: Path,
-    trained: Trained,
-    adapted: list[Any],
-    support: TaskBatch,
+    fitted: Fitted,
     classes: list[Any],
     calibration: Calibration | None,
-    predict_proba: Answer,
+    predict_proba: Predict,
 ) -> None:
     """Write a classifier; see `FewShotClassifier.export`.
 
     Args:
         path: of the new file.
-        trained: the run.
-        adapted: its checkpoints after the support set, from `Trained.adapt`.
-        support: the support set, as one task.
+        fitted: the checkpoints after the support set.
         classes: the names of the classes.
         calibration: of the probabilities; None if they are not calibrated.
         predict_proba: gives the probabilities that those of the file are compared with.
     """
     require_ending(path)
+    trained = fitted.trained
     if trained.transductive:
         raise ConfigError(
             "this run cannot be exported, since its answer to one input depends on the others, by "
             "transductive batch norm; train with --batch-norm inductive"
         )
-    inputs = _examples(trained, support)
+    inputs = _examples(fitted)
     parts = [inputs, *np.split(inputs, len(inputs))]  # all together, and each alone
     expected = np.tile(predict_proba(inputs), (2, 1))
     metadata = _metadata(trained, classes, calibration)
@@ -80,7 +77,7 @@ def export(
             file = Path(folder, path.name.lower())  # torch knows .pt2 alone
             temperature = 1.0 if calibration is None else calibration.temperature
             stages: list[nn.Module]
-            stages = [_Answers(trained, adapted, support, len(classes), temperature)]
+            stages = [_Answers(fitted, len(classes), temperature)]
             if isinstance(trained.source, FeatureTasks):
                 pixels = _Pixels(trained.source.store.backbone.preprocessing)
                 stages = [pixels, trained.backbone.network, *stages]
@@ -121,15 +118,16 @@ def require_ending(path: Path) -> None:
         raise ConfigError(f"{path} has another ending than .onnx or .pt2; give it one of them")
 
 
-def _examples(trained: Trained, support: TaskBatch) -> npt.NDArray[Any]:
+def _examples(fitted: Fitted) -> npt.NDArray[Any]:
     """Inputs to check the file on: the support set, or random pictures for a backbone."""
+    trained, support_x = fitted.trained, fitted.support.support_x
     if isinstance(trained.source, FeatureTasks):
         channels, *size = trained.source.store.form.shape
         random = np.random.default_rng(0)
         return random.integers(0, 256, (8, *size, channels), dtype=np.uint8)
-    if not isinstance(support.support_x, Tensor):
+    if not isinstance(support_x, Tensor):
         raise ConfigError("this run cannot be exported, since its inputs are not one array")
-    inputs: npt.NDArray[Any] = support.support_x[0].cpu().numpy()
+    inputs: npt.NDArray[Any] = support_x[0].cpu().numpy()
     return inputs if trained.form is None else np.moveaxis(inputs, 1, -1).copy()
 
 
@@ -168,22 +166,16 @@ class _Pixels(nn.Module):
 class _Answers(nn.Module):
     """Maps inputs as the run's source gives them, or features, to probabilities (n, classes)."""
 
-    def __init__(
-        self,
-        trained: Trained,
-        adapted: list[Any],
-        support: TaskBatch,
-        classes: int,
-        temperature: float,
-    ) -> None:
+    def __init__(self, fitted: Fitted, classes: int, temperature: float) -> None:
         super().__init__()
+        trained = fitted.trained
         self.source, self.classes, self.temperature = trained.source, classes, temperature
         learner: Any = trained.learner
         networks = [
             learner.module(meta, own).cpu()
-            for (meta, _), own in zip(trained.models, adapted, strict=True)
+            for (meta, _), own in zip(trained.models, fitted.adapted, strict=True)
         ]
-        inputs = prepared(trained.source, support).support_x[0].cpu()
+        inputs = prepared(trained.source, fitted.support).support_x[0].cpu()
         if getattr(learner, "inductive", False):
             for network in networks:
                 _fix_statistics(network, inputs)
@@ -222,7 +214,7 @@ def _fix_statistics(network: nn.Module, support: Tensor) -> None:
         setattr(network.get_submodule(parent), own_name, fixed)
 
 
-def _write_pt2(stages: list[nn.Module], example: Tensor, path: Path, metadata: str) -> Answer:
+def _write_pt2(stages: list[nn.Module], example: Tensor, path: Path, metadata: str) -> Predict:
     if any(isinstance(stage, OnnxNetwork) for stage in stages):
         raise ConfigError("a backbone from an ONNX file cannot be exported to .pt2; give .onnx")
     torch.export.save(_traced(stages, example), path, extra_files={"gradshare": metadata})
@@ -230,7 +222,7 @@ def _write_pt2(stages: list[nn.Module], example: Tensor, path: Path, metadata: s
     return lambda x: program(torch.from_numpy(x)).numpy()
 
 
-def _write_onnx(stages: list[nn.Module], example: Tensor, path: Path, metadata: str) -> Answer:
+def _write_onnx(stages: list[nn.Module], example: Tensor, path: Path, metadata: str) -> Predict:
     import onnx  # noqa: PLC0415
     import onnxruntime  # noqa: PLC0415
 

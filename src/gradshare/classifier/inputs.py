@@ -17,7 +17,7 @@ from gradshare.tasks.arrays import Array, labels
 from gradshare.tasks.batch import Tree, leaves, tree_map
 from gradshare.tasks.images import ImageFormat, read_image
 from gradshare.tasks.store import Images
-from gradshare.training.adapted import as_inputs
+from gradshare.training.adapted import as_inputs, as_tensor
 
 CHANNELS = (1, 3, 4)
 """Of grey, RGB and RGBA images."""
@@ -42,7 +42,7 @@ def as_images(x: Any, form: ImageFormat) -> Tensor:
     if isinstance(x, Tensor):
         x = x.detach().cpu()
     if isinstance(x, np.ndarray | Tensor) and tuple(x.shape[1:]) == form.shape and len(x):
-        whole = torch.as_tensor(np.asarray(x).copy() if isinstance(x, np.ndarray) else x)
+        whole = as_tensor(x)
         if whole.dtype == torch.uint8:
             return whole
     try:
@@ -72,7 +72,12 @@ def _as_image(image: Any, where: str, form: ImageFormat) -> Images:
 
 def _pixels(image: Any, where: str, form: ImageFormat) -> Images:
     """An array or tensor as uint8 (H, W), (H, W, 3) or (H, W, 4)."""
-    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
+    try:
+        array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
+    except (TypeError, ValueError) as error:  # a list of unequal images, or bfloat16
+        raise DataError(
+            f"{where} is not an image ({error!s:.100}); give a path, a PIL image or an array"
+        ) from error
     shape, like = array.shape, "(H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels C"
     if array.dtype.kind not in "biuf" or len(shape) not in (2, 3) or 0 in shape:
         raise DataError(
@@ -134,14 +139,16 @@ def _values(array: Any) -> Any:
     return array.to_numpy() if hasattr(array, "to_numpy") else array
 
 
-def as_labels(y: Any, examples: Sized | None = None) -> Array:
-    """The labels (n,) of some examples, or labels alone.
+def labels_of(examples: Sized, y: Any, name: str = "y") -> Array:
+    """The labels (n,) of n examples.
 
     Raises:
         DataError: a label is missing, labels are of mixed types, or there is not one for each
             example.
     """
-    given = labels(y)
-    if examples is not None and len(given) != len(examples):
-        raise DataError(f"{len(examples)} examples, but {len(given)} labels; give one for each")
+    given = labels(y, name)
+    if len(given) != len(examples):
+        raise DataError(
+            f"{len(examples)} examples, but {name} has {len(given)} entries; give one for each"
+        )
     return given

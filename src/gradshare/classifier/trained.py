@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -16,10 +16,10 @@ from torch import Tensor
 from gradshare.backbones import Backbone
 from gradshare.classifier.inputs import as_images, as_rows, is_table
 from gradshare.config.runs import open_run
-from gradshare.errors import ConfigError, RunError
+from gradshare.errors import ConfigError, DataError, RunError
 from gradshare.inner_loop import Tensors
 from gradshare.methods import MetaLearner
-from gradshare.methods.head import body, members
+from gradshare.methods.head import METHODS_OF_ANY_WAYS, body, members
 from gradshare.tasks import ImageTasks, TaskBatch, TaskSource
 from gradshare.tasks.absent import AbsentImages
 from gradshare.tasks.batch import Tree, first_leaf, tree_map
@@ -32,8 +32,8 @@ from gradshare.training.folder import RunFolder
 from gradshare.training.randomness import isolated
 from gradshare.training.run import Run
 
-MOST_PIXELS = 84
-"""Height and width of the images that yardsticks see beside features."""
+YARDSTICK_SIZE = 84
+"""The largest height and width of the images that yardsticks see beside features."""
 
 CHUNK = 200
 """The number of examples that are predicted at once, where that changes no prediction."""
@@ -114,7 +114,7 @@ class Trained:
             return {"the inputs": inputs}
         if not isinstance(self.source, FeatureTasks):
             return {"pixels": inputs}
-        small = replace(self.form, size=min(self.form.size, MOST_PIXELS))
+        small = replace(self.form, size=min(self.form.size, YARDSTICK_SIZE))
         return {"features": inputs, "pixels": as_images(x, small)}
 
     @cached_property
@@ -127,72 +127,38 @@ class Trained:
         """Without the backbone, which is loaded again from where it was."""
         return {name: value for name, value in vars(self).items() if name != "backbone"}
 
-    def number_of_outputs(self, support: TaskBatch) -> int:
-        """The number of classes that the learner tells apart after this support set."""
-        task = prepared(self.source, support)
-        meta, carried = self.models[0]
-        with explain_misfit(self.learner, meta, "support set", task):
-            start = self.learner.adapt(meta, carried, task, steps=0)
-            return self.learner.predict(meta, start, task).shape[2]
-
-    def adapt(self, support: TaskBatch, *, steps: int | None = None) -> list[Any]:
+    def fit(self, support: TaskBatch, *, steps: int | None = None) -> Fitted:
         """Adapt each checkpoint to the support set of one task, as the source gives it.
 
         Args:
             support: the task.
             steps: inner steps; None for as many as were trained.
-        """
-        task = prepared(self.source, support)
-        with explain_misfit(self.learner, self.models[0][0], "support set", task):
-            return [
-                self.learner.adapt(meta, carried, task, steps=steps)
-                for meta, carried in self.models
-            ]
-
-    def outputs(self, support: TaskBatch, adapted: list[Any], inputs: Tree) -> Tensor:
-        """The mean outputs (n, classes) of the adapted checkpoints for n inputs.
 
         Raises:
-            RunError: the inner steps of each checkpoint overflowed on the support set.
+            DataError: the support set has more classes than the run can learn.
         """
-        outputs = self._in_chunks(self.on_prepared, support, adapted, inputs)
-        if not outputs.isfinite().all():
-            none = support.support_y.new_zeros(1, len(outputs))
-            given = replace(support, query_x=tree_map(lambda t: t[None], inputs), query_y=none)
-            require_finite("the examples", given, [outputs])
-            raise RunError(
-                "there is no prediction: the inner steps overflowed on this support set, with "
-                f"each checkpoint ({len(adapted)}); the run's inner rate is too high for it"
-            )
-        return outputs
+        meta, carried = self.models[0]
+        with self.preparing(support, "support set") as task:
+            unadapted = self.learner.adapt(meta, carried, task, steps=0)
+            most = self.learner.predict(meta, unadapted, task).shape[2]
+            classes = int(task.support_y.max()) + 1
+            if classes > most:
+                raise DataError(
+                    f"the labels name {classes} classes; this run was trained for {most}: train "
+                    "one with as many --ways, or with a --method for any number: "
+                    f"{METHODS_OF_ANY_WAYS}"
+                )
+            return Fitted(self, support, self.adapt(task, steps))
 
-    def doubts(self, support: TaskBatch, adapted: list[Any], inputs: Tree) -> Tensor:
-        """How far (n,) inputs are from the nearest class, as `distances` has it."""
-        return self._in_chunks(self.distances, support, adapted, inputs)
+    def adapt(self, tasks: TaskBatch, steps: int | None = None) -> list[Any]:
+        """What `learner.adapt` returns for prepared tasks, for each checkpoint."""
+        return [
+            self.learner.adapt(meta, carried, tasks, steps=steps) for meta, carried in self.models
+        ]
 
-    def _in_chunks(
-        self,
-        measure: Callable[[TaskBatch, list[Any]], Tensor],
-        support: TaskBatch,
-        adapted: list[Any],
-        inputs: Tree,
-    ) -> Tensor:
-        """What a function of prepared tasks returns if some inputs are the queries of one task."""
-        size = max(1, len(first_leaf(inputs))) if self.transductive else CHUNK
-        parts = []
-        for start in range(0, len(first_leaf(inputs)), size):
-            part = tree_map(itemgetter(slice(start, start + size)), inputs)
-            queries = tree_map(lambda t: t[None].to(self.device), part)
-            none = torch.zeros(first_leaf(queries).shape[:2], dtype=torch.int64).to(self.device)
-            task = prepared(self.source, replace(support, query_x=queries, query_y=none))
-            with explain_misfit(self.learner, self.models[0][0], "examples", task):
-                parts.append(measure(task, adapted)[0])
-        return torch.cat(parts)
-
-    def on_prepared(self, tasks: TaskBatch, adapted: list[Any]) -> Tensor:
-        """The mean outputs (T, n, classes) for the queries of some prepared tasks.
-
-        They are not finite where each checkpoint overflowed.
+    def outputs(self, tasks: TaskBatch, adapted: list[Any]) -> Tensor:
+        """The mean outputs (T, n, classes) of the adapted checkpoints for the queries of prepared
+        tasks. They are not finite where each checkpoint overflowed.
         """
         outputs = [
             self.learner.predict(meta, own, tasks)
@@ -229,6 +195,67 @@ class Trained:
             own.params, shared, tasks, queries=True, training=False, network=self._body
         )
         return inputs.flatten(2)
+
+    @contextlib.contextmanager
+    def preparing(self, task: TaskBatch, name: str) -> Iterator[TaskBatch]:
+        """Prepare a task to compute with. An error of the learner is one of what has this name."""
+        with isolated(self.device), torch.no_grad():
+            ready = prepared(self.source, task)
+            with explain_misfit(self.learner, self.models[0][0], name, ready):
+                yield ready
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The checkpoints of a run after the inner steps on one support set.
+
+    Attributes:
+        trained: the run.
+        support: the support set, as one task, as the source gives it.
+        adapted: what `learner.adapt` returned, for each checkpoint.
+    """
+
+    trained: Trained
+    support: TaskBatch
+    adapted: list[Any]
+
+    def outputs(self, inputs: Tree) -> Tensor:
+        """The mean outputs (n, classes) of the checkpoints for n inputs.
+
+        Raises:
+            RunError: the inner steps of each checkpoint overflowed on the support set.
+        """
+        outputs = self._in_chunks(self.trained.outputs, inputs)
+        if not outputs.isfinite().all():
+            require_finite("the examples", self._with_queries(inputs), [outputs])
+            raise RunError(
+                "there is no prediction: the inner steps overflowed on this support set, with each "
+                f"checkpoint ({len(self.adapted)}); the run's inner rate is too high for it"
+            )
+        return outputs
+
+    def distances(self, inputs: Tree) -> Tensor:
+        """How far (n,) inputs are from the nearest class; see `Trained.distances`."""
+        return self._in_chunks(self.trained.distances, inputs)
+
+    def _in_chunks(self, measure: Callable[[TaskBatch, list[Any]], Tensor], inputs: Tree) -> Tensor:
+        """What a function of prepared tasks returns if some inputs are the queries of one task."""
+        count = len(first_leaf(inputs))
+        size = count if self.trained.transductive else CHUNK
+        parts = []
+        for start in range(0, count, size):
+            chunk = self._with_queries(tree_map(itemgetter(slice(start, start + size)), inputs))
+            with self.trained.preparing(chunk, "examples") as task:
+                parts.append(measure(task, self.adapted)[0])
+        return torch.cat(parts)
+
+    def _with_queries(self, inputs: Tree) -> TaskBatch:
+        """The task whose queries, without targets, are some inputs."""
+        queries = tree_map(lambda t: t[None].to(self.trained.device), inputs)
+        none = torch.zeros(
+            first_leaf(queries).shape[:2], dtype=torch.int64, device=self.trained.device
+        )
+        return replace(self.support, query_x=queries, query_y=none)
 
 
 def opened(run: Run | str | Path | Trained, ensemble: int | None, device: str) -> Trained:

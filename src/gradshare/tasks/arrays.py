@@ -121,7 +121,12 @@ def labels(y: Any, name: str = "y") -> Array:
             "(n,): argmax(-1) makes it of one-hot labels"
         )
     if array.dtype.kind in "Of":
-        missing = [row for row, label in enumerate(array) if label is None or label != label]  # noqa: PLR0124
+        # NaN is not equal to itself, and pandas' NA neither is nor is not.
+        missing = [
+            row
+            for row, label in enumerate(array)
+            if label is None or str(label == label) != "True"  # noqa: PLR0124
+        ]
         if missing:
             raise DataError(
                 f"{name}[{missing[0]}] is {array[missing[0]]}: {len(missing)} of {len(array)} "

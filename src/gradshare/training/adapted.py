@@ -88,9 +88,9 @@ def as_inputs(x: Tree, like: Tree) -> Tree:
 
 
 def as_tensor(value: Any) -> Tensor:
-    """An array, a list or a tensor as a tensor; a read-only array is copied, as torch wants it."""
-    if isinstance(value, np.ndarray) and not value.flags.writeable:
-        value = value.copy()
+    """An array, a list or a tensor as a tensor."""
+    if isinstance(value, np.ndarray):
+        value = value.copy()  # torch takes neither a read-only nor a reversed array
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError) as error:

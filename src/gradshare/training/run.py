@@ -194,7 +194,7 @@ class Run:
                 "open_run(path, learner, source), or give prepared inputs and prepare=False"
             )
         with isolated(self.device), torch.no_grad():
-            targets, classes = _encoded(y, self.source)
+            targets, classes = encoded(y, self.source)
             meta, carried = self.models()[0]
             like = tree_map(as_tensor, x)
             if self.source is not None:
@@ -291,7 +291,7 @@ def _not_given(*_: object) -> float:
     )
 
 
-def _encoded(y: Any, source: TaskSource | None) -> tuple[Any, tuple[Any, ...] | None]:
+def encoded(y: Any, source: TaskSource | None) -> tuple[Any, tuple[Any, ...] | None]:
     """Targets as tensors, and the labels of classes 0, 1, …; None if they are not classes."""
     encode = getattr(source, "encode", None)
     if encode is not None:
