@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from filelock import FileLock
 from onnx import TensorProto, helper, save
 from PIL import Image
 from safetensors.torch import save_file
@@ -123,6 +124,21 @@ def test_features_are_not_overwritten_unless_that_is_asked_for(
     narrow = gs.Backbone(TOY, options={"width": 3})
     assert len(gs.write_features(store, narrow, features.path, force=True).mean) == 3
     assert not (features.path / "train" / "groups.npy").exists()
+
+
+def test_features_that_another_process_wrote_meanwhile_are_not_overwritten(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = FileLock(tmp_path / ".features.lock")
+    others.acquire()
+
+    def finish(*_: object) -> None:
+        (tmp_path / "features").mkdir()
+        others.release()
+
+    monkeypatch.setattr("gradshare.tasks.writing.log.warning", finish)
+    with pytest.raises(DataError, match="is there already and is not overwritten"):
+        gs.write_features(tiny_store(data_root), gs.Backbone(TOY), tmp_path / "features")
 
 
 def test_a_damaged_record_is_said_to_be_damaged(features: gs.FeatureStore) -> None:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,29 +79,34 @@ class Backbone:
                     "leave them out"
                 )
             name = str(Path(name).expanduser().resolve())
-            loaded = _load_onnx(Path(name))
+            network, own, package = _load_onnx(Path(name))
         elif name.startswith(TIMM):
-            loaded = _load_timm(name, options, weights)
+            network, own, package = _load_timm(name, {"pretrained": weights is None, **options})
         elif is_import_path(name):
             try:
                 name = stored_name("backbone", name)
             except ValueError as error:
                 raise ConfigError(f"--backbone {name!r}: {error}") from error
-            loaded = _load_module(name, options, weights)
+            network, own, package = _load_module(name, options)
         else:
             raise ConfigError(
                 f"there is no backbone {name!r}; give an import path like my_file.py:Name, an "
                 ".onnx file, or timm:MODEL"
             )
-        self.network = loaded.network
-        self._preprocessing = _preprocessing({**loaded.preprocessing, **(preprocessing or {})})
+        if weights is not None:
+            _load_weights(network, name, weights)
+        if isinstance(network, OnnxNetwork):
+            sha256 = network.sha256()
+        else:
+            sha256 = digest(network.state_dict())
+        self.network = network.eval().to(_device())
         self.record = BackboneRecord(
             name=name,
             options=options,
             weights=None if weights is None else str(weights),
-            preprocessing=self._preprocessing,
-            version=loaded.version,
-            sha256=loaded.sha256,
+            preprocessing=_preprocessing({**own, **(preprocessing or {})}),
+            version=package,
+            sha256=sha256,
         )
 
     @classmethod
@@ -134,7 +139,7 @@ class Backbone:
         return torch.cat([self._features(chunk) for chunk in torch.split(images, CHUNK)])
 
     def _features(self, images: Tensor) -> Tensor:
-        inputs = preprocessed(images, self._preprocessing)
+        inputs = preprocessed(images, self.record.preprocessing)
         try:
             with torch.no_grad():
                 outputs = self.network(inputs.to(_device()))
@@ -177,20 +182,21 @@ def write_features(
         DataError: the folder exists, features are not finite, or the folder cannot be written.
     """
     path = Path(path).expanduser()
-    if path.exists() and not (force and is_feature_store(path)):
-        raise DataError(
-            f"{path} is there already and is not overwritten; delete it, or write to another path"
-        )
     channels, size, _ = store.image_shape
+    total, done = sum(len(split.class_names) for split in store.splits.values()), 0
     try:
         with writing(path) as workspace:
+            if path.exists() and not (force and is_feature_store(path)):
+                raise DataError(
+                    f"{path} is there already and is not overwritten; delete it, or write to "
+                    "another path"
+                )
             new = workspace / NEW
-            done, total = 0, sum(len(split.class_names) for split in store.splits.values())
             for name, split in store.splits.items():
                 rows = []
-                for number, label in enumerate(split.class_names):
-                    start, end = split.starts[number], split.starts[number] + split.counts[number]
-                    images = split.images.take(np.arange(start, end), axis=0)
+                of_class = zip(split.class_names, split.starts, split.counts, strict=True)
+                for label, start, count in of_class:
+                    images = split.images.take(np.arange(start, start + count), axis=0)
                     rows.append(backbone(torch.from_numpy(np.asarray(images))).numpy())
                     if not np.isfinite(rows[-1]).all():
                         raise DataError(
@@ -246,26 +252,21 @@ def preprocessed(images: Tensor, how: Preprocessing) -> Tensor:
     return (pixels - mean) / std
 
 
-class _Loaded(NamedTuple):
-    """A network with its own preprocessing, the version of its package, and its digest."""
-
-    network: nn.Module
-    preprocessing: dict[str, Any]
-    version: str
-    sha256: str
+_Loaded = tuple[nn.Module, dict[str, Any], str]
+"""A network, its own preprocessing, and the version of its package."""
 
 
-def _load_module(name: str, options: dict[str, Any], weights: Path | None) -> _Loaded:
+def _load_module(name: str, options: dict[str, Any]) -> _Loaded:
     module = call("backbone", name, options, {})
     if not isinstance(module, nn.Module):
         raise ConfigError(
             f"--backbone {name} returned a {type(module).__name__}; return a torch.nn.Module that "
             "maps images (n, 3, H, W) to features (n, D)"
         )
-    return _Loaded(_frozen(name, module, weights), {}, _version(name), digest(module.state_dict()))
+    return module, {}, _version(name)
 
 
-def _load_timm(name: str, options: dict[str, Any], weights: Path | None) -> _Loaded:
+def _load_timm(name: str, options: dict[str, Any]) -> _Loaded:
     try:
         import timm  # noqa: PLC0415
     except ImportError as error:
@@ -273,9 +274,8 @@ def _load_timm(name: str, options: dict[str, Any], weights: Path | None) -> _Loa
             f"--backbone {name} needs timm, which cannot be imported ({error}); run "
             "`pip install timm`"
         ) from error
-    asked = {"pretrained": weights is None, "num_classes": 0, **options}
     try:
-        module = timm.create_model(name.removeprefix(TIMM), **asked)
+        module = timm.create_model(name.removeprefix(TIMM), **{"num_classes": 0, **options})
         config = timm.data.resolve_model_data_config(module)
     except Exception as error:
         raise ConfigError(
@@ -284,8 +284,7 @@ def _load_timm(name: str, options: dict[str, Any], weights: Path | None) -> _Loa
         ) from error
     preprocessing = {key: config[key] for key in ("interpolation", "mean", "std")}
     preprocessing |= {"size": config["input_size"][-1], "crop": config["crop_pct"]}
-    network = _frozen(name, module, weights)
-    return _Loaded(network, preprocessing, f"timm {timm.__version__}", digest(module.state_dict()))
+    return module, preprocessing, f"timm {timm.__version__}"
 
 
 def _load_onnx(path: Path) -> _Loaded:
@@ -318,14 +317,8 @@ def _load_onnx(path: Path) -> _Loaded:
             f"--backbone {path} takes {given.type} {shape}; give a model of one float input "
             "(n, 3, H, W)"
         )
-    sha256 = hashlib.sha256()
-    # Large models have their weights in files beside them: model.onnx.data, model.onnx_data.
-    for file in sorted(path.parent.iterdir()):
-        if file.name.startswith(path.name) and file.is_file():
-            sha256.update(file.read_bytes())
     size = {"size": shape[-1]} if isinstance(shape[-1], int) else {}
-    network = OnnxNetwork(path, session)
-    return _Loaded(network, size, f"onnxruntime {onnxruntime.__version__}", sha256.hexdigest())
+    return OnnxNetwork(path, session), size, f"onnxruntime {onnxruntime.__version__}"
 
 
 class OnnxNetwork(nn.Module):
@@ -343,23 +336,30 @@ class OnnxNetwork(nn.Module):
         rows = [self._session.run([self.output], {self.given: c.numpy()})[0] for c in chunks]
         return torch.cat([torch.from_numpy(row) for row in rows])
 
+    def sha256(self) -> str:
+        """The digest of the file, and of the files beside it with the weights of a large model:
+        model.onnx.data, model.onnx_data.
+        """
+        sha256 = hashlib.sha256()
+        for file in sorted(self.path.parent.iterdir()):
+            if file.name.startswith(self.path.name) and file.is_file():
+                sha256.update(file.read_bytes())
+        return sha256.hexdigest()
+
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _frozen(name: str, module: nn.Module, weights: Path | None) -> nn.Module:
-    """A module in evaluation mode, on a GPU if there is one."""
-    if weights is not None:
-        state = read_weights(weights)
-        try:
-            module.load_state_dict(state)
-        except Exception as error:  # a file of something else raises nearly anything
-            raise ConfigError(
-                f"--weights {weights} are not those of --backbone {name} ({error!s:.300}); give "
-                "the state dictionary of this network"
-            ) from error
-    return module.eval().to(_device())
+def _load_weights(network: nn.Module, name: str, weights: Path) -> None:
+    state = read_weights(weights)
+    try:
+        network.load_state_dict(state)
+    except Exception as error:  # a file of something else raises nearly anything
+        raise ConfigError(
+            f"--weights {weights} are not those of --backbone {name} ({error!s:.300}); give the "
+            "state dictionary of this network"
+        ) from error
 
 
 def _version(name: str) -> str:
