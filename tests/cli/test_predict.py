@@ -144,16 +144,20 @@ def test_a_classifier_of_a_folder_is_exported_once(
 
 
 def test_without_the_runs_dataset_probabilities_are_not_calibrated(
-    program: Program, run: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+    program: Program, run: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gradshare.config.runs.prepared", lambda _: {})
     command = ("predict", str(run), "--support", str(birds), str(birds / "owl"))
     status, out, err = program(*command)
     assert (status, len(out.splitlines())) == (0, 8)
-    assert err == (
+    warning = (
         f"warning: the dataset of {run} is not on this machine, so the probabilities are not "
         "calibrated\n"
     )
+    assert err == warning
+    file = tmp_path / "birds.onnx"
+    status, _, err = program("export", str(run), "--support", str(birds), "--out", str(file))
+    assert (status, err, file.is_file()) == (0, warning, True)
     assert "its dataset is not on this machine" in error_of(program, *command, "--coverage", "0.9")
 
 

@@ -100,12 +100,14 @@ def predict_command(run: Path, files: tuple[Path, ...], asked: Predict) -> None:
         raise ConfigError("--query is missing; name an image or a folder of images")
     with _warnings_as_lines():
         classifier = _classifier(run, asked).fit(*_labelled(asked.support))
-        probabilities = classifier.predict_proba(images).tolist()
-        best = classifier.predict(images, reject=asked.reject).tolist()
+        probabilities = classifier.predict_proba(images)
+        best = classifier.classes_[probabilities.argmax(1)]
+        if asked.reject is not None:
+            best = classifier.predict(images, reject=asked.reject)
     names = classifier.classes_.tolist()
     rows: list[dict[str, Any]] = [
         {"file": str(image), "class": name, "probabilities": dict(zip(names, p, strict=True))}
-        for image, name, p in zip(images, best, probabilities, strict=True)
+        for image, name, p in zip(images, best.tolist(), probabilities.tolist(), strict=True)
     ]
     if asked.coverage is not None:
         sets = classifier.predict_set(images, coverage=asked.coverage)
@@ -130,7 +132,7 @@ def export_command(run: Path, asked: Export) -> None:
     require_ending(asked.out)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     with _warnings_as_lines():
-        classifier = _made(run, asked).fit(*_labelled(asked.support))
+        classifier = _classifier(run, asked).fit(*_labelled(asked.support))
         classifier.export(asked.out)
     names = escaped(", ".join(classifier.classes_.tolist()))
     click.echo(f"{escaped(asked.out)} answers as the run does, for {names}")
