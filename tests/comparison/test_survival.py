@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,7 +134,7 @@ def test_a_program_that_trains_in_a_thread_is_stopped_and_comes_to_the_same_numb
         if progress is not None and progress.phase == "train" and progress.done >= 3:
             signal.raise_signal(signal.SIGTERM)
 
-    options = {"executor": ThreadPoolExecutor(1), "epochs": EPOCHS, "seeds": 1}
+    options: dict[str, Any] = {"executor": ThreadPoolExecutor(1), "epochs": EPOCHS, "seeds": 1}
     with pytest.raises(RunStoppedError) as stopped:
         small(out, progress=stop, callbacks=[Slow(tmp_path, 0.5)], **options)
     assert str(stopped.value) == f"stopped; everything so far is saved in {out}"
