@@ -51,6 +51,8 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # as Ray spells it
 
 TINY_SIZE = 16
 
+gc.disable()  # while tests are imported; see `pytest_collection_finish`
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the long tests, so that others compute while they wait."""
@@ -61,6 +63,7 @@ def pytest_collection_finish() -> None:
     """Leave all that is imported out of garbage collections, each of half a second."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def tiny_classes(split: str, count: int, images: int = 10) -> list[ClassImages]:
@@ -120,6 +123,12 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "gradshare.comparison.compare.local_executor", lambda *_: ThreadPoolExecutor(1)
     )
+
+
+@pytest.fixture
+def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons draw no figures, which takes as long as to train some runs of the tests."""
+    monkeypatch.setattr("gradshare.comparison.compare.Comparison.report", lambda self: None)
 
 
 def tiny_settings(data_root: Path) -> dict[str, Any]:

@@ -216,11 +216,14 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("second_order", [True, False], ids=["second-order", "first-order"])
-@pytest.mark.parametrize("inductive", [False, True], ids=["transductive", "inductive"])
+@pytest.mark.parametrize(
+    ("second_order", "inductive"),
+    [(True, False), (False, True)],
+    ids=["second-order, transductive", "first-order, inductive"],
+)
 @pytest.mark.parametrize("method", ["maml", "meta-sgd", "maml++"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout(layout: str, method: str, inductive: bool, second_order: bool) -> None:
+def test_every_layout(layout: str, method: str, second_order: bool, inductive: bool) -> None:
     plus_plus = method == "maml++"
     s = oracle.Setting(
         method,

@@ -19,6 +19,8 @@ from tests.comparison.small import assert_same, net, run_folders, small
 from tests.comparison.test_compare import written
 from tests.training.killing import records_in
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 
 def maml(rate: float, *, sharing: bool = False) -> Any:
     return lambda: gs.maml(net(), steps=2, inner_lr=rate, sharing=sharing)

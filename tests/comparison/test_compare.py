@@ -47,6 +47,8 @@ from tests.comparison.small import (
 from tests.training.killing import records_in
 from tests.training.small import ROWS, SIGNALS, Wrapped, mlp
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 
 def here(out: Path, made: Arms | None = None, **changes: Any) -> module.Comparison:
     """A comparison in a thread of this process."""

@@ -186,7 +186,7 @@ class Canary:
         """The loss at a state and the norm of its gradient; None if one is not finite."""
         if not_finite(state.meta) is not None:
             return None
-        seed_generators(0)
+        seed_generators(0, next(iter(state.meta.values())).device)
         tasks = prepared(self.source, self.tasks)
         step = self.learner.outer_step(*state.model, tasks, iteration=state.status.iteration)
         gradients = torch.autograd.grad(
