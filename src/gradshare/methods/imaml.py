@@ -34,22 +34,11 @@ class ImplicitMAML(MetaLearner):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        rule: UpdateRule,
-        *,
-        strength: float,
-        damping: float,
-        cg_steps: int,
-        **options: Any,
+        self, model: nn.Module, rule: UpdateRule, *, shift: float, cg_steps: int, **options: Any
     ) -> None:
         super().__init__(model, rule, **options)
         require_count("cg_steps", cg_steps)
-        if not 0 < strength < math.inf:
-            raise ConfigError(f"strength is {strength!r}; give a finite number above 0")
-        if not 0 <= damping < math.inf:
-            raise ConfigError(f"damping is {damping!r}; give a finite number, at least 0")
-        self.damped_strength = strength + damping
+        self.shift = shift  # λ + δ
         self.cg_steps = cg_steps
 
     def outer_step(
@@ -96,7 +85,7 @@ class ImplicitMAML(MetaLearner):
                     materialize_grads=True,
                 )
                 return {
-                    name: v + product / self.damped_strength
+                    name: v + product / self.shift
                     for (name, v), product in zip(vector.items(), products, strict=True)
                 }
 
@@ -107,7 +96,7 @@ class ImplicitMAML(MetaLearner):
             solution = conjugate_gradients(matrix, b, self.cg_steps)
             # These terms add their gradient alone: their values are subtracted again.
             start = self.start(meta, tasks, training=True)
-            mixed = inner_products(solution, slopes) / self.damped_strength
+            mixed = inner_products(solution, slopes) / self.shift
             terms = inner_products(solution, start) - mixed
             objective = losses + terms - terms.detach()
         return OuterStep(objective, losses.detach(), outputs.detach(), adaptation.carried)
@@ -209,6 +198,10 @@ def imaml(
         ConfigError: strength is not above 0; damping is below 0; or plain steps would diverge,
             since inner_lr is 2 / λ or more.
     """
+    if not 0 < strength < math.inf:
+        raise ConfigError(f"strength is {strength!r}; give a finite number above 0")
+    if not 0 <= damping < math.inf:
+        raise ConfigError(f"damping is {damping!r}; give a finite number, at least 0")
     if rule is None and inner_lr * strength >= 2:
         raise ConfigError(
             f"inner_lr {inner_lr} times strength {strength} is 2 or more, with which the proximal "
@@ -217,8 +210,7 @@ def imaml(
     return ImplicitMAML(
         model,
         Chain(proximal=Proximal(strength), rule=rule, sgd=SGD(inner_lr)),
-        strength=strength,
-        damping=damping,
+        shift=strength + damping,
         cg_steps=cg_steps,
         steps=steps,
         loss=loss,
