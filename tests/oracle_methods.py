@@ -220,10 +220,13 @@ def proximal_solution(
     }
 
 
-def implicit_gradient(outer: Tree, batch: Batch, strength: float, s: Setting) -> Tree:
+def implicit_gradient(
+    outer: Tree, batch: Batch, strength: float, damping: float, s: Setting
+) -> Tree:
     """Rajeswaran et al., 2019, Theorem 1 and Eq. 6: dL/dθ = (I + ∇²L_support(φ) / λ)⁻¹ ∇L_query(φ),
     by the whole Hessian. What is not adapted, ω, enters the stationarity condition as well:
-    dL/dω = ∂L_query/∂ω - ∂/∂ω (∇L_support(φ, ω) · dL/dθ) / λ."""
+    dL/dω = ∂L_query/∂ω - ∂/∂ω (∇L_support(φ, ω) · dL/dθ) / λ. With damping δ, each λ in these two
+    equations is λ + δ."""
     support_x, support_y, query_x, query_y = batch
     T = len(support_x)
     total = {n: torch.zeros_like(t) for n, t in outer.items()}
@@ -250,11 +253,12 @@ def implicit_gradient(outer: Tree, batch: Batch, strength: float, s: Setting) ->
             point,
         )
         solution = torch.linalg.solve(
-            torch.eye(len(point), dtype=point.dtype) + hessian / strength, v
+            torch.eye(len(point), dtype=point.dtype) + hessian / (strength + damping), v
         )
         of_support = loss(leaf, free, support_x[t], support_y[t])
         (slope,) = torch.autograd.grad(of_support, [leaf], create_graph=True)
-        mixed = torch.autograd.grad((slope * solution).sum() / strength, list(free.values()))
+        product = (slope * solution).sum() / (strength + damping)
+        mixed = torch.autograd.grad(product, list(free.values()))
         for n, part in named(solution).items():
             total[f"model.{n}"] += part / T
         for n, one, other in zip(free, direct, mixed, strict=True):

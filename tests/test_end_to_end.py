@@ -84,11 +84,9 @@ def some_glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-# Chance is 0.2. Before training ANIL has 0.24, iMAML 0.39, and the others from 0.28 to 0.38, since
-# they adapt.
+# Chance is 0.2. Before training ANIL has 0.24, and the others from 0.28 to 0.39, since they adapt.
+# iMAML reaches 0.36 with λ = 2 and no damping, and 0.40 with λ = 0.5 and none.
 LEAST_ACCURACY = {"anil": 0.28, "imaml": 0.44}
-# With more of them iMAML learns too little in so few iterations.
-OPTIONS = {"imaml": ["--method-option", "cg_steps=1"]}
 
 
 @pytest.mark.long
@@ -99,8 +97,7 @@ def test_each_method_learns_glyphs(
     words = "--dataset glyphs --image-size 16 --filters 8 --epochs 1 --iterations-per-epoch 30"
     words += " --shots 3 --queries 5 --outer-lr 0.01 --val-tasks 8 --test-tasks 40 --threads 1"
     where = ["--data-root", str(some_glyphs), "--out", str(tmp_path / "run")]
-    how = ["--method", method, *OPTIONS.get(method, [])]
-    assert program(monkeypatch, "train", *how, *words.split(), *where) == 0
+    assert program(monkeypatch, "train", "--method", method, *words.split(), *where) == 0
     tested = open_run(tmp_path / "run").tested
     assert tested is not None
     assert tested["accuracy"].mean > LEAST_ACCURACY.get(method, 0.39)

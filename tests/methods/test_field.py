@@ -16,7 +16,17 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pad_sequence
 
 from gradshare.errors import ConfigError, DataError
-from gradshare.inner_loop import ALFA, Adam, Chain, Momentum, RMSprop, Tensors, UpdateRule
+from gradshare.inner_loop import (
+    ALFA,
+    SGD,
+    Adam,
+    Chain,
+    Momentum,
+    Proximal,
+    RMSprop,
+    Tensors,
+    UpdateRule,
+)
 from gradshare.methods import (
     Learner,
     MetaLearner,
@@ -204,19 +214,30 @@ STRENGTH = 2.0
 
 
 @EVERY_LAYOUT
+@pytest.mark.parametrize("damping", [0.0, 3.0])
 def test_imaml_equals_the_implicit_formula_solved_with_the_whole_hessian(
-    layout: dict[str, Any],
+    damping: float, layout: dict[str, Any]
 ) -> None:
-    learner = laid_out(implicit(steps=STEPS), layout)
+    learner = laid_out(implicit(steps=STEPS, damping=damping), layout)
     meta = perturbed(learner.init()[0])
     expected = oracle.implicit_gradient(
-        dict(meta), as_batch(tasks(1)), STRENGTH, Setting(inner_lr=LR)
+        dict(meta), as_batch(tasks(1)), STRENGTH, damping, Setting(inner_lr=LR)
     )
     require_gradients(learner, tasks(1), expected)
 
 
-def implicit(steps: int, inner_lr: float = LR, strength: float = STRENGTH) -> MetaLearner:
-    return imaml(model(), steps=steps, inner_lr=inner_lr, strength=strength, cg_steps=60)
+def implicit(steps: int, **options: Any) -> MetaLearner:
+    given: dict[str, Any] = {"inner_lr": LR, "strength": STRENGTH, "damping": 0.0, "cg_steps": 60}
+    return imaml(model(), steps=steps, **(given | options))
+
+
+def test_imaml_with_a_large_damping_has_the_gradient_of_first_order_maml() -> None:
+    implicit_one = implicit(steps=STEPS, damping=1e12)
+    chain = Chain(proximal=Proximal(STRENGTH), sgd=SGD(LR))
+    first_order = MetaLearner(model(), chain, steps=STEPS, second_order=False)
+    meta = perturbed(first_order.init()[0])
+    step = first_order.outer_step(meta, {}, tasks(1), iteration=0)
+    require_gradients(implicit_one, tasks(1), gradients(step.objective.mean(), meta))
 
 
 def test_imamls_gradient_is_that_of_the_inner_minimum_by_finite_differences() -> None:
@@ -244,7 +265,7 @@ def test_imamls_gradient_is_that_of_the_inner_minimum_by_finite_differences() ->
 
 
 def test_few_conjugate_gradients_are_an_approximation() -> None:
-    few = imaml(model(), steps=STEPS, inner_lr=LR, strength=STRENGTH, cg_steps=2)
+    few = implicit(steps=STEPS, cg_steps=2)
     meta = perturbed(few.init()[0])
     many = implicit(steps=STEPS)
     ours, theirs = (
@@ -434,6 +455,7 @@ def test_a_head_that_the_model_does_not_use_is_refused() -> None:
         (reptile, {"inner_lr": 0.0}, "inner_lr is 0, and Reptile's gradient is divided by it"),
         (imaml, {"strength": 0.0}, "strength is 0.0; give a finite number above 0"),
         (imaml, {"strength": -1.0}, "strength is -1.0; give a finite number above 0"),
+        (imaml, {"damping": -1.0}, "damping is -1.0; give a finite number, at least 0"),
         (imaml, {"strength": 4.0, "inner_lr": 0.5}, "inner_lr 0.5 times strength 4.0 is 2 or more"),
     ],
 )
