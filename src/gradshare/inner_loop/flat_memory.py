@@ -89,22 +89,20 @@ def losses_with_gradients(
     constants = {name: t for name, t in shared.items() if name not in learned}
     copies = {name: t.expand(tasks, *t.shape) for name, t in learned.items()}
     inputs = {name: t.detach() for name, t in {**params, **copies}.items()}
-    # The gradients outlive each pass, so they are allocated before it begins, and autograd adds to
-    # them. Between activations they would leave free pieces of memory that are too small for the
-    # next ones. For the same reason a pass is a function: its variables are freed before the next
-    # begins.
-    gradients = [torch.zeros_like(t) for t in inputs.values()]
+    # The gradients outlive each pass, so they are allocated before it begins. Between its
+    # activations they would leave free pieces of memory that are too small for the next pass.
+    # For the same reason a pass is a function: its variables are freed before the next begins.
+    gradients = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in inputs.values()]
 
     def query_pass(chunk: slice) -> tuple[Tensor, Tensor]:
         own = {name: t[chunk].requires_grad_() for name, t in inputs.items()}
-        for leaf, gradient in zip(own.values(), gradients, strict=True):
-            leaf.grad = gradient[chunk]
         with torch.enable_grad():
             values, outputs = losses(own, constants, chunk)
             if chunk == chunks[0]:  # the others compute the same function
                 _require_no_other_leaves(values, list(own.values()))
-            if values.requires_grad:
-                torch.autograd.backward(values.sum(), inputs=list(own.values()))
+            found = gradients_of_chunk(values, own, create_graph=False)
+        for gradient, part in zip(gradients, found, strict=True):
+            gradient[chunk] = part
         return values.detach().clone(), outputs.detach().clone()
 
     with torch.no_grad():
