@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +171,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             GradshareError: as in `predict_proba`.
         """
         inputs, fitted = self._read(X), self._fitted
-        taken = range(getattr(fitted.trained.learner, "steps", 0))
-        steps = [*(fitted.trained.fit(fitted.support, steps=k) for k in taken), fitted]
-        logits = [self._outputs(inputs, after) for after in steps]
+        trained, taken = fitted.trained, range(getattr(fitted.trained.learner, "steps", 0))
+        with trained.preparing(fitted.support, "support set") as task:
+            earlier = [replace(fitted, adapted=trained.adapt(task, steps)) for steps in taken]
+        logits = [self._outputs(inputs, after) for after in (*earlier, fitted)]
         return np.stack([probabilities(each, self._temperature()) for each in logits])
 
     def predict(self, X: Any, *, reject: float | None = None) -> Labels:

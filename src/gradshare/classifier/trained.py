@@ -127,12 +127,8 @@ class Trained:
         """Without the backbone, which is loaded again from where it was."""
         return {name: value for name, value in vars(self).items() if name != "backbone"}
 
-    def fit(self, support: TaskBatch, *, steps: int | None = None) -> Fitted:
+    def fit(self, support: TaskBatch) -> Fitted:
         """Adapt each checkpoint to the support set of one task, as the source gives it.
-
-        Args:
-            support: the task.
-            steps: inner steps; None for as many as were trained.
 
         Raises:
             DataError: the support set has more classes than the run can learn.
@@ -148,10 +144,15 @@ class Trained:
                     "one with as many --ways, or with a --method for any number: "
                     f"{METHODS_OF_ANY_WAYS}"
                 )
-            return Fitted(self, support, self.adapt(task, steps))
+            return Fitted(self, support, self.adapt(task))
 
     def adapt(self, tasks: TaskBatch, steps: int | None = None) -> list[Any]:
-        """What `learner.adapt` returns for prepared tasks, for each checkpoint."""
+        """What `learner.adapt` returns for prepared tasks, for each checkpoint.
+
+        Args:
+            tasks: prepared tasks.
+            steps: inner steps; None for as many as were trained.
+        """
         return [
             self.learner.adapt(meta, carried, tasks, steps=steps) for meta, carried in self.models
         ]

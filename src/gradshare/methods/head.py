@@ -48,7 +48,7 @@ def weight_and_bias(model: nn.Module, head: str | None) -> tuple[str, ...]:
     Arguments as for `linear_head`.
 
     Raises:
-        ConfigError: there is no such linear layer, or its weight is computed from others.
+        ConfigError: the model lacks this linear layer, or computes its weight from other tensors.
     """
     names = head_parameters(model, head)
     if [name.rpartition(".")[2] for name in names] not in (["weight"], ["weight", "bias"]):
@@ -72,8 +72,8 @@ class AnyWays(MetaLearner):
         **options: of `MetaLearner`.
 
     Raises:
-        ConfigError: there is no such linear layer, its weight is computed from others, or the
-            inner loop does not adapt it.
+        ConfigError: the model lacks this linear layer, or computes its weight from other tensors;
+            or the inner loop does not adapt it.
     """
 
     def __init__(

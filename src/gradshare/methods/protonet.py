@@ -51,7 +51,7 @@ def protonet(
         batch_norm: see `MetaLearner`.
         precision: see `MetaLearner`.
     """
-    # The rule is never called, since there is no inner step.
+    # No inner step is taken, so the rule is never called.
     return ProtoNet(
         model,
         SGD(0.0),

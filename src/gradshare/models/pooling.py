@@ -74,7 +74,7 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (indices,) = ctx.saved_tensors
-        # Only its shape and memory order are read.
+        # Only its shape and memory order are read. Without a graph the result may take its place.
         x = torch.empty(ctx.shape, dtype=g.dtype, memory_format=ctx.order)
         g = g.contiguous(memory_format=ctx.order)
         if torch.is_grad_enabled():

@@ -90,7 +90,8 @@ def as_inputs(x: Tree, like: Tree) -> Tree:
 def as_tensor(value: Any) -> Tensor:
     """An array, a list or a tensor as a tensor."""
     if isinstance(value, np.ndarray):
-        value = value.copy()  # torch takes neither a read-only nor a reversed array
+        # torch takes neither a read-only nor a reversed array; others are not copied.
+        value = np.require(value, requirements=["C", "W"])
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError) as error:

@@ -153,7 +153,7 @@ def split_by_chance(
             "of its images"
         )
     shuffled = np.random.default_rng(seed).permutation(len(found)).tolist()
-    least = 2 if len(found) >= 2 * len(SPLITS) else 1  # there are no 1-way tasks
+    least = 2 if len(found) >= 2 * len(SPLITS) else 1  # a task has at least two
     val = min(max(least, round(shares[1] * len(found))), len(found) - 2 * least)
     test = min(max(least, round(shares[2] * len(found))), len(found) - least - val)
     split_of = dict.fromkeys(shuffled, "train")
