@@ -104,13 +104,14 @@ def predict_command(run: Path, files: tuple[Path, ...], asked: Predict) -> None:
         best = classifier.classes_[probabilities.argmax(1)]
         if asked.reject is not None:
             best = classifier.predict(images, reject=asked.reject)
+        if asked.coverage is not None:
+            sets = classifier.predict_set(images, coverage=asked.coverage)
     names = classifier.classes_.tolist()
     rows: list[dict[str, Any]] = [
         {"file": str(image), "class": name, "probabilities": dict(zip(names, p, strict=True))}
         for image, name, p in zip(images, best.tolist(), probabilities.tolist(), strict=True)
     ]
     if asked.coverage is not None:
-        sets = classifier.predict_set(images, coverage=asked.coverage)
         for row, found in zip(rows, sets, strict=True):
             row["set"] = found
     _print(rows)  # first, so that a file that cannot be written loses nothing
